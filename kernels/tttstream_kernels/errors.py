@@ -1,0 +1,13 @@
+"""The errors of the ops, and the root that all errors of tttstream share."""
+
+
+class TTTStreamError(Exception):
+    """Root of every error that tttstream raises on purpose; the command line prints it in one line and exits with 2."""
+
+
+class ShapeError(TTTStreamError, ValueError):
+    """An argument has the wrong shape, type, device or value; the message names it."""
+
+
+class BackendError(TTTStreamError, RuntimeError):
+    """The backend that was asked for cannot run this call here; the message says why."""

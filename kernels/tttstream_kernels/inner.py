@@ -1,0 +1,218 @@
+"""The inner models g: how each maps tokens with its weights, and the gradient of its weights, in closed form.
+
+Shapes: R = rows times heads, K tokens of a mini-batch or frame, D head width. A layer's bias is the last row of its
+matrix and its input carries a one, so (W, b) is one matrix [D + 1, columns] and one product does both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.ops import aten
+
+from tttstream_kernels.errors import ShapeError
+from tttstream_kernels.update import Weights
+
+
+def with_one(x: Tensor) -> Tensor:
+    """[..., D] -> [..., D + 1] with a one at the end, which the bias row of a weight meets."""
+    return F.pad(x, (0, 1), value=1.0)
+
+
+def flatten(weights: Weights) -> Tensor:
+    """[R, rows, columns] a layer -> [R, P]."""
+    pieces = [weight.flatten(1) for weight in weights]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """An inner model. `residual`: f(x) = x + LN(g(x)) with squared error; else f = g with the dot-product loss."""
+
+    name: ClassVar[str]
+    token_causal: ClassVar[bool] = False
+    residual: ClassVar[bool] = True
+    rates: ClassVar[int] = 1
+    """Learning rates a token: one for all weights, or one for each of them."""
+
+    def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of each weight matrix for heads of this width."""
+        raise NotImplementedError(f"{type(self).__name__} must define shapes")
+
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, Any]:
+        """g(x) [R, K, D] -> [R, K, D], and what `gradients` needs."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def gradients(self, g: Tensor, rate: Tensor, weights: Weights, saved: Any) -> Weights:
+        """Sum over the K tokens of rate times the gradient of each weight, for g = dl/dZ [R, K, D], rate [R, K, 1]."""
+        raise NotImplementedError(f"{type(self).__name__} must define gradients")
+
+    def split(self, flat: Tensor, width: int) -> Weights:
+        """[R, P] -> one matrix [R, rows, columns] a layer (views)."""
+        shapes = self.shapes(width)
+        pieces = flat.split([rows * columns for rows, columns in shapes], dim=1)
+        return tuple(piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True))
+
+    def size(self, width: int) -> int:
+        """P: numbers in the weights of one head."""
+        return sum(rows * columns for rows, columns in self.shapes(width))
+
+
+@dataclass(frozen=True)
+class Dense(Inner):
+    """Layers of x W + b with tanh-GELU between them: the linear inner model (one layer) and the MLP (two, 4 D wide)."""
+
+    token_causal: ClassVar[bool] = True
+    hidden: ClassVar[tuple[int, ...]]
+
+    def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
+        """See `Inner.shapes`."""
+        widths = [width, *(multiple * width for multiple in self.hidden), width]
+        return tuple((rows + 1, columns) for rows, columns in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
+        """See `Inner.forward`."""
+        inputs, hidden = [with_one(x)], []
+        z = torch.bmm(inputs[0], weights[0])
+        for weight in weights[1:]:
+            hidden.append(z)
+            inputs.append(with_one(F.gelu(z, approximate="tanh")))
+            z = torch.bmm(inputs[-1], weight)
+        return z, (inputs, hidden)
+
+    def layer_gradients(self, g: Tensor, weights: Weights, hidden: list[Tensor]) -> list[Tensor]:
+        """dl/dZ of every layer [R, K, columns], first layer first, from that of the last."""
+        gradients = [g]
+        for weight, z in zip(weights[:0:-1], hidden[::-1], strict=True):
+            g = aten.gelu_backward(torch.bmm(g, weight[:, :-1].mT), z, approximate="tanh")
+            gradients.insert(0, g)
+        return gradients
+
+    def gradients(self, g: Tensor, rate: Tensor, weights: Weights, saved: Any) -> Weights:
+        """See `Inner.gradients`."""
+        inputs, hidden = saved
+        layers = self.layer_gradients(g, weights, hidden)
+        return tuple(torch.bmm(x.mT, rate * g) for x, g in zip(inputs, layers, strict=True))
+
+
+@dataclass(frozen=True)
+class Linear(Dense):
+    """g(x) = x W + b."""
+
+    name: ClassVar[str] = "linear"
+    hidden: ClassVar[tuple[int, ...]] = ()
+
+
+@dataclass(frozen=True)
+class MLP(Dense):
+    """g(x) = gelu(x W1 + b1) W2 + b2, hidden 4 D."""
+
+    name: ClassVar[str] = "mlp"
+    hidden: ClassVar[tuple[int, ...]] = (4,)
+
+
+@dataclass(frozen=True)
+class Conv(Inner):
+    """g(x) = gelu(dwconv3x3(x; C) + b1) W2 + b2 over a frame's h x w tokens, zeros around the picture.
+
+    Tokens beyond h * w (registers) have no neighbours: only the kernel's middle weight meets them.
+    Weights: (C, b1) as [9 + 1, D], rows 0..8 the kernel in reading order; (W2, b2) as [D + 1, D].
+    """
+
+    name: ClassVar[str] = "conv"
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ShapeError(f"conv: expected a grid of at least 1 x 1 tokens, got {self.height} x {self.width}")
+
+    def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
+        """See `Inner.shapes`."""
+        return ((10, width), (width + 1, width))
+
+    def _picture(self, x: Tensor) -> Tensor:
+        """The grid's tokens as the channels of one picture: [R, K, D] -> [1, R * D, h, w]."""
+        return x[:, : self.height * self.width].mT.reshape(1, -1, self.height, self.width)
+
+    @staticmethod
+    def _kernel(weight: Tensor) -> Tensor:
+        return weight[:, :9].mT.reshape(-1, 1, 3, 3)
+
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """See `Inner.forward`."""
+        first, second = weights
+        cells, tokens, width = x.shape
+        places = self.height * self.width
+        picture = F.conv2d(self._picture(x), self._kernel(first), padding=1, groups=cells * width)
+        z = picture.view(cells, width, places).mT
+        if tokens > places:
+            z = torch.cat([z, x[:, places:] * first[:, 4:5]], dim=1)
+        z = z + first[:, 9:]
+        inputs = with_one(F.gelu(z, approximate="tanh"))
+        return torch.bmm(inputs, second), (x, z, inputs)
+
+    def gradients(self, g: Tensor, rate: Tensor, weights: Weights, saved: Any) -> Weights:
+        """See `Inner.gradients`."""
+        x, z, inputs = saved
+        first, second = weights
+        cells, tokens, width = x.shape
+        places = self.height * self.width
+        inner = rate * aten.gelu_backward(torch.bmm(g, second[:, :-1].mT), z, approximate="tanh")
+        kernel = aten.convolution_backward(
+            self._picture(inner), self._picture(x), self._kernel(first), None, [1, 1], [1, 1], [1, 1],
+            False, [0, 0], cells * width, [False, True, False],
+        )[1]  # fmt: skip
+        kernel = kernel.view(cells, width, 9).mT
+        if tokens > places:
+            middle = (x[:, places:] * inner[:, places:]).sum(dim=1, keepdim=True)
+            kernel = kernel + F.pad(middle, (0, 0, 4, 4))
+        return torch.cat([kernel, inner.sum(dim=1, keepdim=True)], dim=1), torch.bmm(inputs.mT, rate * g)
+
+
+@dataclass(frozen=True)
+class SwiGLU(Inner):
+    """g(x) = (silu(x W0) * (x W2)) W1, the inner model of large-chunk TTT (LaCT, arXiv 2505.23884), hidden 2 D.
+
+    Weights in the order W0 [D, 2 D], W2 [D, 2 D], W1 [2 D, D]: the last layer comes last.
+    """
+
+    name: ClassVar[str] = "swiglu"
+
+    def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
+        """See `Inner.shapes`."""
+        return ((width, 2 * width), (width, 2 * width), (2 * width, width))
+
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """See `Inner.forward`."""
+        w0, w2, w1 = weights
+        gate, value = torch.bmm(x, w0), torch.bmm(x, w2)
+        hidden = F.silu(gate) * value
+        return torch.bmm(hidden, w1), (x, gate, value, hidden)
+
+    def gradients(self, g: Tensor, rate: Tensor, weights: Weights, saved: Any) -> Weights:
+        """See `Inner.gradients`."""
+        x, gate, value, hidden = saved
+        back = torch.bmm(g, weights[2].mT)
+        rates = rate.expand(-1, -1, 3).split(1, dim=-1)
+        open_share = gate.sigmoid()
+        d_gate = back * value * open_share * (1.0 + gate * (1.0 - open_share))
+        d_value = back * F.silu(gate)
+        return (
+            torch.bmm(x.mT, rates[0] * d_gate),
+            torch.bmm(x.mT, rates[1] * d_value),
+            torch.bmm(hidden.mT, rates[2] * g),
+        )
+
+
+@dataclass(frozen=True)
+class SwiGLUDot(SwiGLU):
+    """SwiGLU as published: f = g, loss -<f(k), v>, one rate a token for each matrix (W0, W2, W1)."""
+
+    name: ClassVar[str] = "swiglu_dot"
+    residual: ClassVar[bool] = False
+    rates: ClassVar[int] = 3

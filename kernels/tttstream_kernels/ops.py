@@ -1,0 +1,199 @@
+"""The public op: validates its arguments, chooses the backend, and runs an inner model over a stream of tokens."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tttstream_kernels.errors import BackendError, ShapeError
+from tttstream_kernels.frame import frame_causal
+from tttstream_kernels.inner import Dense, Inner, SwiGLU
+from tttstream_kernels.state import InnerState, Loss
+from tttstream_kernels.token import Call, one_token, token_causal
+from tttstream_kernels.update import Update
+
+Backend = Literal["auto", "reference", "triton"]
+BACKENDS: tuple[Backend, ...] = ("auto", "reference", "triton")
+
+
+def triton_unavailable(inner: Inner) -> str | None:
+    """Why the Triton backend cannot run this inner model here; None where it can."""
+    return f"this release has no Triton kernel for the {inner.name} inner model"
+
+
+def choose_backend(backend: str, inner: Inner) -> Literal["reference", "triton"]:
+    """The backend that a call takes. An explicit "triton" that cannot run raises with the reason."""
+    if backend not in BACKENDS:
+        raise ShapeError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    reason = triton_unavailable(inner)
+    if backend == "triton" and reason is not None:
+        raise BackendError(f"backend='triton' cannot run: {reason}; use backend='auto' or 'reference'")
+    return "reference" if reason is not None or backend == "reference" else "triton"
+
+
+def state_shapes(
+    inner: Inner, rows: int, heads: int, width: int, update: Update, causal: str
+) -> dict[str, tuple[int, ...]]:
+    """Shape of each part of the state of `rows` rows."""
+    size = inner.size(width)
+    return {
+        "delta": (rows, heads, size),
+        "pending": (rows, heads, size if causal == "token" else 0),
+        "momentum": (rows, heads, size if update.has_momentum else 0),
+        "phase": (rows,),
+    }
+
+
+def init_state(
+    inner: Inner, rows: int, heads: int, width: int, update: Update, causal: str, like: Tensor
+) -> InnerState:
+    """A fresh state, all zeros, on the device of `like`, float64 where `like` is, else float32."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    shapes = state_shapes(inner, rows, heads, width, update, causal)
+    return InnerState(**{name: torch.zeros(shape, dtype=dtype, device=like.device) for name, shape in shapes.items()})
+
+
+def ttt(
+    inner: Inner,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    start: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    mini_batch: int = 16,
+    causal: str = "token",
+    tau: Tensor | None = None,
+    state: InnerState | None = None,
+    reset: Tensor | None = None,
+    lengths: Tensor | None = None,
+    update: Update | None = None,
+    return_loss: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, InnerState, Loss | None]:
+    """Run the TTT recurrence of an inner model over a stream (Sun et al., arXiv 2407.04620, section 2).
+
+    Args:
+        inner: Linear(), MLP(), Conv(h, w), SwiGLU() or SwiGLUDot().
+        q, k, v: [B, T, H, D] test view, training view and label view of every token, any floating type.
+        eta: [B, T, H] learning rate of every token (already divided by D); [B, T, H, 3] for SwiGLUDot.
+        start: [H, P] learned initial weights, flattened layer after layer (`inner.shapes`), bias row last.
+        gamma, beta: [H, D] of the layer normalisation.
+        mini_batch: K tokens in token mode, N tokens of a frame in frame mode.
+        causal: "token": token i of a mini-batch sees the gradients of tokens 1..i (linear, mlp). "frame": every
+            token of a frame sees the weights after that frame.
+        tau: [K] token scale, 1/i unless given; token mode only.
+        state: what came out of the call before; None is a fresh start.
+        reset: bool [B, T], token t of row b starts as if nothing came before; at frame starts in frame mode.
+        lengths: [B] whole numbers, only the first tokens of a row count.
+        update: forgetting, momentum and norms at mini-batch ends; None is the paper's plain step.
+        return_loss: also return the inner loss of every token.
+        backend: "auto", "reference" or "triton".
+
+    Returns:
+        outputs [B, T, H, D] in q's type (zero beyond a row's length), the new state (float32, or float64 where
+        `start` is), and the Loss or None.
+
+    Raises:
+        ShapeError: an argument does not fit the others. BackendError: "triton" cannot run here.
+    """
+    update = Update() if update is None else update
+    eta = eta[..., None] if eta.dim() == 3 else eta
+    if update.columns and not isinstance(inner, SwiGLU):
+        raise ShapeError(
+            f"update.columns: the {inner.name} inner model has biases, whose columns have no norm of their own"
+        )
+    _check(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, reset, lengths)
+    choose_backend(backend, inner)
+    rows, tokens, heads, width = q.shape
+    fresh = state is None
+    if state is None:
+        state = init_state(inner, rows, heads, width, update, causal, start)
+    _check_state(state, state_shapes(inner, rows, heads, width, update, causal), start)
+    output, dtype = q.dtype, state.delta.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, eta, start, gamma, beta = (x.to(dtype) for x in (q, k, v, eta, start, gamma, beta))
+        if causal == "frame":
+            y, state, loss = frame_causal(
+                inner, q, k, v, eta, start, gamma, beta, update, mini_batch, state, reset, lengths, return_loss
+            )
+        else:
+            if tau is None:
+                tau = 1.0 / torch.arange(1, mini_batch + 1, device=q.device)
+            assert isinstance(inner, Dense)
+            call = Call(inner, q, k, v, eta[..., 0], start, gamma, beta, tau.to(dtype), update)
+            if tokens == 1:
+                y, state, loss = one_token(call, state, reset, lengths, return_loss)
+            else:
+                y, state, loss = token_causal(call, state, fresh, reset, lengths, return_loss)
+    return y.to(output), state, loss
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if tuple(tensor.shape) != shape or tensor.device != device:
+        raise ShapeError(
+            f"{name}: expected shape {list(shape)} on {device}, got {list(tensor.shape)} on {tensor.device}"
+        )
+
+
+def _check(
+    inner: Inner,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    start: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    mini_batch: int,
+    causal: str,
+    tau: Tensor | None,
+    reset: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    if q.dim() != 4 or q.shape[1] < 1 or not q.is_floating_point():
+        raise ShapeError(f"q: expected a floating tensor [B, T >= 1, H, D], got {q.dtype} {list(q.shape)}")
+    rows, tokens, heads, width = q.shape
+    _expect("k", k, tuple(q.shape), q.device)
+    _expect("v", v, tuple(q.shape), q.device)
+    _expect("eta", eta, (rows, tokens, heads, inner.rates), q.device)
+    _expect("start", start, (heads, inner.size(width)), q.device)
+    _expect("gamma", gamma, (heads, width), q.device)
+    _expect("beta", beta, (heads, width), q.device)
+    if reset is not None:
+        _expect("reset", reset, (rows, tokens), q.device)
+        if reset.dtype != torch.bool:
+            raise ShapeError(f"reset: expected bool, got {reset.dtype}")
+    if lengths is not None:
+        _expect("lengths", lengths, (rows,), q.device)
+    if mini_batch < 1:
+        raise ShapeError(f"mini_batch: expected at least 1, got {mini_batch}")
+    if causal == "token":
+        if not inner.token_causal:
+            raise ShapeError(f'causal="token" has no dual form for the {inner.name} inner model: use causal="frame"')
+        if tau is not None:
+            _expect("tau", tau, (mini_batch,), q.device)
+        return
+    if causal != "frame":
+        raise ShapeError(f'causal: expected "token" or "frame", got {causal!r}')
+    if tau is not None:
+        raise ShapeError("tau: frame mode weighs all tokens of a frame alike; leave it out")
+    if tokens % mini_batch != 0:
+        raise ShapeError(f"frame mode takes whole frames: {tokens} tokens are no multiple of {mini_batch}")
+    if torch.compiler.is_compiling():
+        return
+    if reset is not None and bool(reset.unflatten(1, (-1, mini_batch))[:, :, 1:].any()):
+        raise ShapeError(f"frame mode resets at frame starts only: every {mini_batch} tokens")
+    if lengths is not None and bool((lengths % mini_batch != 0).any()):
+        raise ShapeError(f"frame mode takes whole frames: lengths must be multiples of {mini_batch}")
+
+
+def _check_state(state: InnerState, shapes: dict[str, tuple[int, ...]], start: Tensor) -> None:
+    dtype = torch.float64 if start.dtype == torch.float64 else torch.float32
+    for (name, shape), part in zip(shapes.items(), state, strict=True):
+        if part.shape != shape or part.dtype != dtype:
+            raise ShapeError(f"state.{name}: expected {dtype} {list(shape)}, got {part.dtype} {list(part.shape)}")

@@ -1,0 +1,158 @@
+"""How a call's ragged rows are cut into mini-batches: packed blocks of K slots, in waves that can run side by side.
+
+A piece is what a row holds between two resets. It starts at a phase (how many tokens its first mini-batch already
+holds) and fills blocks of K slots, the first and last of them perhaps in part. Wave n is the n-th block of every piece
+that has one; pieces are sorted longest first, so the pieces of a wave are always a prefix. Blocks lie wave by wave:
+148 tokens with many resets need a few more slots than tokens, not a padding of every piece to the longest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """All rows at one phase, no reset, no length: blocks are a plain reshaping of the padded tokens."""
+
+    rows: int
+    tokens: int
+    mini_batch: int
+    phase: int
+
+    @property
+    def waves(self) -> list[int]:
+        """How many pieces each wave has."""
+        return [self.rows] * -(-(self.phase + self.tokens) // self.mini_batch)
+
+    @property
+    def seeded(self) -> bool:
+        """Whether a piece starts inside a mini-batch, with pending sums."""
+        return self.phase > 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the last mini-batch is complete."""
+        return (self.phase + self.tokens) % self.mini_batch == 0
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, T, H, D] -> [blocks, H, K, D], empty slots zero."""
+        slots = len(self.waves) * self.mini_batch
+        if slots != self.tokens:
+            x = F.pad(x, (0, 0, 0, 0, self.phase, slots - self.phase - self.tokens))
+        return x.unflatten(1, (-1, self.mini_batch)).permute(1, 0, 3, 2, 4).flatten(0, 1)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """[blocks, H, K, D] -> [B, T, H, D]."""
+        x = x.unflatten(0, (-1, self.rows)).permute(1, 0, 3, 2, 4).flatten(1, 2)
+        return x[:, self.phase : self.phase + self.tokens]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows at different phases, with resets inside or with lengths.
+
+    active: pieces of each wave. slots: [blocks, K] token (row * T + t) in each slot, -1 for none.
+    places: [B, T] slot of each token, -1 beyond a row's length. row, fresh, phase: [pieces] the row of a piece,
+    whether it starts from the learned weights, its first phase. full: [pieces] whether its last mini-batch is complete.
+    last: [B] the piece that ends each row, -1 for a row of length 0. end_phase: [B].
+    """
+
+    active: list[int]
+    slots: Tensor
+    places: Tensor
+    row: Tensor
+    fresh: Tensor
+    full: Tensor
+    last: Tensor
+    end_phase: Tensor
+    seeded: bool
+
+    @property
+    def waves(self) -> list[int]:
+        """How many pieces each wave has."""
+        return self.active
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, T, H, D] -> [blocks, H, K, D], empty slots zero."""
+        taken = x.flatten(0, 1)[self.slots.clamp(min=0)]
+        return taken.where(self.slots[..., None, None] >= 0, 0.0).transpose(1, 2)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """[blocks, H, K, D] -> [B, T, H, D], zero beyond a row's length."""
+        taken = x.transpose(1, 2).flatten(0, 1)[self.places.clamp(min=0)]
+        return taken.where(self.places[..., None, None] >= 0, 0.0)
+
+
+def plan(
+    rows: int, tokens: int, mini_batch: int, phase: Tensor | None, reset: Tensor | None, lengths: Tensor | None
+) -> Uniform | Ragged:
+    """Cut a call into pieces and blocks. phase [B] (None: all zero), reset [B, T], lengths [B]; read on the host."""
+    phases = np.zeros(rows, dtype=np.int64) if phase is None else phase.detach().cpu().numpy().astype(np.int64)
+    resets = None if reset is None else reset.detach().cpu().numpy()
+    if lengths is None and (resets is None or not resets.any()) and (phases == phases[0]).all():
+        return Uniform(rows, tokens, mini_batch, int(phases[0]))
+    counts = np.full(rows, tokens) if lengths is None else lengths.detach().cpu().numpy().astype(np.int64)
+    starts = np.zeros((rows, tokens), dtype=bool) if resets is None else resets.copy()
+    fresh_start = starts[:, 0].copy()
+    starts[:, 0] = True
+    starts &= np.arange(tokens) < counts[:, None]
+    device = torch.device("cpu") if phase is None else phase.device
+    device = reset.device if reset is not None else device
+    return _ragged(tokens, mini_batch, phases, fresh_start, starts, counts, device)
+
+
+def _ragged(
+    tokens: int,
+    mini_batch: int,
+    phases: NDArray[np.int64],
+    fresh_start: NDArray[np.bool_],
+    starts: NDArray[np.bool_],
+    counts: NDArray[np.int64],
+    device: torch.device,
+) -> Ragged:
+    row, begin = np.nonzero(starts)
+    same_row = np.append(row[1:] == row[:-1], False) if len(row) else np.zeros(0, dtype=bool)
+    end = np.where(same_row, np.append(begin[1:], 0), counts[row])
+    fresh = (begin > 0) | fresh_start[row]
+    first = np.where(fresh, 0, phases[row])
+    blocks = -(-(first + end - begin) // mini_batch)
+    order = np.argsort(-blocks, kind="stable")
+    row, begin, end, fresh, first, blocks = (a[order] for a in (row, begin, end, fresh, first, blocks))
+
+    active = [int((blocks > wave).sum()) for wave in range(int(blocks.max(initial=0)))]
+    piece = np.concatenate([np.arange(count) for count in active]) if active else np.zeros(0, dtype=np.int64)
+    wave = np.repeat(np.arange(len(active)), active)
+    offset = (wave * mini_batch - first[piece])[:, None] + np.arange(mini_batch)
+    token = begin[piece][:, None] + offset
+    filled = (offset >= 0) & (token < end[piece][:, None])
+    slots = np.where(filled, row[piece][:, None] * tokens + token, -1)
+
+    places = np.full(len(phases) * tokens, -1)
+    places[slots[filled]] = np.flatnonzero(filled)
+    last = np.full(len(phases), -1)
+    ends_row = end == counts[row]
+    last[row[ends_row]] = np.flatnonzero(ends_row)
+    end_phase = phases.copy()
+    end_phase[row[ends_row]] = (first + end - begin)[ends_row] % mini_batch
+
+    def tensor(array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    return Ragged(
+        active=active,
+        slots=tensor(slots),
+        places=tensor(places.reshape(len(phases), tokens)),
+        row=tensor(row),
+        fresh=tensor(fresh),
+        full=tensor((first + end - begin) % mini_batch == 0),
+        last=tensor(last),
+        end_phase=tensor(end_phase),
+        seeded=bool((first > 0).any()),
+    )

@@ -1,0 +1,64 @@
+"""Reading a memory without teaching it: every token meets the weights as they stand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tttstream_kernels.inner import Inner
+from tttstream_kernels.norm import normalise
+from tttstream_kernels.state import InnerState, Loss
+
+
+def read(
+    inner: Inner,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    state: InnerState,
+    mini_batch: int,
+    tau: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Loss]:
+    """(outputs [B, T, H, D], Loss with before = after) at the weights learned so far, W - tau_p S inside a mini-batch
+    that holds p tokens; at the learned start for tokens at and after a reset. Arguments as those of `ttt`."""
+    dtype = state.delta.dtype
+    output = q.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, start, gamma, beta = (x.to(dtype) for x in (q, k, v, start, gamma, beta))
+        weights = start + state.delta
+        if tau is not None:
+            phase = state.phase.long()
+            scale = torch.where(phase > 0, tau.to(dtype)[(phase - 1).clamp(min=0)], 0.0)
+            weights = weights - scale[:, None, None] * state.pending
+        y, loss = _at(inner, q, k, v, weights, gamma, beta, mini_batch)
+        if reset is not None:
+            since = (reset.cumsum(1) > 0)[..., None]
+            y_start, loss_start = _at(inner, q, k, v, start.expand_as(weights), gamma, beta, mini_batch)
+            y, loss = torch.where(since[..., None], y_start, y), torch.where(since, loss_start, loss)
+    return y.to(output), Loss(loss, loss)
+
+
+def _at(
+    inner: Inner, q: Tensor, k: Tensor, v: Tensor, flat: Tensor, gamma: Tensor, beta: Tensor, tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Outputs and losses at given weights [B, H, P]; frames of an inner model that needs them side by side."""
+    rows, length, heads, width = q.shape
+    tokens = length if inner.token_causal else tokens
+    frames = length // tokens
+    flat = flat[:, None].expand(-1, frames, -1, -1).reshape(rows * frames * heads, -1)
+    gamma, beta = (x[:, None].repeat(rows * frames, 1, 1) for x in (gamma, beta))
+    q, k, v = (x.unflatten(1, (frames, tokens)).transpose(2, 3).flatten(0, 2) for x in (q, k, v))
+    weights = inner.split(flat, width)
+    z_q, z_k = inner.forward(q, weights)[0], inner.forward(k, weights)[0]
+    if inner.residual:
+        y = q + normalise(z_q, gamma, beta)
+        loss = 0.5 * (normalise(z_k, gamma, beta) - (v - k)).square().sum(-1, keepdim=True)
+    else:
+        y, loss = z_q, -(z_k * v).sum(-1, keepdim=True)
+    y, loss = (x.unflatten(0, (rows, frames, heads)).transpose(2, 3).flatten(1, 2) for x in (y, loss))
+    return y, loss[..., 0]

@@ -1,0 +1,31 @@
+"""The state of an op, and the loss it reports."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class InnerState(NamedTuple):
+    """What an inner model has learned of B rows; all zeros is a fresh start.
+
+    delta: [B, H, P] the weights' difference from their learned start, at the start of the current mini-batch.
+    pending: [B, H, P] sum of the rate times the gradient over the tokens of the unfinished mini-batch; [B, H, 0] in
+        frame mode, which always ends its mini-batches.
+    momentum: [B, H, P]; [B, H, 0] without momentum.
+    phase: [B] how many tokens the unfinished mini-batch holds, 0 .. K - 1, as a whole number of the state's type.
+    """
+
+    delta: Tensor
+    pending: Tensor
+    momentum: Tensor
+    phase: Tensor
+
+
+class Loss(NamedTuple):
+    """The inner loss of every token [B, T, H]: at the weights that stood when its mini-batch began, and right after
+    it was learned."""
+
+    before: Tensor
+    after: Tensor

@@ -1,0 +1,39 @@
+"""What can go wrong for a user, by kind: every error says what came, what was expected and what to do."""
+
+from tttstream_kernels.errors import BackendError, ShapeError, TTTStreamError
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "DependencyError",
+    "FrameError",
+    "OutputError",
+    "ShapeError",
+    "SourceError",
+    "StateError",
+    "TTTStreamError",
+]
+
+
+class StateError(TTTStreamError, ValueError):
+    """A state does not belong to this memory or model, or cannot be packed."""
+
+
+class CheckpointError(TTTStreamError, ValueError):
+    """A file of weights or of a saved stream is missing, damaged, or belongs to another model."""
+
+
+class SourceError(TTTStreamError, OSError):
+    """A source of frames cannot be opened, or broke off."""
+
+
+class FrameError(TTTStreamError, ValueError):
+    """A frame cannot be used: wrong shape, wrong type, or pixels that are not finite."""
+
+
+class OutputError(TTTStreamError, OSError):
+    """A result cannot be written: no permission, no space, not a folder."""
+
+
+class DependencyError(TTTStreamError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""

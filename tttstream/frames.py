@@ -1,0 +1,60 @@
+"""The two values that cross the library: a Frame goes in, a Result comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import FrameError
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One picture of a stream.
+
+    image: [H, W, 3] RGB, uint8 0..255 or float 0..1.
+    index: its number in the source, from 0.
+    time_s: presentation time in seconds from the start of the source.
+    """
+
+    image: NDArray[np.generic]
+    index: int = 0
+    time_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        image = self.image
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            shape = getattr(image, "shape", None)
+            raise FrameError(f"frame {self.index}: expected an RGB array [height, width, 3], got {shape = }")
+        if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+            raise FrameError(f"frame {self.index}: expected uint8 (0..255) or float (0..1), got {image.dtype}")
+
+    def __repr__(self) -> str:
+        height, width, _ = self.image.shape
+        return f"Frame(index={self.index}, time_s={self.time_s:.3f}, {width}x{height} {self.image.dtype})"
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a stream says of one frame.
+
+    index, time_s: those of the frame.
+    surprise: inner loss of the frame before the memory learned it, normalised online (0 is usual for this stream,
+        1 is one standard deviation above it), so that a threshold means the same on every stream.
+    loss: the same before normalisation (mean over tokens).
+    learned: the share of `loss` that the update on this frame took away, (before - after) / before.
+    surprise_map: [h, w] the loss per patch, same units as `loss`.
+    embedding: [D] one vector for the frame.
+    latency_ms: wall time from the frame's arrival to this result.
+    """
+
+    index: int
+    time_s: float
+    surprise: float
+    loss: float
+    learned: float
+    latency_ms: float
+    surprise_map: NDArray[np.float32] = field(repr=False)
+    embedding: NDArray[np.float32] = field(repr=False)

@@ -1,0 +1,79 @@
+"""The inner models by name: how their weights start, how fast they learn, and what keeps them young.
+
+The defaults of `update` are measured: docs/results/youth.md has the table, demos/youth.py makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tttstream.errors import ShapeError
+from tttstream_kernels import MLP, Conv, Inner, Linear, SwiGLU, SwiGLUDot, Update
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class InnerModel:
+    """One entry of the catalogue.
+
+    make: the inner model for a grid of tokens. base_lr: the paper's base of the inner learning rate. update: what
+    happens at mini-batch ends by default. init: learned initial weights [H, P] for (inner, heads, head width).
+    """
+
+    make: Callable[[Grid | None], Inner]
+    base_lr: float
+    update: Update
+    init: Callable[[Inner, int, int], Tensor]
+
+    @property
+    def frame_only(self) -> bool:
+        """Whether the model works on whole frames only."""
+        return not self.make((1, 1)).token_causal
+
+
+def paper_init(inner: Inner, heads: int, width: int) -> Tensor:
+    """Weights N(0, 0.02), biases 0 (the last row of each matrix)."""
+    parts = [0.02 * torch.randn(heads, rows, columns) for rows, columns in inner.shapes(width)]
+    for part in parts:
+        part[:, -1] = 0.0
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def conv_init(inner: Inner, heads: int, width: int) -> Tensor:
+    """As the paper's, the kernel's middle weight 1 more, so that each token starts out seeing itself."""
+    flat = paper_init(inner, heads, width)
+    flat[:, 4 * width : 5 * width] += 1.0
+    return flat
+
+
+def scaled_init(inner: Inner, heads: int, width: int) -> Tensor:
+    """Weights N(0, 1 / rows) for matrices without biases, as in large-chunk TTT (arXiv 2505.23884)."""
+    parts = [torch.randn(heads, rows, columns) / rows**0.5 for rows, columns in inner.shapes(width)]
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def _conv(grid: Grid | None) -> Inner:
+    if grid is None:
+        raise ShapeError("the conv inner model needs the grid of a frame's tokens: pass grid=(height, width)")
+    return Conv(*grid)
+
+
+CATALOGUE: dict[str, InnerModel] = {
+    "linear": InnerModel(lambda grid: Linear(), 1.0, Update(), paper_init),
+    "mlp": InnerModel(lambda grid: MLP(), 0.1, Update(), paper_init),
+    "conv": InnerModel(_conv, 1.0, Update(), conv_init),
+    "swiglu": InnerModel(lambda grid: SwiGLU(), 1.0, Update(), scaled_init),
+    "swiglu_dot": InnerModel(lambda grid: SwiGLUDot(), 1.0, Update(columns=True), scaled_init),
+}
+
+
+def find(name: str) -> InnerModel:
+    """The entry of that name, or an error that lists the names."""
+    if name not in CATALOGUE:
+        raise ShapeError(f"unknown inner model {name!r}: expected one of {', '.join(CATALOGUE)}")
+    return CATALOGUE[name]

@@ -1,0 +1,70 @@
+"""The contract of every memory: (x, state, reset, lengths) -> (y, state)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tttstream.errors import ShapeError, StateError
+from tttstream.state import State
+
+
+class Memory(nn.Module):
+    """A layer that remembers. It holds parameters only; what it remembers is the state, which goes in and comes out.
+
+    Called as `y, state = memory(x, state=None, reset=None, lengths=None)` with x, y [B, T, dim], reset bool [B, T]
+    (token t of row b starts as if nothing came before) and lengths [B] (only the first tokens of a row count; outputs
+    after them are zero; a row of length 0 passes its state on unchanged). T is any number >= 1; in frame mode a
+    multiple of the tokens of a frame. The graph is kept until `state.detach()`.
+
+    bounded: whether the size of the state is constant (a growing key-value cache's is not).
+    """
+
+    bounded: bool = True
+    dim: int
+
+    def init_state(self, batch: int) -> State:
+        """A fresh state of `batch` rows: zeros, on the parameters' device, float32 (float64 where they are float64)."""
+        raise NotImplementedError(f"{type(self).__name__} must define init_state")
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """float64 where the parameters are, else float32."""
+        double = any(parameter.dtype == torch.float64 for parameter in self.parameters())
+        return torch.float64 if double else torch.float32
+
+    def zeros(self, *shape: int) -> Tensor:
+        """A zero tensor of a state of this memory."""
+        device = next(self.parameters()).device
+        return torch.zeros(shape, dtype=self.state_dtype, device=device)
+
+    def check(self, x: Tensor, state: State | None, reset: Tensor | None, lengths: Tensor | None) -> Any:
+        """Validate a call's arguments; returns the state to start from (a fresh one for None)."""
+        name = type(self).__name__
+        if x.dim() != 3 or x.shape[-1] != self.dim or x.shape[1] < 1:
+            raise ShapeError(f"{name}: expected x of shape [rows, tokens >= 1, {self.dim}], got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ShapeError(f"{name}: expected x of a floating type, got {x.dtype}")
+        rows, tokens = x.shape[:2]
+        if reset is not None and (reset.shape != (rows, tokens) or reset.dtype != torch.bool):
+            raise ShapeError(
+                f"{name}: expected reset of shape [{rows}, {tokens}] and type bool, "
+                f"got {tuple(reset.shape)} and {reset.dtype}"
+            )
+        if lengths is not None and (lengths.shape != (rows,) or lengths.is_floating_point()):
+            raise ShapeError(
+                f"{name}: expected lengths of shape [{rows}] and a whole-number type, "
+                f"got {tuple(lengths.shape)} and {lengths.dtype}"
+            )
+        if lengths is not None and not torch.compiler.is_compiling() and lengths.device.type == "cpu":
+            if bool(((lengths < 0) | (lengths > tokens)).any()):
+                raise ShapeError(f"{name}: expected lengths between 0 and {tokens}, got {lengths.tolist()}")
+        if state is None:
+            return self.init_state(rows)
+        if not isinstance(state, State):
+            raise StateError(f"{name}: expected a state of this memory, got {type(state).__name__}")
+        if state.rows != rows:
+            raise StateError(f"{name}: the state has {state.rows} rows, x has {rows}")
+        return state

@@ -1,0 +1,89 @@
+"""Where a token stands in its mini-batch: positions under resets, rotary angles, and the short causal convolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def age(reset: Tensor) -> tuple[Tensor, Tensor]:
+    """For reset [B, T]: how many tokens ago the last reset of this call was [B, T], and whether there was one."""
+    steps = torch.arange(reset.shape[1], device=reset.device)
+    last = torch.where(reset, steps, -1).cummax(1).values
+    return steps - last, last >= 0
+
+
+def positions(phase: Tensor, tokens: int, mini_batch: int, reset: Tensor | None) -> Tensor:
+    """Place of every token in its mini-batch, 0 .. K - 1: [B, T] whole numbers, from the phases [B] at the start."""
+    steps = torch.arange(tokens, device=phase.device)
+    place = phase.long()[:, None] + steps
+    if reset is not None:
+        since, seen = age(reset)
+        place = torch.where(seen, since, place)
+    return place % mini_batch
+
+
+class Rotary(nn.Module):
+    """Rotary positions over interleaved pairs (2d, 2d + 1), angle = position * base^(-2d / D), as in the official
+    PyTorch release of TTT: positions count inside the mini-batch, so they never run out."""
+
+    table: Tensor
+
+    def __init__(self, width: int, mini_batch: int, base: float = 10000.0) -> None:
+        super().__init__()
+        frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles = torch.arange(mini_batch, dtype=torch.float64)[:, None] * frequencies
+        table = torch.stack([angles.cos(), angles.sin()]).repeat_interleave(2, dim=-1)
+        table[1, :, 0::2] *= -1.0
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        """x [B, T, ..., D] rotated by the angles of its place [B, T]."""
+        cos, sin = self.table[:, place].to(x.dtype).view(2, *place.shape, *[1] * (x.dim() - 3), x.shape[-1])
+        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        return torch.addcmul(x * cos, swapped, sin)
+
+
+class ShortConv(nn.Module):
+    """Two depthwise causal convolutions over one projection of the tokens, one for q and one for k.
+
+    What the next call still sees, the last `taps - 1` tokens of each row, is part of the memory's state; a token sees
+    nothing from before its row's last reset.
+    """
+
+    def __init__(self, dim: int, taps: int) -> None:
+        super().__init__()
+        self.taps = taps
+        bound = taps**-0.5
+        self.weight = nn.Parameter(torch.empty(2, taps, dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(2, dim))
+
+    def forward(
+        self, x: Tensor, window: Tensor, reset: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, dim], window [B, taps - 1, dim] -> (q, k [B, T, dim], the next window)."""
+        rows, tokens, _ = x.shape
+        past = torch.cat([window.to(x.dtype), x], dim=1)
+        ages = None
+        if reset is not None:
+            since, seen = age(reset)
+            ages = torch.where(seen, since, self.taps)[..., None]
+        views = self.bias[:, None, None].to(x.dtype).expand(-1, rows, tokens, -1)
+        for lag in range(self.taps):
+            tap = past[:, self.taps - 1 - lag : self.taps - 1 - lag + tokens]
+            if ages is not None:
+                tap = torch.where(ages >= lag, tap, 0.0)
+            views = views + self.weight[:, self.taps - 1 - lag, None, None].to(x.dtype) * tap
+        return views[0], views[1], self._next(past, window, reset, lengths, tokens)
+
+    def _next(self, past: Tensor, window: Tensor, reset: Tensor | None, lengths: Tensor | None, tokens: int) -> Tensor:
+        """The last taps - 1 tokens of each row as of its end, those before its last reset zero."""
+        rows = past.shape[0]
+        end = torch.full((rows,), tokens, device=past.device) if lengths is None else lengths
+        index = end[:, None] + torch.arange(self.taps - 1, device=past.device)
+        kept = past.gather(1, index[..., None].expand(-1, -1, past.shape[-1]))
+        if reset is not None:
+            steps = torch.arange(tokens, device=past.device)
+            last = torch.where(reset & (steps < end[:, None]), steps, -self.taps).amax(1, keepdim=True)
+            kept = torch.where((index - (self.taps - 1) >= last)[..., None], kept, 0.0)
+        return kept.to(window.dtype)

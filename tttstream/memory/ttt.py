@@ -1,0 +1,262 @@
+"""TTTLayer: a memory whose state is the weights of a small model that takes a gradient step on every token."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttstream import inner as catalogue
+from tttstream.errors import ShapeError
+from tttstream.memory.base import Memory
+from tttstream.memory.positions import Rotary, ShortConv, positions
+from tttstream.state import State
+from tttstream_kernels import EPS, InnerState, Loss, Update, read, ttt
+from tttstream_kernels.ops import state_shapes
+
+
+class _TTTFields(NamedTuple):
+    delta: Tensor
+    pending: Tensor
+    momentum: Tensor
+    phase: Tensor
+    window: Tensor
+
+
+class TTTState(State, _TTTFields):
+    """What a TTT memory holds of each row.
+
+    delta: [B, H, P] the inner weights' difference from their learned start, at the last mini-batch end.
+    pending: [B, H, P] gradient sums of the unfinished mini-batch ([B, H, 0] in frame mode).
+    momentum: [B, H, P], or [B, H, 0] without momentum. phase: [B] tokens in the unfinished mini-batch.
+    window: [B, width - 1, dim] last tokens that the short convolution still sees ([B, 0, dim] without one).
+    """
+
+    __slots__ = ()
+
+
+class TTTLayer(Memory):
+    """Test-time-training layer (Sun et al., arXiv 2407.04620, sections 2.1 to 2.7), streaming and resettable.
+
+    Every token x becomes a training view k, a label view v and a test view q; the inner model f(x; W) = x + LN(g(x; W))
+    learns to map k to v by one gradient step with the token's own learning rate
+    eta = base_lr * sigmoid(x . w_h + c_h) / D, and the output is f(q; W) with the weights just learned.
+
+    Args:
+        dim: width of the tokens. heads: inner models side by side, each D = dim / heads wide.
+        inner: linear, mlp, conv, swiglu, swiglu_dot.
+        mini_batch: K, tokens whose gradients are taken at the same weights (token mode).
+        causal: "token", or "frame": a frame of h * w (+ registers) tokens is learned, then read.
+        grid: (h, w), the tokens of a frame (frame mode).
+        registers: tokens of a frame beyond the grid, after it.
+        rotary: rotate q and k by the position in the mini-batch (token mode).
+        conv: width of causal convolutions on a projection that q and k share; 0 for separate projections and none.
+        gate: multiply the output by gelu of a projection of x.
+        unit_qk: scale every q and k to length 1 before the inner model.
+        insert: start of the learned branch weight, y = tanh(alpha) * TTT(x), small (0 to 0.1) for a layer that is put
+            into a pretrained network; None for no such weight.
+        base_lr, update: the inner optimiser, from `tttstream.inner` unless given; `Update()` is the paper's.
+        backend: "auto", "reference" or "triton".
+
+    Called as (x [B, T, dim], state, reset [B, T], lengths [B]) -> (y [B, T, dim], state), see `Memory`; with
+    `return_loss=True` a third result holds loss.before and loss.after [B, H, T]; with `learn=False` the memory is read
+    but neither learns nor forgets.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        inner: str = "linear",
+        mini_batch: int = 16,
+        causal: Literal["token", "frame"] = "token",
+        grid: tuple[int, int] | None = None,
+        *,
+        registers: int = 0,
+        rotary: bool = True,
+        conv: int = 0,
+        gate: bool = False,
+        unit_qk: bool = False,
+        insert: float | None = None,
+        base_lr: float | None = None,
+        update: Update | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        entry = catalogue.find(inner)
+        _check_options(dim, heads, inner, mini_batch, causal, grid, registers, conv, entry.frame_only)
+        self.dim, self.heads, self.width = dim, heads, dim // heads
+        self.causal, self.backend, self.unit_qk = causal, backend, unit_qk
+        self.inner = entry.make(grid)
+        self.tokens = mini_batch if grid is None or causal == "token" else grid[0] * grid[1] + registers
+        self.base_lr = entry.base_lr if base_lr is None else base_lr
+        self.update = entry.update if update is None else update
+
+        self.project = nn.Linear(dim, (2 if conv else 3) * dim, bias=False)
+        self.rate = nn.Linear(dim, heads * self.inner.rates)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.gate = nn.Linear(dim, dim, bias=False) if gate else None
+        for linear in (self.project, self.rate, self.out, self.gate):
+            if linear is not None:
+                nn.init.normal_(linear.weight, std=0.02)
+        nn.init.zeros_(self.rate.bias)
+        self.conv = ShortConv(dim, conv) if conv else None
+        self.rotary = Rotary(self.width, mini_batch) if rotary and causal == "token" else None
+        self.start = nn.Parameter(entry.init(self.inner, heads, self.width))
+        self.gamma = nn.Parameter(torch.ones(heads, self.width))
+        self.beta = nn.Parameter(torch.zeros(heads, self.width))
+        self.scale = nn.Parameter(torch.zeros(mini_batch)) if causal == "token" else None
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.alpha = nn.Parameter(torch.full((dim,), float(insert))) if insert is not None else None
+
+    def extra_repr(self) -> str:
+        """Shown by print(layer)."""
+        return (
+            f"dim={self.dim}, heads={self.heads}, inner={self.inner.name}, causal={self.causal}, tokens={self.tokens}"
+        )
+
+    def init_state(self, batch: int) -> TTTState:
+        """A fresh state of `batch` rows, all zeros."""
+        shapes = state_shapes(self.inner, batch, self.heads, self.width, self.update, self.causal)
+        window = self.conv.taps - 1 if self.conv is not None else 0
+        return TTTState(
+            **{name: self.zeros(*shape) for name, shape in shapes.items()}, window=self.zeros(batch, window, self.dim)
+        )
+
+    def tau(self) -> Tensor | None:
+        """Token scale [K]: max(0, 1/i + delta_i), delta learned; None in frame mode."""
+        if self.scale is None:
+            return None
+        ramp = 1.0 / torch.arange(1, self.tokens + 1, device=self.scale.device, dtype=self.state_dtype)
+        return (ramp + self.scale).clamp(min=0.0)
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        state: TTTState | None = None,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+        *,
+        return_loss: Literal[False] = False,
+        learn: bool = True,
+    ) -> tuple[Tensor, TTTState]: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        state: TTTState | None = None,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+        *,
+        return_loss: Literal[True],
+        learn: bool = True,
+    ) -> tuple[Tensor, TTTState, Loss]: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        state: TTTState | None = None,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+        *,
+        return_loss: bool = False,
+        learn: bool = True,
+    ) -> Any:
+        """See the class."""
+        fresh = state is None  # known to be zero, so that the ops need not look
+        state = self.check(x, state, reset, lengths)
+        inside = None
+        if lengths is not None:
+            inside = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
+            x = torch.where(inside, x, 0.0)
+        q, k, v, window = self._views(x, state, reset, lengths)
+        where = {"mini_batch": self.tokens, "tau": self.tau(), "reset": reset}
+        loss: Loss | None
+        if learn:
+            rate = self.rate(x).to(self.state_dtype).sigmoid() * (self.base_lr / self.width)
+            z, inner, loss = ttt(
+                self.inner, q, k, v, rate.unflatten(-1, (self.heads, -1)), self.start, self.gamma, self.beta,
+                causal=self.causal, state=None if fresh else InnerState(*tuple(state)[:4]), lengths=lengths,
+                update=self.update, return_loss=return_loss, backend=self.backend, **where,
+            )  # fmt: skip
+            state = TTTState(*inner, window)
+        else:
+            weights = self.start, self.gamma, self.beta
+            z, loss = read(self.inner, q, k, v, *weights, state=InnerState(*tuple(state)[:4]), **where)
+            state = self._forgotten(state, reset, lengths)
+        y = self._output(x, z.flatten(2))
+        if inside is not None:
+            y = torch.where(inside, y, 0.0)
+        return (y, state, Loss(loss.before.mT, loss.after.mT)) if return_loss and loss is not None else (y, state)
+
+    @staticmethod
+    def _forgotten(state: TTTState, reset: Tensor | None, lengths: Tensor | None) -> TTTState:
+        """The state of a memory that did not learn: as it was, fresh in the rows that were reset."""
+        if reset is None:
+            return state
+        if lengths is not None:
+            reset = reset & (torch.arange(reset.shape[1], device=reset.device) < lengths[:, None])
+        return state.map(torch.zeros_like).where(reset.any(1), state)
+
+    def _views(
+        self, x: Tensor, state: TTTState, reset: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v [B, T, H, D] and the convolution's next window."""
+        window = state.window
+        projected = self.project(x)
+        if self.conv is not None:
+            shared, v = projected.chunk(2, dim=-1)
+            q, k, window = self.conv(shared, window, reset, lengths)
+            projected = torch.cat([q, k, v], dim=-1)
+        views = projected.to(self.state_dtype).unflatten(-1, (3, self.heads, self.width))
+        if self.rotary is None and not self.unit_qk:
+            return *views.unbind(2), window
+        qk, v = views[:, :, :2], views[:, :, 2]
+        if self.unit_qk:
+            qk = F.normalize(qk, dim=-1)
+        if self.rotary is not None:
+            qk = self.rotary(qk, positions(state.phase, x.shape[1], self.tokens, reset))
+        q, k = qk.unbind(2)
+        return q, k, v, window
+
+    def _output(self, x: Tensor, z: Tensor) -> Tensor:
+        """From the heads' outputs side by side [B, T, dim] to y."""
+        y = self.norm(z.to(self.norm.weight.dtype))
+        if self.gate is not None:
+            y = F.gelu(self.gate(x), approximate="tanh") * y
+        y = self.out(y)
+        return y if self.alpha is None else self.alpha.tanh() * y
+
+
+def _check_options(
+    dim: int,
+    heads: int,
+    inner: str,
+    mini_batch: int,
+    causal: str,
+    grid: tuple[int, int] | None,
+    registers: int,
+    conv: int,
+    frame_only: bool,
+) -> None:
+    if dim < 1 or heads < 1 or dim % heads != 0:
+        raise ShapeError(f"TTTLayer: dim must be a multiple of heads, got dim={dim}, heads={heads}")
+    if causal not in ("token", "frame"):
+        raise ShapeError(f'TTTLayer: expected causal="token" or "frame", got {causal!r}')
+    if causal == "token":
+        if frame_only:
+            raise ShapeError(f'TTTLayer: inner={inner!r} works on whole frames: use causal="frame" with grid=(h, w)')
+        if mini_batch < 1:
+            raise ShapeError(f"TTTLayer: mini_batch must be at least 1, got {mini_batch}")
+        return
+    if grid is None or len(grid) != 2 or min(grid) < 1 or registers < 0:
+        raise ShapeError(
+            f'TTTLayer: causal="frame" needs grid=(h, w), both at least 1, and registers >= 0; '
+            f"got grid={grid}, registers={registers}"
+        )
+    if conv:
+        raise ShapeError("TTTLayer: a causal convolution runs from token to token; frame mode has no such order")

@@ -1,0 +1,157 @@
+"""The state of a memory: a small value, rows first, that goes in and comes out of every call.
+
+A state is a NamedTuple of tensors (or of further states, one level up), each with the rows (streams) as its first
+dimension. A fresh state is all zeros, so a framework that resets by zeroing is right. Phases and counters are whole
+numbers kept in the state's own float type, so `pack` makes one float matrix of it and loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from tttstream.errors import CheckpointError, StateError
+
+if TYPE_CHECKING:
+    from tttstream.memory.base import Memory
+
+FORMAT = "tttstream.state/1"
+
+S = TypeVar("S", bound="State")
+
+
+def _map(function: Callable[[Tensor], Tensor], node: Any) -> Any:
+    if isinstance(node, Tensor):
+        return function(node)
+    items = [_map(function, item) for item in node]
+    return type(node)(*items) if hasattr(node, "_fields") else tuple(items)
+
+
+def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor):
+        yield name, node
+        return
+    names = getattr(node, "_fields", range(len(node)))
+    for key, item in zip(names, tuple.__iter__(node), strict=True):
+        yield from _leaves(item, f"{name}.{key}" if name else str(key))
+
+
+class State:
+    """Methods shared by the states of all memories and models. Mix it in before a NamedTuple of tensors."""
+
+    __slots__ = ()
+
+    def map(self: S, function: Callable[[Tensor], Tensor]) -> S:
+        """A new state with `function` applied to every tensor."""
+        return _map(function, self)
+
+    def leaves(self) -> list[tuple[str, Tensor]]:
+        """(name, tensor) of every tensor, nested names joined by dots, in a fixed order."""
+        return list(_leaves(self))
+
+    @property
+    def rows(self) -> int:
+        """How many rows (streams) the state holds."""
+        return self.leaves()[0][1].shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(leaf.numel() * leaf.element_size() for _, leaf in self.leaves())
+
+    def detach(self: S) -> S:
+        """The same values, cut from the graph."""
+        return self.map(Tensor.detach)
+
+    def to(self: S, *args: Any, **kwargs: Any) -> S:
+        """`Tensor.to` on every tensor: a device, a type, or both."""
+        return self.map(lambda leaf: leaf.to(*args, **kwargs))
+
+    def __getitem__(self, rows: Any) -> Any:  # not S, which would contradict the tuple below it
+        """The state of some rows: an index (kept as one row), a slice, a list, or a tensor of indices or of bools."""
+        if isinstance(rows, int):
+            if not -self.rows <= rows < self.rows:
+                raise IndexError(f"row {rows} of a state with {self.rows} rows")
+            rows = [rows]
+        return self.map(lambda leaf: leaf[rows])
+
+    def where(self: S, mask: Tensor, other: S) -> S:
+        """Row by row: this state where `mask` [B] is true, `other` elsewhere (a selection: a NaN does not cross)."""
+
+        def select(node: Any, alternative: Any) -> Any:
+            if isinstance(node, Tensor):
+                return torch.where(mask.view(-1, *[1] * (node.dim() - 1)), node, alternative)
+            pairs = zip(tuple.__iter__(node), tuple.__iter__(alternative), strict=True)
+            items = [select(a, b) for a, b in pairs]
+            return type(node)(*items) if hasattr(node, "_fields") else tuple(items)
+
+        return select(self, other)
+
+
+def _template(like: State | Memory) -> State:
+    return like if isinstance(like, State) else like.init_state(1)
+
+
+def pack(state: State) -> Tensor:
+    """All tensors of a state side by side: [B, n], in the state's own float type."""
+    return torch.cat([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for _, leaf in state.leaves()], dim=1)
+
+
+def unpack(flat: Tensor, like: S | Memory) -> S:
+    """The inverse of `pack`. `like` is the memory, or any state of it (its number of rows does not matter)."""
+    template = _template(like)
+    widths = [math.prod(leaf.shape[1:]) for _, leaf in template.leaves()]
+    if flat.dim() != 2 or flat.shape[1] != sum(widths):
+        raise StateError(f"cannot unpack a tensor of shape {tuple(flat.shape)}: expected [rows, {sum(widths)}]")
+    pieces = iter(flat.split(widths, dim=1))
+    return template.map(lambda leaf: next(pieces).reshape(len(flat), *leaf.shape[1:]))  # type: ignore[return-value]
+
+
+def save(state: State, path: str | os.PathLike[str], **metadata: str) -> None:
+    """Write a state as safetensors (to a temporary name first, so that nothing half-written is left behind)."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in state.leaves()}
+    try:
+        save_file(tensors, temporary, metadata={"format": FORMAT, **metadata})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], like: S | Memory) -> S:
+    """Read a state that `save` wrote. `like` is the memory, or any state of it; another memory's state is refused."""
+    from safetensors import SafetensorError, safe_open
+
+    template = _template(like)
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            found = (file.metadata() or {}).get("format")
+            if found != FORMAT:
+                raise CheckpointError(f"{path} is not a saved state: format is {found!r}, expected {FORMAT!r}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no saved state at {path}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read as a saved state: {error}") from error
+    expected = {name: list(leaf.shape[1:]) for name, leaf in template.leaves()}
+    came = {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}
+    if not getattr(like, "bounded", True):  # a fresh cache that grows is empty: its 0 stands for any size
+        for name, sizes in expected.items():
+            if len(came.get(name, [])) == len(sizes):
+                expected[name] = [size or got for size, got in zip(sizes, came[name], strict=True)]
+    if came != expected:
+        raise StateError(
+            f"{path} holds the state of another memory: {json.dumps(came)}, expected {json.dumps(expected)}"
+        )
+    ordered = iter(tensors[name] for name, _ in template.leaves())
+    return template.map(lambda leaf: next(ordered).to(leaf))  # type: ignore[return-value]

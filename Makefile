@@ -1,0 +1,55 @@
+# The commands of a developer. Each one works first and alone on a fresh clone: it makes the environment it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := out/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint types contracts dist soak clean
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(READY) ## the environment, in .venv (PYTHON=python3.12 chooses the interpreter)
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## the main job on the embedded default; the results are in out/demo
+	$(BIN)/tttstream watch walk --max-frames 600 --seed 0 --out $(DEMO)
+	@echo "The results are in $(DEMO):" && ls $(DEMO)
+
+test: lint types contracts ## formatting, lint, types, import contracts and all tests
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(READY) ## formatting and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY) ## types of the three packages
+	$(BIN)/mypy
+
+contracts: $(READY) ## who may import whom
+	$(BIN)/lint-imports
+
+dist: $(READY) ## build the wheel and try it in a clean environment (5 GB while it runs)
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv --clear build/trial
+	build/trial/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	mkdir -p build/elsewhere
+	cd build/elsewhere && ../trial/bin/tttstream info
+	cd build/elsewhere && ../trial/bin/tttstream watch walk --max-frames 60 --out trial
+	rm -rf build
+
+soak: $(READY) ## what is too long for `make test`
+	$(BIN)/python -m pytest -q -m soak --timeout 0
+
+clean: ## remove all that the other commands made
+	rm -rf $(VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf *.egg-info

@@ -1,0 +1,96 @@
+"""`tttstream info`: versions, devices, and why Triton can or cannot run here. What to paste into a bug report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+# Per row, the distributions that may bring the same package.
+PACKAGES = (
+    ("torch",),
+    ("triton", "triton-windows", "pytorch-triton"),
+    ("torchvision",),
+    ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless"),
+    ("av",),
+    ("decord", "decord2"),
+    ("lightning",),
+    ("gymnasium",),
+    ("numpy",),
+    ("scikit-image",),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None: the command prints all it knows."""
+
+
+def installed(distributions: tuple[str, ...]) -> str:
+    """Name and version of the first of these distributions that is installed."""
+    for name in distributions:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    return f"{distributions[0]} is not installed"
+
+
+def devices() -> list[str]:
+    """The devices that torch can use here, one line each."""
+    import torch
+
+    lines = [f"cpu: {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        lines.append(
+            f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, "
+            f"compute capability {properties.major}.{properties.minor}"
+        )
+    if torch.backends.mps.is_available():
+        lines.append("mps")
+    return lines
+
+
+def triton_status() -> str:
+    """Whether Triton kernels can run on this machine at all, and what decides it."""
+    import torch
+
+    if find_spec("triton") is None:
+        return f"no: triton is not installed (it has packages for Linux only; this is {platform.system()})"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "yes, in the interpreter (TRITON_INTERPRET=1): right but slow, for tests"
+    if torch.cuda.is_available():
+        return "yes, on CUDA"
+    return "no: torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels in the interpreter)"
+
+
+def backends() -> list[str]:
+    """What `backend="auto"` takes for each inner model here, and why not Triton, one line each."""
+    from tttstream_kernels import MLP, Conv, Linear, SwiGLU, SwiGLUDot, choose_backend, triton_unavailable
+
+    lines = []
+    for inner in (Linear(), MLP(), Conv(16, 16), SwiGLU(), SwiGLUDot()):
+        reason = triton_unavailable(inner)
+        lines.append(f"{inner.name}: {choose_backend('auto', inner)}" + (f" ({reason})" if reason else ""))
+    return lines
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report."""
+    from tttstream import __version__
+
+    rows = [
+        ("tttstream", [__version__]),
+        ("python", [f"{platform.python_version()} on {platform.platform()}", sys.executable]),
+        ("packages", [installed(distributions) for distributions in PACKAGES]),
+        ("devices", devices()),
+        ("triton", [triton_status()]),
+        ("auto takes", backends()),
+    ]
+    for title, lines in rows:
+        for index, line in enumerate(lines):
+            print(f"{title if index == 0 else '':<12}{line}")
+    return 0

@@ -1,0 +1,55 @@
+"""The program `tttstream`: finds the subcommand, runs it, and turns a user's mistake into one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from tttstream import __version__
+
+# Each is a module of this package with `add_arguments(parser)` and `run(args) -> exit code`.
+COMMANDS = {
+    "watch": "learn online from a video, a camera or the embedded walk, and show what surprises",
+    "info": "print versions, devices, and why Triton can or cannot run here",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"tttstream: error: {message} (see `{self.prog} --help`)\n")
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole program; only the named subcommand is imported and given its arguments."""
+    parser = _Parser(
+        prog="tttstream", description="Video models whose memory learns while it runs.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"tttstream {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name == command:
+            module = import_module(f"tttstream.cli.{name}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with the given arguments (those of the process for None); returns its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser(next((word for word in words if word in COMMANDS), None)).parse_args(words)
+    from tttstream.errors import TTTStreamError  # after the arguments, so that --help and --version need no torch
+
+    try:
+        return int(args.run(args))
+    except TTTStreamError as error:
+        print(f"tttstream: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,1 @@
+"""What a person sees of a stream: the overlay, the video, the chart, the window. Import the module you need."""

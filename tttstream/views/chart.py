@@ -1,0 +1,152 @@
+"""One picture of a whole stream: surprise over time with its most surprising frames, what was learned, and latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tttstream.errors import OutputError
+from tttstream.outputs import OutputFile, saving
+from tttstream.sources.base import Event
+from tttstream.views.overlay import ALERT, BACKGROUND, CURVE, GRID, MUTED, RGB, TEXT, clock
+from tttstream.views.trace import Envelope, Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREEN: RGB = (126, 200, 140)
+KINDS: tuple[RGB, ...] = ((188, 140, 255), (86, 211, 200), (255, 123, 114), (227, 179, 65))
+
+
+def _hex(colour: RGB) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+class ChartFile(OutputFile):
+    """A PNG file with the chart of one stream. Nothing is written before `draw`."""
+
+    def draw(
+        self,
+        trace: Trace,
+        title: str = "",
+        *,
+        planted: Sequence[Event] = (),
+        detected: Sequence[int] = (),
+        threshold: float = 3.0,
+    ) -> None:
+        """Draw the whole stream. planted: what is known to happen; detected: the index of each detected event."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        figure = draw_chart(trace, title, planted, detected, threshold)
+        with saving(self.path), open(self.part, "wb") as file:
+            FigureCanvasAgg(figure).print_png(file)
+
+    def _end(self) -> None:
+        if not self.part.exists():
+            raise OutputError(f"cannot write {self.path}: no chart was drawn")
+
+    def _abandon(self) -> None:
+        pass
+
+
+def draw_chart(trace: Trace, title: str, planted: Sequence[Event], detected: Sequence[int], threshold: float) -> Figure:
+    """The chart as a matplotlib figure, without touching pyplot or any setting of matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6.4), dpi=130, facecolor=_hex(BACKGROUND))
+    rows = figure.add_gridspec(
+        3, 1, height_ratios=(6, 2, 1.7), left=0.06, right=0.985, top=0.72, bottom=0.05, hspace=0.16
+    )
+    above = figure.add_subplot(rows[0])
+    middle, below = (figure.add_subplot(rows[i], sharex=above) for i in (1, 2))
+    labels = ("surprise, σ", "learned, %", "latency, ms")
+    for axes, label in zip((above, middle, below), labels, strict=True):
+        _dress(axes, label)
+    above.set_xlim(trace.first_s, max(trace.last_s, trace.first_s + 0.1))
+    _draw_surprise(above, trace, detected, threshold)
+    _draw_planted(above, trace, planted)
+    _draw_band(middle, trace, trace.learned, GREEN, 100.0)
+    _draw_band(below, trace, trace.latency, MUTED, 1.0)
+    below.set_ylim(0, 1.6 * float(np.percentile(trace.latency.curves()[2], 98)))
+    for axes in (above, middle):
+        axes.tick_params(labelbottom=False)
+    below.xaxis.set_major_formatter(lambda value, _: clock(value) if value % 1 else clock(value)[:-2])
+    _draw_highlights(figure, above, trace)
+    figure.text(0.06, 0.963, title, color=_hex(TEXT), fontsize=13, va="center")
+    count = f"{trace.frames:,} frames".replace(",", "\u2009")
+    figure.text(0.985, 0.963, count, color=_hex(MUTED), fontsize=9.5, va="center", ha="right")
+    handles, names = above.get_legend_handles_labels()
+    style: dict[str, Any] = {"fontsize": 9, "labelcolor": _hex(MUTED), "frameon": False, "handlelength": 1.2}
+    figure.legend(handles, names, loc="center right", bbox_to_anchor=(0.91, 0.963), ncols=len(names), **style)
+    return figure
+
+
+def _dress(axes: Axes, label: str) -> None:
+    axes.set_facecolor(_hex(BACKGROUND))
+    axes.grid(True, color=_hex(GRID), linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_hex(MUTED), labelsize=8.5, length=0)
+    axes.set_ylabel(label, color=_hex(MUTED), fontsize=9)
+    axes.yaxis.set_label_coords(-0.036, 0.5)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_band(axes: Axes, trace: Trace, envelope: Envelope, colour: RGB, factor: float) -> None:
+    numbers, low, mean, high = envelope.curves()
+    seconds = trace.seconds(numbers)
+    if envelope.width > 1:
+        axes.fill_between(seconds, low * factor, high * factor, color=_hex(colour), alpha=0.25, linewidth=0)
+    axes.plot(seconds, mean * factor, color=_hex(colour), linewidth=1.0)
+
+
+def _draw_surprise(axes: Axes, trace: Trace, detected: Sequence[int], threshold: float) -> None:
+    numbers, _, mean, high = trace.surprise.curves()
+    seconds = trace.seconds(numbers)
+    if trace.surprise.width > 1:
+        axes.fill_between(seconds, mean, high, color=_hex(CURVE), alpha=0.35, linewidth=0)
+    axes.fill_between(seconds, mean, 0, color=_hex(CURVE), alpha=0.14, linewidth=0)
+    axes.plot(seconds, mean, color=_hex(CURVE), linewidth=1.2)
+    axes.axhline(threshold, color=_hex(ALERT), linewidth=0.9, linestyle=(0, (4, 3)))
+    top = max(2 * threshold, 1.08 * float(high.max()))
+    axes.set_ylim(max(-4.0, float(mean.min()) - 0.5), top)
+    if detected:
+        times = [trace.second_of(index) for index in detected]
+        axes.plot(times, [top] * len(times), "v", color=_hex(ALERT), markersize=5, clip_on=False, label="detected")
+
+
+def _draw_planted(axes: Axes, trace: Trace, planted: Sequence[Event]) -> None:
+    for number, kind in enumerate(dict.fromkeys(event.kind for event in planted)):
+        colour = _hex(KINDS[number % len(KINDS)])
+        spans = [(trace.second_of(e.start), trace.second_of(e.stop)) for e in planted if e.kind == kind]
+        bars = [(start, stop - start) for start, stop in spans]
+        place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": colour}
+        axes.broken_barh(bars, (0, 1), alpha=0.22, linewidth=0, label=f"planted {kind}", **place)
+        axes.vlines([start for start, _ in bars], 0, 1, alpha=0.8, linewidth=0.8, **place)
+
+
+def _draw_highlights(figure: Figure, axes: Axes, trace: Trace) -> None:
+    from matplotlib.patches import ConnectionPatch
+
+    moments = trace.highlights.in_order(trace.frames)
+    tall, gap = 0.165, 0.008
+    wide = tall * figure.get_figheight() / figure.get_figwidth()
+    box, (first, last) = axes.get_position(), axes.get_xlim()
+    centres = [box.x0 + (moment.time_s - first) / (last - first) * box.width for moment in moments]
+    for i in range(len(centres)):  # push neighbours apart to the right, then back from the right edge
+        centres[i] = max(centres[i], centres[i - 1] + wide + gap if i else box.x0 + wide / 2)
+    for i in reversed(range(len(centres))):
+        limit = centres[i + 1] - wide - gap if i + 1 < len(centres) else box.x1 - wide / 2
+        centres[i] = min(centres[i], limit)
+    for moment, centre in zip(moments, centres, strict=True):
+        thumb = figure.add_axes((centre - wide / 2, 0.77, wide, tall))
+        thumb.imshow(moment.picture, interpolation="bilinear")
+        thumb.set(xticks=(), yticks=())
+        for spine in thumb.spines.values():
+            spine.set_color(_hex(GRID))
+        foot = (moment.time_s, axes.get_ylim()[1])
+        line: dict[str, Any] = {"color": _hex(MUTED), "linewidth": 0.7, "alpha": 0.8}
+        figure.add_artist(ConnectionPatch((0.5, 0), foot, thumb.transAxes, axes.transData, **line))

@@ -1,0 +1,218 @@
+"""The picture a person watches: the frame, the surprise map over it, the numbers and a scrolling curve under it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from tttstream.frames import Result
+
+RGB = tuple[int, int, int]
+Picture = NDArray[np.uint8]
+
+BACKGROUND: RGB = (13, 17, 23)
+GRID: RGB = (38, 44, 54)
+TEXT: RGB = (230, 237, 243)
+MUTED: RGB = (139, 148, 158)
+CURVE: RGB = (88, 166, 255)
+ALERT: RGB = (255, 166, 87)
+OUTLINE: RGB = (250, 250, 160)
+
+LABELS = ("time", "surprise", "learned", "speed", "memory")
+MINUS = "\u2212"
+STRIP = 46  # height of the row of numbers, px
+PANEL = 92  # height of the curve, px
+
+
+@lru_cache(maxsize=8)
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font at a size in pixels."""
+    return ImageFont.load_default(size)
+
+
+def to_uint8(image: NDArray[np.generic]) -> Picture:
+    """An image [H, W, 3] of uint8 or of float 0..1 as uint8."""
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image, dtype=np.uint8)
+    return np.ascontiguousarray(np.clip(np.nan_to_num(image.astype(np.float32)), 0, 1) * 255, dtype=np.uint8)
+
+
+def clock(seconds: float) -> str:
+    """m:ss.t, with hours where there are any."""
+    tenths = round(seconds * 10)
+    minutes, tenths = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{tenths / 10:04.1f}" if hours else f"{minutes}:{tenths / 10:04.1f}"
+
+
+def size_text(count: int) -> str:
+    """Bytes for people: 1.2 MB."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def square(height: int, width: int) -> tuple[int, int, int]:
+    """(top, left, side) of the centre square that the model sees."""
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side
+
+
+class HeatLayer:
+    """Turns surprise maps into a translucent layer: what is usual for this stream stays clear.
+
+    low, high: where the layer starts to show and where it is densest, in standard deviations of the patch losses above
+    their mean, both tracked over the last 300 frames or so.
+    """
+
+    def __init__(self, low: float = 1.5, high: float = 5.0, opacity: float = 0.85) -> None:
+        self.low, self.high = low, high
+        alpha = opacity * np.linspace(0, 1, 256)[:, None, None]
+        palette = np.linspace(100, 255, 256).astype(np.uint8)[:, None]
+        colour = cv2.cvtColor(cv2.applyColorMap(palette, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+        self._light = (colour * alpha).astype(np.uint8)[:, 0]
+        self._clear = np.repeat(255 - 255 * alpha, 3, axis=2).astype(np.uint8)[:, 0]
+        self._frames = 0
+        self._mean = self._square = 0.0
+
+    def over(self, region: Picture, surprise_map: NDArray[np.float32]) -> None:
+        """Draw the map [h, w] over a region [H, W, 3], in place."""
+        values = np.nan_to_num(surprise_map.astype(np.float32))
+        self._frames += 1
+        weight = max(1 / self._frames, 1 / 300)
+        self._mean += weight * (float(values.mean()) - self._mean)
+        self._square += weight * (float((values * values).mean()) - self._square)
+        spread = math.sqrt(max(self._square - self._mean**2, 1e-12))
+        level = ((values - self._mean) / spread - self.low) / (self.high - self.low)
+        index = (np.clip(level, 0, 1) * 255).astype(np.uint8)
+        if index.any():
+            size = region.shape[1], region.shape[0]
+            cv2.multiply(region, cv2.resize(self._clear[index], size), dst=region, scale=1 / 255)
+            cv2.add(region, cv2.resize(self._light[index], size), dst=region)
+            _, inside = cv2.threshold(cv2.resize(index, size), 96, 255, cv2.THRESH_BINARY)
+            outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+            cv2.drawContours(region, outlines, -1, OUTLINE, 1, cv2.LINE_AA)
+
+
+class Overlay:
+    """Draws one picture [height, width, 3] uint8 a frame, always of the size of the first.
+
+    threshold: the surprise from which a frame counts as an event. width: of the picture, px. history: frames on the
+    curve. What it keeps is constant: one canvas, the curve's last values and the spread of the map.
+    """
+
+    def __init__(self, threshold: float = 3.0, width: int = 480, history: int = 240) -> None:
+        self.threshold, self.width = threshold, width - width % 2
+        self._curve: deque[float] = deque(maxlen=history)
+        self._events: deque[int] = deque(maxlen=history)
+        self._heat = HeatLayer()
+        self._seen = 0
+        self._top = 2 * threshold
+        self._height = 0
+        self._canvas: Picture | None = None
+        self._labels: Picture | None = None
+
+    def draw(
+        self,
+        image: NDArray[np.generic],
+        result: Result,
+        *,
+        event: bool = False,
+        fps: float | None = None,
+        state_bytes: int | None = None,
+        note: str = "",
+    ) -> Picture:
+        """The picture for a frame; the next call draws into the same array, so copy what you keep.
+
+        event: mark the frame on the curve. note: a word in the picture's corner ("paused").
+        """
+        frame = to_uint8(image)
+        if self._canvas is None:
+            tall = round(self.width * frame.shape[0] / frame.shape[1])
+            self._height = max(160, min(tall, self.width)) // 2 * 2
+            self._canvas = np.empty((self._height + STRIP + PANEL, self.width, 3), dtype=np.uint8)
+        self._seen += 1
+        self._curve.append(result.surprise if math.isfinite(result.surprise) else 0.0)
+        if event:
+            self._events.append(self._seen)
+        canvas = self._canvas
+        canvas[:] = BACKGROUND
+        self._draw_frame(canvas[: self._height], frame, result, note)
+        self._draw_numbers(canvas[self._height : self._height + STRIP], result, fps, state_bytes)
+        self._draw_curve(canvas[self._height + STRIP :])
+        return canvas
+
+    def _draw_frame(self, area: Picture, frame: Picture, result: Result, note: str) -> None:
+        height, width = frame.shape[:2]
+        scale = min(area.shape[0] / height, area.shape[1] / width)
+        fitted = max(1, round(height * scale)), max(1, round(width * scale))
+        top, left = (area.shape[0] - fitted[0]) // 2, (area.shape[1] - fitted[1]) // 2
+        shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        inside = area[top : top + fitted[0], left : left + fitted[1]]
+        inside[:] = cv2.resize(frame, (fitted[1], fitted[0]), interpolation=shrink)
+        y, x, side = square(*fitted)
+        self._heat.over(inside[y : y + side, x : x + side], result.surprise_map)
+        for margin in (inside[:y], inside[y + side :], inside[:, :x], inside[:, x + side :]):
+            if margin.size:  # what the model does not see
+                np.right_shift(margin, 1, out=margin)
+        if result.surprise > self.threshold:
+            cv2.rectangle(area, (1, 1), (area.shape[1] - 2, area.shape[0] - 2), ALERT, 2)
+        if note:
+            self._write(area[8:30, 10 : 20 + 9 * len(note)], [(4, 2, note, 14, TEXT)])
+
+    def _write(self, area: Picture, texts: list[tuple[float, float, str, int, RGB]]) -> None:
+        board = Image.fromarray(area)
+        draw = ImageDraw.Draw(board)
+        for x, y, text, size, colour in texts:
+            draw.text((x, y), text, fill=colour, font=font(size))
+        area[:] = np.asarray(board)
+
+    def _draw_numbers(self, area: Picture, result: Result, fps: float | None, state_bytes: int | None) -> None:
+        values = (
+            clock(result.time_s),
+            f"{result.surprise:+.1f}".replace("-", MINUS),
+            f"{100 * result.learned:.0f} %".replace("-", MINUS),
+            "\u2013" if fps is None else f"{fps:.0f} fps",
+            "\u2013" if state_bytes is None else size_text(state_bytes),
+        )
+        if self._labels is None:
+            self._labels = area.copy()
+            self._write(self._labels, [(self._column(i), 6, label, 11, MUTED) for i, label in enumerate(LABELS)])
+        area[:] = self._labels
+        colours = [ALERT if label == "surprise" and result.surprise > self.threshold else TEXT for label in LABELS]
+        texts = zip(values, colours, strict=True)
+        self._write(area[20:40], [(self._column(i), 1, text, 16, colour) for i, (text, colour) in enumerate(texts)])
+
+    def _column(self, index: int) -> float:
+        return 12 + index * (self.width - 12) / len(LABELS)
+
+    def _draw_curve(self, area: Picture) -> None:
+        height, width = area.shape[0] - 8, area.shape[1]
+        wanted = max(2 * self.threshold, 1.1 * max(self._curve))
+        self._top += (wanted - self._top) * (1.0 if wanted > self._top else 0.05)
+        bottom = -2.0
+
+        def y_of(value: float) -> int:
+            share = (min(max(value, bottom), self._top) - bottom) / (self._top - bottom)
+            return round(4 + (1 - share) * (height - 4))
+
+        step = (width - 24) / (self._curve.maxlen or 1)
+        xs = [round(12 + i * step) for i in range(len(self._curve))]
+        points = np.array([(x, y_of(value)) for x, value in zip(xs, self._curve, strict=True)], dtype=np.int32)
+        limit = y_of(self.threshold)
+        cv2.line(area, (12, y_of(0.0)), (width - 12, y_of(0.0)), GRID, 1)
+        floor = np.array([(xs[-1], height), (xs[0], height)], dtype=np.int32)
+        cv2.fillPoly(area, [np.concatenate([points, floor])], (24, 42, 66), cv2.LINE_AA)
+        for mark in self._events:
+            age = self._seen - mark
+            if age < len(xs):
+                x = xs[-1 - age]
+                cv2.line(area, (x, 4), (x, height), (96, 66, 40), 1)
+                cv2.circle(area, (x, 4), 3, ALERT, -1, cv2.LINE_AA)
+        cv2.polylines(area, [points], False, CURVE, 1, cv2.LINE_AA)
+        for x in range(12, width - 12, 8):
+            cv2.line(area, (x, limit), (x + 3, limit), ALERT, 1)

@@ -1,0 +1,122 @@
+"""What is kept of a whole stream for its chart, in constant memory: curves that coarsen, and the best moments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.frames import Result
+from tttstream.views.overlay import square, to_uint8
+
+
+class Envelope:
+    """Lowest, mean and highest value over time in at most `size` bins: each bin is one frame until they are full,
+    then neighbours are merged and each holds twice as many. Constant memory."""
+
+    def __init__(self, size: int = 2048) -> None:
+        self.size = size
+        self.width = 1  # frames a bin
+        self.count = 0
+        self._low, self._sum, self._high = (np.zeros(size, dtype=np.float32) for _ in range(3))
+
+    def add(self, value: float) -> None:
+        """Append the next frame's value."""
+        place, within = divmod(self.count, self.width)
+        if place == self.size:
+            half = self.size // 2
+            self._low[:half] = np.minimum(self._low[::2], self._low[1::2])
+            self._high[:half] = np.maximum(self._high[::2], self._high[1::2])
+            self._sum[:half] = self._sum[::2] + self._sum[1::2]
+            self.width *= 2
+            place, within = divmod(self.count, self.width)
+        if within == 0:
+            self._low[place], self._sum[place], self._high[place] = value, value, value
+        else:
+            self._low[place] = min(self._low[place], value)
+            self._sum[place] += value
+            self._high[place] = max(self._high[place], value)
+        self.count += 1
+
+    def curves(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """(frame number at the middle of each bin, lowest, mean, highest)."""
+        bins = -(-self.count // self.width)
+        starts = np.arange(bins, dtype=np.float32) * self.width
+        counts = np.minimum(self.width, self.count - starts)
+        mean = self._sum[:bins] / counts
+        middle = starts + (counts - 1) / 2
+        return middle.astype(np.float32), self._low[:bins], mean.astype(np.float32), self._high[:bins]
+
+
+class Moment(NamedTuple):
+    """A frame worth showing."""
+
+    frame: int
+    time_s: float
+    surprise: float
+    picture: NDArray[np.uint8]
+
+
+class Highlights:
+    """The most surprising frames, no two of them close together (at least 1/16 of what was seen so far)."""
+
+    def __init__(self, count: int = 8, side: int = 160) -> None:
+        self.count, self.side = count, side
+        self._best: list[Moment] = []
+
+    def add(self, number: int, image: NDArray[np.generic], result: Result) -> None:
+        """Consider the `number`-th frame seen."""
+        if len(self._best) == self.count and result.surprise <= self._best[-1].surprise:
+            return
+        y, x, side = square(*image.shape[:2])
+        crop = to_uint8(image[y : y + side, x : x + side])
+        picture = to_uint8(cv2.resize(crop, (self.side, self.side)))
+        self._best.append(Moment(number, result.time_s, result.surprise, picture))
+        self._best.sort(key=lambda moment: -moment.surprise)
+        self._best = self._spread(number)
+
+    def _spread(self, seen: int) -> list[Moment]:
+        kept: list[Moment] = []
+        for moment in self._best:
+            if all(abs(moment.frame - other.frame) >= max(8, seen // 16) for other in kept):
+                kept.append(moment)
+        return kept[: self.count]
+
+    def in_order(self, seen: int) -> list[Moment]:
+        """The moments by time."""
+        return sorted(self._spread(seen), key=lambda moment: moment.frame)
+
+
+class Trace:
+    """The curves and highlights of one stream, taken in frame by frame."""
+
+    def __init__(self) -> None:
+        self.surprise, self.learned, self.latency = Envelope(), Envelope(), Envelope()
+        self.highlights = Highlights()
+        self.first_s = self.last_s = 0.0
+        self.first_index = 0
+
+    @property
+    def frames(self) -> int:
+        """How many frames came."""
+        return self.surprise.count
+
+    def add(self, image: NDArray[np.generic], result: Result) -> None:
+        """Take in one frame and what the stream said of it."""
+        if not self.frames:
+            self.first_s, self.first_index = result.time_s, result.index
+        self.last_s = result.time_s
+        self.highlights.add(self.frames, image, result)
+        self.surprise.add(result.surprise)
+        self.learned.add(result.learned)
+        self.latency.add(result.latency_ms)
+
+    def seconds(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The times of frame numbers, evenly spaced between the first and the last."""
+        return self.first_s + numbers * ((self.last_s - self.first_s) / max(1, self.frames - 1))
+
+    def second_of(self, index: int) -> float:
+        """The time of the frame with this index in the source."""
+        return float(self.seconds(np.array([index - self.first_index], dtype=np.float32))[0])

@@ -1,0 +1,76 @@
+"""A window that shows pictures as they come and hands back the keys that were pressed. Looks before it opens one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import OutputError
+
+INSTEAD = "leave --show out and give --out DIR: the same picture is written to DIR/overlay.mp4"
+KEYS = "q quit, f forget, l learning on/off, space pause"
+_PROBE = "import cv2, os; cv2.namedWindow('tttstream'); os._exit(0)"
+
+
+def check_display() -> None:
+    """Raise OutputError, saying what to use instead, where no window can be opened.
+
+    OpenCV aborts the whole process when it cannot reach a display, so another process tries it first.
+    """
+    backend = re.search(r"^\s*GUI:\s*(\S+)", cv2.getBuildInformation(), re.MULTILINE)
+    if backend and backend.group(1) == "NONE":
+        raise OutputError(f"this OpenCV has no windows (opencv-python-headless): install opencv-python, or {INSTEAD}")
+    display = ""
+    if sys.platform.startswith("linux"):
+        display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or ""
+        if not display:
+            raise OutputError(f"no display to show a window on (DISPLAY is not set): {INSTEAD}")
+    try:
+        found = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, timeout=30).returncode
+    except subprocess.TimeoutExpired:
+        found = -1
+    if found != 0:
+        raise OutputError(f"no window can be opened on the display {display!r}: {INSTEAD}")
+
+
+class Window:
+    """One window. `show` puts a picture into it and returns the key pressed meanwhile ("q" once it was closed)."""
+
+    def __init__(self, title: str = "tttstream") -> None:
+        check_display()
+        self.title = title
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        self._sized = False
+
+    def show(self, picture: NDArray[np.uint8], wait_ms: int = 1) -> str:
+        """Show a picture [H, W, 3] RGB for at least `wait_ms`; the key pressed, "" for none."""
+        if not self._sized:
+            cv2.resizeWindow(self.title, picture.shape[1], picture.shape[0])
+            self._sized = True
+        cv2.imshow(self.title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        return self.key(wait_ms)
+
+    def key(self, wait_ms: int = 30) -> str:
+        """The key pressed within `wait_ms`, "" for none."""
+        code = cv2.waitKey(wait_ms)
+        if code < 0 and cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1:
+            return "q"
+        return chr(code & 0xFF) if code >= 0 else ""
+
+    def close(self) -> None:
+        """Close the window. Safe to call twice."""
+        if cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) >= 1:
+            cv2.destroyWindow(self.title)
+            cv2.waitKey(1)
+
+    def __enter__(self) -> Window:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,68 @@
+"""What every source of frames is: an iterator of Frames that can be closed, counted and resumed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tttstream.errors import SourceError
+from tttstream.frames import Frame
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a generated source planted: what, from which frame, to which frame (exclusive)."""
+
+    kind: str
+    start: int
+    stop: int
+
+
+class Source(ABC):
+    """Yields frames one at a time and holds no more than a few of them, however slowly they are taken.
+
+    name: short text for reports. fps: nominal rate, None where unknown. live: true where time does not wait (camera).
+    skipped: damaged frames passed over so far. truncated: true once the source broke off before its end, or a part of
+    it turned out to be unreadable. frames: how many frames there are in all (as its header says), None where unknown
+    or endless. Frames are numbered in the order in which they are yielded: a skipped one takes no number.
+    """
+
+    name: str
+    fps: float | None = None
+    frames: int | None = None
+    live: bool = False
+    skipped: int = 0
+    truncated: bool = False
+
+    def _check(self, position: dict[str, Any]) -> None:
+        """Refuse a position that another source gave."""
+        if position.get("source") != self.name or not isinstance(position.get("index"), int):
+            came = position.get("source")
+            raise SourceError(f"{self.name} cannot go on at a position of {came!r}; open the source it was taken from")
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Frame]:
+        """Frames from the current position on. One iterator at a time."""
+
+    @abstractmethod
+    def position(self) -> dict[str, Any]:
+        """Where the source stands (JSON-able): `seek` with it goes on with the frame after the last one yielded."""
+
+    @abstractmethod
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go on where `position()` was taken, so that the next frames are the same bit for bit."""
+
+    def events(self, until: int) -> list[Event] | None:
+        """What was planted before frame `until`; None for a source that does not know."""
+        return None
+
+    def close(self) -> None:  # noqa: B027
+        """Give back files, devices and threads. Safe to call twice."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

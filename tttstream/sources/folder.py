@@ -1,0 +1,126 @@
+"""Frames from a folder of images, and the list of sources that a folder of videos stands for."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import DependencyError, SourceError
+from tttstream.frames import Frame
+from tttstream.sources.base import Source
+
+IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"})
+VIDEOS = frozenset(
+    {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov"}
+    | {".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
+)
+
+
+class ImageFolder(Source):
+    """The images of one folder in natural order (2 before 10), not those of its subfolders; or one image.
+
+    path: the folder. fps: the rate they are shown at, 30 unless given. on_error: "skip" passes over an image that
+    cannot be read and counts it, "raise" raises SourceError there. Time goes by the place in the folder, so a skipped
+    image leaves a gap. Images may differ in size; 16-bit greys are brought to 8 bits, transparency is dropped.
+
+    Raises SourceError where there is no image, or at the end where not one could be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, fps: float = 30.0, on_error: str = "skip") -> None:
+        folder = Path(path)
+        self.name, self.fps, self._strict = folder.name or str(folder), fps, on_error == "raise"
+        self._paths = [folder] if folder.is_file() else _listed(folder, IMAGES)
+        if not self._paths:
+            raise SourceError(f"{folder} holds no images ({', '.join(sorted(IMAGES))}); name a folder that does")
+        self.frames = len(self._paths)
+        self._index = self._place = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        while self._place < len(self._paths):
+            path = self._paths[self._place]
+            self._place += 1
+            try:
+                image = _pixels(path)
+            except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
+                self.skipped += 1
+                if self._strict:
+                    raise SourceError(
+                        f"{path.name} cannot be read as an image ({error}); remove it or skip it"
+                    ) from error
+                continue
+            self._index += 1
+            yield Frame(image, self._index - 1, (self._place - 1) / (self.fps or 30.0))
+        if self._index == 0:
+            raise SourceError(f"not one of the {len(self._paths)} images of {self.name} can be read")
+
+    def position(self) -> dict[str, Any]:
+        """The number of the next frame, and its place among the images."""
+        return {"source": self.name, "index": self._index, "place": self._place, "skipped": self.skipped}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go on with the image after the last one yielded."""
+        self._check(position)
+        if position["place"] > len(self._paths):
+            raise SourceError(
+                f"{self.name} has changed: it holds {len(self._paths)} images, {position['place']} were read"
+            )
+        self._index, self._place, self.skipped = position["index"], position["place"], position["skipped"]
+
+
+def expand(specs: Iterable[str | int]) -> list[str]:
+    """Each source by itself: a folder of videos becomes its videos, subfolders included, in natural order.
+
+    A folder with videos in it stands for its videos; one with images for itself (an ImageFolder); one with neither
+    for the videos found below it, or else for the folders of images below it. Anything else passes through unchanged.
+    Raises SourceError for a folder with nothing to read.
+    """
+    sources: list[str] = []
+    for spec in map(str, specs):
+        sources += _inside(Path(spec)) if "://" not in spec and os.path.isdir(spec) else [spec]
+    return sources
+
+
+def _inside(folder: Path) -> list[str]:
+    if _listed(folder, IMAGES) and not _listed(folder, VIDEOS):
+        return [str(folder)]
+    tree = sorted((Path(here) for here, _, _ in os.walk(folder)), key=natural)
+    tree = [here for here in tree if not any(part.startswith(".") for part in here.relative_to(folder).parts)]
+    found = [path for here in tree for path in _listed(here, VIDEOS)] or [h for h in tree if _listed(h, IMAGES)]
+    if not found:
+        raise SourceError(f"{folder} holds neither images nor videos; name a file, or a folder that does")
+    return [str(path) for path in found]
+
+
+def natural(path: Path) -> list[list[tuple[str, int]]]:
+    """A sorting key by which 2 comes before 10, folder by folder."""
+    return [
+        [(text.casefold(), int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", part)]
+        for part in path.parts
+    ]
+
+
+def _listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    try:
+        entries = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "."]
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
+    return sorted(filter(Path.is_file, entries), key=natural)
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    """RGB [H, W, 3] of an image file, turned upright by its EXIF note."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise DependencyError("reading images needs Pillow: pip install pillow") from error
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16 bits in whole numbers, which Pillow would clip at 255
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+        return np.array(image.convert("RGB"))

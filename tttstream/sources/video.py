@@ -1,0 +1,264 @@
+"""Frames of a video file or URL, decoded by PyAV one at a time and never ahead of the reader."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import DependencyError, SourceError
+from tttstream.frames import Frame
+from tttstream.sources.base import Source
+
+try:
+    import av
+except ImportError as error:
+    raise DependencyError("reading videos needs PyAV: pip install av") from error
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtp", "udp", "srt"}
+HEADERS_WITH_DURATION = {"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"}
+NETWORK_TIMEOUT_S = 10.0
+HOLE_S = 1.0
+SLACK_S = 0.25
+
+
+class Video(Source):
+    """A video file or URL: its longest video stream, turned upright, with the presentation times of its frames.
+
+    path: file or URL. on_error: what to do with damage. "skip" passes over damaged frames, counts them in `skipped`,
+    and ends where nothing more can be read; "raise" raises SourceError there, after the good frames before it.
+    `truncated` turns true when a packet or frame is damaged, when reading breaks off, when the file ends well before
+    the time its header promises, or when an otherwise regular stream has a hole of more than a second.
+    `time_s` counts from the first frame and strictly increases; a variable rate is kept.
+
+    Raises SourceError where the file cannot be opened, holds no video, or not one frame of it can be decoded.
+    """
+
+    def __init__(self, path: str, *, on_error: str = "skip") -> None:
+        self._path, self._strict = path, on_error == "raise"
+        self.name = path.replace("\\", "/").rsplit("/", 1)[-1]
+        if "://" in path:  # the whole address, but a password must not reach a report
+            url = urlsplit(path)
+            self.live = url.scheme in LIVE_SCHEMES
+            self.name = urlunsplit(url._replace(netloc=url.netloc.rsplit("@", 1)[-1]))
+        self._decoder: _Decoder | None = None
+        self._rewind()
+
+    def _rewind(self) -> _Decoder:
+        """Open the file anew and decode its first frame."""
+        self.close()
+        self._decoder = decoder = _Decoder(self._path, self.name, self._strict)
+        self.fps, self.frames = decoder.fps, decoder.frames
+        self._pictures = iter(decoder)
+        self._pending = next(self._pictures, None)
+        if self._pending is None:
+            raise SourceError(f"not one frame of {self.name} can be decoded; convert it, for example with ffmpeg")
+        self._origin = self._pending[1]
+        self._index, self._last = 0, self._pending
+        return decoder
+
+    def __iter__(self) -> Iterator[Frame]:
+        while self._decoder is not None and (picture := self._next_picture()) is not None:
+            image, stamp = picture
+            time_s = float((stamp - self._origin) * self._decoder.tick)
+            self._index += 1
+            yield Frame(_upright(image), self._index - 1, time_s)
+
+    def _next_picture(self) -> tuple[VideoFrame, int] | None:
+        try:
+            picture = self._pending or next(self._pictures, None)
+        finally:
+            if self._decoder is not None:
+                self.skipped, self.truncated = self._decoder.skipped, self._decoder.truncated
+        self._pending = None
+        self._last = picture or self._last
+        return picture
+
+    def position(self) -> dict[str, Any]:
+        """The number of the next frame, with the time stamp and a checksum of the last one to find the place again."""
+        position: dict[str, Any] = {"source": self.name, "index": self._index}
+        if self._index and self._decoder is not None:
+            image, stamp = self._last
+            position |= {"stamp": stamp, "crc": _checksum(image), **self._decoder.history()}
+        return position
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go on after frame `index - 1`, found by its time stamp and checksum, or else by decoding from the start.
+
+        A live stream cannot be rewound: it goes on with what comes, and only the count is taken over.
+        """
+        self._check(position)
+        decoder = self._rewind()
+        index = position["index"]
+        if index and not self.live and not self._jump(decoder, position):
+            self._rewind()
+            passed = sum(1 for _ in zip(range(index), iter(self._next_picture, None), strict=False))
+            if passed < index or _checksum(self._last[0]) != position["crc"]:
+                raise SourceError(
+                    f"{self.name} has changed: frame {index - 1} is not the one the position was taken at"
+                )
+        self._index = index
+
+    def _jump(self, decoder: _Decoder, position: dict[str, Any]) -> bool:
+        """Seek to the key frame before the position and decode up to it; False where that does not lead there."""
+        stamp = position["stamp"]
+        if not position["exact"] or not decoder.jump(position):
+            return False
+        self._pictures, self._pending = iter(decoder), None
+        while (picture := self._next_picture()) is not None and picture[1] < stamp:
+            pass
+        return picture is not None and picture[1] == stamp and _checksum(picture[0]) == position["crc"]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._decoder is not None:
+            self._decoder.container.close()
+            self._decoder = None
+
+
+class _Decoder:
+    """One pass over an open file: yields (picture, time stamp) and notes what is damaged or missing.
+
+    exact: whether time stamps alone lead back to a frame: they came from the file, increase, and nothing was damaged.
+    """
+
+    def __init__(self, path: str, name: str, strict: bool) -> None:
+        self.name, self.strict = name, strict
+        try:
+            self.container = av.open(path, timeout=NETWORK_TIMEOUT_S if "://" in path else None)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise SourceError(f"{name} cannot be read as a video ({reason}); is it complete, and a video?") from error
+        self.formats = set(self.container.format.name.split(","))
+        self.stream = self._longest_stream()
+        self.tick = self.stream.time_base or Fraction(1, 1000)
+        rate = self.stream.average_rate
+        self.fps = float(rate) if rate else None
+        self.step = max(1, round(1 / (rate * self.tick))) if rate else 1
+        self.start = float((self.stream.start_time or 0) * self.tick)
+        self.end = self._promised_end()
+        self.frames = self.stream.frames or round((self.end - self.start) * (self.fps or 0)) or None
+        self.skipped, self.truncated = 0, False
+        self.exact = "avi" not in self.formats  # AVI has no presentation times
+        self.stamp: int | None = None
+        self.reach = self.start
+        self.longest, self.second = 0, 0  # the two longest intervals between frames so far
+
+    def _longest_stream(self) -> VideoStream:
+        cover = av.stream.Disposition.attached_pic
+        streams = [stream for stream in self.container.streams.video if not stream.disposition & cover]
+        if not streams:
+            raise SourceError(f"{self.name} holds no video stream")
+        return max(streams, key=lambda stream: (_duration(stream), stream.frames, stream.width * stream.height))
+
+    def _promised_end(self) -> float:
+        """When the stream ends by the header, in the stream's own time in seconds; its start where nothing says it."""
+        if not self.formats & HEADERS_WITH_DURATION:
+            return self.start
+        if self.stream.duration:
+            return self.start + _duration(self.stream)
+        return _duration(self.stream) or (self.container.duration or 0) / av.time_base
+
+    def history(self) -> dict[str, Any]:
+        """What `jump` needs so that the rest is judged as if it had been read from the start."""
+        return {"exact": self.exact, "longest": self.longest, "second": self.second}
+
+    def jump(self, position: dict[str, Any]) -> bool:
+        """Move to the last key frame at or before a time stamp; False where the container cannot."""
+        try:
+            self.container.seek(position["stamp"], stream=self.stream)
+        except OSError:
+            return False
+        self.stamp, self.longest, self.second = None, position["longest"], position["second"]
+        return True
+
+    def __iter__(self) -> Iterator[tuple[VideoFrame, int]]:
+        for picture in self._pictures():
+            if picture.is_corrupt:
+                self._damaged("a damaged picture")
+                continue
+            # AVI stores decoding times only; what stands in pts there is a guess that jumps back and forth.
+            stamp = picture.dts if "avi" in self.formats else picture.pts
+            if stamp is None or (self.stamp is not None and stamp <= self.stamp):
+                self.exact = False
+                stamp = 0 if self.stamp is None else self.stamp + self.step
+            if self.stamp is not None:
+                self.second, self.longest = sorted((self.second, self.longest, stamp - self.stamp))[1:]
+            self.stamp = stamp
+            yield picture, stamp
+        self._judge_the_end()
+
+    def _pictures(self) -> Iterator[VideoFrame]:
+        own_clock = _duration(self.stream) > 0
+        packets = self.container.demux()  # all streams: how far any reached tells a cut file from a short stream
+        while True:
+            try:
+                packet = next(packets, None)
+            except OSError as error:
+                self._broke_off(f"reading failed ({error.strerror})")
+                packet = None
+            if packet is None:
+                return
+            mine = packet.stream is self.stream
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None and (mine or not own_clock):
+                self.reach = max(self.reach, float((stamp + (packet.duration or 0)) * (packet.time_base or 0)))
+            if not mine:
+                continue
+            try:
+                pictures = self.stream.decode(packet)
+            except (OSError, ValueError) as error:
+                self._damaged(f"a damaged packet ({getattr(error, 'strerror', error)})")
+            else:
+                yield from pictures
+
+    def _judge_the_end(self) -> None:
+        tick = float(self.tick)
+        missing = self.end - self.reach
+        if missing > SLACK_S + 2 * self.second * tick:
+            self._broke_off(f"the last {missing:.1f} of {self.end - self.start:.1f} s are missing")
+        elif self.longest * tick > HOLE_S and self.longest > 10 * self.second > 0:
+            self._broke_off(f"{self.longest * tick:.1f} s are missing on the way")
+
+    def _damaged(self, what: str) -> None:
+        self.skipped += 1
+        self.exact = False
+        self._broke_off(what)
+
+    def _broke_off(self, why: str) -> None:
+        self.truncated = True
+        if self.strict:
+            where = (
+                "at its start" if self.stamp is None else f"after {float(self.stamp * self.tick) - self.start:.2f} s"
+            )
+            raise SourceError(f"{self.name} is damaged or cut off {where}: {why}; on_error=skip goes on with the rest")
+
+
+def _duration(stream: VideoStream) -> float:
+    """Seconds by the stream's own header, 0 where it says nothing (Matroska keeps the time of its end in a tag)."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    try:
+        hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return 0.0
+
+
+def _upright(picture: VideoFrame) -> NDArray[np.uint8]:
+    """RGB pixels [H, W, 3], turned by the rotation that the file asks for (degrees counter-clockwise)."""
+    pixels = picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    return np.ascontiguousarray(np.rot90(pixels, round(picture.rotation / 90)))
+
+
+def _checksum(picture: VideoFrame) -> int:
+    return zlib.crc32(_upright(picture).tobytes())

@@ -1,0 +1,152 @@
+"""Helpers to test a memory against the contract: unroll it over pieces of a stream, compare values and states.
+
+They serve this project's own laws and whoever adds a memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tttstream.memory import Memory, build, names
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+SMALLEST = 1e-2  # values that are all below this are compared as if the largest were this
+
+
+def unroll(
+    memory: Memory,
+    x: Tensor,
+    splits: Sequence[int],
+    state: Any = None,
+    reset: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Any]:
+    """What a memory gives when the stream x [B, T, D] comes in pieces of `splits` tokens (their sum is T).
+
+    Returns y [B, T, D] and the final state, which must equal those of one call (law 2).
+    """
+    if sum(splits) != x.shape[1]:
+        raise ValueError(f"expected splits that add up to {x.shape[1]} tokens, got {list(splits)}")
+    outputs, start = [], 0
+    for size in splits:
+        piece = slice(start, start + size)
+        y, state = memory(
+            x[:, piece],
+            state,
+            reset=None if reset is None else reset[:, piece],
+            lengths=None if lengths is None else (lengths - start).clamp(0, size),
+        )
+        outputs.append(y)
+        start += size
+    return torch.cat(outputs, 1), state
+
+
+def tensors(value: Any) -> list[tuple[str, Tensor]]:
+    """(name, tensor) of everything in a tensor, a state, or nested sequences of them."""
+    if isinstance(value, Tensor):
+        return [("", value)]
+    if value is None:
+        return []
+    keys = getattr(value, "_fields", range(len(value)))
+    pairs = zip(keys, tuple(iter(value)), strict=True)
+    return [(f"{key}.{name}".rstrip("."), leaf) for key, item in pairs for name, leaf in tensors(item)]
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float | None = None) -> None:
+    """Compare tensors, states, or sequences of them: `tolerance` times the largest value of each expected tensor.
+
+    The tolerance is that of the expected type unless given. NaN equals NaN.
+    """
+    left, right = tensors(actual), tensors(expected)
+    assert [name for name, _ in left] == [name for name, _ in right], f"{left} against {right}"
+    for (name, a), (_, b) in zip(left, right, strict=True):
+        bound = TOLERANCE[b.dtype] if tolerance is None else tolerance
+        largest = float(b.detach().nan_to_num(0, 0, 0).abs().amax()) if b.numel() else 0.0
+        torch.testing.assert_close(
+            a,
+            b,
+            rtol=0,
+            atol=bound * max(largest, SMALLEST),
+            equal_nan=True,
+            msg=lambda text, name=name: f"{name or 'tensor'}: {text}",  # type: ignore[misc]
+        )
+
+
+def gradients(memory: Memory, outputs: Any, inputs: Iterable[Tensor], seed: int = 0) -> list[Tensor]:
+    """Gradients of a fixed random projection of `outputs` (a tensor, state, or sequence) w.r.t. inputs and parameters.
+
+    What does not depend on an input has a gradient of zeros.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros((), dtype=torch.float64)
+    for _, leaf in tensors(outputs):
+        weight = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+        total = total + (leaf.double().cpu() * weight).sum()
+    wanted = [*inputs, *memory.parameters()]
+    found = torch.autograd.grad(total, wanted, allow_unused=True)
+    return [torch.zeros_like(z) if g is None else g for z, g in zip(wanted, found, strict=True)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A memory by name, small enough to be tested, and how a stream must look to suit it.
+
+    unit: tokens of a frame where the memory works on whole frames, else 1: lengths are multiples of it, resets stand
+        at its multiples.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    unit: int = 1
+    dim: int = 16
+    heads: int = 2
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
+
+    def memory(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Memory:
+        """The memory, every parameter moved off its initial value, so that nothing is tested at a special point."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            memory = build(self.name, dim=self.dim, heads=self.heads, **self.options)
+            with torch.no_grad():
+                for parameter in memory.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        return memory.to(dtype)
+
+    def stream(self, rows: int, units: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+        """Random tokens [rows, units * unit, dim]."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(rows, units * self.unit, self.dim, generator=generator, dtype=torch.float64).to(dtype)
+
+    def resets(self, rows: int, units: int, at: Iterable[tuple[int, int]]) -> Tensor:
+        """A reset mask [rows, units * unit], true at the first token of the given (row, unit)s."""
+        mask = torch.zeros(rows, units * self.unit, dtype=torch.bool)
+        for row, unit in at:
+            mask[row, unit * self.unit] = True
+        return mask
+
+
+_GRID = {"grid": (2, 3)}
+_SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
+    "ttt_linear": [
+        ({"mini_batch": 4}, 1),
+        ({"mini_batch": 4, "conv": 3, "gate": True}, 1),
+        ({"causal": "frame", **_GRID}, 6),
+    ],
+    "ttt_mlp": [({"mini_batch": 4}, 1), ({"causal": "frame", **_GRID}, 6)],
+    "ttt_conv": [(_GRID, 6)],
+    "ttt_swiglu": [(_GRID, 6)],
+    "window": [({"window": 5}, 1)],
+    "lstm": [({}, 1), ({"layers": 2}, 1)],
+}
+
+
+def cases() -> list[Case]:
+    """Every memory that `build` knows, in every mode, each small."""
+    return [Case(name, options, unit) for name in names() for options, unit in _SMALL.get(name, [({}, 1)])]

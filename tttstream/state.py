@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from tttstream.errors import CheckpointError, StateError
+from tttstream.errors import CheckpointError, OutputError, StateError
 
 if TYPE_CHECKING:
     from tttstream.memory.base import Memory
@@ -114,35 +114,51 @@ def unpack(flat: Tensor, like: S | Memory) -> S:
     return template.map(lambda leaf: next(pieces).reshape(len(flat), *leaf.shape[1:]))  # type: ignore[return-value]
 
 
-def save(state: State, path: str | os.PathLike[str], **metadata: str) -> None:
-    """Write a state as safetensors (to a temporary name first, so that nothing half-written is left behind)."""
+def save(state: State, path: str | os.PathLike[str], **texts: str) -> None:
+    """Write a state as safetensors (to a temporary name first, so that nothing half-written is left behind).
+
+    texts: kept beside it; `metadata` reads them.
+    """
     from safetensors.torch import save_file
 
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
     tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in state.leaves()}
     try:
-        save_file(tensors, temporary, metadata={"format": FORMAT, **metadata})
+        save_file(tensors, temporary, metadata={"format": FORMAT, **texts})
         os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str], like: S | Memory) -> S:
-    """Read a state that `save` wrote. `like` is the memory, or any state of it; another memory's state is refused."""
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
-    template = _template(like)
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            found = (file.metadata() or {}).get("format")
-            if found != FORMAT:
-                raise CheckpointError(f"{path} is not a saved state: format is {found!r}, expected {FORMAT!r}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path} is not a saved state: format is {metadata.get('format')!r}, expected {FORMAT!r}"
+                )
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"no saved state at {path}") from error
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as a saved state: {error}") from error
+
+
+def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts that were saved beside a state, `format` among them."""
+    return _read(path)[0]
+
+
+def load(path: str | os.PathLike[str], like: S | Memory) -> S:
+    """Read a state that `save` wrote. `like` is the memory, or any state of it; another memory's state is refused."""
+    template = _template(like)
+    tensors = _read(path)[1]
     expected = {name: list(leaf.shape[1:]) for name, leaf in template.leaves()}
     came = {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}
     if not getattr(like, "bounded", True):  # a fresh cache that grows is empty: its 0 stands for any size

@@ -65,6 +65,8 @@ class TTTLayer(Memory):
     but neither learns nor forgets.
     """
 
+    state_type = TTTState
+
     def __init__(
         self,
         dim: int,
@@ -98,9 +100,10 @@ class TTTLayer(Memory):
         self.rate = nn.Linear(dim, heads * self.inner.rates)
         self.out = nn.Linear(dim, dim, bias=False)
         self.gate = nn.Linear(dim, dim, bias=False) if gate else None
-        for linear in (self.project, self.rate, self.out, self.gate):
+        for linear in (self.project, self.out, self.gate):
             if linear is not None:
-                nn.init.normal_(linear.weight, std=0.02)
+                nn.init.normal_(linear.weight, std=dim**-0.5)
+        nn.init.normal_(self.rate.weight, std=0.02)
         nn.init.zeros_(self.rate.bias)
         self.conv = ShortConv(dim, conv) if conv else None
         self.rotary = Rotary(self.width, mini_batch) if rotary and causal == "token" else None

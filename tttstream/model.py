@@ -1,0 +1,179 @@
+"""FrameModel: frames in, and out come the next frame, an embedding and the surprise, with a memory that learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tttstream.backbone import Backbone, Losses, ModelState
+from tttstream.errors import CheckpointError, ShapeError, StateError
+from tttstream.heads import Embedding, NextFrame
+from tttstream.tokens import PatchTokens
+
+FORMAT = "tttstream.model/1"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides a model's shape.
+
+    size: side of the square picture in pixels. patch: side of a patch. dim, depth, heads: width, blocks, heads of the
+    backbone. memory: a name that `tttstream.memory.build` knows, options: what it takes besides. registers: tokens
+    beside the patches which alone pass through the memory; 0 sends every patch through it. mlp_ratio: width of the
+    MLP over dim.
+    """
+
+    size: int = 128
+    patch: int = 8
+    dim: int = 128
+    depth: int = 4
+    heads: int = 4
+    memory: str = "ttt_linear"
+    registers: int = 0
+    mlp_ratio: int = 4
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "patch", "dim", "depth", "heads", "mlp_ratio"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ShapeError(f"model: {name} must be a whole number of at least 1, got {value!r}")
+        if self.size % self.patch != 0:
+            raise ShapeError(f"model: size must be a multiple of the patch, {self.patch} pixels; got {self.size}")
+        if self.dim % self.heads != 0:
+            raise ShapeError(f"model: dim must be a multiple of heads, got dim={self.dim}, heads={self.heads}")
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of the picture."""
+        return self.size // self.patch
+
+
+class Output(NamedTuple):
+    """What a model says of every frame.
+
+    prediction: [B, T, 3, H, W] the next frame. embedding: [B, T, dim] of length 1.
+    losses: inner loss of each token before and after it was learned, [B, T, N]; None for memories without one.
+    """
+
+    prediction: Tensor
+    embedding: Tensor
+    losses: Losses | None
+
+
+class FrameModel(nn.Module):
+    """Patch tokens, blocks of mixing inside the frame and memory over the stream, heads.
+
+    Called as `output, state = model(frames, state=None, reset=None)` with frames [B, T, 3, size, size] in 0..1 (or
+    uint8), reset bool [B, T] a frame. Any partition of a stream of frames gives what one call gives.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = PatchTokens(config.size, config.patch, config.dim, config.registers)
+        self.backbone = Backbone(
+            config.dim, config.depth, config.heads, config.side, config.registers, config.memory, config.mlp_ratio,
+            config.options,
+        )  # fmt: skip
+        self.next_frame = NextFrame(config.dim, config.patch)
+        self.embedding = Embedding(config.dim)
+
+    def init_state(self, batch: int) -> ModelState:
+        """A fresh state of `batch` streams, all zeros."""
+        return self.backbone.init_state(batch)
+
+    def forward(
+        self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
+    ) -> tuple[Output, ModelState]:
+        """See the class; with `learn=False` the memory is read but neither learns nor forgets."""
+        size = self.config.size
+        if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
+            raise ShapeError(f"model: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
+        if reset is not None and (reset.shape != frames.shape[:2] or reset.dtype != torch.bool):
+            raise ShapeError(
+                f"model: expected reset bool {list(frames.shape[:2])}, got {reset.dtype} {list(reset.shape)}"
+            )
+        if state is not None and not isinstance(state, ModelState):
+            raise StateError(f"model: expected a ModelState, got {type(state).__name__}")
+        weight = self.tokens.embed.weight
+        frames = frames.to(weight.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(weight.dtype)
+        x, state, losses = self.backbone(self.tokens(frames), state, reset, learn)
+        patches = x[:, :, : self.config.side**2]
+        return Output(self.next_frame(patches, frames), self.embedding(patches), losses), state
+
+    def fingerprint(self) -> str:
+        """A hash of the configuration and of all weights: what a saved stream must match."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        for name, weight in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors into a folder, each under a temporary name first."""
+        from safetensors.torch import save_file
+
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}
+        config = {"format": FORMAT, **dataclasses.asdict(self.config)}
+        part, text = path / "model.safetensors.part", path / "config.json.part"
+        try:
+            save_file(weights, part, metadata={"format": FORMAT})
+            text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            os.replace(part, path / "model.safetensors")
+            os.replace(text, path / "config.json")
+        finally:
+            part.unlink(missing_ok=True)
+            text.unlink(missing_ok=True)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration in a model folder."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no model at {folder}: it has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path} is not the configuration of a model: expected format {FORMAT!r}")
+    known = {item.name for item in dataclasses.fields(ModelConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise CheckpointError(f"{path} has unknown keys: {', '.join(unknown)}")
+    return ModelConfig(**values)
+
+
+def load_folder(folder: str | os.PathLike[str], *, size: int | None = None) -> FrameModel:
+    """Read a model that `FrameModel.save` wrote. `size` serves another picture size with the same weights."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(folder)
+    config = read_config(path)
+    model = FrameModel(config if size is None else dataclasses.replace(config, size=size))
+    weights_path = path / "model.safetensors"
+    try:
+        weights = load_file(weights_path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no weights at {weights_path}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{weights_path} cannot be read: {error}") from error
+    expected = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    came = {name: list(weight.shape) for name, weight in weights.items()}
+    if came != expected:
+        wrong = sorted(name for name in {*came, *expected} if came.get(name) != expected.get(name))
+        raise CheckpointError(f"{weights_path} does not fit its config.json: {', '.join(wrong[:3])} …")
+    model.load_state_dict(weights)
+    return model.eval()

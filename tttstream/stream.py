@@ -1,0 +1,166 @@
+"""Stream: one frame in, one result out, for ever. It owns the memory's state, the clock and the counters."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from tttstream import state as states
+from tttstream.errors import CheckpointError, FrameError, ShapeError
+from tttstream.frames import Frame, Result
+from tttstream.memory.ttt import TTTLayer
+from tttstream.model import FrameModel
+from tttstream.surprise import Normaliser
+from tttstream_kernels import choose_backend
+
+if TYPE_CHECKING:
+    from tttstream.sources.base import Source
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ShapeError(f"unknown device {name!r}: expected auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ShapeError(f"device {name!r} is not here: PyTorch finds no CUDA GPU; use --device cpu")
+    return device
+
+
+class Stream:
+    """A model that watches one stream.
+
+    model: a FrameModel, with a memory that has an inner loss (any ttt one). device: "auto", "cpu", "cuda".
+    backend: "auto", "reference", "triton". learn: whether the memory learns from the frames; may be switched any time.
+
+    >>> stream = Stream(tttstream.models.load("small"))
+    >>> for frame in tttstream.open_source("walk"):
+    ...     result = stream.push(frame)
+    """
+
+    def __init__(self, model: FrameModel, *, device: str = "auto", backend: str = "auto", learn: bool = True) -> None:
+        layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
+        if not layers:
+            raise ShapeError(f"a stream needs a memory with an inner loss (ttt_…), got {model.config.memory!r}")
+        for layer in layers:
+            choose_backend(backend, layer.inner)
+            layer.backend = backend
+        self.device = choose_device(device)
+        self.model = model.to(self.device).eval()
+        self.learn = learn
+        self.frames = 0
+        self.state = model.init_state(1)
+        self.normaliser = Normaliser()
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the square picture that the model sees."""
+        return self.model.config.size
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the memory, the same for ever."""
+        return self.state.nbytes
+
+    def push(self, frame: Frame | NDArray[np.generic]) -> Result:
+        """Look at one frame, learn from it, and say what came of it.
+
+        frame: a Frame, or an RGB array [H, W, 3] of any size, uint8 or float in 0..1. It is resized to a square.
+        Raises FrameError for another shape or type, or for pixels that are not finite; the stream is unchanged then.
+        """
+        arrived = time.perf_counter()
+        frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
+        picture = self.picture(frame)
+        with torch.no_grad():
+            output, state = self.model(picture[None, None], self.state, learn=self.learn)
+        assert output.losses is not None
+        before = output.losses.before[0, 0].double()
+        loss, after = float(before.mean()), float(output.losses.after[0, 0].double().mean())
+        if not np.isfinite(loss):
+            raise FrameError(
+                f"frame {frame.index}: the memory's loss is {loss}; reset the stream or load its last state"
+            )
+        self.state = state
+        self.frames += 1
+        score = self.normaliser.push(loss)
+        return Result(
+            index=frame.index,
+            time_s=frame.time_s,
+            surprise=score,
+            loss=loss,
+            learned=(loss - after) / loss if loss > 0 else 0.0,
+            surprise_map=self._map(before),
+            embedding=output.embedding[0, 0].float().cpu().numpy(),
+            latency_ms=(time.perf_counter() - arrived) * 1e3,
+        )
+
+    def picture(self, frame: Frame) -> Tensor:
+        """The picture that the model sees: [3, size, size] in 0..1, on the stream's device."""
+        image = frame.image
+        if image.dtype != np.uint8 and not np.isfinite(image).all():
+            raise FrameError(f"frame {frame.index}: it has pixels that are not finite; drop it, or repair it first")
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None]
+        scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
+        side = (self.size, self.size)
+        if pixels.shape[-2:] != side:
+            pixels = F.interpolate(
+                pixels if image.dtype == np.uint8 else pixels.float(), side, mode="bilinear", antialias=True
+            )
+        return pixels[0].float() * scale
+
+    def _map(self, losses: Tensor) -> NDArray[np.float32]:
+        config = self.model.config
+        rows = 1 if config.registers else config.side
+        return losses.view(rows, -1).float().cpu().numpy()
+
+    def reset(self) -> None:
+        """Forget everything that was learned from the stream, as if it began now."""
+        self.state = self.model.init_state(1)
+        self.normaliser = Normaliser()
+
+    def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
+        """Write all that is needed to go on bit for bit: memory, normaliser, counters, and the source's position."""
+        meta = {
+            "fingerprint": self.model.fingerprint(),
+            "frames": self.frames,
+            "learn": self.learn,
+            "normaliser": self.normaliser.state(),
+            "source": None if source is None else {"name": source.name, "position": source.position()},
+        }
+        states.save(self.state, path, stream=json.dumps(meta))
+
+    def load(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
+        """Go on where `save` was called. The model must be the same; a source given here is moved to its position.
+
+        Raises CheckpointError for a file that is no saved stream or belongs to another model.
+        """
+        meta = _metadata(path)
+        if meta["fingerprint"] != self.model.fingerprint():
+            raise CheckpointError(
+                f"{path} was saved by another model: load it with the model, size and seed that wrote it"
+            )
+        state = states.load(path, self.state)
+        if source is not None and meta["source"] is not None:
+            source.seek(meta["source"]["position"])
+        self.state = state
+        self.frames, self.learn = int(meta["frames"]), bool(meta["learn"])
+        self.normaliser.restore(meta["normaliser"])
+
+
+def _metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    text = states.metadata(path).get("stream")
+    if text is None:
+        raise CheckpointError(f"{path} is the state of a memory, not a saved stream")
+    values: dict[str, Any] = json.loads(text)
+    return values

@@ -25,14 +25,15 @@ def positions(phase: Tensor, tokens: int, mini_batch: int, reset: Tensor | None)
 
 class Rotary(nn.Module):
     """Rotary positions over interleaved pairs (2d, 2d + 1), angle = position * base^(-2d / D), as in the official
-    PyTorch release of TTT: positions count inside the mini-batch, so they never run out."""
+    PyTorch release of TTT: positions count inside the mini-batch, so they never run out. The angles are computed in
+    `dtype`: that release has them in float32, which is 4e-6 off at position 63."""
 
     table: Tensor
 
-    def __init__(self, width: int, mini_batch: int, base: float = 10000.0) -> None:
+    def __init__(self, width: int, mini_batch: int, base: float = 10000.0, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angles = torch.arange(mini_batch, dtype=torch.float64)[:, None] * frequencies
+        frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=dtype) / width)
+        angles = torch.arange(mini_batch, dtype=dtype)[:, None] * frequencies
         table = torch.stack([angles.cos(), angles.sin()]).repeat_interleave(2, dim=-1)
         table[1, :, 0::2] *= -1.0
         self.register_buffer("table", table, persistent=False)

@@ -73,7 +73,7 @@ class ImageFolder(Source):
         self._index, self._place, self.skipped = position["index"], position["place"], position["skipped"]
 
 
-def expand(specs: Iterable[str | int]) -> list[str]:
+def expand(specs: Iterable[str | int | os.PathLike[str]]) -> list[str]:
     """Each source by itself: a folder of videos becomes its videos, subfolders included, in natural order.
 
     A folder with videos in it stands for its videos; one with images for itself (an ImageFolder); one with neither

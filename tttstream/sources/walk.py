@@ -1,0 +1,334 @@
+"""The embedded source `walk`: an endless camera walk over photographs, with events planted at known times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import SourceError
+from tttstream.frames import Frame
+from tttstream.sources.base import Event, Source
+from tttstream.sources.photographs import NAMES, Floats, Pixels, cutout, photograph, place
+
+FPS = 30.0
+SCENE, JITTER = 200, 50  # a scene starts every 200 frames, give or take 50
+SPREAD = 1.9  # height of a place over the side of the picture
+OBJECT = 0.5  # side of an object, mask included, over the side of the picture
+REPERTOIRE = 4  # how many usual objects there are
+FAMILIAR_FROM = 2  # scenes with usual objects only, before the first novel one
+LOOK_BACK = 40  # how many scenes back a known place may lie
+
+# Streams of random numbers, one for each use.
+START, FRESH, DECK, PLACE, PATH, PASSES, OBJECTS, RETURN, NOISE = range(9)
+
+
+class Waves(NamedTuple):
+    """A smooth endless movement: a sum of sines, each row (amplitude, radians per frame, phase)."""
+
+    rows: NDArray[np.float64]
+
+    def at(self, t: float) -> float:
+        """The value at frame t."""
+        amplitude, speed, phase = self.rows
+        return float(np.sum(amplitude * np.sin(speed * t + phase)))
+
+
+class Pass(NamedTuple):
+    """One object crossing the picture: frames [start, stop) of the scene; lengths in sides of the picture."""
+
+    key: tuple[int, int]
+    novel: bool
+    start: int
+    stop: int
+    backwards: bool
+    slope: float
+    height: float
+    bob: tuple[float, float, float]
+    scale: float
+    turn: float
+    sway: float
+
+
+class Scene(NamedTuple):
+    """All that happens between two cuts: frames [start, stop) in a place, named by the scene that first showed it."""
+
+    start: int
+    stop: int
+    place: int
+    known: bool
+    moves: dict[str, Waves]
+    passes: tuple[Pass, ...]
+
+
+class Walk(Source):
+    """Endless footage of a camera walk: pan, zoom, roll, changing light, sensor noise, objects that pass, cuts.
+
+    size: side of the square frames in pixels. seed: all that happens follows from it, bit for bit on one machine; and
+    every frame follows from the seed and its number alone, so seeking is exact and memory does not grow.
+
+    Four usual objects pass again and again, in every scene. From the third scene on, novel objects pass too: made and
+    moved in the same way, but each shown once and never before, so that how much of the picture changes does not tell
+    them apart. About 40% of the cuts lead back to a known place, seen from another path under another light.
+    `events` tells what was planted. 30 frames a second, some 9 events in 1000 frames.
+
+    Raises SourceError for a size or seed that is not usable, DependencyError without scikit-image.
+    """
+
+    name = "walk"
+    fps = FPS
+
+    def __init__(self, *, size: int = 128, seed: int = 0) -> None:
+        if not 16 <= size <= 4096:
+            raise SourceError(f"walk: size is {size}, expected 16 to 4096 pixels")
+        if seed < 0:
+            raise SourceError(f"walk: seed is {seed}, expected 0 or more")
+        self.size, self.seed = size, seed
+        self._index = 0
+        for name in NAMES:  # now, so that neither memory nor time of a frame changes later
+            photograph(name)
+        self._fresh_block = lru_cache(64)(self._make_fresh_block)
+        self._deck = lru_cache(64)(self._make_deck)
+        self._scene = lru_cache(4)(self._make_scene)
+        self._texture = lru_cache(2)(self._make_texture)
+        self._object = lru_cache(REPERTOIRE + 2)(self._make_object)
+        y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
+        self._x, self._y, self._vignette = x, y, (1.06 - 0.13 * (x * x + y * y)).astype(np.float32)
+
+    def __iter__(self) -> Iterator[Frame]:
+        while True:
+            self._index += 1
+            yield self.frame(self._index - 1)
+
+    def position(self) -> dict[str, Any]:
+        """The number of the next frame; with it the seed and size, which must be the same to go on."""
+        return {"source": self.name, "index": self._index, "seed": self.seed, "size": self.size}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go on at a frame; any number of frames away costs the same."""
+        self._check(position)
+        if (position["seed"], position["size"]) != (self.seed, self.size):
+            came = f"seed {position['seed']} and size {position['size']}"
+            raise SourceError(f"walk: the position is of {came}, this walk has seed {self.seed} and size {self.size}")
+        self._index = position["index"]
+
+    def events(self, until: int) -> list[Event]:
+        """What begins before frame `until`, by time.
+
+        "scene": a cut to another place, of one frame's length. "revisit": said beside it where the place is known.
+        "object": from the first frame that shows any of a novel object to the first that shows it no more.
+        """
+        events = []
+        number = 0
+        while self._start(number) < until:
+            scene = self._scene(number)
+            if number:
+                events.append(Event("scene", scene.start, scene.start + 1))
+            if scene.known:
+                events.append(Event("revisit", scene.start, scene.start + 1))
+            for item in scene.passes:
+                if item.novel:
+                    first = next(k for k in range(item.start, item.stop) if self._overlay(item, k))
+                    last = next(k for k in range(item.stop - 1, first - 1, -1) if self._overlay(item, k))
+                    events.append(Event("object", scene.start + first, scene.start + last + 1))
+            number += 1
+        return [event for event in events if event.start < until]
+
+    def frame(self, index: int) -> Frame:
+        """Any frame of the walk, by its number."""
+        scene = self._scene(self._number(index))
+        t = index - scene.start
+        picture = self._view(scene, t)
+        for item in scene.passes:
+            self._draw(picture, item, t)
+        self._light(picture, scene, t)
+        noise = self._rng(NOISE, index).standard_normal(picture.shape, dtype=np.float32)
+        noise *= np.sqrt(1.5 + 0.05 * picture)  # reading noise and photon noise, variance in grey levels squared
+        picture += noise
+        picture += 0.5
+        np.clip(picture, 0, 255, out=picture)
+        return Frame(picture.astype(np.uint8), index, index / FPS)
+
+    # When and where: everything follows from the seed and a number.
+
+    def _rng(self, use: int, number: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64([self.seed, use, number]))
+
+    def _start(self, number: int) -> int:
+        """The first frame of a scene."""
+        return 0 if number == 0 else number * SCENE + int(self._rng(START, number).integers(-JITTER, JITTER + 1))
+
+    def _number(self, index: int) -> int:
+        """The scene that a frame belongs to."""
+        number = index // SCENE
+        if index >= self._start(number + 1):
+            return number + 1
+        return number if index >= self._start(number) else number - 1
+
+    def _make_fresh_block(self, block: int) -> NDArray[np.bool_]:
+        fresh = self._rng(FRESH, block).random(8) < 0.55
+        fresh[: 3 if block == 0 else 1] = True
+        return fresh
+
+    def _fresh(self, number: int) -> bool:
+        """Whether a scene shows a place for the first time."""
+        return bool(self._fresh_block(number // 8)[number % 8])
+
+    def _make_deck(self, block: int) -> list[str]:
+        deck = [NAMES[i] for i in self._rng(DECK, block).permutation(len(NAMES))]
+        if block and deck[0] == NAMES[self._rng(DECK, block - 1).permutation(len(NAMES))[-1]]:
+            deck[0], deck[1] = deck[1], deck[0]
+        return deck
+
+    def _photograph(self, number: int) -> str:
+        """The photograph behind the place that scene `number` would show for the first time; neighbours differ."""
+        return self._deck(number // len(NAMES))[number % len(NAMES)]
+
+    def _place(self, number: int) -> int:
+        """The place of a scene, named by the scene that showed it first; neighbours show different photographs."""
+        if self._fresh(number):
+            return number
+        taken = {self._photograph(self._place(number - 1))}
+        if self._fresh(number + 1):
+            taken.add(self._photograph(number + 1))
+        earlier = range(max(0, number - LOOK_BACK), number - 1)
+        known = [j for j in earlier if self._fresh(j) and self._photograph(j) not in taken]
+        if not known:
+            return number
+        weights = np.array([1 / (number - j) for j in known])
+        return int(self._rng(RETURN, number).choice(known, p=weights / weights.sum()))
+
+    def _make_scene(self, number: int) -> Scene:
+        start, stop = self._start(number), self._start(number + 1)
+        shown = self._place(number)
+        rng = self._rng(PATH, number)
+        pan, bob = (420.0, 300.0, 170.0), (17.0, 9.0, 5.3)
+        moves = {
+            "x": _waves(rng, (0.32, 0.14, 0.05), pan),
+            "y": _waves(rng, (0.30, 0.14, 0.05), pan),
+            "shake_x": _waves(rng, (0.004, 0.002, 0.001), bob),
+            "shake_y": _waves(rng, (0.008, 0.003, 0.001), bob),
+            "zoom": _waves(rng, (0.12, 0.07), (350.0, 190.0)),
+            "roll": _waves(rng, (0.05, 0.02), (280.0, 120.0)),
+            "tilt_x": _waves(rng, (0.05, 0.03), (330.0, 150.0)),
+            "tilt_y": _waves(rng, (0.05, 0.03), (330.0, 150.0)),
+            "gain": _waves(rng, (0.13, 0.06, 0.015), (260.0, 90.0, 23.0)),
+            "warmth": _waves(rng, (0.05, 0.02), (400.0, 130.0)),
+            "side_x": _waves(rng, (0.12, 0.06), (310.0, 140.0)),
+            "side_y": _waves(rng, (0.10, 0.05), (310.0, 140.0)),
+        }
+        return Scene(start, stop, shown, shown != number, moves, tuple(self._passes(number, stop - start)))
+
+    def _passes(self, number: int, length: int) -> Iterator[Pass]:
+        """The objects of one scene, one at a time: after a while to settle, and gone before the next cut."""
+        rng = self._rng(PASSES, number)
+        settle, leave = 14, 6
+        slots = max(1, (length - settle - leave) // 62)
+        width = (length - settle - leave) / slots
+        novel = int(rng.integers(slots)) if number >= FAMILIAR_FROM and rng.random() < 0.65 else -1
+        for slot in range(slots):
+            lasts = int(rng.integers(38, 57))
+            start = settle + int(slot * width + rng.uniform(0, width - lasts - 2))
+            yield Pass(
+                key=(1, number) if slot == novel else (0, int(rng.integers(REPERTOIRE))),
+                novel=slot == novel,
+                start=start,
+                stop=start + lasts,
+                backwards=bool(rng.random() < 0.5),
+                slope=rng.uniform(-0.22, 0.22),
+                height=rng.uniform(-0.16, 0.16),
+                bob=(rng.uniform(0, 0.03), rng.uniform(0.2, 0.5), rng.uniform(0, 6.3)),
+                scale=rng.uniform(0.8, 1.05),
+                turn=rng.uniform(-0.3, 0.3),
+                sway=rng.uniform(0, 0.2),
+            )
+
+    # What it looks like.
+
+    def _make_texture(self, shown: int) -> Pixels:
+        return place(self._photograph(shown), math.ceil(self.size * SPREAD), self._rng(PLACE, shown))
+
+    def _make_object(self, key: tuple[int, int]) -> Floats:
+        return cutout(math.ceil(self.size * OBJECT), np.random.Generator(np.random.PCG64([self.seed, OBJECTS, *key])))
+
+    def _view(self, scene: Scene, t: int) -> Floats:
+        """What the camera sees of the place, [size, size, 3] in 0..255."""
+        move = {name: waves.at(t) for name, waves in scene.moves.items()}
+        side = self.size
+        texture = self._texture(scene.place)
+        height, width, _ = texture.shape
+        zoom, roll = 0.95 * math.exp(move["zoom"]), move["roll"]
+        c, s = zoom * math.cos(roll), zoom * math.sin(roll)
+        x = width / 2 + (width - 1.2 * side) * move["x"] + side * move["shake_x"]
+        y = height / 2 + (height - 1.2 * side) * move["y"] + side * move["shake_y"]
+        camera = np.array([[c, -s, x], [s, c, y], [2 * move["tilt_x"] / side, 2 * move["tilt_y"] / side, 1]])
+        # Tilting shifts the middle of the view; the third row must act on the picture, not on the place.
+        camera[:2] += np.outer((x, y), camera[2]) * (1, 1, 0)
+        centre = np.array([[1, 0, -(side - 1) / 2], [0, 1, -(side - 1) / 2], [0, 0, 1]])
+        seen = cv2.warpPerspective(
+            texture,
+            camera @ centre,
+            (side, side),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        return seen.astype(np.float32)
+
+    def _overlay(self, item: Pass, t: int) -> tuple[slice, slice, Floats] | None:
+        """Rows and columns of the picture that an object covers at a frame of its scene, and a `cutout` for there."""
+        if not item.start <= t < item.stop:
+            return None
+        u = (t - item.start + 1) / (item.stop - item.start + 1)
+        u += 0.05 * math.sin(2 * math.pi * u)  # not quite steady
+        along = (2 * u - 1) * (0.5 + OBJECT / 2) * (-1 if item.backwards else 1)
+        bob, speed, phase = item.bob
+        across = item.height + item.slope * along + bob * math.sin(speed * t + phase)
+        x, y = self.size * (0.5 + along), self.size * (0.5 + across)
+        half = self.size * OBJECT / 2 * 1.1
+        left, right = max(0, math.floor(x - half)), min(self.size, math.ceil(x + half))
+        top, bottom = max(0, math.floor(y - half)), min(self.size, math.ceil(y + half))
+        if left >= right or top >= bottom:
+            return None
+        scale = item.scale * (1 + 0.1 * math.sin(2 * math.pi * u + phase))
+        turn = item.turn + item.sway * math.sin(0.15 * t + phase)
+        c, s = math.cos(turn) / scale, math.sin(turn) / scale
+        image = self._object(item.key)
+        middle = (image.shape[0] - 1) / 2
+        matrix = np.array(
+            [[c, s, middle - c * (x - left) - s * (y - top)], [-s, c, middle + s * (x - left) - c * (y - top)]]
+        )
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        piece = cv2.warpAffine(image, matrix, (right - left, bottom - top), flags=flags, borderMode=cv2.BORDER_CONSTANT)
+        if piece[..., 3].max() < 0.2:
+            return None
+        return slice(top, bottom), slice(left, right), np.asarray(piece, np.float32)
+
+    def _draw(self, picture: Floats, item: Pass, t: int) -> None:
+        overlay = self._overlay(item, t)
+        if overlay is not None:
+            rows, columns, piece = overlay
+            area = picture[rows, columns]
+            area *= 1 - piece[..., 3:]
+            area += piece[..., :3]
+
+    def _light(self, picture: Floats, scene: Scene, t: int) -> None:
+        """Change the light in place: brightness, colour temperature, a bright side that wanders, darker corners."""
+        move = {name: scene.moves[name].at(t) for name in ("gain", "warmth", "side_x", "side_y")}
+        light = self._vignette + move["side_x"] * self._x + move["side_y"] * self._y
+        light *= 1 + move["gain"]
+        picture *= light[..., None]
+        picture *= np.array([1 + move["warmth"], 1, 1 - move["warmth"]], np.float32)
+
+
+def _waves(rng: np.random.Generator, amplitudes: tuple[float, ...], periods: tuple[float, ...]) -> Waves:
+    """Sines of about these amplitudes and periods in frames, at random phases."""
+    count = len(amplitudes)
+    speeds = 2 * np.pi / (np.array(periods) * rng.uniform(0.75, 1.3, count))
+    return Waves(
+        np.stack([np.array(amplitudes) * rng.uniform(0.7, 1.0, count), speeds, rng.uniform(0, 2 * np.pi, count)])
+    )

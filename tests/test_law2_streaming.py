@@ -28,17 +28,15 @@ def run_both(
 ) -> tuple[list[object], list[object]]:
     """Outputs, final state and gradients of one call and of pieces, from a state whose rows are `age` units old."""
     memory = case.memory(dtype, seed)
-    with torch.no_grad():
-        old = memory(case.stream(ROWS, UNITS, dtype, seed + 1), lengths=torch.tensor(age) * case.unit)[1]
+    before = case.stream(ROWS, UNITS, dtype, seed + 1).requires_grad_()
     x = case.stream(ROWS, UNITS, dtype, seed + 2).requires_grad_()
     counted = None if lengths is None else torch.tensor(lengths) * case.unit
     reset = case.resets(ROWS, UNITS, at) if at else None
     results: list[list[object]] = []
     for sizes in ([UNITS], splits):
-        state = old.map(lambda leaf: leaf.clone().requires_grad_())
+        _, state = memory(before, lengths=torch.tensor(age) * case.unit)
         result = unroll(memory, x, [size * case.unit for size in sizes], state, reset, counted)
-        inputs = [x, *(leaf for _, leaf in state.leaves())]
-        results.append([*result, gradients(memory, result, inputs)])
+        results.append([*result, gradients(memory, result, [before, x])])
     return results[0], results[1]
 
 

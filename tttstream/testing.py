@@ -65,8 +65,8 @@ def assert_close(actual: Any, expected: Any, tolerance: float | None = None) -> 
     left, right = tensors(actual), tensors(expected)
     assert [name for name, _ in left] == [name for name, _ in right], f"{left} against {right}"
     for (name, a), (_, b) in zip(left, right, strict=True):
-        bound = TOLERANCE[b.dtype] if tolerance is None else tolerance
-        largest = float(b.detach().nan_to_num(0, 0, 0).abs().amax()) if b.numel() else 0.0
+        bound = TOLERANCE.get(b.dtype, 0.0) if tolerance is None else tolerance
+        largest = float(b.detach().double().nan_to_num(0, 0, 0).abs().amax()) if b.numel() else 0.0
         torch.testing.assert_close(
             a,
             b,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttstream.errors import ShapeError, StateError
+from tttstream.errors import ShapeError
 from tttstream.memory.base import Memory
 from tttstream.state import State
 
@@ -112,8 +112,6 @@ class _Attention(Memory):
     ) -> tuple[Tensor, Any]:
         """x [B, T, dim] -> y [B, T, dim] and the state after it; see `Memory`."""
         state = self.check(x, state, reset, lengths)
-        if not isinstance(state, self.state_type) or state.keys.shape[2:] != (self.heads, self.dim // self.heads):
-            raise StateError(f"{type(self).__name__}: the state belongs to another memory")
         rows, tokens, _ = x.shape
         finite = x.isfinite().all(-1)
         counted = torch.ones_like(finite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,14 +21,21 @@ class Memory(nn.Module):
     multiple of the tokens of a frame. The graph is kept until `state.detach()`.
 
     bounded: whether the size of the state is constant (a growing key-value cache's is not).
+    state_type: the class of its states.
     """
 
     bounded: bool = True
+    state_type: type[State] = State
     dim: int
 
     def init_state(self, batch: int) -> State:
         """A fresh state of `batch` rows: zeros, on the parameters' device, float32 (float64 where they are float64)."""
         raise NotImplementedError(f"{type(self).__name__} must define init_state")
+
+    @cached_property
+    def _sizes(self) -> list[tuple[int, ...]]:
+        """Sizes of the state's tensors without their rows; 0 where they grow."""
+        return [tuple(leaf.shape[1:]) for _, leaf in self.init_state(1).leaves()]
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -63,8 +71,15 @@ class Memory(nn.Module):
                 raise ShapeError(f"{name}: expected lengths between 0 and {tokens}, got {lengths.tolist()}")
         if state is None:
             return self.init_state(rows)
-        if not isinstance(state, State):
-            raise StateError(f"{name}: expected a state of this memory, got {type(state).__name__}")
+        if not isinstance(state, self.state_type):
+            expected = self.state_type.__name__
+            raise StateError(f"{name}: expected a state of this memory ({expected}), got {type(state).__name__}")
         if state.rows != rows:
             raise StateError(f"{name}: the state has {state.rows} rows, x has {rows}")
+        if not torch.compiler.is_compiling():
+            came = [tuple(leaf.shape[1:]) for _, leaf in state.leaves()]
+            if not self.bounded:
+                came = [(0, *size[1:]) for size in came]
+            if came != self._sizes:
+                raise StateError(f"{name}: the state is of another memory: sizes {came}, expected {self._sizes}")
         return state

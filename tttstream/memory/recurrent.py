@@ -8,13 +8,13 @@ Letters: B rows, T tokens, L layers, D width.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from tttstream.errors import ShapeError, StateError
+from tttstream.errors import ShapeError
 from tttstream.memory.base import Memory
 from tttstream.state import State
 
@@ -43,8 +43,8 @@ class LSTMState(State, _HiddenCell):
 class _Recurrent(Memory):
     """What LSTM and GRU share. The recurrence runs in the parameters' type, also under autocast."""
 
-    layer: ClassVar[type[nn.LSTM] | type[nn.GRU]]
-    state_type: ClassVar[type[LSTMState] | type[GRUState]]
+    layer: type[nn.LSTM] | type[nn.GRU]
+    state_type: type[LSTMState] | type[GRUState]
 
     def __init__(self, dim: int, layers: int = 1) -> None:
         super().__init__()
@@ -62,8 +62,6 @@ class _Recurrent(Memory):
     ) -> tuple[Tensor, Any]:
         """x [B, T, dim] -> y [B, T, dim] and the state after it; see `Memory`."""
         state = self.check(x, state, reset, lengths)
-        if not isinstance(state, self.state_type) or state.hidden.shape[1:] != (self.layers, self.dim):
-            raise StateError(f"{type(self).__name__}: the state belongs to another memory")
         rows, tokens, _ = x.shape
         cuts = x.new_zeros(rows, tokens, dtype=torch.bool) if reset is None else reset
         if lengths is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream_kernels.inner import Conv, Inner
+from tttstream_kernels.state import InnerState
 from tttstream_kernels.update import Update
 
 TOLERANCE: dict[torch.dtype, float] = {
@@ -113,12 +114,27 @@ class _Memory:
     """One head of one row, as the paper has it: weights that take gradient steps."""
 
     def __init__(self, inner: Inner, start: Tensor, width: int, update: Update, head: int) -> None:
+        self.arguments = inner, start, width, update, head
         self.inner, self.update, self.head = inner, update, head
         self.start = separate(inner, start, width)
         self.weights = list(self.start)
         self.pending = [torch.zeros_like(w) for w in self.start]
         self.momentum = [torch.zeros_like(w) for w in self.start]
         self.phase = 0
+
+    def fresh(self) -> _Memory:
+        """One that has seen nothing."""
+        return _Memory(*self.arguments)
+
+    def resume(self, state: InnerState, row: int) -> None:
+        """Go on from a row of a state."""
+        inner, start, width, update, head = self.arguments
+        self.weights = separate(inner, start + state.delta[row, head], width)
+        if state.pending.shape[-1]:
+            self.pending = separate(inner, state.pending[row, head], width)
+        if update.has_momentum:
+            self.momentum = separate(inner, state.momentum[row, head], width)
+        self.phase = int(state.phase[row])
 
     def rate_factor(self) -> float | Tensor:
         if not self.update.follow:
@@ -167,10 +183,11 @@ def definition(
     mini_batch: int,
     causal: str,
     tau: Tensor | None = None,
+    state: InnerState | None = None,
     reset: Tensor | None = None,
     update: Update | None = None,
 ) -> Definition:
-    """The literal definition from a fresh start. Arguments as those of `ttt`; q, k, v [B, T, H, D], float64."""
+    """The literal definition. Arguments as those of `ttt`; q, k, v [B, T, H, D], float64."""
     update = Update() if update is None else update
     eta = eta[..., None] if eta.dim() == 3 else eta
     rows, _, heads, width = q.shape
@@ -178,11 +195,13 @@ def definition(
     cells: list[tuple[Tensor, Tensor, Tensor, _Memory]] = []
     for row in range(rows):
         for head in range(heads):
-            arguments = (x[row, :, head] for x in (q, k, v, eta))
+            tokens = q[row, :, head], k[row, :, head], v[row, :, head], eta[row, :, head]
             resets = None if reset is None else reset[row]
             run = _tokens if causal == "token" else _frames
-            memory = (inner, start[head], width, update, head)
-            cells.append(run(memory, *arguments, gamma[head], beta[head], mini_batch, tau, resets))
+            memory = _Memory(inner, start[head], width, update, head)
+            if state is not None:
+                memory.resume(state, row)
+            cells.append(run(memory, *tokens, gamma[head], beta[head], mini_batch, tau, resets))
 
     def stack(parts: list[Tensor]) -> Tensor:
         return torch.stack(parts).unflatten(0, (rows, heads))
@@ -200,7 +219,7 @@ def definition(
 
 
 def _tokens(
-    fresh: tuple[Inner, Tensor, int, Update, int],
+    memory: _Memory,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -212,12 +231,11 @@ def _tokens(
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, _Memory]:
     """One head of one row, token-causal: q, k, v [T, D], eta [T, 1]."""
-    inner = fresh[0]
-    memory = _Memory(*fresh)
+    inner = memory.inner
     outputs, before, after = [], [], []
     for t in range(q.shape[0]):
         if reset is not None and bool(reset[t]):
-            memory = _Memory(*fresh)
+            memory = memory.fresh()
         here = slice(t, t + 1)
         before.append(losses(inner, k[here], v[here], memory.weights, gamma, beta)[0])
         gradient = memory.gradient(lambda w: losses(inner, k[here], v[here], w, gamma, beta).sum())  # noqa: B023
@@ -233,7 +251,7 @@ def _tokens(
 
 
 def _frames(
-    fresh: tuple[Inner, Tensor, int, Update, int],
+    memory: _Memory,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -245,12 +263,11 @@ def _frames(
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, _Memory]:
     """One head of one row, frame-causal: q, k, v [T, D], eta [T, rates]."""
-    inner = fresh[0]
-    memory = _Memory(*fresh)
+    inner = memory.inner
     outputs, before, after = [], [], []
     for begin in range(0, q.shape[0], mini_batch):
         if reset is not None and bool(reset[begin]):
-            memory = _Memory(*fresh)
+            memory = memory.fresh()
         here = slice(begin, begin + mini_batch)
         before.append(losses(inner, k[here], v[here], memory.weights, gamma, beta))
         factor = memory.rate_factor()

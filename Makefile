@@ -15,8 +15,9 @@ help: ## what there is
 env: $(READY) ## the environment, in .venv (PYTHON=python3.12 chooses the interpreter)
 
 $(READY): pyproject.toml constraints.txt
+	@echo "Bringing the environment in $(VENV) up to date (some minutes and 6 GB the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(READY) ## the main job on the embedded default; the results are in out/demo

@@ -2,6 +2,7 @@
 
 import gc
 
+import psutil
 import pytest
 import torch
 
@@ -12,9 +13,7 @@ every_memory = pytest.mark.parametrize("case", cases(), ids=str)
 
 def resident_mb() -> float:
     """Resident memory of this process."""
-    with open("/proc/self/statm") as file:
-        pages = int(file.read().split()[1])
-    return pages * 4096 / 2**20
+    return float(psutil.Process().memory_info().rss) / 2**20
 
 
 def grown_mb(case: Case, tokens: int, warmup: int) -> float:

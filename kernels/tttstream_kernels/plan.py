@@ -94,7 +94,11 @@ def plan(
     rows: int, tokens: int, mini_batch: int, phase: Tensor | None, reset: Tensor | None, lengths: Tensor | None
 ) -> Uniform | Ragged:
     """Cut a call into pieces and blocks. phase [B] (None: all zero), reset [B, T], lengths [B]; read on the host."""
-    phases = np.zeros(rows, dtype=np.int64) if phase is None else phase.detach().nan_to_num(0, 0, 0).cpu().numpy().astype(np.int64)
+    phases = (
+        np.zeros(rows, dtype=np.int64)
+        if phase is None
+        else phase.detach().nan_to_num(0, 0, 0).cpu().numpy().astype(np.int64)
+    )
     resets = None if reset is None else reset.detach().cpu().numpy()
     if lengths is None and (resets is None or not resets.any()) and (phases == phases[0]).all():
         return Uniform(rows, tokens, mini_batch, int(phases[0]))

@@ -1,0 +1,33 @@
+"""Memories by name."""
+
+import pytest
+
+from tttstream import TTTLayer
+from tttstream.memory import GRU, LSTM, Attention, Memory, Window, build, names
+
+GRID = {"ttt_conv": {"grid": (2, 2)}, "ttt_swiglu": {"grid": (2, 2)}}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_name(name: str) -> None:
+    memory = build(name, dim=16, heads=2, **GRID.get(name, {}))
+    assert isinstance(memory, Memory)
+    assert memory.dim == 16
+    assert memory.bounded == (name != "attention")
+    assert isinstance(memory.init_state(1), memory.state_type)
+    assert memory.state_dict().keys() == dict(memory.named_parameters()).keys(), "a memory holds parameters only"
+
+
+def test_classes() -> None:
+    classes = {name: type(build(name, dim=16, heads=2, **GRID.get(name, {}))) for name in names()}
+    ttt = dict.fromkeys(("ttt_linear", "ttt_mlp", "ttt_conv", "ttt_swiglu"), TTTLayer)
+    assert classes == {**ttt, "attention": Attention, "window": Window, "lstm": LSTM, "gru": GRU}
+
+
+def test_options_reach_the_class() -> None:
+    window = build("window", dim=16, heads=2, window=9)
+    assert isinstance(window, Window)
+    assert window.window == 9
+    lstm = build("lstm", dim=16, layers=3)
+    assert isinstance(lstm, LSTM)
+    assert lstm.init_state(2).hidden.shape == (2, 3, 16)

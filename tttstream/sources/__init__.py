@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from tttstream.errors import SourceError
@@ -40,10 +41,10 @@ def open_source(
         from tttstream.sources.gym import Gym
 
         return Gym(text.removeprefix("gym:"), seed=seed)
-    if text.lstrip("-").isdigit() or text.startswith("/dev/video"):
+    if re.fullmatch("-?[0-9]+", text) or text.startswith("/dev/video"):
         from tttstream.sources.camera import Camera
 
-        return Camera(int(text) if not text.startswith("/") else text, on_error=on_error)
+        return Camera(text if text.startswith("/") else int(text), on_error=on_error)
     if "://" not in text:
         return _open_path(text, on_error)
     from tttstream.sources.video import Video

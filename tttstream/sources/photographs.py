@@ -72,7 +72,8 @@ def place(name: str, height: int, rng: np.random.Generator) -> Pixels:
     piece = whole[top : top + rows, left : left + columns][:, :: rng.choice((1, -1))]
     how = cv2.INTER_AREA if rows > height else cv2.INTER_CUBIC
     image = cv2.resize(piece, (height * columns // rows, height), interpolation=how)
-    return (image * rng.uniform(0.85, 1.1, 3).astype(np.float32)).clip(0, 255).astype(np.uint8)
+    cast = rng.uniform(0.88, 1.08) * rng.uniform(0.95, 1.05, 3)
+    return (image * cast.astype(np.float32)).clip(0, 255).astype(np.uint8)
 
 
 def cutout(side: int, rng: np.random.Generator) -> Floats:

@@ -1,0 +1,157 @@
+"""A camera, read by OpenCV behind a thread that keeps only the newest frame."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import DependencyError, SourceError
+from tttstream.frames import Frame
+from tttstream.sources.base import Source
+
+try:
+    import cv2
+except ImportError as error:
+    raise DependencyError("reading a camera needs OpenCV: pip install opencv-python") from error
+
+PATIENCE_S = 5.0  # without a new frame for so long, a camera counts as lost
+TRIES = 10  # a camera may fail to give a frame now and then
+
+
+class Camera(Source):
+    """A live camera. A reader that is slower than the camera gets the newest frame and never an old one.
+
+    device: its number, or /dev/video0 and the like. The path of a video file stands in for a camera: the file plays at
+    its own rate whether anyone reads or not, once or, with `loop`, for ever.
+    on_error: what happens where the camera is lost, that is, unplugged or silent for five seconds. "skip" ends the
+    stream and sets `truncated`; "raise" raises SourceError. Frames are numbered as they are taken, `time_s` counts from
+    the first one taken. `missed` is how many frames came and went unread.
+
+    Raises SourceError where there is no such camera or it gives no picture.
+    """
+
+    live = True
+
+    def __init__(self, device: int | str, *, loop: bool = False, on_error: str = "skip") -> None:
+        if isinstance(device, str) and (number := re.fullmatch(r"/dev/video(\d+)", os.path.realpath(device))):
+            device = int(number[1])
+        self.name = f"camera {device}" if isinstance(device, int) else os.path.basename(device)
+        self._device, self._loop, self._strict = device, loop, on_error == "raise"
+        self._is_file = isinstance(device, str)
+        # OpenCV brings the process down at a negative number, and complains on stderr of a missing file.
+        if device < 0 if isinstance(device, int) else not os.path.isfile(device):
+            raise SourceError(
+                f"there is no {self.name}; give a number (0 is the first camera), or the path of a video file"
+            )
+        self._capture = _open(device)
+        ok, first = self._capture.read()
+        if not ok:
+            self._capture.release()
+            hint = "try another number (0 is the first), and see that no other program uses it"
+            raise SourceError(f"{self.name} cannot be opened or gives no picture; {hint}")
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = float(rate) if 0 < rate < 1000 else None
+        self.missed = 0
+        self._index, self._offset = 0, 0.0
+        self._origin: float | None = None
+        self._changed = threading.Condition()
+        self._newest: tuple[NDArray[np.uint8], float] | None = (np.asarray(first, np.uint8), time.monotonic())
+        self._over = self._stop = False
+        self._thread = threading.Thread(target=self._follow, name=f"tttstream {self.name}", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Frame]:
+        while (frame := self._take()) is not None:
+            yield frame
+
+    def _take(self) -> Frame | None:
+        """Wait for a frame that was not taken yet; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest is not None or self._over, timeout=PATIENCE_S)
+            newest, self._newest = self._newest, None
+            ended = self._over and (self._stop or self._is_file)
+        if newest is None:
+            if not ended:
+                self._lost()
+            return None
+        image, moment = newest
+        if self._origin is None:
+            self._origin = moment - self._offset
+        self._index += 1
+        return Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self._index - 1, moment - self._origin)
+
+    def _lost(self) -> None:
+        self.truncated = True
+        if self._strict:
+            raise SourceError(f"{self.name} gives no more frames; see whether it is plugged in, and start again")
+
+    def _follow(self) -> None:
+        """In a thread of its own: read every frame as it comes, keep the newest."""
+        step = 1 / (self.fps or 30.0)
+        due = time.monotonic()
+        failures = 0
+        while not self._stop and failures < TRIES:
+            if self._is_file:  # a file does not wait for its time by itself
+                due = max(due + step, time.monotonic() - 1)
+                time.sleep(max(0.0, due - time.monotonic()))
+            ok, image = self._capture.read()
+            if not ok and self._is_file:
+                if not self._loop:
+                    break
+                self._capture.release()
+                self._capture = _open(self._device)
+            if not ok:
+                failures += 1
+                if not self._is_file:
+                    time.sleep(0.05)
+                continue
+            failures = 0
+            with self._changed:
+                self.missed += self._newest is not None
+                self._newest = np.asarray(image, np.uint8), time.monotonic()
+                self._changed.notify_all()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def position(self) -> dict[str, Any]:
+        """The number of the next frame, and the time so far."""
+        time_s = self._offset if self._origin is None else time.monotonic() - self._origin
+        return {"source": self.name, "index": self._index, "time_s": time_s}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go on counting from a position. What a camera saw does not come again: it goes on with the newest frame."""
+        self._check(position)
+        self._index, self._offset, self._origin = position["index"], position["time_s"], None
+
+    def close(self) -> None:
+        """Stop the thread and give the device back."""
+        self._stop = True
+        self._thread.join(PATIENCE_S)
+        if not self._thread.is_alive():  # else it hangs inside the driver, and so would a release
+            self._capture.release()
+
+
+def _open(device: int | str) -> cv2.VideoCapture:
+    with _silence():
+        return cv2.VideoCapture(device)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings of OpenCV on stderr: it reports each of the back ends that it tries in vain."""
+    logging = cv2.utils.logging
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)

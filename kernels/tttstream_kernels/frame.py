@@ -46,8 +46,10 @@ def frame_causal(
     for begin in range(0, q.shape[1], tokens):
         if reset is not None:
             state = _rows(reset[:, begin], fresh, state)
-        frame = (x[:, begin : begin + tokens] for x in (q, k, v, eta))
-        y, new, losses = one_frame(inner, *frame, start, gamma, beta, update, state, return_loss)
+        here = slice(begin, begin + tokens)
+        y, new, losses = one_frame(
+            inner, q[:, here], k[:, here], v[:, here], eta[:, here], start, gamma, beta, update, state, return_loss
+        )
         state = new if lengths is None else _rows(lengths > begin, new, state)
         outputs.append(y)
         if losses is not None:

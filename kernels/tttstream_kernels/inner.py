@@ -7,15 +7,17 @@ matrix and its input carries a one, so (W, b) is one matrix [D + 1, columns] and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.ops import aten
 
 from tttstream_kernels.errors import ShapeError
 from tttstream_kernels.update import Weights
+
+aten = torch.ops.aten
 
 
 def with_one(x: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class Dense(Inner):
     def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
         """See `Inner.shapes`."""
         widths = [width, *(multiple * width for multiple in self.hidden), width]
-        return tuple((rows + 1, columns) for rows, columns in zip(widths[:-1], widths[1:], strict=True))
+        return tuple((rows + 1, columns) for rows, columns in pairwise(widths))
 
     def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
         """See `Inner.forward`."""

@@ -9,8 +9,10 @@ which is what the backward pass of a plain layer normalisation computes, so ATen
 is differentiable in its turn, which the outer loop needs.
 """
 
+import torch
 from torch import Tensor, native_layer_norm
-from torch.ops import aten
+
+aten = torch.ops.aten
 
 EPS = 1e-6
 """The one epsilon of every layer normalisation in tttstream (the paper's official releases use 1e-6)."""

@@ -121,6 +121,8 @@ def _ragged(
     counts: NDArray[np.int64],
     device: torch.device,
 ) -> Ragged:
+    row: NDArray[np.int64]
+    begin: NDArray[np.int64]
     row, begin = np.nonzero(starts)
     same_row = np.append(row[1:] == row[:-1], False) if len(row) else np.zeros(0, dtype=bool)
     end = np.where(same_row, np.append(begin[1:], 0), counts[row])
@@ -128,7 +130,14 @@ def _ragged(
     first = np.where(fresh, 0, phases[row])
     blocks = -(-(first + end - begin) // mini_batch)
     order = np.argsort(-blocks, kind="stable")
-    row, begin, end, fresh, first, blocks = (a[order] for a in (row, begin, end, fresh, first, blocks))
+    row, begin, end, fresh, first, blocks = (
+        row[order],
+        begin[order],
+        end[order],
+        fresh[order],
+        first[order],
+        blocks[order],
+    )
 
     active = [int((blocks > wave).sum()) for wave in range(int(blocks.max(initial=0)))]
     piece = np.concatenate([np.arange(count) for count in active]) if active else np.zeros(0, dtype=np.int64)

@@ -46,10 +46,8 @@ class Update(NamedTuple):
     def cells(self, rows: int) -> Update:
         """The same with every [H] tensor repeated for each row of the batch: [rows * H, 1, 1]."""
 
-        def spread(value: float | Tensor | None) -> float | Tensor | None:
-            return value.repeat(rows).view(-1, 1, 1) if isinstance(value, Tensor) else value
-
-        return self._replace(forget=spread(self.forget), momentum=spread(self.momentum), longest=spread(self.longest))
+        fields = (value.repeat(rows).view(-1, 1, 1) if isinstance(value, Tensor) else value for value in self)
+        return Update(*fields)
 
 
 def norm(weight: Tensor) -> Tensor:

@@ -177,19 +177,21 @@ class TTTLayer(Memory):
             inside = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
             x = torch.where(inside, x, 0.0)
         q, k, v, window = self._views(x, state, reset, lengths)
-        where = {"mini_batch": self.tokens, "tau": self.tau(), "reset": reset}
+        tau = self.tau()
         loss: Loss | None
         if learn:
             rate = self.rate(x).to(self.state_dtype).sigmoid() * (self.base_lr / self.width)
             z, inner, loss = ttt(
                 self.inner, q, k, v, rate.unflatten(-1, (self.heads, -1)), self.start, self.gamma, self.beta,
-                causal=self.causal, state=None if fresh else InnerState(*tuple(state)[:4]), lengths=lengths,
-                update=self.update, return_loss=return_loss, backend=self.backend, **where,
+                mini_batch=self.tokens, causal=self.causal, tau=tau, state=None if fresh else InnerState(*tuple(state)[:4]), reset=reset,
+                lengths=lengths, update=self.update, return_loss=return_loss, backend=self.backend,
             )  # fmt: skip
             state = TTTState(*inner, window)
         else:
-            weights = self.start, self.gamma, self.beta
-            z, loss = read(self.inner, q, k, v, *weights, state=InnerState(*tuple(state)[:4]), **where)
+            z, loss = read(
+                self.inner, q, k, v, self.start, self.gamma, self.beta, state=InnerState(*tuple(state)[:4]),
+                mini_batch=self.tokens, tau=tau, reset=reset,
+            )  # fmt: skip
             state = self._forgotten(state, reset, lengths)
         y = self._output(x, z.flatten(2))
         if inside is not None:

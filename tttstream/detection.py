@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tttstream.frames import Result
 from tttstream.sources.base import Event
 
+Scores = NDArray[np.floating[Any]]
 RIVALS = ("surprise", "frame_difference", "mog2")
 
 
@@ -50,7 +51,7 @@ class EventDetector:
         return begins
 
 
-def auroc(positive: NDArray[np.floating[Any]], negative: NDArray[np.floating[Any]]) -> float:
+def auroc(positive: Scores, negative: Scores) -> float:
     """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half."""
     if not len(positive) or not len(negative):
         return float("nan")
@@ -72,6 +73,7 @@ class Comparison:
         self._scores = np.full((len(RIVALS), capacity), np.nan, dtype=np.float32)
         self._background = cv2.createBackgroundSubtractorMOG2(detectShadows=False)
         self._before: NDArray[np.uint8] | None = None
+        self._first: int | None = None
         self._last = -1
 
     def add(self, image: NDArray[np.uint8], result: Result) -> None:
@@ -83,53 +85,52 @@ class Comparison:
         foreground = cv2.countNonZero(self._background.apply(image)) / image[..., 0].size
         self._scores[:, result.index % self._scores.shape[1]] = result.surprise, difference, foreground
         self._before, self._last = image.copy(), result.index
+        self._first = result.index if self._first is None else self._first
 
-    def report(self, planted: Sequence[Event], *, onset: int = 10, warmup: int = 50) -> dict[str, dict[str, Any]]:
-        """For each detector, how well its score finds the planted events.
+    def report(self, planted: Sequence[Event], *, window: int = 30, warmup: int = 60) -> dict[str, dict[str, Any]]:
+        """For each detector, how well its score finds the planted events, and each kind of event.
 
-        auroc: of frames within `onset` frames of an event's start against frames of no event; the rest of an event,
-        `onset` frames after its end and the first `warmup` frames of the stream count as neither.
-        found: share of the events with a score above the level that 1% of the frames of no event exceed, before the
-        event ends or within `onset` frames. delay_frames: median over the found ones, 0 for the first frame.
+        Every event and every free window of `window` frames (no event in it, nor within a window after one, nor in the
+        first `warmup` frames of the stream) gets the highest score in it, for an event from its first frame on.
+        auroc: of the events against the free windows. found: share of the events that score above the level that 5% of
+        the free windows exceed. delay_frames: frames to that level, median over the found ones; 0 is the first frame.
         """
         capacity = self._scores.shape[1]
-        first = max(0, self._last + 1 - capacity)
-        scores = self._scores[:, np.arange(first, self._last + 1) % capacity]
-        events = [event for event in planted if first + warmup <= event.start <= self._last]
+        first = max(self._first or 0, self._last + 1 - capacity)
+        scores = np.nan_to_num(self._scores[:, np.arange(first, self._last + 1) % capacity], nan=-np.inf)
         free = np.ones(scores.shape[1], dtype=bool)
         free[:warmup] = False
-        starts = np.zeros_like(free)
-        for event in events:
-            start = event.start - first
-            free[start : event.stop - first + onset] = False
-            starts[start : start + onset] = True
-        free &= np.isfinite(scores[0])
-        starts &= np.isfinite(scores[0])
-        return {
-            name: self._judge(row, free, starts, events, first, onset) for name, row in zip(RIVALS, scores, strict=True)
-        }
+        for event in planted:
+            free[max(0, event.start - first) : max(0, event.stop - first + window)] = False
+        starts: dict[str, set[int]] = {}
+        for event in planted:
+            if first + warmup <= event.start <= self._last:
+                starts.setdefault(event.kind, set()).add(event.start - first)
+        every = sorted(set().union(*starts.values()))
+        report = {}
+        for name, row in zip(RIVALS, scores, strict=True):
+            chances = np.array([piece.max() for piece in _windows(row, free, window)])
+            report[name] = _judge(row, every, chances, window)
+            report[name]["by_kind"] = {kind: _judge(row, sorted(at), chances, window) for kind, at in starts.items()}
+        return report
 
-    @staticmethod
-    def _judge(
-        row: NDArray[np.float32],
-        free: NDArray[np.bool_],
-        starts: NDArray[np.bool_],
-        events: Iterable[Event],
-        first: int,
-        onset: int,
-    ) -> dict[str, Any]:
-        level = np.quantile(row[free], 0.99) if free.any() else np.inf
-        delays: list[int] = []
-        count = 0
-        for event in events:
-            start = event.start - first
-            hits = np.flatnonzero(row[start : max(event.stop - first, start + onset)] > level)
-            delays += [int(hits[0])] if len(hits) else []
-            count += 1
-        value = auroc(row[starts], row[free])
-        return {
-            "auroc": round(value, 4) if np.isfinite(value) else None,
-            "events": count,
-            "found": round(len(delays) / count, 4) if count else None,
-            "delay_frames": float(np.median(delays)) if delays else None,
-        }
+
+def _windows(row: Scores, free: NDArray[np.bool_], window: int) -> Iterator[Scores]:
+    """The pieces of `window` frames that fit side by side into the free stretches of a row."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], free, [False]])))
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        for at in range(start, stop - window + 1, window):
+            yield row[at : at + window]
+
+
+def _judge(row: Scores, starts: Sequence[int], chances: Scores, window: int) -> dict[str, Any]:
+    pieces = [row[start : start + window] for start in starts]
+    value = auroc(np.array([piece.max() for piece in pieces]), chances)
+    level = np.quantile(chances, 0.95) if len(chances) else np.inf
+    delays = [int(np.argmax(piece > level)) for piece in pieces if piece.max() > level]
+    return {
+        "events": len(pieces),
+        "auroc": round(value, 4) if np.isfinite(value) else None,
+        "found": round(len(delays) / len(pieces), 4) if len(pieces) and len(chances) else None,
+        "delay_frames": float(np.median(delays)) if delays else None,
+    }

@@ -73,6 +73,7 @@ def draw_chart(trace: Trace, title: str, planted: Sequence[Event], detected: Seq
     below.set_ylim(0, 1.6 * float(np.percentile(trace.latency.curves()[2], 98)))
     for axes in (above, middle):
         axes.tick_params(labelbottom=False)
+    below.locator_params(axis="y", nbins=2, prune="lower")
     below.xaxis.set_major_formatter(lambda value, _: clock(value) if value % 1 else clock(value)[:-2])
     _draw_highlights(figure, above, trace)
     figure.text(0.06, 0.963, title, color=_hex(TEXT), fontsize=13, va="center")

@@ -25,7 +25,7 @@ ALERT: RGB = (255, 166, 87)
 OUTLINE: RGB = (250, 250, 160)
 
 LABELS = ("time", "surprise", "learned", "speed", "memory")
-MINUS = "\u2212"
+MINUS = "\u2013"  # the font has no minus sign
 STRIP = 46  # height of the row of numbers, px
 PANEL = 92  # height of the curve, px
 
@@ -56,20 +56,14 @@ def size_text(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
-def square(height: int, width: int) -> tuple[int, int, int]:
-    """(top, left, side) of the centre square that the model sees."""
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side
-
-
 class HeatLayer:
     """Turns surprise maps into a translucent layer: what is usual for this stream stays clear.
 
-    low, high: where the layer starts to show and where it is densest, in standard deviations of the patch losses above
-    their mean, both tracked over the last 300 frames or so.
+    low, high: where the layer starts to show and where it is densest, in deviations of the patch losses above their
+    median, both tracked over the last fifty frames or so.
     """
 
-    def __init__(self, low: float = 1.5, high: float = 5.0, opacity: float = 0.85) -> None:
+    def __init__(self, low: float = 2.0, high: float = 6.0, opacity: float = 0.85) -> None:
         self.low, self.high = low, high
         alpha = opacity * np.linspace(0, 1, 256)[:, None, None]
         palette = np.linspace(100, 255, 256).astype(np.uint8)[:, None]
@@ -77,17 +71,17 @@ class HeatLayer:
         self._light = (colour * alpha).astype(np.uint8)[:, 0]
         self._clear = np.repeat(255 - 255 * alpha, 3, axis=2).astype(np.uint8)[:, 0]
         self._frames = 0
-        self._mean = self._square = 0.0
+        self._usual = self._spread = 0.0
 
     def over(self, region: Picture, surprise_map: NDArray[np.float32]) -> None:
         """Draw the map [h, w] over a region [H, W, 3], in place."""
         values = np.nan_to_num(surprise_map.astype(np.float32))
+        usual, high = np.percentile(values, (50, 84))
         self._frames += 1
-        weight = max(1 / self._frames, 1 / 300)
-        self._mean += weight * (float(values.mean()) - self._mean)
-        self._square += weight * (float((values * values).mean()) - self._square)
-        spread = math.sqrt(max(self._square - self._mean**2, 1e-12))
-        level = ((values - self._mean) / spread - self.low) / (self.high - self.low)
+        weight = max(1 / self._frames, 1 / 50)
+        self._usual += weight * (float(usual) - self._usual)
+        self._spread += weight * (float(high - usual) - self._spread)
+        level = ((values - self._usual) / max(self._spread, 1e-12) - self.low) / (self.high - self.low)
         index = (np.clip(level, 0, 1) * 255).astype(np.uint8)
         if index.any():
             size = region.shape[1], region.shape[0]
@@ -154,11 +148,7 @@ class Overlay:
         shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         inside = area[top : top + fitted[0], left : left + fitted[1]]
         inside[:] = cv2.resize(frame, (fitted[1], fitted[0]), interpolation=shrink)
-        y, x, side = square(*fitted)
-        self._heat.over(inside[y : y + side, x : x + side], result.surprise_map)
-        for margin in (inside[:y], inside[y + side :], inside[:, :x], inside[:, x + side :]):
-            if margin.size:  # what the model does not see
-                np.right_shift(margin, 1, out=margin)
+        self._heat.over(inside, result.surprise_map)
         if result.surprise > self.threshold:
             cv2.rectangle(area, (1, 1), (area.shape[1] - 2, area.shape[0] - 2), ALERT, 2)
         if note:

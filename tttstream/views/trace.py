@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.frames import Result
-from tttstream.views.overlay import square, to_uint8
+from tttstream.views.overlay import to_uint8
 
 
 class Envelope:
@@ -70,8 +70,9 @@ class Highlights:
         """Consider the `number`-th frame seen."""
         if len(self._best) == self.count and result.surprise <= self._best[-1].surprise:
             return
-        y, x, side = square(*image.shape[:2])
-        crop = to_uint8(image[y : y + side, x : x + side])
+        side = min(image.shape[:2])
+        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+        crop = to_uint8(image[top : top + side, left : left + side])
         picture = to_uint8(cv2.resize(crop, (self.side, self.side)))
         self._best.append(Moment(number, result.time_s, result.surprise, picture))
         self._best.sort(key=lambda moment: -moment.surprise)
@@ -85,8 +86,10 @@ class Highlights:
         return kept[: self.count]
 
     def in_order(self, seen: int) -> list[Moment]:
-        """The moments by time."""
-        return sorted(self._spread(seen), key=lambda moment: moment.frame)
+        """By time, those of at least one deviation; the best one where there are none."""
+        best = self._spread(seen)
+        worth = [moment for moment in best if moment.surprise >= 1] or best[:1]
+        return sorted(worth, key=lambda moment: moment.frame)
 
 
 class Trace:

@@ -35,6 +35,7 @@ class VideoWriter(OutputFile):
         self._size: tuple[int, int] | None = None
         options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if endless else {}
         with saving(self.path):
+            self.part.touch()
             self._container = av.open(os.fspath(self.part), "w", format="mp4", options=options)
 
     def _open_stream(self, height: int, width: int) -> None:

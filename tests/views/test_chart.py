@@ -1,0 +1,64 @@
+"""The chart and what is kept for it: constant memory, true extremes, highlights apart from each other, a PNG."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tttstream.errors import OutputError
+from tttstream.frames import Result
+from tttstream.sources.base import Event
+from tttstream.views.chart import ChartFile
+from tttstream.views.trace import Envelope, Highlights, Trace
+
+IMAGE = np.zeros((40, 60, 3), dtype=np.uint8)
+
+
+def result(index: int, surprise: float) -> Result:
+    return Result(index, index / 10, surprise, 1.0, 0.1, 7.0, np.ones((2, 2), np.float32), np.zeros(2, np.float32))
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 100, 1001])
+def test_envelope_holds_the_true_extremes(count: int) -> None:
+    values = np.random.default_rng(count).normal(size=count).astype(np.float32)
+    envelope = Envelope(16)
+    for value in values:
+        envelope.add(float(value))
+    numbers, low, mean, high = envelope.curves()
+    assert len(numbers) <= 16
+    groups = [values[start : start + envelope.width] for start in range(0, count, envelope.width)]
+    np.testing.assert_array_equal(low, [group.min() for group in groups])
+    np.testing.assert_array_equal(high, [group.max() for group in groups])
+    np.testing.assert_allclose(mean, [group.mean() for group in groups], rtol=1e-4, atol=1e-6)
+    if envelope.width == 1:
+        np.testing.assert_array_equal(numbers, np.arange(count))
+
+
+def test_highlights_are_the_peaks_and_stand_apart() -> None:
+    highlights = Highlights(count=4)
+    peaks = {100: 9.0, 103: 8.5, 400: 7.0, 700: 5.0}
+    for index in range(1000):
+        highlights.add(index, IMAGE, result(index, peaks.get(index, 0.1)))
+    assert [moment.frame for moment in highlights.in_order(1000)] == [100, 400, 700]
+
+
+@pytest.mark.parametrize("count", [1, 2, 300, 5000])
+def test_the_chart_is_drawn(tmp_path: Path, count: int) -> None:
+    trace = Trace()
+    for index in range(count):
+        trace.add(IMAGE, result(index, 6.0 if index % 100 == 50 else 0.0))
+    planted = [Event("scene", 50, 60), Event("object", 150, 170)] if count > 200 else []
+    with ChartFile(tmp_path / "surprise.png") as file:
+        file.draw(trace, "a title", planted=planted, detected=[50, 150] if count > 200 else [])
+    image = cv2.imread(os.fspath(tmp_path / "surprise.png"))
+    assert image.shape == (832, 1560, 3)
+    assert image.std() > 5
+    assert os.listdir(tmp_path) == ["surprise.png"]
+
+
+def test_a_chart_never_drawn_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no chart"), ChartFile(tmp_path / "surprise.png"):
+        pass
+    assert os.listdir(tmp_path) == []

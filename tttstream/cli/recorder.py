@@ -1,0 +1,167 @@
+"""What `tttstream watch` writes about one source: every file appears at the end and whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tttstream.cli.measures import Latencies, Rate, Usage
+from tttstream.detection import Comparison, EventDetector
+from tttstream.frames import Frame, Result
+from tttstream.outputs import ArrayFile, OutputFile, OutputFolder, TextFile
+from tttstream.sources.base import Event, Source
+from tttstream.views.chart import ChartFile
+from tttstream.views.overlay import Overlay, Picture, to_uint8
+from tttstream.views.trace import Trace
+from tttstream.views.video import VideoWriter
+
+F = TypeVar("F", bound=OutputFile)
+
+
+def number(value: float) -> float:
+    """A float at six significant digits, as it stands in frames.jsonl."""
+    return float(f"{value:.6g}")
+
+
+class Recorder:
+    """Takes in frames and results of one source, and writes its folder; without a folder it only keeps count.
+
+    video: write overlay.mp4. pictures: draw the overlay though nothing is written (for a window). embeddings: write
+    embeddings.npy. endless: nobody knows how many frames will come.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        source: Source,
+        *,
+        video: bool = True,
+        pictures: bool = False,
+        embeddings: bool = False,
+        endless: bool = False,
+    ) -> None:
+        self.source = source
+        self.rejected = 0  # frames that the stream refused
+        self.detector, self.trace = EventDetector(), Trace()
+        self.latencies, self.rate, self.usage = Latencies(), Rate(), Usage()
+        self.comparison = None if source.events(0) is None else Comparison()
+        self.overlay = Overlay(self.detector.threshold) if pictures or (video and folder) else None
+        self._embeddings = embeddings
+        self._folder = None if folder is None else OutputFolder(folder)
+        self._files: list[OutputFile] = []
+        self._lines: TextFile | None = None
+        self._video: VideoWriter | None = None
+        self._array: ArrayFile | None = None
+        if self._folder is None:
+            return
+        try:
+            self._lines = self._own(TextFile(self._folder.path / "frames.jsonl"))
+            if video:
+                path = self._folder.path / "overlay.mp4"
+                self._video = self._own(VideoWriter(path, source.fps or 25.0, endless=endless))
+        except BaseException:
+            self.discard()
+            raise
+
+    def _own(self, file: F) -> F:
+        self._files.append(file)
+        return file
+
+    @property
+    def frames(self) -> int:
+        """How many frames came."""
+        return self.rate.frames
+
+    def add(self, frame: Frame, result: Result, state_bytes: int, note: str = "") -> Picture | None:
+        """Take in one frame and its result; the picture drawn of it, None where none is wanted."""
+        begins = self.detector.update(result)
+        self.latencies.add(result.latency_ms)
+        self.trace.add(frame.image, result)
+        if self.comparison:
+            self.comparison.add(to_uint8(frame.image), result)
+        self.rate.tick()
+        self.usage.sample(self.frames)
+        picture = None
+        if self.overlay:
+            picture = self.overlay.draw(
+                frame.image, result, event=begins, fps=self.rate.late, state_bytes=state_bytes, note=note
+            )
+        if self._folder is not None:
+            self._write(result, picture)
+        return picture
+
+    def _write(self, result: Result, picture: Picture | None) -> None:
+        assert self._folder is not None
+        assert self._lines is not None
+        self._lines.write_json(
+            {
+                "index": result.index,
+                "time_s": round(result.time_s, 6),
+                "surprise": number(result.surprise),
+                "learned": number(result.learned),
+                "latency_ms": round(result.latency_ms, 3),
+            }
+        )
+        if self._video is not None and picture is not None:
+            self._video.write(picture, result.time_s)
+        if self._embeddings:
+            if self._array is None:
+                width = result.embedding.shape[0]
+                self._array = self._own(ArrayFile(self._folder.path / "embeddings.npy", width))
+            self._array.write(result.embedding)
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says, but for the names of source and model."""
+        events = [
+            {"index": e.index, "time_s": round(e.time_s, 6), "surprise": number(e.surprise)}
+            for e in self.detector.events
+        ]
+        summary: dict[str, Any] = {
+            "frames": self.frames,
+            "skipped": self.source.skipped + self.rejected,
+            "truncated": self.source.truncated,
+            "seconds": round(self.rate.seconds, 3),
+            "fps": round(self.rate.overall, 2),
+            "latency_ms": {f"p{p}": round(self.latencies.percentile(p), 3) for p in (50, 95, 99)},
+            "rss_mb": self.usage.summary(),
+            "threshold": self.detector.threshold,
+            "events_total": self.detector.total,
+            "events": events,
+        }
+        if self.comparison:
+            planted = self.planted()
+            summary["planted"] = [asdict(event) for event in planted]
+            summary["detection"] = self.comparison.report(planted)
+        return summary
+
+    def planted(self) -> list[Event]:
+        """What the source says it planted among the frames that came."""
+        last = self.trace.first_index + self.frames
+        return [event for event in self.source.events(last) or [] if event.stop > self.trace.first_index]
+
+    def publish(self, summary: dict[str, Any], title: str) -> None:
+        """Complete all files, then give all of them their names."""
+        if self._folder is None:
+            return
+        chart = self._own(ChartFile(self._folder.path / "surprise.png"))
+        detected = [event.index for event in self.detector.events]
+        chart.draw(self.trace, title, planted=self.planted(), detected=detected, threshold=self.detector.threshold)
+        self._own(TextFile(self._folder.path / "summary.json")).write(json.dumps(summary, indent=2) + "\n")
+        for file in self._files:
+            file.finish()
+        for file in self._files:
+            file.publish()
+
+    @property
+    def written(self) -> list[str]:
+        """The names of the files."""
+        return [file.path.name for file in self._files]
+
+    def discard(self) -> None:
+        """Remove what was not published, and the folders made for it. After `publish` it does nothing."""
+        for file in self._files:
+            file.discard()
+        if self._folder is not None:
+            self._folder.discard()

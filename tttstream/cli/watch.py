@@ -1,0 +1,293 @@
+"""`tttstream watch`: learn online from a video, a camera or the embedded walk, and write down what surprises."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tttstream.errors import FrameError, OutputError, ShapeError, SourceError
+
+if TYPE_CHECKING:
+    from tttstream.cli.progress import Interrupt
+    from tttstream.cli.recorder import Recorder
+    from tttstream.sources.base import Source
+    from tttstream.stream import Stream
+    from tttstream.views.window import Window
+
+OUT = "watch-results"
+EPILOG = f"""\
+SOURCE is a video file or URL, a folder of images or of videos, a camera number, gym:ENV_ID, or walk (an endless camera
+walk that needs no file). Cameras, environments and walk go on until --max-frames or Ctrl-C; Ctrl-C ends the run in
+good order: everything is written, the summary says "interrupted": true, and the exit code is 0.
+
+One source is written to DIR itself: frames.jsonl, summary.json, overlay.mp4, surprise.png. Several sources are taken
+one after another, each written to a folder of its own in DIR, named after the source, with one summary.json over all.
+Each source starts with the same memory, a fresh one or that of --load-state, so its results do not depend on its
+neighbours; with --carry the memory goes on from one source to the next (a recording in several files).
+A source that cannot be read is passed over with a line on standard error (with --on-error raise it ends the run).
+
+--show without --out writes nothing. Keys in the window: q quit, f forget, l learning on/off, space pause.
+Exit codes: 0 done, 2 something in the way, said in one line; a source in the way leaves none of its files behind.
+The default for --out is {OUT}.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `tttstream watch`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="what to watch, see below")
+    add("--model", metavar="DIR|NAME", default="small", help="a model by name or from its folder (default: small)")
+    add("--out", metavar="DIR", type=Path, help="where the results are written")
+    add("--max-frames", metavar="N", type=int, help="end each source after N frames")
+    add("--size", metavar="PX", type=int, default=128, help="side of the square that the model sees (default: 128)")
+    add("--on-error", choices=("skip", "raise"), default="skip", help="what a damaged frame or source does to the run")
+    add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame")
+    add("--no-learn", action="store_true", help="do not let the memory learn")
+    add("--save-state", metavar="FILE", type=Path, help="save memory and place in the source at the end")
+    add("--load-state", metavar="FILE", type=Path, help="go on from a saved memory, in its source at the saved place")
+    add("--carry", action="store_true", help="carry the memory on from one source to the next")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: auto)")
+    add("--backend", default="auto", choices=("auto", "reference", "triton"), help="of the memory (default: auto)")
+    add("--no-overlay", action="store_true", help="do not write overlay.mp4")
+    add("--show", action="store_true", help="show the overlay in a window while it runs")
+    add("--seed", metavar="N", type=int, default=0, help="of walk, of random actions and weights (default: 0)")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse numbers that make no sense before anything is loaded."""
+    if args.size < 1:
+        raise ShapeError(f"--size is {args.size}: expected a side in pixels, such as 128")
+    if args.max_frames is not None and args.max_frames < 1:
+        raise ShapeError(f"--max-frames is {args.max_frames}: expected 1 or more")
+    if args.load_state is not None and not args.load_state.is_file():
+        raise SourceError(f"--load-state: there is no file {args.load_state}")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise OutputError(f"--out {args.out} is a file: give a folder")
+
+
+def folder_names(specs: list[str]) -> list[str]:
+    """One folder name for each source: its stem, with a number where two are alike."""
+    names: list[str] = []
+    for spec in specs:
+        last = re.split(r"[/\\]", spec.removeprefix("gym:").rstrip("/\\").partition("?")[0])[-1]
+        stem = re.sub(r"[^\w.-]+", "_", Path(last).stem).strip(".") or "source"
+        name, count = f"camera-{stem}" if stem.isdigit() and spec == stem else stem, 2
+        while name in names:
+            name, count = f"{stem}-{count}", count + 1
+        names.append(name)
+    return names
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch all sources; returns the exit code."""
+    check(args)
+    from tttstream.cli.progress import Interrupt
+    from tttstream.sources.folder import expand
+
+    specs = expand(args.sources)
+    out = args.out if args.out is not None or args.show else Path(OUT)
+    window = None
+    if args.show:
+        from tttstream.views.window import Window
+
+        window = Window()
+    summaries: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    try:
+        with Interrupt() as interrupt:
+            stream = make_stream(args)
+            for spec, name in zip(specs, folder_names(specs), strict=True):
+                folder = out / name if out is not None and len(specs) > 1 else out
+                try:
+                    summaries.append(watch(spec, folder, stream, window, interrupt, args, single=len(specs) == 1))
+                except SourceError as error:
+                    if len(specs) == 1 or args.on_error == "raise":
+                        raise
+                    failed[spec] = " ".join(str(error).split())
+                    print(f"tttstream: passed over: {failed[spec]}", file=sys.stderr)
+                if interrupt.asked:
+                    break
+            if not summaries:
+                raise SourceError(f"none of the {len(specs)} sources could be read")
+            if len(specs) > 1 and out is not None:
+                write_index(out, summaries, failed)
+    finally:
+        if window is not None:
+            window.close()
+    return 0
+
+
+def make_stream(args: argparse.Namespace) -> Stream:
+    """The model and the stream around it, as the options say."""
+    import torch
+
+    from tttstream import models
+    from tttstream.stream import Stream
+
+    torch.manual_seed(args.seed)
+    model = models.load(args.model, seed=args.seed, size=args.size)
+    return Stream(model, device=args.device, backend=args.backend, learn=not args.no_learn)
+
+
+def watch(
+    spec: str,
+    folder: Path | None,
+    stream: Stream,
+    window: Window | None,
+    interrupt: Interrupt,
+    args: argparse.Namespace,
+    *,
+    single: bool,
+) -> dict[str, Any]:
+    """Watch one source from its start to its end; returns its summary."""
+    from tttstream.cli.recorder import Recorder
+    from tttstream.sources import open_source
+
+    with open_source(spec, on_error=args.on_error, size=args.size, seed=args.seed) as source:
+        if args.load_state is not None and not (args.carry and stream.frames):
+            stream.load(args.load_state, source if single else None)
+            stream.learn = not args.no_learn
+        elif not args.carry:
+            stream.reset()
+        endless = source.frames is None and args.max_frames is None
+        recorder = Recorder(
+            folder,
+            source,
+            video=not args.no_overlay,
+            pictures=window is not None,
+            embeddings=args.embeddings,
+            endless=endless,
+        )
+        try:
+            interrupted = follow(source, stream, recorder, window, interrupt, args)
+            if not recorder.frames:
+                raise SourceError(f"{spec}: no readable frame in it")
+            summary = {
+                "source": spec,
+                "model": args.model,
+                "size": args.size,
+                "seed": args.seed,
+                "learn": not args.no_learn,
+                "interrupted": interrupted,
+                "state_bytes": stream.state_bytes,
+                **recorder.summary(),
+            }
+            if args.save_state is not None:
+                stream.save(args.save_state, source)
+            recorder.publish(summary, f"{source.name} · {summary['model']} model, {args.size} px")
+        except BaseException:
+            recorder.discard()
+            raise
+    report(spec, folder, summary, recorder)
+    return summary
+
+
+def follow(
+    source: Source,
+    stream: Stream,
+    recorder: Recorder,
+    window: Window | None,
+    interrupt: Interrupt,
+    args: argparse.Namespace,
+) -> bool:
+    """Push every frame of a source through the stream; True if a person ended it."""
+    from tttstream.cli.progress import Progress
+    from tttstream.views.overlay import size_text
+
+    known = [count for count in (source.frames, args.max_frames) if count is not None]
+    progress = Progress(source.name, min(known) if known else None)
+    pace = None
+    try:
+        for frame in source:
+            try:
+                result = stream.push(frame)
+            except FrameError:
+                if args.on_error == "raise":
+                    raise
+                recorder.rejected += 1
+                continue
+            note = "" if stream.learn else "not learning"
+            picture = recorder.add(frame, result, stream.state_bytes, note)
+            progress.update(recorder.rate.late, result.surprise, size_text(stream.state_bytes))
+            if window is not None and picture is not None:
+                pace = pace or time.perf_counter() - frame.time_s
+                early_s = 0.0 if source.live else pace + frame.time_s - time.perf_counter()
+                if obey(window, window.show(picture, max(1, min(200, int(1000 * early_s)))), stream, interrupt):
+                    return True
+            if interrupt.asked:
+                return True
+            if recorder.frames == args.max_frames:
+                break
+    except KeyboardInterrupt:
+        return True
+    finally:
+        progress.close()
+    return False
+
+
+def obey(window: Window, key: str, stream: Stream, interrupt: Interrupt) -> bool:
+    """Do what a key says; True for the end of the run."""
+    if key == " ":
+        key = ""
+        while not key and not interrupt.asked:
+            key = window.key()
+    if key == "f":
+        stream.reset()
+    elif key == "l":
+        stream.learn = not stream.learn
+    elif key == "q":
+        interrupt.asked = True
+    return interrupt.asked
+
+
+def write_index(out: Path, summaries: list[dict[str, Any]], failed: dict[str, str]) -> None:
+    """summary.json over several sources: the sums, each source's own summary, and what could not be read."""
+    import json
+
+    from tttstream.outputs import TextFile
+
+    short = [{k: v for k, v in summary.items() if k not in ("events", "planted")} for summary in summaries]
+    total = {
+        "frames": sum(summary["frames"] for summary in summaries),
+        "skipped": sum(summary["skipped"] for summary in summaries),
+        "seconds": round(sum(summary["seconds"] for summary in summaries), 3),
+        "sources": short,
+        "unreadable": [{"source": spec, "reason": reason} for spec, reason in failed.items()],
+    }
+    file = TextFile(out / "summary.json")
+    with file:
+        file.write(json.dumps(total, indent=2) + "\n")
+    print(f"summary of {len(summaries)} sources: {out / 'summary.json'}")
+
+
+def report(spec: str, folder: Path | None, summary: dict[str, Any], recorder: Recorder) -> None:
+    """The last lines on standard output."""
+    latency = summary["latency_ms"]
+    extra = "".join(
+        f", {text}"
+        for text, said in (
+            (f"{summary['skipped']} skipped", summary["skipped"]),
+            ("truncated", summary["truncated"]),
+            ("interrupted", summary["interrupted"]),
+        )
+        if said
+    )
+    print(
+        f"{spec}: {summary['frames']} frames{extra}, {summary['fps']:.0f} fps, latency {latency['p50']:.1f} ms "
+        f"(p95 {latency['p95']:.1f}), {summary['events_total']} events, state {summary['state_bytes'] / 1e3:.0f} kB"
+    )
+    for name, found in summary.get("detection", {}).items():
+        if found["auroc"] is not None:
+            delay = "-" if found["delay_frames"] is None else f"{found['delay_frames']:g}"
+            print(
+                f"  {name:<17} AUROC {found['auroc']:.3f}, found {100 * found['found']:.0f}% of {found['events']} "
+                f"planted events, median delay {delay} frames"
+            )
+    if folder is not None:
+        print(f"results: {folder} ({', '.join(recorder.written)})")

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.fx._pytree import register_pytree_flatten_spec
 
 from tttstream.errors import CheckpointError, OutputError, StateError
 
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
     from tttstream.memory.base import Memory
 
 FORMAT = "tttstream.state/1"
+
+# A module that torch.export made takes named tuples apart by index, and an index of ours means rows. This reads the
+# fields of any named tuple in order, as the rule that it replaces does.
+register_pytree_flatten_spec(
+    namedtuple, lambda value, spec: list(tuple.__iter__(value)), lambda value, spec: len(value) == spec.num_children
+)
 
 S = TypeVar("S", bound="State")
 
@@ -119,6 +127,7 @@ def save(state: State, path: str | os.PathLike[str], **texts: str) -> None:
 
     texts: kept beside it; `metadata` reads them.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -127,8 +136,8 @@ def save(state: State, path: str | os.PathLike[str], **texts: str) -> None:
     try:
         save_file(tensors, temporary, metadata={"format": FORMAT, **texts})
         os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

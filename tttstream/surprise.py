@@ -11,7 +11,8 @@ class Normaliser:
     """Turns a stream of positive losses into standard scores against the stream's own recent past.
 
     The score of a frame is (log loss - mean) / deviation, with mean and deviation of the log loss over roughly the
-    last 1 / (1 - decay) frames before it. A frame counts towards them with at most `clip` deviations, so that an event
+    last 1 / (1 - decay) frames before it; of a shorter past the last quarter counts most, since a fresh memory learns
+    fast at first and what its loss was then means little. A frame counts towards them with at most `clip` deviations, so that an event
     does not hide the one after it. The first `warmup` frames score 0. Six numbers, whatever the length of the stream.
     """
 
@@ -31,7 +32,7 @@ class Normaliser:
         deviation = max(math.sqrt(self.variance), self.FLOOR)
         score = (value - self.mean) / deviation if self.count >= self.warmup else 0.0
         self.count += 1
-        step = max(1.0 - self.decay, 1.0 / self.count)
+        step = max(1.0 - self.decay, 4.0 / (self.count + 3.0))
         change = value - self.mean
         if self.count > self.warmup:
             change = min(max(change, -self.clip * deviation), self.clip * deviation)

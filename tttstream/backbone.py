@@ -97,14 +97,13 @@ class Backbone(nn.Module):
         if memory.startswith("ttt"):
             grid = (1, registers) if registers else (side, side)
             options = {"causal": "frame", "grid": grid, **options}
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, memories.build(memory, dim=dim, heads=heads, **options), registers, mlp_ratio)
-            for _ in range(depth)
-        )
+        built = [memories.build(memory, dim=dim, heads=heads, **options) for _ in range(depth)]
+        self.blocks = nn.ModuleList(Block(dim, heads, each, registers, mlp_ratio) for each in built)
 
     def init_state(self, batch: int) -> ModelState:
         """A fresh state of `batch` rows, all zeros."""
-        return ModelState(tuple(block.memory.init_state(batch) for block in self.blocks))
+        memories = [module for module in self.modules() if isinstance(module, Memory)]
+        return ModelState(tuple(each.init_state(batch) for each in memories))
 
     def forward(
         self, x: Tensor, state: ModelState | None, reset: Tensor | None, learn: bool

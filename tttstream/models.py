@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from tttstream.backbone import ModelState
 from tttstream.errors import CheckpointError, ShapeError
-from tttstream.model import FrameModel, ModelConfig, ModelState, Output, load_folder
+from tttstream.model import FrameModel, ModelConfig, Output, load_folder
 
 __all__ = ["CONFIGS", "FrameModel", "ModelConfig", "ModelState", "Output", "build", "load"]
 

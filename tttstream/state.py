@@ -13,7 +13,7 @@ import os
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,9 @@ FORMAT = "tttstream.state/1"
 # A module that torch.export made takes named tuples apart by index, and an index of ours means rows. This reads the
 # fields of any named tuple in order, as the rule that it replaces does.
 register_pytree_flatten_spec(
-    namedtuple, lambda value, spec: list(tuple.__iter__(value)), lambda value, spec: len(value) == spec.num_children
+    cast(type, namedtuple),
+    lambda value, spec: list(tuple.__iter__(value)),
+    lambda value, spec: len(value) == spec.num_children,
 )
 
 S = TypeVar("S", bound="State")

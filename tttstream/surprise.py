@@ -12,8 +12,8 @@ class Normaliser:
 
     The score of a frame is (log loss - mean) / deviation, with mean and deviation of the log loss over roughly the
     last 1 / (1 - decay) frames before it; of a shorter past the last quarter counts most, since a fresh memory learns
-    fast at first and what its loss was then means little. A frame counts towards them with at most `clip` deviations, so that an event
-    does not hide the one after it. The first `warmup` frames score 0. Six numbers, whatever the length of the stream.
+    fast at first and what its loss was then means little. A frame counts towards them with at most `clip` deviations,
+    so that an event does not hide the one after it. The first `warmup` frames score 0. Six numbers, for ever.
     """
 
     decay: float = 0.99

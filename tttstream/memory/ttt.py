@@ -89,6 +89,11 @@ class TTTLayer(Memory):
         super().__init__()
         entry = catalogue.find(inner)
         _check_options(dim, heads, inner, mini_batch, causal, grid, registers, conv, entry.frame_only)
+        if rotary and causal == "token" and dim // heads % 2:
+            raise ShapeError(
+                f"TTTLayer: rotary positions turn pairs, but a head is dim / heads = {dim // heads} wide: "
+                "choose an even width or rotary=False"
+            )
         self.dim, self.heads, self.width = dim, heads, dim // heads
         self.causal, self.backend, self.unit_qk = causal, backend, unit_qk
         self.inner = entry.make(grid)
@@ -108,8 +113,9 @@ class TTTLayer(Memory):
         self.conv = ShortConv(dim, conv) if conv else None
         self.rotary = Rotary(self.width, mini_batch) if rotary and causal == "token" else None
         self.start = nn.Parameter(entry.init(self.inner, heads, self.width))
-        self.gamma = nn.Parameter(torch.ones(heads, self.width))
-        self.beta = nn.Parameter(torch.zeros(heads, self.width))
+        normed = self.inner.residual  # the dot-product loss knows no normalisation
+        self.gamma = nn.Parameter(torch.ones(heads, self.width), requires_grad=normed)
+        self.beta = nn.Parameter(torch.zeros(heads, self.width), requires_grad=normed)
         self.scale = nn.Parameter(torch.zeros(mini_batch)) if causal == "token" else None
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.alpha = nn.Parameter(torch.full((dim,), float(insert))) if insert is not None else None
@@ -183,8 +189,9 @@ class TTTLayer(Memory):
             rate = self.rate(x).to(self.state_dtype).sigmoid() * (self.base_lr / self.width)
             z, inner, loss = ttt(
                 self.inner, q, k, v, rate.unflatten(-1, (self.heads, -1)), self.start, self.gamma, self.beta,
-                mini_batch=self.tokens, causal=self.causal, tau=tau, state=None if fresh else InnerState(*tuple(state)[:4]), reset=reset,
-                lengths=lengths, update=self.update, return_loss=return_loss, backend=self.backend,
+                mini_batch=self.tokens, causal=self.causal, tau=tau, reset=reset, lengths=lengths,
+                state=None if fresh else InnerState(*tuple(state)[:4]), update=self.update,
+                return_loss=return_loss, backend=self.backend,
             )  # fmt: skip
             state = TTTState(*inner, window)
         else:
@@ -250,6 +257,8 @@ def _check_options(
 ) -> None:
     if dim < 1 or heads < 1 or dim % heads != 0:
         raise ShapeError(f"TTTLayer: dim must be a multiple of heads, got dim={dim}, heads={heads}")
+    if conv < 0:
+        raise ShapeError(f"TTTLayer: conv is the width of a convolution, 0 for none, got {conv}")
     if causal not in ("token", "frame"):
         raise ShapeError(f'TTTLayer: expected causal="token" or "frame", got {causal!r}')
     if causal == "token":
@@ -257,6 +266,11 @@ def _check_options(
             raise ShapeError(f'TTTLayer: inner={inner!r} works on whole frames: use causal="frame" with grid=(h, w)')
         if mini_batch < 1:
             raise ShapeError(f"TTTLayer: mini_batch must be at least 1, got {mini_batch}")
+        if grid is not None or registers:
+            raise ShapeError(
+                f'TTTLayer: grid and registers are for causal="frame", got causal="token" with grid={grid}, '
+                f"registers={registers}"
+            )
         return
     if grid is None or len(grid) != 2 or min(grid) < 1 or registers < 0:
         raise ShapeError(

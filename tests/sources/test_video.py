@@ -109,12 +109,13 @@ def cut(path: Path, share: float) -> Path:
     return path
 
 
-def test_a_file_cut_off_gives_what_can_be_read(make_video: MakeVideo) -> None:
-    path = cut(make_video("cut.mkv", STEADY, gop=1), 0.5)
+@pytest.mark.parametrize(("name", "codec"), [("cut.mkv", "libx264"), ("cut.avi", "mpeg4")])
+def test_a_file_cut_off_gives_what_can_be_read(make_video: MakeVideo, name: str, codec: str) -> None:
+    path = cut(make_video(name, STEADY, codec, gop=1), 0.5)
     with open_source(path) as source:
         count = len(images(source))
         assert source.truncated
-        assert 20 < count < 40
+        assert 10 < count < 40
     with open_source(path, on_error="raise") as source:
         good = []
         with pytest.raises(SourceError, match="cut off after") as caught:
@@ -204,16 +205,17 @@ def test_robustness_files(
     shared_videos: Path, name: str, count: int, skipped: int, truncated: bool, shape: tuple[int, int]
 ) -> None:
     with open_source(shared_videos / "robustness" / name) as source:
-        frames = list(source)
+        seen = [(frame.time_s, frame.image.shape[:2]) for frame in source]
         assert (source.skipped, source.truncated) == (skipped, truncated)
-    assert len(frames) == count
-    assert frames[0].image.shape[:2] == shape
-    times = [frame.time_s for frame in frames]
+    assert len(seen) == count
+    assert {size for _, size in seen} == {shape}
+    times = [time for time, _ in seen]
     assert times[0] == 0
     assert all(late > early for early, late in itertools.pairwise(times))
     if truncated:
         with open_source(shared_videos / "robustness" / name, on_error="raise") as source, pytest.raises(SourceError):
-            images(source)
+            for _ in source:
+                pass
 
 
 @pytest.mark.parametrize("name", ["not_a_video.mp4", "empty.mp4"])
@@ -241,7 +243,8 @@ GOOD = "gestures/again.mkv gestures/eat.mkv scenes/flipping_a_pancake.mkv people
 @pytest.mark.parametrize("name", [*GOOD.split(), "scenes/bigbuckbunny.mp4"])
 def test_good_files_are_not_called_truncated(shared_videos: Path, name: str) -> None:
     with open_source(shared_videos / name, on_error="raise") as source:
-        images(source)
+        for _ in source:
+            pass
         assert (source.skipped, source.truncated) == (0, False)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tttstream.errors import SourceError
 from tttstream.sources import open_source
+from tttstream.sources.photographs import photograph
 from tttstream.sources.walk import Scene, Walk
 
 
@@ -176,6 +177,14 @@ def test_memory_is_flat(resident_mb: Callable[[], float]) -> None:
     for _ in itertools.islice(source, 6000):
         pass
     assert resident_mb() - before < 5
+
+
+def test_each_photograph_is_read_once() -> None:
+    walk = Walk(size=32, seed=8)
+    misses = photograph.cache_info().misses
+    for index in range(0, 8000, 20):
+        walk.frame(index)
+    assert photograph.cache_info().misses == misses
 
 
 def test_what_is_refused() -> None:

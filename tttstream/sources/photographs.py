@@ -31,15 +31,7 @@ TINTS = {
 }
 COLOURED = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg")
 NAMES = (*COLOURED, *TINTS)
-OBJECTS_FROM = (
-    "astronaut.png",
-    "chelsea.png",
-    "coffee.png",
-    "retina.jpg",
-    "rocket.jpg",
-    "camera.png",
-    "clock_motion.png",
-)
+OBJECTS_FROM = ("astronaut.png", "chelsea.png", "coffee.png", "retina.jpg", "rocket.jpg", "camera.png")
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]

@@ -29,6 +29,7 @@ HEADERS_WITH_DURATION = {"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"}
 NETWORK_TIMEOUT_S = 10.0
 HOLE_S = 1.0
 SLACK_S = 0.25
+FAILURES = (av.error.FFmpegError, OSError, ValueError)  # FFmpeg's own are not all OSErrors
 
 
 class Video(Source):
@@ -135,9 +136,10 @@ class _Decoder:
         self.name, self.strict = name, strict
         try:
             self.container = av.open(path, timeout=NETWORK_TIMEOUT_S if "://" in path else None)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise SourceError(f"{name} cannot be read as a video ({reason}); is it complete, and a video?") from error
+        except FAILURES as error:
+            raise SourceError(
+                f"{name} cannot be read as a video ({_reason(error)}); is it complete, and a video?"
+            ) from error
         self.formats = set(self.container.format.name.split(","))
         self.stream = self._longest_stream()
         self.tick = self.stream.time_base or Fraction(1, 1000)
@@ -164,6 +166,8 @@ class _Decoder:
         """When the stream ends by the header, in the stream's own time in seconds; its start where nothing says it."""
         if not self.formats & HEADERS_WITH_DURATION:
             return self.start
+        if "avi" in self.formats and self.fps:  # FFmpeg fits the duration to what is left of the file
+            return self.start + self.stream.frames / self.fps
         if self.stream.duration:
             return self.start + _duration(self.stream)
         return _duration(self.stream) or (self.container.duration or 0) / av.time_base
@@ -176,7 +180,7 @@ class _Decoder:
         """Move to the last key frame at or before a time stamp; False where the container cannot."""
         try:
             self.container.seek(position["stamp"], stream=self.stream)
-        except OSError:
+        except FAILURES:
             return False
         self.stamp, self.longest, self.second = None, position["longest"], position["second"]
         return True
@@ -203,8 +207,8 @@ class _Decoder:
         while True:
             try:
                 packet = next(packets, None)
-            except OSError as error:
-                self._broke_off(f"reading failed ({error.strerror})")
+            except FAILURES as error:
+                self._broke_off(f"reading failed ({_reason(error)})")
                 packet = None
             if packet is None:
                 return
@@ -216,8 +220,8 @@ class _Decoder:
                 continue
             try:
                 pictures = self.stream.decode(packet)
-            except (OSError, ValueError) as error:
-                self._damaged(f"a damaged packet ({getattr(error, 'strerror', error)})")
+            except FAILURES as error:
+                self._damaged(f"a damaged packet ({_reason(error)})")
             else:
                 yield from pictures
 
@@ -252,6 +256,10 @@ def _duration(stream: VideoStream) -> float:
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:
         return 0.0
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 def _upright(picture: VideoFrame) -> NDArray[np.uint8]:

@@ -131,7 +131,12 @@ class ArrayFile(OutputFile):
         self.width, self.rows = width, 0
         with saving(self.path):
             self._file = open(self.part, "wb")  # noqa: SIM115
-            self._write_header()
+        try:
+            with saving(self.path):
+                self._write_header()
+        except OutputError:
+            self.discard()
+            raise
 
     def _write_header(self) -> None:
         # numpy pads the header so that the first axis can grow without moving the data.

@@ -141,8 +141,8 @@ class Recorder:
         last = self.trace.first_index + self.frames
         return [event for event in self.source.events(last) or [] if event.stop > self.trace.first_index]
 
-    def publish(self, summary: dict[str, Any], title: str) -> None:
-        """Complete all files, then give all of them their names."""
+    def finish(self, summary: dict[str, Any], title: str) -> None:
+        """Draw the chart, write the summary, and complete all files under their temporary names."""
         if self._folder is None:
             return
         chart = self._own(ChartFile(self._folder.path / "surprise.png"))
@@ -151,6 +151,9 @@ class Recorder:
         self._own(TextFile(self._folder.path / "summary.json")).write(json.dumps(summary, indent=2) + "\n")
         for file in self._files:
             file.finish()
+
+    def publish(self) -> None:
+        """Give the finished files their names."""
         for file in self._files:
             file.publish()
 

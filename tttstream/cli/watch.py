@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame")
     add("--no-learn", action="store_true", help="do not let the memory learn")
     add("--save-state", metavar="FILE", type=Path, help="save memory and place in the source at the end")
-    add("--load-state", metavar="FILE", type=Path, help="go on from a saved memory, in its source at the saved place")
+    add("--load-state", metavar="FILE", type=Path, help="go on with a saved memory; in the same source, where it stood")
     add("--carry", action="store_true", help="carry the memory on from one source to the next")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: auto)")
     add("--backend", default="auto", choices=("auto", "reference", "triton"), help="of the memory (default: auto)")
@@ -67,6 +67,8 @@ def check(args: argparse.Namespace) -> None:
         raise ShapeError(f"--max-frames is {args.max_frames}: expected 1 or more")
     if args.load_state is not None and not args.load_state.is_file():
         raise SourceError(f"--load-state: there is no file {args.load_state}")
+    if args.save_state is not None and (args.save_state.is_dir() or not args.save_state.absolute().parent.is_dir()):
+        raise OutputError(f"--save-state {args.save_state}: expected a file in a folder that is there")
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise OutputError(f"--out {args.out} is a file: give a folder")
 
@@ -151,7 +153,8 @@ def watch(
 
     with open_source(spec, on_error=args.on_error, size=args.size, seed=args.seed) as source:
         if args.load_state is not None and not (args.carry and stream.frames):
-            stream.load(args.load_state, source if single else None)
+            resumed = single and saved_source(args.load_state) == source.name
+            stream.load(args.load_state, source if resumed else None)
             stream.learn = not args.no_learn
         elif not args.carry:
             stream.reset()
@@ -166,8 +169,10 @@ def watch(
         )
         try:
             interrupted = follow(source, stream, recorder, window, interrupt, args)
+            if not recorder.frames and interrupted:
+                raise KeyboardInterrupt
             if not recorder.frames:
-                raise SourceError(f"{spec}: no readable frame in it")
+                raise SourceError(f"{spec}: no readable frame" + (" after the saved place" if args.load_state else ""))
             summary = {
                 "source": spec,
                 "model": args.model,
@@ -178,14 +183,25 @@ def watch(
                 "state_bytes": stream.state_bytes,
                 **recorder.summary(),
             }
+            recorder.finish(summary, f"{source.name} · {args.model} model, {args.size} px")
             if args.save_state is not None:
                 stream.save(args.save_state, source)
-            recorder.publish(summary, f"{source.name} · {summary['model']} model, {args.size} px")
+            recorder.publish()
         except BaseException:
             recorder.discard()
             raise
     report(spec, folder, summary, recorder)
     return summary
+
+
+def saved_source(path: Path) -> str | None:
+    """The name of the source that a saved stream was watching."""
+    import json
+
+    from tttstream.state import metadata
+
+    place = json.loads(metadata(path).get("stream", "{}")).get("source")
+    return None if place is None else str(place["name"])
 
 
 def follow(

@@ -25,7 +25,6 @@ ALERT: RGB = (255, 166, 87)
 OUTLINE: RGB = (250, 250, 160)
 
 LABELS = ("time", "surprise", "learned", "speed", "memory")
-MINUS = "\u2013"  # the font has no minus sign
 STRIP = 46  # height of the row of numbers, px
 PANEL = 92  # height of the curve, px
 
@@ -164,10 +163,10 @@ class Overlay:
     def _draw_numbers(self, area: Picture, result: Result, fps: float | None, state_bytes: int | None) -> None:
         values = (
             clock(result.time_s),
-            f"{result.surprise:+.1f}".replace("-", MINUS),
-            f"{100 * result.learned:.0f} %".replace("-", MINUS),
-            "\u2013" if fps is None else f"{fps:.0f} fps",
-            "\u2013" if state_bytes is None else size_text(state_bytes),
+            f"{result.surprise:+.1f}",
+            f"{100 * result.learned:.0f} %",
+            "-" if fps is None else f"{fps:.0f} fps",
+            "-" if state_bytes is None else size_text(state_bytes),
         )
         if self._labels is None:
             self._labels = area.copy()

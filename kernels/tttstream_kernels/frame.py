@@ -45,7 +45,8 @@ def frame_causal(
     outputs, before, after = [], [], []
     for begin in range(0, q.shape[1], tokens):
         if reset is not None:
-            state = _rows(reset[:, begin], fresh, state)
+            cut = reset[:, begin] if lengths is None else reset[:, begin] & (lengths > begin)
+            state = _rows(cut, fresh, state)
         here = slice(begin, begin + tokens)
         y, new, losses = one_frame(
             inner, q[:, here], k[:, here], v[:, here], eta[:, here], start, gamma, beta, update, state, return_loss

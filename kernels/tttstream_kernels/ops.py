@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tttstream_kernels.errors import BackendError, ShapeError
 from tttstream_kernels.frame import frame_causal
-from tttstream_kernels.inner import Dense, Inner, SwiGLU
+from tttstream_kernels.inner import Conv, Dense, Inner, SwiGLU
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.token import Call, one_token, token_causal
 from tttstream_kernels.update import Update
@@ -103,11 +103,8 @@ def ttt(
     """
     update = Update() if update is None else update
     eta = eta[..., None] if eta.dim() == 3 else eta
-    if update.columns and not isinstance(inner, SwiGLU):
-        raise ShapeError(
-            f"update.columns: the {inner.name} inner model has biases, whose columns have no norm of their own"
-        )
     _check(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, reset, lengths)
+    _check_update(update, inner, q.shape[2])
     choose_backend(backend, inner)
     rows, tokens, heads, width = q.shape
     fresh = state is None
@@ -123,7 +120,7 @@ def ttt(
             )
         else:
             if tau is None:
-                tau = 1.0 / torch.arange(1, mini_batch + 1, device=q.device)
+                tau = 1.0 / torch.arange(1, mini_batch + 1, dtype=dtype, device=q.device)
             assert isinstance(inner, Dense)
             call = Call(inner, q, k, v, eta[..., 0], start, gamma, beta, tau.to(dtype), update)
             if tokens == 1:
@@ -164,12 +161,17 @@ def _check(
     _expect("start", start, (heads, inner.size(width)), q.device)
     _expect("gamma", gamma, (heads, width), q.device)
     _expect("beta", beta, (heads, width), q.device)
+    for name, tensor in (("k", k), ("v", v), ("eta", eta), ("start", start), ("gamma", gamma), ("beta", beta)):
+        if not tensor.is_floating_point():
+            raise ShapeError(f"{name}: expected a floating type, got {tensor.dtype}")
     if reset is not None:
         _expect("reset", reset, (rows, tokens), q.device)
         if reset.dtype != torch.bool:
             raise ShapeError(f"reset: expected bool, got {reset.dtype}")
     if lengths is not None:
         _expect("lengths", lengths, (rows,), q.device)
+        if lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise ShapeError(f"lengths: expected whole numbers, got {lengths.dtype}")
     if mini_batch < 1:
         raise ShapeError(f"mini_batch: expected at least 1, got {mini_batch}")
     if causal == "token":
@@ -182,6 +184,10 @@ def _check(
         raise ShapeError(f'causal: expected "token" or "frame", got {causal!r}')
     if tau is not None:
         raise ShapeError("tau: frame mode weighs all tokens of a frame alike; leave it out")
+    if isinstance(inner, Conv) and mini_batch < inner.height * inner.width:
+        raise ShapeError(
+            f"mini_batch: a grid of {inner.height} x {inner.width} tokens does not fit into frames of {mini_batch}"
+        )
     if tokens % mini_batch != 0:
         raise ShapeError(f"frame mode takes whole frames: {tokens} tokens are no multiple of {mini_batch}")
     if torch.compiler.is_compiling():
@@ -190,6 +196,21 @@ def _check(
         raise ShapeError(f"frame mode resets at frame starts only: every {mini_batch} tokens")
     if lengths is not None and bool((lengths % mini_batch != 0).any()):
         raise ShapeError(f"frame mode takes whole frames: lengths must be multiples of {mini_batch}")
+
+
+def _check_update(update: Update, inner: Inner, heads: int) -> None:
+    if update.columns and not isinstance(inner, SwiGLU):
+        raise ShapeError(
+            f"update.columns: the {inner.name} inner model has biases, whose columns have no norm of their own"
+        )
+    if update.restore and update.longest is None:
+        raise ShapeError("update.restore puts the norm back to update.longest: give both")
+    for name, value in (("forget", update.forget), ("momentum", update.momentum), ("longest", update.longest)):
+        if isinstance(value, Tensor):
+            if value.shape != (heads,):
+                raise ShapeError(f"update.{name}: expected a number or a tensor [{heads}], got {list(value.shape)}")
+        elif value is not None and not (value > 0.0 if name == "longest" else 0.0 <= value <= 1.0):
+            raise ShapeError(f"update.{name}: expected {'more than 0' if name == 'longest' else '0 to 1'}, got {value}")
 
 
 def _check_state(state: InnerState, shapes: dict[str, tuple[int, ...]], start: Tensor) -> None:

@@ -1,0 +1,155 @@
+"""The door of the op: every argument that does not fit is named; types, layouts and inputs are kept."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tttstream_kernels import (
+    MLP,
+    Conv,
+    Inner,
+    InnerState,
+    Linear,
+    ShapeError,
+    SwiGLU,
+    SwiGLUDot,
+    TTTStreamError,
+    Update,
+    init_state,
+    read,
+    ttt,
+)
+
+B, T, H, D = 2, 8, 2, 6
+INNERS: list[Inner] = [Linear(), MLP(), Conv(2, 2), SwiGLU(), SwiGLUDot()]
+every_inner = pytest.mark.parametrize("inner", INNERS, ids=lambda inner: inner.name)
+
+
+def arguments(inner: Inner, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+    streams = {name: random(B, T, H, D) for name in ("q", "k", "v")}
+    eta = 0.1 * random(B, T, H, inner.rates).abs()
+    return {**streams, "eta": eta, "start": random(H, inner.size(D)), "gamma": random(H, D), "beta": random(H, D)}
+
+
+def call(inner: Inner, causal: str = "frame", **changed: Any) -> tuple[Tensor, InnerState, Any]:
+    return ttt(inner, **{**arguments(inner), "mini_batch": 4, "causal": causal, **changed})
+
+
+def state(inner: Inner, causal: str = "frame", update: Update | None = None) -> InnerState:
+    return init_state(inner, B, H, D, update or Update(), causal, torch.zeros((), dtype=torch.float64))
+
+
+@every_inner
+@pytest.mark.parametrize("name", ["k", "v", "eta", "start", "gamma", "beta"])
+def test_a_wrong_tensor_is_named(inner: Inner, name: str) -> None:
+    good = arguments(inner)[name]
+    for bad in (good[..., :-1], good[:-1], good[None]):
+        with pytest.raises(ShapeError, match=rf"^{name}: expected shape .*{re.escape(str(list(bad.shape)))}"):
+            call(inner, **{name: bad if name != "eta" or bad.dim() != 3 else bad[..., None]})
+    with pytest.raises(ShapeError, match=rf"^{name}: expected a floating type, got torch.int64"):
+        call(inner, **{name: good.long()})
+
+
+MISTAKES: list[tuple[Inner, dict[str, Any], str]] = [
+    (Linear(), {"q": torch.zeros(B, T, H)}, "q: expected a floating tensor"),
+    (Linear(), {"q": torch.zeros(B, T, H, D, dtype=torch.long)}, "q: expected a floating tensor"),
+    (Linear(), {"q": torch.zeros(B, 0, H, D)}, "q: expected a floating tensor"),
+    (Linear(), {"reset": torch.zeros(B, T + 1, dtype=torch.bool)}, "reset: expected shape"),
+    (Linear(), {"reset": torch.zeros(B, T)}, "reset: expected bool"),
+    (Linear(), {"lengths": torch.zeros(B + 1, dtype=torch.long)}, "lengths: expected shape"),
+    (Linear(), {"lengths": torch.zeros(B)}, "lengths: expected whole numbers"),
+    (Linear(), {"lengths": torch.tensor([4, 3])}, "lengths must be multiples of 4"),
+    (Linear(), {"mini_batch": 0}, "mini_batch: expected at least 1"),
+    (Linear(), {"mini_batch": 3}, "whole frames: 8 tokens are no multiple of 3"),
+    (Linear(), {"causal": "block"}, 'causal: expected "token" or "frame", got \'block\''),
+    (Linear(), {"tau": torch.ones(4)}, "tau: frame mode"),
+    (Linear(), {"tau": torch.ones(5), "causal": "token"}, "tau: expected shape"),
+    (Linear(), {"reset": torch.eye(B, T, dtype=torch.bool)}, "resets at frame starts only"),
+    (Conv(2, 2), {"causal": "token"}, 'use causal="frame"'),
+    (SwiGLU(), {"causal": "token"}, 'use causal="frame"'),
+    (Conv(3, 3), {}, "mini_batch: a grid of 3 x 3 tokens"),
+    (Linear(), {"update": Update(columns=True)}, "update.columns"),
+    (Conv(2, 2), {"update": Update(columns=True)}, "update.columns"),
+    (Linear(), {"update": Update(restore=True)}, "update.restore"),
+    (Linear(), {"update": Update(forget=1.5)}, "update.forget: expected 0 to 1, got 1.5"),
+    (Linear(), {"update": Update(momentum=-0.1)}, "update.momentum: expected 0 to 1"),
+    (Linear(), {"update": Update(longest=0.0)}, "update.longest: expected more than 0"),
+    (Linear(), {"update": Update(longest=torch.ones(3))}, r"update.longest: expected a number or a tensor \[2\]"),
+    (Linear(), {"update": Update(forget=torch.tensor(0.1))}, r"update.forget: expected a number or a tensor \[2\]"),
+    (Linear(), {"state": state(MLP())}, "state.delta"),
+    (Linear(), {"state": state(Linear(), "token")}, "state.pending"),
+    (Linear(), {"state": state(Linear(), update=Update(momentum=0.1))}, "state.momentum"),
+    (Linear(), {"state": InnerState(*(x.float() for x in state(Linear())))}, "state.delta: expected torch.float64"),
+    (Linear(), {"state": InnerState(*(x[:1] for x in state(Linear())))}, "state.delta"),
+    (Linear(), {"backend": "cuda"}, "unknown backend 'cuda': expected one of auto, reference, triton"),
+]
+
+
+@pytest.mark.parametrize(("inner", "changed", "message"), MISTAKES, ids=[message for _, _, message in MISTAKES])
+def test_a_mistake_is_named(inner: Inner, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShapeError, match=message) as raised:
+        call(inner, **changed)
+    assert "\n" not in str(raised.value)
+    assert isinstance(raised.value, TTTStreamError)
+
+
+def test_a_conv_needs_a_grid() -> None:
+    with pytest.raises(ShapeError, match="0 x 3"):
+        Conv(0, 3)
+
+
+@every_inner
+def test_inputs_are_not_changed_and_may_be_views(inner: Inner) -> None:
+    for causal in ("frame", "token") if inner.token_causal else ("frame",):
+        given = arguments(inner)
+        old = InnerState(*(torch.ones_like(part) * 0.1 for part in state(inner, causal)))._replace(
+            phase=torch.full([B], 2.0 if causal == "token" else 0.0, dtype=torch.float64)
+        )
+        before = [x.clone() for x in (*given.values(), *old)]
+        y, new, loss = call(inner, causal, state=old, return_loss=True)
+        assert all(torch.equal(a, b) for a, b in zip((*given.values(), *old), before, strict=True))
+        turned = {name: x.mT.contiguous().mT if x.dim() > 1 else x for name, x in given.items()}
+        views = call(inner, causal, state=old, return_loss=True, **turned)
+        for a, b in zip((y, *new, *loss), (views[0], *views[1], *views[2]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@every_inner
+def test_one_learning_rate_may_come_without_its_dimension(inner: Inner) -> None:
+    if inner.rates == 1:
+        given = arguments(inner)
+        assert torch.equal(call(inner)[0], call(inner, eta=given["eta"][..., 0])[0])
+
+
+@every_inner
+def test_the_default_scale_is_one_over_i(inner: Inner) -> None:
+    if inner.token_causal:
+        tau = torch.tensor([1.0, 1 / 2, 1 / 3, 1 / 4], dtype=torch.float64)
+        torch.testing.assert_close(call(inner, "token")[0], call(inner, "token", tau=tau)[0], rtol=1e-12, atol=1e-12)
+
+
+@every_inner
+def test_reading_is_what_the_next_token_sees_before_it_learns(inner: Inner) -> None:
+    given = arguments(inner)
+    _, now, _ = call(inner)
+    weights = [given[name] for name in ("q", "k", "v", "start", "gamma", "beta")]
+    y, loss = read(inner, *weights, state=now, mini_batch=4)
+    still, _, unlearned = call(inner, state=now, eta=0.0 * given["eta"], return_loss=True)
+    torch.testing.assert_close(y, still, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(loss.before, unlearned.before, rtol=1e-10, atol=1e-10)
+    reset = torch.zeros(B, T, dtype=torch.bool)
+    reset[0, 4] = True
+    y, _ = read(inner, *weights, state=now, mini_batch=4, reset=reset)
+    fresh, _, _ = call(inner, eta=0.0 * given["eta"])
+    torch.testing.assert_close(y[0, 4:], fresh[0, 4:], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(y[1], still[1], rtol=1e-10, atol=1e-10)

@@ -1,5 +1,28 @@
-"""Agents with a memory that learns: policies, wrappers and adapters over tttstream's memories, for gymnasium."""
+"""Agents with a memory that learns: policies, wrappers and adapters over tttstream's memories, for gymnasium.
+
+Public names are imported when they are first used, so that `--help` stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from tttstream import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from tttstream_agents.policy import MemoryPolicy, PolicyState
+
+__all__ = ["MemoryPolicy", "PolicyState", "__version__"]
+
+_MODULE_OF = {"MemoryPolicy": "policy", "PolicyState": "policy"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'tttstream_agents' has no attribute {name!r}")
+    value = getattr(import_module(f"tttstream_agents.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

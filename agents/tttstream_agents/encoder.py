@@ -1,0 +1,207 @@
+"""From an observation of any gymnasium space to a token: one-hot choices, scaled numbers, pictures through a CNN.
+
+Letters: * any leading sizes (steps T, environments B), D width of the token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from tttstream_agents.errors import ObservationError, SpaceError
+
+SMALLEST_PICTURE = 5  # pixels; a Box with a smaller side is read as plain numbers
+UNBOUNDED = 1e6  # a range wider than this says nothing about where the numbers lie
+
+
+class Choices(nn.Module):
+    """Discrete, MultiDiscrete and MultiBinary: x [*, shape] -> [*, size], a one-hot for each component."""
+
+    value: Tensor
+    owner: Tensor
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        super().__init__()
+        counts, first, self.shape = choices(space)
+        self.sizes = counts.tolist()
+        self.size = int(counts.sum())
+        value = np.concatenate([np.arange(n) + start for n, start in zip(counts, first, strict=True)])
+        self.register_buffer("value", torch.as_tensor(value), persistent=False)
+        self.register_buffer("owner", torch.as_tensor(np.repeat(np.arange(len(counts)), counts)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        flat = x.reshape(*x.shape[: x.dim() - len(self.shape)], len(self.sizes))
+        return (flat[..., self.owner] == self.value).to(torch.get_default_dtype())
+
+    def fault(self, x: Tensor) -> str | None:
+        """What is wrong with x, if anything: a value that is none of the choices has no one-hot."""
+        chosen = self(x).sum(-1)
+        return None if bool((chosen == len(self.sizes)).all()) else "a value outside its choices"
+
+
+class Numbers(nn.Module):
+    """Box: x [*, shape] -> [*, size]; bounded components scaled to -1..1, others by sign(x) log(1 + |x|)."""
+
+    middle: Tensor
+    reach: Tensor
+    bounded: Tensor
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__()
+        self.shape = space.shape
+        self.size = math.prod(space.shape)
+        low, high = (torch.as_tensor(edge.astype(np.float64)).flatten() for edge in (space.low, space.high))
+        bounded = (high - low < UNBOUNDED) & (high > low)
+        middle, half = torch.where(bounded, (low + high) / 2, 0), torch.where(bounded, (high - low) / 2, 1)
+        self.register_buffer("middle", middle.float(), persistent=False)
+        self.register_buffer("reach", half.float(), persistent=False)
+        self.register_buffer("bounded", bounded, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        flat = x.reshape(*x.shape[: x.dim() - len(self.shape)], self.size).to(torch.get_default_dtype())
+        return torch.where(self.bounded, (flat - self.middle) / self.reach, flat.sign() * flat.abs().log1p())
+
+    def fault(self, x: Tensor) -> str | None:
+        """What is wrong with x, if anything."""
+        return None if not x.is_floating_point() or bool(x.isfinite().all()) else "NaN or infinity"
+
+
+class Picture(nn.Module):
+    """Image Box [H, W, C], [C, H, W] or [H, W]: x [*, shape] -> [*, size] through convolutions of stride 2."""
+
+    def __init__(self, space: spaces.Box, width: int = 32) -> None:
+        super().__init__()
+        self.numbers, self.shape = Numbers(space), space.shape
+        self.last = len(self.shape) == 3 and self.shape[2] < self.shape[0]  # channels last
+        channels = 1 if len(self.shape) == 2 else self.shape[2] if self.last else self.shape[0]
+        height, across = self.shape[:2] if self.last or len(self.shape) == 2 else self.shape[1:]
+        layers: list[nn.Module] = []
+        while not layers or max(height, across) > 4:
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GELU()]
+            channels, height, across = width, -(-height // 2), -(-across // 2)
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.size = channels * height * across
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        leading = x.shape[: x.dim() - len(self.shape)]
+        pixels = self.numbers(x).reshape(-1, *(self.shape if len(self.shape) == 3 else (1, *self.shape)))
+        return self.layers(pixels.movedim(-1, 1) if self.last else pixels).reshape(*leading, self.size)
+
+    def fault(self, x: Tensor) -> str | None:
+        """What is wrong with x, if anything."""
+        return self.numbers.fault(x)
+
+
+Part = Choices | Numbers | Picture
+
+
+class Encoder(nn.Module):
+    """Observations of a space as tokens: called with an observation [*, ...] (nested as the space is), gives [*, D].
+
+    extra: numbers besides the observation (previous action and reward), given as a second argument [*, extra].
+    """
+
+    def __init__(self, space: spaces.Space[Any], dim: int, extra: int = 0) -> None:
+        super().__init__()
+        self.space = space
+        self.paths = [path for path, _ in leaves(space)]
+        modules = [part(path, leaf) for path, leaf in leaves(space)]
+        self.parts = nn.ModuleList(modules)
+        if not modules:
+            raise SpaceError("cannot see an empty observation space")
+        size = sum(module.size for module in modules) + extra
+        self.mix = nn.Sequential(nn.Linear(size, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def tensors(self, obs: Any, leading: int, check: bool = True) -> list[Tensor]:
+        """The observation's parts as tensors on the encoder's device, their shapes checked.
+
+        leading: how many sizes come before the space's own. check: also look at the values.
+        Raises ObservationError, which names the part.
+        """
+        device = next(self.mix.parameters()).device
+        out: list[Tensor] = []
+        for path, child in zip(self.paths, self.parts, strict=True):
+            module = cast(Part, child)
+            x, shape = torch.as_tensor(pick(obs, path), device=device), tuple(module.shape)
+            if x.dim() != leading + len(shape) or tuple(x.shape[leading:]) != shape:
+                wanted = [*["any"] * leading, *shape]
+                raise ObservationError(f"{name(path)}: expected shape {wanted}, got {list(x.shape)}")
+            if out and x.shape[:leading] != out[0].shape[:leading]:
+                raise ObservationError(f"{name(path)}: has {list(x.shape[:leading])} rows, others have another number")
+            fault = module.fault(x) if check else None
+            if fault:
+                raise ObservationError(f"{name(path)} holds {fault}")
+            out.append(x)
+        return out
+
+    def forward(self, obs: list[Tensor], extra: Tensor | None = None) -> Tensor:
+        """obs: what `tensors` gave -> [*, D]."""
+        numbers = [module(x) for module, x in zip(self.parts, obs, strict=True)]
+        return self.mix(torch.cat(numbers if extra is None else [*numbers, extra], dim=-1))
+
+
+def choices(space: spaces.Space[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[int, ...]]:
+    """(number of choices, first choice) of each component, and the shape of a sample."""
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.n]), np.array([space.start]), ()
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.flatten(), space.start.flatten(), space.shape
+    if isinstance(space, spaces.MultiBinary):
+        count = math.prod(space.shape)
+        return np.full(count, 2), np.zeros(count, dtype=int), space.shape
+    raise SpaceError(f"expected Discrete, MultiDiscrete or MultiBinary, got {space}")
+
+
+def leaves(space: spaces.Space[Any], path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """(path, space) of every part of a nested space."""
+    if isinstance(space, spaces.Dict):
+        for key, inner in space.spaces.items():
+            yield from leaves(inner, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, inner in enumerate(space.spaces):
+            yield from leaves(inner, (*path, index))
+    else:
+        yield path, space
+
+
+def part(path: tuple[str | int, ...], space: spaces.Space[Any]) -> Part:
+    """The module that reads one part of an observation."""
+    if isinstance(space, spaces.Box):
+        return Picture(space) if is_picture(space) else Numbers(space)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return Choices(space)
+    raise SpaceError(
+        f"{name(path)}: cannot see a {type(space).__name__}; expected Box, Discrete, MultiDiscrete, MultiBinary, "
+        "or a Dict or Tuple of them: leave that part out with an observation wrapper"
+    )
+
+
+def is_picture(space: spaces.Box) -> bool:
+    """Three axes with two long sides, or a matrix of bytes with two sides of at least 16."""
+    if len(space.shape) == 3:
+        return sorted(space.shape)[1] >= SMALLEST_PICTURE and sorted(space.shape)[0] <= 64
+    return len(space.shape) == 2 and space.dtype == np.uint8 and min(space.shape) >= 16
+
+
+def pick(obs: Any, path: tuple[str | int, ...]) -> Any:
+    """The part of an observation at a path."""
+    for key in path:
+        try:
+            obs = obs[key]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ObservationError(f"{name(path)}: no such part in a {type(obs).__name__}") from error
+    return obs
+
+
+def name(path: tuple[str | int, ...]) -> str:
+    """How a message names a part."""
+    return "observation" + "".join(f"[{key!r}]" for key in path)

@@ -1,0 +1,19 @@
+"""What can go wrong between an agent and its environment, by kind; all are errors of tttstream."""
+
+from __future__ import annotations
+
+from tttstream.errors import TTTStreamError
+
+__all__ = ["EnvError", "ObservationError", "SpaceError"]
+
+
+class SpaceError(TTTStreamError, ValueError):
+    """A gymnasium space that a policy cannot see or act in."""
+
+
+class ObservationError(TTTStreamError, ValueError):
+    """An observation, action or reward that does not fit its space, or is not finite."""
+
+
+class EnvError(TTTStreamError, RuntimeError):
+    """An environment is unknown, failed, or was closed."""

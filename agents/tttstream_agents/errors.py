@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tttstream.errors import TTTStreamError
 
-__all__ = ["EnvError", "ObservationError", "SpaceError"]
+__all__ = ["EnvError", "ObservationError", "SpaceError", "TrainingError"]
 
 
 class SpaceError(TTTStreamError, ValueError):
@@ -17,3 +17,7 @@ class ObservationError(TTTStreamError, ValueError):
 
 class EnvError(TTTStreamError, RuntimeError):
     """An environment is unknown, failed, or was closed."""
+
+
+class TrainingError(TTTStreamError, RuntimeError):
+    """Training cannot begin, go on, or be taken up again."""

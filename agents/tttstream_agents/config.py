@@ -1,0 +1,125 @@
+"""The hyper-parameters of training, each with a sentence, from YAML and from the command line."""
+
+# ruff: noqa: RUF009
+from __future__ import annotations
+
+import dataclasses
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tttstream_agents.errors import TrainingError
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A field with its sentence."""
+    factory = {"default_factory": default} if isinstance(default, type) else {"default": default}
+    return dataclasses.field(**factory, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    env: str = option("CartPole-v1", "gymnasium id of the environment, also of popgym and MiniGrid")
+    steps: int = option(500_000, "environment steps in all")
+    seed: int = option(0, "seed of weights, of draws and of every episode")
+    memory: str = option("ttt_linear", "ttt_linear, ttt_mlp, gru, lstm, window, attention, framestack or mlp (none)")
+    dim: int = option(64, "width of the policy")
+    depth: int = option(1, "how many memories follow one another")
+    heads: int = option(2, "heads of a memory")
+    options: dict[str, Any] = option(dict, "what the memory takes besides, as JSON: '{\"mini_batch\": 8}'")
+    previous_action: bool = option(True, "the policy sees its previous action")
+    previous_reward: bool = option(False, "the policy sees the previous reward")
+    n_envs: int = option(16, "environments side by side")
+    rollout: int = option(128, "steps played in each of them between two updates")
+    segment: int = option(0, "steps of a training sequence, a divisor of rollout; 0 for the whole rollout")
+    minibatch: int = option(512, "steps in a gradient step")
+    epochs: int = option(4, "passes over a rollout")
+    lr: float = option(3e-4, "learning rate of Adam")
+    anneal: bool = option(False, "let the learning rate fall to 0 over the run")
+    gamma: float = option(0.99, "discount")
+    gae_lambda: float = option(0.95, "how far advantages look before they trust the critic")
+    clip: float = option(0.2, "how far the ratio of new to old probabilities counts")
+    clip_value: bool = option(False, "clip the critic's change as well")
+    value_coef: float = option(0.5, "weight of the critic's loss")
+    entropy_coef: float = option(0.01, "weight of the entropy")
+    max_grad_norm: float = option(0.5, "gradients are scaled down to this length")
+    target_kl: float = option(0.0, "end an update early where the policy moved further; 0 for never")
+    recompute: bool = option(False, "compute the states of segment beginnings anew before each further epoch")
+    autoreset: str = option("next_step", "when an environment begins its next episode", ("next_step", "same_step"))
+    workers: int = option(0, "0: environments in this process; 1: each in one of its own")
+    stop_return: float = option(float("inf"), "stop early once the last 100 episodes return this on average")
+    checkpoint_every: int = option(10, "updates between checkpoints")
+    device: str = option("cpu", "cpu, cuda or auto")
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "dim", "depth", "heads", "n_envs", "rollout", "minibatch", "epochs", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0 or self.workers < 0:
+            raise TrainingError(f"seed and workers cannot be negative, got {self.seed} and {self.workers}")
+        object.__setattr__(self, "segment", self.segment or self.rollout)
+        if self.segment < 1 or self.rollout % self.segment:
+            raise TrainingError(f"segment must divide rollout = {self.rollout}, got {self.segment}")
+        if self.autoreset not in ("next_step", "same_step"):
+            raise TrainingError(f"autoreset must be next_step or same_step, got {self.autoreset!r}")
+        if self.segment < self.rollout and self.memory == "attention":
+            raise TrainingError("memory 'attention' grows: train it with segment = rollout, or take 'window'")
+
+    def to_json(self) -> str:
+        """One readable object."""
+        values = dataclasses.asdict(self)
+        values["stop_return"] = None if self.stop_return == float("inf") else self.stop_return
+        return json.dumps(values, indent=2) + "\n"
+
+
+def build(values: dict[str, Any], source: str) -> Config:
+    """A config from a mapping, checked: `source` is named in messages."""
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise TrainingError(f"{source}: unknown option {', '.join(unknown)}; known are {', '.join(fields)}")
+    checked = {}
+    for name, value in values.items():
+        kind = type(getattr(Config(), name))
+        if name == "stop_return" and value is None:
+            continue
+        if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+            with suppress(ValueError):
+                value = float(value)  # YAML reads 3e-4 as a word
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise TrainingError(f"{source}: {name} must be a {kind.__name__}, got {value!r}")
+        checked[name] = value
+    return Config(**checked)
+
+
+def presets() -> Path:
+    """The folder of shipped presets."""
+    return Path(__file__).resolve().parents[2] / "configs" / "agents"
+
+
+def read(name: str) -> dict[str, Any]:
+    """The values in a YAML or JSON file, or in a shipped preset by name."""
+    import yaml
+
+    path = Path(name)
+    if not path.suffix and not path.is_file():
+        path = presets() / f"{name}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(p.stem for p in presets().glob("*.yaml"))) or "none"
+        raise TrainingError(f"there is no config {name!r}: give a file, or one of the presets: {known}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainingError(f"{path} cannot be read: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise TrainingError(f"{path}: expected options with values, got {type(values).__name__}")
+    return values
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())

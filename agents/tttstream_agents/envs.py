@@ -1,0 +1,142 @@
+"""Environments by name, and vectors of them whose every episode has a seed of its own, so that play can be resumed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
+
+from tttstream.errors import DependencyError
+from tttstream_agents.errors import EnvError
+
+REGISTER = {"popgym": "popgym", "MiniGrid": "minigrid", "BabyAI": "minigrid", "ALE": "ale_py"}
+"""Packages that make their environments known only when they are imported, by the beginning of their names."""
+
+
+def tree(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
+    """`function` on every part of nested observations (dicts and tuples, as the space is)."""
+    if isinstance(obs, dict):
+        return {key: tree(function, value, *(other[key] for other in others)) for key, value in obs.items()}
+    if isinstance(obs, tuple):
+        return tuple(tree(function, value, *(other[i] for other in others)) for i, value in enumerate(obs))
+    return function(obs, *others)
+
+
+def stack(samples: Sequence[Any]) -> Any:
+    """Single observations side by side: parts [B, ...]."""
+    return tree(lambda *parts: np.stack([np.asarray(one) for one in parts]), samples[0], *samples[1:])
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line, with its kind."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+
+
+def make(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """An environment by gymnasium id ("module:ID" too), of popgym, MiniGrid and ALE as well where installed.
+
+    Texts are left out of dictionaries of observations; MiniGrid's cells become choices, which is what they are.
+    Raises EnvError, or DependencyError where a package is missing.
+    """
+    package = next((name for start, name in REGISTER.items() if env_id.startswith(start)), None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # older versions, checks that fail on third-party environments
+        try:
+            if package is not None:
+                gym_register = getattr(import_module(package), "register_envs", None)
+                if package == "ale_py" and gym_register is None:
+                    gym.register_envs(import_module(package))
+            env: gym.Env[Any, Any] = gym.make(env_id, render_mode=render_mode, disable_env_checker=True)
+        except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+            what = getattr(error, "name", None) or one_line(error)
+            raise DependencyError(
+                f"{env_id} needs a package that is not installed ({what}): pip install 'tttstream[agents]'"
+            ) from error
+        except gym.error.Error as error:
+            raise EnvError(f"there is no environment {env_id!r}: {one_line(error)}") from error
+        except Exception as error:  # an environment is foreign code and may raise anything
+            raise EnvError(f"{env_id} cannot be made: {one_line(error)}") from error
+    if isinstance(env.observation_space, spaces.Dict):
+        env = Seen(env)
+    return env
+
+
+class Seen(gym.ObservationWrapper[Any, Any, Any]):
+    """A dictionary of observations without its texts; the cells [h, w, 3] of a MiniGrid picture become choices."""
+
+    CELL = (11, 6, 4)  # kinds of things, colours, states
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        assert isinstance(env.observation_space, spaces.Dict)
+        parts = {k: s for k, s in env.observation_space.spaces.items() if not isinstance(s, spaces.Text)}
+        picture = parts.get("image")
+        if type(env.unwrapped).__module__.startswith("minigrid") and picture is not None and picture.shape is not None:
+            parts["image"] = spaces.MultiDiscrete(np.broadcast_to(self.CELL, picture.shape).copy(), dtype=np.int64)
+        self.observation_space = spaces.Dict(parts)
+
+    def observation(self, observation: Any) -> Any:
+        """Without the texts."""
+        return {key: observation[key] for key in self.observation_space.spaces}  # type: ignore[attr-defined]
+
+
+class Episodes(gym.Wrapper[Any, Any, Any, Any]):
+    """Each episode begins from a seed of its own, and what was done in it is kept, so that play can be resumed.
+
+    seed, index: of the run and of this environment in its vector. limit: actions kept; an episode that is longer
+    cannot be taken up, and a resumed run begins a new one in its place.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], seed: int, index: int, limit: int = 100_000) -> None:
+        super().__init__(env)
+        self.run, self.index, self.limit = seed, index, limit
+        self.episode, self.over, self.actions = -1, False, list[Any]()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin the next episode, from its own seed unless one is given."""
+        self.episode, self.over, self.actions = self.episode + 1, False, []
+        own = np.random.SeedSequence([self.run, self.index, self.episode]).generate_state(1)[0]
+        return self.env.reset(seed=int(own) if seed is None else seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the environment's; after an episode's end (only when play was resumed there) the next one begins."""
+        if self.over:
+            obs, info = self.reset()
+            return obs, 0.0, False, False, info
+        if len(self.actions) <= self.limit:
+            self.actions.append(np.asarray(action))
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, bool(terminated), bool(truncated), info
+
+    def position(self) -> tuple[int, NDArray[Any]]:
+        """(episode, what was done in it)."""
+        return self.episode, np.array(self.actions)
+
+    def seek(self, positions: Sequence[tuple[int, NDArray[Any]]]) -> Any:
+        """Play this environment's episode up to its place among `positions`. Where it is too long for that, begin the
+        next one and return its first observation; else None."""
+        episode, actions = positions[self.index]
+        known = len(actions) <= self.limit
+        self.episode = episode - known
+        first, _ = self.reset()
+        for action in actions if known else ():
+            _, _, terminated, truncated, _ = self.step(action)
+            self.over = terminated or truncated
+        return None if known else first
+
+
+def vector(
+    make_env: Callable[[], gym.Env[Any, Any]], n_envs: int, seed: int, autoreset: str = "next_step", workers: int = 0
+) -> SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]:
+    """`n_envs` of what `make_env` gives, each in an `Episodes`, in this process or (workers > 0) one process each."""
+    mode = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP}[autoreset]
+    makers = [lambda index=index: Episodes(make_env(), seed, index) for index in range(n_envs)]
+    kind: Any = AsyncVectorEnv if workers else SyncVectorEnv
+    return kind(makers, autoreset_mode=mode)

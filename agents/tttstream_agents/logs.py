@@ -1,0 +1,90 @@
+"""What a run writes down as it goes: metrics.csv, TensorBoard where it is installed, and a bar or a line a while."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tttstream.outputs import TextFile, saving
+from tttstream_agents.errors import TrainingError
+
+Row = dict[str, float]
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a metrics.csv; a last line that was cut off is left out."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror}") from error
+    whole = [row for row in rows if None not in row.values()]
+    return [{key: float(value) if value else math.nan for key, value in row.items()} for row in whole]
+
+
+class Logs:
+    """One row an update. A resumed run drops the rows after its checkpoint and goes on below."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, folder: Path, steps: int, done: int, quiet: bool = False, tensorboard: bool = True) -> None:
+        self.path, self.steps, self.quiet = folder / "metrics.csv", steps, quiet
+        kept = [row for row in read_csv(self.path) if row["steps"] <= done] if self.path.exists() else []
+        if kept:
+            file = TextFile(self.path)
+            with file:
+                file.write(",".join(kept[0]) + "\n")
+                for row in kept:
+                    file.write(",".join(_text(number) for number in row.values()) + "\n")
+        with saving(self.path):
+            self._file = open(self.path, "a" if kept else "w", encoding="utf-8")  # noqa: SIM115
+        self._head = bool(kept)
+        self._board: Any = None
+        if tensorboard and find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done or None)
+        terminal = sys.stderr.isatty() and not quiet
+        self._bar: Any = tqdm(total=steps, initial=done, unit=" steps", dynamic_ncols=True) if terminal else None
+        self._next_line = time.monotonic() + self.EVERY_S
+
+    def write(self, row: Row) -> None:
+        """One update is done."""
+        with saving(self.path):
+            if not self._head:
+                self._file.write(",".join(row) + "\n")
+                self._head = True
+            self._file.write(",".join(_text(number) for number in row.values()) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, number in row.items():
+                if math.isfinite(number):
+                    self._board.add_scalar(name, number, int(row["steps"]))
+        text = f"return {row['return']:.3f}, length {row['length']:.0f}, entropy {row['entropy']:.2f}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(int(row["steps"]) - self._bar.n)
+        elif not self.quiet and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + self.EVERY_S
+            print(
+                f"{row['steps']:.0f}/{self.steps} steps, {row['fps']:.0f} a second, {text}", file=sys.stderr, flush=True
+            )
+
+    def close(self) -> None:
+        """Finish files and bar."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _text(number: float) -> str:
+    return "" if math.isnan(number) else f"{number:.9g}"

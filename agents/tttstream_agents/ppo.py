@@ -1,0 +1,258 @@
+"""Proximal policy optimisation (Schulman et al., arXiv 1707.06347) of a policy with a memory, and nothing beside it.
+
+Letters: T steps of a rollout, B environments, L steps of a segment, S = B * T / L segments.
+
+What is kept of the memory is its state where each segment begins; all within a segment is computed anew, with
+gradients, in one parallel call. So the memory that training takes does not grow with state size times steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+from torch.nn import functional as F
+
+from tttstream.state import pack, unpack
+from tttstream_agents.config import Config
+from tttstream_agents.envs import one_line, stack, tree
+from tttstream_agents.errors import EnvError, ObservationError, TrainingError
+from tttstream_agents.policy import MemoryPolicy, PolicyState
+
+
+class Step(NamedTuple):
+    """One step of every environment. All tensors [B], obs and action [B, ...]."""
+
+    obs: Any
+    starts: Tensor
+    """obs is the first of an episode: the memory starts anew."""
+    valid: Tensor
+    """False where the environment does not take the action, because it uses the step to begin its next episode."""
+    came: Tensor
+    """The reward that came with obs."""
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_value: Tensor
+    """The value of the observation that a truncated episode ended with, where the next row does not hold it."""
+
+
+class Player:
+    """A policy at play in a vector of environments; it goes on for ever, episode after episode.
+
+    Where an episode ends is where its memory must. A vector of environments that resets on the SAME step hands over
+    the new episode's first observation at once, the last one in info["final_obs"]. One that resets on the NEXT step
+    hands over the last observation, ignores the action that answers it, and then gives the first one: that row in
+    between is not valid, still belongs to the old memory (its value is the truncated episode's bootstrap), and the
+    memory starts anew one row later.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], policy: MemoryPolicy) -> None:
+        mode = envs.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+            raise EnvError(f"expected environments that reset themselves (NEXT_STEP or SAME_STEP), got {mode}")
+        self.envs, self.policy, self.same_step = envs, policy, mode == AutoresetMode.SAME_STEP
+        self.device = next(policy.parameters()).device
+        batch = envs.num_envs
+        self.obs = self._call("reset")[0]
+        self.state = policy.initial_state(batch)
+        self.starts = torch.ones(batch, dtype=torch.bool, device=self.device)
+        self.valid = torch.ones_like(self.starts)
+        self.came = torch.zeros(batch, device=self.device)
+
+    def _call(self, name: str, *args: Any) -> Any:
+        try:
+            return getattr(self.envs, name)(*args)
+        except Exception as error:  # an environment is foreign code and may raise anything
+            raise EnvError(f"the environment failed in {name}: {one_line(error)}") from error
+
+    def step(self, deterministic: bool = False) -> Step:
+        """Act once in every environment."""
+        obs, starts, valid, came = self.obs, self.starts, self.valid, self.came
+        action, log_prob, value, self.state = self.policy.act(
+            obs, self.state, starts, came, deterministic=deterministic
+        )
+        self.obs, reward, ended, cut, info = self._call("step", self.policy.to_env(action))
+        if not np.isfinite(reward).all():
+            raise ObservationError(f"the environment gave a reward that is not finite: {reward}")
+        terminated, truncated = (torch.as_tensor(flag, device=self.device) for flag in (ended, cut & ~ended))
+        self.came = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
+        final_value = torch.zeros_like(value)
+        if self.same_step:
+            self.starts = terminated | truncated
+            if truncated.any():  # ask the old memory, before it is reset
+                rows = truncated.nonzero().squeeze(1)
+                last = stack([info["final_obs"][row] for row in rows.tolist()])
+                final_value[rows] = self.policy.act(
+                    last, pick(self.state, rows), None, self.came[rows], deterministic=True
+                )[2]
+        else:
+            self.starts, self.valid = ~valid, ~(terminated | truncated)
+        return Step(
+            obs, starts, valid, came, action, log_prob, value, self.came, terminated, truncated, final_value
+        )  # fmt: skip
+
+    def next_value(self) -> Tensor:
+        """The value of the observation that is to be answered next, [B]. Changes nothing."""
+        return self.policy.act(self.obs, self.state, self.starts, self.came, deterministic=True)[2]
+
+
+def advantages(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """Generalised advantage estimation (arXiv 1506.02438), all [T, B]: next_value is of what followed each step in
+    its own episode, also after a truncation; done cuts the sum."""
+    delta = reward + gamma * torch.where(terminated, 0.0, next_value) - value
+    out, running = torch.zeros_like(value), torch.zeros_like(value[0])
+    for t in reversed(range(len(value))):
+        running = delta[t] + gamma * lam * torch.where(done[t], 0.0, running)
+        out[t] = running
+    return out
+
+
+@dataclass
+class Rollout:
+    """What was played: tensors [L, S, ...], and the state of each segment's beginning, S rows."""
+
+    obs: Any
+    starts: Tensor
+    valid: Tensor
+    came: Tensor
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    states: PolicyState
+    ended: list[tuple[float, int]]
+    """(return, length) of the episodes that ended."""
+
+    @property
+    def target(self) -> Tensor:
+        """What the critic is to say."""
+        return self.advantage + self.value
+
+
+class Collector:
+    """Plays T steps at a time and makes a rollout of them; keeps the sums of unfinished episodes."""
+
+    def __init__(self, player: Player, config: Config) -> None:
+        self.player, self.config = player, config
+        self.returns = torch.zeros(player.envs.num_envs, dtype=torch.float64)
+        self.lengths = torch.zeros(player.envs.num_envs, dtype=torch.long)
+
+    def collect(self) -> Rollout:
+        """Play on."""
+        player, config, states, steps, ended = self.player, self.config, [], [], []
+        for t in range(config.rollout):
+            if t % config.segment == 0:
+                states.append(player.state)
+            step = player.step()
+            steps.append(step)
+            ended += self._count(step)
+        columns = {name: [getattr(step, name) for step in steps] for name in Step._fields if name != "obs"}
+        s = {name: torch.stack(column) for name, column in columns.items()}
+        done = s["terminated"] | s["truncated"]
+        following = torch.cat([s["value"][1:], player.next_value()[None]])
+        if player.same_step:
+            following = torch.where(done, s["final_value"], following)
+        advantage = advantages(
+            s["reward"], s["value"], following, s["terminated"], done, config.gamma, config.gae_lambda
+        )
+        obs = tree(lambda *rows: torch.as_tensor(np.stack(rows), device=player.device), *(step.obs for step in steps))
+        cut = self._segments
+        return Rollout(
+            tree(cut, obs), cut(s["starts"]), cut(s["valid"]), cut(s["came"]), cut(s["action"]), cut(s["log_prob"]),
+            cut(s["value"]), cut(advantage), join(states), ended,
+        )  # fmt: skip
+
+    def _segments(self, x: Tensor) -> Tensor:
+        """[T, B, ...] -> [L, S, ...]; segment k of environment b is row k * B + b."""
+        return x.unflatten(0, (-1, self.config.segment)).transpose(0, 1).flatten(1, 2)
+
+    def _count(self, step: Step) -> list[tuple[float, int]]:
+        valid = step.valid.cpu()
+        self.returns += torch.where(valid, step.reward.cpu().double(), 0.0)
+        self.lengths += valid
+        over = (step.terminated | step.truncated).cpu()
+        ended = list(zip(self.returns[over].tolist(), self.lengths[over].tolist(), strict=True))
+        self.returns[over], self.lengths[over] = 0.0, 0
+        return ended
+
+
+def pick(state: PolicyState, rows: Tensor | slice) -> PolicyState:
+    """The state of some environments."""
+    return cast(PolicyState, state[rows])
+
+
+def join(states: list[PolicyState]) -> PolicyState:
+    """States one under the other."""
+    return states[0] if len(states) == 1 else unpack(torch.cat([pack(state) for state in states]), states[0])
+
+
+def refresh(policy: MemoryPolicy, rollout: Rollout, batch: int) -> PolicyState:
+    """The states where segments begin as the policy now is, from those at the rollout's beginning."""
+    state, states = pick(rollout.states, slice(0, batch)), []
+    with torch.no_grad():
+        for first in range(0, rollout.starts.shape[1], batch):
+            rows = slice(first, first + batch)
+            states.append(state)
+            obs = tree(lambda x, rows=rows: x[:, rows], rollout.obs)
+            came, starts, action = (x[:, rows] for x in (rollout.came, rollout.starts, rollout.action))
+            state = policy.evaluate(obs, action, state, starts, came)[3]
+    return join(states)
+
+
+def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollout, config: Config) -> dict[str, float]:
+    """Some epochs over a rollout. Returns the means of what was measured."""
+    segments = rollout.starts.shape[1]
+    states, count = rollout.states, 0
+    sums: dict[str, float] = {}
+    for epoch in range(config.epochs):
+        if config.recompute and epoch:
+            states = refresh(policy, rollout, config.n_envs)
+        for rows in torch.randperm(segments).split(max(1, config.minibatch // config.segment)):
+            log_prob, entropy, value, _ = policy.evaluate(
+                tree(lambda x, rows=rows: x[:, rows], rollout.obs), rollout.action[:, rows], pick(states, rows),
+                rollout.starts[:, rows], rollout.came[:, rows],
+            )  # fmt: skip
+            valid = rollout.valid[:, rows]
+            old, advantage, target, before = (
+                x[:, rows][valid] for x in (rollout.log_prob, rollout.advantage, rollout.target, rollout.value)
+            )
+            if len(old) < 2:
+                continue
+            log_ratio = log_prob[valid] - old
+            ratio = log_ratio.exp()
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+            policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+            near = before + (value[valid] - before).clamp(-config.clip, config.clip)
+            errors = [F.mse_loss(guess, target, reduction="none") for guess in (value[valid], near)]
+            value_loss = 0.5 * (torch.max(*errors) if config.clip_value else errors[0]).mean()
+            spread = entropy[valid].mean()
+            loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * spread
+            if not bool(loss.isfinite()):
+                raise TrainingError(f"the loss is {float(loss)}: lower lr, or look at the size of the rewards")
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+            optimizer.step()
+            with torch.no_grad():
+                measured = {
+                    "policy_loss": policy_loss, "value_loss": value_loss, "entropy": spread, "grad_norm": norm,
+                    "kl": (ratio - 1 - log_ratio).mean(), "clipped": ((ratio - 1).abs() > config.clip).float().mean(),
+                    "first_ratio": (ratio - 1).abs().max() if count == 0 else torch.zeros(()),
+                }  # fmt: skip
+            sums = {key: sums.get(key, 0.0) + float(number.detach()) for key, number in measured.items()}
+            count += 1
+        if config.target_kl and sums.get("kl", 0.0) / max(count, 1) > config.target_kl:
+            break
+    means = {key: total / max(count, 1) for key, total in sums.items()}
+    return {**means, "first_ratio": sums.get("first_ratio", 0.0)}

@@ -1,0 +1,254 @@
+"""A training run: play, learn, write down, save; and the same run taken up where it was killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from tttstream.cli.progress import Interrupt
+from tttstream.errors import CheckpointError
+from tttstream.outputs import OutputFolder, TextFile, saving
+from tttstream_agents import config as configs
+from tttstream_agents.config import Config
+from tttstream_agents.envs import make, one_line, tree, vector
+from tttstream_agents.errors import EnvError, ObservationError, TrainingError
+from tttstream_agents.logs import Logs, Row
+from tttstream_agents.policy import MemoryPolicy
+from tttstream_agents.ppo import Collector, Player, learn
+
+FORMAT = "tttstream.agent/1"
+CHECKPOINT = "checkpoint.pt"
+MakeEnv = Callable[[], gym.Env[Any, Any]]
+
+
+class Stop(Interrupt):
+    """Ctrl-C or SIGTERM ends the run after this update, with a checkpoint; a second one at once, with the last."""
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after this update (once more: at once)", flush=True)
+
+
+def build_policy(config: Config, env: Any) -> MemoryPolicy:
+    """The policy of a config for an environment, or for a vector of them."""
+    single = "single_" if hasattr(env, "single_observation_space") else ""
+    return MemoryPolicy(
+        getattr(env, f"{single}observation_space"), getattr(env, f"{single}action_space"), config.memory,
+        dim=config.dim, depth=config.depth, heads=config.heads, previous_action=config.previous_action,
+        previous_reward=config.previous_reward, options=dict(config.options),
+    )  # fmt: skip
+
+
+class Run:
+    """A run in memory: policy, optimizer, environments, and where they stand. `update()` goes one step on."""
+
+    def __init__(self, config: Config, make_env: MakeEnv | None = None) -> None:
+        self.config = config
+        device = config.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(config.seed)
+        maker = make_env or (lambda: make(config.env))
+        try:
+            self.envs = vector(maker, config.n_envs, config.seed, config.autoreset, config.workers)
+        except Exception as error:  # an environment is foreign code and may raise anything
+            raise EnvError(f"the environments cannot be made: {one_line(error)}") from error
+        self.policy = build_policy(config, self.envs).to(device)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5)
+        self.player = Player(self.envs, self.policy)
+        self.collector = Collector(self.player, config)
+        self.recent: deque[tuple[float, int]] = deque(maxlen=100)
+        self.updates = self.episodes = 0
+
+    @property
+    def per_update(self) -> int:
+        """Environment steps of an update."""
+        return self.config.rollout * self.config.n_envs
+
+    @property
+    def steps(self) -> int:
+        """Environment steps done."""
+        return self.updates * self.per_update
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or the return to stop at is reached."""
+        full = len(self.recent) == self.recent.maxlen
+        return self.steps >= self.config.steps or (full and self.mean(0) >= self.config.stop_return)
+
+    def mean(self, part: int) -> float:
+        """Mean return (0) or length (1) of the last 100 episodes; NaN before the first."""
+        return float(np.mean([one[part] for one in self.recent])) if self.recent else float("nan")
+
+    def update(self) -> Row:
+        """Play a rollout and learn from it."""
+        began = time.perf_counter()
+        if self.config.anneal:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr * max(0.0, 1 - self.steps / self.config.steps)
+        rollout = self.collector.collect()
+        measured = learn(self.policy, self.optimizer, rollout, self.config)
+        self.updates += 1
+        self.episodes += len(rollout.ended)
+        self.recent.extend(rollout.ended)
+        error, target = (rollout.target - rollout.value)[rollout.valid], rollout.target[rollout.valid]
+        explained = 1 - float(error.var() / target.var().clamp(min=1e-12))
+        return {
+            "steps": self.steps, "episodes": self.episodes, "return": self.mean(0), "length": self.mean(1),
+            **measured, "explained": explained, "fps": self.per_update / (time.perf_counter() - began),
+        }  # fmt: skip
+
+    def save(self, path: Path) -> None:
+        """Write all that is needed to go on as if nothing had been, under a temporary name first. No pickled code."""
+        positions = self.envs.call("position")
+        player = self.player
+        values = {
+            "format": FORMAT, "config": json.loads(self.config.to_json()), "updates": self.updates,
+            "episodes": self.episodes, "recent": [list(one) for one in self.recent],
+            "policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "memory": [leaf for _, leaf in player.state.leaves()],
+            "obs": tree(torch.as_tensor, player.obs), "starts": player.starts, "valid": player.valid,
+            "came": player.came, "returns": self.collector.returns, "lengths": self.collector.lengths,
+            "episode": [episode for episode, _ in positions],
+            "actions": [torch.as_tensor(actions) for _, actions in positions],
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if player.device.type == "cuda" else None,
+        }  # fmt: skip
+        buffer = io.BytesIO()
+        torch.save(values, buffer)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with saving(path):
+                part.write_bytes(buffer.getbuffer())
+                os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def restore(self, path: Path) -> None:
+        """Go on where `save` was called: weights, draws, memories, and every environment inside its episode."""
+        values = read_checkpoint(path)
+        player, device = self.player, self.player.device
+        try:
+            self.policy.load_state_dict(values["policy"])
+            self.optimizer.load_state_dict(values["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise TrainingError(f"{path} is of another policy: {one_line(error)}") from error
+        self.updates, self.episodes = values["updates"], values["episodes"]
+        self.recent.extend((one[0], one[1]) for one in values["recent"])
+        leaves = iter(values["memory"])
+        player.state = player.state.map(lambda leaf: next(leaves).to(device))
+        player.obs = tree(lambda x: x.numpy(), values["obs"])
+        player.starts, player.valid, player.came = (values[key].to(device) for key in ("starts", "valid", "came"))
+        self.collector.returns, self.collector.lengths = values["returns"], values["lengths"]
+        positions = list(zip(values["episode"], (actions.numpy() for actions in values["actions"]), strict=True))
+        for row, begun in enumerate(self.envs.call("seek", positions)):
+            if begun is not None:  # an episode too long to be played again: this one is in its place
+                tree(lambda x, new, row=row: x.__setitem__(row, new), player.obs, begun)
+                player.starts[row], player.valid[row], player.came[row] = True, True, 0.0
+                self.collector.returns[row], self.collector.lengths[row] = 0.0, 0
+        torch.set_rng_state(values["random"])
+        if values["random_cuda"] is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(values["random_cuda"])
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The values of a checkpoint; nothing in the file is run."""
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint at {path}") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {one_line(error)[:200]}") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of an agent: expected format {FORMAT!r}")
+    return values
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a run's checkpoint."""
+    return configs.build(read_checkpoint(folder / CHECKPOINT)["config"], str(folder / CHECKPOINT))
+
+
+def load_policy(folder: Path, env: Any) -> MemoryPolicy:
+    """The trained policy of a run, for an environment (or a vector) of the same spaces."""
+    values = read_checkpoint(folder / CHECKPOINT)
+    policy = build_policy(configs.build(values["config"], str(folder / CHECKPOINT)), env)
+    try:
+        policy.load_state_dict(values["policy"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder} was trained in other spaces than this environment's: {one_line(error)}"
+        ) from error
+    return policy.eval()
+
+
+def train(
+    config: Config, out: str | os.PathLike[str], *, make_env: MakeEnv | None = None, resume: bool = False,
+    quiet: bool = False, tensorboard: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Train an agent and write metrics.csv, checkpoint.pt and summary.json into a folder; returns the summary.
+
+    make_env: makes an environment, in place of config.env by name. resume: go on from the folder's checkpoint.
+    quiet: no bar and no lines. An environment that fails ends the run with an EnvError; the last checkpoint stays.
+    """
+    folder = OutputFolder(out).path
+    checkpoint = folder / CHECKPOINT
+    if resume:
+        before = dataclasses.replace(read_config(folder), steps=config.steps)
+        if before != config:
+            other = [name for name, value in vars(before).items() if value != getattr(config, name)]
+            raise TrainingError(
+                f"{folder} was trained with another {', '.join(other)}: leave it out, or begin a new run"
+            )
+    elif checkpoint.exists():
+        raise TrainingError(f"{folder} already holds a run: add --resume to go on with it, or choose another folder")
+    began = time.perf_counter()
+    run = Run(config, make_env)
+    logs = None
+    try:
+        if resume:
+            run.restore(checkpoint)
+        logs = Logs(folder, config.steps, run.steps, quiet, tensorboard)
+        with Stop() as stop:
+            while not run.finished and not stop.asked:
+                logs.write(run.update())
+                if run.updates % config.checkpoint_every == 0 or run.finished or stop.asked:
+                    run.save(checkpoint)
+    except (EnvError, ObservationError) as error:
+        kept = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+        raise type(error)(f"{error} (after {run.steps} steps; {kept})") from error
+    finally:
+        if logs is not None:
+            logs.close()
+        with suppress(Exception):  # an environment that failed may fail again, which would hide the first failure
+            run.close()
+    summary = {
+        "env": config.env, "memory": config.memory, "steps": run.steps, "episodes": run.episodes,
+        "return": run.mean(0), "finished": run.finished, "seconds": round(time.perf_counter() - began, 1),
+        "parameters": sum(p.numel() for p in run.policy.parameters()),
+        "state_bytes": run.policy.initial_state(1).nbytes,
+    }  # fmt: skip
+    file = TextFile(folder / "summary.json")
+    with file:
+        file.write_json(summary)
+    return summary

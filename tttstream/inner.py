@@ -21,19 +21,39 @@ Grid = tuple[int, int]
 class InnerModel:
     """One entry of the catalogue.
 
-    make: the inner model for a grid of tokens. base_lr: the paper's base of the inner learning rate. update: what
-    happens at mini-batch ends by default. init: learned initial weights [H, P] for (inner, heads, head width).
+    make: the inner model for a grid of tokens. base_lr: the paper's base of the inner learning rate. init: learned
+    initial weights [H, P] for (inner, heads, head width). update: what happens at mini-batch ends by default, for
+    (base_lr, head width, tokens of a mini-batch, causal).
     """
 
     make: Callable[[Grid | None], Inner]
     base_lr: float
-    update: Update
     init: Callable[[Inner, int, int], Tensor]
+    update: Callable[[float, int, int, str], Update]
 
     @property
     def frame_only(self) -> bool:
         """Whether the model works on whole frames only."""
         return not self.make((1, 1)).token_causal
+
+
+def bounded(factor: float) -> Callable[[float, int, int, str], Update]:
+    """Cut the last layer's norm to factor * sqrt(base_lr) * (D / K)^(1/4).
+
+    The factor times the rest is the length to which the plain update grows in one scene: the loss is that of a unit
+    direction, so a step of rate eta on weights of length L turns it by about eta / L^2.
+    """
+    return lambda base_lr, width, tokens, causal: Update(longest=factor * base_lr**0.5 * (width / tokens) ** 0.25)
+
+
+def linear_update(base_lr: float, width: int, tokens: int, causal: str) -> Update:
+    """Forgetting from token to token; frames take few and large steps, and a bounded norm serves them better."""
+    return Update(forget=0.005) if causal == "token" else bounded(1.5)(base_lr, width, tokens, causal)
+
+
+def published_update(base_lr: float, width: int, tokens: int, causal: str) -> Update:
+    """Columns put back to their initial norms, as in large-chunk TTT (arXiv 2505.23884)."""
+    return Update(columns=True)
 
 
 def paper_init(inner: Inner, heads: int, width: int) -> Tensor:
@@ -42,6 +62,14 @@ def paper_init(inner: Inner, heads: int, width: int) -> Tensor:
     for part in parts:
         part[:, -1] = 0.0
     return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def swiglu_init(inner: Inner, heads: int, width: int) -> Tensor:
+    """The gate's and the value's weights N(0, 1 / D), the last layer N(0, 0.02), whose scale only sets its pace."""
+    flat = scaled_init(inner, heads, width)
+    rows, columns = inner.shapes(width)[-1]
+    flat[:, -rows * columns :] *= 0.02 * rows**0.5
+    return flat
 
 
 def conv_init(inner: Inner, heads: int, width: int) -> Tensor:
@@ -64,11 +92,11 @@ def _conv(grid: Grid | None) -> Inner:
 
 
 CATALOGUE: dict[str, InnerModel] = {
-    "linear": InnerModel(lambda grid: Linear(), 1.0, Update(), paper_init),
-    "mlp": InnerModel(lambda grid: MLP(), 0.1, Update(), paper_init),
-    "conv": InnerModel(_conv, 1.0, Update(), conv_init),
-    "swiglu": InnerModel(lambda grid: SwiGLU(), 1.0, Update(), scaled_init),
-    "swiglu_dot": InnerModel(lambda grid: SwiGLUDot(), 1.0, Update(columns=True), scaled_init),
+    "linear": InnerModel(lambda grid: Linear(), 1.0, paper_init, linear_update),
+    "mlp": InnerModel(lambda grid: MLP(), 0.1, paper_init, bounded(3.0)),
+    "conv": InnerModel(_conv, 1.0, conv_init, bounded(3.0)),
+    "swiglu": InnerModel(lambda grid: SwiGLU(), 1.0, swiglu_init, bounded(1.5)),
+    "swiglu_dot": InnerModel(lambda grid: SwiGLUDot(), 1.0, scaled_init, published_update),
 }
 
 

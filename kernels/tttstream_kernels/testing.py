@@ -159,7 +159,8 @@ class _Memory:
         weights = [w - m for w, m in zip(self.weights, self.momentum, strict=True)]
         weights = [s + (1.0 - forget) * (w - s) for w, s in zip(weights, self.start, strict=True)]
         if update.longest is not None:
-            ratio = _number(update.longest, head) * _last_norm(self.inner, self.start) / _last_norm(self.inner, weights)
+            length, own = _number(update.longest, head), _last_norm(self.inner, self.start)
+            ratio = (length if update.restore or length > own else own) / _last_norm(self.inner, weights)
             if update.restore or ratio < 1.0:
                 last = 1 if self.inner.name.startswith("swiglu") else 2
                 weights = weights[:-last] + [ratio * w for w in weights[-last:]]

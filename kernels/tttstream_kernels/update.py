@@ -21,8 +21,8 @@ class Update(NamedTuple):
 
     forget: share of the difference from the learned start that is lost at each mini-batch end, 0..1.
     momentum: mu of M <- mu M + step, W <- W - M, 0..1.
-    longest: the joint norm of the last layer's (W, b) is cut to this many times that of the learned start when it
-        is longer; None leaves it.
+    longest: the last layer's (W, b) is cut to this joint norm when it is longer, or to the norm that it has at the
+        learned start where that is larger; None leaves it.
     restore: put the norm to exactly `longest` at every end, shorter or longer.
     columns: put every column of every layer back to the norm it has at the learned start, after each update (LaCT).
     follow: multiply the learning rate by the square of the last layer's norm over that of the learned start.
@@ -73,9 +73,10 @@ def finish(
         delta = tuple((1.0 - update.forget) * d for d in delta)
     if update.longest is not None:
         last = start[-1] + delta[-1]
-        scale = update.longest * norm(start[-1]) / norm(last)
+        length = norm(last)
+        scale = update.longest / length
         if not update.restore:
-            scale = scale.clamp(max=1.0)
+            scale = torch.maximum(scale, norm(start[-1]) / length).clamp(max=1.0)
         delta = (*delta[:-1], scale * last - start[-1])
     if update.columns:
         delta = tuple(_column_norms(s, s + d) - s for s, d in zip(start, delta, strict=True))

@@ -125,7 +125,8 @@ def by_numbers(
             momentum = update.momentum * momentum + scale * sums
             weights = start + (1.0 - update.forget) * (weights - momentum - start)
             if update.longest is not None:
-                ratio = update.longest * np.linalg.norm(start[last]) / np.linalg.norm(weights[last])
+                length = update.longest if update.restore else max(update.longest, np.linalg.norm(start[last]))
+                ratio = length / np.linalg.norm(weights[last])
                 weights[last] *= ratio if update.restore else min(ratio, 1.0)
             if update.columns:
                 for number, (rows, columns) in enumerate(inner.shapes(q.shape[1])):
@@ -152,7 +153,8 @@ def arguments(inner: Inner, tokens: int, width: int, rows: int = 1, heads: int =
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"forget": 0.2, "momentum": 0.5, "follow": True},
-    {"forget": 0.1, "longest": 1.01},
+    {"forget": 0.1, "longest": 0.1},
+    {"longest": 2.2},
     {"longest": 0.8, "restore": True, "momentum": 0.3},
 ]
 

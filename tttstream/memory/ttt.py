@@ -99,7 +99,7 @@ class TTTLayer(Memory):
         self.inner = entry.make(grid)
         self.tokens = mini_batch if grid is None or causal == "token" else grid[0] * grid[1] + registers
         self.base_lr = entry.base_lr if base_lr is None else base_lr
-        self.update = entry.update if update is None else update
+        self.update = entry.update(self.base_lr, self.width, self.tokens, causal) if update is None else update
 
         self.project = nn.Linear(dim, (2 if conv else 3) * dim, bias=False)
         self.rate = nn.Linear(dim, heads * self.inner.rates)

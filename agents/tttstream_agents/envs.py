@@ -46,6 +46,7 @@ def make(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
     Raises EnvError, or DependencyError where a package is missing.
     """
     package = next((name for start, name in REGISTER.items() if env_id.startswith(start)), None)
+    mode = {} if render_mode is None else {"render_mode": render_mode}  # some take no such argument
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # older versions, checks that fail on third-party environments
         try:
@@ -53,7 +54,7 @@ def make(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
                 gym_register = getattr(import_module(package), "register_envs", None)
                 if package == "ale_py" and gym_register is None:
                     gym.register_envs(import_module(package))
-            env: gym.Env[Any, Any] = gym.make(env_id, render_mode=render_mode, disable_env_checker=True)
+            env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **mode)  # type: ignore[arg-type]
         except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
             what = getattr(error, "name", None) or one_line(error)
             raise DependencyError(
@@ -76,7 +77,8 @@ class Seen(gym.ObservationWrapper[Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         assert isinstance(env.observation_space, spaces.Dict)
-        parts = {k: s for k, s in env.observation_space.spaces.items() if not isinstance(s, spaces.Text)}
+        texts = ("Text", "MissionSpace")
+        parts = {k: s for k, s in env.observation_space.spaces.items() if type(s).__name__ not in texts}
         picture = parts.get("image")
         if type(env.unwrapped).__module__.startswith("minigrid") and picture is not None and picture.shape is not None:
             parts["image"] = spaces.MultiDiscrete(np.broadcast_to(self.CELL, picture.shape).copy(), dtype=np.int64)

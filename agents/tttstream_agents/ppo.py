@@ -61,13 +61,14 @@ class Player:
         self.envs, self.policy, self.same_step = envs, policy, mode == AutoresetMode.SAME_STEP
         self.device = next(policy.parameters()).device
         batch = envs.num_envs
-        self.obs = self._call("reset")[0]
+        self.obs = self.call("reset")[0]
         self.state = policy.initial_state(batch)
         self.starts = torch.ones(batch, dtype=torch.bool, device=self.device)
         self.valid = torch.ones_like(self.starts)
         self.came = torch.zeros(batch, device=self.device)
 
-    def _call(self, name: str, *args: Any) -> Any:
+    def call(self, name: str, *args: Any) -> Any:
+        """Call the environments; whatever they raise becomes an EnvError."""
         try:
             return getattr(self.envs, name)(*args)
         except Exception as error:  # an environment is foreign code and may raise anything
@@ -79,7 +80,7 @@ class Player:
         action, log_prob, value, self.state = self.policy.act(
             obs, self.state, starts, came, deterministic=deterministic
         )
-        self.obs, reward, ended, cut, info = self._call("step", self.policy.to_env(action))
+        self.obs, reward, ended, cut, info = self.call("step", self.policy.to_env(action))
         if not np.isfinite(reward).all():
             raise ObservationError(f"the environment gave a reward that is not finite: {reward}")
         terminated, truncated = (torch.as_tensor(flag, device=self.device) for flag in (ended, cut & ~ended))

@@ -157,7 +157,7 @@ class Run:
         player.starts, player.valid, player.came = (values[key].to(device) for key in ("starts", "valid", "came"))
         self.collector.returns, self.collector.lengths = values["returns"], values["lengths"]
         positions = list(zip(values["episode"], (actions.numpy() for actions in values["actions"]), strict=True))
-        for row, begun in enumerate(self.envs.call("seek", positions)):
+        for row, begun in enumerate(player.call("call", "seek", positions)):
             if begun is not None:  # an episode too long to be played again: this one is in its place
                 tree(lambda x, new, row=row: x.__setitem__(row, new), player.obs, begun)
                 player.starts[row], player.valid[row], player.came[row] = True, True, 0.0

@@ -14,13 +14,14 @@ class Script(gym.Env[Any, Any]):
     """Observations (episode, step), reward = step + 1 after each step. Episodes 0, 1, 2 … last 3, 5, 4, 3, 5, 4 …
     steps; each second one is truncated, the others terminated.
 
-    nested: observations in a dictionary with a tuple. faults: {total step: what happens}, of "nan", "raise", "reward".
+    nested: observations in a dictionary with a tuple. drawn: the number of each episode comes from its seed.
+    faults: {total step: what happens}, of "nan", "raise", "reward".
     """
 
     LENGTHS = (3, 5, 4)
 
-    def __init__(self, nested: bool = False, faults: dict[int, str] | None = None) -> None:
-        self.nested, self.faults = nested, faults or {}
+    def __init__(self, nested: bool = False, drawn: bool = False, faults: dict[int, str] | None = None) -> None:
+        self.nested, self.drawn, self.faults = nested, drawn, faults or {}
         box = spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.observation_space = (
             spaces.Dict({"a": spaces.Tuple((box,)), "b": spaces.Discrete(2)}) if nested else box
@@ -36,7 +37,8 @@ class Script(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        self.episode, self.time = self.episode + 1, 0
+        self.episode = int(self.np_random.integers(99)) if self.drawn else self.episode + 1
+        self.time = 0
         return self._obs(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

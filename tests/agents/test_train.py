@@ -1,0 +1,283 @@
+"""A run: it learns, it can be killed and taken up, and what goes wrong leaves the last checkpoint whole."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+
+from tttstream.errors import CheckpointError, OutputError
+from tttstream_agents import config as configs
+from tttstream_agents.config import Config
+from tttstream_agents.envs import Episodes, make, vector
+from tttstream_agents.errors import EnvError, ObservationError, TrainingError
+from tttstream_agents.evaluate import evaluate
+from tttstream_agents.train import Run, load_policy, train
+
+SMALL = Config(n_envs=2, rollout=16, segment=8, minibatch=16, dim=16, epochs=2, steps=16 * 2 * 8, checkpoint_every=3)
+
+
+def fast(folder: Path, config: Config = SMALL, **options: Any) -> dict[str, Any]:
+    return train(config, folder, quiet=True, tensorboard=False, **options)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if k != "fps"} for row in csv.DictReader(file)]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "script"])
+def test_a_killed_run_resumes_to_the_same_losses(tmp_path: Path, script: Any, env: str, autoreset: str) -> None:
+    """Killed between two checkpoints, in the midst of episodes, and with rows waiting for a reset."""
+    make_env = None if env == "CartPole-v1" else lambda: script(drawn=True)
+    config = dataclasses.replace(SMALL, autoreset=autoreset)
+    fast(tmp_path / "whole", config, make_env=make_env)
+
+    class Killed(BaseException):
+        pass
+
+    updates = Run.update
+    for dies in (5, 8):  # the second time in the resumed run
+
+        def update(run: Run, dies: int = dies) -> Any:
+            if run.updates == dies - 1:
+                raise Killed
+            return updates(run)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Run, "update", update)
+            with pytest.raises(Killed):
+                fast(tmp_path / "killed", config, make_env=make_env, resume=dies == 8)
+    assert len(table(tmp_path / "killed")) == 7
+    fast(tmp_path / "killed", config, make_env=make_env, resume=True)
+    assert table(tmp_path / "killed") == table(tmp_path / "whole")
+    assert len(table(tmp_path / "whole")) == 8
+
+
+def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on_exactly(tmp_path: Path) -> None:
+    fast(tmp_path / "whole")
+    updates = Run.update
+
+    def update(run: Run) -> Any:
+        if run.updates == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return updates(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "update", update)
+        assert not fast(tmp_path / "stopped")["finished"]
+    assert len(table(tmp_path / "stopped")) == 4
+    assert fast(tmp_path / "stopped", resume=True)["finished"]
+    assert table(tmp_path / "stopped") == table(tmp_path / "whole")
+
+
+def test_a_seed_repeats_a_run_and_another_does_not(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, steps=64)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fast(tmp_path / name, dataclasses.replace(config, seed=seed))
+    assert table(tmp_path / "a") == table(tmp_path / "b") != table(tmp_path / "c")
+
+
+def test_processes_play_as_one_process_does(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, steps=64)
+    fast(tmp_path / "one", config)
+    fast(tmp_path / "many", dataclasses.replace(config, workers=1))
+    assert table(tmp_path / "one") == table(tmp_path / "many")
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_an_environment_is_taken_up_inside_its_episode(script: Any, over: bool) -> None:
+    first = Episodes(script(drawn=True), 0, 0)
+    first.reset()
+    length = script.LENGTHS[first.unwrapped.episode % 3]  # type: ignore[attr-defined]
+    for _ in range(length if over else 2):
+        first.step(0)
+    again = Episodes(script(drawn=True), 0, 0)
+    assert again.seek([first.position()]) is None
+    assert again.over == over
+    if over:
+        assert again.step(0)[0].tolist() == first.reset()[0].tolist()
+    assert again.step(1)[0].tolist() == first.step(1)[0].tolist()
+
+
+def test_an_episode_too_long_to_be_replayed_is_begun_anew(script: Any) -> None:
+    first = Episodes(script(), 0, 0, limit=2)
+    first.reset()
+    for _ in range(3):
+        first.step(0)
+    assert len(first.position()[1]) == 3
+    again = Episodes(script(), 0, 0, limit=2)
+    assert again.seek([first.position()]).tolist() == [0, 0]
+    assert again.episode == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "says"),
+    [
+        ("nan", ObservationError, r"NaN or infinity \(after 96 steps; the last checkpoint is .*checkpoint.pt"),
+        ("raise", EnvError, r"failed in step: RuntimeError: the simulator crashed \(after 96 steps; the last"),
+        ("reward", ObservationError, "reward that is not finite"),
+    ],
+)
+def test_a_bad_environment_ends_the_run_and_leaves_the_checkpoint(
+    tmp_path: Path, script: Any, fault: str, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        fast(tmp_path, make_env=lambda: script(faults={40: fault}))
+    before = digest(tmp_path / "checkpoint.pt")
+    with pytest.raises(error):
+        fast(tmp_path, make_env=lambda: script(faults={2 if fault == "raise" else 12: fault}), resume=True)
+    assert digest(tmp_path / "checkpoint.pt") == before
+    assert fast(tmp_path, make_env=script, resume=True)["finished"]
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_process_that_raises_is_named(tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(SMALL, workers=1)
+    monkeypatch.setattr(gym.logger, "min_level", 50)
+    with pytest.raises(EnvError, match=r"RuntimeError: the simulator crashed .*no checkpoint yet"):
+        fast(tmp_path, config, make_env=lambda: script(faults={4: "raise"}))
+
+
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(SMALL)
+    run.save(tmp_path / "checkpoint.pt")
+    before = digest(tmp_path / "checkpoint.pt")
+
+    def full(path: Path, data: Any) -> int:
+        path.open("wb").close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    run.update()
+    with pytest.raises(OutputError, match="disk is full"):
+        run.save(tmp_path / "checkpoint.pt")
+    assert digest(tmp_path / "checkpoint.pt") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_folders_and_checkpoints_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, steps=32)
+    fast(tmp_path, config)
+    with pytest.raises(TrainingError, match="already holds a run"):
+        fast(tmp_path, config)
+    with pytest.raises(TrainingError, match="another dim"):
+        fast(tmp_path, dataclasses.replace(config, dim=32), resume=True)
+    with pytest.raises(CheckpointError, match="other spaces"):
+        load_policy(tmp_path, make("Acrobot-v1"))
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        fast(tmp_path, config, resume=True)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        fast(tmp_path / "empty", config, resume=True)
+    torch.save({"format": "other"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        fast(tmp_path, config, resume=True)
+
+
+def test_the_files_of_a_run(tmp_path: Path) -> None:
+    summary = fast(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "metrics.csv", "summary.json"}
+    assert [int(row["steps"]) for row in table(tmp_path)] == list(range(32, 257, 32))
+    assert all(float(row["first_ratio"]) < 1e-5 for row in table(tmp_path))
+
+
+def test_tensorboard_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(dataclasses.replace(SMALL, steps=32), tmp_path, quiet=True)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("memory", ["ttt_mlp", "gru", "attention", "mlp", "framestack"])
+def test_every_memory_trains_and_resumes(tmp_path: Path, script: Any, memory: str) -> None:
+    config = dataclasses.replace(SMALL, memory=memory, segment=16, steps=64, checkpoint_every=1, anneal=True)
+    fast(tmp_path / "whole", config, make_env=lambda: script(nested=True, drawn=True))
+    updates = Run.update
+
+    def update(run: Run) -> Any:
+        if run.updates:
+            raise KeyboardInterrupt
+        return updates(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            fast(tmp_path / "cut", config, make_env=lambda: script(nested=True, drawn=True))
+    fast(tmp_path / "cut", config, make_env=lambda: script(nested=True, drawn=True), resume=True)
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+
+
+def test_it_learns_to_remember(tmp_path: Path, repeat_first: Any) -> None:
+    """A TTT memory learns to say again what it saw first, which no policy without memory can."""
+    config = Config(n_envs=16, rollout=40, minibatch=160, dim=16, heads=1, lr=3e-3, steps=40_000, stop_return=0.8)
+    config = dataclasses.replace(config, options={"mini_batch": 4})
+    summary = fast(tmp_path, config, make_env=repeat_first)
+    assert summary["return"] > 0.8, summary
+    envs = vector(repeat_first, 8, 1)
+    result = evaluate(load_policy(tmp_path, envs), envs, episodes=40)
+    assert result.returns.mean() > 0.7
+    assert result.lengths.tolist() == [10] * 40
+
+
+@pytest.mark.parametrize("mode", ["next_step", "same_step"])
+def test_evaluation_counts_each_environments_first_episodes(script: Any, mode: str) -> None:
+    envs = vector(script, 3, 0, mode)
+    torch.manual_seed(0)
+    from tttstream_agents.policy import MemoryPolicy
+
+    result = evaluate(MemoryPolicy(envs.single_observation_space, envs.single_action_space, dim=8), envs, episodes=6)
+    assert sorted(result.lengths.tolist()) == [3, 3, 3, 5, 5, 5]
+    assert sorted(result.returns.tolist()) == [6, 6, 6, 15, 15, 15]
+
+
+def test_environments_by_name() -> None:
+    env = make("MiniGrid-MemoryS7-v0")
+    assert sorted(env.observation_space.spaces) == ["direction", "image"]  # type: ignore[attr-defined]
+    obs, _ = env.reset(seed=0)
+    assert env.observation_space.contains({**obs, "image": obs["image"].astype("int64")})
+    for _ in range(50):
+        obs = env.step(env.action_space.sample())[0]
+        assert (obs["image"] < env.observation_space["image"].nvec).all()  # type: ignore[index]
+    assert make("popgym-RepeatFirstEasy-v0").observation_space.n == 4  # type: ignore[attr-defined]
+    with pytest.raises(EnvError, match="no environment 'NoSuch-v3'"):
+        make("NoSuch-v3")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"lrr": 1}, "unknown option lrr; known are env,"),
+        ({"lr": "fast"}, "lr must be a float, got 'fast'"),
+        ({"dim": 1.5}, "dim must be a int, got 1.5"),
+        ({"dim": 0}, "dim must be at least 1"),
+        ({"segment": 60}, "segment must divide rollout"),
+        ({"autoreset": "never"}, "autoreset must be"),
+        ({"memory": "attention", "segment": 64}, "grows"),
+        ({"seed": -1}, "cannot be negative"),
+    ],
+)
+def test_mistakes_in_a_config_are_named(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(TrainingError, match=says):
+        configs.build(values, "test")
+
+
+def test_numbers_of_yaml_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("lr: 1e-3\nstop_return: 1\noptions: {mini_batch: 4}\n")
+    config = configs.build(configs.read(str(tmp_path / "a.yaml")), "a")
+    assert (config.lr, config.stop_return, config.options) == (1e-3, 1.0, {"mini_batch": 4})
+    assert configs.build(json.loads(config.to_json()), "json") == config

@@ -62,7 +62,7 @@ class HeatLayer:
     median, both tracked over the last fifty frames or so.
     """
 
-    def __init__(self, low: float = 2.0, high: float = 6.0, opacity: float = 0.85) -> None:
+    def __init__(self, low: float = 2.0, high: float = 8.0, opacity: float = 0.65) -> None:
         self.low, self.high = low, high
         alpha = opacity * np.linspace(0, 1, 256)[:, None, None]
         palette = np.linspace(100, 255, 256).astype(np.uint8)[:, None]

@@ -6,6 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -15,13 +18,15 @@ from tttstream.errors import OutputError
 
 INSTEAD = "leave --show out and give --out DIR: the same picture is written to DIR/overlay.mp4"
 KEYS = "q quit, f forget, l learning on/off, space pause"
-_PROBE = "import cv2, os; cv2.namedWindow('tttstream'); os._exit(0)"
+_PROBE = "import cv2; cv2.namedWindow('tttstream'); print('open', flush=True); input()"
 
 
-def check_display() -> None:
-    """Raise OutputError, saying what to use instead, where no window can be opened.
+@contextmanager
+def reachable_display() -> Iterator[None]:
+    """Raise OutputError, saying what to use instead, where no window can be opened; otherwise run the block.
 
-    OpenCV aborts the whole process when it cannot reach a display, so another process tries it first.
+    OpenCV aborts the whole process when it cannot reach a display, so another process tries it first. It holds on to
+    the display during the block: a display without a client may close or reset itself.
     """
     backend = re.search(r"^\s*GUI:\s*(\S+)", cv2.getBuildInformation(), re.MULTILINE)
     if backend and backend.group(1) == "NONE":
@@ -31,22 +36,30 @@ def check_display() -> None:
         display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or ""
         if not display:
             raise OutputError(f"no display to show a window on (DISPLAY is not set): {INSTEAD}")
+    probe = subprocess.Popen(
+        [sys.executable, "-c", _PROBE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    limit = threading.Timer(60, probe.kill)
+    limit.start()
     try:
-        found = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, timeout=30).returncode
-    except subprocess.TimeoutExpired:
-        found = -1
-    if found != 0:
-        raise OutputError(f"no window can be opened on the display {display!r}: {INSTEAD}")
+        assert probe.stdout is not None
+        if not probe.stdout.readline():
+            raise OutputError(f"no window can be opened on the display {display!r}: {INSTEAD}")
+        yield
+    finally:
+        limit.cancel()
+        probe.kill()
+        probe.communicate()
 
 
 class Window:
     """One window. `show` puts a picture into it and returns the key pressed meanwhile ("q" once it was closed)."""
 
     def __init__(self, title: str = "tttstream") -> None:
-        check_display()
         self.title = title
-        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
         self._sized = False
+        with reachable_display():
+            cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
 
     def show(self, picture: NDArray[np.uint8], wait_ms: int = 1) -> str:
         """Show a picture [H, W, 3] RGB for at least `wait_ms`; the key pressed, "" for none."""

@@ -1,0 +1,160 @@
+"""The window: looked for before it is opened, and the webcam demo under a virtual display, keys and all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageGrab
+
+from tttstream.cli.main import main
+from tttstream.errors import OutputError
+from tttstream.views.overlay import BACKGROUND, PANEL, STRIP
+from tttstream.views.video import VideoWriter
+from tttstream.views.window import reachable_display
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="displays of Linux")
+
+
+def test_an_opencv_without_windows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:                           NONE\n")
+    with pytest.raises(OutputError, match=r"opencv-python-headless.*--out DIR"), reachable_display():
+        pytest.fail("there is nothing to open")
+
+
+@linux
+@pytest.mark.parametrize("display", [None, ":4999"])
+def test_without_a_display_it_says_what_to_use_instead(
+    display: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    if display:
+        monkeypatch.setenv("DISPLAY", display)
+    assert main(["watch", "walk", "--show", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "overlay.mp4" in said
+    assert said.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def display() -> Iterator[str]:
+    """A virtual display of 900x900 pixels."""
+    missing = [program for program in ("Xvfb", "xdotool") if not shutil.which(program)]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not installed")
+    reading, writing = os.pipe()
+    command = ["Xvfb", "-displayfd", str(writing), "-screen", "0", "900x900x24", "-nolisten", "tcp", "-noreset"]
+    server = subprocess.Popen(command, pass_fds=[writing], stderr=subprocess.DEVNULL)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        number = pipe.readline().strip()
+    try:
+        yield f":{number}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Two seconds of a picture that drifts."""
+    rng = np.random.default_rng(0)
+    big = np.asarray(cv2.resize(rng.integers(60, 256, (8, 12, 3), dtype=np.uint8), (240, 160)), dtype=np.uint8)
+    with VideoWriter(tmp_path / "clip.mp4", 25) as writer:
+        for index in range(50):
+            writer.write(big[20:140, 2 * index : 2 * index + 128])
+    return tmp_path / "clip.mp4"
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
+    """Ask again and again until it is true; fail after so many seconds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+class Program:
+    """A program in a virtual display: its picture, and keys for it."""
+
+    def __init__(self, display: str, *command: str | Path) -> None:
+        self.display, self.environment = display, {**os.environ, "DISPLAY": display, "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen([sys.executable, *command], env=self.environment, text=True, **pipes)  # type: ignore[call-overload]
+
+    def screen(self) -> NDArray[np.uint8]:
+        return np.asarray(ImageGrab.grab(xdisplay=self.display).convert("RGB"))
+
+    def shows_overlay(self) -> bool:
+        """Whether there are both a picture and the dark panel under it."""
+        screen = self.screen()
+        dark = (screen == BACKGROUND).all(axis=2).sum()
+        return bool(dark > 0.3 * 480 * (STRIP + PANEL) and (screen.max(axis=2) > 40).sum() > 480 * 200)
+
+    def press(self, key: str) -> None:
+        command = ["xdotool", "search", "--name", "tttstream", "windowfocus", "--sync", "key", key]
+        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=30)
+
+    def end(self) -> tuple[int, str, str]:
+        """(exit code, output, errors) once it ended by itself."""
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def still(program: Program) -> bool:
+    """Whether the screen does not change over a third of a second."""
+    before = program.screen()
+    time.sleep(0.3)
+    return bool((program.screen() == before).all())
+
+
+def test_the_webcam_demo_shows_pauses_and_quits(display: str, clip: Path, root: Path, tmp_path: Path) -> None:
+    with Program(display, root / "demos" / "webcam.py", "--file", clip) as program:
+        wait_for(program.shows_overlay)
+        assert not still(program)
+        program.press("space")
+        wait_for(lambda: still(program))
+        program.press("space")
+        wait_for(lambda: not still(program))
+        program.press("l")
+        program.press("f")
+        program.press("q")
+        code, out, err = program.end()
+    assert code == 0, err
+    assert "frames, state" in out
+
+
+def test_watch_show_takes_the_same_keys(display: str, clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["watch", "walk", "--show", "--size", "32", "--out", str(out)]
+    with Program(display, "-m", "tttstream", *words) as program:
+        wait_for(program.shows_overlay)
+        program.press("q")
+        code, said, err = program.end()
+    assert code == 0, err
+    assert sorted(os.listdir(out)) == ["frames.jsonl", "overlay.mp4", "summary.json", "surprise.png"]
+    assert "interrupted" in said
+
+
+def test_the_screenshot_in_the_documentation_is_one(root: Path) -> None:
+    with Image.open(root / "docs" / "webcam.png") as picture:
+        assert picture.width >= 480
+        assert np.asarray(picture.convert("RGB")).std() > 20

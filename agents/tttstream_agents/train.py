@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -10,7 +9,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -167,8 +166,9 @@ class Run:
             torch.cuda.set_rng_state(values["random_cuda"])
 
     def close(self) -> None:
-        """Close the environments."""
-        self.envs.close()
+        """Close the environments; one that failed may fail again, which would hide the first failure."""
+        with suppress(Exception):
+            self.envs.close()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -202,6 +202,18 @@ def load_policy(folder: Path, env: Any) -> MemoryPolicy:
     return policy.eval()
 
 
+def _check_folder(folder: Path, config: Config, resume: bool) -> None:
+    """Whether a run may begin, or go on, in a folder."""
+    if not resume and (folder / CHECKPOINT).exists():
+        raise TrainingError(f"{folder} already holds a run: add --resume to go on with it, or choose another folder")
+    if resume:
+        before = read_config(folder)
+        free = ("steps", "stop_return", "checkpoint_every", "workers", "device")
+        other = [name for name, value in vars(before).items() if value != getattr(config, name) and name not in free]
+        if other:
+            raise TrainingError(f"{folder} was trained with another {', '.join(other)}: leave it out, or begin anew")
+
+
 def train(
     config: Config, out: str | os.PathLike[str], *, make_env: MakeEnv | None = None, resume: bool = False,
     quiet: bool = False, tensorboard: bool = True,
@@ -211,37 +223,26 @@ def train(
     make_env: makes an environment, in place of config.env by name. resume: go on from the folder's checkpoint.
     quiet: no bar and no lines. An environment that fails ends the run with an EnvError; the last checkpoint stays.
     """
-    folder = OutputFolder(out).path
-    checkpoint = folder / CHECKPOINT
-    if resume:
-        before = dataclasses.replace(read_config(folder), steps=config.steps)
-        if before != config:
-            other = [name for name, value in vars(before).items() if value != getattr(config, name)]
-            raise TrainingError(
-                f"{folder} was trained with another {', '.join(other)}: leave it out, or begin a new run"
-            )
-    elif checkpoint.exists():
-        raise TrainingError(f"{folder} already holds a run: add --resume to go on with it, or choose another folder")
+    made = OutputFolder(out)
+    folder, checkpoint = made.path, made.path / CHECKPOINT
     began = time.perf_counter()
-    run = Run(config, make_env)
-    logs = None
-    try:
-        if resume:
-            run.restore(checkpoint)
-        logs = Logs(folder, config.steps, run.steps, quiet, tensorboard)
-        with Stop() as stop:
+    with ExitStack() as stack:
+        stack.callback(made.discard)  # the folder goes where nothing was written into it
+        _check_folder(folder, config, resume)
+        run = Run(config, make_env)
+        stack.callback(run.close)
+        try:
+            if resume:
+                run.restore(checkpoint)
+            logs = stack.enter_context(closing(Logs(folder, config.steps, run.steps, quiet, tensorboard)))
+            stop = stack.enter_context(Stop())
             while not run.finished and not stop.asked:
                 logs.write(run.update())
                 if run.updates % config.checkpoint_every == 0 or run.finished or stop.asked:
                     run.save(checkpoint)
-    except (EnvError, ObservationError) as error:
-        kept = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
-        raise type(error)(f"{error} (after {run.steps} steps; {kept})") from error
-    finally:
-        if logs is not None:
-            logs.close()
-        with suppress(Exception):  # an environment that failed may fail again, which would hide the first failure
-            run.close()
+        except (EnvError, ObservationError) as error:
+            kept = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+            raise type(error)(f"{error} (after {run.steps} steps; {kept})") from error
     summary = {
         "env": config.env, "memory": config.memory, "steps": run.steps, "episodes": run.episodes,
         "return": run.mean(0), "finished": run.finished, "seconds": round(time.perf_counter() - began, 1),

@@ -1,0 +1,149 @@
+"""An agent at play for a person to watch: what it sees, and under it what its memory is surprised by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tttstream.errors import OutputError
+from tttstream.frames import Result
+from tttstream.memory import TTTLayer
+from tttstream.surprise import Normaliser
+from tttstream_agents.envs import make, vector
+from tttstream_agents.errors import EnvError, TrainingError
+from tttstream_agents.ppo import Player
+from tttstream_agents.train import load_policy, read_config
+
+FPS = 10.0  # of environments that name no rate of their own
+NOTHING = np.zeros((1, 1), dtype=np.float32)
+
+Picture = NDArray[np.uint8]
+
+
+def play(
+    folder: Path,
+    *,
+    env_id: str | None = None,
+    out: str | None = None,
+    seed: int = 1,
+    episodes: int = 3,
+    max_steps: int = 3000,
+    width: int = 480,
+    deterministic: bool = False,
+) -> tuple[int, int]:
+    """Show the agent of a run in a window, or write an MP4 to `out`; returns (steps, whole episodes) played.
+
+    An environment that draws nothing is shown as the words of its observation.
+    """
+    if min(episodes, max_steps) < 1 or width < 120:
+        raise TrainingError(
+            f"expected at least 1 episode, 1 step and 120 pixels of width; got {episodes}, {max_steps} and {width}"
+        )
+    name = env_id or read_config(folder).env
+    modes = make(name).metadata.get("render_modes") or []
+    mode = "rgb_array" if "rgb_array" in modes else None
+    torch.manual_seed(seed)
+    envs = vector(lambda: make(name, mode), 1, seed, "same_step")
+    with ExitStack() as stack:
+        stack.callback(envs.close)
+        player = Player(envs, load_policy(folder, envs))
+        fps = float(envs.envs[0].metadata.get("render_fps") or FPS)  # type: ignore[union-attr]
+        show = stack.enter_context(Screen(out, fps))
+        done = steps = 0
+        for picture, over in watch(player, width, fps, deterministic, mode is not None):
+            steps, done = steps + 1, done + over
+            if not show.show(picture) or steps >= max_steps or done >= episodes:
+                break
+    return steps, done
+
+
+def watch(player: Player, width: int, fps: float, deterministic: bool, renders: bool) -> Iterator[tuple[Picture, bool]]:
+    """(picture, whether its episode ended with the step taken on it) of each step of one environment."""
+    from tttstream.views.overlay import Overlay
+
+    overlay, normaliser, total, step = Overlay(width=width), Normaliser(), 0.0, 0
+    surprised = all(isinstance(memory, TTTLayer) for memory in player.policy.memories)
+    state_bytes = player.state.nbytes
+    while True:
+        began = time.perf_counter()
+        before = after = 0.0
+        if surprised:
+            losses = player.policy.surprise(player.obs, player.state, player.starts, player.came)
+            before, after = (float(loss[0]) for loss in losses)
+        surprise = normaliser.push(before) if surprised else 0.0
+        drawn = player.call("render") if renders else None
+        seen, last = player.obs, float(player.came[0])
+        taken = player.step(deterministic)
+        took = 1e3 * (time.perf_counter() - began)
+        image = words(seen, player.policy.to_env(taken.action)[0], last, width) if drawn is None else drawn[0]
+        if not isinstance(image, np.ndarray) or image.ndim != 3:
+            raise EnvError("the environment gave no RGB picture to show")
+        learned = (before - after) / before if before > 0 else 0.0
+        result = Result(step, step / fps, surprise, before, learned, took, NOTHING, NOTHING[0])
+        total += float(taken.reward[0])
+        over = bool(taken.terminated[0] | taken.truncated[0])
+        note = f"return {total:+.2f}" + ("" if surprised else ", a memory without surprise")
+        yield overlay.draw(image[..., :3], result, event=over, fps=1e3 / took, state_bytes=state_bytes, note=note), over
+        step, total = step + 1, 0.0 if over else total
+
+
+def words(obs: Any, action: Any, reward: float, side: int) -> Picture:
+    """A picture of what is seen, done and earned, for an environment that draws none."""
+    from PIL import Image, ImageDraw
+
+    from tttstream.views.overlay import BACKGROUND, MUTED, TEXT, font
+
+    board = Image.new("RGB", (side, side * 2 // 3), BACKGROUND)
+    draw = ImageDraw.Draw(board)
+    rows = (("sees", describe(obs)), ("does", describe(action)), ("earned", f"{reward:+.3f}"))
+    for place, (label, text) in enumerate(rows):
+        y = side * (0.12 + 0.18 * place)
+        draw.text((side * 0.08, y), label, fill=MUTED, font=font(side // 24))
+        draw.text((side * 0.28, y - side / 60), text, fill=TEXT, font=font(side // 14))
+    return np.asarray(board)
+
+
+def describe(value: Any) -> str:
+    """A short text of an observation or action."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+    flat = np.concatenate([np.asarray(part).ravel() for part in parts])
+    text = " ".join(f"{number:.3g}" for number in flat[:5])
+    return text if len(flat) <= 5 else f"{text} … ({len(flat)})"
+
+
+class Screen:
+    """Where pictures go: an MP4, or a window at the environment's pace."""
+
+    def __init__(self, out: str | None, fps: float) -> None:
+        from tttstream.views.video import VideoWriter
+        from tttstream.views.window import Window
+
+        self._pace = 1 / fps
+        if out is not None:
+            self._to: Any = VideoWriter(out, fps)
+            return
+        try:
+            self._to = Window("tttstream-agents (q quits)")
+        except OutputError as error:
+            reason = str(error).split(":")[0]
+            raise OutputError(f"{reason}: give --out FILE.mp4, and a video is written instead") from error
+
+    def show(self, picture: Picture) -> bool:
+        """Show one picture; false when the person wants to leave."""
+        if not hasattr(self._to, "show"):
+            self._to.write(picture)
+            return True
+        return bool(self._to.show(picture, max(1, round(1e3 * self._pace))) != "q")
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._to.__exit__(*error)

@@ -1,0 +1,115 @@
+"""The program tttstream-agents from end to end, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tttstream_agents import config as configs
+from tttstream_agents.cli import main
+
+TINY = ["--n-envs=2", "--rollout=16", "--minibatch=16", "--dim=16", "--steps=64", "--no-tensorboard", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert main(["train", "--env", "CartPole-v1", "--out", str(folder), *TINY]) == 0
+    return folder
+
+
+def test_train_eval_resume(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(run), "--episodes", "4", "--out", str(run / "eval.json")]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["episodes"] == 4
+    assert values == json.loads((run / "eval.json").read_text())
+    assert main(["eval", str(run), "--episodes", "4"]) == 0
+    assert json.loads(capsys.readouterr().out) == values
+    assert main(["train", "--resume", "--steps", "96", "--out", str(run), "--quiet", "--no-tensorboard"]) == 0
+    assert "done: 96 steps" in capsys.readouterr().out
+
+
+def test_play_writes_a_video_of_what_the_agent_sees(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import av
+
+    out = tmp_path / "play.mp4"
+    assert main(["play", str(run), "--out", str(out), "--max-steps", "12", "--size", "240"]) == 0
+    assert "12 steps" in capsys.readouterr().out
+    with av.open(str(out)) as video:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(pictures) == 12
+    assert pictures[0].shape[1] == 240
+    assert abs(pictures[0].astype(int) - pictures[11]).max() > 50
+
+
+@pytest.mark.parametrize("memory", ["ttt_linear", "gru"])
+def test_play_of_an_environment_that_draws_nothing(tmp_path: Path, memory: str) -> None:
+    folder = tmp_path / "run"
+    env = ["--env", "popgym-AutoencodeEasy-v0", "--memory", memory]
+    assert main(["train", *env, "--out", str(folder), *TINY]) == 0
+    assert main(["play", str(folder), "--out", str(tmp_path / "a.mp4"), "--max-steps", "5"]) == 0
+    assert (tmp_path / "a.mp4").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("train --env NoSuch-v0", "no environment 'NoSuch-v0'"),
+        ("train --memory lstn", "no memory 'lstn'"),
+        ("train --segment 5 --rollout 16", "segment must divide"),
+        ("train --options {mini", "argument --options: invalid JSON object value"),
+        ("train --config none-such", "presets: control, minigrid, popgym, quick"),
+        ("train --resume", "no checkpoint at"),
+        ("train --lr fast", "argument --lr: invalid float value"),
+        ("train --env Blackjack-v1 --memory ttt_conv", "needs grid"),
+        ("train --env popgym-BattleshipEasy-v0 --dim 30 --heads 4", "multiple of heads"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:
+    try:
+        code: Any = main([*words.split(), "--out", str(tmp_path / "out")])
+    except SystemExit as error:
+        code = error.code
+    printed = capsys.readouterr().err
+    assert code == 2
+    assert says in printed
+    assert printed.startswith("tttstream-agents: error: ")
+    assert printed.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    for words, says in (
+        (["eval", str(tmp_path)], "there is no checkpoint"),
+        (["eval", str(run), "--env", "Acrobot-v1"], "other spaces"),
+        (["eval", str(run), "--episodes", "0"], "at least 1"),
+        (["play", str(run)], "give --out FILE.mp4"),
+        (["play", str(run), "--out", str(tmp_path / "no" / "a.mp4")], "cannot write"),
+        (["train", "--out", str(run)], "already holds a run"),
+    ):
+        assert main(words) == 2, words
+        assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_shipped_presets_are_whole() -> None:
+    names = sorted(path.stem for path in configs.presets().glob("*.yaml"))
+    assert names == ["control", "minigrid", "popgym", "quick"]
+    for name in names:
+        configs.build(configs.read(name), name)
+
+
+def test_help_says_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("--memory", "--gae-lambda", "--no-previous-action", "--stop-return", "--autoreset"):
+        assert name in text

@@ -95,7 +95,7 @@ CATALOGUE: dict[str, InnerModel] = {
     "linear": InnerModel(lambda grid: Linear(), 1.0, paper_init, linear_update),
     "mlp": InnerModel(lambda grid: MLP(), 0.1, paper_init, bounded(3.0)),
     "conv": InnerModel(_conv, 1.0, conv_init, bounded(3.0)),
-    "swiglu": InnerModel(lambda grid: SwiGLU(), 1.0, swiglu_init, bounded(1.5)),
+    "swiglu": InnerModel(lambda grid: SwiGLU(), 1.0, swiglu_init, bounded(2.0)),
     "swiglu_dot": InnerModel(lambda grid: SwiGLUDot(), 1.0, scaled_init, published_update),
 }
 

@@ -150,3 +150,30 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
 def cases() -> list[Case]:
     """Every memory that `build` knows, in every mode, each small."""
     return [Case(name, options, unit) for name in names() for options, unit in _SMALL.get(name, [({}, 1)])]
+
+
+SCENES = ("subspace", "prototypes", "mixture")
+
+
+def scene(kind: str, number: int, *, dim: int, rows: int, tokens: int, part: int = 0) -> Tensor:
+    """Tokens of one scene of an endless stream, [rows, tokens, dim] with mean 0 and variance 1 a token.
+
+    kind: "subspace" (a new random four-dimensional subspace a scene), "prototypes" (eight new tokens that come again
+        and again with a little noise) or "mixture" (a new mean and a new covariance).
+    number: the scene; it depends on this alone. part: other tokens of the same scene, to ask what is remembered of it.
+    """
+    world = torch.Generator().manual_seed(1000 * number)
+    sample = torch.Generator().manual_seed(1000 * number + 1 + part)
+    if kind == "subspace":
+        basis = torch.linalg.qr(torch.randn(rows, dim, 4, generator=world))[0].mT
+        x = torch.randn(rows, tokens, 4, generator=sample) @ basis
+    elif kind == "prototypes":
+        usual = torch.randn(rows, 8, dim, generator=world)
+        which = torch.randint(8, (rows, tokens, 1), generator=sample).expand(-1, -1, dim)
+        x = usual.gather(1, which) + 0.1 * torch.randn(rows, tokens, dim, generator=sample)
+    elif kind == "mixture":
+        mean, spread = (torch.randn(rows, n, dim, generator=world) for n in (1, dim))
+        x = mean + torch.randn(rows, tokens, dim, generator=sample) @ spread / dim**0.5
+    else:
+        raise ValueError(f"unknown kind of scene {kind!r}: expected one of {', '.join(SCENES)}")
+    return torch.nn.functional.layer_norm(x, (dim,))

@@ -1,0 +1,77 @@
+"""Law 6: with default settings a memory learns the thousandth scene as well as the first, and as well as the paper's.
+
+The short form sees 50 scenes of 1,024 tokens, by which the plain linear update has aged for all to see; the long form
+(`make soak`) sees 1,000, more than a million tokens.
+"""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from tttstream import TTTLayer
+from tttstream.testing import SCENES, scene
+from tttstream_kernels import Update
+
+DIM, HEADS, ROWS, TOKENS, WORSE = 32, 2, 2, 1024, 1.15
+FRAMES: dict[str, Any] = {"causal": "frame", "grid": (8, 8)}
+LAYERS: dict[str, dict[str, Any]] = {
+    "linear": {"inner": "linear"},
+    "mlp": {"inner": "mlp"},
+    "linear-frame": {"inner": "linear", **FRAMES},
+    "mlp-frame": {"inner": "mlp", **FRAMES},
+    "conv-frame": {"inner": "conv", **FRAMES},
+    "swiglu-frame": {"inner": "swiglu", **FRAMES},
+}
+
+
+class Life(NamedTuple):
+    early: torch.Tensor
+    late: torch.Tensor
+    largest: float
+
+
+def live(kind: str, scenes: int, **options: Any) -> Life:
+    """Mean inner loss early and late in each scene, before each token (frame) is learned; the largest weight."""
+    torch.manual_seed(0)
+    layer = TTTLayer(DIM, HEADS, **options)
+    unit = layer.tokens
+    first, last = (slice(unit, 5 * unit), slice(-6 * unit, None)) if unit < 64 else (slice(64, 192), slice(-128, None))
+    state, early, late, largest = None, [], [], 0.0
+    with torch.no_grad():
+        for number in range(scenes):
+            x = scene(kind, number, dim=DIM, rows=ROWS, tokens=TOKENS)
+            _, state, loss = layer(x, state, return_loss=True)
+            early.append(loss.before[..., first].mean())
+            late.append(loss.before[..., last].mean())
+            largest = max(largest, float((layer.start + state.delta).abs().max()))
+    return Life(torch.stack(early), torch.stack(late), largest)
+
+
+def check(kind: str, scenes: int, options: dict[str, Any]) -> None:
+    ours, paper = live(kind, scenes, **options), live(kind, 5, update=Update(), **options)
+    for name in ("early", "late"):
+        first = getattr(ours, name)[:5].mean()
+        assert first <= WORSE * getattr(paper, name).mean(), f"{name} in a scene, against the paper's update"
+        assert getattr(ours, name)[-10:].mean() <= WORSE * first, f"{name} in a scene, at the end against the start"
+    assert ours.largest < 10.0
+
+
+@pytest.mark.parametrize("kind", SCENES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_fifty_scenes(name: str, kind: str) -> None:
+    check(kind, 50, LAYERS[name])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", SCENES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_thousand_scenes(name: str, kind: str) -> None:
+    check(kind, 1000, LAYERS[name])
+
+
+def test_the_paper_s_linear_update_grows_old() -> None:
+    """What the law is about: without our default the same check fails."""
+    life = live("subspace", 50, update=Update())
+    assert life.early[-10:].mean() > WORSE * live("subspace", 50).early[-10:].mean()

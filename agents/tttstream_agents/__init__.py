@@ -9,11 +9,43 @@ from typing import TYPE_CHECKING, Any
 from tttstream import __version__
 
 if TYPE_CHECKING:
+    from tttstream_agents.config import Config
     from tttstream_agents.policy import MemoryPolicy, PolicyState
+    from tttstream_agents.reader import MemoryReader, pretrain
+    from tttstream_agents.train import load_policy
+    from tttstream_agents.wrappers import (
+        SurpriseReward,
+        SurpriseVectorReward,
+        TTTMemoryObservation,
+        TTTMemoryVectorObservation,
+    )
 
-__all__ = ["MemoryPolicy", "PolicyState", "__version__"]
+_MODULE_OF = {
+    "Config": "config",
+    "MemoryPolicy": "policy",
+    "MemoryReader": "reader",
+    "PolicyState": "policy",
+    "SurpriseReward": "wrappers",
+    "SurpriseVectorReward": "wrappers",
+    "TTTMemoryObservation": "wrappers",
+    "TTTMemoryVectorObservation": "wrappers",
+    "load_policy": "train",
+    "pretrain": "reader",
+}
 
-_MODULE_OF = {"MemoryPolicy": "policy", "PolicyState": "policy"}
+__all__ = [
+    "Config",
+    "MemoryPolicy",
+    "MemoryReader",
+    "PolicyState",
+    "SurpriseReward",
+    "SurpriseVectorReward",
+    "TTTMemoryObservation",
+    "TTTMemoryVectorObservation",
+    "__version__",
+    "load_policy",
+    "pretrain",
+]
 
 
 def __getattr__(name: str) -> Any:

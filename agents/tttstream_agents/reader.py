@@ -1,0 +1,143 @@
+"""MemoryReader: a TTT memory over observations, for agents that have none: its readout and its surprise.
+
+Letters: T steps, B environments, D width, N numbers of a flat observation.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple, cast
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttstream.errors import StateError
+from tttstream.memory import TTTLayer
+from tttstream.memory.ttt import TTTState
+from tttstream_agents import memories
+from tttstream_agents.encoder import Encoder
+from tttstream_agents.envs import make, tree, vector
+from tttstream_agents.errors import TrainingError
+from tttstream_agents.train import load_policy, read_config
+
+
+class Reading(NamedTuple):
+    """readout [B, D]: what the memory says of an observation. surprise [B]: its loss before it learned it."""
+
+    readout: Tensor
+    surprise: Tensor
+    state: TTTState
+
+
+class MemoryReader(nn.Module):
+    """Encoder, norm, TTT memory. Its outer weights are not trained by the agent that uses it.
+
+    space: of one observation. dim: D. memory: ttt_linear or ttt_mlp. options: what the memory takes besides.
+    The weights are random (a fixed `seed`), those of a trained policy (`from_run`), or learned by predicting what
+    comes next in random play (`pretrain`).
+    """
+
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        memory: str = "ttt_linear",
+        *,
+        dim: int = 32,
+        heads: int = 2,
+        options: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built = memories.build(memory, dim=dim, heads=heads, **(options or {}))
+            if not isinstance(built, TTTLayer):
+                raise StateError(f"a MemoryReader needs a TTT memory, which alone is surprised; got {memory!r}")
+            self.space, self.dim, self.memory = space, dim, built
+            self.encoder = Encoder(space, dim)
+            self.norm = nn.LayerNorm(dim)
+            self.guess = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
+
+    @classmethod
+    def from_run(cls, folder: str | os.PathLike[str]) -> MemoryReader:
+        """The encoder and first memory of a trained agent (`tttstream-agents train --no-previous-action`)."""
+        from pathlib import Path
+
+        config = read_config(Path(folder))
+        env = make(config.env)
+        policy = load_policy(Path(folder), env)
+        if config.previous_action or config.previous_reward:
+            raise TrainingError(
+                f"the agent in {folder} sees its previous action or reward, which a reader cannot: "
+                "train it with --no-previous-action"
+            )
+        reader = cls(env.observation_space, config.memory, dim=config.dim, heads=config.heads, options=config.options)
+        block = cast(Any, policy.blocks[0])
+        for own, trained in (
+            (reader.encoder, policy.encoder),
+            (reader.norm, block.norm),
+            (reader.memory, block.memory),
+        ):
+            own.load_state_dict(trained.state_dict())
+        env.close()
+        return reader.eval()
+
+    def initial_state(self, n_envs: int) -> TTTState:
+        """A fresh state of `n_envs` environments: all zeros."""
+        return self.memory.init_state(n_envs)
+
+    @torch.no_grad()
+    def read(self, obs: Any, state: TTTState, starts: Any) -> Reading:
+        """One step: obs [B, ...], starts [B] true where an episode begins."""
+        x = self.norm(self.encoder(self.encoder.tensors(obs, leading=1)))[:, None]
+        reset = torch.as_tensor(starts, device=x.device).bool()[:, None]
+        y, state, loss = self.memory(x, state, reset, return_loss=True)
+        return Reading(y[:, 0], loss.before.mean((1, 2)), state)
+
+
+def pretrain(
+    reader: MemoryReader,
+    make_env: Any,
+    *,
+    steps: int = 20_000,
+    n_envs: int = 8,
+    segment: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> list[float]:
+    """Train a reader's outer weights, self-supervised, on random play; returns the loss of each gradient step.
+
+    From the readout the next observation's token is told apart from those of other steps and environments
+    (contrastively, so that the encoder cannot make all tokens alike). make_env: makes one environment.
+    """
+    if min(steps, n_envs, segment - 1) < 1:
+        raise TrainingError(f"expected steps, n_envs >= 1 and segment >= 2, got {steps}, {n_envs}, {segment}")
+    envs = vector(make_env, n_envs, seed, "same_step")
+    envs.action_space.seed(seed)
+    optimizer = torch.optim.Adam(reader.parameters(), lr=lr)
+    losses: list[float] = []
+    state, starts = reader.initial_state(n_envs), torch.ones(n_envs, dtype=torch.bool)
+    obs = envs.reset()[0]
+    for _ in range(max(1, steps // (n_envs * segment))):
+        played, begun = [], []
+        for _ in range(segment):
+            played.append(tree(torch.as_tensor, obs))
+            begun.append(starts)
+            obs, _, ended, cut, _ = envs.step(envs.action_space.sample())
+            starts = torch.as_tensor(ended | cut)
+        stretch, reset = cast(Any, tree(lambda *x: torch.stack(x), *played)), torch.stack(begun)
+        token = reader.encoder(reader.encoder.tensors(stretch, leading=2)).transpose(0, 1)
+        y, state = reader.memory(reader.norm(token), state, reset.T)
+        follows = ~reset.T[:, 1:]  # the next observation is of the same episode
+        guess = F.normalize(reader.guess(token + y)[:, :-1][follows], dim=-1)
+        seen = F.normalize(token[:, 1:][follows], dim=-1)
+        loss = F.cross_entropy(guess @ seen.T / 0.1, torch.arange(len(seen)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        state = state.detach()
+        losses.append(float(loss.detach()))
+    envs.close()
+    return losses

@@ -1,0 +1,178 @@
+"""Wrappers that give any memoryless agent a memory: its readout and surprise beside the observation.
+
+TTTMemoryObservation for one environment, TTTMemoryVectorObservation for a vector of them, SurpriseReward and
+SurpriseVectorReward on top of either: what surprises the memory is rewarded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from tttstream.errors import ShapeError
+from tttstream.memory.ttt import TTTState
+from tttstream.surprise import Normaliser
+from tttstream_agents.envs import stack, tree
+from tttstream_agents.errors import EnvError, SpaceError
+from tttstream_agents.reader import MemoryReader
+
+
+def _reader_for(space: spaces.Space[Any], reader: MemoryReader | None) -> MemoryReader:
+    reader = MemoryReader(space) if reader is None else reader
+    if reader.space != space:
+        raise SpaceError(f"the reader was made for observations of {reader.space}, the environment gives {space}")
+    return reader.eval()
+
+
+def _wider(space: spaces.Space[Any], numbers: int) -> spaces.Box:
+    """The flat observation space with the readout and the surprise after it."""
+    flat = spaces.utils.flatten_space(space)
+    if not isinstance(flat, spaces.Box):
+        raise SpaceError(f"cannot lay out observations of {space} as one row of numbers")
+    more = np.full(numbers, np.inf, np.float32)
+    low, high = (edge.astype(np.float32) for edge in (flat.low, flat.high))
+    return spaces.Box(np.concatenate([low, -more]), np.concatenate([high, more]), dtype=np.float32)
+
+
+class TTTMemoryObservation(gym.Wrapper[Any, Any, Any, Any]):
+    """Observations become one row: flat observation, readout of the memory, surprise; info["surprise"] has it too.
+
+    The memory begins anew with each reset. reader: the memory with its weights; random ones where not given.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], reader: MemoryReader | None = None) -> None:
+        super().__init__(env)
+        self.reader = _reader_for(env.observation_space, reader)
+        self.observation_space = _wider(env.observation_space, self.reader.dim + 1)
+        self._state = self.reader.initial_state(1)
+
+    def _read(self, obs: Any, info: dict[str, Any], start: bool) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        readout, surprise, self._state = self.reader.read(
+            tree(lambda x: np.asarray(x)[None], obs), self._state, [start]
+        )
+        flat = spaces.utils.flatten(self.env.observation_space, obs)
+        row = np.concatenate([np.asarray(flat), readout[0].numpy(), surprise.numpy()]).astype(np.float32)
+        return row, {**info, "surprise": float(surprise)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode with a fresh memory."""
+        return self._read(*self.env.reset(seed=seed, options=options), start=True)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step; the memory learns the new observation."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, info = self._read(obs, info, start=False)
+        return obs, reward, terminated, truncated, info
+
+
+class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
+    """TTTMemoryObservation for a vector of environments, whichever way they reset themselves.
+
+    Where an episode ended on the SAME step, info["final_obs"] has the last observation as the old memory saw it.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], reader: MemoryReader | None = None) -> None:
+        super().__init__(env)
+        self._mode = env.metadata.get("autoreset_mode")
+        if self._mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+            raise EnvError(f"expected environments that reset themselves (NEXT_STEP or SAME_STEP), got {self._mode}")
+        self.reader = _reader_for(env.single_observation_space, reader)
+        self.single_observation_space = _wider(env.single_observation_space, self.reader.dim + 1)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self._state = self.reader.initial_state(env.num_envs)
+        self._over = np.zeros(env.num_envs, dtype=bool)
+
+    def _row(self, obs: Any, readout: torch.Tensor, surprise: torch.Tensor) -> NDArray[np.float32]:
+        space = self.env.single_observation_space
+        singles = [tree(lambda x, i=i: x[i], obs) for i in range(len(surprise))]
+        flat = np.stack([np.asarray(spaces.utils.flatten(space, one)) for one in singles])
+        return np.concatenate([flat, readout.numpy(), surprise.numpy()[:, None]], 1).astype(np.float32)
+
+    def _read(self, obs: Any, info: dict[str, Any], starts: NDArray[Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        readout, surprise, self._state = self.reader.read(obs, self._state, starts)
+        return self._row(obs, readout, surprise), {**info, "surprise": surprise.numpy()}
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode everywhere (where options["reset_mask"] says so), with a fresh memory."""
+        mask = np.ones(self.num_envs, dtype=bool)
+        if options is not None and "reset_mask" in options:
+            raise ShapeError("these environments reset themselves: a reset_mask is for those that do not")
+        self._over[:] = False
+        return self._read(*self.env.reset(seed=seed, options=options), starts=mask)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One step everywhere."""
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        done = terminated | truncated
+        begun = done if self._mode == AutoresetMode.SAME_STEP else self._over
+        if self._mode == AutoresetMode.SAME_STEP and done.any():
+            rows = done.nonzero()[0]
+            last = stack([info["final_obs"][row] for row in rows])
+            old = cast(TTTState, self._state[torch.as_tensor(rows)])
+            seen = self.reader.read(last, old, np.zeros(len(rows), dtype=bool))
+            final = np.full(self.num_envs, None, dtype=object)
+            final[rows] = list(self._row(last, seen.readout, seen.surprise))
+            info = {**info, "final_obs": final}
+            final_surprise = np.zeros(self.num_envs, dtype=np.float32)
+            final_surprise[rows] = seen.surprise.numpy()
+            info["final_surprise"] = final_surprise
+        self._over = done
+        row, info = self._read(obs, info, begun)
+        return row, reward, terminated, truncated, info
+
+
+class SurpriseReward(gym.Wrapper[Any, Any, Any, Any]):
+    """Adds `scale` times the surprise, in deviations above this environment's usual, to the reward.
+
+    env: a TTTMemoryObservation, or one with it inside. Only what is above usual is rewarded, up to `most` deviations.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], scale: float = 0.01, most: float = 5.0) -> None:
+        super().__init__(env)
+        self.scale, self.most, self._normaliser = scale, most, Normaliser()
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step; info["extrinsic_reward"] keeps the environment's own."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if "surprise" not in info:
+            raise EnvError("no info['surprise']: put a TTTMemoryObservation inside this wrapper")
+        bonus = self.scale * min(max(self._normaliser.push(info["surprise"]), 0.0), self.most)
+        return obs, float(reward) + bonus, terminated, truncated, {**info, "extrinsic_reward": reward}
+
+
+class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
+    """SurpriseReward for a vector of environments; the step on which an environment begins anew earns nothing."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], scale: float = 0.01, most: float = 5.0) -> None:
+        super().__init__(env)
+        self.scale, self.most = scale, most
+        self._normalisers = [Normaliser() for _ in range(env.num_envs)]
+        self._same_step = env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
+        self._over = np.zeros(env.num_envs, dtype=bool)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode everywhere."""
+        self._over[:] = False
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One step; info["extrinsic_reward"] keeps the environments' own."""
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        if "surprise" not in info:
+            raise EnvError("no info['surprise']: put a TTTMemoryVectorObservation inside this wrapper")
+        done = terminated | truncated
+        surprise = info["surprise"]
+        if self._same_step and done.any():  # the observation that this reward came with is the last, not the first
+            surprise = np.where(done, info["final_surprise"], surprise)
+        bonus = np.zeros(self.num_envs)
+        for row in np.flatnonzero(~self._over):
+            bonus[row] = self.scale * min(max(self._normalisers[row].push(float(surprise[row])), 0.0), self.most)
+        self._over = np.zeros_like(done) if self._same_step else done
+        return obs, reward + bonus, terminated, truncated, {**info, "extrinsic_reward": reward}

@@ -1,0 +1,147 @@
+"""A memory for agents that have none: the wrappers say what the memory alone would say, in both kinds of autoreset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from tttstream.errors import StateError
+from tttstream_agents import (
+    Config,
+    MemoryReader,
+    SurpriseReward,
+    SurpriseVectorReward,
+    TTTMemoryObservation,
+    TTTMemoryVectorObservation,
+    pretrain,
+)
+from tttstream_agents.errors import EnvError, SpaceError, TrainingError
+from tttstream_agents.train import train
+
+MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]
+
+
+def episodes(script: Any, reader: MemoryReader | None = None, count: int = 9) -> list[list[Any]]:
+    """Rows of each episode of a single environment, the last observation included."""
+    env, out = TTTMemoryObservation(script(), reader), []
+    for _ in range(count):
+        obs, info = env.reset()
+        rows, over = [obs], False
+        assert info["surprise"] == pytest.approx(obs[-1])
+        while not over:
+            obs, _, terminated, truncated, info = env.step(0)
+            rows.append(obs)
+            over = terminated or truncated
+        assert env.observation_space.contains(obs)
+        out.append(rows)
+    return out
+
+
+def test_what_is_appended_is_the_memorys(script: Any) -> None:
+    reader = MemoryReader(script().observation_space, dim=8)
+    state = reader.initial_state(1)
+    for episode in episodes(script, reader, 3):
+        for time, row in enumerate(episode):
+            reading = reader.read(row[None, :2], state, [time == 0])
+            state = reading.state
+            np.testing.assert_allclose(row[2:10], reading.readout[0], atol=1e-6)
+            np.testing.assert_allclose(row[10], reading.surprise[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_vector_says_what_single_environments_say(script: Any, mode: AutoresetMode) -> None:
+    single = episodes(script)
+    env = TTTMemoryVectorObservation(SyncVectorEnv([script, script], autoreset_mode=mode))
+    obs, _ = env.reset()
+    assert env.observation_space.contains(obs)
+    rows, finals = [obs[1]], []
+    for _ in range(20):
+        obs, _, terminated, truncated, info = env.step(np.zeros(2, dtype=int))
+        done = terminated | truncated
+        rows.append(obs[1])
+        np.testing.assert_allclose(info["surprise"], obs[:, -1])
+        if mode == AutoresetMode.SAME_STEP and done[1]:
+            finals.append(info["final_obs"][1])
+    if mode == AutoresetMode.NEXT_STEP:
+        expected = [row for episode in single for row in episode]
+    else:
+        expected = [row for episode in single for row in episode[:-1]]
+        np.testing.assert_allclose(finals, [episode[-1] for episode in single][: len(finals)], atol=1e-5)
+    np.testing.assert_allclose(rows, expected[:21], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nested_observations(script: Any, mode: AutoresetMode) -> None:
+    env = TTTMemoryVectorObservation(SyncVectorEnv([lambda: script(nested=True)] * 2, autoreset_mode=mode))
+    env.reset()
+    for _ in range(8):
+        obs = env.step(np.zeros(2, dtype=int))[0]
+        assert env.observation_space.contains(obs)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_surprise_is_rewarded(script: Any, mode: AutoresetMode) -> None:
+    """A vector pays what a single environment pays, and nothing for the step that begins an episode."""
+    single = SurpriseReward(TTTMemoryObservation(script()), scale=1.0)
+    paid = []
+    for _ in range(8):
+        single.reset()
+        over = False
+        while not over:
+            _, reward, terminated, truncated, info = single.step(0)
+            paid.append(reward - info["extrinsic_reward"])
+            over = terminated or truncated
+    assert max(paid) > 0
+    assert min(paid) == 0
+    vector = SyncVectorEnv([script], autoreset_mode=mode)
+    env = SurpriseVectorReward(TTTMemoryVectorObservation(vector), scale=1.0)
+    env.reset()
+    found, begins = [], False
+    for _ in range(24):
+        _, reward, terminated, truncated, info = env.step(np.zeros(1, dtype=int))
+        bonus = float((reward - info["extrinsic_reward"])[0])
+        if begins and mode == AutoresetMode.NEXT_STEP:
+            assert bonus == 0
+        else:
+            found.append(bonus)
+        begins = bool((terminated | truncated)[0])
+    np.testing.assert_allclose(found, paid[: len(found)], atol=1e-3)
+
+
+def test_pretraining_on_random_play_learns_to_foresee() -> None:
+    reader = MemoryReader(gym.make("CartPole-v1").observation_space, dim=16)
+    before = reader.memory.start.clone()
+    losses = pretrain(reader, lambda: gym.make("CartPole-v1"), steps=10_000, n_envs=4, segment=32, lr=3e-3)
+    assert np.mean(losses[-5:]) < 0.87 * np.mean(losses[:3])
+    assert not torch.equal(before, reader.memory.start)
+
+
+def test_a_trained_agents_memory_serves_another_agent(tmp_path: Any) -> None:
+    config = Config(n_envs=2, rollout=16, minibatch=16, dim=16, steps=32, previous_action=False)
+    train(config, tmp_path / "a", quiet=True, tensorboard=False)
+    reader = MemoryReader.from_run(tmp_path / "a")
+    env = TTTMemoryObservation(gym.make("CartPole-v1"), reader)
+    assert env.observation_space.shape == (4 + 16 + 1,)
+    assert env.observation_space.contains(env.reset(seed=0)[0])
+    train(Config(n_envs=2, rollout=16, minibatch=16, dim=16, steps=32), tmp_path / "b", quiet=True, tensorboard=False)
+    with pytest.raises(TrainingError, match="no-previous-action"):
+        MemoryReader.from_run(tmp_path / "b")
+
+
+def test_mistakes_are_named(script: Any) -> None:
+    with pytest.raises(SpaceError, match="was made for"):
+        TTTMemoryObservation(script(), MemoryReader(spaces.Discrete(3)))
+    with pytest.raises(StateError, match="needs a TTT memory"):
+        MemoryReader(spaces.Discrete(3), "gru")
+    env = SurpriseReward(script())
+    env.reset()
+    with pytest.raises(EnvError, match="TTTMemoryObservation inside"):
+        env.step(0)
+    with pytest.raises(EnvError, match="reset themselves"):
+        TTTMemoryVectorObservation(SyncVectorEnv([script], autoreset_mode=AutoresetMode.DISABLED))

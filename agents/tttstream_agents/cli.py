@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, help="folder for checkpoint, metrics and summary")
     train.add_argument("--config", help="a YAML file, or a preset by name: popgym, minigrid, control, quick")
     train.add_argument("--resume", action="store_true", help="go on where the run in --out stands")
+    train.add_argument("--minutes", type=float, default=float("inf"), help="stop then, with a checkpoint")
     train.add_argument("--quiet", action="store_true", help="no bar and no lines")
     train.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard files")
     group = train.add_argument_group("hyper-parameters (over those of --config)")
@@ -97,7 +98,8 @@ def _train(args: argparse.Namespace) -> int:
         values = {**dataclasses.asdict(read_config(Path(args.out))), **values}
     config = build({**values, **_given(args)}, args.config or "the command line")
     summary = train(
-        config, args.out, resume=args.resume, quiet=args.quiet, tensorboard=not args.no_tensorboard
+        config, args.out, resume=args.resume, minutes=args.minutes, quiet=args.quiet,
+        tensorboard=not args.no_tensorboard,
     )  # fmt: skip
     end = "done" if summary["finished"] else "stopped; --resume goes on"
     print(f"{end}: {summary['steps']} steps, return {summary['return']:.3f} over the last episodes, in {args.out}")

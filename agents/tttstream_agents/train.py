@@ -216,11 +216,12 @@ def _check_folder(folder: Path, config: Config, resume: bool) -> None:
 
 def train(
     config: Config, out: str | os.PathLike[str], *, make_env: MakeEnv | None = None, resume: bool = False,
-    quiet: bool = False, tensorboard: bool = True,
+    minutes: float = float("inf"), quiet: bool = False, tensorboard: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train an agent and write metrics.csv, checkpoint.pt and summary.json into a folder; returns the summary.
 
     make_env: makes an environment, in place of config.env by name. resume: go on from the folder's checkpoint.
+    minutes: stop with a checkpoint after the update in which they are over.
     quiet: no bar and no lines. An environment that fails ends the run with an EnvError; the last checkpoint stays.
     """
     made = OutputFolder(out)
@@ -236,9 +237,11 @@ def train(
                 run.restore(checkpoint)
             logs = stack.enter_context(closing(Logs(folder, config.steps, run.steps, quiet, tensorboard)))
             stop = stack.enter_context(Stop())
-            while not run.finished and not stop.asked:
+            going = True
+            while going and not run.finished:
                 logs.write(run.update())
-                if run.updates % config.checkpoint_every == 0 or run.finished or stop.asked:
+                going = not stop.asked and time.perf_counter() - began < 60 * minutes
+                if run.updates % config.checkpoint_every == 0 or run.finished or not going:
                     run.save(checkpoint)
         except (EnvError, ObservationError) as error:
             kept = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"

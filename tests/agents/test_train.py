@@ -85,6 +85,13 @@ def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on_exactly(tmp
     assert table(tmp_path / "stopped") == table(tmp_path / "whole")
 
 
+def test_a_run_stops_when_its_time_is_over_and_goes_on_exactly(tmp_path: Path) -> None:
+    fast(tmp_path / "whole")
+    for stage in range(8):
+        assert fast(tmp_path / "parts", resume=stage > 0, minutes=0)["finished"] == (stage == 7)
+    assert table(tmp_path / "parts") == table(tmp_path / "whole")
+
+
 def test_a_seed_repeats_a_run_and_another_does_not(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, steps=64)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

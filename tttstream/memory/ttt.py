@@ -241,7 +241,7 @@ class TTTLayer(Memory):
         if self.gate is not None:
             y = F.gelu(self.gate(x), approximate="tanh") * y
         y = self.out(y)
-        return y if self.alpha is None else self.alpha.tanh() * y
+        return y if self.alpha is None else self.alpha.tanh().to(y.dtype) * y
 
 
 def _check_options(

@@ -12,13 +12,14 @@ seeds come before all second ones, so that the table is whole early and grows na
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,12 @@ class Job:
     def done(self) -> bool:
         """Whether it ran to its end."""
         path = self.folder / "summary.json"
-        return path.exists() and bool(json.loads(path.read_text(encoding="utf-8"))["finished"])
+        if not path.exists():
+            return False
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return summary["finished"] and bool(
+            summary["steps"] >= self.config.steps or summary["return"] >= self.config.stop_return
+        )
 
 
 def work(job: Job, until: float) -> str:
@@ -102,7 +108,7 @@ def work(job: Job, until: float) -> str:
 
     from tttstream_agents.train import CHECKPOINT, train
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # one a run; several run side by side
     minutes = max(0.0, until - time.time()) / 60
     if not minutes:
         return ""
@@ -129,10 +135,10 @@ def interquartile(values: Sequence[float], draws: int = 2000) -> tuple[float, fl
     return float(iqm(array)), float(low), float(high)
 
 
-def final(job: Job) -> float | None:
-    """The return at the end of a finished run."""
+def final(job: Job) -> tuple[float, float] | None:
+    """(return, steps) at the end of a finished run."""
     rows = read_csv(job.folder / "metrics.csv") if job.done else []
-    return rows[-1]["return"] if rows else None
+    return (rows[-1]["return"], rows[-1]["steps"]) if rows else None
 
 
 def report(jobs: list[Job], steps: int, docs: Path, device: str) -> None:
@@ -144,7 +150,7 @@ def report(jobs: list[Job], steps: int, docs: Path, device: str) -> None:
         "",
         f"PPO, {steps:,} environment steps a run (less where the mean return of the last 100 episodes reached 0.97), "
         f"equal parameters (below), one learning rate for all, {device}. Cells: interquartile mean of the final return "
-        "over seeds [95% bootstrap interval] (seeds done); interrupted runs are left out until they are done. "
+        "over seeds [95% bootstrap interval], mean steps played (seeds done); interrupted runs are left out until they are done. "
         "Command: `python agents/bench/popgym_bench.py --minutes 60`, as often as wanted.",
         "",
         f"| environment | {' | '.join(names)} |",
@@ -153,10 +159,14 @@ def report(jobs: list[Job], steps: int, docs: Path, device: str) -> None:
     for env in envs:
         cells = []
         for name in names:
-            done = [final(job) for job in jobs if (job.config.env, job.config.memory) == (env, name)]
-            values = [value for value in done if value is not None]
-            mean, low, high = interquartile(values) if values else (np.nan, np.nan, np.nan)
-            cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}] ({len(values)})" if values else "")
+            ends = [final(job) for job in jobs if (job.config.env, job.config.memory) == (env, name)]
+            done = [end for end in ends if end is not None]
+            if not done:
+                cells.append("")
+                continue
+            mean, low, high = interquartile([end[0] for end in done])
+            thousands = np.mean([end[1] for end in done]) / 1000
+            cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}], {thousands:.0f}k ({len(done)})")
         lines.append(f"| {env} | {' | '.join(cells)} |")
     counts = sizes(envs[0])
     parameters = ", ".join(f"{name} {counts[name][1]:,} (width {counts[name][0]})" for name in names)
@@ -203,7 +213,8 @@ def draw(jobs: list[Job], envs: list[str], names: list[str], steps: int, path: P
         axes.spines[["top", "right"]].set_visible(False)
         if place == 0:
             axes.set_ylabel("mean return of the last 100 episodes", fontsize=8)
-            axes.legend(fontsize=7, frameon=False)
+            if axes.lines:
+                axes.legend(fontsize=7, frameon=False)
     part = path.with_name(f".{path.name}")
     with open(part, "wb") as file:
         FigureCanvasAgg(figure).print_png(file)
@@ -217,11 +228,11 @@ def best_rate(sweep: list[Job]) -> float | None:
         value = final(job)
         if value is None:
             return None
-        found.setdefault(job.config.lr, []).append(value)
+        found.setdefault(job.config.lr, []).append(value[0])
     return max(found, key=lambda lr: float(np.mean(found[lr])))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """See the file's first lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
@@ -234,7 +245,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "popgym")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--device-name", default="two CPU cores", help="what the table says it was measured on")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     sweep = [
         Job(args.out / "sweep" / f"{memory}-lr{lr:g}", config(SWEEP_ENV, memory, 0, args.steps, lr))
@@ -251,13 +262,16 @@ def main() -> int:
     until = time.time() + 60 * args.minutes
     queue = [job for job in (sweep if args.sweep else jobs) if not job.done] if args.minutes > 0 else []
     print(f"{len(queue)} runs to go", file=sys.stderr)
-    with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
-        waiting = [pool.apply_async(work, (job, until)) for job in queue]
-        for one in waiting:
-            text = one.get()
-            if text:
-                print(text, file=sys.stderr, flush=True)
-                report(jobs, args.steps, args.docs, args.device_name)
+    ends: Iterator[str]
+    with contextlib.ExitStack() as stack:
+        if args.jobs > 1:
+            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1))
+            ends = pool.imap_unordered(functools.partial(work, until=until), queue)
+        else:
+            ends = (work(job, until) for job in queue)
+        for text in filter(None, ends):
+            print(text, file=sys.stderr, flush=True)
+            report(jobs, args.steps, args.docs, args.device_name)
     report(jobs, args.steps, args.docs, args.device_name)
     return 0
 

@@ -1,0 +1,45 @@
+"""The queue of results: equal sizes, intervals, and a table that grows over several calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def bench(root: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.syspath_prepend(str(root / "agents" / "bench"))
+    import popgym_bench  # type: ignore[import-not-found]
+
+    return popgym_bench
+
+
+def test_policies_have_equal_parameters(bench: object) -> None:
+    for env in ("popgym-RepeatFirstEasy-v0", "MiniGrid-MemoryS7-v0"):
+        counts = [count for _, count in bench.sizes(env).values()]  # type: ignore[attr-defined]
+        assert max(counts) < 1.1 * counts[0]
+        assert min(counts) > 0.9 * counts[0]
+
+
+def test_interquartile_mean(bench: object) -> None:
+    mean, low, high = bench.interquartile([0.0, 1.0, 2.0, 30.0])  # type: ignore[attr-defined]
+    assert mean == 1.5
+    assert low < mean < high
+    assert bench.interquartile([0.5]) == (0.5, 0.5, 0.5)  # type: ignore[attr-defined]
+
+
+def test_the_queue_is_stopped_and_taken_up(bench: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    words = ["--steps=4096", "--seeds=1", "--envs", "popgym-RepeatFirstEasy-v0", "--memories", "mlp", "gru"]
+
+    def run(minutes: str) -> str:
+        assert bench.main([*words, f"--out={out}", f"--docs={docs}", f"--minutes={minutes}"]) == 0  # type: ignore[attr-defined]
+        return capsys.readouterr().err
+
+    assert "2 runs to go" in run("0.001")
+    assert "2 runs to go" in run("5")
+    row = next(line for line in (docs / "popgym.md").read_text().splitlines() if line.startswith("| popgym-Rep"))
+    assert row.count("(1)") == 2
+    assert (docs / "popgym.png").stat().st_size > 5000
+    assert "0 runs to go" in run("5")

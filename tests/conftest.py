@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ settings.load_profile("repeatable")
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # two workers share the machine; also makes sums repeatable
+    os.environ["OMP_NUM_THREADS"] = "1"  # the same in the processes that tests start
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -150,7 +150,7 @@ def report(jobs: list[Job], steps: int, docs: Path, device: str) -> None:
         "",
         f"PPO, {steps:,} environment steps a run (less where the mean return of the last 100 episodes reached 0.97), "
         f"equal parameters (below), one learning rate for all, {device}. Cells: interquartile mean of the final return "
-        "over seeds [95% bootstrap interval], mean steps played (seeds done); interrupted runs are left out until they are done. "
+        "over seeds [95% bootstrap interval], mean steps played (seeds done); unfinished runs are left out. "
         "Command: `python agents/bench/popgym_bench.py --minutes 60`, as often as wanted.",
         "",
         f"| environment | {' | '.join(names)} |",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -89,6 +89,14 @@ class Seen(gym.ObservationWrapper[Any, Any, Any]):
         return {key: observation[key] for key in self.observation_space.spaces}  # type: ignore[attr-defined]
 
 
+class Position(NamedTuple):
+    """Where an environment stands: which episode, how many steps into it, and what was done in it [steps, ...]."""
+
+    episode: int
+    steps: int
+    actions: NDArray[Any]
+
+
 class Episodes(gym.Wrapper[Any, Any, Any, Any]):
     """Each episode begins from a seed of its own, and what was done in it is kept, so that play can be resumed.
 
@@ -99,11 +107,11 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any], seed: int, index: int, limit: int = 100_000) -> None:
         super().__init__(env)
         self.run, self.index, self.limit = seed, index, limit
-        self.episode, self.over, self.actions = -1, False, list[Any]()
+        self.episode, self.steps, self.over, self._done = -1, 0, False, bytearray()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin the next episode, from its own seed unless one is given."""
-        self.episode, self.over, self.actions = self.episode + 1, False, []
+        self.episode, self.steps, self.over, self._done = self.episode + 1, 0, False, bytearray()
         own = np.random.SeedSequence([self.run, self.index, self.episode]).generate_state(1)[0]
         return self.env.reset(seed=int(own) if seed is None else seed, options=options)
 
@@ -112,20 +120,24 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         if self.over:
             obs, info = self.reset()
             return obs, 0.0, False, False, info
-        if len(self.actions) <= self.limit:
-            self.actions.append(np.asarray(action))
+        self.steps += 1
+        if self.steps <= self.limit:
+            self._done += np.asarray(action, dtype=self.action_space.dtype).tobytes()
         obs, reward, terminated, truncated, info = self.env.step(action)
         return obs, reward, bool(terminated), bool(truncated), info
 
-    def position(self) -> tuple[int, NDArray[Any]]:
-        """(episode, what was done in it)."""
-        return self.episode, np.array(self.actions)
+    def position(self) -> Position:
+        """Where this environment stands."""
+        if self.steps > self.limit:
+            self._done = bytearray()
+        actions = np.frombuffer(bytes(self._done), dtype=self.action_space.dtype)
+        return Position(self.episode, self.steps, actions.reshape(-1, *(self.action_space.shape or ())))
 
-    def seek(self, positions: Sequence[tuple[int, NDArray[Any]]]) -> Any:
+    def seek(self, positions: Sequence[Position]) -> Any:
         """Play this environment's episode up to its place among `positions`. Where it is too long for that, begin the
         next one and return its first observation; else None."""
-        episode, actions = positions[self.index]
-        known = len(actions) <= self.limit
+        episode, steps, actions = positions[self.index]
+        known = steps <= self.limit
         self.episode = episode - known
         first, _ = self.reset()
         for action in actions if known else ():

@@ -23,7 +23,7 @@ from tttstream.errors import CheckpointError
 from tttstream.outputs import OutputFolder, TextFile, saving
 from tttstream_agents import config as configs
 from tttstream_agents.config import Config
-from tttstream_agents.envs import make, one_line, tree, vector
+from tttstream_agents.envs import Position, make, one_line, tree, vector
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.logs import Logs, Row
 from tttstream_agents.policy import MemoryPolicy
@@ -124,8 +124,7 @@ class Run:
             "memory": [leaf for _, leaf in player.state.leaves()],
             "obs": tree(torch.as_tensor, player.obs), "starts": player.starts, "valid": player.valid,
             "came": player.came, "returns": self.collector.returns, "lengths": self.collector.lengths,
-            "episode": [episode for episode, _ in positions],
-            "actions": [torch.as_tensor(actions) for _, actions in positions],
+            "positions": [(one.episode, one.steps, torch.tensor(one.actions)) for one in positions],
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if player.device.type == "cuda" else None,
         }  # fmt: skip
@@ -155,7 +154,7 @@ class Run:
         player.obs = tree(lambda x: x.numpy(), values["obs"])
         player.starts, player.valid, player.came = (values[key].to(device) for key in ("starts", "valid", "came"))
         self.collector.returns, self.collector.lengths = values["returns"], values["lengths"]
-        positions = list(zip(values["episode"], (actions.numpy() for actions in values["actions"]), strict=True))
+        positions = [Position(episode, steps, actions.numpy()) for episode, steps, actions in values["positions"]]
         for row, begun in enumerate(player.call("call", "seek", positions)):
             if begun is not None:  # an episode too long to be played again: this one is in its place
                 tree(lambda x, new, row=row: x.__setitem__(row, new), player.obs, begun)

@@ -126,7 +126,8 @@ def test_an_episode_too_long_to_be_replayed_is_begun_anew(script: Any) -> None:
     first.reset()
     for _ in range(3):
         first.step(0)
-    assert len(first.position()[1]) == 3
+    assert first.position()[1] == 3
+    assert len(first.position()[2]) == 0
     again = Episodes(script(), 0, 0, limit=2)
     assert again.seek([first.position()]).tolist() == [0, 0]
     assert again.episode == 1

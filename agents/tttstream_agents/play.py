@@ -90,8 +90,22 @@ def watch(player: Player, width: int, fps: float, deterministic: bool, renders: 
         total += float(taken.reward[0])
         over = bool(taken.terminated[0] | taken.truncated[0])
         note = f"return {total:+.2f}" + ("" if surprised else ", a memory without surprise")
-        yield overlay.draw(image[..., :3], result, event=over, fps=1e3 / took, state_bytes=state_bytes, note=note), over
+        yield (
+            overlay.draw(
+                headed(image[..., :3], width), result, event=over, fps=1e3 / took, state_bytes=state_bytes, note=note
+            ),
+            over,
+        )
         step, total = step + 1, 0.0 if over else total
+
+
+def headed(image: Picture, width: int) -> Picture:
+    """The picture under a dark band, on which the overlay's note can be read; width: of the overlay, px."""
+    from tttstream.views.overlay import BACKGROUND, to_uint8
+
+    band = np.empty((max(1, 32 * image.shape[1] // width), image.shape[1], 3), dtype=np.uint8)
+    band[:] = BACKGROUND
+    return np.concatenate([band, to_uint8(image)])
 
 
 def words(obs: Any, action: Any, reward: float, side: int) -> Picture:

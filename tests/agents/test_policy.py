@@ -233,3 +233,21 @@ def test_wrong_calls_are_named() -> None:
         MemoryPolicy(BOX, spaces.Dict({}))
     with pytest.raises(ShapeError, match="no memory 'lstn'"):
         MemoryPolicy(BOX, ACTIONS["discrete"], "lstn")
+
+
+def test_positions_are_on_by_default() -> None:
+    """Without them a TTT memory cannot tell how long ago something was."""
+    assert all(one.rotary is not None for one in MemoryPolicy(BOX, ACTIONS["discrete"]).memories)  # type: ignore[union-attr,attr-defined]
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_what_the_cpu_says() -> None:
+    torch.manual_seed(0)
+    policy = MemoryPolicy(BOX, ACTIONS["multidiscrete"], dim=16, previous_reward=True)
+    starts, played = random_starts(), play(policy, random_starts())
+    arguments = (played["obs"], played["actions"], None, starts, played["rewards"])
+    here = policy.evaluate(*arguments)[:3]
+    there = policy.cuda().evaluate(*arguments)[:3]
+    for a, b in zip(here, there, strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=0)
+    assert policy.act(played["obs"][0], None, starts[0], played["rewards"][0])[0].is_cuda

@@ -1,0 +1,114 @@
+"""What the usual mask costs: one training with the right handling of NEXT_STEP environments, one with the naive one.
+
+    python agents/bench/autoreset.py --minutes 10
+
+Naive: the memory starts anew on the row after `done`, which in NEXT_STEP environments holds the old episode's last
+observation, so that the new episode's first one meets a used memory; and the row in between, whose action nobody
+took, is learned from. Writes docs/results/autoreset.md and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+from tttstream.outputs import TextFile
+from tttstream_agents.config import Config, build, read
+from tttstream_agents.logs import read_csv
+from tttstream_agents.ppo import Player, Step
+from tttstream_agents.train import CHECKPOINT, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class NaivePlayer(Player):
+    """The mask that most recurrent code uses."""
+
+    def step(self, deterministic: bool = False) -> Step:
+        """One step; done says that the next row is a beginning."""
+        step = super().step(deterministic)
+        self.starts, self.valid = step.terminated | step.truncated, torch.ones_like(self.valid)
+        return step
+
+
+def main() -> int:
+    """See the file's first lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, help="for each run")
+    parser.add_argument("--env", default="popgym-RepeatFirstEasy-v0")
+    parser.add_argument("--memory", default="ttt_linear")
+    parser.add_argument("--steps", type=int, default=150_000)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "autoreset")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--device-name", default="two CPU cores", help="what the table says it was measured on")
+    args = parser.parse_args()
+    base = build({**read("popgym"), "env": args.env, "memory": args.memory, "steps": args.steps}, "the ablation")
+    base = dataclasses.replace(base, stop_return=float("inf"))
+
+    curves: dict[str, list[tuple[list[float], list[float]]]] = {"right": [], "naive": [], "SAME_STEP": []}
+    for seed in range(args.seeds):
+        for name in curves:
+            config = dataclasses.replace(
+                base, seed=seed, autoreset="same_step" if name == "SAME_STEP" else "next_step"
+            )  # fmt: skip
+            folder = args.out / f"{name}-seed{seed}"
+            _train(config, folder, args.minutes, NaivePlayer if name == "naive" else Player)
+            rows = [row for row in read_csv(folder / "metrics.csv") if np.isfinite(row["return"])]
+            curves[name].append(([row["steps"] for row in rows], [row["return"] for row in rows]))
+    lines = [
+        "# Autoreset: the naive mask against the right one",
+        "",
+        f"{args.env}, {args.memory}, preset popgym, {args.seeds} seed(s), {args.device_name}. "
+        f"Command: `python agents/bench/autoreset.py --steps {args.steps} --seeds {args.seeds}`.",
+        "",
+        "| handling of resets | steps | return (last 100 episodes) |",
+        "|---|---|---|",
+    ]
+    for name, found in curves.items():
+        steps, ends = (np.mean([curve[part][-1] for curve in found]) for part in (0, 1))
+        lines.append(f"| {name} | {steps:,.0f} | {ends:.2f} |")
+    args.docs.mkdir(parents=True, exist_ok=True)
+    file = TextFile(args.docs / "autoreset.md")
+    with file:
+        file.write("\n".join([*lines, "", "![learning curves](autoreset.png)", ""]))
+    _draw(curves, args.docs / "autoreset.png")
+    return 0
+
+
+def _train(config: Config, folder: Path, minutes: float, player: type[Player]) -> None:
+    torch.set_num_threads(1)
+    with mock.patch("tttstream_agents.train.Player", player):
+        resume = (folder / CHECKPOINT).exists()
+        train(config, folder, resume=resume, minutes=minutes, tensorboard=False)
+
+
+def _draw(curves: dict[str, list[tuple[list[float], list[float]]]], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, found), colour in zip(curves.items(), ("#d6336c", "#868e96", "#1c7ed6"), strict=True):
+        for place, (steps, returns) in enumerate(found):
+            axes.plot(steps, returns, color=colour, linewidth=1.6, label=None if place else name)
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("mean return of the last 100 episodes")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    part = path.with_name(f".{path.name}")
+    with open(part, "wb") as file:
+        FigureCanvasAgg(figure).print_png(file)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

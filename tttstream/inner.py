@@ -37,18 +37,20 @@ class InnerModel:
         return not self.make((1, 1)).token_causal
 
 
-def bounded(factor: float) -> Callable[[float, int, int, str], Update]:
-    """Cut the last layer's norm to factor * sqrt(base_lr) * (D / K)^(1/4).
+def bounded(token: float, frame: float, forget: float) -> Callable[[float, int, int, str], Update]:
+    """Cut the last layer's norm to factor * sqrt(base_lr) * (D / K)^(1/4), and forget a little.
 
-    The factor times the rest is the length to which the plain update grows in one scene: the loss is that of a unit
-    direction, so a step of rate eta on weights of length L turns it by about eta / L^2.
+    That is about the length to which the plain update grows in a scene: the loss is that of a direction, so a step of
+    rate eta turns weights of length L by about eta / L^2. Frame mode has a factor of its own and takes K = 16 whatever
+    the frame: the tokens of one frame are too alike to allow shorter weights, which swing from frame to frame on
+    video. The layers before the last have a scale that matters; forgetting alone bounds them.
     """
-    return lambda base_lr, width, tokens, causal: Update(longest=factor * base_lr**0.5 * (width / tokens) ** 0.25)
 
+    def update(base_lr: float, width: int, tokens: int, causal: str) -> Update:
+        factor, scale = (token, width / tokens) if causal == "token" else (frame, width / 16)
+        return Update(forget=forget, longest=factor * base_lr**0.5 * scale**0.25)
 
-def linear_update(base_lr: float, width: int, tokens: int, causal: str) -> Update:
-    """Forgetting from token to token; frames take few and large steps, and a bounded norm serves them better."""
-    return Update(forget=0.005) if causal == "token" else bounded(1.5)(base_lr, width, tokens, causal)
+    return update
 
 
 def published_update(base_lr: float, width: int, tokens: int, causal: str) -> Update:
@@ -92,10 +94,10 @@ def _conv(grid: Grid | None) -> Inner:
 
 
 CATALOGUE: dict[str, InnerModel] = {
-    "linear": InnerModel(lambda grid: Linear(), 1.0, paper_init, linear_update),
-    "mlp": InnerModel(lambda grid: MLP(), 0.1, paper_init, bounded(3.0)),
-    "conv": InnerModel(_conv, 1.0, conv_init, bounded(3.0)),
-    "swiglu": InnerModel(lambda grid: SwiGLU(), 1.0, swiglu_init, bounded(2.0)),
+    "linear": InnerModel(lambda grid: Linear(), 1.0, paper_init, bounded(1.5, 2.0, 0.0)),
+    "mlp": InnerModel(lambda grid: MLP(), 0.1, paper_init, bounded(3.0, 3.0, 3e-4)),
+    "conv": InnerModel(_conv, 1.0, conv_init, bounded(3.0, 3.0, 3e-4)),
+    "swiglu": InnerModel(lambda grid: SwiGLU(), 1.0, swiglu_init, bounded(1.5, 1.5, 3e-4)),
     "swiglu_dot": InnerModel(lambda grid: SwiGLUDot(), 1.0, scaled_init, published_update),
 }
 

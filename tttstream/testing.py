@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tttstream.memory import Memory, build, names
+from tttstream_kernels.testing import TOLERANCE
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 SMALLEST = 1e-2  # values that are all below this are compared as if the largest were this
 
 

@@ -173,12 +173,12 @@ def _advance(
     end = Seed(delta, tuple(torch.zeros_like(p) for p in now.pending), momentum)
     if isinstance(cut, Ragged):
         full = cut.full[going_on // heads : cut.waves[wave]].repeat_interleave(heads)[:, None, None]
-        end = Seed(
-            *(
-                tuple(torch.where(full, a[going_on:], b[going_on:]) for a, b in zip(x, y, strict=True))
-                for x, y in zip(end, now, strict=True)  # type: ignore[arg-type]
-            )
-        )
+
+        def chosen(after: Weights, before: Weights) -> Weights:
+            return tuple(torch.where(full, a[going_on:], b[going_on:]) for a, b in zip(after, before, strict=True))
+
+        zero = tuple(torch.zeros_like(p) for p in now.pending)
+        end = Seed(chosen(delta, now.delta), chosen(zero, now.pending), chosen(momentum, now.momentum))
     return Seed(delta, None, momentum).first(going_on), end
 
 

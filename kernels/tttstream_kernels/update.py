@@ -7,7 +7,7 @@ any partition of a stream gives the same weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,8 +46,10 @@ class Update(NamedTuple):
     def cells(self, rows: int) -> Update:
         """The same with every [H] tensor repeated for each row of the batch: [rows * H, 1, 1]."""
 
-        fields = (value.repeat(rows).view(-1, 1, 1) if isinstance(value, Tensor) else value for value in self)
-        return Update(*fields)
+        def spread(value: Any) -> Any:
+            return value.repeat(rows).view(-1, 1, 1) if isinstance(value, Tensor) else value
+
+        return self._replace(forget=spread(self.forget), momentum=spread(self.momentum), longest=spread(self.longest))
 
 
 def norm(weight: Tensor) -> Tensor:

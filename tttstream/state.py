@@ -53,6 +53,12 @@ def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from _leaves(item, f"{name}.{key}" if name else str(key))
 
 
+def _tensors(node: Any) -> list[Tensor]:
+    if isinstance(node, Tensor):
+        return [node]
+    return [leaf for item in tuple.__iter__(node) for leaf in _tensors(item)]
+
+
 class State:
     """Methods shared by the states of all memories and models. Mix it in before a NamedTuple of tensors."""
 
@@ -66,10 +72,14 @@ class State:
         """(name, tensor) of every tensor, nested names joined by dots, in a fixed order."""
         return list(_leaves(self))
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in the order of `leaves`."""
+        return _tensors(self)
+
     @property
     def rows(self) -> int:
         """How many rows (streams) the state holds."""
-        return self.leaves()[0][1].shape[0]
+        return self.tensors()[0].shape[0]
 
     @property
     def nbytes(self) -> int:

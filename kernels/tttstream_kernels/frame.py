@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 
 from tttstream_kernels.inner import Inner, flatten
-from tttstream_kernels.norm import normalise, reconstruction_gradient
+from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient
 from tttstream_kernels.state import InnerState, Loss
-from tttstream_kernels.update import Update, finish, rate_factor
-
-
-def _rows(mask: Tensor, new: InnerState, old: InnerState) -> InnerState:
-    """Row by row: `new` where mask [B], else `old`."""
-    return InnerState(*(torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, old, strict=True)))
+from tttstream_kernels.update import Update, Weights
 
 
 def frame_causal(
@@ -41,17 +36,16 @@ def frame_causal(
     if lengths is not None:
         inside = (torch.arange(q.shape[1], device=q.device) < lengths[:, None])[:, :, None, None]
         q, k, v, eta = (torch.where(inside, x, 0.0) for x in (q, k, v, eta))
-    fresh = InnerState(*(torch.zeros_like(part) for part in state))
     outputs, before, after = [], [], []
     for begin in range(0, q.shape[1], tokens):
         if reset is not None:
             cut = reset[:, begin] if lengths is None else reset[:, begin] & (lengths > begin)
-            state = _rows(cut, fresh, state)
+            state = state.fresh().where(cut, state)
         here = slice(begin, begin + tokens)
         y, new, losses = one_frame(
             inner, q[:, here], k[:, here], v[:, here], eta[:, here], start, gamma, beta, update, state, return_loss
         )
-        state = new if lengths is None else _rows(lengths > begin, new, state)
+        state = new if lengths is None else new.where(lengths > begin, state)
         outputs.append(y)
         if losses is not None:
             before.append(losses.before)
@@ -82,42 +76,44 @@ def one_frame(
 ) -> tuple[Tensor, InnerState, Loss | None]:
     """Learn one frame, then read it: q, k, v [B, N, H, D], eta [B, N, H, rates] -> (outputs, state, loss)."""
     rows, tokens, heads, width = q.shape
-    q, k, v, rate = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v, eta))
-    gamma, beta = (x[:, None].repeat(rows, 1, 1) for x in (gamma, beta))
-    update = update.cells(rows)
-    starts = tuple(w.repeat(rows, 1, 1) for w in inner.split(start, width))
-    delta = inner.split(state.delta.flatten(0, 1), width)
-    momentum = inner.split(state.momentum.flatten(0, 1), width) if update.has_momentum else ()
-    weights = tuple(s + d for s, d in zip(starts, delta, strict=True))
-    factor = rate_factor(update, starts, delta)
+    cells = rows * heads
+
+    def split(flat: Tensor) -> Weights:
+        return inner.split(flat.reshape(cells, -1), width)
+
+    q, k, v, rate = (x.transpose(1, 2).reshape(cells, tokens, -1) for x in (q, k, v, eta))
+    gamma, beta = (x.expand(rows, -1, -1).reshape(cells, 1, width) for x in (gamma, beta))
+    rule = update.rule(split(start.expand_as(state.delta)))
+    weights = split(start + state.delta)
+    factor = rule.factor(weights)
     rate = rate / tokens if factor is None else rate * (factor / tokens)
 
     z, saved = inner.forward(k, weights)
     if inner.residual:
-        gradient, error = reconstruction_gradient(z, v - k, gamma, beta)
-        loss_before = 0.5 * error.square().sum(-1)
+        gradient = reconstruction_gradient(z, *error_terms(v - k, gamma, beta, rate))
+        step = inner.gradients(gradient, weights, saved)
     else:
-        gradient, loss_before = -v, -(z * v).sum(-1)
-    step = inner.gradients(gradient, rate, weights, saved)
+        step = inner.gradients(-v, weights, saved, rate)
+    momentum = state.momentum
     if update.has_momentum:
-        weights = tuple(w - update.momentum * m for w, m in zip(weights, momentum, strict=True))
+        step = tuple(rule.momentum * m + s for m, s in zip(split(momentum), step, strict=True))
+        momentum = flatten(step).view_as(state.delta)
     now = tuple(w - s for w, s in zip(weights, step, strict=True))
-    delta, momentum = finish(update, starts, delta, step, momentum)
-
     y = inner.forward(q, now)[0]
     if inner.residual:
         y = q + normalise(y, gamma, beta)
     loss = None
     if return_loss:
-        z = inner.forward(k, now)[0]
-        loss_after = (
-            0.5 * (normalise(z, gamma, beta) - (v - k)).square().sum(-1) if inner.residual else -(z * v).sum(-1)
-        )
-        loss = Loss(*(part.unflatten(0, (rows, heads)).transpose(1, 2) for part in (loss_before, loss_after)))
+        after = inner.forward(k, now)[0]
+        if inner.residual:
+            losses = [half_square(normalise(part, gamma, beta) - (v - k)) for part in (z, after)]
+        else:
+            losses = [-(part * v).sum(-1) for part in (z, after)]
+        loss = Loss(*(part.view(rows, heads, tokens).transpose(1, 2) for part in losses))
     new = InnerState(
-        delta=flatten(delta).view_as(state.delta),
+        delta=flatten(rule.settle(now)).view_as(state.delta) - start,
         pending=state.pending,
-        momentum=flatten(momentum).view_as(state.delta) if momentum else state.momentum,
+        momentum=momentum,
         phase=state.phase,
     )
-    return y.unflatten(0, (rows, heads)).transpose(1, 2), new, loss
+    return y.view(rows, heads, tokens, width).transpose(1, 2), new, loss

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tttstream_kernels.activation import gelu, gelu_backward
 from tttstream_kernels.errors import ShapeError
 from tttstream_kernels.update import Weights
 
@@ -22,7 +23,7 @@ aten = torch.ops.aten
 
 def with_one(x: Tensor) -> Tensor:
     """[..., D] -> [..., D + 1] with a one at the end, which the bias row of a weight meets."""
-    return F.pad(x, (0, 1), value=1.0)
+    return torch.cat([x, x.new_ones(()).expand(*x.shape[:-1], 1)], dim=-1)
 
 
 def flatten(weights: Weights) -> Tensor:
@@ -49,15 +50,20 @@ class Inner:
         """g(x) [R, K, D] -> [R, K, D], and what `gradients` needs."""
         raise NotImplementedError(f"{type(self).__name__} must define forward")
 
-    def gradients(self, g: Tensor, rate: Tensor, weights: Weights, saved: Any) -> Weights:
-        """Sum over the K tokens of rate times the gradient of each weight, for g = dl/dZ [R, K, D], rate [R, K, 1]."""
+    def gradients(self, g: Tensor, weights: Weights, saved: Any, rates: Tensor | None = None) -> Weights:
+        """The gradient of each weight, summed over the K tokens, for g [R, K, D]: each token's rate times dl/dZ.
+
+        rates [R, K, n]: for inner models with a rate for each weight, which g then does not carry.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define gradients")
 
     def split(self, flat: Tensor, width: int) -> Weights:
         """[R, P] -> one matrix [R, rows, columns] a layer (views)."""
-        shapes = self.shapes(width)
-        pieces = flat.split([rows * columns for rows, columns in shapes], dim=1)
-        return tuple(piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True))
+        weights, begin = [], 0
+        for rows, columns in self.shapes(width):
+            weights.append(flat[:, begin : begin + rows * columns].view(-1, rows, columns))
+            begin += rows * columns
+        return tuple(weights)
 
     def size(self, width: int) -> int:
         """P: numbers in the weights of one head."""
@@ -73,32 +79,37 @@ class Dense(Inner):
 
     def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
         """See `Inner.shapes`."""
+        if not self.hidden:
+            return ((width + 1, width),)
         widths = [width, *(multiple * width for multiple in self.hidden), width]
         return tuple((rows + 1, columns) for rows, columns in pairwise(widths))
 
-    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
-        """See `Inner.forward`."""
-        inputs, hidden = [with_one(x)], []
-        z = torch.bmm(inputs[0], weights[0])
+    def layers(self, x: Tensor, weights: Weights) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """For x [R, K, D + 1] that carries its one: (Z of the last layer, input of every layer, Z of the others)."""
+        inputs, hidden = [x], []
+        z = torch.bmm(x, weights[0])
         for weight in weights[1:]:
             hidden.append(z)
-            inputs.append(with_one(F.gelu(z, approximate="tanh")))
+            inputs.append(with_one(gelu(z)))
             z = torch.bmm(inputs[-1], weight)
+        return z, inputs, hidden
+
+    def steps(self, g: Tensor, weights: Weights, hidden: list[Tensor]) -> list[Tensor]:
+        """Rate times dl/dZ of every layer [R, K, columns], first layer first, from g, that of the last (equation 6)."""
+        steps = [g]
+        for weight, z in zip(weights[:0:-1], hidden[::-1], strict=True):
+            steps.insert(0, gelu_backward(torch.bmm(steps[0], weight.mT)[..., :-1], z))
+        return steps
+
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
+        """See `Inner.forward`."""
+        z, inputs, hidden = self.layers(with_one(x), weights)
         return z, (inputs, hidden)
 
-    def layer_gradients(self, g: Tensor, weights: Weights, hidden: list[Tensor]) -> list[Tensor]:
-        """dl/dZ of every layer [R, K, columns], first layer first, from that of the last."""
-        gradients = [g]
-        for weight, z in zip(weights[:0:-1], hidden[::-1], strict=True):
-            g = aten.gelu_backward(torch.bmm(g, weight[:, :-1].mT), z, approximate="tanh")
-            gradients.insert(0, g)
-        return gradients
-
-    def gradients(self, g: Tensor, rate: Tensor, weights: Weights, saved: Any) -> Weights:
+    def gradients(self, g: Tensor, weights: Weights, saved: Any, rates: Tensor | None = None) -> Weights:
         """See `Inner.gradients`."""
         inputs, hidden = saved
-        layers = self.layer_gradients(g, weights, hidden)
-        return tuple(torch.bmm(x.mT, rate * g) for x, g in zip(inputs, layers, strict=True))
+        return tuple(torch.bmm(x.mT, step) for x, step in zip(inputs, self.steps(g, weights, hidden), strict=True))
 
 
 @dataclass(frozen=True)
@@ -155,16 +166,16 @@ class Conv(Inner):
         if tokens > places:
             z = torch.cat([z, x[:, places:] * first[:, 4:5]], dim=1)
         z = z + first[:, 9:]
-        inputs = with_one(F.gelu(z, approximate="tanh"))
+        inputs = with_one(gelu(z))
         return torch.bmm(inputs, second), (x, z, inputs)
 
-    def gradients(self, g: Tensor, rate: Tensor, weights: Weights, saved: Any) -> Weights:
+    def gradients(self, g: Tensor, weights: Weights, saved: Any, rates: Tensor | None = None) -> Weights:
         """See `Inner.gradients`."""
         x, z, inputs = saved
         first, second = weights
         cells, tokens, width = x.shape
         places = self.height * self.width
-        inner = rate * aten.gelu_backward(torch.bmm(g, second[:, :-1].mT), z, approximate="tanh")
+        inner = gelu_backward(torch.bmm(g, second.mT)[..., :-1], z)
         kernel = aten.convolution_backward(
             self._picture(inner), self._picture(x), self._kernel(first), None, [1, 1], [1, 1], [1, 1],
             False, [0, 0], cells * width, [False, True, False],
@@ -173,7 +184,7 @@ class Conv(Inner):
         if tokens > places:
             middle = (x[:, places:] * inner[:, places:]).sum(dim=1, keepdim=True)
             kernel = kernel + F.pad(middle, (0, 0, 4, 4))
-        return torch.cat([kernel, inner.sum(dim=1, keepdim=True)], dim=1), torch.bmm(inputs.mT, rate * g)
+        return torch.cat([kernel, inner.sum(dim=1, keepdim=True)], dim=1), torch.bmm(inputs.mT, g)
 
 
 @dataclass(frozen=True)
@@ -196,19 +207,17 @@ class SwiGLU(Inner):
         hidden = F.silu(gate) * value
         return torch.bmm(hidden, w1), (x, gate, value, hidden)
 
-    def gradients(self, g: Tensor, rate: Tensor, weights: Weights, saved: Any) -> Weights:
+    def gradients(self, g: Tensor, weights: Weights, saved: Any, rates: Tensor | None = None) -> Weights:
         """See `Inner.gradients`."""
         x, gate, value, hidden = saved
         back = torch.bmm(g, weights[2].mT)
-        rates = rate.expand(-1, -1, 3).split(1, dim=-1)
         open_share = gate.sigmoid()
         d_gate = back * value * open_share * (1.0 + gate * (1.0 - open_share))
         d_value = back * F.silu(gate)
-        return (
-            torch.bmm(x.mT, rates[0] * d_gate),
-            torch.bmm(x.mT, rates[1] * d_value),
-            torch.bmm(hidden.mT, rates[2] * g),
-        )
+        steps = d_gate, d_value, g
+        if rates is not None:
+            steps = tuple(rate * step for rate, step in zip(rates.split(1, dim=-1), steps, strict=True))
+        return tuple(torch.bmm(a.mT, step) for a, step in zip((x, x, hidden), steps, strict=True))
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
-"""Layer normalisation, the reconstruction loss behind it, and that loss's gradient in closed form.
+"""Layer normalisation, and the gradient of the squared error behind it, in closed form (README, equations 1 to 4).
 
-`f(x; W) = x + LN(g_W(x))` and `l = 1/2 |f(k) - v|^2`. With `target = v - k` the residual drops out of the loss.
-The gradient with respect to Z = g(k) is (maths: x^ the normalised Z, s its standard deviation, D the width)
-
-    u = gamma * (gamma * x^ + beta - target)        G = [D u - sum(u) - x^ sum(u * x^)] / (D s)
-
-which is what the backward pass of a plain layer normalisation computes, so ATen's own fused kernel does it here; it
-is differentiable in its turn, which the outer loop needs.
+`f(x; W) = x + LN(g(x; W))` and `l = 1/2 |f(k) - v|^2`: with `target = v - k` the residual drops out of the loss.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, native_layer_norm
 
-aten = torch.ops.aten
+_backward = torch.ops.aten.native_layer_norm_backward.default
 
 EPS = 1e-6
 """The one epsilon of every layer normalisation in tttstream (the paper's official releases use 1e-6)."""
@@ -20,13 +18,71 @@ EPS = 1e-6
 
 def normalise(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """LN over the last dimension, gamma and beta broadcast to z: [..., D] -> [..., D]."""
-    x_hat = native_layer_norm(z, z.shape[-1:], None, None, EPS)[0]
-    return beta.addcmul(gamma, x_hat)
+    return torch.addcmul(beta, gamma, native_layer_norm(z, z.shape[-1:], None, None, EPS)[0])
 
 
-def reconstruction_gradient(z: Tensor, target: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """(G, error): the gradient of 1/2 |LN(z) - target|^2 with respect to z, and LN(z) - target; both [..., D]."""
-    x_hat, mean, rstd = native_layer_norm(z, z.shape[-1:], None, None, EPS)
-    error = (beta - target).addcmul(gamma, x_hat)
-    u = gamma * error
-    return aten.native_layer_norm_backward(u, z, z.shape[-1:], mean, rstd, None, None, [True, False, False])[0], error
+def half_square(error: Tensor) -> Tensor:
+    """1/2 |error|^2 over the last dimension: [..., D] -> [...]."""
+    return 0.5 * error.square().sum(-1)
+
+
+def error_terms(target: Tensor, gamma: Tensor, beta: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """(offset, scale) [..., D] such that rate * gamma * (LN(z) - target) = offset + scale * z^ (equation 2).
+
+    They do not depend on the weights, so a stream computes them for all its tokens at once; rate [..., 1].
+    """
+    weight = rate * gamma
+    return weight * (beta - target), weight * gamma
+
+
+def reconstruction_gradient(z: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+    """Rate times the gradient of 1/2 |LN(z) - target|^2 with respect to z, from `error_terms`: [..., D]."""
+    if torch.is_grad_enabled():
+        gradient: Tensor = _ReconstructionGradient.apply(z, offset, scale)
+        return gradient
+    return _gradient(z, offset, scale)[0]
+
+
+def _through(u: Tensor, z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """The backward pass of z -> z^: [u - mean(u) - z^ mean(u z^)] / s, equation 3; its own transpose in u."""
+    through: Tensor = _backward(u, z, z.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
+    return through
+
+
+def _gradient(z: Tensor, offset: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    z_hat, mean, rstd = native_layer_norm(z, z.shape[-1:], None, None, EPS)
+    u = torch.addcmul(offset, scale, z_hat)
+    return _through(u, z, mean, rstd), u, z_hat, mean, rstd
+
+
+def _written_out(z: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+    centred = z - z.mean(-1, keepdim=True)
+    rstd = (centred.square().mean(-1, keepdim=True) + EPS).rsqrt()
+    z_hat = centred * rstd
+    u = torch.addcmul(offset, scale, z_hat)
+    return rstd * (u - u.mean(-1, keepdim=True) - z_hat * (u * z_hat).mean(-1, keepdim=True))
+
+
+class _ReconstructionGradient(torch.autograd.Function):
+    """The same with its derivative in closed form (equation 4), half the operations that autograd would take."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+        """See `reconstruction_gradient`."""
+        gradient, *parts = _gradient(z, offset, scale)
+        ctx.save_for_backward(z, offset, scale, gradient, *parts)
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        """Gradients with respect to z, offset and scale."""
+        (out,) = gradients
+        z, offset, scale, gradient, u, z_hat, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the graph of this pass is wanted: ATen's kernel is right to the second order only
+            return torch.autograd.grad(_written_out(z, offset, scale), (z, offset, scale), out, create_graph=True)
+        d_u = _through(out, z, mean, rstd)
+        d_z = _through(scale * d_u, z, mean, rstd)
+        share = rstd / -z.shape[-1]
+        for a, b, direction in ((u, z_hat, d_u), (out, z_hat, gradient), (d_u, u, z_hat)):
+            d_z = d_z.addcmul(share * (a * b).sum(-1, keepdim=True), direction)
+        return d_z, d_u, d_u * z_hat

@@ -10,6 +10,7 @@ from torch import Tensor
 from tttstream_kernels.errors import BackendError, ShapeError
 from tttstream_kernels.frame import frame_causal
 from tttstream_kernels.inner import Conv, Dense, Inner, SwiGLU
+from tttstream_kernels.precision import cast, full_precision
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.token import Call, one_token, token_causal
 from tttstream_kernels.update import Update
@@ -104,34 +105,63 @@ def ttt(
     update = Update() if update is None else update
     eta = eta[..., None] if eta.dim() == 3 else eta
     _check(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, reset, lengths)
-    _check_update(update, inner, q.shape[2])
-    choose_backend(backend, inner)
-    rows, tokens, heads, width = q.shape
+    check_update(update, inner, q.shape[2])
+    rows, _, heads, width = q.shape
     fresh = state is None
     if state is None:
         state = init_state(inner, rows, heads, width, update, causal, start)
     _check_state(state, state_shapes(inner, rows, heads, width, update, causal), start)
+    if tau is None and causal == "token":
+        tau = 1.0 / torch.arange(1, mini_batch + 1, dtype=state.delta.dtype, device=q.device)
+    return run(
+        inner, q, k, v, eta, start, gamma, beta, mini_batch, tau, state, fresh, reset, lengths, update, return_loss,
+        backend,
+    )  # fmt: skip
+
+
+def run(
+    inner: Inner,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    start: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    mini_batch: int,
+    tau: Tensor | None,
+    state: InnerState,
+    fresh: bool,
+    reset: Tensor | None,
+    lengths: Tensor | None,
+    update: Update,
+    return_loss: bool,
+    backend: str,
+) -> tuple[Tensor, InnerState, Loss | None]:
+    """`ttt` behind its door, for a layer whose own door has seen to its arguments: nothing is checked.
+
+    eta [B, T, H, rates]; tau is None in frame mode; fresh says that the state is known to be zero.
+    """
+    choose_backend(backend, inner)
     output, dtype = q.dtype, state.delta.dtype
-    with torch.autocast(q.device.type, enabled=False):
-        q, k, v, eta, start, gamma, beta = (x.to(dtype) for x in (q, k, v, eta, start, gamma, beta))
-        if causal == "frame":
+    with full_precision(q.device.type):
+        q, k, v, eta, start, gamma, beta = cast(dtype, q, k, v, eta, start, gamma, beta)
+        if tau is None:
             y, state, loss = frame_causal(
                 inner, q, k, v, eta, start, gamma, beta, update, mini_batch, state, reset, lengths, return_loss
             )
         else:
-            if tau is None:
-                tau = 1.0 / torch.arange(1, mini_batch + 1, dtype=dtype, device=q.device)
             assert isinstance(inner, Dense)
-            call = Call(inner, q, k, v, eta[..., 0], start, gamma, beta, tau.to(dtype), update)
-            if tokens == 1:
+            call = Call(inner, q, k, v, eta, start, gamma, beta, tau.to(dtype), update)
+            if q.shape[1] == 1:
                 y, state, loss = one_token(call, state, reset, lengths, return_loss)
             else:
                 y, state, loss = token_causal(call, state, fresh, reset, lengths, return_loss)
-    return y.to(output), state, loss
+    return cast(output, y)[0], state, loss
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    if tuple(tensor.shape) != shape or tensor.device != device:
+    if tensor.shape != shape or tensor.device != device:
         raise ShapeError(
             f"{name}: expected shape {list(shape)} on {device}, got {list(tensor.shape)} on {tensor.device}"
         )
@@ -155,13 +185,15 @@ def _check(
     if q.dim() != 4 or q.shape[1] < 1 or not q.is_floating_point():
         raise ShapeError(f"q: expected a floating tensor [B, T >= 1, H, D], got {q.dtype} {list(q.shape)}")
     rows, tokens, heads, width = q.shape
-    _expect("k", k, tuple(q.shape), q.device)
-    _expect("v", v, tuple(q.shape), q.device)
-    _expect("eta", eta, (rows, tokens, heads, inner.rates), q.device)
-    _expect("start", start, (heads, inner.size(width)), q.device)
-    _expect("gamma", gamma, (heads, width), q.device)
-    _expect("beta", beta, (heads, width), q.device)
-    for name, tensor in (("k", k), ("v", v), ("eta", eta), ("start", start), ("gamma", gamma), ("beta", beta)):
+    for name, tensor, shape in (
+        ("k", k, q.shape),
+        ("v", v, q.shape),
+        ("eta", eta, (rows, tokens, heads, inner.rates)),
+        ("start", start, (heads, inner.size(width))),
+        ("gamma", gamma, (heads, width)),
+        ("beta", beta, (heads, width)),
+    ):
+        _expect(name, tensor, shape, q.device)
         if not tensor.is_floating_point():
             raise ShapeError(f"{name}: expected a floating type, got {tensor.dtype}")
     if reset is not None:
@@ -188,6 +220,11 @@ def _check(
         raise ShapeError(
             f"mini_batch: a grid of {inner.height} x {inner.width} tokens does not fit into frames of {mini_batch}"
         )
+    check_frames(tokens, mini_batch, reset, lengths)
+
+
+def check_frames(tokens: int, mini_batch: int, reset: Tensor | None, lengths: Tensor | None) -> None:
+    """Raise where a call in frame mode does not consist of whole frames."""
     if tokens % mini_batch != 0:
         raise ShapeError(f"frame mode takes whole frames: {tokens} tokens are no multiple of {mini_batch}")
     if torch.compiler.is_compiling():
@@ -198,7 +235,8 @@ def _check(
         raise ShapeError(f"frame mode takes whole frames: lengths must be multiples of {mini_batch}")
 
 
-def _check_update(update: Update, inner: Inner, heads: int) -> None:
+def check_update(update: Update, inner: Inner, heads: int) -> None:
+    """Raise where an update does not fit an inner model of so many heads."""
     if update.columns and not isinstance(inner, SwiGLU):
         raise ShapeError(
             f"update.columns: the {inner.name} inner model has biases, whose columns have no norm of their own"

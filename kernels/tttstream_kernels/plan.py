@@ -9,6 +9,7 @@ that has one; pieces are sorted longest first, so the pieces of a wave are alway
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -37,21 +38,29 @@ class Uniform:
         return self.phase > 0
 
     @property
-    def full(self) -> bool:
-        """Whether the last mini-batch is complete."""
-        return (self.phase + self.tokens) % self.mini_batch == 0
+    def end_phase(self) -> int:
+        """Tokens in the unfinished mini-batch after the call."""
+        return (self.phase + self.tokens) % self.mini_batch
+
+    def complete(self, wave: int) -> bool | Tensor:
+        """Whether the mini-batches of the pieces that end with this wave are complete."""
+        return self.end_phase == 0
 
     def pack(self, x: Tensor) -> Tensor:
-        """[B, T, H, D] -> [blocks, H, K, D], empty slots zero."""
+        """[B, T, H, D] -> [blocks * H, K, D], empty slots zero."""
         slots = len(self.waves) * self.mini_batch
         if slots != self.tokens:
             x = F.pad(x, (0, 0, 0, 0, self.phase, slots - self.phase - self.tokens))
-        return x.unflatten(1, (-1, self.mini_batch)).permute(1, 0, 3, 2, 4).flatten(0, 1)
+        return x.unflatten(1, (-1, self.mini_batch)).permute(1, 0, 3, 2, 4).flatten(0, 2)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """[blocks, H, K, D] -> [B, T, H, D]."""
-        x = x.unflatten(0, (-1, self.rows)).permute(1, 0, 3, 2, 4).flatten(1, 2)
+        """[blocks * H, K, D] -> [B, T, H, D]."""
+        x = x.unflatten(0, (len(self.waves), self.rows, -1)).permute(1, 0, 3, 2, 4).flatten(1, 2)
         return x[:, self.phase : self.phase + self.tokens]
+
+    def masked(self, x: Tensor) -> Tensor:
+        """[B, T, H, D] as it is: every token counts."""
+        return x
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,9 @@ class Ragged:
     """Rows at different phases, with resets inside or with lengths.
 
     active: pieces of each wave. slots: [blocks, K] token (row * T + t) in each slot, -1 for none.
-    places: [B, T] slot of each token, -1 beyond a row's length. row, fresh, phase: [pieces] the row of a piece,
-    whether it starts from the learned weights, its first phase. full: [pieces] whether its last mini-batch is complete.
-    last: [B] the piece that ends each row, -1 for a row of length 0. end_phase: [B].
+    places: [B, T] slot of each token, -1 beyond a row's length. row, fresh: [pieces] the row of a piece, whether it
+    starts from the learned weights. full: each wave's answer to `complete`. last: [B] the piece that ends each row, -1
+    for a row of length 0. end_phase: [B].
     """
 
     active: list[int]
@@ -69,7 +78,7 @@ class Ragged:
     places: Tensor
     row: Tensor
     fresh: Tensor
-    full: Tensor
+    full: list[bool | Tensor]
     last: Tensor
     end_phase: Tensor
     seeded: bool
@@ -79,26 +88,39 @@ class Ragged:
         """How many pieces each wave has."""
         return self.active
 
+    def complete(self, wave: int) -> bool | Tensor:
+        """Whether the mini-batches of the pieces that end with this wave are complete: one answer for all, or [pieces]
+        (then with no meaning for those that go on)."""
+        return self.full[wave]
+
     def pack(self, x: Tensor) -> Tensor:
-        """[B, T, H, D] -> [blocks, H, K, D], empty slots zero."""
+        """[B, T, H, D] -> [blocks * H, K, D], empty slots zero."""
         taken = x.flatten(0, 1)[self.slots.clamp(min=0)]
-        return taken.where(self.slots[..., None, None] >= 0, 0.0).transpose(1, 2)
+        return taken.where(self.slots[..., None, None] >= 0, 0.0).transpose(1, 2).flatten(0, 1)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """[blocks, H, K, D] -> [B, T, H, D], zero beyond a row's length."""
-        taken = x.transpose(1, 2).flatten(0, 1)[self.places.clamp(min=0)]
-        return taken.where(self.places[..., None, None] >= 0, 0.0)
+        """[blocks * H, K, D] -> [B, T, H, D], zero beyond a row's length."""
+        x = x.unflatten(0, (len(self.slots), -1)).transpose(1, 2).flatten(0, 1)
+        return self.masked(x[self.places.clamp(min=0)])
+
+    def masked(self, x: Tensor) -> Tensor:
+        """[B, T, H, D], zero beyond a row's length."""
+        return torch.where(self.places[..., None, None] >= 0, x, 0.0)
 
 
 def plan(
-    rows: int, tokens: int, mini_batch: int, phase: Tensor | None, reset: Tensor | None, lengths: Tensor | None
+    rows: int,
+    tokens: int,
+    mini_batch: int,
+    phase: Tensor | None,
+    reset: Tensor | None,
+    lengths: Tensor | None,
+    device: torch.device,
 ) -> Uniform | Ragged:
     """Cut a call into pieces and blocks. phase [B] (None: all zero), reset [B, T], lengths [B]; read on the host."""
-    phases = (
-        np.zeros(rows, dtype=np.int64)
-        if phase is None
-        else phase.detach().nan_to_num(0, 0, 0).cpu().numpy().astype(np.int64)
-    )
+    phases = np.zeros(rows, dtype=np.int64)
+    if phase is not None:
+        phases = phase.detach().nan_to_num(0, 0, 0).cpu().numpy().astype(np.int64)
     resets = None if reset is None else reset.detach().cpu().numpy()
     if lengths is None and (resets is None or not resets.any()) and (phases == phases[0]).all():
         return Uniform(rows, tokens, mini_batch, int(phases[0]))
@@ -107,8 +129,6 @@ def plan(
     fresh_start = starts[:, 0].copy()
     starts[:, 0] = True
     starts &= np.arange(tokens) < counts[:, None]
-    device = torch.device("cpu") if phase is None else phase.device
-    device = reset.device if reset is not None else device
     return _ragged(tokens, mini_batch, phases, fresh_start, starts, counts, device)
 
 
@@ -130,14 +150,8 @@ def _ragged(
     first = np.where(fresh, 0, phases[row])
     blocks = -(-(first + end - begin) // mini_batch)
     order = np.argsort(-blocks, kind="stable")
-    row, begin, end, fresh, first, blocks = (
-        row[order],
-        begin[order],
-        end[order],
-        fresh[order],
-        first[order],
-        blocks[order],
-    )
+    row, begin, end = row[order], begin[order], end[order]
+    fresh, first, blocks = fresh[order], first[order], blocks[order]
 
     active = [int((blocks > wave).sum()) for wave in range(int(blocks.max(initial=0)))]
     piece = np.concatenate([np.arange(count) for count in active]) if active else np.zeros(0, dtype=np.int64)
@@ -158,13 +172,19 @@ def _ragged(
     def tensor(array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
+    full = (first + end - begin) % mini_batch == 0
+    complete: list[bool | Tensor] = []
+    for pieces, going_on in pairwise([*active, 0]):
+        ending = full[going_on:pieces]
+        complete.append(True if ending.all() else False if not ending.any() else tensor(full[:pieces]))
+
     return Ragged(
         active=active,
         slots=tensor(slots),
         places=tensor(places.reshape(len(phases), tokens)),
         row=tensor(row),
         fresh=tensor(fresh),
-        full=tensor((first + end - begin) % mini_batch == 0),
+        full=complete,
         last=tensor(last),
         end_phase=tensor(end_phase),
         seeded=bool((first > 0).any()),

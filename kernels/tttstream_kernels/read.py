@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tttstream_kernels.inner import Inner
-from tttstream_kernels.norm import normalise
+from tttstream_kernels.norm import half_square, normalise
+from tttstream_kernels.precision import cast, full_precision
 from tttstream_kernels.state import InnerState, Loss
 
 
@@ -28,8 +29,8 @@ def read(
     that holds p tokens; at the learned start for tokens at and after a reset. Arguments as those of `ttt`."""
     dtype = state.delta.dtype
     output = q.dtype
-    with torch.autocast(q.device.type, enabled=False):
-        q, k, v, start, gamma, beta = (x.to(dtype) for x in (q, k, v, start, gamma, beta))
+    with full_precision(q.device.type):
+        q, k, v, start, gamma, beta = cast(dtype, q, k, v, start, gamma, beta)
         weights = start + state.delta
         if tau is not None:
             phase = state.phase.long()
@@ -57,7 +58,7 @@ def _at(
     z_q, z_k = inner.forward(q, weights)[0], inner.forward(k, weights)[0]
     if inner.residual:
         y = q + normalise(z_q, gamma, beta)
-        loss = 0.5 * (normalise(z_k, gamma, beta) - (v - k)).square().sum(-1, keepdim=True)
+        loss = half_square(normalise(z_k, gamma, beta) - (v - k))[..., None]
     else:
         y, loss = z_q, -(z_k * v).sum(-1, keepdim=True)
     y, loss = (x.unflatten(0, (rows, frames, heads)).transpose(2, 3).flatten(1, 2) for x in (y, loss))

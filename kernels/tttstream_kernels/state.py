@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,15 @@ class InnerState(NamedTuple):
     pending: Tensor
     momentum: Tensor
     phase: Tensor
+
+    def where(self, mask: Tensor, other: InnerState) -> InnerState:
+        """Row by row: this state where mask [B], else `other` (a selection: a NaN does not cross)."""
+        parts = zip(self, other, strict=True)
+        return InnerState(*(torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in parts))
+
+    def fresh(self) -> InnerState:
+        """The same rows before they learned anything."""
+        return InnerState(*(torch.zeros_like(part) for part in self))
 
 
 class Loss(NamedTuple):

@@ -1,13 +1,10 @@
 """Token-causal mini-batch TTT for dense inner models: the dual form over ragged mini-batches, and the one-token step.
 
-With W the weights at the start of the mini-batch and S the pending sums, token i sees
-W_i = W - tau_i (S + sum_{j <= i} eta_j grad(W; j)), so a layer with input h of a query and inputs x_j of the keys gives
-
-    h W_i = h W - tau_i (h S + sum_{j <= i} (h . x_j) eta_j G_j)
-
-and no W_i is ever formed. Momentum moves the weights that queries see to W - mu M. A product with a masked zero would
-carry a NaN of a later token to an earlier one, so keys, values and rates that are not finite are taken out, and their
-NaN is added where the definition has it. R = rows times heads below.
+No W_i is ever formed: the dual form (README, equations 7 to 9) gives what every query sees from the weights at the
+start of its mini-batch and from products of queries with keys. All that does not depend on the weights is computed for
+all tokens at once; the loop over mini-batches holds the rest. A product with a masked zero would carry a NaN of a later
+token to an earlier one, so keys, values and rates that are not finite are taken out, and their NaN is added where the
+definition has it.
 """
 
 from __future__ import annotations
@@ -16,17 +13,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from tttstream_kernels.activation import gelu
 from tttstream_kernels.inner import Dense, flatten, with_one
-from tttstream_kernels.norm import normalise, reconstruction_gradient
+from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient
 from tttstream_kernels.plan import Ragged, Uniform, plan
 from tttstream_kernels.state import InnerState, Loss
-from tttstream_kernels.update import Update, Weights, finish, rate_factor
+from tttstream_kernels.update import Rule, Update, Weights
 
 
 class Call(NamedTuple):
-    """What one call of a token-causal op works with. q, k, v [B, T, H, D], eta [B, T, H], tau [K], start [H, P],
+    """What one call of a token-causal op works with. q, k, v [B, T, H, D], eta [B, T, H, 1], tau [K], start [H, P],
     gamma, beta [H, D]."""
 
     inner: Dense
@@ -42,225 +39,231 @@ class Call(NamedTuple):
 
 
 class Seed(NamedTuple):
-    """State of the pieces of a wave, split by layer."""
+    """Where cells stand at the start of a mini-batch, by layer [R, rows, columns]: weights; sums of the part of the
+    mini-batch that an earlier call saw, empty for nothing; momentum, empty for none."""
 
-    delta: Weights
-    pending: Weights | None
+    weights: Weights
+    pending: Weights
     momentum: Weights
 
-    def first(self, count: int) -> Seed:
-        """The first `count` cells."""
-        if count == self.delta[0].shape[0]:
+    def cells(self, begin: int, end: int) -> Seed:
+        """Some of the cells."""
+        if begin == 0 and end == self.weights[0].shape[0]:
             return self
-        return Seed(*(None if part is None else tuple(w[:count] for w in part) for part in self))  # type: ignore[arg-type]
+        return Seed(*(tuple(w[begin:end] for w in part) for part in self))
 
 
-def _queries(
-    inner: Dense,
-    x: Tensor,
-    weights: Weights,
-    inputs: list[Tensor],
-    steps: list[Tensor],
-    pending: Weights | None,
-    tau: Tensor,
-) -> Tensor:
-    """g(x_i; W_i) for every token i of a block: x [R, K, D]; inputs and steps (eta G) of the keys, by layer."""
-    z = x
-    for layer, (weight, keys, step) in enumerate(zip(weights, inputs, steps, strict=True)):
-        h = with_one(z if layer == 0 else F.gelu(z, approximate="tanh"))
-        seen = torch.bmm(torch.bmm(h, keys.mT).tril(), step)
-        if pending is not None:
-            seen = torch.baddbmm(seen, h, pending[layer])
-        z = torch.bmm(h, weight).addcmul(seen, tau, value=-1)
-    return z
+class Lesson(NamedTuple):
+    """What the keys of a wave teach, by layer: base, the weights that queries see before the first key; inputs
+    [R, K, rows] and steps [R, K, columns], rate times gradient, of every key."""
+
+    base: Weights
+    inputs: list[Tensor]
+    steps: list[Tensor]
 
 
 def token_causal(
     call: Call, state: InnerState, fresh: bool, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
 ) -> tuple[Tensor, InnerState, Loss | None]:
     """Any number of tokens: (outputs [B, T, H, D], state, loss). `fresh` says that the state is known to be zero."""
-    rows, tokens, heads, width = call.q.shape
-    cut = plan(rows, tokens, call.tau.shape[0], None if fresh else state.phase, reset, lengths)
+    rows, tokens, heads, _ = call.q.shape
+    cut = plan(rows, tokens, len(call.tau), None if fresh else state.phase, reset, lengths, call.q.device)
     if not cut.waves:
-        zero = call.eta * 0.0
+        zero = call.eta[..., 0] * 0.0
         return call.q * 0.0, state, Loss(zero, zero) if return_loss else None
-    queries, keys, values = (cut.pack(x) for x in (call.q, call.k, call.v))
-    rates = cut.pack(call.eta[..., None])
-    gamma, beta = call.gamma[:, None], call.beta[:, None]
+    k, eta, target = call.k, call.eta, call.v - call.k
     poison = None
-    if not bool(torch.isfinite(keys.sum() + values.sum() + rates.sum())):
-        poison = 0.0 * (keys.sum(-1, keepdim=True) + values.sum(-1, keepdim=True) + rates)
-        keys, values, rates = (torch.where(poison == 0.0, x, 0.0) for x in (keys, values, rates))
-    targets = values - keys
+    if not bool(torch.isfinite(target.sum() + eta.sum())):
+        poison = 0.0 * (target.sum(-1, keepdim=True) + eta)
+        k, eta, target = (torch.where(poison == 0.0, x, 0.0) for x in (k, eta, target))
+        poison = cut.pack(poison)
+    x_q, x_k = with_one(cut.pack(call.q)), with_one(cut.pack(k))
+    offset, scale = (cut.pack(x) for x in error_terms(target, call.gamma, call.beta, eta))
+    tau, last = call.tau[:, None], call.tau[-1]
+    causal = -tau.expand(-1, len(tau)).tril()
+    sizes = [pieces * heads for pieces in cut.waves]
 
-    seed = _seeds(call, state, cut)
-    ends: list[Seed] = []
-    z_q, z_k, errors, position = [], [], [], 0
-    for wave, pieces in enumerate(cut.waves):
-        here = slice(position, position + pieces)
-        position += pieces
-        cells = pieces * heads
-        q, k, target, rate = (x[here].flatten(0, 1) for x in (queries, keys, targets, rates))
-        g, b = (x.repeat(pieces, 1, 1) for x in (gamma, beta))
-        seed = seed.first(cells)
-        update = call.update.cells(pieces)
-        start = tuple(w.repeat(pieces, 1, 1) for w in call.inner.split(call.start, width))
-        weights = tuple(s + d for s, d in zip(start, seed.delta, strict=True))
-        factor = rate_factor(update, start, seed.delta)
-        rate = rate if factor is None else rate * factor
+    def waves(x: Tensor) -> tuple[Tensor, ...]:
+        return x.split(sizes)
 
-        z, (inputs, hidden) = call.inner.forward(k, weights)
-        gradient, error = reconstruction_gradient(z, target, g, b)
-        steps = [rate * layer for layer in call.inner.layer_gradients(gradient, weights, hidden)]
-        if update.has_momentum:
-            weights = tuple(w - update.momentum * m for w, m in zip(weights, seed.momentum, strict=True))
-        seen = weights, inputs, steps, seed.pending, call.tau[:, None]
-        z_q.append(_queries(call.inner, q, *seen))
+    blocks = (waves(x) for x in (x_q, x_k, torch.bmm(x_q, x_k.mT) * causal, offset, scale))
+    own = waves(torch.bmm(x_k, x_k.mT) * causal) if return_loss else ()
+    lost = waves(poison.sum(1, keepdim=True)) if poison is not None else (None,) * len(sizes)
+    seed, rule = _seed(call, state, cut)
+    ends, z_q, z_before, z_after = [], [], [], []
+    for wave, (queries, keys, scores, *terms) in enumerate(zip(*blocks, strict=True)):
+        rule = rule.first(sizes[wave])
+        z, inputs, hidden = call.inner.layers(keys, seed.weights)
+        gradient = reconstruction_gradient(z, *terms)
+        factor = rule.factor(seed.weights)
+        steps = call.inner.steps(gradient if factor is None else factor * gradient, seed.weights, hidden)
+        lesson = Lesson(rule.heading(seed.weights, seed.momentum), inputs, steps)
+        z_q.append(_see(queries, scores, lesson, seed.pending, tau, causal))
         if return_loss:
-            errors.append(error)
-            z_k.append(_queries(call.inner, k, *seen))
+            z_before.append(z)
+            z_after.append(_see(keys, own[wave], lesson, seed.pending, tau, causal))
+        going_on = (*sizes, 0)[wave + 1]
+        complete = cut.complete(wave)
+        after = _step(seed, lesson, rule, last, lost[wave]) if going_on or complete is not False else seed
+        if going_on < sizes[wave]:
+            ends.append(_end(seed, lesson, after, lost[wave], complete, heads).cells(going_on, sizes[wave]))
+        seed = after.cells(0, going_on)
 
-        pending = tuple(torch.bmm(x.mT, step) for x, step in zip(inputs, steps, strict=True))
-        if poison is not None:
-            lost = poison[here].flatten(0, 1).sum(1, keepdim=True)
-            pending = tuple(p + lost for p in pending)
-        if seed.pending is not None:
-            pending = tuple(s + p for s, p in zip(seed.pending, pending, strict=True))
-        seed, end = _advance(call, cut, wave, Seed(seed.delta, pending, seed.momentum), start, update)
-        ends.append(end)
+    def normalised(parts: list[Tensor]) -> Tensor:
+        return normalise(cut.unpack(torch.cat(parts)), call.gamma, call.beta)
 
-    def outputs(parts: list[Tensor]) -> Tensor:
-        y = normalise(torch.cat(parts).unflatten(0, (-1, heads)), gamma, beta)
-        return y if poison is None else y + poison.cumsum(2)
-
-    y = cut.unpack(queries + outputs(z_q))
-    loss = None
-    if return_loss:
-        before = torch.cat(errors).unflatten(0, (-1, heads))
-        before = before if poison is None else before + poison
-        after = outputs(z_k) - targets
-        loss = Loss(*(cut.unpack(0.5 * e.square().sum(-1, keepdim=True))[..., 0] for e in (before, after)))
-    return y, _merge(call, state, cut, ends[::-1]), loss
+    y = call.q + normalised(z_q)
+    losses = [half_square(normalised(z) - target)[..., None] for z in (z_before, z_after) if z]
+    if poison is not None:
+        own_nan, later_nan = cut.unpack(poison), cut.unpack(poison.cumsum(1))
+        y = y + later_nan
+        losses = [part + nan for part, nan in zip(losses, (own_nan, later_nan), strict=False)]
+    loss = Loss(*(cut.masked(part)[..., 0] for part in losses)) if return_loss else None
+    return cut.masked(y), _merge(call, state, cut, ends[::-1]), loss
 
 
-def _seeds(call: Call, state: InnerState, cut: Uniform | Ragged) -> Seed:
-    """The state each piece starts from, split by layer, [pieces * H, rows, columns]."""
-    width = call.q.shape[-1]
+def _see(x: Tensor, scores: Tensor, lesson: Lesson, pending: Weights, tau: Tensor, causal: Tensor) -> Tensor:
+    """g(x_i; W_i) for every token i of a wave (equation 8): x [R, K, D + 1], scores [R, K, K] its products with the
+    first layer's inputs, times -tau_i where j <= i."""
+    z = x
+    for layer, (weight, keys, step) in enumerate(zip(*lesson, strict=True)):
+        if layer > 0:
+            x = with_one(gelu(z))
+            scores = torch.bmm(x, keys.mT) * causal
+        z = torch.baddbmm(torch.bmm(x, weight), scores, step)
+        if pending:
+            z = z.addcmul(torch.bmm(x, pending[layer]), tau, value=-1)
+    return z
 
-    def pieces(part: Tensor) -> Weights:
-        if isinstance(cut, Ragged):
-            part = torch.where(cut.fresh[:, None, None], 0.0, part[cut.row])
-        return call.inner.split(part.flatten(0, 1), width)
 
-    return Seed(
-        delta=pieces(state.delta),
-        pending=pieces(state.pending) if cut.seeded else None,
-        momentum=pieces(state.momentum) if call.update.has_momentum else (),
+def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, Rule]:
+    """What the pieces start from, and their update."""
+
+    def pieces(part: Tensor) -> Tensor:
+        return torch.where(cut.fresh[:, None, None], 0.0, part[cut.row]) if isinstance(cut, Ragged) else part
+
+    def split(part: Tensor) -> Weights:
+        return call.inner.split(part.flatten(0, 1), call.q.shape[-1])
+
+    delta = pieces(state.delta)
+    seed = Seed(
+        weights=split(call.start + delta),
+        pending=split(pieces(state.pending)) if cut.seeded else (),
+        momentum=split(pieces(state.momentum)) if call.update.has_momentum else (),
     )
+    return seed, call.update.rule(split(call.start.expand_as(delta)))
 
 
-def _advance(
-    call: Call, cut: Uniform | Ragged, wave: int, now: Seed, start: Weights, update: Update
-) -> tuple[Seed, Seed]:
-    """(seed of the next wave, state of the pieces that end with this one) from the sums after this wave's tokens."""
-    assert now.pending is not None
-    heads = call.q.shape[2]
-    going_on = (*cut.waves, 0)[wave + 1] * heads
-    if isinstance(cut, Uniform) and not going_on and not cut.full:
-        return now, now
-    step = tuple(call.tau[-1] * p for p in now.pending)
-    delta, momentum = finish(update, start, now.delta, step, now.momentum)
-    end = Seed(delta, tuple(torch.zeros_like(p) for p in now.pending), momentum)
-    if isinstance(cut, Ragged):
-        full = cut.full[going_on // heads : cut.waves[wave]].repeat_interleave(heads)[:, None, None]
+def _step(seed: Seed, lesson: Lesson, rule: Rule, tau: Tensor, nan: Tensor | None) -> Seed:
+    """Where cells stand after a full mini-batch (equation 9), whose last token has the scale tau."""
+    target, sign = (seed.weights, -tau) if not seed.momentum else (tuple(rule.momentum * m for m in seed.momentum), tau)
+    if seed.pending:
+        target = tuple(w.addcmul(sign, s) for w, s in zip(target, seed.pending, strict=True))
+    target = tuple(
+        torch.baddbmm(w, x.mT, sign * step) for w, x, step in zip(target, lesson.inputs, lesson.steps, strict=True)
+    )
+    if nan is not None:
+        target = tuple(w + nan for w in target)
+    if not seed.momentum:
+        return Seed(rule.settle(target), (), ())
+    return Seed(rule.settle(tuple(w - m for w, m in zip(seed.weights, target, strict=True))), (), target)
 
-        def chosen(after: Weights, before: Weights) -> Weights:
-            return tuple(torch.where(full, a[going_on:], b[going_on:]) for a, b in zip(after, before, strict=True))
 
-        zero = tuple(torch.zeros_like(p) for p in now.pending)
-        end = Seed(chosen(delta, now.delta), chosen(zero, now.pending), chosen(momentum, now.momentum))
-    return Seed(delta, None, momentum).first(going_on), end
+def _end(seed: Seed, lesson: Lesson, after: Seed, nan: Tensor | None, complete: bool | Tensor, heads: int) -> Seed:
+    """Where cells stand when their piece ends: after a full mini-batch, or inside one, with its sums."""
+    if complete is not False:
+        after = after._replace(pending=tuple(torch.zeros_like(w) for w in after.weights))
+    if complete is True:
+        return after
+    sums = tuple(torch.bmm(x.mT, step) for x, step in zip(lesson.inputs, lesson.steps, strict=True))
+    for more in (seed.pending, () if nan is None else (nan,) * len(sums)):
+        sums = tuple(a + b for a, b in zip(sums, more, strict=True)) if more else sums
+    inside = Seed(seed.weights, sums, seed.momentum)
+    if complete is False:
+        return inside
+    full = complete.repeat_interleave(heads)[:, None, None]
+    chosen = (zip(a, b, strict=True) for a, b in zip(after, inside, strict=True))
+    return Seed(*(tuple(torch.where(full, a, b) for a, b in pairs) for pairs in chosen))
 
 
 def _merge(call: Call, state: InnerState, cut: Uniform | Ragged, ends: list[Seed]) -> InnerState:
-    """The rows' state after the call, from the pieces' states, the last wave's first."""
-    rows, tokens, heads, _ = call.q.shape
+    """The rows' state after the call, from where their pieces end, those of the last wave first."""
+    heads = call.q.shape[2]
 
-    def gather(name: str, old: Tensor) -> Tensor:
-        parts = [flatten(getattr(end, name)) for end in ends if getattr(end, name)]
-        if isinstance(cut, Uniform):
-            return parts[0].unflatten(0, (rows, heads))
-        new = torch.cat(parts).unflatten(0, (-1, heads))[cut.last.clamp(min=0)]
-        return torch.where(cut.last[:, None, None] >= 0, new, old)
+    def gather(name: str) -> Tensor:
+        parts = [flatten(getattr(end, name)) for end in ends]
+        cells = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return cells.unflatten(0, (-1, heads))
 
+    delta = gather("weights") - call.start
+    pending = gather("pending")
+    momentum = gather("momentum") if call.update.has_momentum else state.momentum
     if isinstance(cut, Uniform):
-        phase = torch.full_like(state.phase, (cut.phase + tokens) % cut.mini_batch)
-    else:
-        phase = cut.end_phase.to(state.phase)
-    momentum = gather("momentum", state.momentum) if call.update.has_momentum else state.momentum
-    return InnerState(gather("delta", state.delta), gather("pending", state.pending), momentum, phase)
+        return InnerState(delta, pending, momentum, torch.full_like(state.phase, cut.end_phase))
+    last = cut.last.clamp(min=0)
+    momentum = momentum[last] if call.update.has_momentum else momentum
+    new = InnerState(delta[last], pending[last], momentum, cut.end_phase.to(state.phase))
+    return new.where(cut.last >= 0, state)
 
 
 def one_token(
     call: Call, state: InnerState, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
 ) -> tuple[Tensor, InnerState, Loss | None]:
-    """The step of a stream, T = 1: the same as `token_causal` with neither planning nor reading of values, so that it
-    exports and runs in a CUDA graph."""
+    """The step of a stream, T = 1: the same as `token_causal` with neither planning nor, off the CPU, reading of
+    values, so that it exports and runs in a CUDA graph."""
+    inner, start, update, before = call.inner, call.start, call.update, state
     rows, _, heads, width = call.q.shape
-    inner, before = call.inner, state
-    q, k, v = call.q, call.k, call.v
+    cells = rows * heads
+    q, k, v, eta = (x.view(rows, heads, -1) for x in (call.q, call.k, call.v, call.eta))
     if lengths is not None:
-        on = (lengths > 0)[:, None, None, None]
-        q, k, v = (torch.where(on, x, 0.0) for x in (q, k, v))
+        on = (lengths > 0)[:, None, None]
+        q, k, v, eta = (torch.where(on, x, 0.0) for x in (q, k, v, eta))
     if reset is not None:
-        keep = ~reset[:, 0]
-        state = InnerState(*(torch.where(keep.view(-1, *[1] * (x.dim() - 1)), x, 0.0) for x in state))
-    q, k, v = (x.reshape(rows * heads, 1, width) for x in (q, k, v))
-    gamma, beta = (x[:, None].repeat(rows, 1, 1) for x in (call.gamma, call.beta))
-    update = call.update.cells(rows)
-    start = tuple(w.repeat(rows, 1, 1) for w in inner.split(call.start, width))
-    delta = inner.split(state.delta.flatten(0, 1), width)
-    rate = call.eta.reshape(-1, 1, 1)
-    if lengths is not None:
-        rate = torch.where((lengths > 0).repeat_interleave(heads)[:, None, None], rate, 0.0)
-    weights = tuple(s + d for s, d in zip(start, delta, strict=True))
-    factor = rate_factor(update, start, delta)
-    rate = rate if factor is None else rate * factor
+        state = state.fresh().where(reset[:, 0], state)
 
-    z, (inputs, hidden) = inner.forward(k, weights)
-    gradient, error = reconstruction_gradient(z, v - k, gamma, beta)
-    layers = inner.layer_gradients(gradient, weights, hidden)
-    old = inner.split(state.pending.flatten(0, 1), width)
-    pending = tuple(torch.baddbmm(s, x.mT, rate * g) for s, x, g in zip(old, inputs, layers, strict=True))
+    def split(flat: Tensor) -> Weights:
+        return inner.split(flat.reshape(cells, -1), width)
 
-    momentum = inner.split(state.momentum.flatten(0, 1), width) if update.has_momentum else ()
+    def rule() -> Rule:
+        return update.rule(split(start.expand_as(state.delta)))
+
+    def normalised(z: Tensor) -> Tensor:
+        return normalise(z.view(rows, heads, width), call.gamma, call.beta)
+
+    flat = start + state.delta
+    weights = split(flat)
+    target = v - k
+    one = q.new_ones(1).expand(rows, heads, 1)
+    x_k, x_q = torch.cat([k, one, q, one], dim=-1).view(cells, 2, 1, -1).unbind(1)
+    z, inputs, hidden = inner.layers(x_k, weights)
+    terms = error_terms(target, call.gamma, call.beta, eta)
+    gradient = reconstruction_gradient(z.view(rows, heads, width), *terms).view(cells, 1, width)
+    factor = rule().factor(weights) if update.follow else None
+    steps = inner.steps(gradient if factor is None else factor * gradient, weights, hidden)
+    sums = zip(split(state.pending), inputs, steps, strict=True)
+    pending = flatten(tuple(s.addcmul(x.mT, step) for s, x, step in sums)).view_as(flat)
+
+    phase = state.phase.long() % len(call.tau)
+    tau = call.tau[phase].view(-1, 1, 1)
+    momentum = state.momentum
     if update.has_momentum:
-        weights = tuple(w - update.momentum * m for w, m in zip(weights, momentum, strict=True))
-    phase = state.phase.long()
-    tau = call.tau[phase].repeat_interleave(heads)[:, None, None]
-    now = tuple(w.addcmul(tau, p, value=-1) for w, p in zip(weights, pending, strict=True))
-    y = q + normalise(inner.forward(q, now)[0], gamma, beta)
+        mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum
+        momentum = (mu * momentum).addcmul(tau, pending)
+        now = flat - momentum
+    else:
+        now = flat.addcmul(tau, pending, value=-1)
+    seen = split(now)
+    y = q + normalised(inner.layers(x_q, seen)[0])
     loss = None
     if return_loss:
-        after = normalise(inner.forward(k, now)[0], gamma, beta) - (v - k)
-        loss = Loss(*(0.5 * e.square().sum(-1).view(rows, 1, heads) for e in (error, after)))
+        after = inner.layers(x_k, seen)[0]
+        loss = Loss(*(half_square(normalised(part) - target)[:, None] for part in (z, after)))
 
-    done = (phase + 1 == call.tau.shape[0])[:, None, None]
-    new = InnerState(state.delta, flatten(pending).view_as(state.delta), state.momentum, state.phase + 1)
-    if torch.compiler.is_compiling() or state.phase.device.type != "cpu" or bool(done.any()):
-        step = tuple(call.tau[-1] * p for p in pending)
-        delta, momentum = finish(update, start, delta, step, momentum)
-        new = InnerState(
-            delta=torch.where(done, flatten(delta).view_as(state.delta), new.delta),
-            pending=torch.where(done, 0.0, new.pending),
-            momentum=torch.where(done, flatten(momentum).view_as(state.delta), new.momentum)
-            if momentum
-            else new.momentum,
-            phase=torch.where(done[:, 0, 0], 0.0, new.phase),
-        )
+    new = InnerState(state.delta, pending, state.momentum, state.phase + 1)
+    if torch.compiler.is_compiling() or phase.device.type != "cpu" or len(call.tau) - 1 in phase.tolist():
+        settled = flatten(rule().settle(seen)).view_as(flat)
+        ended = InnerState(settled - start, torch.zeros_like(pending), momentum, torch.zeros_like(state.phase))
+        new = ended.where(phase + 1 == len(call.tau), new)
     if lengths is not None:
-        went = lengths > 0
-        new = InnerState(
-            *(torch.where(went.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, before, strict=True))
-        )
-    return y.view(rows, 1, heads, width), new, loss
+        new = new.where(lengths > 0, before)
+    return y[:, None], new, loss

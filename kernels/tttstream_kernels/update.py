@@ -6,7 +6,6 @@ any partition of a stream gives the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,13 +42,63 @@ class Update(NamedTuple):
         """Whether the state holds a momentum."""
         return isinstance(self.momentum, Tensor) or self.momentum != 0.0
 
-    def cells(self, rows: int) -> Update:
-        """The same with every [H] tensor repeated for each row of the batch: [rows * H, 1, 1]."""
+    def rule(self, start: Weights) -> Rule:
+        """This update bound to R cells, whose learned start is `start`."""
 
-        def spread(value: Any) -> Any:
-            return value.repeat(rows).view(-1, 1, 1) if isinstance(value, Tensor) else value
+        def cells(value: float | Tensor) -> float | Tensor:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(start[-1].dtype).repeat(start[-1].shape[0] // value.shape[0]).view(-1, 1, 1)
 
-        return self._replace(forget=spread(self.forget), momentum=spread(self.momentum), longest=spread(self.longest))
+        longest, length = None if self.longest is None else cells(self.longest), None
+        if self.follow or (longest is not None and not self.restore):
+            length = norm(start[-1])
+        limit = longest if longest is None or length is None or self.restore else length.clamp(min=longest)
+        return Rule(start, length, limit, cells(self.forget), cells(self.momentum), self)
+
+
+class Rule(NamedTuple):
+    """An `Update` bound to R cells (rows times heads). start: their learned start. length: [R, 1, 1] norm of its
+    last layer, where it is needed. limit: the longest allowed, or None. Numbers may be tensors [R, 1, 1]."""
+
+    start: Weights
+    length: Tensor | None
+    limit: float | Tensor | None
+    forget: float | Tensor
+    momentum: float | Tensor
+    update: Update
+
+    def first(self, count: int) -> Rule:
+        """The same for the first `count` cells."""
+        if count == self.start[0].shape[0]:
+            return self
+        rest: list[Any] = [value[:count] if isinstance(value, Tensor) else value for value in self[1:]]
+        return Rule(tuple(w[:count] for w in self.start), *rest)
+
+    def factor(self, weights: Weights) -> Tensor | None:
+        """(|W| / |W_init|)^2 of the last layer where the learning rate follows it, [R, 1, 1]; else None."""
+        if self.length is None or not self.update.follow:
+            return None
+        return (norm(weights[-1]) / self.length).square()
+
+    def heading(self, weights: Weights, momentum: Weights) -> Weights:
+        """What queries see before any step of their mini-batch: W - mu M."""
+        if not self.update.has_momentum:
+            return weights
+        return tuple(w - self.momentum * m for w, m in zip(weights, momentum, strict=True))
+
+    def settle(self, weights: Weights) -> Weights:
+        """The weights with which the next mini-batch starts, from those right after the step."""
+        if isinstance(self.forget, Tensor) or self.forget != 0.0:
+            weights = tuple(torch.lerp(w, s, self.forget) for w, s in zip(weights, self.start, strict=True))
+        if self.limit is not None:
+            scale = self.limit / norm(weights[-1])
+            if not self.update.restore:
+                scale = scale.clamp(max=1.0)
+            weights = (*weights[:-1], scale * weights[-1])
+        if self.update.columns:
+            weights = tuple(w * (_columns(s) / _columns(w)) for w, s in zip(weights, self.start, strict=True))
+        return weights
 
 
 def norm(weight: Tensor) -> Tensor:
@@ -57,38 +106,6 @@ def norm(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight, dim=(-2, -1), keepdim=True)
 
 
-def rate_factor(update: Update, start: Weights, delta: Weights) -> Tensor | None:
-    """(|W| / |W_init|)^2 of the last layer where the rate follows it, [R, 1, 1]; else None."""
-    if not update.follow:
-        return None
-    return (norm(start[-1] + delta[-1]) / norm(start[-1])).square()
-
-
-def finish(
-    update: Update, start: Weights, delta: Weights, step: Sequence[Tensor], momentum: Weights
-) -> tuple[Weights, Weights]:
-    """(delta, momentum) after a mini-batch whose plain step is `step` (already scaled by tau or 1/N)."""
-    if update.has_momentum:
-        step = momentum = tuple(update.momentum * m + s for m, s in zip(momentum, step, strict=True))
-    delta = tuple(d - s for d, s in zip(delta, step, strict=True))
-    if isinstance(update.forget, Tensor) or update.forget != 0.0:
-        delta = tuple((1.0 - update.forget) * d for d in delta)
-    if update.longest is not None:
-        last = start[-1] + delta[-1]
-        length = norm(last)
-        scale = update.longest / length
-        if not update.restore:
-            scale = torch.maximum(scale, norm(start[-1]) / length).clamp(max=1.0)
-        delta = (*delta[:-1], scale * last - start[-1])
-    if update.columns:
-        delta = tuple(_column_norms(s, s + d) - s for s, d in zip(start, delta, strict=True))
-    return delta, momentum
-
-
-def _column_norms(start: Tensor, weight: Tensor) -> Tensor:
-    """`weight` with every column as long as that of `start`."""
-    lengths = (
-        torch.linalg.vector_norm(start, dim=-2, keepdim=True),
-        torch.linalg.vector_norm(weight, dim=-2, keepdim=True),
-    )
-    return weight * (lengths[0] / lengths[1])
+def _columns(weight: Tensor) -> Tensor:
+    """Norm of every column: [R, rows, columns] -> [R, 1, columns]."""
+    return torch.linalg.vector_norm(weight, dim=-2, keepdim=True)

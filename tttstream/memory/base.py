@@ -33,9 +33,9 @@ class Memory(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define init_state")
 
     @cached_property
-    def _sizes(self) -> list[tuple[int, ...]]:
+    def _sizes(self) -> list[torch.Size]:
         """Sizes of the state's tensors without their rows; 0 where they grow."""
-        return [tuple(leaf.shape[1:]) for _, leaf in self.init_state(1).leaves()]
+        return [leaf.shape[1:] for leaf in self.init_state(1).tensors()]
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -74,12 +74,15 @@ class Memory(nn.Module):
         if not isinstance(state, self.state_type):
             expected = self.state_type.__name__
             raise StateError(f"{name}: expected a state of this memory ({expected}), got {type(state).__name__}")
-        if state.rows != rows:
+        leaves = state.tensors()
+        if len(leaves[0]) != rows:
             raise StateError(f"{name}: the state has {state.rows} rows, x has {rows}")
         if not torch.compiler.is_compiling():
-            came = [tuple(leaf.shape[1:]) for _, leaf in state.leaves()]
+            came = [leaf.shape[1:] for leaf in leaves]
             if not self.bounded:
-                came = [(0, *size[1:]) for size in came]
-            if came != self._sizes:
-                raise StateError(f"{name}: the state is of another memory: sizes {came}, expected {self._sizes}")
+                came = [torch.Size([0, *size[1:]]) for size in came]
+            if came != self._sizes or any(leaf.dtype != self.state_dtype for leaf in leaves):
+                found = [f"{list(size)} {leaf.dtype}" for size, leaf in zip(came, leaves, strict=True)]
+                expected = f"{[list(size) for size in self._sizes]} {self.state_dtype}"
+                raise StateError(f"{name}: the state is of another memory: {', '.join(found)}; expected {expected}")
         return state

@@ -13,8 +13,8 @@ from tttstream.errors import ShapeError
 from tttstream.memory.base import Memory
 from tttstream.memory.positions import Rotary, ShortConv, positions
 from tttstream.state import State
-from tttstream_kernels import EPS, InnerState, Loss, Update, read, ttt
-from tttstream_kernels.ops import state_shapes
+from tttstream_kernels import EPS, InnerState, Loss, Update, read
+from tttstream_kernels.ops import check_frames, check_update, run, state_shapes
 
 
 class _TTTFields(NamedTuple):
@@ -65,6 +65,8 @@ class TTTLayer(Memory):
     but neither learns nor forgets.
     """
 
+    steps: Tensor
+
     state_type = TTTState
 
     def __init__(
@@ -100,6 +102,7 @@ class TTTLayer(Memory):
         self.tokens = mini_batch if grid is None or causal == "token" else grid[0] * grid[1] + registers
         self.base_lr = entry.base_lr if base_lr is None else base_lr
         self.update = entry.update(self.base_lr, self.width, self.tokens, causal) if update is None else update
+        check_update(self.update, self.inner, heads)
 
         self.project = nn.Linear(dim, (2 if conv else 3) * dim, bias=False)
         self.rate = nn.Linear(dim, heads * self.inner.rates)
@@ -117,6 +120,7 @@ class TTTLayer(Memory):
         self.gamma = nn.Parameter(torch.ones(heads, self.width), requires_grad=normed)
         self.beta = nn.Parameter(torch.zeros(heads, self.width), requires_grad=normed)
         self.scale = nn.Parameter(torch.zeros(mini_batch)) if causal == "token" else None
+        self.register_buffer("steps", torch.arange(1, mini_batch + 1), persistent=False)  # whole: 1/i stays exact
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.alpha = nn.Parameter(torch.full((dim,), float(insert))) if insert is not None else None
 
@@ -125,6 +129,11 @@ class TTTLayer(Memory):
         return (
             f"dim={self.dim}, heads={self.heads}, inner={self.inner.name}, causal={self.causal}, tokens={self.tokens}"
         )
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """See `Memory`; asked for at every step, so not by way of all parameters."""
+        return torch.float64 if self.start.dtype == torch.float64 else torch.float32
 
     def init_state(self, batch: int) -> TTTState:
         """A fresh state of `batch` rows, all zeros."""
@@ -138,8 +147,7 @@ class TTTLayer(Memory):
         """Token scale [K]: max(0, 1/i + delta_i), delta learned; None in frame mode."""
         if self.scale is None:
             return None
-        ramp = 1.0 / torch.arange(1, self.tokens + 1, device=self.scale.device, dtype=self.state_dtype)
-        return (ramp + self.scale).clamp(min=0.0)
+        return (self.steps.to(self.state_dtype).reciprocal() + self.scale).clamp(min=0.0)
 
     @overload
     def forward(
@@ -187,11 +195,12 @@ class TTTLayer(Memory):
         loss: Loss | None
         if learn:
             rate = self.rate(x).to(self.state_dtype).sigmoid() * (self.base_lr / self.width)
-            z, inner, loss = ttt(
-                self.inner, q, k, v, rate.unflatten(-1, (self.heads, -1)), self.start, self.gamma, self.beta,
-                mini_batch=self.tokens, causal=self.causal, tau=tau, reset=reset, lengths=lengths,
-                state=None if fresh else InnerState(*tuple(state)[:4]), update=self.update,
-                return_loss=return_loss, backend=self.backend,
+            rate = rate.view(*x.shape[:2], self.heads, -1)
+            if self.causal == "frame":
+                check_frames(x.shape[1], self.tokens, reset, lengths)
+            z, inner, loss = run(
+                self.inner, q, k, v, rate, self.start, self.gamma, self.beta, self.tokens, tau,
+                InnerState(*tuple(state)[:4]), fresh, reset, lengths, self.update, return_loss, self.backend,
             )  # fmt: skip
             state = TTTState(*inner, window)
         else:
@@ -224,16 +233,13 @@ class TTTLayer(Memory):
             shared, v = projected.chunk(2, dim=-1)
             q, k, window = self.conv(shared, window, reset, lengths)
             projected = torch.cat([q, k, v], dim=-1)
-        views = projected.to(self.state_dtype).unflatten(-1, (3, self.heads, self.width))
-        if self.rotary is None and not self.unit_qk:
-            return *views.unbind(2), window
-        qk, v = views[:, :, :2], views[:, :, 2]
+        projected = projected.to(self.state_dtype).view(*x.shape[:2], 3, self.heads, self.width)
+        qk, v = projected.split((2, 1), dim=2)
         if self.unit_qk:
             qk = F.normalize(qk, dim=-1)
         if self.rotary is not None:
             qk = self.rotary(qk, positions(state.phase, x.shape[1], self.tokens, reset))
-        q, k = qk.unbind(2)
-        return q, k, v, window
+        return *qk.unbind(2), v.squeeze(2), window
 
     def _output(self, x: Tensor, z: Tensor) -> Tensor:
         """From the heads' outputs side by side [B, T, dim] to y."""

@@ -1,0 +1,18 @@
+"""The type that the ops compute in: that of the state, whatever autocast says."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def full_precision(device: str) -> AbstractContextManager[None]:
+    """Autocast off; entering and leaving it costs as much as two small ops, so nothing where it is off already."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def cast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """The tensors in a type; those that have it as they are."""
+    return [x if x.dtype == dtype else x.to(dtype) for x in tensors]

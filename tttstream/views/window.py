@@ -18,7 +18,7 @@ from tttstream.errors import OutputError
 
 INSTEAD = "leave --show out and give --out DIR: the same picture is written to DIR/overlay.mp4"
 KEYS = "q quit, f forget, l learning on/off, space pause"
-_PROBE = "import cv2; cv2.namedWindow('tttstream'); print('open', flush=True); input()"
+_PROBE = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows(); print('open', flush=True); input()"
 
 
 @contextmanager
@@ -63,11 +63,12 @@ class Window:
 
     def show(self, picture: NDArray[np.uint8], wait_ms: int = 1) -> str:
         """Show a picture [H, W, 3] RGB for at least `wait_ms`; the key pressed, "" for none."""
-        if not self._sized:
+        cv2.imshow(self.title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        key = self.key(wait_ms)
+        if not self._sized:  # not before it is on the screen, or it may be lost
             cv2.resizeWindow(self.title, picture.shape[1], picture.shape[0])
             self._sized = True
-        cv2.imshow(self.title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        return self.key(wait_ms)
+        return key
 
     def key(self, wait_ms: int = 30) -> str:
         """The key pressed within `wait_ms`, "" for none."""

@@ -98,7 +98,7 @@ class Dense(Inner):
         """Rate times dl/dZ of every layer [R, K, columns], first layer first, from g, that of the last (equation 6)."""
         steps = [g]
         for weight, z in zip(weights[:0:-1], hidden[::-1], strict=True):
-            steps.insert(0, gelu_backward(torch.bmm(steps[0], weight.mT)[..., :-1], z))
+            steps.insert(0, gelu_backward(torch.bmm(steps[0], weight[:, :-1].mT), z))
         return steps
 
     def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
@@ -156,28 +156,28 @@ class Conv(Inner):
     def _kernel(weight: Tensor) -> Tensor:
         return weight[:, :9].mT.reshape(-1, 1, 3, 3)
 
-    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Inner.forward`."""
         first, second = weights
         cells, tokens, width = x.shape
         places = self.height * self.width
-        picture = F.conv2d(self._picture(x), self._kernel(first), padding=1, groups=cells * width)
-        z = picture.view(cells, width, places).mT
+        picture, kernel, bias = self._picture(x), self._kernel(first), first[:, 9]
+        z = F.conv2d(picture, kernel, bias.flatten(), padding=1, groups=cells * width).view(cells, width, places).mT
         if tokens > places:
-            z = torch.cat([z, x[:, places:] * first[:, 4:5]], dim=1)
-        z = z + first[:, 9:]
+            z = torch.cat([z, torch.addcmul(bias[:, None], x[:, places:], first[:, 4:5])], dim=1)
+        z = z.contiguous()  # token by token, as all that follows reads it
         inputs = with_one(gelu(z))
-        return torch.bmm(inputs, second), (x, z, inputs)
+        return torch.bmm(inputs, second), (x, picture, z, inputs)
 
     def gradients(self, g: Tensor, weights: Weights, saved: Any, rates: Tensor | None = None) -> Weights:
         """See `Inner.gradients`."""
-        x, z, inputs = saved
+        x, picture, z, inputs = saved
         first, second = weights
         cells, tokens, width = x.shape
         places = self.height * self.width
-        inner = gelu_backward(torch.bmm(g, second.mT)[..., :-1], z)
+        inner = gelu_backward(torch.bmm(g, second[:, :-1].mT), z)
         kernel = aten.convolution_backward(
-            self._picture(inner), self._picture(x), self._kernel(first), None, [1, 1], [1, 1], [1, 1],
+            self._picture(inner), picture, self._kernel(first), None, [1, 1], [1, 1], [1, 1],
             False, [0, 0], cells * width, [False, True, False],
         )[1]  # fmt: skip
         kernel = kernel.view(cells, width, 9).mT

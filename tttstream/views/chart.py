@@ -70,6 +70,8 @@ def draw_chart(trace: Trace, title: str, planted: Sequence[Event], detected: Seq
     _draw_planted(above, trace, planted)
     _draw_band(middle, trace, trace.learned, GREEN, 100.0)
     _draw_band(below, trace, trace.latency, MUTED, 1.0)
+    low, high = np.percentile(100 * trace.learned.curves()[2], (1, 99))  # the first frame would flatten the rest
+    middle.set_ylim(min(0.0, 1.2 * float(low)) - 1, max(1.0, 1.2 * float(high)))
     below.set_ylim(0, 1.6 * float(np.percentile(trace.latency.curves()[2], 98)))
     for axes in (above, middle):
         axes.tick_params(labelbottom=False)

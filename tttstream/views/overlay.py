@@ -42,6 +42,17 @@ def to_uint8(image: NDArray[np.generic]) -> Picture:
     return np.ascontiguousarray(np.clip(np.nan_to_num(image.astype(np.float32)), 0, 1) * 255, dtype=np.uint8)
 
 
+def fit(image: Picture, height: int, width: int) -> Picture:
+    """Resize: by whole factors as far as it goes (fast, without aliasing), then to the pixel."""
+    factor = min(image.shape[0] // height, image.shape[1] // width)
+    if factor > 1:
+        tall, wide = image.shape[0] // factor, image.shape[1] // factor
+        whole = image[: tall * factor, : wide * factor]
+        image = np.asarray(cv2.resize(whole, (wide, tall), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    method = cv2.INTER_CUBIC if height > image.shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
+
+
 def clock(seconds: float) -> str:
     """m:ss.t, with hours where there are any."""
     tenths = round(seconds * 10)
@@ -133,7 +144,6 @@ class Overlay:
         if event:
             self._events.append(self._seen)
         canvas = self._canvas
-        canvas[:] = BACKGROUND
         self._draw_frame(canvas[: self._height], frame, result, note)
         self._draw_numbers(canvas[self._height : self._height + STRIP], result, fps, state_bytes)
         self._draw_curve(canvas[self._height + STRIP :])
@@ -144,9 +154,10 @@ class Overlay:
         scale = min(area.shape[0] / height, area.shape[1] / width)
         fitted = max(1, round(height * scale)), max(1, round(width * scale))
         top, left = (area.shape[0] - fitted[0]) // 2, (area.shape[1] - fitted[1]) // 2
-        shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         inside = area[top : top + fitted[0], left : left + fitted[1]]
-        inside[:] = cv2.resize(frame, (fitted[1], fitted[0]), interpolation=shrink)
+        if inside.shape != area.shape:
+            cv2.rectangle(area, (0, 0), (area.shape[1], area.shape[0]), BACKGROUND, cv2.FILLED)
+        inside[:] = fit(frame, *fitted)
         self._heat.over(inside, result.surprise_map)
         if result.surprise > self.threshold:
             cv2.rectangle(area, (1, 1), (area.shape[1] - 2, area.shape[0] - 2), ALERT, 2)
@@ -169,7 +180,7 @@ class Overlay:
             "-" if state_bytes is None else size_text(state_bytes),
         )
         if self._labels is None:
-            self._labels = area.copy()
+            self._labels = np.full_like(area, BACKGROUND)
             self._write(self._labels, [(self._column(i), 6, label, 11, MUTED) for i, label in enumerate(LABELS)])
         area[:] = self._labels
         colours = [ALERT if label == "surprise" and result.surprise > self.threshold else TEXT for label in LABELS]
@@ -185,15 +196,14 @@ class Overlay:
         self._top += (wanted - self._top) * (1.0 if wanted > self._top else 0.05)
         bottom = -2.0
 
-        def y_of(value: float) -> int:
-            share = (min(max(value, bottom), self._top) - bottom) / (self._top - bottom)
-            return round(4 + (1 - share) * (height - 4))
-
+        values = np.array([0.0, self.threshold, *self._curve])
+        shares = (np.clip(values, bottom, self._top) - bottom) / (self._top - bottom)
+        zero, limit, *ys = np.round(4 + (1 - shares) * (height - 4)).astype(int).tolist()
         step = (width - 24) / (self._curve.maxlen or 1)
-        xs = [round(12 + i * step) for i in range(len(self._curve))]
-        points = np.array([(x, y_of(value)) for x, value in zip(xs, self._curve, strict=True)], dtype=np.int32)
-        limit = y_of(self.threshold)
-        cv2.line(area, (12, y_of(0.0)), (width - 12, y_of(0.0)), GRID, 1)
+        xs = [round(12 + i * step) for i in range(len(ys))]
+        points = np.array([xs, ys], dtype=np.int32).T
+        cv2.rectangle(area, (0, 0), (width, area.shape[0]), BACKGROUND, cv2.FILLED)
+        cv2.line(area, (12, zero), (width - 12, zero), GRID, 1)
         floor = np.array([(xs[-1], height), (xs[0], height)], dtype=np.int32)
         cv2.fillPoly(area, [np.concatenate([points, floor])], (24, 42, 66), cv2.LINE_AA)
         for mark in self._events:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.frames import Result
-from tttstream.views.overlay import to_uint8
+from tttstream.views.overlay import fit, to_uint8
 
 
 class Envelope:
@@ -73,7 +72,7 @@ class Highlights:
         side = min(image.shape[:2])
         top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
         crop = to_uint8(image[top : top + side, left : left + side])
-        picture = to_uint8(cv2.resize(crop, (self.side, self.side)))
+        picture = fit(crop, self.side, self.side)
         self._best.append(Moment(number, result.time_s, result.surprise, picture))
         self._best.sort(key=lambda moment: -moment.surprise)
         self._best = self._spread(number)

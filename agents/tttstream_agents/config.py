@@ -31,6 +31,7 @@ class Config:
     depth: int = option(1, "how many memories follow one another")
     heads: int = option(2, "heads of a memory")
     options: dict[str, Any] = option(dict, "what the memory takes besides, as JSON: '{\"mini_batch\": 8}'")
+    positions: bool = option(True, "the policy sees how many steps of the episode are behind it")
     previous_action: bool = option(True, "the policy sees its previous action")
     previous_reward: bool = option(False, "the policy sees the previous reward")
     n_envs: int = option(16, "environments side by side")

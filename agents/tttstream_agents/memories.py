@@ -71,7 +71,11 @@ def names() -> tuple[str, ...]:
 
 
 def build(name: str, *, dim: int, heads: int, **options: Any) -> Memory:
-    """A memory by name: "mlp" (none), "framestack", or any that `tttstream.memory.build` knows."""
+    """A memory by name: "mlp" (none), "framestack", or any that `tttstream.memory.build` knows.
+
+    TTT memories get a short causal convolution (conv=4) unless told otherwise: an agent has to bind what it sees to
+    what came just before.
+    """
     if name in ("mlp", "framestack"):
         taken = {"ratio"} if name == "mlp" else {"frames", "ratio"}
         if set(options) - taken:
@@ -79,4 +83,6 @@ def build(name: str, *, dim: int, heads: int, **options: Any) -> Memory:
         return FrameStack(dim, **({"frames": 1} if name == "mlp" else {}), **options)
     if name not in memory.names():
         raise ShapeError(f"there is no memory {name!r}: expected one of {', '.join(names())}")
+    if name in ("ttt_linear", "ttt_mlp"):
+        options = {"conv": 4, **options}
     return memory.build(name, dim=dim, heads=heads, **options)

@@ -3,11 +3,12 @@
 Letters: T steps, B environments, D width, A numbers of an encoded action.
 
     obs [T, B, ...] → encoder → x [B, T, D] → depth × (x + memory(norm(x))) → norm → actor, critic
-                        ↑ previous action, previous reward
+                        ↑ position in the episode, previous action, previous reward
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -28,13 +29,24 @@ from tttstream_agents.errors import ObservationError
 class _PolicyFields(NamedTuple):
     memories: tuple[State, ...]
     previous: Tensor
+    age: Tensor
 
 
 class PolicyState(State, _PolicyFields):
-    """What a policy holds of each environment: the state of each memory, and the encoded last action [B, A] (A may
-    be 0). All zeros where an episode begins."""
+    """What a policy holds of each environment: the state of each memory, the encoded last action [B, A] (A may be 0),
+    and the steps [B] since the episode began, modulo the longest wave. All zeros where an episode begins."""
 
     __slots__ = ()
+
+
+WAVES = 2.0 ** torch.arange(2, 11)
+"""Wavelengths of the position, 4 to 1024 steps: each divides the longest, so the age may be kept modulo that."""
+
+
+def position(age: Tensor) -> Tensor:
+    """Sines and cosines of an age [*] in steps -> [*, 18]."""
+    angle = 2 * math.pi * age[..., None] / WAVES.to(age)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 class Block(nn.Module):
@@ -58,6 +70,8 @@ class MemoryPolicy(nn.Module):
     memory: a name of `tttstream_agents.memories.names()`: ttt_linear, ttt_mlp, gru, lstm, window, attention,
         framestack, mlp (no memory).
     dim, depth, heads: width, how many memories follow one another, heads of each.
+    positions: whether the policy sees how many steps of the episode are behind it, as waves of 4 to 1024 steps; a
+        memory that looks things up by content needs them to say how long ago something was.
     previous_action, previous_reward: whether the policy sees its last action, and the reward that came with an
         observation (then `act` and `evaluate` must be given rewards).
     options: what the memory takes besides.
@@ -74,6 +88,7 @@ class MemoryPolicy(nn.Module):
         dim: int = 64,
         depth: int = 1,
         heads: int = 2,
+        positions: bool = True,
         previous_action: bool = True,
         previous_reward: bool = False,
         options: dict[str, Any] | None = None,
@@ -82,10 +97,11 @@ class MemoryPolicy(nn.Module):
         if depth < 1:
             raise ShapeError(f"MemoryPolicy: depth must be at least 1, got {depth}")
         self.observation_space, self.action_space = observation_space, action_space
-        self.previous_reward = previous_reward
+        self.positions, self.previous_reward = positions, previous_reward
         self.action = action_heads.build(action_space)
         self.remembered = self.action.width if previous_action else 0
-        self.encoder = Encoder(observation_space, dim, self.remembered + previous_reward)
+        extra = self.remembered + previous_reward + positions * 2 * len(WAVES)
+        self.encoder = Encoder(observation_space, dim, extra)
         built = [memories.build(memory, dim=dim, heads=heads, **(options or {})) for _ in range(depth)]
         self.blocks = nn.ModuleList(Block(one) for one in built)
         self.norm = nn.LayerNorm(dim)
@@ -105,7 +121,11 @@ class MemoryPolicy(nn.Module):
     def initial_state(self, n_envs: int) -> PolicyState:
         """A fresh state of `n_envs` environments: all zeros."""
         first = self.memories[0]
-        return PolicyState(tuple(one.init_state(n_envs) for one in self.memories), first.zeros(n_envs, self.remembered))
+        return PolicyState(
+            tuple(one.init_state(n_envs) for one in self.memories),
+            first.zeros(n_envs, self.remembered),
+            first.zeros(n_envs),
+        )
 
     @torch.no_grad()
     def act(
@@ -126,12 +146,12 @@ class MemoryPolicy(nn.Module):
         parts = self.encoder.tensors(obs, leading=1)
         batch = parts[0].shape[0]
         state, starts, rewards = self._arguments((batch,), state, starts, rewards)
-        before = torch.where(starts[:, None], 0.0, state.previous)
-        x, kept = self._remember([part[None] for part in parts], before[None], rewards, state, starts[None])
+        beside, age = self._beside(state, starts[None], rewards)
+        x, kept = self._remember([part[None] for part in parts], beside, state, starts[None])
         outputs, value = self.actor(x[:, 0]), self.critic(x[:, 0]).squeeze(-1)
         action = self.action.sample(outputs, deterministic)
         previous = self.action.encode(action).to(state.previous.dtype)[:, : self.remembered]
-        return action, self.action.log_prob(outputs, action), value, PolicyState(kept, previous)
+        return action, self.action.log_prob(outputs, action), value, PolicyState(kept, previous, age)
 
     def evaluate(
         self, obs: Any, actions: Any, state: PolicyState | None, starts: Any = None, rewards: Any = None
@@ -149,12 +169,12 @@ class MemoryPolicy(nn.Module):
             shape = [steps, batch, *cast("tuple[int, ...]", self.action_space.shape)]
             raise ObservationError(f"expected actions of shape {shape}, got {list(actions.shape)}")
         done = self.action.encode(actions).to(state.previous.dtype)[..., : self.remembered]
-        before = torch.where(starts[..., None], 0.0, torch.cat([state.previous[None], done[:-1]]))
-        x, kept = self._remember(parts, before, rewards, state, starts)
+        beside, age = self._beside(state, starts, rewards, done)
+        x, kept = self._remember(parts, beside, state, starts)
         x = x.transpose(0, 1)
         outputs, value = self.actor(x), self.critic(x).squeeze(-1)
         log_prob, entropy = self.action.log_prob(outputs, actions), self.action.entropy(outputs)
-        return log_prob, entropy, value, PolicyState(kept, done[-1])
+        return log_prob, entropy, value, PolicyState(kept, done[-1], age)
 
     @torch.no_grad()
     def surprise(
@@ -166,8 +186,8 @@ class MemoryPolicy(nn.Module):
             raise StateError("only TTT memories are surprised: this policy's memory has no inner loss")
         parts = self.encoder.tensors(obs, leading=1)
         state, starts, rewards = self._arguments((parts[0].shape[0],), state, starts, rewards)
-        before = torch.where(starts[:, None], 0.0, state.previous)
-        x = self._tokens([part[None] for part in parts], before[None], rewards)
+        beside, _ = self._beside(state, starts[None], rewards)
+        x = self.encoder([part[None] for part in parts], beside).transpose(0, 1)
         losses = []
         for block, kept in zip(self.blocks, state.memories, strict=True):
             y, _, loss = cast(Any, block).memory(cast(Any, block).norm(x), kept, starts[:, None], return_loss=True)
@@ -183,21 +203,35 @@ class MemoryPolicy(nn.Module):
             array = np.clip(array, self.action_space.low, self.action_space.high)
         return array.astype(self.action_space.dtype)
 
+    def _beside(
+        self, state: PolicyState, starts: Tensor, rewards: Tensor | None, done: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the encoder gets beside the observations [T, B, ...], and the age [B] of the step after them.
+
+        starts [T, B]; rewards [T, B] or [B]; done [T, B, A]: the encoded actions of these steps, None for one step.
+        """
+        before = state.previous[None]
+        if done is not None:
+            before = torch.cat([before, done[:-1]])
+        step = torch.arange(len(starts), device=starts.device)[:, None]
+        first = torch.where(starts, step, -1).cummax(0).values  # where each step's episode began; -1: before these
+        age = torch.where(first < 0, state.age + step, (step - first).to(state.age)) % float(WAVES[-1])
+        numbers = [torch.where(starts[..., None], 0.0, before)]
+        if self.positions:
+            numbers.append(position(age))
+        if rewards is not None:
+            numbers.append(rewards.reshape(*starts.shape, 1).to(before))
+        return torch.cat(numbers, -1).to(torch.get_default_dtype()), (age[-1] + 1) % float(WAVES[-1])
+
     def _remember(
-        self, parts: list[Tensor], before: Tensor, rewards: Tensor | None, state: PolicyState, starts: Tensor
+        self, parts: list[Tensor], beside: Tensor, state: PolicyState, starts: Tensor
     ) -> tuple[Tensor, tuple[State, ...]]:
         """Through encoder and memories: features [B, T, D] and the memories' states. Arguments [T, B, ...]."""
-        x, kept = self._tokens(parts, before, rewards), []
+        x, kept = self.encoder(parts, beside).transpose(0, 1), []
         for block, one in zip(self.blocks, state.memories, strict=True):
             x, one = block(x, one, starts.transpose(0, 1))
             kept.append(one)
         return self.norm(x), tuple(kept)
-
-    def _tokens(self, parts: list[Tensor], before: Tensor, rewards: Tensor | None) -> Tensor:
-        extra = before.to(torch.get_default_dtype())
-        if rewards is not None:
-            extra = torch.cat([extra, rewards.reshape(*extra.shape[:-1], 1)], dim=-1)
-        return self.encoder(parts, extra).transpose(0, 1)
 
     def _arguments(
         self, shape: tuple[int, ...], state: PolicyState | None, starts: Any, rewards: Any

@@ -62,16 +62,16 @@ class MemoryReader(nn.Module):
 
     @classmethod
     def from_run(cls, folder: str | os.PathLike[str]) -> MemoryReader:
-        """The encoder and first memory of a trained agent (`tttstream-agents train --no-previous-action`)."""
+        """The encoder and first memory of a trained agent (`train --no-previous-action --no-positions`)."""
         from pathlib import Path
 
         config = read_config(Path(folder))
         env = make(config.env)
         policy = load_policy(Path(folder), env)
-        if config.previous_action or config.previous_reward:
+        if config.previous_action or config.previous_reward or config.positions:
             raise TrainingError(
-                f"the agent in {folder} sees its previous action or reward, which a reader cannot: "
-                "train it with --no-previous-action"
+                f"the agent in {folder} sees its previous action or reward, or its position, which a reader cannot: "
+                "train it with --no-previous-action --no-positions"
             )
         reader = cls(env.observation_space, config.memory, dim=config.dim, heads=config.heads, options=config.options)
         block = cast(Any, policy.blocks[0])

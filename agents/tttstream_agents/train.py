@@ -49,8 +49,8 @@ def build_policy(config: Config, env: Any) -> MemoryPolicy:
     single = "single_" if hasattr(env, "single_observation_space") else ""
     return MemoryPolicy(
         getattr(env, f"{single}observation_space"), getattr(env, f"{single}action_space"), config.memory,
-        dim=config.dim, depth=config.depth, heads=config.heads, previous_action=config.previous_action,
-        previous_reward=config.previous_reward, options=dict(config.options),
+        dim=config.dim, depth=config.depth, heads=config.heads, positions=config.positions,
+        previous_action=config.previous_action, previous_reward=config.previous_reward, options=dict(config.options),
     )  # fmt: skip
 
 

@@ -173,7 +173,8 @@ def test_a_nan_in_one_state_stays_in_its_row_and_ends_with_the_episode() -> None
 
 def test_surprise_falls_on_what_repeats_and_leaves_the_state_alone() -> None:
     torch.manual_seed(0)
-    policy = MemoryPolicy(BOX, ACTIONS["discrete"], dim=16, depth=2, options={"mini_batch": 1, "base_lr": 8.0})
+    options = {"mini_batch": 1, "base_lr": 8.0, "conv": 0}
+    policy = MemoryPolicy(BOX, ACTIONS["discrete"], dim=16, depth=2, positions=False, options=options)
     state, losses = policy.initial_state(1), []
     for _ in range(20):
         kept = pack(state).clone()

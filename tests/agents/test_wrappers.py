@@ -123,7 +123,7 @@ def test_pretraining_on_random_play_learns_to_foresee() -> None:
 
 
 def test_a_trained_agents_memory_serves_another_agent(tmp_path: Any) -> None:
-    config = Config(n_envs=2, rollout=16, minibatch=16, dim=16, steps=32, previous_action=False)
+    config = Config(n_envs=2, rollout=16, minibatch=16, dim=16, steps=32, previous_action=False, positions=False)
     train(config, tmp_path / "a", quiet=True, tensorboard=False)
     reader = MemoryReader.from_run(tmp_path / "a")
     env = TTTMemoryObservation(gym.make("CartPole-v1"), reader)

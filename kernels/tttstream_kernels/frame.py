@@ -79,7 +79,7 @@ def one_frame(
     cells = rows * heads
 
     def split(flat: Tensor) -> Weights:
-        return inner.split(flat.reshape(cells, -1), width)
+        return inner.split(flat, width)
 
     q, k, v, rate = (x.transpose(1, 2).reshape(cells, tokens, -1) for x in (q, k, v, eta))
     gamma, beta = (x.expand(rows, -1, -1).reshape(cells, 1, width) for x in (gamma, beta))

@@ -58,9 +58,13 @@ class Inner:
         raise NotImplementedError(f"{type(self).__name__} must define gradients")
 
     def split(self, flat: Tensor, width: int) -> Weights:
-        """[R, P] -> one matrix [R, rows, columns] a layer (views)."""
+        """[..., P] -> one matrix [R, rows, columns] a layer, R = the product of the other sizes (views)."""
+        shapes = self.shapes(width)
+        if len(shapes) == 1:
+            return (flat.reshape(-1, *shapes[0]),)
+        flat = flat.reshape(-1, flat.shape[-1])
         weights, begin = [], 0
-        for rows, columns in self.shapes(width):
+        for rows, columns in shapes:
             weights.append(flat[:, begin : begin + rows * columns].view(-1, rows, columns))
             begin += rows * columns
         return tuple(weights)

@@ -143,7 +143,7 @@ def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, R
         return torch.where(cut.fresh[:, None, None], 0.0, part[cut.row]) if isinstance(cut, Ragged) else part
 
     def split(part: Tensor) -> Weights:
-        return call.inner.split(part.flatten(0, 1), call.q.shape[-1])
+        return call.inner.split(part, call.q.shape[-1])
 
     delta = pieces(state.delta)
     seed = Seed(
@@ -214,37 +214,37 @@ def one_token(
     inner, start, update, before = call.inner, call.start, call.update, state
     rows, _, heads, width = call.q.shape
     cells = rows * heads
-    q, k, v, eta = (x.view(rows, heads, -1) for x in (call.q, call.k, call.v, call.eta))
+    q, k, v, eta = call.q, call.k, call.v, call.eta
     if lengths is not None:
-        on = (lengths > 0)[:, None, None]
+        on = (lengths > 0)[:, None, None, None]
         q, k, v, eta = (torch.where(on, x, 0.0) for x in (q, k, v, eta))
     if reset is not None:
         state = state.fresh().where(reset[:, 0], state)
 
     def split(flat: Tensor) -> Weights:
-        return inner.split(flat.reshape(cells, -1), width)
+        return inner.split(flat, width)
 
     def rule() -> Rule:
         return update.rule(split(start.expand_as(state.delta)))
 
     def normalised(z: Tensor) -> Tensor:
-        return normalise(z.view(rows, heads, width), call.gamma, call.beta)
+        return normalise(z.view_as(q), call.gamma, call.beta)
 
     flat = start + state.delta
     weights = split(flat)
     target = v - k
-    one = q.new_ones(1).expand(rows, heads, 1)
+    one = q.new_ones(1).expand(rows, 1, heads, 1)
     x_k, x_q = torch.cat([k, one, q, one], dim=-1).view(cells, 2, 1, -1).unbind(1)
     z, inputs, hidden = inner.layers(x_k, weights)
     terms = error_terms(target, call.gamma, call.beta, eta)
-    gradient = reconstruction_gradient(z.view(rows, heads, width), *terms).view(cells, 1, width)
+    gradient = reconstruction_gradient(z.view_as(q), *terms).view(cells, 1, width)
     factor = rule().factor(weights) if update.follow else None
     steps = inner.steps(gradient if factor is None else factor * gradient, weights, hidden)
     sums = zip(split(state.pending), inputs, steps, strict=True)
     pending = flatten(tuple(s.addcmul(x.mT, step) for s, x, step in sums)).view_as(flat)
 
     phase = state.phase.long() % len(call.tau)
-    tau = call.tau[phase].view(-1, 1, 1)
+    tau = call.tau.take(phase).view(-1, 1, 1)
     momentum = state.momentum
     if update.has_momentum:
         mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum
@@ -257,7 +257,7 @@ def one_token(
     loss = None
     if return_loss:
         after = inner.layers(x_k, seen)[0]
-        loss = Loss(*(half_square(normalised(part) - target)[:, None] for part in (z, after)))
+        loss = Loss(*(half_square(normalised(part) - target) for part in (z, after)))
 
     new = InnerState(state.delta, pending, state.momentum, state.phase + 1)
     if torch.compiler.is_compiling() or phase.device.type != "cpu" or len(call.tau) - 1 in phase.tolist():
@@ -266,4 +266,4 @@ def one_token(
         new = ended.where(phase + 1 == len(call.tau), new)
     if lengths is not None:
         new = new.where(lengths > 0, before)
-    return y[:, None], new, loss
+    return y, new, loss

@@ -78,11 +78,11 @@ class Memory(nn.Module):
         if len(leaves[0]) != rows:
             raise StateError(f"{name}: the state has {state.rows} rows, x has {rows}")
         if not torch.compiler.is_compiling():
-            came = [leaf.shape[1:] for leaf in leaves]
+            came, dtype = [leaf.shape[1:] for leaf in leaves], self.state_dtype
             if not self.bounded:
                 came = [torch.Size([0, *size[1:]]) for size in came]
-            if came != self._sizes or any(leaf.dtype != self.state_dtype for leaf in leaves):
+            if came != self._sizes or any(leaf.dtype != dtype for leaf in leaves):
                 found = [f"{list(size)} {leaf.dtype}" for size, leaf in zip(came, leaves, strict=True)]
-                expected = f"{[list(size) for size in self._sizes]} {self.state_dtype}"
+                expected = f"{[list(size) for size in self._sizes]} {dtype}"
                 raise StateError(f"{name}: the state is of another memory: {', '.join(found)}; expected {expected}")
         return state

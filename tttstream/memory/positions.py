@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,23 +26,38 @@ def positions(phase: Tensor, tokens: int, mini_batch: int, reset: Tensor | None)
     return place % mini_batch
 
 
+class Constant(nn.Module):
+    """A constant in the type that states have, float64 where the module is and else float32, rounded once from float64
+    whatever casts the module goes through; a conversion at every call would cost more than its use."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.exact = value.double()
+        self.register_buffer("value", value.float(), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Constant:
+        super()._apply(fn, recurse)
+        dtype = torch.float64 if self.value.dtype == torch.float64 else torch.float32
+        self.value = self.exact.to(self.value.device, dtype)
+        return self
+
+
 class Rotary(nn.Module):
     """Rotary positions over interleaved pairs (2d, 2d + 1), angle = position * base^(-2d / D), as in the official
     PyTorch release of TTT: positions count inside the mini-batch, so they never run out. The angles are computed in
     `dtype`: that release has them in float32, which is 4e-6 off at position 63."""
 
-    table: Tensor
-
     def __init__(self, width: int, mini_batch: int, base: float = 10000.0, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=dtype) / width)
         angles = torch.arange(mini_batch, dtype=dtype)[:, None] * frequencies
-        self.register_buffer("table", torch.stack([angles.cos(), angles.sin()], dim=-1), persistent=False)
+        self.turns = Constant(torch.stack([angles.cos(), angles.sin()], dim=-1))
 
     def forward(self, x: Tensor, place: Tensor) -> Tensor:
         """x [B, T, ..., D] rotated by the angles of its place [B, T]."""
-        turn = self.table.index_select(0, place.flatten()).to(x.dtype)
-        turn = turn.view(*place.shape, *[1] * (x.dim() - 3), -1, 2)
+        turn = self.turns.value.index_select(0, place.flatten()).view(*place.shape, *[1] * (x.dim() - 3), -1, 2)
         pairs = x.view(*x.shape[:-1], -1, 2)
         if not torch.compiler.is_compiling():  # a third of the time; the compiler knows no complex numbers
             turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))

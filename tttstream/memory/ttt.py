@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tttstream import inner as catalogue
 from tttstream.errors import ShapeError
 from tttstream.memory.base import Memory
-from tttstream.memory.positions import Rotary, ShortConv, positions
+from tttstream.memory.positions import Constant, Rotary, ShortConv, positions
 from tttstream.state import State
 from tttstream_kernels import EPS, InnerState, Loss, Update, read
 from tttstream_kernels.ops import check_frames, check_update, run, state_shapes
@@ -64,8 +64,6 @@ class TTTLayer(Memory):
     `return_loss=True` a third result holds loss.before and loss.after [B, H, T]; with `learn=False` the memory is read
     but neither learns nor forgets.
     """
-
-    steps: Tensor
 
     state_type = TTTState
 
@@ -120,7 +118,7 @@ class TTTLayer(Memory):
         self.gamma = nn.Parameter(torch.ones(heads, self.width), requires_grad=normed)
         self.beta = nn.Parameter(torch.zeros(heads, self.width), requires_grad=normed)
         self.scale = nn.Parameter(torch.zeros(mini_batch)) if causal == "token" else None
-        self.register_buffer("steps", torch.arange(1, mini_batch + 1), persistent=False)  # whole: 1/i stays exact
+        self.ramp = Constant(1.0 / torch.arange(1, mini_batch + 1, dtype=torch.float64))
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.alpha = nn.Parameter(torch.full((dim,), float(insert))) if insert is not None else None
 
@@ -147,7 +145,7 @@ class TTTLayer(Memory):
         """Token scale [K]: max(0, 1/i + delta_i), delta learned; None in frame mode."""
         if self.scale is None:
             return None
-        return (self.steps.to(self.state_dtype).reciprocal() + self.scale).clamp(min=0.0)
+        return (self.ramp.value + self.scale).clamp(min=0.0)
 
     @overload
     def forward(

@@ -151,7 +151,9 @@ def report(jobs: list[Job], steps: int, docs: Path, device: str) -> None:
         f"PPO, {steps:,} environment steps a run (less where the mean return of the last 100 episodes reached 0.97), "
         f"equal parameters (below), one learning rate for all, {device}. Cells: interquartile mean of the final return "
         "over seeds [95% bootstrap interval], mean steps played (seeds done); unfinished runs are left out. "
-        "Command: `python agents/bench/popgym_bench.py --minutes 60`, as often as wanted.",
+        "One seed has no interval. TTT memories have a convolution over 4 tokens, framestack sees 4 observations. "
+        f"Command, as often as wanted: `python agents/bench/popgym_bench.py --minutes 60 --steps {steps} "
+        f"--envs {' '.join(envs)} --memories {' '.join(names)}`.",
         "",
         f"| environment | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
@@ -166,7 +168,8 @@ def report(jobs: list[Job], steps: int, docs: Path, device: str) -> None:
                 continue
             mean, low, high = interquartile([end[0] for end in done])
             thousands = np.mean([end[1] for end in done]) / 1000
-            cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}], {thousands:.0f}k ({len(done)})")
+            interval = f" [{low:.2f}, {high:.2f}]" if len(done) > 1 else ""
+            cells.append(f"{mean:.2f}{interval}, {thousands:.0f}k ({len(done)})")
         lines.append(f"| {env} | {' | '.join(cells)} |")
     counts = sizes(envs[0])
     parameters = ", ".join(f"{name} {counts[name][1]:,} (width {counts[name][0]})" for name in names)

@@ -1,6 +1,6 @@
 """The inner models by name: how their weights start, how fast they learn, and what keeps them young.
 
-The defaults of `update` are measured: docs/results/youth.md has the table, demos/youth.py makes it.
+The defaults of `update` are measured; tests/test_law6_ever_young.py holds them to it, demos/youth.py draws them.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Dense(Inner):
         return z, inputs, hidden
 
     def steps(self, g: Tensor, weights: Weights, hidden: list[Tensor]) -> list[Tensor]:
-        """Rate times dl/dZ of every layer [R, K, columns], first layer first, from g, that of the last (equation 6)."""
+        """Rate times dl/dZ of every layer [R, K, columns], first layer first, from g, that of the last (equation 5)."""
         steps = [g]
         for weight, z in zip(weights[:0:-1], hidden[::-1], strict=True):
             steps.insert(0, gelu_backward(torch.bmm(steps[0], weight[:, :-1].mT), z))

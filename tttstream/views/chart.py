@@ -111,6 +111,7 @@ def _draw_surprise(axes: Axes, trace: Trace, detected: Sequence[int], threshold:
     seconds = trace.seconds(numbers)
     if trace.surprise.width > 1:
         axes.fill_between(seconds, mean, high, color=_hex(CURVE), alpha=0.35, linewidth=0)
+        axes.plot(seconds, high, color=_hex(CURVE), linewidth=0.7, alpha=0.8)  # a peak is narrower than a pixel
     axes.fill_between(seconds, mean, 0, color=_hex(CURVE), alpha=0.14, linewidth=0)
     axes.plot(seconds, mean, color=_hex(CURVE), linewidth=1.2)
     axes.axhline(threshold, color=_hex(ALERT), linewidth=0.9, linestyle=(0, (4, 3)))
@@ -122,13 +123,14 @@ def _draw_surprise(axes: Axes, trace: Trace, detected: Sequence[int], threshold:
 
 
 def _draw_planted(axes: Axes, trace: Trace, planted: Sequence[Event]) -> None:
+    top = 1.0 if len(planted) <= 40 else 0.06  # many of them would hide the curve: a rug under it
     for number, kind in enumerate(dict.fromkeys(event.kind for event in planted)):
         colour = _hex(KINDS[number % len(KINDS)])
         spans = [(trace.second_of(e.start), trace.second_of(e.stop)) for e in planted if e.kind == kind]
         bars = [(start, stop - start) for start, stop in spans]
         place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": colour}
-        axes.broken_barh(bars, (0, 1), alpha=0.22, linewidth=0, label=f"planted {kind}", **place)
-        axes.vlines([start for start, _ in bars], 0, 1, alpha=0.8, linewidth=0.8, **place)
+        axes.broken_barh(bars, (0, top), alpha=0.22, linewidth=0, label=f"planted {kind}", **place)
+        axes.vlines([start for start, _ in bars], 0, top, alpha=0.8, linewidth=0.8, **place)
 
 
 def _draw_highlights(figure: Figure, axes: Axes, trace: Trace) -> None:

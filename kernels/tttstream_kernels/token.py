@@ -104,7 +104,10 @@ def token_causal(
             z_after.append(_see(keys, own[wave], lesson, seed.pending, tau, causal))
         going_on = (*sizes, 0)[wave + 1]
         complete = cut.complete(wave)
-        after = _step(seed, lesson, rule, last, lost[wave]) if going_on or complete is not False else seed
+        after = seed
+        if going_on or complete is not False:
+            in_place = complete is True and not torch.is_grad_enabled()
+            after = _step(seed, lesson, rule, last, lost[wave], in_place)
         if going_on < sizes[wave]:
             ends.append(_end(seed, lesson, after, lost[wave], complete, heads).cells(going_on, sizes[wave]))
         seed = after.cells(0, going_on)
@@ -154,18 +157,20 @@ def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, R
     return seed, call.update.rule(split(call.start.expand_as(delta)))
 
 
-def _step(seed: Seed, lesson: Lesson, rule: Rule, tau: Tensor, nan: Tensor | None) -> Seed:
-    """Where cells stand after a full mini-batch (equation 9), whose last token has the scale tau."""
-    target, sign = (seed.weights, -tau) if not seed.momentum else (tuple(rule.momentum * m for m in seed.momentum), tau)
+def _step(seed: Seed, lesson: Lesson, rule: Rule, tau: Tensor, nan: Tensor | None, in_place: bool) -> Seed:
+    """Where cells stand after a full mini-batch (equation 9), whose last token has the scale tau.
+
+    in_place: the new weights take the place of the old ones, which nobody else sees; a quarter of the time of an MLP.
+    """
+    target, sign = (tuple(rule.momentum * m for m in seed.momentum), tau) if seed.momentum else (seed.weights, -tau)
     if seed.pending:
         target = tuple(w.addcmul(sign, s) for w, s in zip(target, seed.pending, strict=True))
-    target = tuple(
-        torch.baddbmm(w, x.mT, sign * step) for w, x, step in zip(target, lesson.inputs, lesson.steps, strict=True)
-    )
+    add = torch.Tensor.baddbmm_ if in_place else torch.baddbmm
+    target = tuple(add(w, x.mT, sign * step) for w, x, step in zip(target, lesson.inputs, lesson.steps, strict=True))
     if nan is not None:
         target = tuple(w + nan for w in target)
     if not seed.momentum:
-        return Seed(rule.settle(target), (), ())
+        return Seed(rule.settle(target, in_place), (), ())
     return Seed(rule.settle(tuple(w - m for w, m in zip(seed.weights, target, strict=True))), (), target)
 
 

@@ -87,15 +87,17 @@ class Rule(NamedTuple):
             return weights
         return tuple(w - self.momentum * m for w, m in zip(weights, momentum, strict=True))
 
-    def settle(self, weights: Weights) -> Weights:
+    def settle(self, weights: Weights, in_place: bool = False) -> Weights:
         """The weights with which the next mini-batch starts, from those right after the step."""
         if isinstance(self.forget, Tensor) or self.forget != 0.0:
-            weights = tuple(torch.lerp(w, s, self.forget) for w, s in zip(weights, self.start, strict=True))
+            lerp = torch.Tensor.lerp_ if in_place else torch.lerp
+            weights = tuple(lerp(w, s, self.forget) for w, s in zip(weights, self.start, strict=True))
         if self.limit is not None:
             scale = self.limit / norm(weights[-1])
             if not self.update.restore:
                 scale = scale.clamp(max=1.0)
-            weights = (*weights[:-1], scale * weights[-1])
+            multiply = torch.Tensor.mul_ if in_place else torch.mul
+            weights = (*weights[:-1], multiply(weights[-1], scale))
         if self.update.columns:
             weights = tuple(w * (_columns(s) / _columns(w)) for w, s in zip(weights, self.start, strict=True))
         return weights

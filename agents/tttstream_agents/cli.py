@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tttstream.cli.main import guarded
 from tttstream_agents import __version__
 from tttstream_agents.config import Config, build, read
 
@@ -149,12 +149,4 @@ def _play(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with the given arguments (those of the process for None); returns its exit code."""
     args = build_parser().parse_args(argv)
-    from tttstream.errors import TTTStreamError
-
-    try:
-        return int(args.run(args))
-    except TTTStreamError as error:
-        print(f"tttstream-agents: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return guarded("tttstream-agents", lambda: int(args.run(args)))

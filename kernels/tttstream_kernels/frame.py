@@ -10,41 +10,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tttstream_kernels.inner import Inner, flatten
+from tttstream_kernels.call import Call
+from tttstream_kernels.inner import flatten
 from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient
 from tttstream_kernels.state import InnerState, Loss
-from tttstream_kernels.update import Update, Weights
+from tttstream_kernels.update import Weights
 
 
 def frame_causal(
-    inner: Inner,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    update: Update,
-    tokens: int,
-    state: InnerState,
-    reset: Tensor | None,
-    lengths: Tensor | None,
-    return_loss: bool,
+    call: Call, state: InnerState, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
 ) -> tuple[Tensor, InnerState, Loss | None]:
-    """Whole frames of `tokens` tokens each: q, k, v [B, T, H, D], eta [B, T, H, rates] -> (outputs, state, loss)."""
+    """Whole frames: (outputs [B, T, H, D], state, loss)."""
     if lengths is not None:
-        inside = (torch.arange(q.shape[1], device=q.device) < lengths[:, None])[:, :, None, None]
-        q, k, v, eta = (torch.where(inside, x, 0.0) for x in (q, k, v, eta))
+        inside = (torch.arange(call.q.shape[1], device=call.q.device) < lengths[:, None])[:, :, None, None]
+        q, k, v, eta = (torch.where(inside, x, 0.0) for x in (call.q, call.k, call.v, call.eta))
+        call = call._replace(q=q, k=k, v=v, eta=eta)
     outputs, before, after = [], [], []
-    for begin in range(0, q.shape[1], tokens):
+    for begin in range(0, call.q.shape[1], call.tokens):
         if reset is not None:
             cut = reset[:, begin] if lengths is None else reset[:, begin] & (lengths > begin)
             state = state.fresh().where(cut, state)
-        here = slice(begin, begin + tokens)
-        y, new, losses = one_frame(
-            inner, q[:, here], k[:, here], v[:, here], eta[:, here], start, gamma, beta, update, state, return_loss
-        )
+        y, new, losses = one_frame(call.at(begin, begin + call.tokens), state, return_loss)
         state = new if lengths is None else new.where(lengths > begin, state)
         outputs.append(y)
         if losses is not None:
@@ -61,29 +47,18 @@ def frame_causal(
     return y, state, loss
 
 
-def one_frame(
-    inner: Inner,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    update: Update,
-    state: InnerState,
-    return_loss: bool,
-) -> tuple[Tensor, InnerState, Loss | None]:
-    """Learn one frame, then read it: q, k, v [B, N, H, D], eta [B, N, H, rates] -> (outputs, state, loss)."""
-    rows, tokens, heads, width = q.shape
+def one_frame(call: Call, state: InnerState, return_loss: bool) -> tuple[Tensor, InnerState, Loss | None]:
+    """Learn one frame, then read it: (outputs [B, N, H, D], state, loss)."""
+    inner, start = call.inner, call.start
+    rows, tokens, heads, width = call.q.shape
     cells = rows * heads
 
     def split(flat: Tensor) -> Weights:
         return inner.split(flat, width)
 
-    q, k, v, rate = (x.transpose(1, 2).reshape(cells, tokens, -1) for x in (q, k, v, eta))
-    gamma, beta = (x.expand(rows, -1, -1).reshape(cells, 1, width) for x in (gamma, beta))
-    rule = update.rule(split(start.expand_as(state.delta)))
+    q, k, v, rate = (x.transpose(1, 2).reshape(cells, tokens, -1) for x in (call.q, call.k, call.v, call.eta))
+    gamma, beta = (x.expand(rows, -1, -1).reshape(cells, 1, width) for x in (call.gamma, call.beta))
+    rule = call.update.rule(split(start.expand_as(state.delta)))
     weights = split(start + state.delta)
     factor = rule.factor(weights)
     rate = rate / tokens if factor is None else rate * (factor / tokens)
@@ -95,7 +70,7 @@ def one_frame(
     else:
         step = inner.gradients(-v, weights, saved, rate)
     momentum = state.momentum
-    if update.has_momentum:
+    if call.update.has_momentum:
         step = tuple(rule.momentum * m + s for m, s in zip(split(momentum), step, strict=True))
         momentum = flatten(step).view_as(state.delta)
     now = tuple(w - s for w, s in zip(weights, step, strict=True))

@@ -7,12 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tttstream_kernels.call import Call
 from tttstream_kernels.errors import BackendError, ShapeError
 from tttstream_kernels.frame import frame_causal
-from tttstream_kernels.inner import Conv, Dense, Inner, SwiGLU
+from tttstream_kernels.inner import Conv, Inner, SwiGLU
 from tttstream_kernels.precision import cast, full_precision
 from tttstream_kernels.state import InnerState, Loss
-from tttstream_kernels.token import Call, one_token, token_causal
+from tttstream_kernels.token import one_token, token_causal
 from tttstream_kernels.update import Update
 
 Backend = Literal["auto", "reference", "triton"]
@@ -113,50 +114,33 @@ def ttt(
     _check_state(state, state_shapes(inner, rows, heads, width, update, causal), start)
     if tau is None and causal == "token":
         tau = 1.0 / torch.arange(1, mini_batch + 1, dtype=state.delta.dtype, device=q.device)
-    return run(
-        inner, q, k, v, eta, start, gamma, beta, mini_batch, tau, state, fresh, reset, lengths, update, return_loss,
-        backend,
-    )  # fmt: skip
+    call = Call(inner, q, k, v, eta, start, gamma, beta, mini_batch, tau, update)
+    return run(call, state, fresh, reset, lengths, return_loss, backend)
 
 
 def run(
-    inner: Inner,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    mini_batch: int,
-    tau: Tensor | None,
+    call: Call,
     state: InnerState,
     fresh: bool,
     reset: Tensor | None,
     lengths: Tensor | None,
-    update: Update,
     return_loss: bool,
     backend: str,
 ) -> tuple[Tensor, InnerState, Loss | None]:
-    """`ttt` behind its door, for a layer whose own door has seen to its arguments: nothing is checked.
-
-    eta [B, T, H, rates]; tau is None in frame mode; fresh says that the state is known to be zero.
-    """
-    choose_backend(backend, inner)
-    output, dtype = q.dtype, state.delta.dtype
-    with full_precision(q.device.type):
-        q, k, v, eta, start, gamma, beta = cast(dtype, q, k, v, eta, start, gamma, beta)
+    """`ttt` behind its door, for a layer whose own door has seen to its arguments: nothing is checked. `fresh` says
+    that the state is known to be zero."""
+    choose_backend(backend, call.inner)
+    output, dtype = call.q.dtype, state.delta.dtype
+    with full_precision(call.q.device.type):
+        tau = None if call.tau is None else call.tau.to(dtype)
+        q, k, v, eta, start, gamma, beta = cast(dtype, *call[1:8])
+        call = Call(call.inner, q, k, v, eta, start, gamma, beta, call.tokens, tau, call.update)
         if tau is None:
-            y, state, loss = frame_causal(
-                inner, q, k, v, eta, start, gamma, beta, update, mini_batch, state, reset, lengths, return_loss
-            )
+            y, state, loss = frame_causal(call, state, reset, lengths, return_loss)
+        elif call.q.shape[1] == 1:
+            y, state, loss = one_token(call, state, reset, lengths, return_loss)
         else:
-            assert isinstance(inner, Dense)
-            call = Call(inner, q, k, v, eta, start, gamma, beta, tau.to(dtype), update)
-            if q.shape[1] == 1:
-                y, state, loss = one_token(call, state, reset, lengths, return_loss)
-            else:
-                y, state, loss = token_causal(call, state, fresh, reset, lengths, return_loss)
+            y, state, loss = token_causal(call, state, fresh, reset, lengths, return_loss)
     return cast(output, y)[0], state, loss
 
 

@@ -15,27 +15,12 @@ import torch
 from torch import Tensor
 
 from tttstream_kernels.activation import gelu
+from tttstream_kernels.call import Call
 from tttstream_kernels.inner import Dense, flatten, with_one
 from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient
 from tttstream_kernels.plan import Ragged, Uniform, plan
 from tttstream_kernels.state import InnerState, Loss
-from tttstream_kernels.update import Rule, Update, Weights
-
-
-class Call(NamedTuple):
-    """What one call of a token-causal op works with. q, k, v [B, T, H, D], eta [B, T, H, 1], tau [K], start [H, P],
-    gamma, beta [H, D]."""
-
-    inner: Dense
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    eta: Tensor
-    start: Tensor
-    gamma: Tensor
-    beta: Tensor
-    tau: Tensor
-    update: Update
+from tttstream_kernels.update import Rule, Weights
 
 
 class Seed(NamedTuple):
@@ -62,12 +47,19 @@ class Lesson(NamedTuple):
     steps: list[Tensor]
 
 
+def _dense(call: Call) -> tuple[Dense, Tensor]:
+    """The inner model and the token scale [K] of a token-causal call."""
+    assert isinstance(call.inner, Dense) and call.tau is not None  # noqa: PT018
+    return call.inner, call.tau
+
+
 def token_causal(
     call: Call, state: InnerState, fresh: bool, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
 ) -> tuple[Tensor, InnerState, Loss | None]:
     """Any number of tokens: (outputs [B, T, H, D], state, loss). `fresh` says that the state is known to be zero."""
+    inner, tau = _dense(call)
     rows, tokens, heads, _ = call.q.shape
-    cut = plan(rows, tokens, len(call.tau), None if fresh else state.phase, reset, lengths, call.q.device)
+    cut = plan(rows, tokens, len(tau), None if fresh else state.phase, reset, lengths, call.q.device)
     if not cut.waves:
         zero = call.eta[..., 0] * 0.0
         return call.q * 0.0, state, Loss(zero, zero) if return_loss else None
@@ -79,7 +71,7 @@ def token_causal(
         poison = cut.pack(poison)
     x_q, x_k = with_one(cut.pack(call.q)), with_one(cut.pack(k))
     offset, scale = (cut.pack(x) for x in error_terms(target, call.gamma, call.beta, eta))
-    tau, last = call.tau[:, None], call.tau[-1]
+    tau, last = tau[:, None], tau[-1]
     causal = -tau.expand(-1, len(tau)).tril()
     sizes = [pieces * heads for pieces in cut.waves]
 
@@ -93,10 +85,10 @@ def token_causal(
     ends, z_q, z_before, z_after = [], [], [], []
     for wave, (queries, keys, scores, *terms) in enumerate(zip(*blocks, strict=True)):
         rule = rule.first(sizes[wave])
-        z, inputs, hidden = call.inner.layers(keys, seed.weights)
+        z, inputs, hidden = inner.layers(keys, seed.weights)
         gradient = reconstruction_gradient(z, *terms)
         factor = rule.factor(seed.weights)
-        steps = call.inner.steps(gradient if factor is None else factor * gradient, seed.weights, hidden)
+        steps = inner.steps(gradient if factor is None else factor * gradient, seed.weights, hidden)
         lesson = Lesson(rule.heading(seed.weights, seed.momentum), inputs, steps)
         z_q.append(_see(queries, scores, lesson, seed.pending, tau, causal))
         if return_loss:
@@ -216,7 +208,8 @@ def one_token(
 ) -> tuple[Tensor, InnerState, Loss | None]:
     """The step of a stream, T = 1: the same as `token_causal` with neither planning nor, off the CPU, reading of
     values, so that it exports and runs in a CUDA graph."""
-    inner, start, update, before = call.inner, call.start, call.update, state
+    inner, scales = _dense(call)
+    start, update, before = call.start, call.update, state
     rows, _, heads, width = call.q.shape
     cells = rows * heads
     q, k, v, eta = call.q, call.k, call.v, call.eta
@@ -248,8 +241,8 @@ def one_token(
     sums = zip(split(state.pending), inputs, steps, strict=True)
     pending = flatten(tuple(s.addcmul(x.mT, step) for s, x, step in sums)).view_as(flat)
 
-    phase = state.phase.long() % len(call.tau)
-    tau = call.tau.take(phase).view(-1, 1, 1)
+    phase = state.phase.long() % len(scales)
+    tau = scales.take(phase).view(-1, 1, 1)
     momentum = state.momentum
     if update.has_momentum:
         mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum
@@ -265,10 +258,10 @@ def one_token(
         loss = Loss(*(half_square(normalised(part) - target) for part in (z, after)))
 
     new = InnerState(state.delta, pending, state.momentum, state.phase + 1)
-    if torch.compiler.is_compiling() or phase.device.type != "cpu" or len(call.tau) - 1 in phase.tolist():
+    if torch.compiler.is_compiling() or phase.device.type != "cpu" or len(scales) - 1 in phase.tolist():
         settled = flatten(rule().settle(seen)).view_as(flat)
         ended = InnerState(settled - start, torch.zeros_like(pending), momentum, torch.zeros_like(state.phase))
-        new = ended.where(phase + 1 == len(call.tau), new)
+        new = ended.where(phase + 1 == len(scales), new)
     if lengths is not None:
         new = new.where(lengths > 0, before)
     return y, new, loss

@@ -295,3 +295,17 @@ def test_a_wrong_call_is_named() -> None:
     reset[0, 2] = True
     with pytest.raises(ShapeError, match="resets at frame starts only: every 4 tokens"):
         frames(torch.zeros(1, 8, 8), reset=reset)
+
+
+@pytest.mark.parametrize("learn", [True, False])
+@pytest.mark.parametrize("inner", ["linear", "conv"])
+def test_frame_mode_takes_whole_frames_whether_it_learns_or_not(inner: str, learn: bool) -> None:
+    layer = TTTLayer(16, 2, inner, causal="frame", grid=(2, 2))
+    x, reset = torch.randn(1, 8, 16), torch.zeros(1, 8, dtype=torch.bool)
+    with pytest.raises(ShapeError, match="whole frames"):
+        layer(x[:, :6], learn=learn)
+    with pytest.raises(ShapeError, match="whole frames"):
+        layer(x, lengths=torch.tensor([5]), learn=learn)
+    reset[0, 3] = True
+    with pytest.raises(ShapeError, match="frame starts"):
+        layer(x, reset=reset, learn=learn)

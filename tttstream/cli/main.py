@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
@@ -44,12 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with the given arguments (those of the process for None); returns its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     args = build_parser(next((word for word in words if word in COMMANDS), None)).parse_args(words)
-    from tttstream.errors import TTTStreamError  # after the arguments, so that --help and --version need no torch
+    return guarded("tttstream", lambda: int(args.run(args)))
+
+
+def guarded(program: str, job: Callable[[], int]) -> int:
+    """The exit code of a program's job; what the user can mend is one line on standard error and exit code 2."""
+    from tttstream.errors import TTTStreamError  # here, so that --help and --version need no torch
 
     try:
-        return int(args.run(args))
+        return job()
     except TTTStreamError as error:
-        print(f"tttstream: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

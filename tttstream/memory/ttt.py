@@ -14,6 +14,7 @@ from tttstream.memory.base import Memory
 from tttstream.memory.positions import Constant, Rotary, ShortConv, positions
 from tttstream.state import State
 from tttstream_kernels import EPS, InnerState, Loss, Update, read
+from tttstream_kernels.call import Call
 from tttstream_kernels.ops import check_frames, check_update, run, state_shapes
 
 
@@ -189,21 +190,20 @@ class TTTLayer(Memory):
             inside = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
             x = torch.where(inside, x, 0.0)
         q, k, v, window = self._views(x, state, reset, lengths)
-        tau = self.tau()
+        if self.causal == "frame":
+            check_frames(x.shape[1], self.tokens, reset, lengths)
+        tau, old = self.tau(), InnerState(*tuple(state)[:4])
         loss: Loss | None
         if learn:
             rate = self.rate(x).to(self.state_dtype).sigmoid() * (self.base_lr / self.width)
             rate = rate.view(*x.shape[:2], self.heads, -1)
-            if self.causal == "frame":
-                check_frames(x.shape[1], self.tokens, reset, lengths)
-            z, inner, loss = run(
-                self.inner, q, k, v, rate, self.start, self.gamma, self.beta, self.tokens, tau,
-                InnerState(*tuple(state)[:4]), fresh, reset, lengths, self.update, return_loss, self.backend,
-            )  # fmt: skip
+            weights = self.start, self.gamma, self.beta
+            call = Call(self.inner, q, k, v, rate, *weights, self.tokens, tau, self.update)
+            z, inner, loss = run(call, old, fresh, reset, lengths, return_loss, self.backend)
             state = TTTState(*inner, window)
         else:
             z, loss = read(
-                self.inner, q, k, v, self.start, self.gamma, self.beta, state=InnerState(*tuple(state)[:4]),
+                self.inner, q, k, v, self.start, self.gamma, self.beta, state=old,
                 mini_batch=self.tokens, tau=tau, reset=reset,
             )  # fmt: skip
             state = self._forgotten(state, reset, lengths)

@@ -7,6 +7,7 @@ python demos/watch_table.py out/videos > table.md
 import argparse
 import datetime
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def main() -> None:
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/summary.json"))]
     if not runs:
         parser.error(f"{folder} has no summary.json of a source below it: expected the --out of `tttstream watch`")
-    machine = f"two {platform.machine()} cores, torch {torch.__version__}"
+    machine = f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}"
     print(
         "# `tttstream watch` over real videos\n\n"
         f"`tttstream watch ../shared/videos --out {folder}`, `tttstream watch ../shared/videos/masks/davis/JPEGImages/"

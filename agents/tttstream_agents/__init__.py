@@ -10,9 +10,10 @@ from tttstream import __version__
 
 if TYPE_CHECKING:
     from tttstream_agents.config import Config
-    from tttstream_agents.policy import MemoryPolicy, PolicyState
+    from tttstream_agents.policy import MemoryPolicy
     from tttstream_agents.reader import MemoryReader, pretrain
     from tttstream_agents.train import load_policy
+    from tttstream_agents.trunk import PolicyState
     from tttstream_agents.wrappers import (
         SurpriseReward,
         SurpriseVectorReward,
@@ -24,7 +25,7 @@ _MODULE_OF = {
     "Config": "config",
     "MemoryPolicy": "policy",
     "MemoryReader": "reader",
-    "PolicyState": "policy",
+    "PolicyState": "trunk",
     "SurpriseReward": "wrappers",
     "SurpriseVectorReward": "wrappers",
     "TTTMemoryObservation": "wrappers",

@@ -1,6 +1,6 @@
-"""From an observation of any gymnasium space to a token: one-hot choices, scaled numbers, pictures through a CNN.
+"""From an observation of any gymnasium space to numbers: one-hot choices, scaled numbers, pictures through a CNN.
 
-Letters: * any leading sizes (steps T, environments B), D width of the token.
+Letters: * any leading sizes (steps T, environments B), N numbers of an observation.
 """
 
 from __future__ import annotations
@@ -105,12 +105,9 @@ Part = Choices | Numbers | Picture
 
 
 class Encoder(nn.Module):
-    """Observations of a space as tokens: called with an observation [*, ...] (nested as the space is), gives [*, D].
+    """Observations of a space as numbers: `encoder(encoder.tensors(obs, leading))` gives [*, N], N = `size`."""
 
-    extra: numbers besides the observation (previous action and reward), given as a second argument [*, extra].
-    """
-
-    def __init__(self, space: spaces.Space[Any], dim: int, extra: int = 0) -> None:
+    def __init__(self, space: spaces.Space[Any]) -> None:
         super().__init__()
         self.space = space
         self.paths = [path for path, _ in leaves(space)]
@@ -118,8 +115,7 @@ class Encoder(nn.Module):
         self.parts = nn.ModuleList(modules)
         if not modules:
             raise SpaceError("cannot see an empty observation space")
-        size = sum(module.size for module in modules) + extra
-        self.mix = nn.Sequential(nn.Linear(size, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.size = sum(module.size for module in modules)
 
     def tensors(self, obs: Any, leading: int, check: bool = True) -> list[Tensor]:
         """The observation's parts as tensors on the encoder's device, their shapes checked.
@@ -127,7 +123,7 @@ class Encoder(nn.Module):
         leading: how many sizes come before the space's own. check: also look at the values.
         Raises ObservationError, which names the part.
         """
-        device = next(self.mix.parameters()).device
+        device = next(self.buffers()).device
         out: list[Tensor] = []
         for path, child in zip(self.paths, self.parts, strict=True):
             module = cast(Part, child)
@@ -143,10 +139,9 @@ class Encoder(nn.Module):
             out.append(x)
         return out
 
-    def forward(self, obs: list[Tensor], extra: Tensor | None = None) -> Tensor:
-        """obs: what `tensors` gave -> [*, D]."""
-        numbers = [module(x) for module, x in zip(self.parts, obs, strict=True)]
-        return self.mix(torch.cat(numbers if extra is None else [*numbers, extra], dim=-1))
+    def forward(self, obs: list[Tensor]) -> Tensor:
+        """obs: what `tensors` gave -> [*, N]."""
+        return torch.cat([module(x) for module, x in zip(self.parts, obs, strict=True)], dim=-1)
 
 
 def choices(space: spaces.Space[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[int, ...]]:

@@ -25,7 +25,7 @@ class Categorical(nn.Module):
     def __init__(self, space: spaces.Space[Any]) -> None:
         super().__init__()
         self.choices = Choices(space)
-        self.outputs = self.width = self.choices.size
+        self.outputs = self.choices.size
 
     def _log_probs(self, outputs: Tensor) -> list[Tensor]:
         return [logits.log_softmax(-1) for logits in outputs.split(self.choices.sizes, dim=-1)]
@@ -42,15 +42,11 @@ class Categorical(nn.Module):
 
     def log_prob(self, outputs: Tensor, action: Tensor) -> Tensor:
         """[*]"""
-        return torch.where(self.encode(action) > 0, torch.cat(self._log_probs(outputs), -1), 0.0).sum(-1)
+        return torch.where(self.choices(action) > 0, torch.cat(self._log_probs(outputs), -1), 0.0).sum(-1)
 
     def entropy(self, outputs: Tensor) -> Tensor:
         """[*]"""
         return -sum(((logits.exp() * logits).sum(-1) for logits in self._log_probs(outputs)), torch.zeros(()))
-
-    def encode(self, action: Tensor) -> Tensor:
-        """The action as numbers [*, width], never all zero, which stands for none."""
-        return self.choices(action)
 
 
 class Gaussian(nn.Module):
@@ -63,7 +59,7 @@ class Gaussian(nn.Module):
     def __init__(self, space: spaces.Box) -> None:
         super().__init__()
         self.numbers = Numbers(space)
-        self.outputs, self.width = self.numbers.size, self.numbers.size + 1
+        self.outputs = self.numbers.size
         self.log_std = nn.Parameter(torch.full((self.outputs,), math.log(0.5)))
 
     def _flat(self, action: Tensor) -> Tensor:
@@ -84,11 +80,6 @@ class Gaussian(nn.Module):
         """[*]"""
         each = self.log_std + self.numbers.reach.log() + 0.5 + 0.5 * LOG_2PI
         return each.sum().expand(outputs.shape[:-1])
-
-    def encode(self, action: Tensor) -> Tensor:
-        """The action as numbers [*, width], never all zero, which stands for none."""
-        numbers = self.numbers(self._flat(action).reshape(*action.shape))
-        return torch.cat([numbers, torch.ones_like(numbers[..., :1])], dim=-1)
 
 
 def build(space: spaces.Space[Any]) -> Categorical | Gaussian:

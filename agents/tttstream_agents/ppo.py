@@ -21,7 +21,8 @@ from tttstream.state import pack, unpack
 from tttstream_agents.config import Config
 from tttstream_agents.envs import one_line, stack, tree
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
-from tttstream_agents.policy import MemoryPolicy, PolicyState
+from tttstream_agents.policy import MemoryPolicy
+from tttstream_agents.trunk import PolicyState
 
 
 class Step(NamedTuple):

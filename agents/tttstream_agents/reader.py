@@ -21,6 +21,7 @@ from tttstream_agents.encoder import Encoder
 from tttstream_agents.envs import make, tree, vector
 from tttstream_agents.errors import TrainingError
 from tttstream_agents.train import load_policy, read_config
+from tttstream_agents.trunk import mix
 
 
 class Reading(NamedTuple):
@@ -56,7 +57,8 @@ class MemoryReader(nn.Module):
             if not isinstance(built, TTTLayer):
                 raise StateError(f"a MemoryReader needs a TTT memory, which alone is surprised; got {memory!r}")
             self.space, self.dim, self.memory = space, dim, built
-            self.encoder = Encoder(space, dim)
+            self.encoder = Encoder(space)
+            self.mix = mix(self.encoder.size, dim)
             self.norm = nn.LayerNorm(dim)
             self.guess = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
 
@@ -77,6 +79,7 @@ class MemoryReader(nn.Module):
         block = cast(Any, policy.blocks[0])
         for own, trained in (
             (reader.encoder, policy.encoder),
+            (reader.mix, policy.mix),
             (reader.norm, block.norm),
             (reader.memory, block.memory),
         ):
@@ -88,10 +91,14 @@ class MemoryReader(nn.Module):
         """A fresh state of `n_envs` environments: all zeros."""
         return self.memory.init_state(n_envs)
 
+    def tokens(self, obs: Any, leading: int) -> Tensor:
+        """Observations with so many leading sizes -> tokens [*, D]."""
+        return self.mix(self.encoder(self.encoder.tensors(obs, leading)))
+
     @torch.no_grad()
     def read(self, obs: Any, state: TTTState, starts: Any) -> Reading:
         """One step: obs [B, ...], starts [B] true where an episode begins."""
-        x = self.norm(self.encoder(self.encoder.tensors(obs, leading=1)))[:, None]
+        x = self.norm(self.tokens(obs, leading=1))[:, None]
         reset = torch.as_tensor(starts, device=x.device).bool()[:, None]
         y, state, loss = self.memory(x, state, reset, return_loss=True)
         return Reading(y[:, 0], loss.before.mean((1, 2)), state)
@@ -128,7 +135,7 @@ def pretrain(
             obs, _, ended, cut, _ = envs.step(envs.action_space.sample())
             starts = torch.as_tensor(ended | cut)
         stretch, reset = cast(Any, tree(lambda *x: torch.stack(x), *played)), torch.stack(begun)
-        token = reader.encoder(reader.encoder.tensors(stretch, leading=2)).transpose(0, 1)
+        token = reader.tokens(stretch, leading=2).transpose(0, 1)
         y, state = reader.memory(reader.norm(token), state, reset.T)
         follows = ~reset.T[:, 1:]  # the next observation is of the same episode
         guess = F.normalize(reader.guess(token + y)[:, :-1][follows], dim=-1)

@@ -18,6 +18,8 @@ settings.load_profile("repeatable")
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # two workers share the machine; also makes sums repeatable
     os.environ["OMP_NUM_THREADS"] = "1"  # the same in the processes that tests start
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, which comes later
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

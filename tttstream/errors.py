@@ -5,6 +5,8 @@ from tttstream_kernels.errors import BackendError, ShapeError, TTTStreamError
 __all__ = [
     "BackendError",
     "CheckpointError",
+    "ConfigError",
+    "DataError",
     "DependencyError",
     "FrameError",
     "OutputError",
@@ -23,8 +25,16 @@ class CheckpointError(TTTStreamError, ValueError):
     """A file of weights or of a saved stream is missing, damaged, or belongs to another model."""
 
 
+class ConfigError(TTTStreamError, ValueError):
+    """A configuration names something that does not exist, or gives it a value that it cannot have."""
+
+
 class SourceError(TTTStreamError, OSError):
     """A source of frames cannot be opened, or broke off."""
+
+
+class DataError(TTTStreamError, ValueError):
+    """A data set cannot be used: a file or folder is missing, empty, or says something else than it should."""
 
 
 class FrameError(TTTStreamError, ValueError):

@@ -35,7 +35,7 @@ class ImageFolder(Source):
     def __init__(self, path: str | os.PathLike[str], *, fps: float = 30.0, on_error: str = "skip") -> None:
         folder = Path(path)
         self.name, self.fps, self._strict = folder.name or str(folder), fps, on_error == "raise"
-        self._paths = [folder] if folder.is_file() else _listed(folder, IMAGES)
+        self._paths = [folder] if folder.is_file() else listed(folder, IMAGES)
         if not self._paths:
             raise SourceError(f"{folder} holds no images ({', '.join(sorted(IMAGES))}); name a folder that does")
         self.frames = len(self._paths)
@@ -46,7 +46,7 @@ class ImageFolder(Source):
             path = self._paths[self._place]
             self._place += 1
             try:
-                image = _pixels(path)
+                image = pixels(path)
             except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
                 self.skipped += 1
                 if self._strict:
@@ -87,11 +87,11 @@ def expand(specs: Iterable[str | int | os.PathLike[str]]) -> list[str]:
 
 
 def _inside(folder: Path) -> list[str]:
-    if _listed(folder, IMAGES) and not _listed(folder, VIDEOS):
+    if listed(folder, IMAGES) and not listed(folder, VIDEOS):
         return [str(folder)]
     tree = sorted((Path(here) for here, _, _ in os.walk(folder)), key=natural)
     tree = [here for here in tree if not any(part.startswith(".") for part in here.relative_to(folder).parts)]
-    found = [path for here in tree for path in _listed(here, VIDEOS)] or [h for h in tree if _listed(h, IMAGES)]
+    found = [path for here in tree for path in listed(here, VIDEOS)] or [h for h in tree if listed(h, IMAGES)]
     if not found:
         raise SourceError(f"{folder} holds neither images nor videos; name a file, or a folder that does")
     return [str(path) for path in found]
@@ -105,7 +105,8 @@ def natural(path: Path) -> list[list[tuple[str, int]]]:
     ]
 
 
-def _listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+def listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """The files in a folder with one of these suffixes, in natural order, hidden ones left out."""
     try:
         entries = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "."]
     except OSError as error:
@@ -113,7 +114,7 @@ def _listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     return sorted(filter(Path.is_file, entries), key=natural)
 
 
-def _pixels(path: Path) -> NDArray[np.uint8]:
+def pixels(path: Path) -> NDArray[np.uint8]:
     """RGB [H, W, 3] of an image file, turned upright by its EXIF note."""
     try:
         from PIL import Image, ImageOps

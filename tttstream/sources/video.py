@@ -21,6 +21,7 @@ except ImportError as error:
     raise DependencyError("reading videos needs PyAV: pip install av") from error
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -72,7 +73,7 @@ class Video(Source):
             image, stamp = picture
             time_s = float((stamp - self._origin) * self._decoder.tick)
             self._index += 1
-            yield Frame(_upright(image), self._index - 1, time_s)
+            yield Frame(upright(image), self._index - 1, time_s)
 
     def _next_picture(self) -> tuple[VideoFrame, int] | None:
         try:
@@ -138,10 +139,10 @@ class _Decoder:
             self.container = av.open(path, timeout=NETWORK_TIMEOUT_S if "://" in path else None)
         except FAILURES as error:
             raise SourceError(
-                f"{name} cannot be read as a video ({_reason(error)}); is it complete, and a video?"
+                f"{name} cannot be read as a video ({reason(error)}); is it complete, and a video?"
             ) from error
         self.formats = set(self.container.format.name.split(","))
-        self.stream = self._longest_stream()
+        self.stream = longest_stream(self.container, name)
         self.tick = self.stream.time_base or Fraction(1, 1000)
         rate = self.stream.average_rate
         self.fps = float(rate) if rate else None
@@ -154,13 +155,6 @@ class _Decoder:
         self.stamp: int | None = None
         self.reach = self.start
         self.longest, self.second = 0, 0  # the two longest intervals between frames so far
-
-    def _longest_stream(self) -> VideoStream:
-        cover = av.stream.Disposition.attached_pic
-        streams = [stream for stream in self.container.streams.video if not stream.disposition & cover]
-        if not streams:
-            raise SourceError(f"{self.name} holds no video stream")
-        return max(streams, key=lambda stream: (_duration(stream), stream.frames, stream.width * stream.height))
 
     def _promised_end(self) -> float:
         """When the stream ends by the header, in the stream's own time in seconds; its start where nothing says it."""
@@ -208,7 +202,7 @@ class _Decoder:
             try:
                 packet = next(packets, None)
             except FAILURES as error:
-                self._broke_off(f"reading failed ({_reason(error)})")
+                self._broke_off(f"reading failed ({reason(error)})")
                 packet = None
             if packet is None:
                 return
@@ -221,7 +215,7 @@ class _Decoder:
             try:
                 pictures = self.stream.decode(packet)
             except FAILURES as error:
-                self._damaged(f"a damaged packet ({_reason(error)})")
+                self._damaged(f"a damaged packet ({reason(error)})")
             else:
                 yield from pictures
 
@@ -247,6 +241,15 @@ class _Decoder:
             raise SourceError(f"{self.name} is damaged or cut off {where}: {why}; on_error=skip goes on with the rest")
 
 
+def longest_stream(container: InputContainer, name: str) -> VideoStream:
+    """The video stream that lasts longest; a cover picture is none."""
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        raise SourceError(f"{name} holds no video stream")
+    return max(streams, key=lambda stream: (_duration(stream), stream.frames, stream.width * stream.height))
+
+
 def _duration(stream: VideoStream) -> float:
     """Seconds by the stream's own header, 0 where it says nothing (Matroska keeps the time of its end in a tag)."""
     if stream.duration and stream.time_base:
@@ -258,15 +261,16 @@ def _duration(stream: VideoStream) -> float:
         return 0.0
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What FFmpeg or the system says, in one line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
-def _upright(picture: VideoFrame) -> NDArray[np.uint8]:
+def upright(picture: VideoFrame) -> NDArray[np.uint8]:
     """RGB pixels [H, W, 3], turned by the rotation that the file asks for (degrees counter-clockwise)."""
     pixels = picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     return np.ascontiguousarray(np.rot90(pixels, round(picture.rotation / 90)))
 
 
 def _checksum(picture: VideoFrame) -> int:
-    return zlib.crc32(_upright(picture).tobytes())
+    return zlib.crc32(upright(picture).tobytes())

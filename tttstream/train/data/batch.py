@@ -1,0 +1,48 @@
+"""What a training step gets: one segment of each of B streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Segments of T frames; row b goes on with the same stream in the next batch.
+
+    frames: uint8 [B, T, 3, H, W]. reset: bool [B, T], frame t of row b starts as if nothing came before.
+    position: int64 [B, T], frames since the last reset. frame: int64 [B, T], its number in its own video.
+    clip: int64 [B, T], the number of the clip in the list of clips, -1 where there is none.
+    label: int64 [B, T], the class of the clip, -1 where there is none.
+    valid: bool [B, T], False where a row has run out of videos, which happens at the end of an evaluation only:
+        zeros stand there, and they do not count.
+    mask: int64 [B, T, H, W], the object that each pixel belongs to, 0 the background; None where no clip has masks.
+    """
+
+    frames: Tensor
+    reset: Tensor
+    position: Tensor
+    frame: Tensor
+    clip: Tensor
+    label: Tensor
+    valid: Tensor
+    mask: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with each tensor changed."""
+        return Batch._make(None if item is None else change(item) for item in self)
+
+    @staticmethod
+    def woven(parts: Sequence[Batch]) -> Batch:
+        """The rows of W batches in turn: row b comes from batch b mod W."""
+
+        def weave(items: Sequence[Tensor]) -> Tensor:
+            whole = items[0].new_empty(sum(map(len, items)), *items[0].shape[1:])
+            for number, item in enumerate(items):
+                whole[number :: len(items)] = item
+            return whole
+
+        if len(parts) == 1:
+            return parts[0]
+        return Batch._make(None if items[0] is None else weave(items) for items in zip(*parts, strict=True))

@@ -1,0 +1,90 @@
+"""What there is to train on: each Index knows one way in which people keep videos, and lists them as clips."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tttstream.errors import DataError, SourceError
+from tttstream.sources.folder import expand
+from tttstream.train.data.clips import Clip, VideoClip
+from tttstream.train.data.digits import DigitsClip, read_idx
+from tttstream.train.data.generated import WalkClip
+
+
+class Index(ABC):
+    """A list of clips. classes: the names of the labels, in order; empty where clips have none."""
+
+    classes: Sequence[str] = ()
+
+    @abstractmethod
+    def clips(self) -> list[Clip]:
+        """All clips, in an order that is the same each time. Raises DataError where there is none."""
+
+
+@dataclass
+class Videos(Index):
+    """Unlabelled videos, subfolders included. folders: folders of videos, or video files."""
+
+    folders: str | list[str]
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        folders = [self.folders] if isinstance(self.folders, str) else self.folders
+        for folder in folders:
+            if not os.path.exists(folder):
+                raise DataError(f"no folder of videos {folder}; give a folder, a video file, or a list of them")
+        try:
+            return [VideoClip(path) for path in expand(folders)]
+        except SourceError as error:
+            raise DataError(str(error)) from error
+
+
+@dataclass
+class Walks(Index):
+    """Camera walks over photographs, made as they are needed.
+
+    count: how many. frames: length of each, None for endless. size: side in pixels. seed: of the first; the others
+    have the seeds that follow, so give `count` seeds' distance to those of a validation.
+    """
+
+    count: int = 8
+    frames: int | None = None
+    size: int = 128
+    seed: int = 0
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        seeds = range(self.seed, self.seed + _at_least_one("walks: count", self.count))
+        return [WalkClip(f"walk {seed}", seed=seed, size=self.size, frames=self.frames) for seed in seeds]
+
+
+@dataclass
+class MovingDigits(Index):
+    """Sequences of moving digits, made as they are needed; see DigitsClip.
+
+    The usual protocol is 20 frames of 64 × 64 pixels with two digits: 10 to learn from, 10 to predict. Sequences
+    follow from their seeds alone, so a test set is always the same.
+    """
+
+    count: int = 10_000
+    frames: int | None = 20
+    digits: int = 2
+    size: int = 64
+    seed: int = 0
+    images: str | None = None
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        if self.images is not None:
+            read_idx(self.images)
+        seeds = range(self.seed, self.seed + _at_least_one("digits: count", self.count))
+        return [DigitsClip(f"digits {s}", -1, True, s, self.digits, self.size, self.frames, self.images) for s in seeds]
+
+
+def _at_least_one(what: str, value: int) -> int:
+    if value < 1:
+        raise DataError(f"{what} must be at least 1, got {value}")
+    return value

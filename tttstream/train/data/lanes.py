@@ -1,0 +1,128 @@
+"""Which frames stand in which lane at which step: a pure function of a seed, so that a run goes on where it stopped.
+
+A lane is an endless stream of frames made of visits: clips one after another, each whole or a window of it. The clips
+are dealt to the lanes round by round, in an order drawn anew for each round. Lane l gets the clips l, l + L, l + 2L …
+of that endless sequence, where L counts the lanes of all processes; so a process, a worker and a run that was stopped
+need to know nothing but their number and the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from tttstream.errors import DataError
+from tttstream.train.data.clips import Numbers
+
+FOREVER = 1 << 60
+
+# Streams of random numbers, one for each use.
+ORDER, VISIT = range(2)
+
+
+@dataclass(frozen=True)
+class Window:
+    """How much of a clip one visit shows.
+
+    frames: so many, None for all of them (of a clip that never ends: for ever). stride: every how manieth frame.
+    start: where a window of fixed length lies: "random", "centre" or "first". A clip too short for the window is shown
+    again from its start, with a reset.
+    """
+
+    frames: int | None = None
+    stride: int = 1
+    start: str = "random"
+
+    def __post_init__(self) -> None:
+        if (self.frames is not None and self.frames < 1) or self.stride < 1:
+            raise DataError(f"window: frames and stride must be at least 1, got {self.frames} and {self.stride}")
+        if self.start not in ("random", "centre", "first"):
+            raise DataError(f"window: start is {self.start!r}, expected 'random', 'centre' or 'first'")
+
+    def first(self, clip_frames: int | None, seed: int) -> int:
+        """The frame at which a visit begins in a clip of that many frames (None: it never ends)."""
+        if self.frames is None or self.start == "first":
+            return 0
+        spare = (FOREVER >> 40 if clip_frames is None else clip_frames) - ((self.frames - 1) * self.stride + 1)
+        if spare <= 0:
+            return 0
+        return spare // 2 if self.start == "centre" else int(np.random.default_rng([seed, 0]).integers(spare + 1))
+
+    def length(self, clip_frames: int | None) -> int:
+        """Frames of a visit to a clip of that many."""
+        if self.frames is not None:
+            return self.frames
+        return FOREVER if clip_frames is None else -(-clip_frames // self.stride)
+
+
+class Visit(NamedTuple):
+    """One clip in one lane. number: its place in the dealt sequence. seed: for its window and its augmentation."""
+
+    number: int
+    clip: int
+    seed: int
+
+
+class Piece(NamedTuple):
+    """The frames [start, stop) of a visit."""
+
+    visit: Visit
+    start: int
+    stop: int
+
+
+class Schedule:
+    """Deals clips to lanes.
+
+    lengths: frames of a visit to each clip, see `Window.length`. lanes: how many there are in all processes together.
+    rounds: how often each clip comes, None for ever. shuffle: draw a new order each round.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], lanes: int, *, seed: int = 0, shuffle: bool = True, rounds: int | None = None
+    ) -> None:
+        self.lengths, self.lanes, self.seed, self.shuffle, self.rounds = lengths, lanes, seed, shuffle, rounds
+        self._order = lru_cache(4)(self._make_order)
+
+    def _make_order(self, number: int) -> Numbers:
+        if not self.shuffle:
+            return np.arange(len(self.lengths))
+        return np.random.default_rng([self.seed, ORDER, number]).permutation(len(self.lengths))
+
+    def clip(self, number: int) -> int:
+        """The clip at a place of the dealt sequence."""
+        return int(self._order(number // len(self.lengths))[number % len(self.lengths)])
+
+    def visits(self, lane: int) -> Iterator[tuple[int, int, int]]:
+        """The visits of a lane: first frame in the lane, frame after the last, place in the dealt sequence."""
+        start, number = 0, lane
+        while self.rounds is None or number < self.rounds * len(self.lengths):
+            stop = start + self.lengths[self.clip(number)]
+            yield start, stop, number
+            start, number = stop, number + self.lanes
+
+    def frames(self, lane: int) -> int:
+        """Frames in a lane, where the clips come a limited number of times."""
+        return max((stop for _, stop, _ in self.visits(lane)), default=0)
+
+    def segments(self, lane: int, length: int, step: int = 0) -> Iterator[list[Piece]]:
+        """The segments of a lane from a step on, each `length` frames in pieces; fewer or none once it has run out."""
+        at = step * length
+        pieces: list[Piece] = []
+        missing = length
+        for start, stop, number in self.visits(lane):
+            while at < stop:
+                seed = int(np.random.default_rng([self.seed, VISIT, number]).integers(1 << 62))
+                taken = min(missing, stop - at)
+                pieces.append(Piece(Visit(number, self.clip(number), seed), at - start, at - start + taken))
+                at, missing = at + taken, missing - taken
+                if not missing:
+                    yield pieces
+                    pieces, missing = [], length
+        while True:
+            yield pieces
+            pieces = []

@@ -1,0 +1,192 @@
+"""VideoData: an index, a window, a decoder and a transform, composed into lanes for Lightning."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import nn
+from tqdm import tqdm
+
+from tttstream.errors import DataError, SourceError
+from tttstream.train.data.clips import Clip, Decoder
+from tttstream.train.data.indices import Index
+from tttstream.train.data.lanes import FOREVER, Schedule, Window
+from tttstream.train.data.loader import Footage, LaneLoader, named
+from tttstream.train.data.split import cut
+from tttstream.train.data.transforms import fitted
+from tttstream.train.data.video import PyAV
+
+
+class BadVideoWarning(UserWarning):
+    """Some videos were passed over, or could be read in part only."""
+
+
+class VideoData(LightningDataModule):
+    """Batches of segments from lanes of video, see Batch.
+
+    train, val, test: what to show. Where val or test is None and fractions are given, they are cut from train by file.
+    size: side of the frames. length: frames in a segment, T. batch_size: lanes in each process, B.
+    window: how much of a clip a visit shows in training; eval_window: in validation and test, where every clip comes
+        once. Whole clips need their lengths beforehand: all files are opened once when the run starts.
+    transform: of torchvision.transforms.v2, for training; eval_transform: for validation and test. It must end with
+        size × size; None takes the middle square. Its choices are the same for all frames of a visit.
+    decoder: PyAV, right for whole streams, or Decord, quicker at short windows.
+    steps: batches in an epoch; None: so many that the lanes show about as many frames as there are.
+    eval_steps: batches of a validation, None: until every clip was shown once.
+    workers: processes that read, 0 for none. seed: of orders, windows and transforms.
+    bad_video: "skip" passes over what cannot be read and lists it in a warning, "raise" raises DataError.
+    """
+
+    def __init__(
+        self,
+        train: Index | None = None,
+        val: Index | None = None,
+        test: Index | None = None,
+        *,
+        fractions: list[float] | None = None,
+        size: int = 128,
+        length: int = 16,
+        batch_size: int = 8,
+        window: Window | None = None,
+        eval_window: Window | None = None,
+        transform: nn.Module | None = None,
+        eval_transform: nn.Module | None = None,
+        decoder: Decoder | None = None,
+        steps: int | None = None,
+        eval_steps: int | None = None,
+        workers: int = 2,
+        seed: int = 0,
+        bad_video: str = "skip",
+    ) -> None:
+        super().__init__()
+        for name, value in {"size": size, "length": length, "batch_size": batch_size}.items():
+            if value < 1:
+                raise DataError(f"data: {name} must be at least 1, got {value}")
+        if bad_video not in ("skip", "raise"):
+            raise DataError(f"data: bad_video is {bad_video!r}, expected 'skip' or 'raise'")
+        if fractions is not None and len(fractions) != 3:
+            raise DataError(f"data: fractions are {fractions}, expected three, for train, val and test")
+        self._indices = {"train": train, "val": val, "test": test}
+        self._fractions = fractions
+        self.size, self.length, self.batch_size, self.workers, self.seed = size, length, batch_size, workers, seed
+        self._windows = (window or Window(), eval_window or Window(start="centre"))
+        self._transforms = (transform or fitted(size), eval_transform or fitted(size))
+        self._decoder = decoder or PyAV()
+        self._steps = (steps, eval_steps)
+        self._strict = bad_video == "raise"
+        self._clips: dict[str, list[Clip]] = {}
+        self._loaders: dict[str, LaneLoader] = {}
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the labels."""
+        return next((list(index.classes) for index in self._indices.values() if index is not None), [])
+
+    def clips(self, part: str) -> list[Clip]:
+        """The clips of "train", "val" or "test"; `Batch.clip` counts in this list."""
+        if part not in self._clips:
+            self._clips[part] = self._list(part)
+        return self._clips[part]
+
+    def _list(self, part: str) -> list[Clip]:
+        index, train = self._indices[part], self._indices["train"]
+        if index is None and train is None:
+            raise DataError(f"data: nothing is given for {part}")
+        whole = index is None or (part == "train" and None in (self._indices["val"], self._indices["test"]))
+        if self._fractions is None or not whole:
+            if index is None:
+                raise DataError(
+                    f"data: nothing is given for {part}; give data.{part}, or fractions to cut it from train"
+                )
+            return index.clips()
+        assert train is not None
+        clips = cut(train.clips(), self._fractions)[list(self._indices).index(part)]
+        if not clips:
+            raise DataError(f"data: no video falls to {part} with the fractions {self._fractions}; give data.{part}")
+        return clips
+
+    def loader(self, part: str) -> LaneLoader:
+        """The loader of a part for this process: endless for "train", each clip once for "val" and "test"."""
+        training = part == "train"
+        window, steps = self._windows[not training], self._steps[not training]
+        clips, lengths, bad = self._lengths(self.clips(part), window)
+        self._clips[part] = clips
+        footage = Footage(clips, window, self._decoder, self._transforms[not training], self.size, self._strict)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        lanes = self.batch_size if training else min(self.batch_size, -(-len(clips) // world))
+        schedule = Schedule(
+            lengths, lanes * world, seed=self.seed, shuffle=training, rounds=None if training else 1
+        )  # fmt: skip
+        if steps is None:
+            if max(lengths) >= FOREVER:
+                raise DataError(f"data: {part} has clips that never end; give {'' if training else 'eval_'}steps")
+            if training:
+                steps = max(1, sum(lengths) // (lanes * world * self.length))
+            else:
+                steps = -(-max(schedule.frames(lane) for lane in range(lanes * world)) // self.length)
+        loader = LaneLoader(
+            footage,
+            schedule,
+            range(rank * lanes, (rank + 1) * lanes),
+            length=self.length,
+            steps=steps,
+            workers=self.workers,
+            endless=training,
+            pin=torch.cuda.is_available(),
+        )
+        loader.bad |= bad
+        self._loaders[part] = loader
+        return loader
+
+    def _lengths(self, clips: list[Clip], window: Window) -> tuple[list[Clip], list[int], dict[str, str]]:
+        """The clips that can be opened and the frames of a visit to each; what cannot, and why."""
+        if window.frames is not None:
+            return clips, [window.frames] * len(clips), {}
+        bad: dict[str, str] = {}
+
+        def length(clip: Clip) -> int:
+            try:
+                return window.length(clip.count(self._decoder))
+            except SourceError as error:
+                if self._strict:
+                    raise DataError(f"{clip.name}: {error}; bad_video=skip passes over such videos") from error
+                bad[clip.name] = str(error)
+                return 0
+
+        with ThreadPoolExecutor(8) as pool:
+            slow = len(clips) < 200 or not any(hasattr(clip, "stop") for clip in clips)
+            lengths = list(tqdm(pool.map(length, clips), "measuring videos", len(clips), disable=slow))
+        kept = [(clip, frames) for clip, frames in zip(clips, lengths, strict=True) if frames]
+        if not kept:
+            raise DataError(f"data: not one of {len(clips)} videos can be read: {named(bad)}")
+        return [clip for clip, _ in kept], [frames for _, frames in kept], bad
+
+    def train_dataloader(self) -> LaneLoader:
+        """See LightningDataModule."""
+        return self.loader("train")
+
+    def val_dataloader(self) -> LaneLoader | list[Any]:
+        """See LightningDataModule; nothing where there is nothing to validate on."""
+        return self.loader("val") if self._indices["val"] is not None or self._fractions is not None else []
+
+    def test_dataloader(self) -> LaneLoader:
+        """See LightningDataModule."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> LaneLoader:
+        """See LightningDataModule."""
+        return self.loader("test")
+
+    def teardown(self, stage: str) -> None:
+        """End the workers, and list the videos that could not be read."""
+        bad: dict[str, str] = {}
+        for loader in self._loaders.values():
+            loader.close()
+            bad |= loader.bad
+        self._loaders = {}
+        if bad:
+            warnings.warn(f"{len(bad)} videos could not be read in full: {named(bad)}", BadVideoWarning, stacklevel=2)

@@ -12,6 +12,7 @@ from tttstream.sources.folder import expand
 from tttstream.train.data.clips import Clip, VideoClip
 from tttstream.train.data.digits import DigitsClip, read_idx
 from tttstream.train.data.generated import WalkClip
+from tttstream.train.data.images import ImagesClip
 
 
 class Index(ABC):
@@ -26,7 +27,7 @@ class Index(ABC):
 
 @dataclass
 class Videos(Index):
-    """Unlabelled videos, subfolders included. folders: folders of videos, or video files."""
+    """Unlabelled videos, subfolders included. folders: folders of videos or of images, or video files."""
 
     folders: str | list[str]
 
@@ -37,7 +38,7 @@ class Videos(Index):
             if not os.path.exists(folder):
                 raise DataError(f"no folder of videos {folder}; give a folder, a video file, or a list of them")
         try:
-            return [VideoClip(path) for path in expand(folders)]
+            return [ImagesClip(path) if os.path.isdir(path) else VideoClip(path) for path in expand(folders)]
         except SourceError as error:
             raise DataError(str(error)) from error
 

@@ -238,13 +238,19 @@ def _container(path: str) -> InputContainer:
 
 def _file(path: str) -> Any:
     """The path itself, or the bytes of a video inside a tar."""
-    shard, member, name = path.partition(MEMBER)
-    if not member:
-        return path
-    offset, size = members(shard)[name]
-    with open(shard, "rb") as file:
-        file.seek(offset)
-        return io.BytesIO(file.read(size))
+    shard, inside, name = path.partition(MEMBER)
+    return io.BytesIO(member(shard, name)) if inside else path
+
+
+def member(shard: str, name: str) -> bytes:
+    """A file inside a tar. Raises SourceError where it cannot be read."""
+    try:
+        offset, size = members(shard)[name]
+        with open(shard, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    except (KeyError, OSError) as error:
+        raise SourceError(f"{name} cannot be read from {shard}: {error}") from error
 
 
 @lru_cache(maxsize=4096)

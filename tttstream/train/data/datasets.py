@@ -1,0 +1,326 @@
+"""Labelled data sets as they lie on people's disks: folders, split files, csv, json, lists, and the DAVIS tree."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tttstream.errors import DataError, SourceError
+from tttstream.sources.folder import IMAGES, VIDEOS, expand, listed, natural
+from tttstream.train.data.clips import Clip, VideoClip
+from tttstream.train.data.images import ImagesClip
+from tttstream.train.data.indices import Index
+
+
+@dataclass
+class ClassFolders(Index):
+    """One folder for each class, videos (or folders of images) inside. root: holds the folders.
+
+    classes: names in the order of their labels, where they must agree with another part; else by natural order.
+    """
+
+    root: str
+    classes: Sequence[str] = ()
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        found = [path.name for path in sorted(_folder(self.root).iterdir(), key=natural) if _visible_folder(path)]
+        if not found:
+            raise DataError(f"{self.root} holds no folders; expected one for each class with videos inside")
+        self.classes = self.classes or found
+        unknown = sorted({*found} - {*self.classes})
+        if unknown:
+            raise DataError(f"{self.root}: {unknown[0]!r} is not one of the {len(self.classes)} classes given")
+        clips: list[Clip] = []
+        for name in found:
+            try:
+                paths = expand([Path(self.root, name)])
+            except SourceError as error:
+                raise DataError(f"class folder {Path(self.root, name)} holds no video; fill or remove it") from error
+            clips += [_clip(path, self.classes.index(name)) for path in paths]
+        return clips
+
+
+@dataclass
+class UCF101(Index):
+    """UCF101: videos in folders by class, and the split files classInd.txt, trainlist01.txt, testlist01.txt …
+
+    root: folder of the class folders (UCF-101). splits: folder of the split files (ucfTrainTestlist). part: "train" or
+    "test". fold: 1, 2 or 3.
+    """
+
+    root: str
+    splits: str
+    part: str = "train"
+    fold: int = 1
+    classes: Sequence[str] = field(default=(), init=False)
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        _one_of("part", self.part, ("train", "test"))
+        self.classes = [line.split()[-1] for line in _lines(Path(self.splits, "classInd.txt"))]
+        path = Path(self.splits, f"{self.part}list{self.fold:02d}.txt")
+        clips: list[Clip] = []
+        for number, line in enumerate(_lines(path), start=1):
+            name = line.split()[0]
+            label = _label(name.partition("/")[0], self.classes, f"{path} line {number}")
+            clips.append(VideoClip(str(Path(self.root, name)), label))
+        return _present(clips, path, self.root)
+
+
+@dataclass
+class HMDB51(Index):
+    """HMDB51: videos in folders by class, and split files such as brush_hair_test_split1.txt.
+
+    root: folder of the class folders. splits: folder of the split files (testTrainMulti_7030_splits). part: "train"
+    (marked 1 in the files) or "test" (marked 2). fold: 1, 2 or 3.
+    """
+
+    root: str
+    splits: str
+    part: str = "train"
+    fold: int = 1
+    classes: Sequence[str] = field(default=(), init=False)
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        mark = {"train": "1", "test": "2"}[_one_of("part", self.part, ("train", "test"))]
+        ending = f"_test_split{self.fold}.txt"
+        files = sorted(path for path in _folder(self.splits).iterdir() if path.name.endswith(ending))
+        if not files:
+            raise DataError(f"{self.splits} holds no split files CLASS{ending}; give the folder that does")
+        self.classes = [path.name.removesuffix(ending) for path in files]
+        clips: list[Clip] = []
+        for label, path in enumerate(files):
+            for number, line in enumerate(_lines(path), start=1):
+                name, _, marked = line.strip().rpartition(" ")
+                if marked not in ("0", "1", "2"):
+                    raise DataError(f"{path} line {number}: expected `video 0`, `1` or `2`, got {line!r}")
+                if marked == mark:
+                    clips.append(VideoClip(str(Path(self.root, self.classes[label], name.strip())), label))
+        return _present(clips, self.splits, self.root)
+
+
+@dataclass
+class Kinetics(Index):
+    """Kinetics: a csv with the columns label, youtube_id, time_start, time_end, and videos cut to those times.
+
+    csv: the annotation file. root: folder of the videos, named ID_START_END.mp4 with six digits for each time, or
+    ID.mp4, in folders by class or in one. Rows whose video is not there are counted in a warning, as most copies of
+    Kinetics lack some. classes: the names in the order of their labels, where they must agree with another csv.
+    """
+
+    csv: str
+    root: str
+    classes: Sequence[str] = ()
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        rows = _rows(Path(self.csv), ("label", "youtube_id"))
+        self.classes = self.classes or sorted({row["label"] for row in rows})
+        files = {path.rpartition("/")[2].rpartition(".")[0]: path for path in _below(self.root)}
+        clips: list[Clip] = []
+        for number, row in enumerate(rows, start=2):
+            label = _label(row["label"], self.classes, f"{self.csv} line {number}")
+            times = [row.get("time_start") or "0", row.get("time_end") or "0"]
+            try:
+                full = "_".join([row["youtube_id"], *(f"{int(float(time)):06d}" for time in times)])
+            except ValueError as error:
+                raise DataError(f"{self.csv} line {number}: times in seconds expected, got {times}") from error
+            path = files.get(full) or files.get(row["youtube_id"])
+            if path is not None:
+                clips.append(VideoClip(path, label))
+        if not clips:
+            raise DataError(f"not one of {len(rows)} videos of {self.csv} is below {self.root}, such as {full}.mp4")
+        if len(clips) < len(rows):
+            warnings.warn(f"{len(rows) - len(clips)} of {len(rows)} videos of {self.csv} are not there", stacklevel=2)
+        return clips
+
+
+@dataclass
+class SomethingSomething(Index):
+    """Something-Something v2: a json list of videos, each with its template, and a json of the labels.
+
+    annotations: train.json or validation.json (test.json, which has no templates, gives clips without labels).
+    labels: labels.json, from template to number. root: folder of the videos ID.webm.
+    """
+
+    annotations: str
+    labels: str
+    root: str
+    classes: Sequence[str] = field(default=(), init=False)
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        numbers = _json(Path(self.labels))
+        try:
+            self.classes = [name for name, _ in sorted(numbers.items(), key=lambda item: int(item[1]))]
+        except (AttributeError, TypeError, ValueError) as error:
+            raise DataError(f"{self.labels}: expected an object of templates and their numbers") from error
+        items = _json(Path(self.annotations))
+        if not isinstance(items, list) or not all(isinstance(item, dict) and "id" in item for item in items):
+            raise DataError(f"{self.annotations}: expected a list of videos, each with an id and a template")
+        clips: list[Clip] = []
+        for number, item in enumerate(items, start=1):
+            label = -1
+            if "template" in item:
+                name = re.sub(r"[\[\]]", "", item["template"])
+                label = _label(name, self.classes, f"{self.annotations} item {number}")
+            clips.append(VideoClip(str(Path(self.root, f"{item['id']}.webm")), label))
+        return _present(clips, self.annotations, self.root)
+
+
+@dataclass
+class PathList(Index):
+    """A text file with a line `path label` for each video; the label a number, a name, or left out.
+
+    file: the list. root: what its paths are relative to, the folder of the file unless given. classes: the names in
+    the order of their labels; else numbers stand as they are, and names are sorted.
+    """
+
+    file: str
+    root: str | None = None
+    classes: Sequence[str] = ()
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        path = Path(self.file)
+        root = path.parent if self.root is None else Path(self.root)
+        lines = [_path_and_label(line) for line in _lines(path)]
+        names = {label for _, label in lines if label is not None}
+        if not self.classes and not all(name.isdigit() for name in names):
+            self.classes = sorted(names)
+        clips: list[Clip] = []
+        for number, (name, label) in enumerate(lines, start=1):
+            value = -1 if label is None else _label(label, self.classes, f"{path} line {number}")
+            clips.append(_clip(str(root / name), value))
+        return _present(clips, path, root)
+
+
+@dataclass
+class Davis(Index):
+    """The DAVIS tree: JPEGImages/480p/SEQUENCE, Annotations/480p/SEQUENCE, ImageSets/YEAR/val.txt.
+
+    root: the folder of these three. part: "train", "val" or another list of ImageSets; None for every sequence there
+    is. year: 2016 (all objects taken as one) or 2017 (each by itself). resolution: the folder's name, "" for none
+    (YouTube-VOS).
+    """
+
+    root: str
+    part: str | None = "val"
+    year: int = 2016
+    resolution: str = "480p"
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        images, masks = (Path(self.root, name, self.resolution) for name in ("JPEGImages", "Annotations"))
+        clips: list[Clip] = []
+        for name in self._sequences(_folder(images)):
+            if not (masks / name).is_dir() or not listed(images / name, IMAGES):
+                raise DataError(f"{self.root}: sequence {name} lacks its masks, {masks / name}, or its images")
+            clips.append(ImagesClip(str(images / name), masked=True, masks=str(masks / name), merge=self.year == 2016))
+        return clips
+
+    def _sequences(self, images: Path) -> list[str]:
+        if self.part is None:
+            found = sorted(path.name for path in images.iterdir() if _visible_folder(path))
+            if not found:
+                raise DataError(f"{images} holds no sequences")
+            return found
+        sets = Path(self.root, "ImageSets")
+        path = next((p for p in (sets / str(self.year), sets / self.resolution) if p.is_dir()), sets)
+        # Lines are names of sequences, or pairs of files as in 2016: /JPEGImages/480p/NAME/00000.jpg and its mask.
+        lines = [line.split()[0].strip("/").split("/") for line in _lines(path / f"{self.part}.txt")]
+        names = list(dict.fromkeys(line[-2] if len(line) > 1 else line[0] for line in lines))
+        missing = [name for name in names if not (images / name).is_dir()]
+        if missing:
+            raise DataError(f"{path / self.part}.txt names the sequence {missing[0]}, which is not in {images}")
+        return names
+
+
+def _clip(path: str, label: int) -> Clip:
+    return ImagesClip(path, label) if Path(path).is_dir() else VideoClip(path, label)
+
+
+def _visible_folder(path: Path) -> bool:
+    return path.is_dir() and path.name[0] != "."
+
+
+def _folder(path: str | Path) -> Path:
+    if not Path(path).is_dir():
+        raise DataError(f"no folder {path}")
+    return Path(path)
+
+
+def _below(root: str) -> list[str]:
+    found = (path for path in sorted(_folder(root).rglob("*")) if path.suffix.lower() in VIDEOS)
+    return [path.as_posix() for path in found]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"no file {path}; give the split or label file that lists the videos") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text: {error}") from error
+
+
+def _lines(path: Path) -> list[str]:
+    lines = [line for line in _text(path).splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{path} is empty; expected one line for each video or class")
+    return lines
+
+
+def _rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    rows = list(csv.DictReader(_text(path).splitlines()))
+    if not rows:
+        raise DataError(f"{path} is empty; expected a line of column names and one for each video")
+    missing = [name for name in columns if rows[0].get(name) is None]
+    if missing:
+        raise DataError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(str, rows[0]))}")
+    return rows
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as json: {error}") from error
+
+
+def _label(name: str, classes: Sequence[str], where: str) -> int:
+    """The number of a class; a number stands for itself."""
+    if name in classes:
+        return list(classes).index(name)
+    if name.isdigit() and (not classes or int(name) < len(classes)):
+        return int(name)
+    raise DataError(f"{where}: unknown class {name!r}; expected one of {len(classes)}, such as {classes[0]!r}")
+
+
+def _path_and_label(line: str) -> tuple[str, str | None]:
+    """`path label` apart; a path may hold spaces, and a line may be a path alone."""
+    path, _, label = line.strip().rpartition(" ")
+    return (line.strip(), None) if not path or "." in label else (path.strip(), label)
+
+
+def _one_of(what: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise DataError(f"{what} is {value!r}, expected {' or '.join(map(repr, known))}")
+    return value
+
+
+def _present(clips: list[Clip], listing: str | Path, root: str | Path) -> list[Clip]:
+    """The clips, unless there is none or not one file of them exists: then the root is wrong."""
+    if not clips:
+        raise DataError(f"{listing} lists no videos for this part")
+    if not any(Path(clip.name).exists() for clip in clips):
+        raise DataError(f"not one of {len(clips)} videos listed in {listing} is below {root}; check the root")
+    return clips

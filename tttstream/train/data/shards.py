@@ -1,0 +1,82 @@
+"""WebDataset shards: tar files whose members with one stem make one sample, such as 0007.mp4 and 0007.cls."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from tttstream.errors import DataError, SourceError
+from tttstream.sources.folder import VIDEOS
+from tttstream.train.data.clips import Clip, VideoClip
+from tttstream.train.data.indices import Index
+from tttstream.train.data.video import MEMBER, member, members
+
+
+@dataclass
+class Shards(Index):
+    """Videos in uncompressed tar files on disk.
+
+    shards: a path with {000..099} or * in it, or a list of such. A sample is a video KEY.mp4 (or another ending), with
+    its label, if any, in KEY.cls (a number) or in KEY.json under "label" or "cls" (a number, or a name among
+    `classes`). Only the tables of contents are read beforehand, so samples are shuffled across all shards and a run
+    goes on exactly where it stopped.
+    """
+
+    shards: str | list[str]
+    classes: Sequence[str] = ()
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        patterns = [self.shards] if isinstance(self.shards, str) else self.shards
+        clips: list[Clip] = []
+        for shard in (path for pattern in patterns for path in _expanded(pattern)):
+            try:
+                names = members(shard)
+            except SourceError as error:
+                raise DataError(str(error)) from error
+            videos = [name for name in names if PurePosixPath(name).suffix.lower() in VIDEOS]
+            if not videos:
+                raise DataError(f"{shard} holds no videos; expected members such as 0007.mp4 with 0007.cls")
+            clips += [VideoClip(shard + MEMBER + name, self._label(shard, name)) for name in videos]
+        return clips
+
+    def _label(self, shard: str, name: str) -> int:
+        stem = name[: name.index(".", name.rfind("/") + 1)]
+        names = members(shard)
+        for label in (f"{stem}.cls", f"{stem}.json"):
+            if label not in names:
+                continue
+            text = member(shard, label).decode("utf-8", "replace").strip()
+            try:
+                value = json.loads(text) if label.endswith(".json") else text
+            except ValueError as error:
+                raise DataError(f"{shard}: {label} cannot be read as json: {error}") from error
+            if isinstance(value, dict):
+                value = value.get("label", value.get("cls"))
+            if value is not None:
+                return self._number(str(value), f"{shard}: {label}")
+        return -1
+
+    def _number(self, value: str, where: str) -> int:
+        if value in self.classes:
+            return list(self.classes).index(value)
+        if value.isdigit() and (not self.classes or int(value) < len(self.classes)):
+            return int(value)
+        raise DataError(f"{where}: unknown class {value!r}; expected a number or one of {len(self.classes)} classes")
+
+
+def _expanded(pattern: str) -> list[str]:
+    """The files that a pattern with {000..099} and * stands for; each one a brace names must be there."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if found:
+        first, last = found.groups()
+        numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+        return [path for n in numbers for path in _expanded(pattern[: found.start()] + n + pattern[found.end() :])]
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+        raise DataError(f"no shard {pattern}; give a path, or a pattern with {{000..099}} or *")
+    return paths

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tttstream.presets import folder as shipped
 from tttstream_agents.errors import TrainingError
 
 
@@ -99,7 +100,7 @@ def build(values: dict[str, Any], source: str) -> Config:
 
 def presets() -> Path:
     """The folder of shipped presets."""
-    return Path(__file__).resolve().parents[2] / "configs" / "agents"
+    return shipped() / "agents"
 
 
 def read(name: str) -> dict[str, Any]:

@@ -13,8 +13,15 @@ from tttstream import __version__
 # Each is a module of this package with `add_arguments(parser)` and `run(args) -> exit code`.
 COMMANDS = {
     "watch": "learn online from a video, a camera or the embedded walk, and show what surprises",
+    "fit": "train a model on streams of video (Lightning's command line)",
+    "validate": "measure a trained model on the validation videos",
+    "test": "measure a trained model on the test videos",
+    "predict": "write what a trained model says of videos",
+    "export": "turn a checkpoint into the model folder that `watch --model` takes",
     "info": "print versions, devices, and why Triton can or cannot run here",
 }
+# Lightning's: they bring their own parser, which takes seconds to import.
+TRAINING = ("fit", "validate", "test", "predict")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,7 +40,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        if name == command:
+        if name == command and name not in TRAINING:
             module = import_module(f"tttstream.cli.{name}")
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
@@ -43,6 +50,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with the given arguments (those of the process for None); returns its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in TRAINING:
+        return guarded("tttstream", lambda: int(import_module("tttstream.train.cli").main(words)))
     args = build_parser(next((word for word in words if word in COMMANDS), None)).parse_args(words)
     return guarded("tttstream", lambda: int(args.run(args)))
 

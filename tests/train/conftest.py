@@ -1,0 +1,120 @@
+"""A stream that needs no file, in lanes: a window that moves over noise, so that the next frame can be foretold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader, Dataset
+
+from tttstream.model import ModelConfig
+from tttstream.train.data import Batch
+
+SIZE = 16
+
+
+class Moving(Dataset[Batch]):
+    """Segments of T frames in B rows; every 5th step each row begins another video."""
+
+    def __init__(self, steps: int, rows: int = 2, frames: int = 4, first: int = 0) -> None:
+        noise = torch.Generator().manual_seed(1)
+        self.pictures = torch.randint(0, 256, (8, 3, SIZE, 4 * SIZE), generator=noise, dtype=torch.uint8)
+        self.steps, self.rows, self.frames, self.first = steps, rows, frames, first
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        if not 0 <= step < self.steps:
+            raise IndexError(step)
+        times = (step % 5) * self.frames + torch.arange(self.frames)
+        rows = [self.pictures[(self.first + row + step // 5) % 8] for row in range(self.rows)]
+        frames = torch.stack([torch.stack([picture[:, :, t : t + SIZE] for t in times.tolist()]) for picture in rows])
+        position = times.expand(self.rows, -1)
+        minus = torch.full_like(position, -1)
+        return Batch(frames, position == 0, position, position, minus, minus, position >= 0)
+
+
+class MovingData(LightningDataModule):
+    """Training lanes that go on after a resume, and a validation."""
+
+    def __init__(self, steps: int = 20, rows: int = 2, frames: int = 4) -> None:
+        super().__init__()
+        self.steps, self.rows, self.frames = steps, rows, frames
+        self.loader: Any = None
+
+    def train_dataloader(self) -> Any:
+        trainer = self.trainer
+        first = 0 if trainer is None else trainer.global_rank * self.rows
+        self.loader = _Resumable(Moving(self.steps, self.rows, self.frames, first))
+        return self.loader
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Moving(3, self.rows, self.frames, 4), batch_size=None)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+class _Resumable:
+    """Goes on at the step that a checkpoint names, as the loaders of tttstream.train.data do."""
+
+    def __init__(self, data: Moving) -> None:
+        self.data, self.step = data, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self.step < len(self.data):
+            self.step += 1
+            yield self.data[self.step - 1]
+        self.step = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = state["step"]
+
+
+@pytest.fixture
+def tiny() -> Callable[..., ModelConfig]:
+    """A model of a few thousand parameters, with changes."""
+
+    def make(**changes: Any) -> ModelConfig:
+        return ModelConfig(**{"size": SIZE, "patch": 8, "dim": 16, "depth": 1, "heads": 2, **changes})
+
+    return make
+
+
+@pytest.fixture
+def moving() -> type[MovingData]:
+    """The data module, to be made."""
+    return MovingData
+
+
+@pytest.fixture
+def trainer(tmp_path: Any) -> Callable[..., Trainer]:
+    """A quiet trainer on the CPU, with changes."""
+
+    def make(**changes: Any) -> Trainer:
+        given: dict[str, Any] = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": 12,
+            "logger": CSVLogger(tmp_path, name="log"),
+            "default_root_dir": tmp_path,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "limit_val_batches": 0,
+        }
+        return Trainer(**{**given, **changes})
+
+    return make

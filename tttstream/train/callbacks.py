@@ -1,0 +1,165 @@
+"""What a run shows and leaves behind: a bar, its pace, sample pictures, and the model folder for `tttstream watch`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
+from PIL import Image
+from torch import Tensor
+
+from tttstream.model import FrameModel
+from tttstream.outputs import saving
+
+NAMES = {"train/loss": "loss", "train/inner_before": "inner", "train/inner_after": "after", "val/loss": "val"}
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's bar with the loss, the inner loss before and after learning a frame, and frames a second."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1 if sys.stderr.isatty() else 20)
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """See Lightning."""
+        found = trainer.callback_metrics
+        shown: dict[str, Any] = {short: f"{float(found[name]):.3g}" for name, short in NAMES.items() if name in found}
+        if "train/frames_per_s" in found:
+            shown["frames/s"] = f"{float(found['train/frames_per_s']):.0f}"
+        return shown
+
+
+class _Stopwatch(PassThroughProfiler):
+    """Adds up how long the trainer waits for the next batch."""
+
+    FETCH = "[_TrainingEpochLoop].train_dataloader_next"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited_s = 0.0
+        self._since = 0.0
+
+    def start(self, action_name: str) -> None:
+        if action_name == self.FETCH:
+            self._since = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        if action_name == self.FETCH:
+            self.waited_s += time.perf_counter() - self._since
+
+
+class Pace(Callback):
+    """Logs train/frames_per_s and train/data_wait, the share of the time in which the trainer waits for data.
+
+    Both since the last logged step. With a profiler of the user's own there is no data_wait.
+    """
+
+    def __init__(self) -> None:
+        self._watch: _Stopwatch | None = None
+        self._since, self._waited, self._frames, self._every = 0.0, 0.0, 0, 1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the place of a profiler that measures nothing."""
+        untyped: Any = trainer
+        if stage == "fit" and type(untyped.profiler) is PassThroughProfiler:
+            untyped.profiler = self._watch = _Stopwatch()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        untyped: Any = trainer
+        self._every = max(1, untyped.log_every_n_steps)
+        self._begin()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation is not training: begin anew."""
+        self._begin()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and log where a step is logged."""
+        self._frames += batch.frames.shape[:2].numel() * trainer.world_size
+        took = time.perf_counter() - self._since
+        values = {"train/frames_per_s": self._frames / took}
+        if self._watch is not None:
+            values["train/data_wait"] = min(1.0, (self._watch.waited_s - self._waited) / took)
+        pl_module.log_dict(values)
+        if trainer.global_step % self._every == 0:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._since, self._frames = time.perf_counter(), 0
+        self._waited = 0.0 if self._watch is None else self._watch.waited_s
+
+
+class Pictures(Callback):
+    """Writes the pictures that the first validation batch returns under "pictures": rows of columns of frames.
+
+    They lie in the run's folder as pictures/step_….png and in TensorBoard. The task's `validation_step` returns them
+    as [rows, columns, 3, H, W] in 0..1.
+    """
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """See the class."""
+        if not isinstance(outputs, dict) or "pictures" not in outputs or not trainer.is_global_zero:
+            return
+        if trainer.sanity_checking or trainer.log_dir is None:
+            return
+        sheet = tiled(outputs["pictures"])
+        path = Path(trainer.log_dir) / "pictures" / f"step_{trainer.global_step:07d}.png"
+        part = path.with_name(f".{path.name}.part")
+        with saving(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(sheet.permute(1, 2, 0).cpu().numpy()).save(part, format="png")
+            part.replace(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("pictures", sheet, trainer.global_step)
+
+
+def tiled(pictures: Tensor) -> Tensor:
+    """[rows, columns, 3, H, W] in 0..1 -> one picture, uint8 [3, rows * H, columns * W]."""
+    sheet = (pictures.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+    rows, columns, channels, height, width = sheet.shape
+    return sheet.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+
+
+class Export(Callback):
+    """At the end of a run, writes the folders that `tttstream watch --model` takes: model, and best where one is known.
+
+    model: the weights as they are at the end (averaged ones, where a callback averages them). best: those of the best
+    checkpoint. They lie in the run's folder.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See the class."""
+        model = pl_module.model
+        if not isinstance(model, FrameModel) or not trainer.is_global_zero or trainer.log_dir is None:
+            return
+        run = Path(trainer.log_dir)
+        model.save(run / "model")
+        written = [run / "model"]
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
+            from tttstream.train.export import read
+
+            read(Path(checkpoint.best_model_path)).save(run / "best")
+            written.append(run / "best")
+        print("the model is in", " and ".join(f"{folder}" for folder in written))

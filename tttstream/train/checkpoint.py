@@ -1,0 +1,49 @@
+"""Checkpoints that appear whole or not at all, and say clearly when they cannot be written or read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from tttstream.errors import CheckpointError
+from tttstream.outputs import saving
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes under a temporary name and renames, so that a full disk leaves the last good checkpoint as it was."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """See the class. Raises OutputError."""
+        whole = Path(path)
+        part = whole.with_name(f".{whole.name}.part")
+        with saving(whole):
+            whole.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(part, "wb") as file:
+                    torch.save(checkpoint, file)
+                os.replace(part, whole)
+            except RuntimeError as error:  # how torch reports what the file said
+                raise _cause(error) from error
+            finally:
+                part.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As Lightning's. Raises CheckpointError for a file that is no checkpoint."""
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read as a checkpoint: is it complete, and one of `tttstream fit`?"
+            ) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The system's error behind another one, if there is one."""
+    while not isinstance(error, OSError) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return error

@@ -1,0 +1,34 @@
+"""From a checkpoint to the model in it, without Lightning."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tttstream.errors import CheckpointError, TTTStreamError
+from tttstream.model import FrameModel, ModelConfig
+
+PREFIX = "model."
+
+
+def read(path: Path) -> FrameModel:
+    """The model in a checkpoint of `tttstream fit`. Raises CheckpointError where there is none."""
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint of `tttstream fit`; is it complete?") from error
+    saved = checkpoint.get("tttstream") if isinstance(checkpoint, dict) else None
+    if saved is None or "model" not in saved:
+        raise CheckpointError(f"{path} was not written by `tttstream fit` for a model of frames")
+    weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
+    try:
+        model = FrameModel(ModelConfig(**saved["model"]))
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, TTTStreamError) as error:
+        raise CheckpointError(f"{path} holds a model that this version cannot build") from error
+    return model.eval()

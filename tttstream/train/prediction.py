@@ -1,0 +1,215 @@
+"""Prediction: the next frame, and k frames, from the stream itself; beside it what repeating the last frame gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from tttstream.backbone import ModelState
+from tttstream.errors import ShapeError
+from tttstream.model import ModelConfig, Output
+from tttstream.train.metrics import QUALITIES, Table, octave, qualities
+from tttstream.train.task import StreamTask, join
+
+if TYPE_CHECKING:
+    from tttstream.train.data import Batch
+
+FLOOR = 1e-4
+"""Added to the error of repeating a frame: still pictures have no share in the loss that noise alone would give."""
+
+OCTAVES = 25  # positions to 16 million
+
+
+def pixels(frames: Tensor) -> Tensor:
+    """uint8 frames as float 0..1."""
+    return frames.float() / 255.0 if frames.dtype == torch.uint8 else frames
+
+
+def relative_error(predicted: Tensor, last: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over that of repeating the last frame, frame by frame [...]: 1 is no better than repeating.
+
+    Relative, so that a street that hardly moves counts as much as a shaking hand.
+    """
+    axes = (-3, -2, -1)
+    error = (predicted - target).square().mean(axes)
+    return error / ((last - target).square().mean(axes) + FLOOR)
+
+
+class Segment(NamedTuple):
+    """One segment as the model saw it: what it said of each frame, and the last k predicted from before them."""
+
+    output: Output
+    ahead: Tensor | None
+
+
+class Said(NamedTuple):
+    """What `tttstream predict` writes: [B, T] position in the stream, frames [B, T, 3, H, W] predicted to follow each,
+    embedding [B, T, dim], and inner loss [B, T] before the frame was learned."""
+
+    position: Tensor
+    prediction: Tensor
+    embedding: Tensor
+    loss: Tensor | None
+
+
+class Prediction(StreamTask):
+    """Self-supervised prediction of the frames to come.
+
+    The loss is the error of every next frame inside a segment, relative to repeating the last one. With `horizon` k > 1
+    the last k frames of a segment are also predicted from the frame before them: predictions go back in, the memory is
+    read but does not learn from them, and their mean error is added to the loss.
+
+    Validation and test measure MSE, PSNR and SSIM for every horizon 1..k and for every octave of the position in the
+    stream, beside copying the last frame seen.
+
+    Args:
+        horizon: k, how many frames ahead. The others: see `StreamTask`.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        horizon: int = 1,
+        learn: bool = True,
+        recompute: int = 0,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup: int = 100,
+    ) -> None:
+        super().__init__(
+            model, learn=learn, recompute=recompute, lr=lr, weight_decay=weight_decay, warmup=warmup
+        )  # fmt: skip
+        if horizon < 1:
+            raise ShapeError(f"prediction: horizon must be at least 1, got {horizon}")
+        self.horizon = horizon
+        columns = [*QUALITIES, *(f"copy_{name}" for name in QUALITIES)]
+        self.tables = nn.ModuleDict()
+        for stage in ("val", "test"):
+            self.tables[f"{stage}_position"] = Table(OCTAVES, columns)
+            if horizon > 1:
+                self.tables[f"{stage}_horizon"] = Table(horizon + 1, columns)
+
+    def forward(self, batch: Batch, stage: str) -> Segment:
+        """Go on with a stage's lanes over one segment."""
+        frames, reset, count = batch.frames, batch.reset, batch.frames.shape[1]
+        state, ahead = self.state_before(batch, stage), None
+        if self.horizon == 1:
+            output, state = self.run_segment(frames, state, reset)
+        elif count > self.horizon:
+            at = count - self.horizon
+            known, state = self.run_segment(frames[:, :at], state, reset[:, :at])
+            ahead = self.roll_out(known, state)
+            rest, state = self.run_segment(frames[:, at:], state, reset[:, at:])
+            output = join([known, rest])
+        else:
+            raise ShapeError(f"prediction: horizon {self.horizon} needs segments of more than {count} frames")
+        self.keep(stage, state)
+        return Segment(output, ahead)
+
+    def roll_out(self, output: Output, state: ModelState) -> Tensor:
+        """The k frames [B, k, 3, H, W] after a segment, each prediction going in as if it had been seen."""
+        frames = [output.prediction[:, -1:]]
+        for _ in range(self.horizon - 1):
+            output, state = self.model(frames[-1], state, learn=False)
+            frames.append(output.prediction)
+        return torch.cat(frames, 1)
+
+    def table(self, stage: str, kind: str) -> Table:
+        """The table of a stage by "position" or by "horizon"."""
+        return cast(Table, self.tables[f"{stage}_{kind}"])
+
+    def losses(self, batch: Batch, segment: Segment) -> dict[str, Tensor]:
+        """What is trained on a segment, by name; gradients come from `loss`, their sum."""
+        target, goes_on = pixels(batch.frames), batch.valid & ~batch.reset
+        error = relative_error(segment.output.prediction[:, :-1], target[:, :-1], target[:, 1:])
+        losses = {"next": mean_where(error, goes_on[:, 1:])}
+        if segment.ahead is not None:
+            k = self.horizon
+            error = relative_error(segment.ahead, target[:, -k - 1 : -k], target[:, -k:])
+            losses["ahead"] = mean_where(error, goes_on[:, -k:].cumprod(1).bool())
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """One segment of every lane."""
+        segment = self(batch, "train")
+        losses = self.losses(batch, segment)
+        self.log_losses("train", losses, segment.output.losses, len(batch.frames))
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, index: int) -> dict[str, Tensor] | None:
+        """As training, measured; of the first batch also pictures.
+
+        Pictures: a row for each lane with the last frame, the one that came, the one predicted and four times their
+        difference; with a horizon, a row of the frames that came above one of those predicted.
+        """
+        segment = self._measure(batch, "val")
+        if index:
+            return None
+        target, predicted = pixels(batch.frames), segment.output.prediction
+        if segment.ahead is not None:
+            true = target[:4, -self.horizon :]
+            return {"pictures": torch.stack([true, segment.ahead[:4].float()], 1).flatten(0, 1)}
+        last, true, said = target[:4, -2], target[:4, -1], predicted[:4, -2].float().clamp(0, 1)
+        wrong = (4 * (said - true).abs()).clamp(max=1)
+        return {"pictures": torch.stack([last, true, said, wrong], 1)}
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        """As validation, on other videos."""
+        self._measure(batch, "test")
+
+    def predict_step(self, batch: Batch, index: int) -> Said:
+        """What is written of each frame."""
+        output = self(batch, "predict").output
+        loss = None if output.losses is None else output.losses.before.mean(-1)
+        return Said(batch.position, output.prediction, output.embedding, loss)
+
+    def _measure(self, batch: Batch, stage: str) -> Segment:
+        segment = self(batch, stage)
+        self.log_losses(stage, self.losses(batch, segment), segment.output.losses, len(batch.frames))
+        target, goes_on = pixels(batch.frames), batch.valid & ~batch.reset
+        valid = goes_on[:, 1:]
+        shown = [part[valid] for part in (segment.output.prediction[:, :-1], target[:, :-1], target[:, 1:])]
+        self.table(stage, "position").update(octave(batch.position[:, 1:][valid]), _beside_copy(*shown))
+        if segment.ahead is None:
+            return segment
+        k = self.horizon
+        valid = goes_on[:, -k:].cumprod(1).bool()
+        last = target[:, -k - 1 : -k].expand_as(segment.ahead)
+        ahead = torch.arange(1, k + 1, device=self.device).expand_as(valid)
+        shown = [part[valid] for part in (segment.ahead, last, target[:, -k:])]
+        self.table(stage, "horizon").update(ahead[valid], _beside_copy(*shown))
+        return segment
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the tables."""
+        self._log_tables("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the tables."""
+        self._log_tables("test")
+
+    def _log_tables(self, stage: str) -> None:
+        table = self.table(stage, "position")
+        self.log_dict({f"{stage}/{column}": value for column, value in table.overall().items()})
+        for row, means in table.means().items():
+            self.log_dict({f"{stage}/{name}/from_{2**row // 2}": means[name] for name in ("mse", "copy_mse")})
+        table.reset()
+        if self.horizon > 1:
+            for row, means in self.table(stage, "horizon").means().items():
+                self.log_dict({f"{stage}/{name}/ahead_{row}": value for name, value in means.items()})
+            self.table(stage, "horizon").reset()
+
+
+def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the values that count, 0 where none does."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _beside_copy(predicted: Tensor, last: Tensor, target: Tensor) -> Tensor:
+    """Frames [n, 3, H, W] -> [n, 6]: qualities of the prediction, and of the last frame repeated."""
+    if not len(target):
+        return target.new_zeros(0, 2 * len(QUALITIES))
+    return torch.cat([qualities(predicted, target), qualities(last, target)], dim=1)

@@ -1,0 +1,192 @@
+"""What every training task shares: a memory carried from batch to batch, saved with the weights, and the optimiser."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tttstream.backbone import Losses, ModelState
+from tttstream.errors import CheckpointError, ShapeError
+from tttstream.memory.base import Memory
+from tttstream.memory.ttt import TTTLayer
+from tttstream.model import FrameModel, ModelConfig, Output
+from tttstream.state import pack, unpack
+
+if TYPE_CHECKING:
+    from tttstream.train.data import Batch
+
+
+class StreamTask(LightningModule):
+    """A model that is trained on streams longer than memory, one segment a step (truncated backpropagation).
+
+    Row i of a batch goes on with row i of the batch before it; its state is carried and cut from the graph between
+    steps; `batch.reset` marks where a row begins another video. Validation starts from a fresh state each time. The
+    state is part of the checkpoint, so that a run that is resumed sees what an uninterrupted one sees.
+
+    Args:
+        model: the model's shape. learn: whether the memory learns (False is the frozen baseline of equal parameters).
+        recompute: 0, or so many frames whose activations are computed anew for the backward pass instead of kept.
+        lr, weight_decay: of AdamW; matrices decay, biases, norms and start weights do not.
+        warmup: optimiser steps over which the learning rate rises; it then falls along a cosine to a tenth, where the
+            trainer knows how many steps there will be.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        learn: bool = True,
+        recompute: int = 0,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup: int = 100,
+    ) -> None:
+        super().__init__()
+        if recompute < 0 or warmup < 0:
+            raise ShapeError(f"task: recompute and warmup cannot be negative, got {recompute} and {warmup}")
+        self.model = FrameModel(model)
+        for memory in self.memories():
+            if not memory.bounded:
+                raise ShapeError(f"task: memory {model.memory!r} grows with the stream: take window, or a ttt_ one")
+        self.learn, self.recompute = learn, recompute
+        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        self._states: dict[str, ModelState | None] = {}
+        # Parameters that no loss reaches would stop DDP, which waits for every gradient.
+        self.model.embedding.requires_grad_(False)
+        self.model.tokens.registers.requires_grad_(model.registers > 0)
+        if not learn:
+            for memory in self.memories():
+                if isinstance(memory, TTTLayer):
+                    memory.rate.requires_grad_(False)
+
+    def memories(self) -> Iterator[Memory]:
+        """The memories of the model's blocks."""
+        return (module for module in self.model.modules() if isinstance(module, Memory))
+
+    def state_before(self, batch: Batch, stage: str) -> ModelState | None:
+        """The memory of this stage's lanes before a batch; None for fresh ones."""
+        state = self._states.get(stage)
+        if state is None or state.rows == len(batch.frames):
+            return None if state is None else state.to(self.device)
+        if not bool(batch.reset[:, 0].all()):
+            raise ShapeError(
+                f"{stage}: a batch of {len(batch.frames)} rows after one of {state.rows}: rows that go on must keep "
+                "their place"
+            )
+        return None
+
+    def keep(self, stage: str, state: ModelState) -> None:
+        """Let the lanes of a stage go on from this state, without its past."""
+        self._states[stage] = state.detach()
+
+    def run_segment(self, frames: Tensor, state: ModelState | None, reset: Tensor | None) -> tuple[Output, ModelState]:
+        """The model over [B, T] frames; with `recompute`, piece by piece."""
+        if not self.recompute or not torch.is_grad_enabled():
+            return self._model(frames, state, reset)
+        outputs: list[Output] = []
+        for begin in range(0, frames.shape[1], self.recompute):
+            piece = slice(begin, begin + self.recompute)
+            cut = None if reset is None else reset[:, piece]
+            output, state = checkpoint(self._model, frames[:, piece], state, cut, use_reentrant=False)
+            outputs.append(output)
+        assert state is not None
+        return join(outputs), state
+
+    def _model(self, frames: Tensor, state: ModelState | None, reset: Tensor | None) -> tuple[Output, ModelState]:
+        return self.model(frames, state, reset, learn=self.learn)
+
+    def setup(self, stage: str) -> None:
+        """A new run begins with fresh lanes; a checkpoint brings its own right after this."""
+        self._states.clear()
+
+    def on_validation_epoch_start(self) -> None:
+        """Validation starts from a fresh state; the training lanes wait."""
+        self._states["val"] = None
+
+    def on_test_epoch_start(self) -> None:
+        """As validation."""
+        self._states["test"] = None
+
+    def on_predict_epoch_start(self) -> None:
+        """As validation."""
+        self._states["predict"] = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the task, the model's shape and the training lanes of every process."""
+        state = self._states.get("train")
+        lanes = None
+        if state is not None:
+            gathered = self.all_gather(pack(state).to(self.device))
+            assert isinstance(gathered, Tensor)
+            lanes = gathered.view(self.trainer.world_size, state.rows, -1).cpu()
+        checkpoint["tttstream"] = {
+            "task": type(self).__name__,
+            "model": dataclasses.asdict(self.model.config),
+            "lanes": lanes,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what another task or model wrote; go on with the training lanes."""
+        saved = checkpoint.get("tttstream")
+        if saved is None:
+            raise CheckpointError("the checkpoint was not written by `tttstream fit`")
+        task = type(self).__name__
+        if saved["task"] != task:
+            raise CheckpointError(f"the checkpoint is of the task {saved['task']}, this is {task}: give its own config")
+        model = dataclasses.asdict(self.model.config)
+        wrong = [name for name, value in model.items() if saved["model"].get(name) != value]
+        if wrong:
+            said = ", ".join(f"{name} {saved['model'].get(name)!r}, here {model[name]!r}" for name in wrong)
+            raise CheckpointError(f"the checkpoint is of another model: {said}")
+        lanes, trainer = saved["lanes"], self._trainer
+        if lanes is not None and trainer is not None and trainer.state.fn == "fit":
+            if len(lanes) != trainer.world_size:
+                raise CheckpointError(
+                    f"the checkpoint holds the lanes of {len(lanes)} processes, this run has {trainer.world_size}: "
+                    "start as many as before"
+                )
+            self._states["train"] = unpack(lanes[trainer.global_rank], self.model.init_state(1))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, warm-up, and a cosine where the number of steps is known."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        starts = {id(m.start) for m in self.memories() if isinstance(m, TTTLayer)}
+        decays = [p for p in trained if p.dim() > 1 and id(p) not in starts]
+        rest = [p for p in trained if p.dim() <= 1 or id(p) in starts]
+        groups = [{"params": decays, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
+        total = self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / (self.warmup + 1))
+            if not math.isfinite(total) or total <= self.warmup:
+                return rise
+            along = min(1.0, max(0.0, (step - self.warmup) / (total - self.warmup)))
+            return rise * (0.55 + 0.45 * math.cos(math.pi * along))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def log_losses(self, stage: str, losses: dict[str, Tensor], inner: Losses | None, rows: int) -> None:
+        """The losses by name, and the inner loss before and after each frame was learned (mean over tokens)."""
+        values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
+        if inner is not None:
+            values[f"{stage}/inner_before"] = inner.before.detach().mean()
+            values[f"{stage}/inner_after"] = inner.after.detach().mean()
+        self.log_dict(values, batch_size=rows, sync_dist=stage != "train")
+
+
+def join(outputs: list[Output]) -> Output:
+    """Outputs of pieces that follow one another, as one."""
+    parts = [output.losses for output in outputs if output.losses is not None]
+    losses = Losses(*(torch.cat(part, 1) for part in zip(*parts, strict=True))) if parts else None
+    prediction = torch.cat([output.prediction for output in outputs], 1)
+    return Output(prediction, torch.cat([output.embedding for output in outputs], 1), losses)

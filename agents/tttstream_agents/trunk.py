@@ -185,5 +185,6 @@ class Trunk(nn.Module):
             numbers.append(position(age))
         if rewards is not None:
             numbers.append(rewards.reshape(*starts.shape, 1))
-        tokens = self.mix(torch.cat([part.to(self.mix[0].weight.dtype) for part in numbers], -1))
+        dtype = cast(nn.Linear, self.mix[0]).weight.dtype
+        tokens = self.mix(torch.cat([part.to(dtype) for part in numbers], -1))
         return tokens, (age[-1] + 1) % float(WAVES[-1])

@@ -1,0 +1,260 @@
+"""Stable-Baselines3: the policies, the buffer of segments, bootstraps, save and load, and that it learns."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from tttstream.errors import DependencyError, ShapeError
+from tttstream_agents.errors import ObservationError, TrainingError
+
+sb3_contrib = pytest.importorskip("sb3_contrib", reason="Stable-Baselines3 is absent: pip install 'tttstream[sb3]'")
+
+from sb3_contrib.ppo_recurrent.policies import MlpLstmPolicy  # noqa: E402
+from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
+from stable_baselines3.common.evaluation import evaluate_policy  # noqa: E402
+from stable_baselines3.common.monitor import Monitor  # noqa: E402
+from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
+
+from tttstream.state import pack  # noqa: E402
+from tttstream_agents.sb3 import RecurrentPPO, TTTPolicy  # noqa: E402
+
+BOX = spaces.Box(-1, 1, (3,), np.float32)
+OBSERVATIONS = {
+    "TTTPolicy": BOX,
+    "TTTCnnPolicy": spaces.Box(0, 255, (40, 40, 1), np.uint8),
+    "TTTMultiInputPolicy": spaces.Dict({"a": BOX, "b": spaces.Discrete(3)}),
+}
+ACTIONS = [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2), spaces.Box(-2, 2, (2,), np.float32)]
+SMALL: dict[str, Any] = {"n_steps": 12, "batch_size": 10, "n_epochs": 2, "seed": 0, "device": "cpu"}
+TINY: dict[str, Any] = {"dim": 16, "heads": 1, "options": {"mini_batch": 4}}
+
+
+class Noise(gym.Env[Any, Any]):
+    """Random observations of a space; episodes of 3 to 9 steps, each second one truncated."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self.episode = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.episode, self.left = self.episode + 1, int(self.np_random.integers(3, 10))
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        self.left -= 1
+        over, cut = self.left == 0, self.episode % 2 == 0
+        return self.observation_space.sample(), float(self.np_random.normal()), over and not cut, over and cut, {}
+
+
+def model(policy: Any, make_env: Any, n_envs: int = 3, tiny: dict[str, Any] = TINY, **kwargs: Any) -> Any:
+    made = RecurrentPPO(policy, DummyVecEnv([make_env] * n_envs), policy_kwargs=tiny, **{**SMALL, **kwargs})
+    with torch.no_grad():
+        for parameter in made.policy.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return made
+
+
+def collect(made: Any, rollouts: int = 2) -> None:
+    """Play on without learning."""
+    _, callback = made._setup_learn(10_000, None)
+    for _ in range(rollouts):
+        assert made.collect_rollouts(made.env, callback, made.rollout_buffer, made.n_steps)
+
+
+def check_first_ratio(made: Any) -> None:
+    seen = 0
+    for data in made.rollout_buffer.get(made.batch_size):
+        actions = data.actions.long().flatten() if isinstance(made.action_space, spaces.Discrete) else data.actions
+        with torch.no_grad():
+            value, log_prob, _ = made.policy.evaluate_actions(
+                data.observations, actions, data.lstm_states, data.episode_starts
+            )
+        mask = data.mask > 0
+        ratio = (log_prob - data.old_log_prob)[mask].exp()
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-5, rtol=0)
+        torch.testing.assert_close(value.flatten()[mask], data.old_values[mask], atol=1e-5, rtol=0)
+        seen += len(ratio)
+    assert seen == made.n_steps * made.n_envs
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda space: type(space).__name__)
+@pytest.mark.parametrize("policy", OBSERVATIONS)
+def test_the_ratio_of_the_first_epoch_is_one(policy: str, action: Any) -> None:
+    """Segments of 5 of 12 steps, resets inside them, the last ones filled up: what was acted is what is evaluated."""
+    made = model(policy, lambda: Noise(OBSERVATIONS[policy], action), segment=5)
+    collect(made)
+    check_first_ratio(made)
+    before = copy.deepcopy(made.policy.state_dict())
+    made.train()
+    assert all(not torch.equal(before[name], p) for name, p in made.policy.named_parameters() if p.grad is not None)
+    assert made.policy.trunk.memories[0].start.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("memory", ["ttt_mlp", "gru", "lstm", "window", "framestack"])
+def test_every_bounded_memory(memory: str) -> None:
+    made = model(
+        "TTTPolicy", lambda: Noise(BOX, ACTIONS[0]), tiny={"memory": memory, "dim": 16, "heads": 1, "depth": 2}
+    )
+    collect(made)
+    check_first_ratio(made)
+
+
+def test_the_buffer_keeps_states_only_where_segments_begin() -> None:
+    made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0]), n_steps=24, batch_size=24, segment=8)
+    collect(made)
+    numbers = pack(made.policy.trunk.initial_state(1)).shape[1]
+    assert [state.shape for state in made.rollout_buffer.states] == [(3, numbers)] * 3
+    arrays = [value for value in vars(made.rollout_buffer).values() if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) < 24 * 3 * 4 * 20  # a dozen numbers a step
+    assert numbers > 256
+    batches = [len(data.mask) for data in made.rollout_buffer.get(24)]
+    assert batches == [24] * 3
+    assert model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0])).rollout_buffer.segment == 10  # batch_size < n_steps
+
+
+def alone(made: Any, first: int, last: int, env: int, extra: Any = None) -> torch.Tensor:
+    """Values of an episode, rows first..last of one environment, with `extra` as its last observation."""
+    buffer = made.rollout_buffer
+    obs, actions = (torch.as_tensor(x[first : last + 1, env]) for x in (buffer.observations, buffer.actions))
+    if extra is not None:
+        obs = torch.cat([obs, torch.as_tensor(extra)[None]])
+        actions = torch.cat([actions, actions[-1:]])
+    starts = torch.zeros(len(obs))
+    starts[0] = 1
+    state = torch.zeros(made.policy.lstm_hidden_state_shape)
+    states = sb3_contrib.common.recurrent.type_aliases.RNNStates((state, state), (state, state))
+    with torch.no_grad():
+        return made.policy.evaluate_actions(obs, actions.long().flatten(), states, starts)[0].flatten()
+
+
+def test_memories_start_with_episodes_and_truncations_bootstrap_from_the_memory_that_saw_them(script: Any) -> None:
+    """Rewards are 1, 2, 3 …; a truncated episode's last one has gamma times the value of what it ended with."""
+    made = model("TTTPolicy", script, n_steps=30, batch_size=30)
+    collect(made, 1)
+    buffer = made.rollout_buffer
+    for env in range(3):
+        starts = np.flatnonzero(buffer.episode_starts[:, env])
+        assert starts.tolist() == np.cumsum([0, 3, 5, 4, 3, 5, 4, 3])[: len(starts)].tolist()
+        for episode, (first, after) in enumerate(itertools.pairwise(starts)):
+            length = after - first
+            last = np.array([episode, length], np.float32)
+            values = alone(made, first, after - 1, env, last)
+            torch.testing.assert_close(values[:-1], torch.as_tensor(buffer.values[first:after, env]), atol=1e-5, rtol=0)
+            expected = length + (made.gamma * float(values[-1]) if episode % 2 else 0.0)
+            assert buffer.rewards[after - 1, env] == pytest.approx(expected, abs=1e-5)
+
+
+def test_predict_goes_on_from_state_to_state_and_starts_anew(script: Any) -> None:
+    made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0]))
+    obs = np.random.default_rng(0).uniform(-1, 1, (6, 2, 3)).astype(np.float32)
+    state, actions, states = None, [], []
+    for t in range(6):
+        action, state = made.predict(obs[t], state, np.array([t == 0, t in (0, 3)]), deterministic=True)
+        actions.append(action)
+        states.append(state)
+    again = None
+    for t in range(3, 6):  # row 1 began anew at 3
+        action, again = made.predict(obs[t, 1], again, deterministic=True)
+        assert action == actions[t][1]
+    np.testing.assert_allclose(again[0][0, 0], states[5][0][0, 1], atol=1e-6)
+    assert np.abs(again[0][0, 0] - states[5][0][0, 0]).max() > 1e-3
+
+
+class Cut(BaseCallback):
+    """Saves after a number of calls, with what the draws and the environments then were."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.n_calls == 24:
+            self.model.save(self.path)
+            self.envs = copy.deepcopy(self.model.env)
+            self.draws = torch.get_rng_state(), np.random.get_state()
+
+
+def test_a_loaded_model_goes_on_inside_its_episodes(tmp_path: Path) -> None:
+    made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[3]))
+    cut = Cut(tmp_path / "model.zip")
+    made.learn(12 * 3 * 4, callback=cut)
+    loaded = RecurrentPPO.load(cut.path, env=cut.envs, device="cpu", force_reset=False)
+    assert loaded.live_state.abs().max() > 0
+    torch.set_rng_state(cut.draws[0])
+    np.random.set_state(cut.draws[1])
+    loaded.learn(12 * 3 * 2, reset_num_timesteps=False)
+    assert loaded.num_timesteps == made.num_timesteps
+    assert loaded.rollout_buffer.segment == made.rollout_buffer.segment
+    for (name, a), b in zip(made.policy.named_parameters(), loaded.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0, msg=name)
+    obs = np.ones((2, 3), np.float32)
+    assert np.array_equal(*(one.predict(obs, deterministic=True)[0] for one in (made, loaded)))
+    other = RecurrentPPO.load(cut.path, env=DummyVecEnv([lambda: Noise(BOX, ACTIONS[3])]), device="cpu")
+    other.learn(12)  # another number of environments
+    assert other.live_state.shape[1] == 1
+    made.policy.save(tmp_path / "policy.pt")
+    assert np.array_equal(TTTPolicy.load(tmp_path / "policy.pt").predict(obs, deterministic=True)[0],
+                          made.predict(obs, deterministic=True)[0])  # fmt: skip
+
+
+def test_sb3_contribs_own_algorithm_takes_the_policy_too() -> None:
+    env = DummyVecEnv([lambda: Noise(BOX, ACTIONS[0])] * 2)
+    stock = sb3_contrib.RecurrentPPO(TTTPolicy, env, policy_kwargs=TINY, **SMALL)
+    stock.learn(48)
+    assert stock.num_timesteps == 48
+
+
+def test_it_learns_to_remember(repeat_first: Any) -> None:
+    """Chance, and all that there is without a memory, is -0.33."""
+    made = RecurrentPPO(
+        "TTTPolicy", DummyVecEnv([lambda: Monitor(repeat_first())] * 16), n_steps=40, batch_size=320, n_epochs=4,
+        learning_rate=1e-3, ent_coef=0.01, target_kl=0.05, seed=0, device="cpu", policy_kwargs={"dim": 32, "heads": 1},
+    )  # fmt: skip
+    made.learn(14_000)
+    mean, _ = evaluate_policy(made, made.get_env(), 40, deterministic=True)
+    assert mean > 0.6
+
+
+def test_a_bad_observation_is_named(script: Any) -> None:
+    made = model("TTTPolicy", lambda: script(faults={5: "nan"}))
+    with pytest.raises(ObservationError, match="NaN or infinity"):
+        made.learn(100)
+
+
+def test_wrong_choices_are_named() -> None:
+    def noise() -> Noise:
+        return Noise(BOX, ACTIONS[0])
+
+    with pytest.raises(TrainingError, match="'memory': 'lstm'"):
+        RecurrentPPO(MlpLstmPolicy, DummyVecEnv([noise]), **SMALL)
+    with pytest.raises(TrainingError, match="between 1 and n_steps = 12, got 13"):
+        model("TTTPolicy", noise, segment=13)
+    with pytest.raises(ShapeError, match="take 'window'"):
+        model("TTTPolicy", noise, tiny={"memory": "attention"})
+    with pytest.raises(ShapeError, match="one features extractor"):
+        model("TTTPolicy", noise, tiny={"share_features_extractor": False})
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    monkeypatch.delitem(sys.modules, "tttstream_agents.sb3")
+    with pytest.raises(DependencyError, match=r"pip install 'tttstream\[sb3\]'"):
+        importlib.import_module("tttstream_agents.sb3")

@@ -1,0 +1,150 @@
+"""TorchRL: a memory as a TensorDict module, with its primer, for collectors and losses.
+
+    memory = TTTModule(4, in_key="observation", out_key="features")
+    env = TransformedEnv(GymEnv("CartPole-v1"), Compose(InitTracker(), memory.make_tensordict_primer()))
+    policy = TensorDictSequential(memory, head)
+
+Letters: S rows, T steps, N numbers of an observation, D width, n numbers of a packed state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tttstream.errors import DependencyError, ShapeError, StateError
+from tttstream.state import pack, unpack
+from tttstream_agents.errors import ObservationError
+from tttstream_agents.trunk import Trunk
+
+try:
+    from tensordict import TensorDictBase
+    from tensordict.nn import TensorDictModuleBase
+    from torchrl.data import Unbounded
+    from torchrl.envs import TensorDictPrimer
+    from torchrl.modules import recurrent_mode, set_recurrent_mode
+except ModuleNotFoundError as error:
+    raise DependencyError(f"{error.name} is not installed: pip install 'tttstream[torchrl]'") from error
+
+__all__ = ["TTTModule", "state_values"]
+
+
+class TTTModule(TensorDictModuleBase):
+    """What LSTMModule and GRUModule are, with any bounded memory: observations in, features [.., D] out.
+
+    numbers: N, those of all observations of `in_keys` together. in_key or in_keys: where they lie. out_key: where the
+    features go. state_key: the packed state [.., n] lies there, the next one under ("next", state_key), zeros where
+    fresh. init_key: true on the first step of an episode (torchrl.envs.InitTracker writes it).
+    memory, dim, depth, heads, positions, options: as `tttstream_agents.MemoryPolicy`.
+
+    Outside of recurrent mode (the default, and what collectors use) each element is one step of its own, with its own
+    state. In it (`with set_recurrent_mode(True)`, and what losses use) the last dimension is time, rows start from the
+    state of their first step, episodes may end and begin inside, all steps are computed in parallel, and no next state
+    is written.
+    """
+
+    def __init__(
+        self,
+        numbers: int,
+        memory: str = "ttt_linear",
+        *,
+        in_key: str | None = None,
+        in_keys: Sequence[Any] | None = None,
+        out_key: Any = "features",
+        state_key: str = "memory",
+        init_key: Any = "is_init",
+        dim: int = 64,
+        depth: int = 1,
+        heads: int = 2,
+        positions: bool = True,
+        options: dict[str, Any] | None = None,
+        default_recurrent_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        if (in_key is None) == (in_keys is None):
+            raise ShapeError(f"expected either in_key or in_keys, got {in_key = } and {in_keys = }")
+        self.trunk = Trunk(
+            numbers, None, memory, dim=dim, depth=depth, heads=heads, positions=positions, options=options
+        )
+        if not all(one.bounded for one in self.trunk.memories):
+            raise ShapeError(f"memory {memory!r} grows, a state of TorchRL cannot: take 'window'")
+        self.numbers, self.default_recurrent_mode = numbers, default_recurrent_mode
+        self.observation_keys = [in_key] if in_keys is None else list(in_keys)
+        self.state_key, self.init_key, self.out_key = state_key, init_key, out_key
+        self.in_keys = [*self.observation_keys, state_key, init_key]
+        self.out_keys = [out_key, ("next", state_key)]
+        self._fresh = self.trunk.initial_state(1)
+
+    @property
+    def recurrent_mode(self) -> bool:
+        """Whether the last dimension is read as time."""
+        mode = recurrent_mode()
+        return self.default_recurrent_mode if mode is None else bool(mode)
+
+    @property
+    def state_size(self) -> int:
+        """n, the numbers of a packed state."""
+        return pack(self._fresh).shape[1]
+
+    def make_tensordict_primer(self) -> Any:
+        """The transform that makes an environment carry the state from step to step."""
+        return TensorDictPrimer({self.state_key: Unbounded(shape=(self.state_size,))}, expand_specs=True)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """See the class."""
+        shape = tensordict.shape
+        recurrent = self.recurrent_mode
+        if recurrent and not shape:
+            raise ShapeError("recurrent mode needs a time dimension, the last one, and there is none")
+        steps = shape[-1] if recurrent else 1
+        rows = math.prod(shape) // steps
+
+        def lay(x: Tensor) -> Tensor:  # [*shape, ...] -> [T, S, ...]
+            return x.reshape(rows, steps, *x.shape[len(shape) :]).transpose(0, 1)
+
+        seen = [self._numbers(tensordict, key, len(shape)) for key in self.observation_keys]
+        x = lay(torch.cat(seen, -1))
+        if x.shape[-1] != self.numbers:
+            raise ObservationError(f"expected {self.numbers} numbers in {self.observation_keys}, got {x.shape[-1]}")
+        starts, flat = tensordict.get(self.init_key, None), tensordict.get(self.state_key, None)
+        if starts is None:
+            raise StateError(f"there is no {self.init_key!r}: append torchrl.envs.InitTracker() to the environment")
+        starts = lay(starts.reshape(shape)).bool()
+        state = self.trunk.initial_state(rows) if flat is None else unpack(lay(flat)[0], self._fresh)
+        features, state = self.trunk.remember(x, state, starts)
+        tensordict.set(self.out_key, features.transpose(0, 1).reshape(*shape, -1))
+        if not recurrent:
+            tensordict.set(("next", self.state_key), pack(state).reshape(*shape, -1))
+        return tensordict
+
+    def _numbers(self, tensordict: TensorDictBase, key: Any, leading: int) -> Tensor:
+        x = tensordict.get(key)
+        x = x.unsqueeze(-1) if x.dim() == leading else x.flatten(leading)
+        x = x.to(self.trunk.norm.weight.dtype)
+        if not self.recurrent_mode and not bool(x.isfinite().all()):
+            raise ObservationError(f"{key!r} holds NaN or infinity")
+        return x
+
+
+@torch.no_grad()
+def state_values(value: Any, data: TensorDictBase, key: str = "state_value") -> TensorDictBase:
+    """Write the values that GAE(value_network=None) reads into what a collector gave: of each observation and of the
+    one after it, each by the memory as it was at that very step, also where an episode ended. Returns data.
+
+    value: the whole value operator, the memory included.
+    """
+    with set_recurrent_mode(False):
+        data.set(key, value(data.copy()).get(key))
+        after = data.get("next").copy()
+        for name in value.in_keys:
+            if name not in after.keys(True):
+                after.set(name, torch.zeros_like(data.get(name)))
+        inits = [module.init_key for module in value.modules() if isinstance(module, TTTModule)]
+        for name in inits:  # what follows a step is never a beginning
+            after.set(name, torch.zeros_like(data.get(name)))
+        data.set(("next", key), value(after).get(key))
+    return data

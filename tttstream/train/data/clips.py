@@ -21,9 +21,10 @@ class Shot(NamedTuple):
 
 
 class Reader(ABC):
-    """An open clip. frames: how many it should have, None where it never ends."""
+    """An open clip. frames: how many it should have, None where it never ends. damage: what was found wrong with it."""
 
     frames: int | None = None
+    damage: str | None = None
 
     @abstractmethod
     def read(self, indices: Numbers) -> Shot:
@@ -91,9 +92,12 @@ class _Part(Reader):
         self._reader, self._start = reader, start
         if reader.frames is not None:
             self.frames = max(0, min(reader.frames, reader.frames if stop is None else stop) - start)
+        self.damage = reader.damage
 
     def read(self, indices: Numbers) -> Shot:
-        return self._reader.read(indices + self._start)
+        shot = self._reader.read(indices + self._start)
+        self.damage = self._reader.damage
+        return shot
 
     def close(self) -> None:
         self._reader.close()

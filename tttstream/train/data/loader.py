@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -91,6 +92,8 @@ class _Lane:
                 broken = f"breaks off after {at + len(shot.frames)} of {self._has} frames"
             except SourceError as error:
                 shot, broken = None, str(error)
+            if self._reader.damage:
+                self._note(footage.clips[self._clip], self._reader.damage)
             got = 0 if shot is None else len(shot.frames)
             if got < len(wanted):
                 self._note(footage.clips[self._clip], broken)
@@ -131,8 +134,11 @@ class _Lane:
                 continue
             first = footage.window.first(reader.frames, visit.seed)
             has = FOREVER if reader.frames is None else -(-(reader.frames - first) // footage.window.stride)
-            self._reader, self._visit, self._clip, self._first, self._has = reader, visit, number, first, has
-            return
+            if has > 0:
+                self._reader, self._visit, self._clip, self._first, self._has = reader, visit, number, first, has
+                return
+            self._note(footage.clips[number], "holds no frames in the part asked for")
+            self._dead.add(number)
         raise DataError(f"not one of {len(footage.clips)} videos can be read: {named(self._bad)}")
 
     def _note(self, clip: Clip, reason: str) -> None:
@@ -177,9 +183,10 @@ class _LaneRows(IterableDataset[Rows]):
 class LaneLoader:
     """Batches of segments, row b going on with lane b; knows at which step it stands, and goes on there when told.
 
-    lanes: those of this process. length: frames in a segment. steps: batches of one pass (`iter`). workers: processes,
-    0 for none; they change nothing in the result. endless: passes go on where the last one stopped; else each pass
-    begins anew. `bad`: videos that could not be read to their end, and why.
+    lanes: those of this process. length: frames in a segment. steps: batches of one pass (`iter`).
+    workers: processes, 0 for none; they change nothing in the result. prefetch: batches that each reads ahead.
+    endless: passes go on where the last one stopped, and workers read ahead meanwhile; else each pass begins anew.
+    bad: videos that could not be read to their end, and why.
     """
 
     def __init__(
@@ -216,16 +223,7 @@ class LaneLoader:
 
     def _next(self) -> Batch:
         if self._parts is None:
-            # A loader that never ends keeps its workers, which read ahead while a validation runs.
-            self._parts = iter(
-                DataLoader(
-                    self._make(self._step),
-                    batch_size=None,
-                    num_workers=self.workers,
-                    prefetch_factor=self._prefetch if self.workers else None,
-                    worker_init_fn=_start_worker,
-                )
-            )
+            self._parts = self._start()
         parts = []
         for _ in range(max(1, self.workers)):
             rows = next(self._parts)
@@ -237,6 +235,22 @@ class LaneLoader:
             parts.append(rows.batch)
         batch = Batch.woven(parts)
         return batch.map(Tensor.pin_memory) if self._pin else batch
+
+    def _start(self) -> Iterator[Rows]:
+        loader = DataLoader(
+            self._make(self._step),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=self._prefetch if self.workers else None,
+            worker_init_fn=_start_worker,
+        )
+        # A forked worker that collected a decoder of this process would wait for its threads, which it has not.
+        gc.collect()
+        gc.freeze()
+        try:
+            return iter(loader)
+        finally:
+            gc.unfreeze()
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches were taken: all that is needed to go on."""

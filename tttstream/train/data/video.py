@@ -17,9 +17,12 @@ from tttstream.train.data.clips import Decoder, Numbers, Pixels, Reader, Shot
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 MEMBER = "::"  # shard.tar::name is a video inside a tar
+CUT_S = 1.0  # seconds missing at the end that tell a file cut off from one whose header rounds
 NEAR = 64  # frames: to go on this far ahead, decoding is as quick as seeking
 
 
@@ -61,34 +64,38 @@ class Decord(Decoder):
 
 
 class Scan(NamedTuple):
-    """What the packets of a video say. stamps: when its frames are shown, in ticks; None where it does not say so."""
+    """What the packets of a video say.
+
+    stamps: when its frames are shown, in ticks; None where it does not say so. damage: set where the file ends well
+    before the time its header promises.
+    """
 
     frames: int
     stamps: Numbers | None
+    damage: str | None
 
 
 @lru_cache(maxsize=4096)
 def scan(path: str) -> Scan:
     """Read the packets of a video without decoding them. Raises SourceError where there are none."""
     stamps: list[int | None] = []
+    reach = 0.0
     with _container(path) as container:
         stream = longest_stream(container, short(path))
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except FAILURES:  # cut off: what comes before counts
-                packet = None
-            if packet is None:
-                break
-            if packet.size and not packet.is_discard:
+        for packet in _packets(container):
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is not None and packet.time_base is not None:
+                reach = max(reach, float((stamp + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is stream and packet.size and not packet.is_discard:
                 stamps.append(packet.pts)
+        promised = (container.duration or 0) / av.time_base
         exact = "avi" not in container.format.name.split(",")  # AVI has no presentation times
     if not stamps:
         raise SourceError(f"{short(path)} holds no frames")
     known = [stamp for stamp in stamps if stamp is not None]
     exact = exact and len(set(known)) == len(stamps)
-    return Scan(len(stamps), np.sort(np.array(known, np.int64)) if exact else None)
+    cut = f"the last {promised - reach:.1f} of {promised:.1f} s are missing" if promised - reach > CUT_S else None
+    return Scan(len(stamps), np.sort(np.array(known, np.int64)) if exact else None, cut)
 
 
 class _PyAVReader(Reader):
@@ -97,7 +104,8 @@ class _PyAVReader(Reader):
     def __init__(self, path: str, short_side: int | None) -> None:
         self._path, self._short_side = path, short_side
         self._scan = scan(path)
-        self.frames = self._scan.frames
+        self.frames, self.damage = self._scan.frames, self._scan.damage
+        self._damaged = 0
         self._container: InputContainer | None = None
         self._pictures: Iterator[tuple[int, VideoFrame]] = iter(())
         self._next = 0
@@ -119,53 +127,55 @@ class _PyAVReader(Reader):
         return Shot(_stacked(frames))
 
     def _go_to(self, index: int) -> None:
-        self.close()
-        self._container = container = _container(self._path)
-        self._next = 0
-        stamps = self._scan.stamps
-        stream = longest_stream(container, short(self._path))
-        if index and stamps is not None:
+        """Stand before a frame, or before an earlier one: the last key frame, or the first frame of all."""
+        stream = self._reopened()
+        if index and self._scan.stamps is not None:
             try:
-                container.seek(int(stamps[index]), stream=stream)
+                stream.container.seek(int(self._scan.stamps[index]), stream=stream)
             except FAILURES:
-                self.close()
-                self._container = container = _container(self._path)
-                stream = longest_stream(container, short(self._path))
-        self._pictures = _numbered(_decoded(container, stream), stamps)
+                stream = self._reopened()
+        self._next = 0
+        self._pictures = self._numbered(stream)
+
+    def _reopened(self) -> VideoStream:
+        self.close()
+        self._container = _container(self._path)
+        stream = longest_stream(self._container, short(self._path))
+        stream.codec_context.thread_count = 1  # the workers are the threads
+        return stream
+
+    def _numbered(self, stream: VideoStream) -> Iterator[tuple[int, VideoFrame]]:
+        """Pictures with their numbers: by their time stamps, or by counting from the start where there are none."""
+        number, stamps = -1, self._scan.stamps
+        for picture in self._decoded(stream):
+            by_stamp = 0 if stamps is None or picture.pts is None else int(np.searchsorted(stamps, picture.pts))
+            number = max(number + 1, by_stamp)
+            yield number, picture
+
+    def _decoded(self, stream: VideoStream) -> Iterator[VideoFrame]:
+        """Pictures that are not damaged, until nothing more can be read."""
+        for packet in _packets(stream.container, stream):
+            try:
+                pictures = stream.decode(packet)
+            except FAILURES:
+                self._note_damage()
+                continue
+            for picture in pictures:
+                if picture.is_corrupt:
+                    self._note_damage()
+                else:
+                    yield picture
+
+    def _note_damage(self) -> None:
+        self._damaged += 1
+        self.damage = f"{self._damaged} damaged frames"
 
     def close(self) -> None:
         """See Reader."""
+        self._pictures = iter(())
         if self._container is not None:
             self._container.close()
             self._container = None
-
-
-def _numbered(pictures: Iterator[VideoFrame], stamps: Numbers | None) -> Iterator[tuple[int, VideoFrame]]:
-    """Pictures with their numbers: by their time stamps, or by counting from the start where there are none."""
-    number = -1
-    for picture in pictures:
-        if stamps is None or picture.pts is None:
-            number += 1
-        else:
-            number = max(number + 1, int(np.searchsorted(stamps, picture.pts)))
-        yield number, picture
-
-
-def _decoded(container: InputContainer, stream: Any) -> Iterator[VideoFrame]:
-    """Pictures that are not damaged, until nothing more can be read."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except FAILURES:
-            return
-        if packet is None:
-            return
-        try:
-            pictures = stream.decode(packet)
-        except FAILURES:
-            continue
-        yield from (picture for picture in pictures if not picture.is_corrupt)
 
 
 def _pixels(picture: VideoFrame, short_side: int | None) -> Pixels:
@@ -189,7 +199,9 @@ class _DecordReader(Reader):
     def __init__(self, path: str, short_side: int | None) -> None:
         self._path, self._short_side = path, short_side
         self._fallback: Reader | None = None
-        self.frames = self._count = scan(path).frames
+        self._shape: tuple[int, int, int] | None = None
+        self._count, _, self.damage = scan(path)
+        self.frames = self._count
 
     def read(self, indices: Numbers) -> Shot:
         """See Reader."""
@@ -199,24 +211,25 @@ class _DecordReader(Reader):
             if frames is not None:
                 return Shot(frames)
             self._fallback = _PyAVReader(self._path, self._short_side)
-        return self._fallback.read(indices)
+        shot = self._fallback.read(indices)
+        self.damage = self._fallback.damage
+        return shot
 
     def _by_decord(self, indices: Numbers) -> Pixels | None:
         try:
             import decord
-            from decord import base
         except ImportError as error:
             raise DependencyError("decord is not installed: pip install decord, or choose the decoder PyAV") from error
         decord.logging.set_level(decord.logging.QUIET)
         try:
             reader = decord.VideoReader(_file(self._path), num_threads=1)
             if self._short_side is not None:
-                height, width = reader[0].shape[:2]
+                height, width, _ = self._shape = self._shape or reader[0].shape
                 if min(width, height) > self._short_side:
                     width, height = reduced(width, height, self._short_side)
                     reader = decord.VideoReader(_file(self._path), width=width, height=height, num_threads=1)
             return reader.get_batch(indices).asnumpy() if len(reader) == self.frames else None
-        except (decord.DECORDError, base.DECORDLimitReachedError, RuntimeError):
+        except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError):
             return None
 
     def close(self) -> None:
@@ -234,6 +247,19 @@ def _container(path: str) -> InputContainer:
         return av.open(_file(path))
     except FAILURES as error:
         raise SourceError(f"{short(path)} cannot be read as a video ({reason(error)})") from error
+
+
+def _packets(container: InputContainer, *streams: VideoStream) -> Iterator[Packet[Any]]:
+    """Packets of these streams, or of all, until the file ends or breaks off."""
+    packets = container.demux(*streams)
+    while True:
+        try:
+            packet = next(packets, None)
+        except FAILURES:
+            packet = None
+        if packet is None:
+            return
+        yield packet
 
 
 def _file(path: str) -> Any:

@@ -1,0 +1,222 @@
+"""The loader of lanes on real files: rows go on, workers change nothing, a run resumes anywhere, bad videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from tttstream.errors import DataError
+from tttstream.train.data import (
+    BadVideoWarning,
+    Batch,
+    Decord,
+    Index,
+    LaneLoader,
+    MovingDigits,
+    PyAV,
+    VideoData,
+    Videos,
+    Walks,
+    Window,
+)
+
+Numbers = Callable[[Tensor], list[int]]
+LENGTHS = {"0.mp4": 7, "1.mp4": 9, "2.mp4": 11, "3.mp4": 13, "4.mp4": 15}
+
+
+def loader(index: Index, part: str = "train", **options: Any) -> LaneLoader:
+    indices = {part: index, "train": index}
+    settings = {"size": 32, "length": 4, "batch_size": 2, "workers": 0} | options
+    return VideoData(**indices, **settings).loader(part)
+
+
+def taken(loader: LaneLoader, count: int) -> list[Batch]:
+    """So many batches, passes one after another."""
+    found: list[Batch] = []
+    while len(found) < count:
+        found += islice(loader, count - len(found))
+    loader.close()
+    return found
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_rows_go_on_from_batch_to_batch(folder: Path, numbers: Numbers) -> None:
+    data = VideoData(Videos(str(folder)), size=32, length=4, batch_size=2, workers=0)
+    batches = taken(data.loader("train"), 30)
+    lengths = [LENGTHS[Path(clip.name).name] for clip in data.clips("train")]
+    for row in range(2):
+        frames, reset, position, frame, clip = (
+            torch.cat([getattr(batch, name)[row] for batch in batches])
+            for name in ("frames", "reset", "position", "frame", "clip")
+        )
+        assert numbers(frames) == frame.tolist() == position.tolist()
+        assert torch.equal(reset, position == 0)
+        assert reset[0]
+        for t in range(1, len(reset)):
+            if reset[t]:
+                assert frame[t - 1] == lengths[clip[t - 1]] - 1
+            else:
+                assert (clip[t], frame[t]) == (clip[t - 1], frame[t - 1] + 1)
+    shown = torch.cat([batch.clip.flatten() for batch in batches]).unique()
+    assert len(shown) == 5
+    assert all(bool(batch.valid.all()) and batch.mask is None and bool((batch.label == -1).all()) for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("index", "options"),
+    [
+        ("videos", {"decoder": Decord(), "window": Window(6), "batch_size": 3}),
+        ("videos", {"decoder": PyAV(), "window": Window(stride=2), "batch_size": 3}),
+        ("digits", {"transform": v2.RandomCrop(32)}),
+        ("walk", {"steps": 5, "batch_size": 1}),
+    ],
+    ids=["decord", "pyav", "digits", "walk"],
+)
+def test_workers_and_a_restart_change_nothing(folder: Path, index: str, options: dict[str, Any]) -> None:
+    indices = {"videos": Videos(str(folder)), "digits": MovingDigits(6, frames=7), "walk": Walks(2, size=32)}
+    expected = taken(loader(indices[index], **options), 7)
+    for workers in (1, 2):
+        with_workers = taken(loader(indices[index], **options, workers=workers), 7)
+        assert all(map(same, with_workers, expected))
+    for step in (1, 5):
+        again = loader(indices[index], **options)
+        first = loader(indices[index], **options)
+        taken(first, step)
+        again.load_state_dict(first.state_dict())
+        assert all(map(same, taken(again, 7 - step), expected[step:]))
+
+
+def test_the_seed_decides(folder: Path) -> None:
+    one, other, again = (taken(loader(Videos(str(folder)), seed=seed), 5) for seed in (0, 1, 0))
+    assert all(map(same, one, again))
+    assert not all(map(same, one, other))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_evaluation_shows_each_frame_once(folder: Path, numbers: Numbers, workers: int) -> None:
+    evaluation = loader(Videos(str(folder)), "val", batch_size=3, workers=workers)
+    for _ in range(2):
+        batches = list(evaluation)
+        assert len(batches) == len(evaluation)
+        shown = sorted(
+            (clip, frame)
+            for batch in batches
+            for clip, frame in zip(batch.clip[batch.valid].tolist(), batch.frame[batch.valid].tolist(), strict=True)
+        )
+        assert shown == [(clip, frame) for clip, length in enumerate(LENGTHS.values()) for frame in range(length)]
+        for batch in batches:
+            assert numbers(batch.frames[batch.valid]) == batch.frame[batch.valid].tolist()
+            assert not batch.frames[~batch.valid].any()
+            assert bool((batch.clip[~batch.valid] == -1).all())
+    evaluation.close()
+
+
+def test_an_evaluation_has_no_more_lanes_than_clips(folder: Path) -> None:
+    (batch, *_) = list(loader(Videos(str(folder)), "val", batch_size=64, eval_steps=1))
+    assert batch.frames.shape == (5, 4, 3, 32, 32)
+
+
+def test_windows_of_a_fixed_length(folder: Path, numbers: Numbers) -> None:
+    batches = taken(loader(Videos(str(folder)), window=Window(3, stride=2), length=3, batch_size=5), 8)
+    starts = set()
+    for batch in batches:
+        assert torch.equal(batch.position, torch.arange(3).expand(5, 3))
+        assert torch.equal(batch.reset, batch.position == 0)
+        assert numbers(batch.frames) == batch.frame.flatten().tolist()
+        assert bool((batch.frame.diff(dim=1) == 2).all())
+        starts |= set(batch.frame[:, 0].tolist())
+    assert len(starts) > 4
+
+
+def test_a_clip_shorter_than_its_window_is_shown_again(movie: Callable[..., Path], numbers: Numbers) -> None:
+    path = movie("short.mp4", 3)
+    (batch,) = taken(loader(Videos(str(path)), window=Window(7), length=7, batch_size=1), 1)
+    assert numbers(batch.frames) == batch.frame[0].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert batch.reset[0].tolist() == [True, False, False] * 2 + [True]
+
+
+def test_a_transform_is_the_same_for_all_frames_of_a_visit(folder: Path) -> None:
+    transform = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.RandomCrop(24)])
+    batches = taken(loader(Videos(str(folder)), transform=transform, size=24, length=5, batch_size=1), 40)
+    frames, reset = (torch.cat([getattr(batch, name)[0] for batch in batches]) for name in ("frames", "reset"))
+    dark = frames.float().mean(1) < 14
+    visit = reset.cumsum(0)
+    looks = [dark[visit == number].float() for number in range(1, int(visit.max()))]
+    for look in looks:
+        assert float((look - look[0]).abs().mean()) < 0.05
+    assert max(float((look[0] - looks[0][0]).abs().mean()) for look in looks) > 0.1
+
+
+def test_a_transform_of_the_wrong_size(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"expected uint8 frames \[3, 32, 32\] to come out, got .*24, 24"):
+        taken(loader(Videos(str(folder)), transform=v2.CenterCrop(24), workers=2), 1)
+    floats = v2.ToDtype(torch.float32, scale=True)
+    with pytest.raises(DataError, match=r"got torch\.float32"):
+        taken(loader(Videos(str(folder)), transform=floats), 1)
+
+
+class TestBadVideos:
+    @pytest.fixture
+    def bad(self, folder: Path) -> Path:
+        (folder / "0.mp4").write_bytes(b"no video" * 100)
+        (folder / "1.mp4").write_bytes(b"")
+        return folder
+
+    @pytest.mark.parametrize("window", [Window(), Window(6)], ids=["whole", "windows"])
+    def test_are_passed_over_and_listed(self, bad: Path, window: Window, numbers: Numbers) -> None:
+        data = VideoData(Videos(str(bad)), size=32, length=6, batch_size=5, window=window, workers=2)
+        batches = taken(data.loader("train"), 4)
+        for batch in batches:
+            assert numbers(batch.frames) == batch.frame.flatten().tolist()
+            names = {Path(data.clips("train")[clip].name).name for clip in batch.clip.unique()}
+            assert names <= {"2.mp4", "3.mp4", "4.mp4"}
+        with pytest.warns(BadVideoWarning, match=r"2 videos .*: 0\.mp4 \(.*\); 1\.mp4 \("):
+            data.teardown("fit")
+
+    @pytest.mark.parametrize("window", [Window(), Window(6)], ids=["whole", "windows"])
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_are_an_error_where_that_is_asked_for(self, bad: Path, window: Window, workers: int) -> None:
+        with pytest.raises(DataError, match=r"[01]\.mp4.* cannot be read .*bad_video=skip") as caught:
+            taken(loader(Videos(str(bad)), window=window, workers=workers, batch_size=5, bad_video="raise"), 1)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("window", [Window(), Window(6)], ids=["whole", "windows"])
+    def test_not_one_good_video(self, bad: Path, window: Window) -> None:
+        for path in bad.iterdir():
+            path.write_bytes(b"no video")
+        with pytest.raises(DataError, match=r"not one of 5 videos can be read: 0\.mp4") as caught:
+            taken(loader(Videos(str(bad)), window=window), 1)
+        assert "\n" not in str(caught.value)
+
+    def test_a_damaged_video_is_shown_as_far_as_it_goes(self, movie: Callable[..., Path], numbers: Numbers) -> None:
+        damaged = movie("damaged.mp4", 40)
+        data = bytearray(damaged.read_bytes())
+        begin = data.index(b"mdat")
+        end = data.index(b"moov")
+        data[begin + (end - begin) // 2 : end - 8] = bytes(end - 8 - begin - (end - begin) // 2)
+        damaged.write_bytes(data)
+        for workers in (0, 1):
+            options: dict[str, Any] = {"size": 32, "length": 40, "batch_size": 1, "window": Window(40)}
+            module = VideoData(Videos(str(damaged)), **options, workers=workers)
+            (batch,) = taken(module.loader("train"), 1)
+            good = numbers(batch.frames).index(0, 1)
+            assert 5 < good < 35
+            assert numbers(batch.frames)[:good] == list(range(good))
+            assert batch.reset[0].nonzero().flatten().tolist() == list(range(0, 40, good))
+            with pytest.warns(BadVideoWarning, match=r"damaged\.mp4 \(.*(damaged frames|breaks off)"):
+                module.teardown("fit")
+            with pytest.raises(DataError, match=r"damaged\.mp4: .*(damaged frames|breaks off)"):
+                taken(loader(Videos(str(damaged)), **options, workers=workers, bad_video="raise"), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -279,22 +280,43 @@ def test_an_explicit_backend_is_explicit(inner: Inner, causal: str) -> None:
         given = arguments(inner, tokens)
         reference = ttt(inner, **given, mini_batch=K, causal=causal, backend="reference")
         close(ttt(inner, **given, mini_batch=K, causal=causal), reference, TOLERANCE[torch.float32])
-        reason = triton_unavailable(inner)
-        if reason is not None:
-            with pytest.raises(BackendError, match=f"backend='triton' cannot run: {reason}"):
-                ttt(inner, **given, mini_batch=K, causal=causal, backend="triton")
+        reason = triton_unavailable(inner, causal, width=WIDTH, mini_batch=K)
+        assert reason is not None, "no kernel is for heads as narrow as these"
+        with pytest.raises(BackendError, match=re.escape(f"backend='triton' cannot run: {reason}; use backend='auto'")):
+            ttt(inner, **given, mini_batch=K, causal=causal, backend="triton")
         with pytest.raises(ShapeError, match="unknown backend 'gpu': expected one of auto, reference, triton"):
             ttt(inner, **given, mini_batch=K, causal=causal, backend="gpu")
 
 
-@pytest.mark.parametrize("inner", FRAME_INNERS, ids=lambda inner: inner.name)
-def test_the_choice_of_a_backend(inner: Inner) -> None:
-    assert choose_backend("reference", inner) == "reference"
-    reason = triton_unavailable(inner)
-    assert choose_backend("auto", inner) == ("triton" if reason is None else "reference")
+@modes
+def test_the_choice_of_a_backend(inner: Inner, causal: str) -> None:
+    assert choose_backend("reference", inner, causal) == "reference"
+    assert choose_backend("auto", inner, causal, device="cpu") == "reference"
+    reason = triton_unavailable(inner, causal, device="cpu")
     if reason is None:
-        assert choose_backend("triton", inner) == "triton"
+        assert choose_backend("triton", inner, causal, device="cpu") == "triton"
     else:
         assert "\n" not in reason
         with pytest.raises(BackendError, match=r"use backend='auto' or 'reference'$"):
-            choose_backend("triton", inner)
+            choose_backend("triton", inner, causal, device="cpu")
+
+
+REASONS: list[tuple[dict[str, Any], str]] = [
+    ({"inner": SwiGLU(), "causal": "frame"}, "no Triton kernel for the swiglu inner model with causal='frame'"),
+    ({"update": Update(momentum=torch.tensor([0.1, 0.2]))}, "no Triton kernel with update.momentum"),
+    ({"update": Update(follow=True)}, "no Triton kernel with update.follow"),
+    ({"width": 24}, "heads are 24 wide, and the Triton kernels are for 16, 32, 64 and 128"),
+    ({"mini_batch": 8}, "mini_batch is 8, and the Triton kernels are for 16, 32 and 64"),
+    ({"dtype": torch.float64}, "the state is float64"),
+]
+
+
+@pytest.mark.parametrize(("call", "reason"), REASONS, ids=[reason for _, reason in REASONS])
+def test_what_has_no_kernel_says_so(call: dict[str, Any], reason: str) -> None:
+    call = {"inner": Linear(), "causal": "token", "device": "cuda", **call}
+    found = triton_unavailable(**call)
+    assert found is not None
+    assert reason in found
+    assert choose_backend("auto", **call) == "reference"
+    with pytest.raises(BackendError, match=re.escape(reason)):
+        choose_backend("triton", **call)

@@ -53,10 +53,13 @@ class Stream:
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
         if not layers:
             raise ShapeError(f"a stream needs a memory with an inner loss (ttt_…), got {model.config.memory!r}")
-        for layer in layers:
-            choose_backend(backend, layer.inner)
-            layer.backend = backend
         self.device = choose_device(device)
+        for layer in layers:
+            choose_backend(
+                backend, layer.inner, layer.causal, update=layer.update, width=layer.width, mini_batch=layer.tokens,
+                dtype=layer.state_dtype, device=self.device,
+            )  # fmt: skip
+            layer.backend = backend
         self.model = model.to(self.device).eval()
         self.learn = learn
         self.frames = 0

@@ -12,6 +12,8 @@ import triton.language as tl
 
 from tttstream_kernels import activation, norm
 
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether the kernels of this process run in Triton's interpreter, which is decided when they are defined."""
 EPS = tl.constexpr(norm.EPS)
 C = tl.constexpr(activation.C)
 A = tl.constexpr(activation.A)

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from tttstream_kernels.backend import choose_backend
 from tttstream_kernels.call import Call
-from tttstream_kernels.errors import BackendError, ShapeError
+from tttstream_kernels.errors import ShapeError
 from tttstream_kernels.frame import frame_causal
 from tttstream_kernels.inner import Conv, Inner, SwiGLU
 from tttstream_kernels.precision import cast, full_precision
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.token import one_token, token_causal
 from tttstream_kernels.update import Update
-
-Backend = Literal["auto", "reference", "triton"]
-BACKENDS: tuple[Backend, ...] = ("auto", "reference", "triton")
-
-
-def triton_unavailable(inner: Inner) -> str | None:
-    """Why the Triton backend cannot run this inner model here; None where it can."""
-    return f"this release has no Triton kernel for the {inner.name} inner model"
-
-
-def choose_backend(backend: str, inner: Inner) -> Literal["reference", "triton"]:
-    """The backend that a call takes. An explicit "triton" that cannot run raises with the reason."""
-    if backend not in BACKENDS:
-        raise ShapeError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
-    reason = triton_unavailable(inner)
-    if backend == "triton" and reason is not None:
-        raise BackendError(f"backend='triton' cannot run: {reason}; use backend='auto' or 'reference'")
-    return "reference" if reason is not None or backend == "reference" else "triton"
 
 
 def state_shapes(
@@ -129,9 +110,21 @@ def run(
 ) -> tuple[Tensor, InnerState, Loss | None]:
     """`ttt` behind its door, for a layer whose own door has seen to its arguments: nothing is checked. `fresh` says
     that the state is known to be zero."""
-    choose_backend(backend, call.inner)
     output, dtype = call.q.dtype, state.delta.dtype
+    chosen = choose_backend(
+        backend,
+        call.inner,
+        "frame" if call.tau is None else "token",
+        update=call.update,
+        width=call.q.shape[3],
+        mini_batch=call.tokens,
+        dtype=dtype,
+        device=call.q.device,
+    )
     with full_precision(call.q.device.type):
+        if chosen == "triton":
+            y, state, loss = _on_triton(call, state, fresh, reset, lengths, return_loss)
+            return cast(output, y)[0], state, loss
         tau = None if call.tau is None else call.tau.to(dtype)
         q, k, v, eta, start, gamma, beta = cast(dtype, *call[1:8])
         call = Call(call.inner, q, k, v, eta, start, gamma, beta, call.tokens, tau, call.update)
@@ -142,6 +135,16 @@ def run(
         else:
             y, state, loss = token_causal(call, state, fresh, reset, lengths, return_loss)
     return cast(output, y)[0], state, loss
+
+
+def _on_triton(
+    call: Call, state: InnerState, fresh: bool, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
+) -> tuple[Tensor, InnerState, Loss | None]:
+    from tttstream_kernels import (
+        token_triton,
+    )  # only here, so that triton stays out of a process that has no use for it
+
+    return token_triton.token_causal(call, state, fresh, reset, lengths, return_loss)
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:

@@ -1,0 +1,113 @@
+"""Which backend runs a call: what the Triton kernels cover, what this machine can run, and what a caller asked for."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+
+from tttstream_kernels.errors import BackendError, ShapeError
+from tttstream_kernels.inner import Inner
+from tttstream_kernels.update import Update
+
+Backend = Literal["auto", "reference", "triton"]
+BACKENDS: tuple[Backend, ...] = ("auto", "reference", "triton")
+
+KERNELS: dict[str, tuple[str, ...]] = {"token": ("linear",), "frame": ()}
+"""The inner models that have Triton kernels, by mode."""
+WIDTHS = (16, 32, 64, 128)
+MINI_BATCHES = (16, 32, 64)
+CAPABILITY = (8, 0)
+"""The first generation of GPUs with the matrix types of the kernels (bfloat16, tf32)."""
+
+
+def triton_unavailable(
+    inner: Inner,
+    causal: str | None = None,
+    *,
+    update: Update | None = None,
+    width: int = 64,
+    mini_batch: int = 16,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> str | None:
+    """Why the Triton backend cannot run such a call here; None where it can.
+
+    causal: the inner model's own mode unless given. update: the plain step unless given. width: of a head. mini_batch:
+    K. dtype: of the state. device: the GPU where there is one, else the CPU, unless given.
+    """
+    causal = ("token" if inner.token_causal else "frame") if causal is None else causal
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    missing = _no_kernel(inner, causal, Update() if update is None else update, width, mini_batch, dtype)
+    return missing if missing is not None else _cannot_run(torch.device(device).type)
+
+
+def choose_backend(
+    backend: str,
+    inner: Inner,
+    causal: str | None = None,
+    *,
+    update: Update | None = None,
+    width: int = 64,
+    mini_batch: int = 16,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Literal["reference", "triton"]:
+    """The backend that a call takes: "auto" is Triton on a GPU where a kernel exists, else the reference. An explicit
+    "triton" that cannot run raises with the reason. Arguments as those of `triton_unavailable`."""
+    if backend not in BACKENDS:
+        raise ShapeError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if backend == "reference" or (backend == "auto" and torch.device(device).type != "cuda"):
+        return "reference"
+    reason = triton_unavailable(
+        inner, causal, update=update, width=width, mini_batch=mini_batch, dtype=dtype, device=device
+    )
+    if reason is None:
+        return "triton"
+    if backend == "triton":
+        raise BackendError(f"backend='triton' cannot run: {reason}; use backend='auto' or 'reference'")
+    return "reference"
+
+
+def _no_kernel(
+    inner: Inner, causal: str, update: Update, width: int, mini_batch: int, dtype: torch.dtype
+) -> str | None:
+    if inner.name not in KERNELS[causal]:
+        return f"there is no Triton kernel for the {inner.name} inner model with causal={causal!r}"
+    for name, wanted in (("momentum", update.has_momentum), ("columns", update.columns), ("follow", update.follow)):
+        if wanted:
+            return f"there is no Triton kernel with update.{name}"
+    if width not in WIDTHS:
+        return f"heads are {width} wide, and the Triton kernels are for {_listed(WIDTHS)}"
+    if causal == "token" and mini_batch not in MINI_BATCHES:
+        return f"mini_batch is {mini_batch}, and the Triton kernels are for {_listed(MINI_BATCHES)}"
+    if dtype == torch.float64:
+        return "the state is float64, and the Triton kernels keep it in float32"
+    return None
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
+
+
+@torch.compiler.assume_constant_result
+def _cannot_run(device: str) -> str | None:
+    """Why no Triton kernel at all runs on tensors of this kind of device."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    from tttstream_kernels.norm_triton import INTERPRETED
+
+    if INTERPRETED:
+        return None
+    if device != "cuda":
+        return f"the tensors are on {device}, not on CUDA (TRITON_INTERPRET=1 runs the kernels in the interpreter)"
+    have = torch.cuda.get_device_capability()
+    if have < CAPABILITY:
+        return (
+            f"the GPU has compute capability {have[0]}.{have[1]}, and the kernels need {CAPABILITY[0]}.{CAPABILITY[1]}"
+        )
+    return None

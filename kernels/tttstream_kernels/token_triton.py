@@ -1,0 +1,351 @@
+"""Token mode on the GPU: the ops `tttstream::token` and `tttstream::token_backward` around the Triton kernels.
+
+The ops work on [B, H, P] weights and sums of rows as they stand, start + delta; the state's difference is taken
+outside, by autograd. No value is read on the host, so calls with any phases, lengths and resets run in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from tttstream_kernels import linear_token_triton
+from tttstream_kernels.call import Call
+from tttstream_kernels.norm import half_square
+from tttstream_kernels.norm_triton import INTERPRETED
+from tttstream_kernels.precision import cast
+from tttstream_kernels.state import InnerState, Loss
+from tttstream_kernels.update import Update, norm
+
+KERNELS = {"linear": linear_token_triton}
+
+
+def token_causal(
+    call: Call, state: InnerState, fresh: bool, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
+) -> tuple[Tensor, InnerState, Loss | None]:
+    """`token.token_causal` where `triton_unavailable` gives no reason; q, k, v as they come."""
+    assert call.tau is not None
+    (rows, tokens, _, width), size = call.q.shape, call.tokens
+    given = cast(torch.float32, call.start, call.gamma, call.beta, call.tau)
+    start, gamma, beta, tau = (x.contiguous() for x in given)
+    dtype = torch.promote_types(torch.promote_types(call.q.dtype, call.k.dtype), call.v.dtype)
+    q, k, v = cast(torch.float32 if dtype == torch.float64 else dtype, call.q, call.k, call.v)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    eta = call.eta[..., 0].to(torch.float32).contiguous()
+    weights = start.expand(rows, -1, -1) if fresh else start + state.delta
+    forget, limit = _settling(call.update, call.inner.split(start, width)[-1])
+    phase = state.phase.nan_to_num(0.0, 0.0, 0.0).to(torch.int32) % size
+    learned = (q, k, v, eta, weights, state.pending, gamma, beta, tau, forget, limit)
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
+    y, seen, after, sums, _ = token(
+        call.inner.name, q, k, v, eta, weights, state.pending.contiguous(), start, gamma, beta, tau,
+        forget, limit, phase, lengths, reset, call.update.restore,
+        3 if return_loss else 1, span_of(tokens, size) if wanted else 0,
+    )  # fmt: skip
+    end = blocks(phase, lengths, reset, tokens, size, 0).end
+    new = InnerState(after - start, sums, state.momentum, end.to(state.phase.dtype))
+    loss = None
+    if return_loss:
+        learned_at, stood = half_square(seen - v.to(torch.float32))
+        loss = Loss(stood, learned_at)
+    if lengths is not None:
+        new = new.where(lengths > 0, state)
+        if loss is not None:
+            inside = (torch.arange(tokens, device=q.device) < lengths[:, None])[..., None]
+            loss = Loss(*(torch.where(inside, part, 0.0) for part in loss))
+    return y, new, loss
+
+
+def _settling(update: Update, last: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What kernels take of an update: what each head forgets and the longest its last layer may be, [H] or None.
+    last: [H, rows, columns] the last layer at the learned start."""
+
+    def heads(value: float | Tensor) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.to(torch.float32).contiguous()
+        return torch.full(last.shape[:1], value, dtype=torch.float32, device=last.device)
+
+    forget = None if isinstance(update.forget, float | int) and update.forget == 0 else heads(update.forget)
+    if update.longest is None:
+        return forget, None
+    limit = heads(update.longest)
+    return forget, limit if update.restore else norm(last)[:, 0, 0].clamp(min=limit)
+
+
+class Blocks(NamedTuple):
+    """Where the blocks of rows with resets lie. number: [B]. begins: [B, T + 1] first token of each, then the row's
+    length. first: [B, segments + 1] first block that begins in a segment or later. phase: [B] of each row's first
+    block. end: [B] phase after the call. Without resets the kernels find number, begins and first themselves."""
+
+    number: Tensor | None
+    begins: Tensor | None
+    first: Tensor | None
+    phase: Tensor
+    end: Tensor
+
+
+def blocks(phase: Tensor, lengths: Tensor | None, reset: Tensor | None, tokens: int, size: int, span: int) -> Blocks:
+    """Cut rows into blocks, on the device. phase [B] int32, below `size`; span: tokens of a segment, 0 for none."""
+    if reset is None:
+        after = (phase + (tokens if lengths is None else lengths.clamp(0, tokens))) % size
+        return Blocks(None, None, None, phase, after.to(torch.int32))
+    rows = phase.shape[0]
+    place = torch.arange(tokens, device=phase.device, dtype=torch.int32).expand(rows, -1)
+    length = torch.full_like(phase, tokens) if lengths is None else lengths.clamp(0, tokens).to(torch.int32)
+    inside = place < length[:, None]
+    anew = reset & inside
+    since = torch.where(anew, place, 0).cummax(1).values
+    slot = (place - since + torch.where(anew.cumsum(1) > 0, 0, phase[:, None])) % size
+    begin = inside & ((slot == 0) | anew | (place == 0))
+    number = begin.cumsum(1)
+    begins = length[:, None].repeat(1, tokens + 1)
+    begins.scatter_(1, torch.where(begin, number - 1, tokens), torch.where(begin, place, length[:, None]))
+    segments = -(-tokens // span) if span else 0
+    edges = (torch.arange(segments + 1, device=phase.device) * span).clamp(max=tokens)
+    first = torch.cat([torch.zeros_like(number[:, :1]), number], dim=1)[:, edges].to(torch.int32).contiguous()
+    last = slot.gather(1, (length.long() - 1).clamp(min=0)[:, None])[:, 0]
+    end = torch.where(length > 0, (last + 1) % size, phase).to(torch.int32)
+    return Blocks(number[:, -1].to(torch.int32), begins, first, torch.where(anew[:, 0], 0, phase), end)
+
+
+def span_of(tokens: int, size: int) -> int:
+    """Tokens between two checkpoints: about the root of the number of mini-batches, which makes the checkpoints and
+    the scratch of the backward pass together smallest: both grow as the root of the tokens."""
+    group = 1
+    while group * group * size < tokens:
+        group *= 2
+    return group * size
+
+
+def _numerics(dtype: torch.dtype) -> dict[str, Any]:
+    """The type of a product's operands and how it is taken. float16 goes as tf32, which has its mantissa and the
+    exponent that gradients need."""
+    if dtype == torch.bfloat16:
+        return {"TYPE": tl.bfloat16, "PRECISION": "rounded" if INTERPRETED else "ieee"}
+    return {"TYPE": tl.float32, "PRECISION": "tf32" if dtype == torch.float16 else "tf32x3"}
+
+
+@torch.library.custom_op("tttstream::token", mutates_args=())
+def token(
+    inner: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    weights: Tensor,
+    pending: Tensor,
+    start: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    tau: Tensor,
+    forget: Tensor | None,
+    limit: Tensor | None,
+    phase: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    restore: bool,
+    reads: int,
+    span: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(outputs [B, T, H, D], what keys see [reads - 1, B, T, H, D], weights, sums [B, H, P], checkpoints).
+
+    q, k, v [B, T, H, D] of one type, any strides with the last 1; eta [B, T, H], weights, pending [B, H, P], start
+    [H, P], gamma, beta [H, D], tau [K], forget, limit [H] float32, contiguous but for the rows of `weights`; phase [B]
+    int32; reads: 1, or 3 to see keys after and before they are learned; span: tokens between checkpoints, 0: none.
+    """
+    rows, tokens, heads, width = q.shape
+    y, seen, after, sums, kept = _outputs(q, pending, lengths, reads, span)
+    cut = blocks(phase, lengths, reset, tokens, len(tau), span)
+    KERNELS[inner].forward[(rows * heads,)](
+        q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
+        cut.phase, lengths, reset, cut.number, cut.begins,
+        y, seen, after, sums, kept,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
+        tokens, heads, kept.shape[2],
+        D=width, K=len(tau), SPAN=span, READS=reads, RESTORE=restore, **_numerics(q.dtype),
+        num_warps=4 if width < 128 else 8, num_stages=1,
+    )  # fmt: skip
+    return y, seen, after, sums, kept
+
+
+def _outputs(
+    q: Tensor, pending: Tensor, lengths: Tensor | None, reads: int, span: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Room for what `token` returns; tokens beyond a row's length stay zero."""
+    rows, tokens, heads, size = *q.shape[:3], pending.shape[2]
+    segments = -(-tokens // span) if span else 0
+    room = torch.empty if lengths is None else torch.zeros
+    return (
+        room(q.shape, dtype=q.dtype, device=q.device),
+        room((reads - 1, *q.shape), dtype=pending.dtype, device=q.device),
+        torch.empty_like(pending),
+        torch.empty_like(pending),
+        pending.new_empty(rows, heads, segments, size),
+    )
+
+
+@token.register_fake
+def _(
+    inner: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    weights: Tensor,
+    pending: Tensor,
+    start: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    tau: Tensor,
+    forget: Tensor | None,
+    limit: Tensor | None,
+    phase: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    restore: bool,
+    reads: int,
+    span: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(q, pending, lengths, reads, span)
+
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("tttstream::token_backward", mutates_args=())
+def token_backward(
+    inner: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    weights: Tensor,
+    pending: Tensor,
+    start: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    tau: Tensor,
+    forget: Tensor | None,
+    limit: Tensor | None,
+    phase: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    restore: bool,
+    reads: int,
+    span: int,
+    kept: Tensor,
+    d_y: Tensor,
+    d_seen: Tensor,
+    d_weights_end: Tensor,
+    d_pending_end: Tensor,
+) -> Gradients:
+    """Gradients with respect to q, k, v, eta, weights, pending, start, gamma, beta, tau, forget and limit (without
+    elements where there is none) from those of what `token` gave; kept are its checkpoints."""
+    rows, tokens, heads, width = q.shape
+    size, segments = len(tau), kept.shape[2]
+    tiles, shared = _gradients(q, eta, weights, start, tau, forget, limit, lengths, reset)
+    cut = blocks(phase, lengths, reset, tokens, size, span)
+    shelves = weights.new_empty(rows, heads, span // size + 2, weights.shape[2])
+    KERNELS[inner].backward[(rows * heads,)](
+        q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
+        cut.phase, lengths, reset, cut.number, cut.begins, cut.first,
+        kept, shelves, shelves.new_empty(shelves.shape[:3]), d_y, d_seen, d_weights_end, d_pending_end,
+        *tiles, *shared,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
+        tokens, heads, segments,
+        D=width, K=size, SPAN=span, READS=reads, RESTORE=restore, **_numerics(q.dtype),
+        num_warps=4 if width < 128 else 8, num_stages=1,
+    )  # fmt: skip
+    d_q, d_k, d_v, d_eta, d_weights, d_pending = tiles
+    d_start, d_gamma, d_beta, d_tau, d_forget, d_limit = shared
+    return (
+        d_q, d_k, d_v, d_eta, d_weights, d_pending, d_start.sum(0), d_gamma.sum(0), d_beta.sum(0), d_tau.sum((0, 1)),
+        d_forget.sum(0), d_limit.sum(0),
+    )  # fmt: skip
+
+
+def _gradients(
+    q: Tensor,
+    eta: Tensor,
+    weights: Tensor,
+    start: Tensor,
+    tau: Tensor,
+    forget: Tensor | None,
+    limit: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Room for the gradients: of q, k, v, eta, weights, pending; and cell by cell of what cells share."""
+    rows, _, heads, width = q.shape
+    room = torch.empty if lengths is None else torch.zeros
+    tiles = [room(q.shape, dtype=q.dtype, device=q.device) for _ in range(3)]
+    tiles.append(room(eta.shape, dtype=eta.dtype, device=eta.device))
+    tiles += [weights.new_empty(weights.shape) for _ in range(2)]
+    met = forget is not None or reset is not None
+    shared = [
+        start.new_zeros(rows, *start.shape) if met else start.new_zeros(0, *start.shape),
+        start.new_empty(rows, heads, width),
+        start.new_empty(rows, heads, width),
+        start.new_empty(rows, heads, len(tau)),
+        start.new_empty(rows, heads if forget is not None else 0),
+        start.new_empty(rows, heads if limit is not None else 0),
+    ]
+    return tiles, shared
+
+
+@token_backward.register_fake
+def _(
+    inner: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    weights: Tensor,
+    pending: Tensor,
+    start: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    tau: Tensor,
+    forget: Tensor | None,
+    limit: Tensor | None,
+    phase: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    restore: bool,
+    reads: int,
+    span: int,
+    kept: Tensor,
+    d_y: Tensor,
+    d_seen: Tensor,
+    d_weights_end: Tensor,
+    d_pending_end: Tensor,
+) -> Gradients:
+    tiles, shared = _gradients(q, eta, weights, start, tau, forget, limit, lengths, reset)
+    first, *rest = shared
+    d_q, d_k, d_v, d_eta, d_weights, d_pending = tiles
+    d_gamma, d_beta, d_tau, d_forget, d_limit = (x[0] for x in rest)
+    return d_q, d_k, d_v, d_eta, d_weights, d_pending, first.sum(0), d_gamma, d_beta, d_tau[0], d_forget, d_limit
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.arguments = inputs[0], *inputs[-3:]
+    ctx.save_for_backward(*inputs[1:-3], *output)
+
+
+def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    inner, restore, reads, span = ctx.arguments
+    *inputs, y, seen, weights, pending, kept = ctx.saved_tensors
+    given = (
+        torch.zeros_like(x) if g is None else g.contiguous()
+        for g, x in zip(gradients, (y, seen, weights, pending), strict=False)
+    )
+    found = token_backward(inner, *inputs, restore, reads, span, kept, *given)
+    forget, limit = (g if x is not None else None for g, x in zip(found[10:], inputs[10:12], strict=True))
+    return None, *found[:10], forget, limit, None, None, None, None, None, None
+
+
+torch.library.register_autograd("tttstream::token", _backward, setup_context=_save)

@@ -86,7 +86,7 @@ def one_frame(call: Call, state: InnerState, return_loss: bool) -> tuple[Tensor,
             losses = [-(part * v).sum(-1) for part in (z, after)]
         loss = Loss(*(part.view(rows, heads, tokens).transpose(1, 2) for part in losses))
     new = InnerState(
-        delta=flatten(rule.settle(now)).view_as(state.delta) - start,
+        delta=flatten(rule.settle(now)[0]).view_as(state.delta) - start,
         pending=state.pending,
         momentum=momentum,
         phase=state.phase,

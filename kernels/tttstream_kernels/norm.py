@@ -43,6 +43,37 @@ def reconstruction_gradient(z: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     return _gradient(z, offset, scale)[0]
 
 
+def reconstruction(z: Tensor, offset: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    """`reconstruction_gradient`, scale [..., 1, D], and without a graph the rest of what `reconstruction_backward`
+    takes: u, z^, the mean and 1/s."""
+    if torch.is_grad_enabled():
+        return (_ReconstructionGradient.apply(z, offset, scale.expand_as(offset)),)
+    return _gradient(z, offset, scale)
+
+
+def reconstruction_backward(
+    out: Tensor,
+    z: Tensor,
+    scale: Tensor,
+    gradient: Tensor,
+    u: Tensor,
+    z_hat: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    *,
+    moments: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The gradients with respect to z and to u (equation 4), from `out`, that with respect to `reconstruction`'s first
+    result. moments: (-1/(D s), -mean(u z^)/s), for a caller who computes them for a whole stream at once."""
+    share = rstd / -z.shape[-1] if moments is None else moments[0]
+    along = share * (u * z_hat).sum(-1, keepdim=True) if moments is None else moments[1]
+    d_u = _through(out, z, mean, rstd)
+    d_z = _through(scale * d_u, z, mean, rstd).addcmul(along, d_u)
+    for a, b, direction in ((out, z_hat, gradient), (d_u, u, z_hat)):
+        d_z = d_z.addcmul_(share * (a * b).sum(-1, keepdim=True), direction)
+    return d_z, d_u
+
+
 def _through(u: Tensor, z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     """The backward pass of z -> z^: [u - mean(u) - z^ mean(u z^)] / s, equation 3; its own transpose in u."""
     through: Tensor = _backward(u, z, z.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
@@ -80,9 +111,5 @@ class _ReconstructionGradient(torch.autograd.Function):
         z, offset, scale, gradient, u, z_hat, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # the graph of this pass is wanted: ATen's kernel is right to the second order only
             return torch.autograd.grad(_written_out(z, offset, scale), (z, offset, scale), out, create_graph=True)
-        d_u = _through(out, z, mean, rstd)
-        d_z = _through(scale * d_u, z, mean, rstd)
-        share = rstd / -z.shape[-1]
-        for a, b, direction in ((u, z_hat, d_u), (out, z_hat, gradient), (d_u, u, z_hat)):
-            d_z = d_z.addcmul(share * (a * b).sum(-1, keepdim=True), direction)
+        d_z, d_u = reconstruction_backward(out, z, scale, gradient, u, z_hat, mean, rstd)
         return d_z, d_u, d_u * z_hat

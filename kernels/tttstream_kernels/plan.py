@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from tttstream_kernels.inner import with_one
+
 
 @dataclass(frozen=True)
 class Uniform:
@@ -46,12 +48,20 @@ class Uniform:
         """Whether the mini-batches of the pieces that end with this wave are complete."""
         return self.end_phase == 0
 
-    def pack(self, x: Tensor) -> Tensor:
-        """[B, T, H, D] -> [blocks * H, K, D], empty slots zero."""
+    def blocks(self, x: Tensor) -> Tensor:
+        """[B, T, H, D] -> [waves, B, H, K, D], empty slots zero."""
         slots = len(self.waves) * self.mini_batch
         if slots != self.tokens:
             x = F.pad(x, (0, 0, 0, 0, self.phase, slots - self.phase - self.tokens))
-        return x.unflatten(1, (-1, self.mini_batch)).permute(1, 0, 3, 2, 4).flatten(0, 2)
+        return x.unflatten(1, (-1, self.mini_batch)).permute(1, 0, 3, 2, 4)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, T, H, D] -> [blocks * H, K, D], empty slots zero."""
+        return self.blocks(x).flatten(0, 2)
+
+    def pack_with_one(self, x: Tensor) -> Tensor:
+        """[B, T, H, D] -> [blocks * H, K, D + 1], the last number of each token a one."""
+        return with_one(self.blocks(x)).flatten(0, 2)
 
     def unpack(self, x: Tensor) -> Tensor:
         """[blocks * H, K, D] -> [B, T, H, D]."""
@@ -93,10 +103,18 @@ class Ragged:
         (then with no meaning for those that go on)."""
         return self.full[wave]
 
+    def blocks(self, x: Tensor) -> Tensor:
+        """[B, T, H, D] -> [blocks, H, K, D], empty slots zero."""
+        taken = x.flatten(0, 1)[self.slots.clamp(min=0)]
+        return taken.where(self.slots[..., None, None] >= 0, 0.0).transpose(1, 2)
+
     def pack(self, x: Tensor) -> Tensor:
         """[B, T, H, D] -> [blocks * H, K, D], empty slots zero."""
-        taken = x.flatten(0, 1)[self.slots.clamp(min=0)]
-        return taken.where(self.slots[..., None, None] >= 0, 0.0).transpose(1, 2).flatten(0, 1)
+        return self.blocks(x).flatten(0, 1)
+
+    def pack_with_one(self, x: Tensor) -> Tensor:
+        """[B, T, H, D] -> [blocks * H, K, D + 1], the last number of each token a one."""
+        return with_one(self.blocks(x)).flatten(0, 1)
 
     def unpack(self, x: Tensor) -> Tensor:
         """[blocks * H, K, D] -> [B, T, H, D], zero beyond a row's length."""

@@ -9,42 +9,16 @@ definition has it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from tttstream_kernels.activation import gelu
 from tttstream_kernels.call import Call
-from tttstream_kernels.inner import Dense, flatten, with_one
+from tttstream_kernels.inner import Dense, flatten
 from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient
 from tttstream_kernels.plan import Ragged, Uniform, plan
+from tttstream_kernels.scan import Packed, Seed, scan
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.update import Rule, Weights
-
-
-class Seed(NamedTuple):
-    """Where cells stand at the start of a mini-batch, by layer [R, rows, columns]: weights; sums of the part of the
-    mini-batch that an earlier call saw, empty for nothing; momentum, empty for none."""
-
-    weights: Weights
-    pending: Weights
-    momentum: Weights
-
-    def cells(self, begin: int, end: int) -> Seed:
-        """Some of the cells."""
-        if begin == 0 and end == self.weights[0].shape[0]:
-            return self
-        return Seed(*(tuple(w[begin:end] for w in part) for part in self))
-
-
-class Lesson(NamedTuple):
-    """What the keys of a wave teach, by layer: base, the weights that queries see before the first key; inputs
-    [R, K, rows] and steps [R, K, columns], rate times gradient, of every key."""
-
-    base: Weights
-    inputs: list[Tensor]
-    steps: list[Tensor]
 
 
 def _dense(call: Call) -> tuple[Dense, Tensor]:
@@ -69,66 +43,25 @@ def token_causal(
         poison = 0.0 * (target.sum(-1, keepdim=True) + eta)
         k, eta, target = (torch.where(poison == 0.0, x, 0.0) for x in (k, eta, target))
         poison = cut.pack(poison)
-    x_q, x_k = with_one(cut.pack(call.q)), with_one(cut.pack(k))
-    offset, scale = (cut.pack(x) for x in error_terms(target, call.gamma, call.beta, eta))
-    tau, last = tau[:, None], tau[-1]
-    causal = -tau.expand(-1, len(tau)).tril()
-    sizes = [pieces * heads for pieces in cut.waves]
-
-    def waves(x: Tensor) -> tuple[Tensor, ...]:
-        return x.split(sizes)
-
-    blocks = (waves(x) for x in (x_q, x_k, torch.bmm(x_q, x_k.mT) * causal, offset, scale))
-    own = waves(torch.bmm(x_k, x_k.mT) * causal) if return_loss else ()
-    lost = waves(poison.sum(1, keepdim=True)) if poison is not None else (None,) * len(sizes)
+    gamma = call.gamma[:, None]
+    square = (gamma * gamma).expand(sum(cut.waves), *gamma.shape).flatten(0, 1)
+    base = torch.addcmul((gamma * call.beta[:, None]).squeeze(1), call.gamma, target, value=-1)
+    packed = Packed(cut.pack_with_one(call.q), cut.pack_with_one(k), cut.pack(base), square, cut.pack(eta), tau)
     seed, rule = _seed(call, state, cut)
-    ends, z_q, z_before, z_after = [], [], [], []
-    for wave, (queries, keys, scores, *terms) in enumerate(zip(*blocks, strict=True)):
-        rule = rule.first(sizes[wave])
-        z, inputs, hidden = inner.layers(keys, seed.weights)
-        gradient = reconstruction_gradient(z, *terms)
-        factor = rule.factor(seed.weights)
-        steps = inner.steps(gradient if factor is None else factor * gradient, seed.weights, hidden)
-        lesson = Lesson(rule.heading(seed.weights, seed.momentum), inputs, steps)
-        z_q.append(_see(queries, scores, lesson, seed.pending, tau, causal))
-        if return_loss:
-            z_before.append(z)
-            z_after.append(_see(keys, own[wave], lesson, seed.pending, tau, causal))
-        going_on = (*sizes, 0)[wave + 1]
-        complete = cut.complete(wave)
-        after = seed
-        if going_on or complete is not False:
-            in_place = complete is True and not torch.is_grad_enabled()
-            after = _step(seed, lesson, rule, last, lost[wave], in_place)
-        if going_on < sizes[wave]:
-            ends.append(_end(seed, lesson, after, lost[wave], complete, heads).cells(going_on, sizes[wave]))
-        seed = after.cells(0, going_on)
+    lost = None if poison is None else poison.sum(1, keepdim=True)
+    z, before, after, ends = scan(inner, packed, cut, heads, seed, rule, lost, return_loss)
 
-    def normalised(parts: list[Tensor]) -> Tensor:
-        return normalise(cut.unpack(torch.cat(parts)), call.gamma, call.beta)
+    def normalised(z: Tensor) -> Tensor:
+        return normalise(cut.unpack(z), call.gamma, call.beta)
 
-    y = call.q + normalised(z_q)
-    losses = [half_square(normalised(z) - target)[..., None] for z in (z_before, z_after) if z]
+    y = call.q + normalised(z)
+    losses = [half_square(normalised(z) - target)[..., None] for z in (before, after) if z is not None]
     if poison is not None:
         own_nan, later_nan = cut.unpack(poison), cut.unpack(poison.cumsum(1))
         y = y + later_nan
         losses = [part + nan for part, nan in zip(losses, (own_nan, later_nan), strict=False)]
     loss = Loss(*(cut.masked(part)[..., 0] for part in losses)) if return_loss else None
-    return cut.masked(y), _merge(call, state, cut, ends[::-1]), loss
-
-
-def _see(x: Tensor, scores: Tensor, lesson: Lesson, pending: Weights, tau: Tensor, causal: Tensor) -> Tensor:
-    """g(x_i; W_i) for every token i of a wave (equation 8): x [R, K, D + 1], scores [R, K, K] its products with the
-    first layer's inputs, times -tau_i where j <= i."""
-    z = x
-    for layer, (weight, keys, step) in enumerate(zip(*lesson, strict=True)):
-        if layer > 0:
-            x = with_one(gelu(z))
-            scores = torch.bmm(x, keys.mT) * causal
-        z = torch.baddbmm(torch.bmm(x, weight), scores, step)
-        if pending:
-            z = z.addcmul(torch.bmm(x, pending[layer]), tau, value=-1)
-    return z
+    return cut.masked(y), _merge(call, state, cut, ends), loss
 
 
 def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, Rule]:
@@ -142,59 +75,21 @@ def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, R
 
     delta = pieces(state.delta)
     seed = Seed(
-        weights=split(call.start + delta),
+        weights=tuple(w.contiguous() for w in split(call.start + delta)),  # products in place want it so
         pending=split(pieces(state.pending)) if cut.seeded else (),
         momentum=split(pieces(state.momentum)) if call.update.has_momentum else (),
     )
     return seed, call.update.rule(split(call.start.expand_as(delta)))
 
 
-def _step(seed: Seed, lesson: Lesson, rule: Rule, tau: Tensor, nan: Tensor | None, in_place: bool) -> Seed:
-    """Where cells stand after a full mini-batch (equation 9), whose last token has the scale tau.
-
-    in_place: the new weights take the place of the old ones, which nobody else sees: up to 15% of an MLP's forward.
-    """
-    target, sign = (tuple(rule.momentum * m for m in seed.momentum), tau) if seed.momentum else (seed.weights, -tau)
-    if seed.pending:
-        target = tuple(w.addcmul(sign, s) for w, s in zip(target, seed.pending, strict=True))
-    add = torch.Tensor.baddbmm_ if in_place else torch.baddbmm
-    target = tuple(add(w, x.mT, sign * step) for w, x, step in zip(target, lesson.inputs, lesson.steps, strict=True))
-    if nan is not None:
-        target = tuple(w + nan for w in target)
-    if not seed.momentum:
-        return Seed(rule.settle(target, in_place), (), ())
-    return Seed(rule.settle(tuple(w - m for w, m in zip(seed.weights, target, strict=True))), (), target)
-
-
-def _end(seed: Seed, lesson: Lesson, after: Seed, nan: Tensor | None, complete: bool | Tensor, heads: int) -> Seed:
-    """Where cells stand when their piece ends: after a full mini-batch, or inside one, with its sums."""
-    if complete is not False:
-        after = after._replace(pending=tuple(torch.zeros_like(w) for w in after.weights))
-    if complete is True:
-        return after
-    sums = tuple(torch.bmm(x.mT, step) for x, step in zip(lesson.inputs, lesson.steps, strict=True))
-    for more in (seed.pending, () if nan is None else (nan,) * len(sums)):
-        sums = tuple(a + b for a, b in zip(sums, more, strict=True)) if more else sums
-    inside = Seed(seed.weights, sums, seed.momentum)
-    if complete is False:
-        return inside
-    full = complete.repeat_interleave(heads)[:, None, None]
-    chosen = (zip(a, b, strict=True) for a, b in zip(after, inside, strict=True))
-    return Seed(*(tuple(torch.where(full, a, b) for a, b in pairs) for pairs in chosen))
-
-
-def _merge(call: Call, state: InnerState, cut: Uniform | Ragged, ends: list[Seed]) -> InnerState:
+def _merge(call: Call, state: InnerState, cut: Uniform | Ragged, ends: Seed) -> InnerState:
     """The rows' state after the call, from where their pieces end, those of the last wave first."""
-    heads = call.q.shape[2]
 
-    def gather(name: str) -> Tensor:
-        parts = [flatten(getattr(end, name)) for end in ends]
-        cells = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return cells.unflatten(0, (-1, heads))
+    def rows(part: Weights) -> Tensor:
+        return flatten(part).unflatten(0, (-1, call.q.shape[2]))
 
-    delta = gather("weights") - call.start
-    pending = gather("pending")
-    momentum = gather("momentum") if call.update.has_momentum else state.momentum
+    delta, pending = rows(ends.weights) - call.start, rows(ends.pending)
+    momentum = rows(ends.momentum) if call.update.has_momentum else state.momentum
     if isinstance(cut, Uniform):
         return InnerState(delta, pending, momentum, torch.full_like(state.phase, cut.end_phase))
     last = cut.last.clamp(min=0)
@@ -259,7 +154,7 @@ def one_token(
 
     new = InnerState(state.delta, pending, state.momentum, state.phase + 1)
     if torch.compiler.is_compiling() or phase.device.type != "cpu" or len(scales) - 1 in phase.tolist():
-        settled = flatten(rule().settle(seen)).view_as(flat)
+        settled = flatten(rule().settle(seen)[0]).view_as(flat)
         ended = InnerState(settled - start, torch.zeros_like(pending), momentum, torch.zeros_like(state.phase))
         new = ended.where(phase + 1 == len(scales), new)
     if lengths is not None:

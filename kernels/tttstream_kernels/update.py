@@ -87,20 +87,31 @@ class Rule(NamedTuple):
             return weights
         return tuple(w - self.momentum * m for w, m in zip(weights, momentum, strict=True))
 
-    def settle(self, weights: Weights, in_place: bool = False) -> Weights:
-        """The weights with which the next mini-batch starts, from those right after the step."""
-        if isinstance(self.forget, Tensor) or self.forget != 0.0:
-            lerp = torch.Tensor.lerp_ if in_place else torch.lerp
-            weights = tuple(lerp(w, s, self.forget) for w, s in zip(weights, self.start, strict=True))
+    @property
+    def forgets(self) -> bool:
+        """Whether weights move towards their learned start."""
+        return isinstance(self.forget, Tensor) or self.forget != 0.0
+
+    def mixed(self, weights: Weights, in_place: bool = False) -> Weights:
+        """The weights after forgetting."""
+        if not self.forgets:
+            return weights
+        lerp = torch.Tensor.lerp_ if in_place else torch.lerp
+        return tuple(lerp(w, s, self.forget) for w, s in zip(weights, self.start, strict=True))
+
+    def settle(self, weights: Weights, in_place: bool = False) -> tuple[Weights, Tensor | None]:
+        """The weights with which the next mini-batch starts, from those right after the step, and what the last layer
+        was multiplied with [R, 1, 1], None where its norm is free."""
+        weights = self.mixed(weights, in_place)
+        scale: Tensor | None = None
         if self.limit is not None:
             scale = self.limit / norm(weights[-1])
-            if not self.update.restore:
-                scale = scale.clamp(max=1.0)
+            scale = scale if self.update.restore else scale.clamp(max=1.0)
             multiply = torch.Tensor.mul_ if in_place else torch.mul
             weights = (*weights[:-1], multiply(weights[-1], scale))
         if self.update.columns:
             weights = tuple(w * (_columns(s) / _columns(w)) for w, s in zip(weights, self.start, strict=True))
-        return weights
+        return weights, scale
 
 
 def norm(weight: Tensor) -> Tensor:

@@ -140,10 +140,10 @@ def run(
 def _on_triton(
     call: Call, state: InnerState, fresh: bool, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
 ) -> tuple[Tensor, InnerState, Loss | None]:
-    from tttstream_kernels import (
-        token_triton,
-    )  # only here, so that triton stays out of a process that has no use for it
+    from tttstream_kernels import frame_triton, token_triton  # only here: a process without a use for triton lacks it
 
+    if call.tau is None:
+        return frame_triton.frame_causal(call, state, reset, lengths, return_loss)
     return token_triton.token_causal(call, state, fresh, reset, lengths, return_loss)
 
 

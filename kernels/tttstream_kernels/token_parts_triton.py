@@ -8,10 +8,21 @@ its mini-batch; slots without a token are zeros with a rate of zero.
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
-from tttstream_kernels.norm_triton import standardise
+from tttstream_kernels.norm_triton import INTERPRETED, standardise
+
+
+def numerics(dtype: torch.dtype) -> dict[str, Any]:
+    """The type of a product's operands and how it is taken, for tokens of this type. float16 goes as tf32, which has
+    its mantissa and the exponent that gradients need."""
+    if dtype == torch.bfloat16:
+        return {"TYPE": tl.bfloat16, "PRECISION": "rounded" if INTERPRETED else "ieee"}
+    return {"TYPE": tl.float32, "PRECISION": "tf32" if dtype == torch.float16 else "tf32x3"}
 
 
 @triton.jit

@@ -9,18 +9,17 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
-from tttstream_kernels import linear_token_triton
+from tttstream_kernels import linear_token_triton, mlp_token_triton
 from tttstream_kernels.call import Call
 from tttstream_kernels.norm import half_square
-from tttstream_kernels.norm_triton import INTERPRETED
 from tttstream_kernels.precision import cast
 from tttstream_kernels.state import InnerState, Loss
+from tttstream_kernels.token_parts_triton import numerics
 from tttstream_kernels.update import Update, norm
 
-KERNELS = {"linear": linear_token_triton}
+KERNELS = {"linear": linear_token_triton, "mlp": mlp_token_triton}
 
 
 def token_causal(
@@ -120,14 +119,6 @@ def span_of(tokens: int, size: int) -> int:
     return group * size
 
 
-def _numerics(dtype: torch.dtype) -> dict[str, Any]:
-    """The type of a product's operands and how it is taken. float16 goes as tf32, which has its mantissa and the
-    exponent that gradients need."""
-    if dtype == torch.bfloat16:
-        return {"TYPE": tl.bfloat16, "PRECISION": "rounded" if INTERPRETED else "ieee"}
-    return {"TYPE": tl.float32, "PRECISION": "tf32" if dtype == torch.float16 else "tf32x3"}
-
-
 @torch.library.custom_op("tttstream::token", mutates_args=())
 def token(
     inner: str,
@@ -165,7 +156,7 @@ def token(
         y, seen, after, sums, kept,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
         tokens, heads, kept.shape[2],
-        D=width, K=len(tau), SPAN=span, READS=reads, RESTORE=restore, **_numerics(q.dtype),
+        D=width, K=len(tau), SPAN=span, READS=reads, RESTORE=restore, **numerics(q.dtype),
         num_warps=4 if width < 128 else 8, num_stages=1,
     )  # fmt: skip
     return y, seen, after, sums, kept
@@ -248,15 +239,16 @@ def token_backward(
     size, segments = len(tau), kept.shape[2]
     tiles, shared = _gradients(q, eta, weights, start, tau, forget, limit, lengths, reset)
     cut = blocks(phase, lengths, reset, tokens, size, span)
-    shelves = weights.new_empty(rows, heads, span // size + 2, weights.shape[2])
+    shelves = weights.new_empty(rows, heads, span // size + 3, weights.shape[2])
+    hidden = weights.new_empty(rows, heads, 5, size, 4 * width if inner == "mlp" else 0)
     KERNELS[inner].backward[(rows * heads,)](
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
         cut.phase, lengths, reset, cut.number, cut.begins, cut.first,
-        kept, shelves, shelves.new_empty(shelves.shape[:3]), d_y, d_seen, d_weights_end, d_pending_end,
+        kept, shelves, shelves.new_empty(shelves.shape[:3]), hidden, d_y, d_seen, d_weights_end, d_pending_end,
         *tiles, *shared,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
         tokens, heads, segments,
-        D=width, K=size, SPAN=span, READS=reads, RESTORE=restore, **_numerics(q.dtype),
+        D=width, K=size, SPAN=span, READS=reads, RESTORE=restore, **numerics(q.dtype),
         num_warps=4 if width < 128 else 8, num_stages=1,
     )  # fmt: skip
     d_q, d_k, d_v, d_eta, d_weights, d_pending = tiles

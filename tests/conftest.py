@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+
+NEEDS = {
+    "av": ["cli", "sources", "train", "views/test_video.py", "views/test_window.py"],
+    "gymnasium": ["agents", "cli", "sources"],
+    "jsonargparse": ["train"],
+    "lightning": ["train"],
+}
+"""Tests that cannot even be read without a package, as on a machine that is only lent for its GPU."""
+ABSENT = [name for name in NEEDS if find_spec(name) is None]
+collect_ignore = sorted({path for name in ABSENT for path in NEEDS[name]})
+
+
+def pytest_report_header() -> list[str]:
+    return [f"without {name}: no tests of {', '.join(NEEDS[name])}" for name in ABSENT]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RLLIB := .venv-rllib
 DEMO := out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types contracts dist soak clean
+.PHONY: help env demo test lint types contracts rllib dist soak clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,16 @@ types: $(READY) ## types of the three packages
 contracts: $(READY) ## who may import whom
 	$(BIN)/lint-imports
 
+rllib: $(RLLIB)/.ready ## tests of RLlib, in .venv-rllib, a thin layer over .venv (Ray pins a gymnasium of its own)
+	$(RLLIB)/bin/python -m pytest -q tests/agents/test_rllib.py
+
+$(RLLIB)/.ready: $(READY)
+	@$(BIN)/python -m venv --clear $(RLLIB)
+	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$($(RLLIB)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth
+	@$(RLLIB)/bin/python -m pip install --quiet --disable-pip-version-check "ray[rllib]==2.60.0"
+	@touch $@
+
 dist: $(READY) ## build the wheel and try it in a clean environment (5 GB while it runs)
 	rm -rf build dist
 	$(BIN)/python -m build --outdir dist .
@@ -51,6 +62,6 @@ soak: $(READY) ## what is too long for `make test`
 	$(BIN)/python -m pytest -q -m soak --timeout 0
 
 clean: ## remove all that the other commands made
-	rm -rf $(VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(RLLIB) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf *.egg-info

@@ -1,0 +1,138 @@
+"""RLlib's new API stack: an RLModule with a memory, for PPO and its like, on as many machines as Ray has.
+
+    config = PPOConfig().environment("CartPole-v1").rl_module(
+        rl_module_spec=RLModuleSpec(TTTRLModule, model_config={"memory": "ttt_linear", "max_seq_len": 64})
+    )
+
+Letters: S sequences, T steps, D width, n numbers of a packed state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from tttstream.errors import DependencyError, ShapeError
+from tttstream.state import pack, unpack
+from tttstream_agents import heads as action_heads
+from tttstream_agents.encoder import Encoder
+from tttstream_agents.errors import SpaceError
+from tttstream_agents.trunk import PolicyState, Trunk
+
+try:
+    from ray.rllib.core.columns import Columns
+    from ray.rllib.core.distribution.torch.torch_distribution import TorchMultiCategorical
+    from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+    from ray.rllib.core.rl_module.torch import TorchRLModule
+except ModuleNotFoundError as error:
+    raise DependencyError(
+        f"{error.name} is not installed: pip install 'tttstream[rllib]' (Ray pins a gymnasium of its own: use an "
+        "environment for it alone)"
+    ) from error
+
+__all__ = ["TTTRLModule"]
+
+DEFAULTS: dict[str, Any] = {
+    "memory": "ttt_linear", "dim": 64, "depth": 1, "heads": 2, "positions": True, "previous_action": True,
+    "options": None,
+}  # fmt: skip
+
+
+class TTTRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
+    """A policy with a memory under RLlib's names: STATE_IN and STATE_OUT hold {"memory": [S, n]}, zeros where fresh.
+
+    model_config: memory, dim, depth, heads, positions, previous_action, options as `MemoryPolicy`, and RLlib's own
+    max_seq_len, the steps of a training sequence. Observations: what `MemoryPolicy` sees, as they come from the
+    environment. Actions: Discrete and MultiDiscrete from 0, and Box, whose numbers RLlib spreads over its bounds.
+
+    The module draws the actions itself, since what was done belongs to what is remembered.
+    """
+
+    def setup(self) -> None:
+        """Build the networks; RLlib calls it."""
+        given = dict(self.model_config or {})
+        rllibs = {field.name for field in dataclasses.fields(DefaultModelConfig)}  # it adds some, even unasked
+        unknown = sorted(set(given) - set(DEFAULTS) - rllibs)
+        if unknown:
+            known = ", ".join([*DEFAULTS, "max_seq_len"])
+            raise ShapeError(f"model_config: unknown {', '.join(unknown)}; known are {known}")
+        chosen = {**DEFAULTS, **{name: value for name, value in given.items() if name in DEFAULTS}}
+        space = self.action_space
+        if isinstance(space, spaces.Box):
+            space = spaces.Box(-1.0, 1.0, space.shape, np.float32)
+        elif not isinstance(space, spaces.Discrete | spaces.MultiDiscrete) or np.any(space.start):
+            raise SpaceError(f"cannot act in {space}: expected Box, or Discrete or MultiDiscrete from 0")
+        if isinstance(space, spaces.MultiDiscrete):
+            self.action_dist_cls = TorchMultiCategorical.get_partial_dist_cls(input_lens=space.nvec.tolist())
+        self.encoder, self.action = Encoder(self.observation_space), action_heads.build(space)
+        dim = chosen["dim"]
+        self.trunk = Trunk(
+            self.encoder.size, space if chosen.pop("previous_action") else None, chosen.pop("memory"), **chosen
+        )
+        if not all(one.bounded for one in self.trunk.memories):
+            raise ShapeError("memory 'attention' grows, a state of RLlib cannot: take 'window'")
+        self.actor, self.critic = (
+            nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, outputs))
+            for outputs in (self.action.outputs, 1)
+        )
+        with torch.no_grad():
+            for parameter in self.actor[-1].parameters():  # every action equally likely at first
+                parameter.mul_(0.01)
+        self._fresh = self.trunk.initial_state(1)
+
+    def get_non_inference_attributes(self) -> list[str]:
+        """What env runners can do without."""
+        return ["critic"]
+
+    def get_initial_state(self) -> dict[str, Any]:
+        """A fresh memory of one environment."""
+        return {"memory": np.zeros(pack(self._fresh).shape[1], np.float32)}
+
+    def _forward_exploration(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return self._act(batch, explore=True)
+
+    def _forward_inference(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return self._act(batch, explore=False)
+
+    @torch.no_grad()
+    def _act(self, batch: dict[str, Any], explore: bool) -> dict[str, Any]:
+        features, state = self._remember(batch, acting=True)
+        inputs = self._inputs(features)
+        distribution = self.get_exploration_action_dist_cls().from_logits(inputs)
+        actions = (distribution if explore else distribution.to_deterministic()).sample()
+        state = self.trunk.acted(state, actions[:, -1])
+        return {
+            Columns.ACTIONS: actions, Columns.ACTION_LOGP: distribution.logp(actions),
+            Columns.ACTION_DIST_INPUTS: inputs, Columns.STATE_OUT: {"memory": pack(state)},
+        }  # fmt: skip
+
+    def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        features, _state = self._remember(batch)
+        return {Columns.ACTION_DIST_INPUTS: self._inputs(features), Columns.EMBEDDINGS: features}
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
+        """Values [S, T] of a training batch; embeddings: the features, where they are known."""
+        features = self._remember(batch)[0] if embeddings is None else embeddings
+        return self.critic(features).squeeze(-1)
+
+    def _inputs(self, features: Tensor) -> Tensor:
+        outputs = self.actor(features)
+        if isinstance(self.action, action_heads.Gaussian):
+            outputs = torch.cat([outputs, self.action.log_std.expand_as(outputs)], -1)
+        return outputs
+
+    def _remember(self, batch: dict[str, Any], acting: bool = False) -> tuple[Tensor, PolicyState]:
+        """Features [S, T, D] and the state after. Sequences begin where episodes do, so no step inside is a start."""
+        parts = self.encoder.tensors(batch[Columns.OBS], leading=2, check=acting)
+        x = self.encoder(parts).transpose(0, 1)
+        state = unpack(cast(Tensor, batch[Columns.STATE_IN]["memory"]), self._fresh)
+        starts = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        actions = None if acting else batch[Columns.ACTIONS].transpose(0, 1)
+        features, state = self.trunk.remember(x, state, starts, actions=actions)
+        return features.transpose(0, 1), state

@@ -1,0 +1,155 @@
+"""RLlib: the module acts and learns alike, and learns with several env runners; `make rllib` runs this file."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from tttstream.errors import ShapeError
+from tttstream_agents.errors import ObservationError, SpaceError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray warns of itself when it is imported
+    pytest.importorskip("ray.rllib", reason="Ray, which pins a gymnasium of its own, is absent: make rllib")
+    import ray
+    from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.rllib.core.columns import Columns
+    from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+    from ray.tune.registry import register_env
+
+    from tttstream_agents.rllib import TTTRLModule
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+BOX = spaces.Box(-1, 1, (3,), np.float32)
+OBSERVATIONS = [BOX, spaces.Discrete(4), spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})]
+ACTIONS = [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-2, 2, (2,), np.float32)]
+ROWS, STEPS = 3, 11
+
+
+def build(observation: Any, action: Any, **config: Any) -> Any:
+    torch.manual_seed(0)
+    spec = RLModuleSpec(
+        module_class=TTTRLModule, observation_space=observation, action_space=action,
+        model_config={"dim": 16, "heads": 1, **config},
+    )  # fmt: skip
+    module = spec.build()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return module
+
+
+def each(function: Any, *obs: Any) -> Any:
+    if isinstance(obs[0], dict):
+        return {key: function(*(one[key] for one in obs)) for key in obs[0]}
+    return function(*obs)
+
+
+@pytest.mark.parametrize("memory", ["ttt_linear", "lstm", "window"])
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda space: type(space).__name__)
+@pytest.mark.parametrize("observation", OBSERVATIONS, ids=lambda space: type(space).__name__)
+def test_training_says_what_acting_said(observation: Any, action: Any, memory: str) -> None:
+    """Step by step with the state that comes back, and sequences of 11 and of 4 steps from the states before them."""
+    module = build(observation, action, memory=memory)
+    observation.seed(0)
+    start = torch.as_tensor(module.get_initial_state()["memory"])
+    assert not bool(start.any())
+    state, record = {"memory": start.expand(ROWS, -1)}, []
+    for _ in range(STEPS):
+        drawn = [each(lambda x: torch.as_tensor(np.asarray(x)), observation.sample()) for _ in range(ROWS)]
+        obs = each(lambda *x: torch.stack(x)[:, None], *drawn)
+        out = module.forward_exploration({Columns.OBS: obs, Columns.STATE_IN: state})
+        record.append((obs, out[Columns.ACTIONS], out[Columns.ACTION_LOGP], state["memory"]))
+        state = out[Columns.STATE_OUT]
+    obs, actions, logp, states = zip(*record, strict=True)
+    for first, last in ((0, STEPS), (4, 8)):
+        batch = {
+            Columns.OBS: each(lambda *x: torch.cat(x, 1), *obs[first:last]),
+            Columns.ACTIONS: torch.cat(actions[first:last], 1),
+            Columns.STATE_IN: {"memory": states[first]},
+        }
+        train = module.forward_train(batch)
+        again = module.get_train_action_dist_cls().from_logits(train[Columns.ACTION_DIST_INPUTS])
+        found = again.logp(batch[Columns.ACTIONS])
+        torch.testing.assert_close(found, torch.cat(logp[first:last], 1), atol=1e-5, rtol=0)
+        values = module.compute_values(batch)
+        torch.testing.assert_close(values, module.compute_values(batch, embeddings=train[Columns.EMBEDDINGS]))
+        assert values.shape == (ROWS, last - first)
+    greedy = [module.forward_inference({Columns.OBS: obs[0], Columns.STATE_IN: {"memory": states[0]}}) for _ in "ab"]
+    assert torch.equal(greedy[0][Columns.ACTIONS], greedy[1][Columns.ACTIONS])
+
+
+def test_wrong_choices_are_named() -> None:
+    with pytest.raises(ShapeError, match="unknown memroy; known are memory, dim"):
+        build(BOX, ACTIONS[0], memroy="gru")
+    with pytest.raises(ShapeError, match="take 'window'"):
+        build(BOX, ACTIONS[0], memory="attention")
+    with pytest.raises(SpaceError, match="from 0"):
+        build(BOX, spaces.Discrete(3, start=1))
+    module = build(BOX, ACTIONS[0])
+    state = {"memory": torch.as_tensor(module.get_initial_state()["memory"])[None]}
+    with pytest.raises(ObservationError, match="NaN or infinity"):
+        module.forward_exploration({Columns.OBS: torch.full((1, 1, 3), torch.nan), Columns.STATE_IN: state})
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+class Shaken(TTTRLModule):
+    """With weights that make the memory count from the beginning."""
+
+    def setup(self) -> None:
+        super().setup()
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def config(make_env: Any, runners: int, kind: Any = TTTRLModule, **training: Any) -> Any:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[make_env.__module__])
+    register_env("tttstream-test", lambda _: make_env())
+    module = RLModuleSpec(module_class=kind, model_config={"dim": 32, "heads": 1, "max_seq_len": 20})
+    return (
+        PPOConfig().environment("tttstream-test").rl_module(rl_module_spec=module).learners(num_learners=0)
+        .env_runners(num_env_runners=runners, num_envs_per_env_runner=8, num_cpus_per_env_runner=0.5)
+        .training(train_batch_size_per_learner=640, entropy_coeff=0.01, lambda_=0.95, grad_clip=0.5, **training)
+        .debugging(seed=0, log_level="ERROR")
+    )  # fmt: skip
+
+
+def test_the_ratio_of_the_first_epoch_is_one(cluster: None, script: Any) -> None:
+    """Through all of RLlib's pipeline, with episodes that end inside the batch: the policy is the one that acted."""
+    algorithm = config(script, 0, Shaken, num_epochs=2, minibatch_size=128, lr=0.0).build_algo()
+    for _ in range(2):
+        result = algorithm.train()["learners"]["default_policy"]
+        assert abs(result["mean_kl_loss"]) < 1e-8
+        assert result["entropy"] < 1.09  # of at most 1.0986: what it remembers does matter
+    algorithm.stop()
+
+
+def test_it_learns_to_remember_with_two_env_runners(cluster: None, repeat_first: Any, tmp_path: Path) -> None:
+    """Chance, and all that there is without a memory, is -0.33."""
+    training: dict[str, Any] = {"num_epochs": 4, "minibatch_size": 320, "lr": 1e-3, "use_kl_loss": False}
+    algorithm = config(repeat_first, 2, **training).build_algo()
+    returns = [algorithm.train()["env_runners"]["episode_return_mean"] for _ in range(14)]
+    assert max(returns) > 0.3, returns
+    algorithm.save_to_path(str(tmp_path))
+    trained = algorithm.get_module()
+    algorithm.stop()
+    path = tmp_path / "learner_group" / "learner" / "rl_module" / "default_policy"
+    loaded: Any = RLModule.from_checkpoint(str(path))
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, atol=0, rtol=0)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tttstream.model import FrameModel
 from tttstream.outputs import saving
+from tttstream.train.export import read
 
 NAMES = {"train/loss": "loss", "train/inner_before": "inner", "train/inner_after": "after", "val/loss": "val"}
 
@@ -156,10 +157,9 @@ class Export(Callback):
         run = Path(trainer.log_dir)
         model.save(run / "model")
         written = [run / "model"]
-        checkpoint = trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
-            from tttstream.train.export import read
-
-            read(Path(checkpoint.best_model_path)).save(run / "best")
+        kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        best = next((callback.best_model_path for callback in kept if callback.monitor), "")
+        if best and Path(best).is_file():  # a resumed run may name one that was moved
+            read(Path(best)).save(run / "best")
             written.append(run / "best")
         print("the model is in", " and ".join(f"{folder}" for folder in written))

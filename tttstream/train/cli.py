@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tttstream import presets
-from tttstream.errors import CheckpointError, ConfigError
+from tttstream.errors import CheckpointError, ConfigError, TTTStreamError
 from tttstream.model import ModelConfig
 from tttstream.train.callbacks import Bar, Export, Pace, Pictures
 
@@ -31,13 +32,26 @@ class _Parser(LightningArgumentParser):
 
 
 def _short(message: str) -> str:
-    """What a parser has to say, without the tree of attempts that it adds."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return re.sub(r"\s+", " ", " ".join(lines))
+    """What a parser has to say: its tree of attempts cut down to the causes, on one line."""
+    text = " ".join(message.split()).replace('Parser key "', '"')
+    *_, causes = text.split(" Errors: ")
+    if causes == text:
+        return text
+    found = [cause for cause in re.split(r"(?:^| )- ", causes.split(" Given value")[0]) if cause]
+    key = re.match(r'"[^"]+"', text)
+    return f"{key[0] if key else 'config'}: {'; '.join(c for c in found if 'NoneType' not in c)}"
 
 
 class TrainingCLI(LightningCLI):
     """The keys are trainer, model (a `ModelConfig`), task (a Lightning module that takes a model) and data."""
+
+    def __init__(self, command: str, **options: Any) -> None:
+        self._command = command
+        super().__init__(**options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the one that was asked for: each costs a second to describe."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """See the class."""
@@ -49,18 +63,47 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("model", "task.init_args.model")
         parser.link_arguments("model.size", "data.init_args.size")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Without Lightning's warning of arguments that do not come from the process."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
     def instantiate_classes(self) -> None:
         """Make the task, the data and the trainer."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        try:
+            instantiate = getattr(self.parser, "instantiate", None) or self.parser.instantiate_classes  # before 4.50
+            self.config_init = instantiate(self.config)
+        except ValueError as error:
+            raise _own(error) from error
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "task")
         self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **changes: Any) -> Trainer:
+        """With a CSV and a TensorBoard log in one folder, where the configuration says nothing of loggers."""
+        given = self._get(self.config_init, "trainer")
+        if given.get("enable_progress_bar") is False:
+            kept = [callback for callback in self.trainer_defaults["callbacks"] if not isinstance(callback, Bar)]
+            self.trainer_defaults["callbacks"] = kept
+        if given.get("logger") is None:
+            table = CSVLogger(Path(given["default_root_dir"] or OUT).absolute(), name="train")
+            changes["logger"] = [table, TensorBoardLogger(table.root_dir, name="", version=table.version)]
+        return super().instantiate_trainer(**changes)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing of the configuration comes from a checkpoint; only that there is one is looked at here."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in LATEST and not Path(path).exists():
             raise CheckpointError(f"there is no checkpoint {path}: give a file that `tttstream fit` wrote")
+
+
+def _own(error: ValueError) -> Exception:
+    """The error of ours that made the parser give up on a class, or else what the parser says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TTTStreamError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return ConfigError(_short(str(error)))
 
 
 def resolve(words: Sequence[str]) -> list[str]:
@@ -100,15 +143,12 @@ def main(words: Sequence[str]) -> int:
     logging.getLogger("lightning.pytorch").addFilter(lambda record: "litlogger" not in record.getMessage())
     defaults: dict[str, Any] = {
         "default_root_dir": OUT,
-        "logger": [
-            {"class_path": f"lightning.pytorch.loggers.{kind}", "init_args": {"save_dir": OUT, "name": "train"}}
-            for kind in ("CSVLogger", "TensorBoardLogger")
-        ],
         "plugins": [{"class_path": "tttstream.train.checkpoint.WholeFiles"}],
         "callbacks": [Bar(), Pace(), Pictures(), Export()],
     }
     try:
         TrainingCLI(
+            words[0],
             trainer_defaults=defaults,
             parser_class=_Parser,
             save_config_kwargs={"overwrite": True},

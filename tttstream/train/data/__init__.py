@@ -17,6 +17,7 @@ from tttstream.train.data.images import ImagesClip
 from tttstream.train.data.indices import Index, MovingDigits, Videos, Walks
 from tttstream.train.data.lanes import Schedule, Window
 from tttstream.train.data.loader import LaneLoader
+from tttstream.train.data.mixture import Mixture
 from tttstream.train.data.module import BadVideoWarning, VideoData
 from tttstream.train.data.shards import Shards
 from tttstream.train.data.transforms import fitted
@@ -37,6 +38,7 @@ __all__ = [
     "Index",
     "Kinetics",
     "LaneLoader",
+    "Mixture",
     "MovingDigits",
     "PathList",
     "PyAV",

@@ -1,0 +1,73 @@
+"""Plants things into streams that were not there before: pieces of other videos, in random shapes, that move."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Planted(NamedTuple):
+    """A segment with things planted into it.
+
+    frames: [B, T, 3, H, W] as given. cover: [B, T, H, W], the share of each pixel that a planted thing covers.
+    age: [B, T] frames since the thing first showed, -1 where none is there yet.
+    """
+
+    frames: Tensor
+    cover: Tensor
+    age: Tensor
+
+
+def plant(frames: Tensor, share: float, generator: torch.Generator) -> Planted:
+    """Plant one thing into about `share` of the rows of uint8 frames [B, T, 3, H, W], T >= 3.
+
+    It is a blob of a tenth to a half of the picture's side, made of another row's pixels (its own, mirrored, where
+    there is one row), in other light; it comes in from a side or is there at once, from some frame after the first on
+    to the end of the segment. All is drawn on the CPU, so that it follows from the generator on every device.
+    """
+    rows, count, _, height, width = frames.shape
+    side = min(height, width)
+
+    def draw(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(rows, *shape, generator=generator)
+
+    there = draw(0, 1) < share
+    begin = (1 + draw(0, 1) * (count - 2)).long()
+    age = torch.arange(count) - begin[:, None]
+    age = torch.where(there[:, None], age, -1).clamp(min=-1)
+    radius, aspect, turn = draw(0.08, 0.26) * side, draw(0.55, 1.0), draw(0, math.pi)
+    wobble, lobes, phase = draw(0, 0.25), draw(2, 6).floor(), draw(0, 2 * math.pi)
+    centre = 0.5 + draw(-0.28, 0.28, 2)
+    edge = draw(0, 2 * math.pi)
+    out = 0.5 + (0.5 + 0.7 * radius / side)[:, None] * torch.stack([edge.cos(), edge.sin()], 1)
+    comes_in = draw(0, 1) < 0.6
+    inward = (centre - out) / (centre - out).norm(dim=1, keepdim=True) * draw(0.02, 0.07, 1)
+    start = torch.where(comes_in[:, None], out, centre)
+    speed = torch.where(comes_in[:, None], inward, draw(-0.05, 0.05, 2))
+    scale = torch.tensor([width, height])
+    middle = (start[:, None] + speed[:, None] * age.clamp(min=0)[..., None]) * scale  # [B, T, 2]
+
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    dx = x - middle[..., 0, None, None]
+    dy = y - middle[..., 1, None, None]
+    cos, sin = (part[:, None, None, None] for part in (turn.cos(), turn.sin()))
+    along, across = cos * dx + sin * dy, (cos * dy - sin * dx) / aspect[:, None, None, None]
+    angle = torch.atan2(across, along)
+    lobes, phase, wobble, radius = (part[:, None, None, None] for part in (lobes, phase, wobble, radius))
+    border = radius * (1 + wobble * torch.sin(lobes * angle + phase))
+    cover = (border - torch.hypot(along, across) + 0.5).clamp(0, 1) * (age >= 0)[..., None, None]
+
+    other = frames.roll(1, 0)[torch.arange(rows), (draw(0, 1) * count).long()].flip(-1)
+    gain, shift = draw(0.7, 1.3, 1, 1, 1), 255 * draw(-0.15, 0.15, 1, 1, 1)
+    device = frames.device
+    other = (other.float() * gain.to(device) + shift.to(device)).clamp(0, 255)
+    from_y = (dy.round().long() + (draw(0, 1) * height).long()[:, None, None, None]) % height
+    from_x = (dx.round().long() + (draw(0, 1) * width).long()[:, None, None, None]) % width
+    row = torch.arange(rows)[:, None, None, None]
+    thing = other.permute(0, 2, 3, 1)[row.to(device), from_y.to(device), from_x.to(device)].movedim(-1, 2)
+    cover = cover.to(device)
+    mixed = torch.lerp(frames.float(), thing, cover[:, :, None]).round().to(frames.dtype)
+    return Planted(mixed, cover, age.to(device))

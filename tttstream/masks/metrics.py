@@ -1,0 +1,101 @@
+"""Region similarity J and contour accuracy F as DAVIS defines them, and what it reports of a sequence.
+
+Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016, section 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import ShapeError
+
+TOLERANCE = 0.008
+"""How far apart contours may lie and still match, as a share of the picture's diagonal."""
+
+Mask = NDArray[Any]
+
+
+class Score(NamedTuple):
+    """mean over the frames; recall, the share of frames above 0.5; decay, first quarter minus last quarter."""
+
+    mean: float
+    recall: float
+    decay: float
+
+
+def region_similarity(mask: Mask, truth: Mask) -> float:
+    """J: intersection over union of two masks [H, W]; 1 where both are empty."""
+    mask, truth = _pair(mask, truth)
+    union = np.count_nonzero(mask | truth)
+    return 1.0 if union == 0 else float(np.count_nonzero(mask & truth) / union)
+
+
+def contour_accuracy(mask: Mask, truth: Mask, tolerance: float = TOLERANCE) -> float:
+    """F: harmonic mean of precision and recall of the contour pixels of two masks [H, W].
+
+    A contour pixel is right where the other contour, dilated by a disk, covers it. The disk's radius is the tolerance
+    times the diagonal, rounded up to whole pixels; a tolerance of 1 or more is the radius itself.
+    """
+    mask, truth = _pair(mask, truth)
+    radius = tolerance if tolerance >= 1 else math.ceil(tolerance * math.hypot(*mask.shape))
+    ours, theirs = contour(mask), contour(truth)
+    count, wanted = np.count_nonzero(ours), np.count_nonzero(theirs)
+    if count == 0 or wanted == 0:  # nothing drawn is never wrong, and nothing wanted is never missed
+        return float(count == wanted)
+    precision = np.count_nonzero(ours & _dilate(theirs, radius)) / count
+    recall = np.count_nonzero(theirs & _dilate(ours, radius)) / wanted
+    return 0.0 if precision + recall == 0 else float(2 * precision * recall / (precision + recall))
+
+
+def contour(mask: Mask) -> NDArray[np.bool_]:
+    """Pixels [H, W] that differ from the one to the right, the one below, or the one between these two.
+
+    What lies beyond the last row and column is like these themselves, so the picture's edge is no contour.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    right, below, across = padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    return np.asarray((mask ^ right) | (mask ^ below) | (mask ^ across))
+
+
+def summarise(values: Sequence[float]) -> Score:
+    """Mean, recall and decay of one sequence's values, frame after frame.
+
+    DAVIS leaves out the first frame, whose mask is given, and the last; so must who calls this.
+    """
+    if len(values) == 0:
+        raise ShapeError("expected the values of at least one frame, got none")
+    found = np.asarray(values, dtype=np.float64)
+    ends = np.round(np.linspace(1, len(found), 5) + 1e-10).astype(int) - 1
+    first, last = found[ends[0] : ends[1] + 1], found[ends[3] : ends[4] + 1]
+    return Score(float(found.mean()), float((found > 0.5).mean()), float(first.mean() - last.mean()))
+
+
+def evaluate(masks: Sequence[Mask], truths: Sequence[Mask]) -> tuple[Score, Score]:
+    """J and F of one object over a sequence of masks [H, W], the first and the last frame left out."""
+    if len(masks) != len(truths) or len(masks) < 3:
+        raise ShapeError(f"expected two sequences of at least 3 masks alike, got {len(masks)} and {len(truths)}")
+    pairs = list(zip(masks, truths, strict=True))[1:-1]
+    return (
+        summarise([region_similarity(mask, truth) for mask, truth in pairs]),
+        summarise([contour_accuracy(mask, truth) for mask, truth in pairs]),
+    )
+
+
+def _pair(mask: Mask, truth: Mask) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    mask, truth = np.asarray(mask, dtype=bool), np.asarray(truth, dtype=bool)
+    if mask.ndim != 2 or mask.shape != truth.shape:
+        raise ShapeError(f"expected two masks [H, W] of one size, got {list(mask.shape)} and {list(truth.shape)}")
+    return mask, truth
+
+
+def _dilate(points: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
+    """Every pixel within the radius of a point: dilation by a disk."""
+    from scipy.ndimage import distance_transform_edt
+
+    return np.asarray(distance_transform_edt(~points) <= radius)

@@ -1,0 +1,244 @@
+"""Generated sequences for mask propagation: objects that move over real frames or photographs, with their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import DataError
+from tttstream.sources.photographs import NAMES, photograph
+from tttstream.sources.video import Video
+from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot
+from tttstream.train.data.indices import Index, Videos
+from tttstream.train.data.split import cut
+from tttstream.train.data.sprites import Floats, Motion, Pixels, Sprite, make_sprite, region, smooth
+
+SHORT = 144  # pixels: the short side at which frames of videos are kept
+RUNS, RUN = 6, 16  # how many runs of how many frames are kept of a video
+
+
+@dataclass(frozen=True)
+class ObjectsClip(Clip):
+    """Objects that move over a still picture, a moving view of one, or a real video, the camera moving too.
+
+    Objects are cut out of other pictures along random shapes or along borders that a picture has itself, bend, turn,
+    grow, change light, hide behind one another, and some are coloured alike; or the object is a region of the
+    background. Masks tell the tracked ones: 1, 2 … All that is drawn depends on the seed and the frame's number alone.
+
+    seed: which scene. size: side of the square frames in pixels. frames: length. objects: at most so many are tracked.
+    videos: files whose frames are used besides the photographs of scikit-image.
+    """
+
+    seed: int = 0
+    size: int = 112
+    frames: int = 12
+    objects: int = 2
+    videos: tuple[str, ...] = ()
+    masked: bool = True
+
+    def open(self, decoder: Decoder) -> Reader:
+        """See Clip."""
+        return _ObjectsReader(self)
+
+    def count(self, decoder: Decoder) -> int | None:
+        """See Clip."""
+        return self.frames
+
+
+@dataclass
+class MovingObjects(Index):
+    """Generated sequences of moving objects, made as they are needed; see ObjectsClip.
+
+    count: how many. frames: length of each. size: side in pixels. objects: at most so many are tracked. folders:
+    folders of videos, or video files, whose frames they are made of besides photographs; None for photographs alone.
+    part: of the videos, "train", "test" or "all"; a video's own name decides, see `split`. seed: of the first; the
+    others have the seeds that follow.
+    """
+
+    count: int = 100_000
+    frames: int = 12
+    size: int = 112
+    objects: int = 2
+    folders: list[str] | None = None
+    part: str = "all"
+    seed: int = 0
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        if min(self.count, self.frames, self.size, self.objects) < 1:
+            raise DataError("objects: count, frames, size and objects must be at least 1")
+        videos = tuple(clip.name for clip in self._videos())
+        seeds = range(self.seed, self.seed + self.count)
+        return [
+            ObjectsClip(f"objects {s}", -1, True, s, self.size, self.frames, self.objects, videos) for s in seeds
+        ]  # fmt: skip
+
+    def _videos(self) -> Sequence[Clip]:
+        if self.folders is None:
+            return []
+        videos = Videos(self.folders).clips()
+        if self.part == "all":
+            return videos
+        if self.part not in ("train", "test"):
+            raise DataError(f"objects: part is {self.part!r}, expected train, test or all")
+        return cut(videos, (0.85, 0.15))[self.part == "test"]
+
+
+class _ObjectsReader(Reader):
+    def __init__(self, clip: ObjectsClip) -> None:
+        self.frames = clip.frames
+        for attempt in range(20):
+            rng = np.random.Generator(np.random.PCG64([clip.seed, attempt, 77]))
+            self._scene = Scene(rng, clip.frames, clip.size, clip.videos)
+            if self._scene.choose(rng, clip.objects):
+                return
+        raise RuntimeError(f"scene {clip.seed} shows no object in twenty attempts")
+
+    def read(self, indices: Numbers) -> Shot:
+        frames, masks = zip(*(self._scene.render(int(t)) for t in indices), strict=True)
+        return Shot(np.stack(frames), np.stack(masks))
+
+
+@lru_cache(maxsize=128)
+def runs(path: str) -> list[list[Pixels]]:
+    """Some runs of frames that follow one another in a video, spread over its length, reduced to `SHORT` pixels."""
+    with Video(path) as video:
+        known = video.frames or RUNS * RUN
+        starts = {int(start) for start in np.linspace(0, max(0, known - RUN), RUNS)}
+        found: list[list[Pixels]] = []
+        taken = 0
+        for number, frame in enumerate(video):
+            if number in starts:
+                found.append([])
+                taken = RUN
+            if taken:
+                found[-1].append(_reduced(np.asarray(frame.image, np.uint8)))
+                taken -= 1
+            elif number > max(starts):
+                break
+    return found
+
+
+def _reduced(image: Pixels) -> Pixels:
+    scale = SHORT / min(image.shape[:2])
+    size = max(SHORT, round(image.shape[1] * scale)), max(SHORT, round(image.shape[0] * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@lru_cache(maxsize=len(NAMES))
+def _photograph(name: str) -> Pixels:
+    whole = photograph(name)
+    scale = 2.2 * SHORT / min(whole.shape[:2])
+    return np.asarray(cv2.resize(whole, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def pictures(rng: np.random.Generator, videos: Sequence[str], steps: int) -> list[Pixels]:
+    """`steps` pictures that follow one another in a video, or one photograph again and again."""
+    if not videos or rng.random() < 0.2:
+        return [_photograph(NAMES[rng.integers(len(NAMES))])] * steps
+    some = runs(videos[rng.integers(len(videos))])
+    run = some[rng.integers(len(some))]
+    there_and_back = [*run, *run[-2:0:-1]] or run
+    start = int(rng.integers(len(there_and_back)))
+    return [there_and_back[(start + t) % len(there_and_back)] for t in range(steps)]
+
+
+class Scene:
+    """One sequence: a background under a moving camera, objects, light. `choose` says which objects are tracked."""
+
+    def __init__(self, rng: np.random.Generator, steps: int, size: int, videos: Sequence[str]) -> None:
+        self.size, self.steps = size, steps
+        self._seed = int(rng.integers(2**31))
+        backdrop = pictures(rng, videos, steps)
+        if rng.random() < 0.55:
+            backdrop = backdrop[:1] * steps  # a still picture: nothing moves but the camera and the objects
+        self.camera = Motion.draw(rng, steps, size, 0.7, 0.0)
+        self.sway = Motion.draw(rng, steps, size, 0.0, float(rng.choice((0.0, 0.0, 1.0))))
+        self.part: Floats | None = None  # a region of the background that may be tracked
+        if rng.random() < 0.4:
+            found = region(rng, backdrop[0], size)
+            if found is not None:
+                window, alpha = found
+                wide = size // 2
+                backdrop = [np.asarray(cv2.copyMakeBorder(window, *[wide] * 4, cv2.BORDER_REFLECT), np.uint8)] * steps
+                self.part = cv2.copyMakeBorder(alpha, *[wide] * 4, cv2.BORDER_CONSTANT)
+        self.backdrop = backdrop
+        height, width = backdrop[0].shape[:2]
+        zoom = 1.0 if self.part is not None else size / (min(height, width) * rng.uniform(0.5, 1.0))
+        spare = np.array([width * zoom - size, height * zoom - size]) / 2
+        at = np.zeros(2) if self.part is not None else rng.uniform(-1, 1, 2) * spare
+        middle = np.array([width, height]) / 2
+        self.view = np.hstack([zoom * np.eye(2), (size / 2 + at - zoom * middle)[:, None]]).astype(np.float32)
+        self.sprites: list[Sprite] = []
+        for _ in range(int(rng.integers(0 if self.part is not None else 1, 5))):
+            like = self.sprites[-1] if self.sprites and rng.random() < 0.3 else None
+            made_of = [pictures(rng, videos, 1)[0] for _ in range(3)]
+            if rng.random() < 0.25:
+                made_of[0] = backdrop[0]  # coloured like what is behind it
+            self.sprites.append(make_sprite(rng, made_of, steps, size, like))
+        self.shadows = rng.random(len(self.sprites)) < 0.3
+        self.tracked: dict[int, int] = {}
+        self.gain = np.exp(smooth(rng, steps, 0.02 * rng.choice((0.3, 1.0, 2.5))))
+        self.cast = np.exp(rng.normal(0, 0.06, 3)).astype(np.float32)
+        self.gamma = float(np.exp(rng.normal(0, 0.2)))
+        self.colour = float(rng.choice((1.0, 1.0, rng.uniform(0, 1))))
+        self.blur = float(rng.choice((0.0, 0.0, rng.uniform(0.4, 1.1))))
+        self.noise = float(rng.choice((0.0, rng.uniform(1, 7))))
+        self.quality = int(rng.integers(25, 90)) if rng.random() < 0.3 else 0
+
+    def choose(self, rng: np.random.Generator, most: int) -> bool:
+        """Track up to `most` of the objects that the first frame shows well; False where it shows none."""
+        _, owner = self._paint(0)
+        shares = np.bincount(owner.ravel(), minlength=len(self.sprites) + 2) / owner.size
+        fit = [number for number in range(1, len(shares)) if 0.012 < shares[number] < 0.5]
+        rng.shuffle(fit)
+        count = most if rng.random() < 0.7 else 1
+        self.tracked = {number: place for place, number in enumerate(fit[:count], start=1)}
+        return bool(fit)
+
+    def render(self, t: int) -> tuple[Pixels, NDArray[np.uint8]]:
+        """Frame t uint8 [size, size, 3] and the tracked object that each pixel belongs to [size, size]."""
+        canvas, owner = self._paint(t)
+        table = np.zeros(len(self.sprites) + 2, np.uint8)
+        for number, place in self.tracked.items():
+            table[number] = place
+        rng = np.random.Generator(np.random.PCG64([self._seed, t]))
+        canvas *= self.cast * self.gain[t]
+        grey = canvas.mean(2, keepdims=True)
+        canvas = grey + self.colour * (canvas - grey)
+        canvas = 255 * (canvas / 255).clip(0, 1) ** self.gamma
+        if self.blur:
+            canvas = cv2.GaussianBlur(canvas, (0, 0), self.blur)
+        if self.noise:
+            canvas = canvas + self.noise * rng.standard_normal(canvas.shape, np.float32)
+        frame = np.asarray(canvas.clip(0, 255), np.uint8)
+        if self.quality:
+            _, coded = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, self.quality])
+            frame = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+        return frame, table[owner]
+
+    def _paint(self, t: int) -> tuple[Floats, NDArray[np.uint8]]:
+        """The picture before light and lens, and what each pixel belongs to: 0 nothing, 1 the region, 2 … sprites."""
+        size = self.size
+        camera = self.camera.matrix(t, np.full(2, size / 2, np.float32))
+        view = (np.vstack([camera, [0, 0, 1]]) @ np.vstack([self.view, [0, 0, 1]]))[:2].astype(np.float32)
+        maps = self.sway.sources(t, view, size)
+        canvas = cv2.remap(self.backdrop[t], *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        canvas = canvas.astype(np.float32)
+        owner = np.zeros((size, size), np.uint8)
+        if self.part is not None:
+            owner[cv2.remap(self.part, *maps, cv2.INTER_LINEAR) > 0.5] = 1
+        for number, (sprite, shadow) in enumerate(zip(self.sprites, self.shadows, strict=True), start=2):
+            before = canvas.copy() if shadow else canvas
+            alpha = sprite.paint(canvas, t, camera)
+            if shadow:
+                soft = cv2.GaussianBlur(np.roll(alpha, (size // 25, size // 30), (0, 1)), (0, 0), size / 40)
+                dark = 1 - 0.45 * soft[..., None]
+                canvas = before * dark + alpha[..., None] * (canvas - before * dark) if dark is not None else canvas
+            owner[alpha > 0.5] = number
+        return canvas, owner

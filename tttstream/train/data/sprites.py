@@ -1,0 +1,191 @@
+"""Generated moving objects with their masks: cut out of pictures, moved, bent, lit, hidden behind one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Run = Callable[[np.random.Generator, int], list[Pixels]]
+"""Gives so many pictures that follow one another in a video (or one and the same picture again and again)."""
+
+
+def smooth(rng: np.random.Generator, steps: int, spread: float, wander: float = 0.5) -> Floats:
+    """A path of `steps` values from 0 on: a constant pace N(0, spread) and a wandering one."""
+    pace = rng.normal(0, spread) + wander * spread * rng.normal(0, 1, steps).cumsum() / 1.7
+    return np.concatenate([[0.0], pace.cumsum()[: steps - 1]]).astype(np.float32)
+
+
+@dataclass
+class Motion:
+    """Where a thing is over time: turn (radians), growth (log), shift (pixels) and a bend that comes and goes."""
+
+    turn: Floats
+    growth: Floats
+    shift: Floats
+    bends: Floats = field(repr=False)
+    sway: Floats = field(repr=False)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, steps: int, size: int, lively: float, bend: float) -> Motion:
+        """A motion over `steps` frames of `size` pixels; lively, bend: 1 for what objects usually do."""
+        lively *= float(rng.choice((0.3, 1.0, 1.8)))
+        shift = np.stack([smooth(rng, steps, 0.022 * size * lively) for _ in range(2)], 1)
+        bends = rng.normal(0, bend * 0.025 * size, (2, 4, 4, 2)).astype(np.float32)
+        sway = np.stack([0.3 + smooth(rng, steps, 0.12), smooth(rng, steps, 0.15)], 1)
+        return cls(smooth(rng, steps, 0.03 * lively), smooth(rng, steps, 0.018 * lively), shift, bends, sway)
+
+    def matrix(self, t: int, middle: Floats) -> Floats:
+        """The affine map [2, 3] from where things were to where they are at time t, about a middle (x, y)."""
+        scale = float(np.exp(np.clip(self.growth[t], -1.0, 1.0)))
+        c, s = scale * np.cos(self.turn[t]), scale * np.sin(self.turn[t])
+        linear = np.array([[c, -s], [s, c]], np.float32)
+        return np.hstack([linear, (middle + self.shift[t] - linear @ middle)[:, None]]).astype(np.float32)
+
+    def sources(self, t: int, matrix: Floats, size: int) -> tuple[Floats, Floats]:
+        """For each pixel of a frame, the place (x, y) in the picture that it is taken from."""
+        back = cv2.invertAffineTransform(matrix).astype(np.float32)
+        x = np.arange(size, dtype=np.float32)
+        field = cv2.resize(np.tensordot(self.sway[t], self.bends, 1), (size, size), interpolation=cv2.INTER_CUBIC)
+        map_x = back[0, 0] * x + (back[0, 1] * x)[:, None] + back[0, 2] + field[..., 0]
+        map_y = back[1, 0] * x + (back[1, 1] * x)[:, None] + back[1, 2] + field[..., 1]
+        return map_x.astype(np.float32), map_y.astype(np.float32)
+
+
+def contour(rng: np.random.Generator, side: int) -> Floats:
+    """A random shape [side, side] in 0..1: a round one, a polygon, a body with limbs, or a ring."""
+    kind = rng.choice(("waves", "polygon", "limbs", "boxes"), p=(0.35, 0.25, 0.25, 0.15))
+    mask = np.zeros((side, side), np.uint8)
+    middle, radius = side / 2, side * 0.46
+    if kind in ("waves", "polygon"):
+        count = 64 if kind == "waves" else int(rng.integers(3, 9))
+        angle = np.sort(rng.uniform(0, 2 * np.pi, count)) if kind == "polygon" else np.linspace(0, 2 * np.pi, count)
+        reach = np.full(count, 0.75)
+        if kind == "waves":
+            for k in range(2, 7):
+                reach += rng.uniform(0, 0.35 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
+        else:
+            reach = rng.uniform(0.45, 1.0, count)
+        stretch = rng.uniform(0.45, 1.0)
+        points = np.stack([np.cos(angle), stretch * np.sin(angle)], 1) * (radius * reach.clip(0.2, 1))[:, None]
+        turn = rng.uniform(0, np.pi)
+        points = points @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        cv2.fillPoly(mask, [np.rint(points + middle).astype(np.int32)], 255, cv2.LINE_AA)
+    elif kind == "limbs":
+        at = np.array([middle, middle])
+        for _ in range(int(rng.integers(3, 8))):
+            to = (at + rng.normal(0, 0.28 * side, 2)).clip(0.08 * side, 0.92 * side)
+            cv2.line(
+                mask, at.astype(int).tolist(), to.astype(int).tolist(), 255, int(rng.uniform(0.06, 0.28) * side) + 1
+            )
+            at = to if rng.random() < 0.6 else np.array([middle, middle])
+    else:
+        for _ in range(int(rng.integers(1, 4))):
+            box = ((middle, middle), tuple(rng.uniform(0.25, 0.85, 2) * side * 0.7), float(rng.uniform(0, 180)))
+            at = rng.normal(0, 0.08 * side, 2)
+            corners = cv2.boxPoints(box) + at  # type: ignore[call-overload]
+            cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 255, cv2.LINE_AA)
+    return (mask / 255).astype(np.float32)
+
+
+def texture(rng: np.random.Generator, picture: Pixels, side: int) -> Floats:
+    """A piece of a picture [side, side, 3], turned in colour, contrast and light."""
+    height, width = picture.shape[:2]
+    piece = int(min(height, width) * rng.uniform(0.15, 0.8))
+    top, left = rng.integers(height - piece + 1), rng.integers(width - piece + 1)
+    image = cv2.resize(picture[top : top + piece, left : left + piece], (side, side), interpolation=cv2.INTER_AREA)
+    return recolour(rng, image.astype(np.float32), float(rng.choice((0.0, 0.5, 1.0))))
+
+
+def recolour(rng: np.random.Generator, image: Floats, strength: float) -> Floats:
+    """An image in 0..255 with another cast, contrast and light; strength 0 leaves it."""
+    mean = image.mean((0, 1))
+    gain = np.exp(rng.normal(0, 0.3 * strength, 3)) * np.exp(rng.normal(0, 0.25 * strength))
+    return ((image - mean) * gain + mean + rng.normal(0, 30 * strength) + rng.normal(0, 15 * strength, 3)).clip(0, 255)
+
+
+def region(rng: np.random.Generator, picture: Pixels, side: int) -> tuple[Pixels, Floats] | None:
+    """A window of a picture and the mask of a region in it whose border is one that the picture itself has.
+
+    Regions are grown together from small pieces of like colour; None where nothing of a sensible size is found.
+    """
+    from skimage.segmentation import felzenszwalb
+
+    height, width = picture.shape[:2]
+    whole = int(min(height, width) * rng.uniform(0.55, 1.0))
+    top, left = rng.integers(height - whole + 1), rng.integers(width - whole + 1)
+    window = cv2.resize(picture[top : top + whole, left : left + whole], (side, side), interpolation=cv2.INTER_AREA)
+    pieces = felzenszwalb(window, scale=float(rng.uniform(80, 400)), sigma=0.8, min_size=side * side // 150)
+    sizes = np.bincount(pieces.ravel())
+    wanted = rng.uniform(0.03, 0.25) * side * side
+    inner = pieces[side // 5 : -side // 5, side // 5 : -side // 5]
+    chosen = pieces == inner[tuple(rng.integers(len(inner), size=2))]
+    for _ in range(6):
+        if chosen.sum() >= wanted:
+            break
+        grown = cv2.dilate(chosen.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+        touching = np.unique(pieces[grown & ~chosen])
+        touching = touching[sizes[touching] < 0.3 * side * side]
+        if not len(touching):
+            break
+        chosen |= pieces == rng.choice(touching)
+    share = chosen.mean()
+    if not 0.015 < share < 0.45:
+        return None
+    solid = cv2.morphologyEx(chosen.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    return np.asarray(window, np.uint8), cv2.GaussianBlur(solid.astype(np.float32), (3, 3), 0)
+
+
+@dataclass
+class Sprite:
+    """One object: its picture and opacity [h, w], how it moves, where its middle stands at first, how it is lit."""
+
+    image: Floats = field(repr=False)
+    alpha: Floats = field(repr=False)
+    motion: Motion
+    at: Floats
+    light: Floats
+
+    def paint(self, canvas: Floats, t: int, camera: Floats | None) -> Floats:
+        """Draw over a canvas [size, size, 3] at time t, in place; the opacity [size, size] of what was drawn."""
+        size = len(canvas)
+        middle = np.array(self.alpha.shape[::-1], np.float32) / 2
+        matrix = self.motion.matrix(t, middle)
+        matrix[:, 2] += self.at - middle
+        if camera is not None:
+            matrix = (np.vstack([camera, [0, 0, 1]]) @ np.vstack([matrix, [0, 0, 1]]))[:2].astype(np.float32)
+        maps = self.motion.sources(t, matrix, size)
+        alpha = cv2.remap(self.alpha, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        image = cv2.remap(self.image, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) * self.light[t]
+        canvas += alpha[..., None] * (image - canvas)
+        return np.asarray(alpha, np.float32)
+
+
+def make_sprite(rng: np.random.Generator, pictures: list[Pixels], steps: int, size: int, like: Sprite | None) -> Sprite:
+    """A new object made of the given pictures; with `like`, one that is coloured like that other object."""
+    side = int(size * np.exp(rng.uniform(np.log(0.18), np.log(0.75))))
+    image = texture(rng, pictures[0], side)
+    alpha = contour(rng, side)
+    found = region(rng, pictures[0], side) if side >= 24 and rng.random() < 0.45 else None
+    if like is not None:
+        image = cv2.resize(like.image, (side, side), interpolation=cv2.INTER_AREA)[:: rng.choice((1, -1))]
+        image = recolour(rng, np.ascontiguousarray(image), 0.3)
+    elif found is not None:
+        image, alpha = recolour(rng, found[0].astype(np.float32), float(rng.choice((0.0, 0.4)))), found[1]
+    elif rng.random() < 0.5:  # several parts, as most things have
+        for picture in pictures[1 : 1 + int(rng.integers(1, 3))]:
+            shift = rng.uniform(0, 0.3, 2) * side
+            smaller = np.array([[0.7, 0, shift[0]], [0, 0.7, shift[1]]])
+            part = cv2.warpAffine(contour(rng, side), smaller, (side, side))
+            image += part[..., None] * (texture(rng, picture, side) - image)
+    edge = max(1.0, side * 0.01) * rng.uniform(0.4, 1.2)
+    alpha = cv2.GaussianBlur(alpha, (0, 0), float(edge))
+    motion = Motion.draw(rng, steps, size, 1.0, side / size * float(rng.choice((0.0, 1.0, 2.5))))
+    at = rng.uniform(0.15, 0.85, 2).astype(np.float32) * size
+    light = np.exp(smooth(rng, steps, 0.02)).astype(np.float32)
+    return Sprite(np.asarray(image, np.float32), np.asarray(alpha, np.float32), motion, at, light)

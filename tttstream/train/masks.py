@@ -1,0 +1,238 @@
+"""Mask propagation: a mask on the first frame, masks after that, trained on generated moving objects."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+
+from tttstream.errors import CheckpointError, ShapeError
+from tttstream.masks.baselines import NAMES, propagate
+from tttstream.masks.model import MaskConfig, MaskModel, MaskOutput, MaskState
+from tttstream.masks.networks import STRIDE
+from tttstream.state import pack, unpack
+
+if TYPE_CHECKING:
+    from tttstream.train.data import Batch
+
+SPREAD = 401  # pixels over which the middle of a training frame is moved, so that large frames hold nothing new
+
+
+class Segment(NamedTuple):
+    """One segment as the model saw it.
+
+    masks: [B, T, O, H, W] the truth of each object. counted: bool [B, T, O], where the model had to find it.
+    """
+
+    output: MaskOutput
+    masks: Tensor
+    counted: Tensor
+
+
+class MaskPropagation(LightningModule):
+    """A mask model that is trained on sequences of which the first frame's masks are given.
+
+    Row i of a batch goes on with row i of the batch before it, and `batch.reset` marks where a row begins another
+    sequence: there its masks are given, elsewhere they are to be found. The state is carried and cut from the graph
+    between steps (truncated backpropagation), and is part of the checkpoint.
+
+    At first the memory learns true masks, later and later its own: the share of frames whose true mask is learned falls
+    from 1 to 0 over the first `forced` of the steps. A memory that learns from an untrained decoder learns nothing.
+
+    The loss is cross-entropy of the pixels, one minus the soft Dice of each object, and the cross-entropy of the
+    memory's own guess token by token. Validation reports J of the model; the test also that of the baselines.
+
+    Args:
+        network: the model's shape. objects: how many are followed in a sequence. forced: see above.
+        lr, weight_decay: of AdamW. warmup: optimiser steps over which the learning rate rises; it then falls along a
+            cosine to a fiftieth, where the trainer knows how many steps there will be.
+    """
+
+    def __init__(
+        self,
+        network: MaskConfig,
+        *,
+        objects: int = 2,
+        forced: float = 0.4,
+        lr: float = 2e-3,
+        weight_decay: float = 0.01,
+        warmup: int = 50,
+    ) -> None:
+        super().__init__()
+        if objects < 1 or warmup < 0:
+            raise ShapeError(f"masks: expected objects of at least 1 and warmup of 0 or more, got {objects}, {warmup}")
+        self.model = MaskModel(network)
+        self.objects, self.forced = objects, forced
+        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        self._states: dict[str, MaskState | None] = {}
+
+    def forward(self, batch: Batch, stage: str) -> Segment:
+        """Go on with a stage's lanes over one segment."""
+        if batch.mask is None:
+            raise ShapeError("masks: the data has no masks: take data/objects, or a DAVIS tree")
+        masks = (batch.mask[:, :, None] == torch.arange(1, self.objects + 1, device=self.device)[:, None, None]).float()
+        given = batch.reset[:, :, None] & masks.flatten(3).any(3)
+        state = self._states.get(stage)
+        if state is None or state.rows != len(masks):
+            state = self.model.init_state(len(masks), self.objects)
+        seen = state.to(self.device)
+        counted, known = [], seen.seen > 0
+        for t in range(masks.shape[1]):
+            known = torch.where(batch.reset[:, t, None], False, known)
+            counted.append(known & batch.valid[:, t, None])
+            known = known | given[:, t]
+        output, state = self.model(
+            batch.frames,
+            seen,
+            batch.reset,
+            masks=masks,
+            given=given,
+            taught=self.taught(batch.reset),
+            offset=self.offset(batch.clip[:, 0]),
+        )
+        self._states[stage] = state.detach()
+        return Segment(output, masks, torch.stack(counted, 1))
+
+    def offset(self, clip: Tensor) -> Tensor | None:
+        """Where the middle of a sequence's frames lies [B, 2], which its number decides, so that it stays; in training."""
+        if not self.training:
+            return None
+        return torch.stack([clip * 97 % SPREAD, clip * 57 % SPREAD], 1) - SPREAD // 2
+
+    def taught(self, reset: Tensor) -> Tensor | None:
+        """The frames [B, T] whose true masks are learned; while training. They follow from the step's number."""
+        total = self.trainer.estimated_stepping_batches if self.training else math.inf
+        share = 1 - self.global_step / (self.forced * total) if 0 < self.forced * total < math.inf else 0.0
+        if share <= 0:
+            return None
+        generator = torch.Generator().manual_seed(self.global_step)
+        return (torch.rand(reset.shape, generator=generator) < share).to(reset.device)
+
+    def losses(self, segment: Segment) -> dict[str, Tensor]:
+        """What is trained on a segment, by name."""
+        output, masks, counted = segment
+        shown = counted.any(2)
+        if not bool(shown.any()):
+            zero = output.logits.sum() * 0
+            return {"pixels": zero, "dice": zero, "guess": zero}
+        logits, weight = output.logits[shown], counted[shown].float()
+        truth = masks[shown] * weight[..., None, None]
+        label = (truth * torch.arange(1, truth.shape[1] + 1, device=truth.device)[:, None, None]).sum(1).long()
+        share = logits.softmax(1)[:, 1:]
+        both = (share * truth).sum((2, 3))
+        dice = 1 - (2 * both + 1) / ((share + truth).sum((2, 3)) + 1)
+        coarse = F.avg_pool2d(truth, STRIDE)
+        guess = F.binary_cross_entropy_with_logits(output.guess[shown], coarse, reduction="none")
+        guess = (guess * (1 + 3 * coarse)).mean((2, 3))
+        return {
+            "pixels": F.cross_entropy(logits, label),
+            "dice": (dice * weight).sum() / weight.sum(),
+            "guess": (guess * weight).sum() / weight.sum(),
+        }
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """See the class."""
+        losses = self.losses(self(batch, "train"))
+        loss = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.frames))
+        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=len(batch.frames))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """J of the model, and pictures of the first batch."""
+        segment = self(batch, "val")
+        losses = self.losses(segment)
+        rows = int(segment.counted.sum())
+        if rows:
+            self.log("val/loss", torch.stack(list(losses.values())).sum(), batch_size=rows, sync_dist=True)
+            self.log("val/J", overlap(segment).mean(), prog_bar=True, batch_size=rows, sync_dist=True)
+        return {"pictures": painted(batch.frames, segment)} if batch_idx == 0 else {}
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """J of the model and of each baseline, for sequences that lie within one segment."""
+        if batch.mask is None or bool(batch.reset[:, 1:].any()) or not bool(batch.reset[:, 0].all()):
+            raise ShapeError("masks: the test wants each sequence in one segment: set data.length to its frames")
+        segment = self(batch, "test")
+        rows = int(segment.counted.sum())
+        self.log("test/J_model", overlap(segment).mean(), batch_size=rows, sync_dist=True)
+        for name in NAMES:
+            output = propagate(name, self.model, batch.frames, segment.masks[:, 0])
+            values = overlap(segment._replace(output=MaskOutput(output, segment.output.guess)))
+            self.log(f"test/J_{name}", values.mean(), batch_size=rows, sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        """Validation starts from a fresh state; the training lanes wait."""
+        self._states["val"] = None
+
+    def on_test_epoch_start(self) -> None:
+        """As validation."""
+        self._states["test"] = None
+
+    def setup(self, stage: str) -> None:
+        """A new run begins with fresh lanes; a checkpoint brings its own right after this."""
+        self._states.clear()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the task, the model's shape and the training lanes of every process."""
+        state, lanes = self._states.get("train"), None
+        if state is not None:
+            packed = pack(state).to(self.device)
+            every = self.all_gather(packed)
+            assert isinstance(every, Tensor)
+            lanes = every.view(self.trainer.world_size, *packed.shape).cpu()
+        network = dataclasses.asdict(self.model.config)
+        checkpoint["tttstream"] = {"task": type(self).__name__, "network": network, "lanes": lanes}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what another task or model wrote; go on with the training lanes."""
+        saved = checkpoint.get("tttstream") or {}
+        if saved.get("task") != type(self).__name__:
+            raise CheckpointError(f"the checkpoint is of the task {saved.get('task')}, this is {type(self).__name__}")
+        if saved["network"] != dataclasses.asdict(self.model.config):
+            raise CheckpointError(f"the checkpoint is of another mask model: {saved['network']}")
+        lanes, trainer = saved["lanes"], self._trainer
+        if lanes is not None and trainer is not None and trainer.state.fn == "fit":
+            like = self.model.init_state(1, self.objects)
+            self._states["train"] = unpack(lanes[trainer.global_rank % len(lanes)], like)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, warm-up, and a cosine where the number of steps is known."""
+        decays = [p for p in self.parameters() if p.dim() > 1 and p is not self.model.start]
+        rest = [p for p in self.parameters() if p.dim() <= 1 or p is self.model.start]
+        groups = [{"params": decays, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        total = self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / (self.warmup + 1))
+            if not math.isfinite(total) or total <= self.warmup:
+                return rise
+            along = min(1.0, max(0.0, (step - self.warmup) / (total - self.warmup)))
+            return rise * (0.51 + 0.49 * math.cos(math.pi * along))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def overlap(segment: Segment) -> Tensor:
+    """J of each object in each frame where it was to be found, [n]; 1 where it is neither there nor found."""
+    numbers = torch.arange(1, segment.masks.shape[2] + 1, device=segment.masks.device)[:, None, None]
+    found = segment.output.logits.argmax(2, keepdim=True) == numbers
+    truth = segment.masks > 0.5
+    both, either = ((part).sum((3, 4)) for part in (found & truth, found | truth))
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0)[segment.counted]
+
+
+def painted(frames: Tensor, segment: Segment) -> Tensor:
+    """Frames with what was found in red and green over them, [rows, columns, 3, H, W] in 0..1."""
+    picture = frames.float() / 255
+    share = segment.output.logits.softmax(2)[:, :, 1:3]
+    colours = torch.eye(3, device=frames.device)[: share.shape[2]]
+    over = torch.einsum("btohw,oc->btchw", share, colours)
+    return picture + 0.6 * share.sum(2, keepdim=True) * (over - picture)

@@ -94,7 +94,6 @@ def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
 
 
-@torch.compiler.assume_constant_result
 def _cannot_run(device: str) -> str | None:
     """Why no Triton kernel at all runs on tensors of this kind of device."""
     if find_spec("triton") is None:
@@ -111,3 +110,7 @@ def _cannot_run(device: str) -> str | None:
             f"the GPU has compute capability {have[0]}.{have[1]}, and the kernels need {CAPABILITY[0]}.{CAPABILITY[1]}"
         )
     return None
+
+
+# What torch.compiler.assume_constant_result does; calling it would import the compiler with this package.
+setattr(_cannot_run, "_dynamo_marked_constant", True)  # noqa: B010

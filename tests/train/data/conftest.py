@@ -43,7 +43,9 @@ def movie(tmp_path: Path) -> Make:
         path.parent.mkdir(parents=True, exist_ok=True)
         codec = {".avi": "mpeg4", ".webm": "libvpx"}.get(path.suffix, "libx264")
         with av.open(str(path), "w") as container:
-            stream = container.add_stream(codec, rate=25)
+            quick = {"preset": "ultrafast"} if codec == "libx264" else {}
+            stream = container.add_stream(codec, rate=25, options=quick)
+            stream.codec_context.thread_count = 1
             stream.width = stream.height = side
             stream.pix_fmt = "yuv420p"
             for number in range(frames):

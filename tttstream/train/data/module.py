@@ -63,9 +63,18 @@ class VideoData(LightningDataModule):
         bad_video: str = "skip",
     ) -> None:
         super().__init__()
-        for name, value in {"size": size, "length": length, "batch_size": batch_size}.items():
-            if value < 1:
+        at_least_one = {
+            "size": size,
+            "length": length,
+            "batch_size": batch_size,
+            "steps": steps,
+            "eval_steps": eval_steps,
+        }
+        for name, value in at_least_one.items():
+            if value is not None and value < 1:
                 raise DataError(f"data: {name} must be at least 1, got {value}")
+        if workers < 0:
+            raise DataError(f"data: workers cannot be negative, got {workers}")
         if bad_video not in ("skip", "raise"):
             raise DataError(f"data: bad_video is {bad_video!r}, expected 'skip' or 'raise'")
         if fractions is not None and len(fractions) != 3:
@@ -80,6 +89,8 @@ class VideoData(LightningDataModule):
         self._strict = bad_video == "raise"
         self._clips: dict[str, list[Clip]] = {}
         self._loaders: dict[str, LaneLoader] = {}
+        self._listed: set[str] = set()
+        self._resume: dict[str, Any] | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -139,6 +150,9 @@ class VideoData(LightningDataModule):
             pin=torch.cuda.is_available(),
         )
         loader.bad |= bad
+        if training and self._resume is not None:
+            loader.load_state_dict(self._resume)
+            self._resume = None
         self._loaders[part] = loader
         return loader
 
@@ -165,6 +179,14 @@ class VideoData(LightningDataModule):
             raise DataError(f"data: not one of {len(clips)} videos can be read: {named(bad)}")
         return [clip for clip, _ in kept], [frames for _, frames in kept], bad
 
+    def state_dict(self) -> dict[str, Any]:
+        """How far training came: lanes go on from there, also where Lightning begins an epoch anew."""
+        return self._loaders["train"].state_dict() if "train" in self._loaders else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the lanes of training go on from there."""
+        self._resume = state_dict or None
+
     def train_dataloader(self) -> LaneLoader:
         """See LightningDataModule."""
         return self.loader("train")
@@ -186,7 +208,7 @@ class VideoData(LightningDataModule):
         bad: dict[str, str] = {}
         for loader in self._loaders.values():
             loader.close()
-            bad |= loader.bad
-        self._loaders = {}
+            bad |= {name: why for name, why in loader.bad.items() if name not in self._listed}
+        self._listed |= bad.keys()
         if bad:
             warnings.warn(f"{len(bad)} videos could not be read in full: {named(bad)}", BadVideoWarning, stacklevel=2)

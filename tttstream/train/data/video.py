@@ -128,33 +128,33 @@ class _PyAVReader(Reader):
 
     def _go_to(self, index: int) -> None:
         """Stand before a frame, or before an earlier one: the last key frame, or the first frame of all."""
-        stream = self._reopened()
+        container, stream = self._reopened()
         if index and self._scan.stamps is not None:
             try:
-                stream.container.seek(int(self._scan.stamps[index]), stream=stream)
+                container.seek(int(self._scan.stamps[index]), stream=stream)
             except FAILURES:
-                stream = self._reopened()
+                container, stream = self._reopened()
         self._next = 0
-        self._pictures = self._numbered(stream)
+        self._pictures = self._numbered(self._decoded(container, stream))
 
-    def _reopened(self) -> VideoStream:
+    def _reopened(self) -> tuple[InputContainer, VideoStream]:
         self.close()
-        self._container = _container(self._path)
-        stream = longest_stream(self._container, short(self._path))
+        self._container = container = _container(self._path)
+        stream = longest_stream(container, short(self._path))
         stream.codec_context.thread_count = 1  # the workers are the threads
-        return stream
+        return container, stream
 
-    def _numbered(self, stream: VideoStream) -> Iterator[tuple[int, VideoFrame]]:
+    def _numbered(self, pictures: Iterator[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
         """Pictures with their numbers: by their time stamps, or by counting from the start where there are none."""
         number, stamps = -1, self._scan.stamps
-        for picture in self._decoded(stream):
+        for picture in pictures:
             by_stamp = 0 if stamps is None or picture.pts is None else int(np.searchsorted(stamps, picture.pts))
             number = max(number + 1, by_stamp)
             yield number, picture
 
-    def _decoded(self, stream: VideoStream) -> Iterator[VideoFrame]:
+    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         """Pictures that are not damaged, until nothing more can be read."""
-        for packet in _packets(stream.container, stream):
+        for packet in _packets(container, stream):
             try:
                 pictures = stream.decode(packet)
             except FAILURES:

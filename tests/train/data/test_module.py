@@ -1,0 +1,265 @@
+"""VideoData under Lightning: exact resume, epochs that go on, processes with lanes of their own, splits, mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+
+from tttstream.errors import DataError
+from tttstream.train.data import Batch, Decord, Index, MovingDigits, VideoData, Videos, Walks, Window
+from tttstream.train.data.split import cut
+
+
+class Probe(LightningModule):
+    """Learns the mean grey, writes down what it saw and how wrong it was, and saves itself after some steps."""
+
+    def __init__(self, save_in: Path | None = None) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[Any, ...]] = []
+        self.save_in = save_in
+
+    def training_step(self, batch: Batch) -> Tensor:
+        loss = (batch.frames.float().mean((0, 2, 3, 4)) / 255 - self.mean).square().mean()
+        self.seen.append((batch.clip.tolist(), batch.frame.tolist(), loss.item()))
+        return loss
+
+    def validation_step(self, batch: Batch) -> None:
+        assert batch.frames.shape[2:] == (3, 16, 16)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.save_in is not None and len(self.seen) in (3, 5, 9):
+            self.trainer.save_checkpoint(self.save_in / f"{len(self.seen)}.ckpt")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+Fit = Callable[..., tuple[Trainer, Probe]]
+
+
+@pytest.fixture
+def fit(folder: Path, tmp_path: Path) -> Fit:
+    """fit(epochs, resume=None, **options of VideoData): a trainer, and the probe that it trained."""
+
+    def run(epochs: int, resume: Path | None = None, **options: Any) -> tuple[Trainer, Probe]:
+        settings = {"val": Videos(str(folder)), "size": 16, "length": 4, "batch_size": 2, "workers": 1} | options
+        data = VideoData(Videos(str(folder)), **settings)
+        probe = Probe(tmp_path if resume is None else None)
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+            enable_model_summary=False, default_root_dir=tmp_path, limit_val_batches=1, num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(probe, datamodule=data, ckpt_path=resume)
+        return trainer, probe
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_resumed_run_sees_and_loses_what_an_uninterrupted_one_does(fit: Fit, tmp_path: Path) -> None:
+    trainer, probe = fit(2, steps=5)
+    whole = probe.seen
+    trainer.save_checkpoint(tmp_path / "10.ckpt")
+    assert len(whole) == 10
+    assert whole[5:] != whole[:5]  # an epoch goes on where the last one stopped
+    for step in (3, 5, 9):
+        assert fit(2, tmp_path / f"{step}.ckpt", steps=5, workers=0)[1].seen == whole[step:]
+    three = fit(3, tmp_path / "5.ckpt", steps=5, workers=0)[1].seen
+    assert fit(3, tmp_path / "10.ckpt", steps=5, workers=0)[1].seen == three[5:]
+
+
+def test_an_epoch_lasts_as_long_as_the_videos(fit: Fit) -> None:
+    trainer, probe = fit(3)
+    assert trainer.num_training_batches == (7 + 9 + 11 + 13 + 15) // (2 * 4)
+    assert len(probe.seen) == 3 * trainer.num_training_batches
+
+
+def rank_of(index: Index, rank: int, world: int, part: str = "train", **options: Any) -> list[Batch]:
+    data = VideoData(index, index, index, size=32, length=4, workers=0, **options)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
+    loader = data.loader(part)
+    return [batch for _, batch in zip(range(4), loader, strict=False)]
+
+
+def test_processes_share_the_lanes(folder: Path) -> None:
+    index = Videos(str(folder))
+    alone = rank_of(index, 0, 1, batch_size=4)
+    ranks = [rank_of(index, rank, 2, batch_size=2) for rank in range(2)]
+    for whole, *halves in zip(alone, *ranks, strict=False):
+        assert torch.equal(torch.cat([half.clip for half in halves]), whole.clip)
+        assert torch.equal(torch.cat([half.frames for half in halves]), whole.frames)
+    validated = [rank_of(index, rank, 3, "val", batch_size=8) for rank in range(3)]
+    assert {len(batches) for batches in validated} == {4}  # all processes take as many steps
+    shown = [
+        pair
+        for batches in validated
+        for batch in batches
+        for pair in zip(batch.clip[batch.valid].tolist(), batch.frame[batch.valid].tolist(), strict=True)
+    ]
+    assert len(shown) == len(set(shown))
+
+
+SCRIPT = """
+import json, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+import torch
+torch.set_num_threads(1)
+from lightning.pytorch import LightningModule, Trainer
+from tttstream.train.data import VideoData, Videos
+
+class Probe(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.mean, self.seen = torch.nn.Parameter(torch.zeros(())), []
+    def training_step(self, batch):
+        self.seen.append(batch.clip.tolist())
+        return (batch.frames.float().mean() - self.mean).square()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 1e-3)
+
+if __name__ == "__main__":
+    probe = Probe()
+    data = VideoData(Videos(sys.argv[1]), size=32, length=4, batch_size=2, workers=1, steps=3)
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=3, logger=False,
+                      enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(probe, datamodule=data)
+    Path(sys.argv[2], f"{trainer.global_rank}.json").write_text(json.dumps(probe.seen))
+"""
+
+
+def test_two_processes_read_their_own_lanes(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    words = [sys.executable, str(tmp_path / "train.py"), str(folder), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    expected = rank_of(Videos(str(folder)), 0, 1, batch_size=4)
+    assert [one + two for one, two in zip(*ranks, strict=True)] == [batch.clip.tolist() for batch in expected[:3]]
+
+
+class TestParts:
+    def test_are_cut_by_file(self, folder: Path) -> None:
+        data = VideoData(Videos(str(folder)), fractions=[0.4, 0.4, 0.2])
+        parts = {part: {clip.name for clip in data.clips(part)} for part in ("train", "val", "test")}
+        assert set.union(*parts.values()) == {str(path) for path in folder.iterdir()}
+        assert sum(map(len, parts.values())) == 5
+        assert data.val_dataloader()
+
+    def test_do_not_depend_on_the_folder_or_on_other_files(self) -> None:
+        names = [f"{number}.mp4" for number in range(300)]
+        here, there = ([Named(f"{root}/{name}") for name in names] for root in ("/a/b", "c"))
+        one, other, fewer = cut(here, [0.7, 0.2, 0.1]), cut(there, [0.7, 0.2, 0.1]), cut(here[:100], [0.7, 0.2, 0.1])
+        for first, second, third in zip(one, other, fewer, strict=True):
+            assert [clip.name[5:] for clip in first] == [clip.name[2:] for clip in second]
+            assert {clip.name for clip in third} <= {clip.name for clip in first}
+        assert [len(part) for part in one] == pytest.approx([210, 60, 30], abs=25)
+
+    def test_a_part_given_is_not_cut(self, folder: Path) -> None:
+        walks = Walks(3, frames=9)
+        data = VideoData(Videos(str(folder)), val=walks, fractions=[0.5, 0.0, 0.5])
+        assert len(data.clips("val")) == 3
+        assert len(data.clips("train")) + len(data.clips("test")) == 5
+
+    @pytest.mark.parametrize(
+        ("fractions", "message"),
+        [
+            ([0.5, 0.5], "expected three"),
+            ([0.5, 0.4, 0.2], "sum to 1"),
+            ([1.5, -0.5, 0.0], "at least 0"),
+            ([0.0, 0.0, 1.0], "no video falls to train"),
+        ],
+    )
+    def test_fractions_that_make_no_sense(self, folder: Path, fractions: list[float], message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            VideoData(Videos(str(folder)), fractions=fractions).clips("train")
+
+    def test_a_part_that_is_missing(self, folder: Path) -> None:
+        data = VideoData(Videos(str(folder)))
+        assert data.val_dataloader() == []
+        with pytest.raises(DataError, match=r"nothing is given for test; give data\.test"):
+            data.test_dataloader()
+        with pytest.raises(DataError, match="nothing is given for train"):
+            VideoData(val=Videos(str(folder))).clips("train")
+
+
+def Named(name: str) -> Any:
+    return SimpleNamespace(name=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 0}, "length must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"workers": -1}, "workers cannot be negative"),
+        ({"bad_video": "ignore"}, "bad_video is 'ignore'"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        VideoData(Walks(1), **options)
+
+
+def test_endless_streams_need_to_be_told_how_long_an_epoch_is() -> None:
+    with pytest.raises(DataError, match="never end; give steps"):
+        VideoData(Walks(2)).loader("train")
+    with pytest.raises(DataError, match="never end; give eval_steps"):
+        VideoData(val=Walks(2)).loader("val")
+    assert len(VideoData(val=Walks(2, frames=33), length=16).loader("val")) == 3
+    assert len(VideoData(MovingDigits(7), batch_size=2, length=20).loader("train")) == 3
+
+
+def test_from_a_config(folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "data.yaml"
+    config.write_text(
+        f"""
+data:
+  class_path: tttstream.train.data.VideoData
+  init_args:
+    train:
+      class_path: tttstream.train.data.Videos
+      init_args: {{folders: ["{folder}"]}}
+    fractions: [0.6, 0.2, 0.2]
+    size: 24
+    window: {{frames: 6, stride: 2}}
+    decoder:
+      class_path: tttstream.train.data.Decord
+      init_args: {{short_side: 30}}
+    transform:
+      class_path: torchvision.transforms.v2.Compose
+      init_args:
+        transforms:
+          - class_path: torchvision.transforms.v2.RandomResizedCrop
+            init_args: {{size: 24, antialias: true}}
+          - class_path: torchvision.transforms.v2.RandomHorizontalFlip
+          - class_path: torchvision.transforms.v2.ColorJitter
+            init_args: {{brightness: 0.2}}
+    length: 6
+    batch_size: 2
+    workers: 0
+"""
+    )
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    parser.add_argument("--config", action="config")
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # before 4.50
+    data = instantiate(parser.parse_args(["--config", str(config)])).data
+    assert isinstance(data, VideoData)
+    assert data._windows[0] == Window(6, 2)
+    assert isinstance(data._decoder, Decord)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.frames.shape == (2, 6, 3, 24, 24)

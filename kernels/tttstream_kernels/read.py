@@ -9,6 +9,7 @@ from tttstream_kernels.inner import Inner
 from tttstream_kernels.norm import half_square, normalise
 from tttstream_kernels.precision import cast, full_precision
 from tttstream_kernels.state import InnerState, Loss
+from tttstream_kernels.update import Update
 
 
 def read(
@@ -24,9 +25,10 @@ def read(
     mini_batch: int,
     tau: Tensor | None = None,
     reset: Tensor | None = None,
+    update: Update | None = None,
 ) -> tuple[Tensor, Loss]:
-    """(outputs [B, T, H, D], Loss with before = after) at the weights learned so far, W - tau_p S inside a mini-batch
-    that holds p tokens; at the learned start for tokens at and after a reset. Arguments as those of `ttt`."""
+    """(outputs [B, T, H, D], Loss with before = after) at the weights learned so far, W - mu M - tau_p S inside a
+    mini-batch that holds p tokens; at the learned start from a reset on. Arguments as those of `ttt`."""
     dtype = state.delta.dtype
     output = q.dtype
     with full_precision(q.device.type):
@@ -36,6 +38,9 @@ def read(
             phase = state.phase.long()
             scale = torch.where(phase > 0, tau.to(dtype)[(phase - 1).clamp(min=0)], 0.0)
             weights = weights - scale[:, None, None] * state.pending
+            if update is not None and update.has_momentum:
+                mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum
+                weights = weights - torch.where((phase > 0)[:, None, None], mu * state.momentum, 0.0)
         y, loss = _at(inner, q, k, v, weights, gamma, beta, mini_batch)
         if reset is not None:
             since = (reset.cumsum(1) > 0)[..., None]

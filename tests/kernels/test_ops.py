@@ -153,3 +153,16 @@ def test_reading_is_what_the_next_token_sees_before_it_learns(inner: Inner) -> N
     fresh, _, _ = call(inner, eta=0.0 * given["eta"])
     torch.testing.assert_close(y[0, 4:], fresh[0, 4:], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(y[1], still[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("inner", [Linear(), MLP()], ids=lambda inner: inner.name)
+def test_reading_inside_a_mini_batch_is_what_its_last_token_saw(inner: Inner) -> None:
+    given, update = arguments(inner), Update(momentum=0.5)
+    cut = {name: given[name][:, :6] for name in ("q", "k", "v", "eta")}
+    y, now, learned = call(inner, "token", **cut, update=update, return_loss=True)
+    last = [given[name][:, 5:6] for name in ("q", "k", "v")]
+    tau = 1.0 / torch.arange(1, 5, dtype=torch.float64)
+    weights = [given[name] for name in ("start", "gamma", "beta")]
+    read_y, loss = read(inner, *last, *weights, state=now, mini_batch=4, tau=tau, update=update)
+    torch.testing.assert_close(read_y, y[:, 5:], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(loss.after, learned.after[:, 5:], rtol=1e-10, atol=1e-10)

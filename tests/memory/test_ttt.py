@@ -309,3 +309,19 @@ def test_frame_mode_takes_whole_frames_whether_it_learns_or_not(inner: str, lear
     reset[0, 3] = True
     with pytest.raises(ShapeError, match="frame starts"):
         layer(x, reset=reset, learn=learn)
+
+
+def test_the_inner_optimiser_is_learned_where_it_is_given_as_parameters() -> None:
+    forget, longest = torch.nn.Parameter(torch.full((HEADS,), 0.1)), torch.full((HEADS,), 0.3)
+    layer = TTTLayer(DIM, HEADS, mini_batch=K, update=Update(forget=forget, longest=longest)).double()
+    assert dict(layer.named_parameters())["forget"] is layer.forget
+    assert {"forget", "longest"} <= set(layer.state_dict())
+    assert layer.update.forget is layer.forget
+    assert layer.update.longest.dtype == torch.float64
+    y, state = layer(random(1, 3 * K, DIM))
+    layer.forget.grad = None
+    y.square().sum().backward()
+    assert layer.forget.grad.abs().min() > 0
+    with torch.no_grad():
+        layer.forget.fill_(0.9)
+        assert not torch.allclose(layer(random(1, 3 * K, DIM))[1].delta, state.delta)

@@ -58,7 +58,8 @@ class TTTLayer(Memory):
         unit_qk: scale every q and k to length 1 before the inner model.
         insert: start of the learned branch weight, y = tanh(alpha) * TTT(x), small (0 to 0.1) for a layer that is put
             into a pretrained network; None for no such weight.
-        base_lr, update: the inner optimiser, from `tttstream.inner` unless given; `Update()` is the paper's.
+        base_lr, update: the inner optimiser, from `tttstream.inner` unless given; `Update()` is the paper's. What is an
+            nn.Parameter [heads] in it (forget, momentum, longest) is learned with the layer.
         backend: "auto", "reference" or "triton".
 
     Called as (x [B, T, dim], state, reset [B, T], lengths [B]) -> (y [B, T, dim], state), see `Memory`; with
@@ -100,8 +101,17 @@ class TTTLayer(Memory):
         self.inner = entry.make(grid)
         self.tokens = mini_batch if grid is None or causal == "token" else grid[0] * grid[1] + registers
         self.base_lr = entry.base_lr if base_lr is None else base_lr
-        self.update = entry.update(self.base_lr, self.width, self.tokens, causal) if update is None else update
-        check_update(self.update, self.inner, heads)
+        self._update = entry.update(self.base_lr, self.width, self.tokens, causal) if update is None else update
+        check_update(self._update, self.inner, heads)
+        self._numbers = [
+            name for name in ("forget", "momentum", "longest") if isinstance(getattr(self._update, name), Tensor)
+        ]
+        for name in self._numbers:
+            number = getattr(self._update, name)
+            if isinstance(number, nn.Parameter):
+                self.register_parameter(name, number)
+            else:
+                self.register_buffer(name, number)
 
         self.project = nn.Linear(dim, (2 if conv else 3) * dim, bias=False)
         self.rate = nn.Linear(dim, heads * self.inner.rates)
@@ -128,6 +138,11 @@ class TTTLayer(Memory):
         return (
             f"dim={self.dim}, heads={self.heads}, inner={self.inner.name}, causal={self.causal}, tokens={self.tokens}"
         )
+
+    @property
+    def update(self) -> Update:
+        """The inner optimiser, its tensors as they stand."""
+        return self._update._replace(**{name: getattr(self, name) for name in self._numbers})
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -198,13 +213,14 @@ class TTTLayer(Memory):
             rate = self.rate(x).to(self.state_dtype).sigmoid() * (self.base_lr / self.width)
             rate = rate.view(*x.shape[:2], self.heads, -1)
             weights = self.start, self.gamma, self.beta
-            call = Call(self.inner, q, k, v, rate, *weights, self.tokens, tau, self.update)
+            update = self.update if self._numbers else self._update
+            call = Call(self.inner, q, k, v, rate, *weights, self.tokens, tau, update)
             z, inner, loss = run(call, old, fresh, reset, lengths, return_loss, self.backend)
             state = TTTState(*inner, window)
         else:
             z, loss = read(
                 self.inner, q, k, v, self.start, self.gamma, self.beta, state=old,
-                mini_batch=self.tokens, tau=tau, reset=reset,
+                mini_batch=self.tokens, tau=tau, reset=reset, update=self.update,
             )  # fmt: skip
             state = self._forgotten(state, reset, lengths)
         y = self._output(x, z.flatten(2))

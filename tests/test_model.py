@@ -98,7 +98,7 @@ def test_bytes_and_floats_are_the_same_picture() -> None:
     torch.testing.assert_close(model(x)[0].embedding, model(x.float() / 255)[0].embedding)
 
 
-@pytest.mark.parametrize(("name", "millions"), [("small", 1), ("base", 5)])
+@pytest.mark.parametrize(("name", "millions"), [("small", 1), ("medium", 5)])
 def test_sizes(name: str, millions: int) -> None:
     count = sum(parameter.numel() for parameter in models.build(name).parameters())
     assert 0.8 * millions < count / 1e6 < 1.25 * millions
@@ -123,6 +123,12 @@ def test_a_folder_holds_the_model(memory: str, tmp_path: Path) -> None:
     x = frames(1, 2).float()
     assert torch.equal(again(x)[0].prediction, model(x)[0].prediction)
     assert models.load(str(tmp_path / "model"), size=32).config.size == 32
+    model.save(tmp_path / "half", torch.float16)
+    half, whole = (tmp_path / name / "model.safetensors" for name in ("half", "model"))
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    torch.testing.assert_close(
+        models.load(str(half.parent))(x)[0].prediction, model(x)[0].prediction, atol=1e-2, rtol=0
+    )
 
 
 def test_folders_that_are_no_model(tmp_path: Path) -> None:

@@ -118,13 +118,16 @@ class FrameModel(nn.Module):
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors into a folder, each under a temporary name first."""
+    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors into a folder, each under a temporary name first.
+
+        dtype: of the weights in the file, such as torch.float16 for half the bytes; their own unless given.
+        """
         from safetensors.torch import save_file
 
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}
+        weights = {name: w.detach().to("cpu", dtype or w.dtype).contiguous() for name, w in self.state_dict().items()}
         config = {"format": FORMAT, **dataclasses.asdict(self.config)}
         part, text = path / "model.safetensors.part", path / "config.json.part"
         try:

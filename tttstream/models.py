@@ -1,8 +1,9 @@
-"""Models by name, in sizes that run on a CPU, and models from a folder."""
+"""Models by name: trained ones that are shipped, untrained ones by size; and models from a folder."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,26 @@ import torch
 
 from tttstream.backbone import ModelState
 from tttstream.errors import CheckpointError, ShapeError
-from tttstream.model import FrameModel, ModelConfig, Output, load_folder
+from tttstream.model import FORMAT, FrameModel, ModelConfig, Output, load_folder
 
-__all__ = ["CONFIGS", "FrameModel", "ModelConfig", "ModelState", "Output", "build", "load"]
+__all__ = ["CONFIGS", "FrameModel", "ModelConfig", "ModelState", "Output", "build", "load", "shipped"]
 
 CONFIGS: dict[str, ModelConfig] = {
     "small": ModelConfig(dim=128, depth=4, heads=4),
-    "base": ModelConfig(dim=256, depth=5, heads=8),
+    "medium": ModelConfig(dim=256, depth=5, heads=8),
 }
-"""About 1 and 5 million parameters at 128 pixels."""
+"""Untrained sizes: about 1 and 5 million parameters."""
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def shipped() -> list[str]:
+    """The names of the trained models that come with the package; each has a card.md beside its weights."""
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json") if _is_frame_model(path))
+
+
+def _is_frame_model(path: Path) -> bool:
+    return json.loads(path.read_text(encoding="utf-8")).get("format") == FORMAT
 
 
 def build(name: str, *, seed: int = 0, **changes: Any) -> FrameModel:
@@ -27,7 +39,7 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> FrameModel:
     changes: fields of ModelConfig to set otherwise, such as size=256 or memory="ttt_mlp".
     """
     if name not in CONFIGS:
-        raise ShapeError(f"unknown model {name!r}: expected one of {', '.join(CONFIGS)}, or a folder with config.json")
+        raise ShapeError(f"there is no model size {name!r}: expected one of {', '.join(CONFIGS)}")
     try:
         config = dataclasses.replace(CONFIGS[name], **changes)
     except TypeError as error:
@@ -39,9 +51,15 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> FrameModel:
 
 
 def load(name_or_folder: str, *, seed: int = 0, size: int | None = None) -> FrameModel:
-    """A model by name (`build`) or from a folder that `FrameModel.save` wrote."""
+    """A model from a folder that `FrameModel.save` wrote, a trained one by its name, or an untrained one by its size.
+
+    size: side of the pictures, of the model's own choice unless given. seed: of an untrained one's weights.
+    """
     if name_or_folder in CONFIGS:
         return build(name_or_folder, seed=seed, **({} if size is None else {"size": size}))
-    if not Path(name_or_folder).is_dir():
-        raise CheckpointError(f"no model {name_or_folder!r}: expected one of {', '.join(CONFIGS)}, or a model's folder")
-    return load_folder(name_or_folder, size=size)
+    trained = shipped()
+    folder = WEIGHTS / name_or_folder if name_or_folder in trained else Path(name_or_folder)
+    if not folder.is_dir():
+        known = f"{', '.join(trained) or 'none here'} (trained), {', '.join(CONFIGS)} (untrained), or a model's folder"
+        raise CheckpointError(f"there is no model {name_or_folder!r}: expected one of {known}")
+    return load_folder(folder, size=size)

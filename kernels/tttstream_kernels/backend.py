@@ -14,7 +14,7 @@ from tttstream_kernels.update import Update
 Backend = Literal["auto", "reference", "triton"]
 BACKENDS: tuple[Backend, ...] = ("auto", "reference", "triton")
 
-KERNELS: dict[str, tuple[str, ...]] = {"token": ("linear",), "frame": ("linear", "mlp", "conv")}
+KERNELS: dict[str, tuple[str, ...]] = {"token": ("linear", "mlp"), "frame": ("linear", "mlp", "conv")}
 """The inner models that have Triton kernels, by mode."""
 WIDTHS = (16, 32, 64, 128)
 MINI_BATCHES = (16, 32, 64)

@@ -121,10 +121,10 @@ def forward(
             before = segment
         token = begin - place + slots
         inside = (slots >= place) & (token < end)
-        keys, target, rate, _, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
+        keys, target, rate, _good, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
         nan = tl.where(inside, nan, 0.0)
         z = product(keys, w, TYPE, PRECISION) + b[None, :]
-        z_hat, rstd, _, u = error_terms(z, target, rate, scale, shift)
+        z_hat, rstd, _error, u = error_terms(z, target, rate, scale, shift)
         gradient = through(u, z_hat, rstd)
         for read in tl.static_range(READS):
             x = keys
@@ -154,7 +154,7 @@ def forward(
             b_sum += b_pending
         full = end - begin + place == K
         if full:
-            w, b, _ = _settled(w - last_tau * w_sum, b - last_tau * b_sum, start, forget, limit, D, RESTORE)
+            w, b, _cut = _settled(w - last_tau * w_sum, b - last_tau * b_sum, start, forget, limit, D, RESTORE)
         if n == blocks - 1:
             _store(pending_end, tl.where(full, 0.0, w_sum), tl.where(full, 0.0, b_sum), D)
     _store(weights_end + cell * P, w, b, D)
@@ -179,9 +179,9 @@ def _replay(
         if end - begin + place == K:
             token = begin - place + slots
             inside = (slots >= place) & (token < end)
-            keys, target, rate, _, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
+            keys, target, rate, _good, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
             z = product(keys, w, TYPE, PRECISION) + b[None, :]
-            z_hat, rstd, _, u = error_terms(z, target, rate, scale, shift)
+            z_hat, rstd, _error, u = error_terms(z, target, rate, scale, shift)
             gradient = through(u, z_hat, rstd)
             lost = tl.sum(tl.where(inside, nan, 0.0), axis=0)
             w_sum = product(tl.trans(keys), gradient, TYPE, PRECISION) + lost
@@ -200,7 +200,7 @@ def _replay(
 @triton.jit
 def backward(
     q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit, phase, lengths, reset, count, begins, first,
-    kept, shelves, cuts, d_y, d_seen, d_weights_end, d_pending_end,
+    kept, shelves, cuts, hidden, d_y, d_seen, d_weights_end, d_pending_end,
     d_q, d_k, d_v, d_eta, d_weights, d_pending, d_start, d_gamma, d_beta, d_tau, d_forget, d_limit,
     q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head, weights_row,
     T, H, segments,
@@ -224,8 +224,8 @@ def backward(
     pending += cell * P
     d_start += cell * P
     kept += cell * segments * P
-    shelves += cell * (SPAN // K + 2) * P
-    cuts += cell * (SPAN // K + 2)
+    shelves += cell * (SPAN // K + 3) * P
+    cuts += cell * (SPAN // K + 3)
     if forget is not None:
         forget += head
     if limit is not None:
@@ -301,7 +301,7 @@ def backward(
 
             token = begin - place + slots
             inside = (slots >= place) & (token < end)
-            keys, target, rate, good, _ = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
+            keys, target, rate, good, _nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
             z = product(keys, w, TYPE, PRECISION) + b[None, :]
             z_hat, rstd, error, u = error_terms(z, target, rate, scale, shift)
             gradient = through(u, z_hat, rstd)

@@ -124,7 +124,7 @@ def forward(
         keys, target, rate, _good, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
         nan = tl.where(inside, nan, 0.0)
         z = product(keys, w, TYPE, PRECISION) + b[None, :]
-        z_hat, rstd, _error, u = error_terms(z, target, rate, scale, shift)
+        z_hat, rstd, _error, u = error_terms(z, target, rate[:, None], scale, shift)
         gradient = through(u, z_hat, rstd)
         for read in tl.static_range(READS):
             x = keys
@@ -181,7 +181,7 @@ def _replay(
             inside = (slots >= place) & (token < end)
             keys, target, rate, _good, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
             z = product(keys, w, TYPE, PRECISION) + b[None, :]
-            z_hat, rstd, _error, u = error_terms(z, target, rate, scale, shift)
+            z_hat, rstd, _error, u = error_terms(z, target, rate[:, None], scale, shift)
             gradient = through(u, z_hat, rstd)
             lost = tl.sum(tl.where(inside, nan, 0.0), axis=0)
             w_sum = product(tl.trans(keys), gradient, TYPE, PRECISION) + lost
@@ -303,7 +303,7 @@ def backward(
             inside = (slots >= place) & (token < end)
             keys, target, rate, good, _nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
             z = product(keys, w, TYPE, PRECISION) + b[None, :]
-            z_hat, rstd, error, u = error_terms(z, target, rate, scale, shift)
+            z_hat, rstd, error, u = error_terms(z, target, rate[:, None], scale, shift)
             gradient = through(u, z_hat, rstd)
 
             # the sums x_j^T G_j and what became of them (equation 13)

@@ -2,7 +2,8 @@
 
 Two layers of weights in float32 fill half of a multiprocessor's registers at a head width of 64 and twice all of them
 at 128, so a program holds one chunk at a time and leaves the rest to the cache (README, equations 7 to 9, 11 to 15).
-The cut of the last layer's norm is a factor that is applied when that layer is next read.
+The cut of the last layer's norm is a factor that is applied when that layer is next read. Tokens are columns here:
+Triton lays the warps of products that feed products along the rows, of which a mini-batch has too few.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -22,7 +23,6 @@ from tttstream_kernels.token_parts_triton import (
     product,
     pupils,
     put,
-    scores,
     shelf,
     so_far,
     starts_anew,
@@ -80,9 +80,15 @@ def _copy(to, source, factor, D: tl.constexpr):
 
 @triton.jit
 def _hidden(base, slot, c, K: tl.constexpr, D: tl.constexpr):
-    """Where what belongs to the hidden units of a block lies in a program's scratch, [K, CHUNK]."""
-    row = slot * K + tl.arange(0, K)
-    return base + row[:, None] * (4 * D) + c + tl.arange(0, CHUNK)[None, :]
+    """Where what belongs to the hidden units of a block lies in a program's scratch, [CHUNK, K]."""
+    row = slot * (4 * D) + c + tl.arange(0, CHUNK)
+    return base + row[:, None] * K + tl.arange(0, K)[None, :]
+
+
+@triton.jit
+def _scores(x, keys, K: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """k_j . x_i with the ones that meet the bias, [j, i], where token i sees token j, else 0 (equation 8)."""
+    return tl.where(tl.trans(causal(K)), product(tl.trans(keys), x, TYPE, PRECISION) + 1.0, 0.0)
 
 
 @triton.jit
@@ -96,12 +102,13 @@ def _cut(square, limit, RESTORE: tl.constexpr):
 
 @triton.jit
 def _outputs(base, cut, keys, D: tl.constexpr, K: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """g(keys) [K, D] at weights whose last layer counts `cut` times."""
-    z = tl.zeros([K, D], tl.float32)
+    """g(keys) [D, K] at weights whose last layer counts `cut` times."""
+    z = tl.zeros([D, K], tl.float32)
     for c in range(0, 4 * D, CHUNK):
         w1, b1, w2 = _load(base, c, D)
-        z += product(gelu(product(keys, w1, TYPE, PRECISION) + b1[None, :]), w2, TYPE, PRECISION)
-    return cut * (z + tl.load(_bias(base, D))[None, :])
+        hidden = gelu(product(tl.trans(w1), keys, TYPE, PRECISION) + b1[:, None])
+        z += product(tl.trans(w2), hidden, TYPE, PRECISION)
+    return cut * (z + tl.load(_bias(base, D))[:, None])
 
 
 @triton.jit
@@ -160,7 +167,7 @@ def forward(
         begins += row * (T + 1)
     step = H * D
     columns, slots = tl.arange(0, D), tl.arange(0, K)
-    scale, shift = tl.load(gamma + head * D + columns)[None, :], tl.load(beta + head * D + columns)[None, :]
+    scale, shift = tl.load(gamma + head * D + columns)[:, None], tl.load(beta + head * D + columns)[:, None]
     taus, last_tau = tl.load(tau + slots), tl.load(tau + K - 1)
     old = tl.load(phase + row)
     length = T
@@ -189,44 +196,45 @@ def forward(
         token = begin - place + slots
         inside = (slots >= place) & (token < end)
         keys, target, rate, _good, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
+        keys, target = tl.trans(keys), tl.trans(target)
         nan = tl.where(inside, nan, 0.0)
         lost = tl.sum(nan, axis=0)
         z = _outputs(live, cut, keys, D, K, TYPE, PRECISION)
-        z_hat, rstd, _error, u = error_terms(z, target, rate, scale, shift)
-        gradient = through(u, z_hat, rstd)
+        z_hat, rstd, _error, u = error_terms(z, target, rate[None, :], scale, shift, 0)
+        gradient = through(u, z_hat, rstd, 0)
         square = 0.0
         for read in tl.static_range(READS):
             x = keys
             if read == 0:
-                x = tile(q, q_step, token, inside, D).to(TYPE)
+                x = tl.trans(tile(q, q_step, token, inside, D)).to(TYPE)
             if read < 2:
-                seeing = scores(x, keys, K, TYPE, PRECISION) * -taus[:, None]
+                seeing = _scores(x, keys, K, TYPE, PRECISION) * -taus[None, :]
                 meeting = tl.zeros([K, K], tl.float32)
-            z = tl.zeros([K, D], tl.float32)
+            z = tl.zeros([D, K], tl.float32)
             for c in range(0, 4 * D, CHUNK):
                 w1, b1, w2 = _load(live, c, D)
-                z1 = product(keys, w1, TYPE, PRECISION) + b1[None, :]
-                g1 = cut * product(gradient, tl.trans(w2), TYPE, PRECISION) * gelu_slope(z1)
+                z1 = product(tl.trans(w1), keys, TYPE, PRECISION) + b1[:, None]
+                g1 = cut * product(w2, gradient, TYPE, PRECISION) * gelu_slope(z1)
                 hidden = gelu(z1)
-                x1 = product(x, w1, TYPE, PRECISION) + b1[None, :]
+                x1 = product(tl.trans(w1), x, TYPE, PRECISION) + b1[:, None]
                 if read < 2:
-                    x1 += product(seeing, g1, TYPE, PRECISION)
+                    x1 += product(g1, seeing, TYPE, PRECISION)
                     if place > 0:
                         s1, sb1 = _first(pending, c, D)
-                        x1 -= taus[:, None] * (product(x, s1, TYPE, PRECISION) + sb1[None, :])
+                        x1 -= taus[None, :] * (product(tl.trans(s1), x, TYPE, PRECISION) + sb1[:, None])
                 x2 = gelu(x1)
-                z += cut * product(x2, w2, TYPE, PRECISION)
+                z += cut * product(tl.trans(w2), x2, TYPE, PRECISION)
                 if read < 2:
-                    meeting += product(x2, tl.trans(hidden), TYPE, PRECISION)
+                    meeting += product(tl.trans(hidden), x2, TYPE, PRECISION)
                     if place > 0:
                         s2 = _last(pending, c, D)
-                        z -= taus[:, None] * product(x2, s2, TYPE, PRECISION)
+                        z -= taus[None, :] * product(tl.trans(s2), x2, TYPE, PRECISION)
                 if read == READS - 1:  # nothing reads these weights any more
                     if keep:
                         _store(kept + segment * P, c, w1, b1, cut * w2, D)
-                    s1 = product(tl.trans(keys), g1, TYPE, PRECISION) + lost
-                    sb1 = tl.sum(g1, axis=0) + lost
-                    s2 = product(tl.trans(hidden), gradient, TYPE, PRECISION) + lost
+                    s1 = product(keys, tl.trans(g1), TYPE, PRECISION) + lost
+                    sb1 = tl.sum(g1, axis=1) + lost
+                    s2 = product(hidden, tl.trans(gradient), TYPE, PRECISION) + lost
                     if place > 0:
                         s1_old, sb1_old, s2_old = _load(pending, c, D)
                         s1 += s1_old
@@ -240,15 +248,15 @@ def forward(
                         s1, sb1, s2 = tl.where(full, 0.0, s1), tl.where(full, 0.0, sb1), tl.where(full, 0.0, s2)
                         _store(pending_end, c, s1, sb1, s2, D)
             b2 = tl.load(_bias(live, D))
-            z += cut * b2[None, :]
+            z += cut * b2[:, None]
             own = nan
             if read < 2:
                 own = so_far(nan, K)
-                meeting = tl.where(causal(K), (meeting + 1.0) * -taus[:, None], 0.0)
-                z += product(meeting, gradient, TYPE, PRECISION)
+                meeting = tl.where(tl.trans(causal(K)), (meeting + 1.0) * -taus[None, :], 0.0)
+                z += product(gradient, meeting, TYPE, PRECISION)
                 if place > 0:
-                    z -= taus[:, None] * tl.load(_bias(pending, D))[None, :]
-            z = x.to(tl.float32) + standardise(z)[0] * scale + shift + own[:, None]
+                    z -= taus[None, :] * tl.load(_bias(pending, D))[:, None]
+            z = tl.trans(x.to(tl.float32) + standardise(z, 0)[0] * scale + shift + own[None, :])
             if read == 0:
                 put(y, step, token, inside, z, D)
             else:
@@ -257,7 +265,7 @@ def forward(
         b2 = tl.load(_bias(live, D))
         if keep:
             tl.store(_bias(kept + segment * P, D), cut * b2)
-        sb2 = tl.sum(gradient, axis=0) + lost
+        sb2 = tl.sum(gradient, axis=1) + lost
         if place > 0:
             sb2 += tl.load(_bias(pending, D))
         if full:
@@ -296,18 +304,19 @@ def _replay(
             token = begin - place + slots
             inside = (slots >= place) & (token < end)
             keys, target, rate, _good, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
+            keys, target = tl.trans(keys), tl.trans(target)
             lost = tl.sum(tl.where(inside, nan, 0.0), axis=0)
             z = _outputs(live, cut, keys, D, K, TYPE, PRECISION)
-            z_hat, rstd, _error, u = error_terms(z, target, rate, scale, shift)
-            gradient = through(u, z_hat, rstd)
+            z_hat, rstd, _error, u = error_terms(z, target, rate[None, :], scale, shift, 0)
+            gradient = through(u, z_hat, rstd, 0)
             square = 0.0
             for c in range(0, 4 * D, CHUNK):
                 w1, b1, w2 = _load(live, c, D)
-                z1 = product(keys, w1, TYPE, PRECISION) + b1[None, :]
-                g1 = cut * product(gradient, tl.trans(w2), TYPE, PRECISION) * gelu_slope(z1)
-                s1 = product(tl.trans(keys), g1, TYPE, PRECISION) + lost
-                sb1 = tl.sum(g1, axis=0) + lost
-                s2 = product(tl.trans(gelu(z1)), gradient, TYPE, PRECISION) + lost
+                z1 = product(tl.trans(w1), keys, TYPE, PRECISION) + b1[:, None]
+                g1 = cut * product(w2, gradient, TYPE, PRECISION) * gelu_slope(z1)
+                s1 = product(keys, tl.trans(g1), TYPE, PRECISION) + lost
+                sb1 = tl.sum(g1, axis=1) + lost
+                s2 = product(gelu(z1), tl.trans(gradient), TYPE, PRECISION) + lost
                 if place > 0:
                     s1_old, sb1_old, s2_old = _load(pending, c, D)
                     s1 += s1_old
@@ -316,7 +325,7 @@ def _replay(
                 w1, b1, w2 = _stepped(w1, b1, w2, cut, s1, sb1, s2, last_tau, start, forget, c, D)
                 _store(new, c, w1, b1, w2, D)
                 square += everything(w2 * w2)
-            sb2 = tl.sum(gradient, axis=0) + lost
+            sb2 = tl.sum(gradient, axis=1) + lost
             if place > 0:
                 sb2 += tl.load(_bias(pending, D))
             b2 = _stepped_bias(tl.load(_bias(live, D)), cut, sb2, last_tau, start, forget, D)
@@ -360,7 +369,7 @@ def backward(
     TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One cell, the gradient of whose weights lives in `d_weights`; arguments as those of
-    `linear_token_triton.backward`. hidden [B, H, 5, K, 4 D]: what belongs to the hidden units of one block."""
+    `linear_token_triton.backward`. hidden [B, H, 5, 4 D, K]: what belongs to the hidden units of one block."""
     cell = tl.program_id(0).to(tl.int64)
     row, head = cell // H, cell % H
     P: tl.constexpr = 8 * D * D + 5 * D
@@ -392,14 +401,14 @@ def backward(
         begins += row * (T + 1)
         first += row * (segments + 1)
     columns, slots = tl.arange(0, D), tl.arange(0, K)
-    scale, shift = tl.load(gamma + head * D + columns)[None, :], tl.load(beta + head * D + columns)[None, :]
+    scale, shift = tl.load(gamma + head * D + columns)[:, None], tl.load(beta + head * D + columns)[:, None]
     taus, last_tau = tl.load(tau + slots), tl.load(tau + K - 1)
     old = tl.load(phase + row)
     length = T
     if lengths is not None:
         length = tl.minimum(tl.load(lengths + row).to(tl.int32), T)
     blocks = blocks_of(count, row, old, length, K)
-    seen = causal(K)
+    seen = tl.trans(causal(K))
 
     _copy(d_live, d_weights_end + cell * P, 1.0, D)
     if blocks == 0:
@@ -440,9 +449,10 @@ def backward(
             token = begin - place + slots
             inside = (slots >= place) & (token < end)
             keys, target, rate, good, _nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
+            keys, target = tl.trans(keys), tl.trans(target)
             z = _outputs(live, cut, keys, D, K, TYPE, PRECISION)
-            z_hat, rstd, error, u = error_terms(z, target, rate, scale, shift)
-            gradient = through(u, z_hat, rstd)
+            z_hat, rstd, error, u = error_terms(z, target, rate[None, :], scale, shift, 0)
+            gradient = through(u, z_hat, rstd, 0)
 
             # what settles the weights, backwards (equation 15); then the sums and what became of them (13)
             after = shelf(end, segment, old, SPAN, K)
@@ -457,13 +467,13 @@ def backward(
                         along = tl.where(cut_after < 1.0, along, 0.0)
                     d_length += along
                     pull = cut_after * along / longest
-            d_gradient = tl.zeros([K, D], tl.float32)
-            d_keys = tl.zeros([K, D], tl.float32)
+            d_gradient = tl.zeros([D, K], tl.float32)
+            d_keys = tl.zeros([D, K], tl.float32)
             along = 0.0
             for c in range(0, F, CHUNK):
                 w1, b1, w2 = _load(live, c, D)
-                z1 = product(keys, w1, TYPE, PRECISION) + b1[None, :]
-                back1 = cut * product(gradient, tl.trans(w2), TYPE, PRECISION)
+                z1 = product(tl.trans(w1), keys, TYPE, PRECISION) + b1[:, None]
+                back1 = cut * product(w2, gradient, TYPE, PRECISION)
                 g1 = back1 * gelu_slope(z1)
                 x2 = gelu(z1)
                 d_s1, d_sb1, d_s2 = _load(d_live, c, D)
@@ -483,8 +493,8 @@ def backward(
                     d_s1, d_sb1, d_s2 = _load(d_pending_end, c, D)
                     d_s1, d_sb1 = tl.where(last, d_s1, 0.0), tl.where(last, d_sb1, 0.0)
                     d_s2 = tl.where(last, d_s2, 0.0)
-                taught1 = product(keys, d_s1, TYPE, PRECISION) + d_sb1[None, :]
-                taught2 = product(x2, d_s2, TYPE, PRECISION)
+                taught1 = product(tl.trans(d_s1), keys, TYPE, PRECISION) + d_sb1[:, None]
+                taught2 = product(tl.trans(d_s2), x2, TYPE, PRECISION)
                 along += everything(taught1 * g1) + everything(taught2 * gradient)
                 if n == 0:
                     if place > 0:
@@ -493,11 +503,11 @@ def backward(
                     used = tl.where(place > 0, factor, 0.0)
                     _store(d_pending, c, used * d_s1, used * d_sb1, used * d_s2, D)
                 d_gradient += factor * taught2
-                d_keys += factor * product(g1, tl.trans(d_s1), TYPE, PRECISION)
+                d_keys += factor * product(d_s1, g1, TYPE, PRECISION)
                 tl.store(_hidden(hidden, 0, c, K, D), z1)
                 tl.store(_hidden(hidden, 1, c, K, D), back1)
                 tl.store(_hidden(hidden, 2, c, K, D), factor * taught1)
-                d_x2 = factor * product(gradient, tl.trans(d_s2), TYPE, PRECISION)
+                d_x2 = factor * product(d_s2, gradient, TYPE, PRECISION)
                 tl.store(_hidden(hidden, 3, c, K, D), d_x2)
             d_b2 = tl.load(_bias(d_live, D))
             if full:
@@ -510,12 +520,12 @@ def backward(
             d_sb2 = d_b2
             if not full:
                 d_sb2 = tl.where(n == blocks - 1, tl.load(_bias(d_pending_end, D)), 0.0)
-            along += tl.sum(tl.sum(gradient, axis=0) * d_sb2, axis=0)
+            along += tl.sum(tl.sum(gradient, axis=1) * d_sb2, axis=0)
             if n == 0:
                 if place > 0:
                     along += tl.sum(d_sb2 * tl.load(_bias(pending, D)), axis=0)
                 tl.store(_bias(d_pending, D), tl.where(place > 0, factor, 0.0) * d_sb2)
-            d_gradient += factor * d_sb2[None, :]
+            d_gradient += factor * d_sb2[:, None]
             if full:
                 d_taus -= tl.where(slots == K - 1, keep * along, 0.0)
                 d_share += last_tau * along
@@ -523,58 +533,58 @@ def backward(
 
             for read in tl.static_range(READS):
                 if read == 0:
-                    x = tile(q, q_step, token, inside, D).to(TYPE)
-                    d_out = tile(d_y + tokens, step, token, inside, D).to(tl.float32)
+                    x = tl.trans(tile(q, q_step, token, inside, D)).to(TYPE)
+                    d_out = tl.trans(tile(d_y + tokens, step, token, inside, D)).to(tl.float32)
                 else:
                     x = keys
                     other = (read - 1) * (tl.num_programs(0).to(tl.int64) * T * D)
-                    d_out = tile(d_seen + other + tokens, step, token, inside, D)
+                    d_out = tl.trans(tile(d_seen + other + tokens, step, token, inside, D))
                 # forward, as it was
-                seeing = scores(x, keys, K, TYPE, PRECISION)
+                seeing = _scores(x, keys, K, TYPE, PRECISION)
                 meeting = tl.zeros([K, K], tl.float32)
-                z_read = tl.zeros([K, D], tl.float32)
+                z_read = tl.zeros([D, K], tl.float32)
                 tl.debug_barrier()
                 for c in range(0, F, CHUNK):
                     w1, b1, w2 = _load(live, c, D)
-                    x1 = product(x, w1, TYPE, PRECISION) + b1[None, :]
+                    x1 = product(tl.trans(w1), x, TYPE, PRECISION) + b1[:, None]
                     if read < 2:
                         z1 = tl.load(_hidden(hidden, 0, c, K, D))
                         g1 = tl.load(_hidden(hidden, 1, c, K, D)) * gelu_slope(z1)
-                        x1 += product(seeing * -taus[:, None], g1, TYPE, PRECISION)
+                        x1 += product(g1, seeing * -taus[None, :], TYPE, PRECISION)
                         if place > 0:
                             s1, sb1 = _first(pending, c, D)
-                            x1 -= taus[:, None] * (product(x, s1, TYPE, PRECISION) + sb1[None, :])
+                            x1 -= taus[None, :] * (product(tl.trans(s1), x, TYPE, PRECISION) + sb1[:, None])
                     x2 = gelu(x1)
-                    z_read += cut * product(x2, w2, TYPE, PRECISION)
+                    z_read += cut * product(tl.trans(w2), x2, TYPE, PRECISION)
                     if read < 2:
-                        meeting += product(x2, tl.trans(gelu(z1)), TYPE, PRECISION)
+                        meeting += product(tl.trans(gelu(z1)), x2, TYPE, PRECISION)
                         if place > 0:
                             s2 = _last(pending, c, D)
-                            z_read -= taus[:, None] * product(x2, s2, TYPE, PRECISION)
+                            z_read -= taus[None, :] * product(tl.trans(s2), x2, TYPE, PRECISION)
                     tl.store(_hidden(hidden, 4, c, K, D), x1)
-                z_read += cut * tl.load(_bias(live, D))[None, :]
+                z_read += cut * tl.load(_bias(live, D))[:, None]
                 if read < 2:
                     meeting = tl.where(seen, meeting + 1.0, 0.0)
-                    z_read += product(meeting * -taus[:, None], gradient, TYPE, PRECISION)
+                    z_read += product(gradient, meeting * -taus[None, :], TYPE, PRECISION)
                     if place > 0:
-                        z_read -= taus[:, None] * tl.load(_bias(pending, D))[None, :]
+                        z_read -= taus[None, :] * tl.load(_bias(pending, D))[:, None]
                 # and backward
-                read_hat, read_rstd = standardise(z_read)
-                d_scale += tl.sum(d_out * read_hat, axis=0)
-                d_shift += tl.sum(d_out, axis=0)
-                d_read = through(d_out * scale, read_hat, read_rstd)
-                d_b2 += tl.sum(d_read, axis=0)
+                read_hat, read_rstd = standardise(z_read, 0)
+                d_scale += tl.sum(d_out * read_hat, axis=1)
+                d_shift += tl.sum(d_out, axis=1)
+                d_read = through(d_out * scale, read_hat, read_rstd, 0)
+                d_b2 += tl.sum(d_read, axis=1)
                 d_x = d_out
-                scaled = d_read * taus[:, None]
+                scaled = d_read * taus[None, :]
                 if read < 2:
-                    d_meeting = product(d_read, tl.trans(gradient), TYPE, PRECISION)
-                    d_taus -= tl.sum(d_meeting * meeting, axis=1)
-                    d_meeting = tl.where(seen, d_meeting * -taus[:, None], 0.0)
-                    d_gradient += product(tl.trans(meeting * -taus[:, None]), d_read, TYPE, PRECISION)
+                    d_meeting = product(tl.trans(gradient), d_read, TYPE, PRECISION)
+                    d_taus -= tl.sum(d_meeting * meeting, axis=0)
+                    d_meeting = tl.where(seen, d_meeting * -taus[None, :], 0.0)
+                    d_gradient += product(d_read, tl.trans(meeting * -taus[None, :]), TYPE, PRECISION)
                     d_seeing = tl.zeros([K, K], tl.float32)
                     if place > 0:
-                        d_taus -= tl.sum(d_read * tl.load(_bias(pending, D))[None, :], axis=1)
-                        d_sb2 = tl.load(_bias(d_pending, D)) - tl.sum(scaled, axis=0)
+                        d_taus -= tl.sum(d_read * tl.load(_bias(pending, D))[:, None], axis=0)
+                        d_sb2 = tl.load(_bias(d_pending, D)) - tl.sum(scaled, axis=1)
                         tl.debug_barrier()
                         tl.store(_bias(d_pending, D), d_sb2)
                 tl.debug_barrier()
@@ -582,47 +592,47 @@ def backward(
                     w1, b1, w2 = _load(live, c, D)
                     x1 = tl.load(_hidden(hidden, 4, c, K, D))
                     x2 = gelu(x1)
-                    d_x2 = cut * product(d_read, tl.trans(w2), TYPE, PRECISION)
+                    d_x2 = cut * product(w2, d_read, TYPE, PRECISION)
                     if read < 2:
                         z1 = tl.load(_hidden(hidden, 0, c, K, D))
-                        d_x2 += product(d_meeting, gelu(z1), TYPE, PRECISION)
+                        d_x2 += product(gelu(z1), d_meeting, TYPE, PRECISION)
                         if place > 0:
                             s2 = _last(pending, c, D)
-                            d_x2 -= product(scaled, tl.trans(s2), TYPE, PRECISION)
-                            d_taus -= tl.sum(d_read * product(x2, s2, TYPE, PRECISION), axis=1)
+                            d_x2 -= product(s2, scaled, TYPE, PRECISION)
+                            d_taus -= tl.sum(d_read * product(tl.trans(s2), x2, TYPE, PRECISION), axis=0)
                     d_x1 = d_x2 * gelu_slope(x1)
                     if read < 2:
                         d_k2 = tl.load(_hidden(hidden, 3, c, K, D))
-                        d_k2 += product(tl.trans(d_meeting), x2, TYPE, PRECISION)
+                        d_k2 += product(x2, tl.trans(d_meeting), TYPE, PRECISION)
                         tl.store(_hidden(hidden, 3, c, K, D), d_k2)
                         g1 = tl.load(_hidden(hidden, 1, c, K, D)) * gelu_slope(z1)
-                        d_seeing += product(d_x1, tl.trans(g1), TYPE, PRECISION)
+                        d_seeing += product(tl.trans(g1), d_x1, TYPE, PRECISION)
                         d_g1 = tl.load(_hidden(hidden, 2, c, K, D))
-                        d_g1 += product(tl.trans(seeing * -taus[:, None]), d_x1, TYPE, PRECISION)
+                        d_g1 += product(d_x1, tl.trans(seeing * -taus[None, :]), TYPE, PRECISION)
                         tl.store(_hidden(hidden, 2, c, K, D), d_g1)
                         if place > 0:
                             s1, sb1 = _first(pending, c, D)
-                            d_taus -= tl.sum(d_x1 * (product(x, s1, TYPE, PRECISION) + sb1[None, :]), axis=1)
-                            scaled1 = d_x1 * taus[:, None]
-                            d_x -= product(scaled1, tl.trans(s1), TYPE, PRECISION)
+                            d_taus -= tl.sum(d_x1 * (product(tl.trans(s1), x, TYPE, PRECISION) + sb1[:, None]), axis=0)
+                            scaled1 = d_x1 * taus[None, :]
+                            d_x -= product(s1, scaled1, TYPE, PRECISION)
                             d_s1, d_sb1, d_s2 = _load(d_pending, c, D)
-                            d_s1 -= product(tl.trans(x), scaled1, TYPE, PRECISION)
-                            d_s2 -= product(tl.trans(x2), scaled, TYPE, PRECISION)
+                            d_s1 -= product(x, tl.trans(scaled1), TYPE, PRECISION)
+                            d_s2 -= product(x2, tl.trans(scaled), TYPE, PRECISION)
                             tl.debug_barrier()
-                            _store(d_pending, c, d_s1, d_sb1 - tl.sum(scaled1, axis=0), d_s2, D)
-                    d_x += product(d_x1, tl.trans(w1), TYPE, PRECISION)
+                            _store(d_pending, c, d_s1, d_sb1 - tl.sum(scaled1, axis=1), d_s2, D)
+                    d_x += product(w1, d_x1, TYPE, PRECISION)
                     d_w1, d_b1, d_w2 = _load(d_live, c, D)
-                    d_w1 += product(tl.trans(x), d_x1, TYPE, PRECISION)
-                    d_w2 += product(tl.trans(x2), d_read, TYPE, PRECISION)
+                    d_w1 += product(x, tl.trans(d_x1), TYPE, PRECISION)
+                    d_w2 += product(x2, tl.trans(d_read), TYPE, PRECISION)
                     tl.debug_barrier()
-                    _store(d_live, c, d_w1, d_b1 + tl.sum(d_x1, axis=0), d_w2, D)
+                    _store(d_live, c, d_w1, d_b1 + tl.sum(d_x1, axis=1), d_w2, D)
                 if read < 2:
-                    d_taus -= tl.sum(d_seeing * seeing, axis=1)
-                    d_seeing = tl.where(seen, d_seeing * -taus[:, None], 0.0)
-                    d_x += product(d_seeing, keys, TYPE, PRECISION)
-                    d_keys += product(tl.trans(d_seeing), x, TYPE, PRECISION)
+                    d_taus -= tl.sum(d_seeing * seeing, axis=0)
+                    d_seeing = tl.where(seen, d_seeing * -taus[None, :], 0.0)
+                    d_x += product(keys, d_seeing, TYPE, PRECISION)
+                    d_keys += product(x, tl.trans(d_seeing), TYPE, PRECISION)
                 if read == 0:
-                    put(d_q + tokens, step, token, inside, d_x, D)
+                    put(d_q + tokens, step, token, inside, tl.trans(d_x), D)
                 else:
                     d_keys += d_x
 
@@ -634,33 +644,33 @@ def backward(
                 back1 = tl.load(_hidden(hidden, 1, c, K, D))
                 d_g1 = tl.load(_hidden(hidden, 2, c, K, D))
                 d_back1 = d_g1 * gelu_slope(z1)
-                d_gradient += cut * product(d_back1, w2, TYPE, PRECISION)
+                d_gradient += cut * product(tl.trans(w2), d_back1, TYPE, PRECISION)
                 tl.store(_hidden(hidden, 1, c, K, D), d_back1)
                 tl.store(_hidden(hidden, 2, c, K, D), d_g1 * back1 * gelu_bend(z1))
-            d_u, d_z = gradient_backward(d_gradient, gradient, u, rate[:, None] * scale * scale, z_hat, rstd)
-            d_rate = tl.sum(d_u * scale * error, axis=1)
-            d_scale += tl.sum(rate[:, None] * d_u * (error + scale * z_hat), axis=0)
-            d_target = -rate[:, None] * scale * d_u
-            d_shift -= tl.sum(d_target, axis=0)
-            d_b2 += tl.sum(d_z, axis=0)
+            d_u, d_z = gradient_backward(d_gradient, gradient, u, rate[None, :] * scale * scale, z_hat, rstd, 0)
+            d_rate = tl.sum(d_u * scale * error, axis=0)
+            d_scale += tl.sum(rate[None, :] * d_u * (error + scale * z_hat), axis=1)
+            d_target = -rate[None, :] * scale * d_u
+            d_shift -= tl.sum(d_target, axis=1)
+            d_b2 += tl.sum(d_z, axis=1)
             tl.debug_barrier()
             for c in range(0, F, CHUNK):
                 w1, b1, w2 = _load(live, c, D)
                 z1 = tl.load(_hidden(hidden, 0, c, K, D))
-                d_x2 = tl.load(_hidden(hidden, 3, c, K, D)) + cut * product(d_z, tl.trans(w2), TYPE, PRECISION)
+                d_x2 = tl.load(_hidden(hidden, 3, c, K, D)) + cut * product(w2, d_z, TYPE, PRECISION)
                 d_z1 = tl.load(_hidden(hidden, 2, c, K, D)) + d_x2 * gelu_slope(z1)
-                d_keys += product(d_z1, tl.trans(w1), TYPE, PRECISION)
+                d_keys += product(w1, d_z1, TYPE, PRECISION)
                 d_w1, d_b1, d_w2 = _load(d_live, c, D)
-                d_w1 += product(tl.trans(keys), d_z1, TYPE, PRECISION)
-                d_w2 += product(tl.trans(gelu(z1)), d_z, TYPE, PRECISION)
-                d_w2 += product(tl.trans(tl.load(_hidden(hidden, 1, c, K, D))), gradient, TYPE, PRECISION)
+                d_w1 += product(keys, tl.trans(d_z1), TYPE, PRECISION)
+                d_w2 += product(gelu(z1), tl.trans(d_z), TYPE, PRECISION)
+                d_w2 += product(tl.load(_hidden(hidden, 1, c, K, D)), tl.trans(gradient), TYPE, PRECISION)
                 tl.debug_barrier()
-                _store(d_live, c, d_w1, d_b1 + tl.sum(d_z1, axis=0), d_w2, D)
+                _store(d_live, c, d_w1, d_b1 + tl.sum(d_z1, axis=1), d_w2, D)
             tl.debug_barrier()
             tl.store(_bias(d_live, D), d_b2)
             d_keys -= d_target
-            put(d_k + tokens, step, token, inside, tl.where(good[:, None], d_keys, 0.0), D)
-            put(d_v + tokens, step, token, inside, tl.where(good[:, None], d_target, 0.0), D)
+            put(d_k + tokens, step, token, inside, tl.where(good[:, None], tl.trans(d_keys), 0.0), D)
+            put(d_v + tokens, step, token, inside, tl.where(good[:, None], tl.trans(d_target), 0.0), D)
             tl.store(d_eta + token.to(tl.int64) * H, tl.where(good, d_rate, 0.0), mask=inside)
             if reset is not None:
                 if starts_anew(reset, begin):

@@ -1,7 +1,7 @@
 """Device functions that the Triton kernels share: layer normalisation, GELU, and their derivatives (README, 1 to 6).
 
-Tiles are [rows, width] in float32, a whole head to a row, so sums over the last dimension need no mask. A constant
-stands behind its tile: in the interpreter a constexpr times a tile is no tile.
+Tiles are [tokens, width] in float32, or [width, tokens] with AXIS=0: a whole head, so sums over AXIS need no mask. A
+constant stands behind its tile: in the interpreter a constexpr times a tile is no tile.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -20,31 +20,31 @@ A = tl.constexpr(activation.A)
 
 
 @triton.jit
-def mean(x):
-    """Mean of every row, [rows, 1]."""
-    return tl.sum(x, axis=1, keep_dims=True) / x.shape[1]
+def mean(x, AXIS: tl.constexpr = 1):
+    """Mean of every token."""
+    return tl.sum(x, axis=AXIS, keep_dims=True) / x.shape[AXIS]
 
 
 @triton.jit
-def standardise(z):
-    """z^ [rows, width] and 1 / s [rows, 1] (equation 1)."""
-    centred = z - mean(z)
-    rstd = 1.0 / tl.sqrt(mean(centred * centred) + EPS)
+def standardise(z, AXIS: tl.constexpr = 1):
+    """z^ and 1 / s (equation 1)."""
+    centred = z - mean(z, AXIS)
+    rstd = 1.0 / tl.sqrt(mean(centred * centred, AXIS) + EPS)
     return centred * rstd, rstd
 
 
 @triton.jit
-def through(u, z_hat, rstd):
+def through(u, z_hat, rstd, AXIS: tl.constexpr = 1):
     """J u = [u - mean(u) - z^ mean(u z^)] / s (equation 3). J is symmetric: this is its own backward pass in u."""
-    return rstd * (u - mean(u) - z_hat * mean(u * z_hat))
+    return rstd * (u - mean(u, AXIS) - z_hat * mean(u * z_hat, AXIS))
 
 
 @triton.jit
-def gradient_backward(d_gradient, gradient, u, scale, z_hat, rstd):
+def gradient_backward(d_gradient, gradient, u, scale, z_hat, rstd, AXIS: tl.constexpr = 1):
     """What reaches u and z (equation 4) through `gradient` = J u, where u = offset + scale * z^."""
-    d_u = through(d_gradient, z_hat, rstd)
-    bend = mean(u * z_hat) * d_u + mean(d_gradient * z_hat) * gradient + mean(d_u * u) * z_hat
-    return d_u, through(scale * d_u, z_hat, rstd) - rstd * bend
+    d_u = through(d_gradient, z_hat, rstd, AXIS)
+    bend = mean(u * z_hat, AXIS) * d_u + mean(d_gradient * z_hat, AXIS) * gradient + mean(d_u * u, AXIS) * z_hat
+    return d_u, through(scale * d_u, z_hat, rstd, AXIS) - rstd * bend
 
 
 @triton.jit

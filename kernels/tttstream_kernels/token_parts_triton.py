@@ -134,8 +134,8 @@ def scores(x, keys, K: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr
 
 
 @triton.jit
-def error_terms(z, target, rate, gamma, beta):
+def error_terms(z, target, rate, gamma, beta, AXIS: tl.constexpr = 1):
     """(z^, 1 / s, error of LN(z), u) of what keys teach, equations 1 and 2; u = rate * gamma * error."""
-    z_hat, rstd = standardise(z)
+    z_hat, rstd = standardise(z, AXIS)
     error = z_hat * gamma + beta - target
-    return z_hat, rstd, error, error * gamma * rate[:, None]
+    return z_hat, rstd, error, error * gamma * rate

@@ -240,7 +240,7 @@ def token_backward(
     tiles, shared = _gradients(q, eta, weights, start, tau, forget, limit, lengths, reset)
     cut = blocks(phase, lengths, reset, tokens, size, span)
     shelves = weights.new_empty(rows, heads, span // size + 3, weights.shape[2])
-    hidden = weights.new_empty(rows, heads, 5, size, 4 * width if inner == "mlp" else 0)
+    hidden = weights.new_empty(rows, heads, 5, 4 * width if inner == "mlp" else 0, size)
     KERNELS[inner].backward[(rows * heads,)](
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
         cut.phase, lengths, reset, cut.number, cut.begins, cut.first,

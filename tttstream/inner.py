@@ -15,6 +15,8 @@ from tttstream.errors import ShapeError
 from tttstream_kernels import MLP, Conv, Inner, Linear, SwiGLU, SwiGLUDot, Update
 
 Grid = tuple[int, int]
+Default = Callable[[float, int, int, str], Update]
+"""What happens at mini-batch ends by default, for (base_lr, head width, tokens of a mini-batch, causal)."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,13 @@ class InnerModel:
     """One entry of the catalogue.
 
     make: the inner model for a grid of tokens. base_lr: the paper's base of the inner learning rate. init: learned
-    initial weights [H, P] for (inner, heads, head width). update: what happens at mini-batch ends by default, for
-    (base_lr, head width, tokens of a mini-batch, causal).
+    initial weights [H, P] for (inner, heads, head width). update: the inner optimiser by default.
     """
 
     make: Callable[[Grid | None], Inner]
     base_lr: float
     init: Callable[[Inner, int, int], Tensor]
-    update: Callable[[float, int, int, str], Update]
+    update: Default
 
     @property
     def frame_only(self) -> bool:
@@ -37,18 +38,22 @@ class InnerModel:
         return not self.make((1, 1)).token_causal
 
 
-def bounded(token: float, frame: float, forget: float) -> Callable[[float, int, int, str], Update]:
-    """Cut the last layer's norm to factor * sqrt(base_lr) * (D / K)^(1/4), and forget a little.
+def bounded(token: float, frame: float, forget: float = 0.0, restore: bool = False) -> Default:
+    """Bound the last layer's norm by factor * sqrt(base_lr) * (D / K)^(1/4), or put it back to that.
 
-    That is about the length to which the plain update grows in a scene: the loss is that of a direction, so a step of
-    rate eta turns weights of length L by about eta / L^2. Frame mode has a factor of its own and takes K = 16 whatever
-    the frame: the tokens of one frame are too alike to allow shorter weights, which swing from frame to frame on
-    video. The layers before the last have a scale that matters; forgetting alone bounds them.
+    The loss is that of a direction, so a step of rate eta turns weights of length L by about eta / L^2, and left alone
+    L grows for ever. In this unit one factor means the same age whatever D, K and base_lr are. The factors are the
+    longest, in steps of a half, that keep the memory as quick as a fresh one on every kind of scene: shorter learns
+    faster, longer remembers more (docs/results/youth.md). Frame mode has a factor of its own and takes K = 16 whatever
+    the frame: the tokens of a frame are too alike to allow shorter weights, which swing from frame to frame on video.
+
+    restore: also where the start is longer, as that of a wide MLP is. forget: bounds the layers before the last, whose
+    scale matters; it takes 100,000 mini-batches to be felt.
     """
 
     def update(base_lr: float, width: int, tokens: int, causal: str) -> Update:
         factor, scale = (token, width / tokens) if causal == "token" else (frame, width / 16)
-        return Update(forget=forget, longest=factor * base_lr**0.5 * scale**0.25)
+        return Update(forget=forget, longest=factor * base_lr**0.5 * scale**0.25, restore=restore)
 
     return update
 
@@ -94,10 +99,10 @@ def _conv(grid: Grid | None) -> Inner:
 
 
 CATALOGUE: dict[str, InnerModel] = {
-    "linear": InnerModel(lambda grid: Linear(), 1.0, paper_init, bounded(1.5, 2.0, 0.0)),
-    "mlp": InnerModel(lambda grid: MLP(), 0.1, paper_init, bounded(3.0, 3.0, 3e-4)),
-    "conv": InnerModel(_conv, 1.0, conv_init, bounded(3.0, 3.0, 3e-4)),
-    "swiglu": InnerModel(lambda grid: SwiGLU(), 1.0, swiglu_init, bounded(1.5, 1.5, 3e-4)),
+    "linear": InnerModel(lambda grid: Linear(), 1.0, paper_init, bounded(3.0, 2.5)),
+    "mlp": InnerModel(lambda grid: MLP(), 0.1, paper_init, bounded(3.0, 2.5, 1e-5, restore=True)),
+    "conv": InnerModel(_conv, 1.0, conv_init, bounded(3.5, 3.5, 1e-5)),
+    "swiglu": InnerModel(lambda grid: SwiGLU(), 1.0, swiglu_init, bounded(3.0, 3.0, 1e-5)),
     "swiglu_dot": InnerModel(lambda grid: SwiGLUDot(), 1.0, scaled_init, published_update),
 }
 

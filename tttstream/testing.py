@@ -1,4 +1,4 @@
-"""Helpers to test a memory against the contract: unroll it over pieces of a stream, compare values and states.
+"""Helpers to test a memory: unroll it over pieces of a stream, compare values and states; scenes for it to learn.
 
 They serve this project's own laws and whoever adds a memory.
 """
@@ -177,3 +177,18 @@ def scene(kind: str, number: int, *, dim: int, rows: int, tokens: int, part: int
     else:
         raise ValueError(f"unknown kind of scene {kind!r}: expected one of {', '.join(SCENES)}")
     return torch.nn.functional.layer_norm(x, (dim,))
+
+
+def task(number: int, *, width: int, rows: int, tokens: int, part: int = 0) -> tuple[Tensor, Tensor]:
+    """Keys and values of a scene that shares nothing with any other, both [rows, tokens, 1, width].
+
+    Keys lie in a new random four-dimensional subspace, values follow from them by a new linear map, which a linear
+    inner model can learn without error; the loss at chance is `width`. number, part: as in `scene`.
+    """
+    world = torch.Generator().manual_seed(1000 * number)
+    sample = torch.Generator().manual_seed(1000 * number + 1 + part)
+    basis = torch.linalg.qr(torch.randn(rows, width, 4, generator=world))[0].mT
+    rule = torch.randn(rows, width, width, generator=world)
+    k = torch.nn.functional.layer_norm(torch.randn(rows, tokens, 4, generator=sample) @ basis, (width,))
+    v = k + torch.nn.functional.layer_norm(k @ rule, (width,))
+    return k[:, :, None], v[:, :, None]

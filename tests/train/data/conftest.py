@@ -48,6 +48,7 @@ def movie(tmp_path: Path) -> Make:
             stream.codec_context.thread_count = 1
             stream.width = stream.height = side
             stream.pix_fmt = "yuv420p"
+            stream.bit_rate = 4_000_000
             for number in range(frames):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(number, side), format="rgb24")))
             container.mux(stream.encode(None))

@@ -44,18 +44,37 @@ class _ImagesReader(Reader):
         self._shape = _read(self._paths[0]).shape
 
     def read(self, indices: Numbers) -> Shot:
-        frames, masks = [], []
-        for path in (self._paths[index] for index in indices if index < len(self._paths)):
-            frame = _read(path)
-            if frame.shape != self._shape:
-                came, first = (f"{width}×{height}" for height, width, _ in (frame.shape, self._shape))
-                raise SourceError(f"{path} is {came} pixels and the first image of its folder {first}; use one size")
-            frames.append(frame)
-            if self._clip.masks is not None:
-                masks.append(read_mask(Path(self._clip.masks, path.stem + ".png"), self._clip.merge))
-                if masks[-1].shape != frame.shape[:2]:
-                    raise SourceError(f"the mask of {path} is not of the image's size")
+        """See Reader."""
+        frames: list[NDArray[np.uint8]] = []
+        masks: list[NDArray[np.uint8]] = []
+        try:
+            for path in (self._paths[index] for index in indices if index < len(self._paths)):
+                frame, mask = self._frame(path), self._mask(path)
+                frames.append(frame)
+                masks += [] if mask is None else [mask]
+        except SourceError as error:
+            if not frames:
+                raise
+            self.damage = str(error)  # the images before it are good
+        if not frames:
+            return Shot(np.zeros((0, *self._shape), np.uint8))
         return Shot(np.stack(frames), np.stack(masks) if masks else None)
+
+    def _frame(self, path: Path) -> NDArray[np.uint8]:
+        frame = _read(path)
+        if frame.shape != self._shape:
+            came, first = (f"{width}×{height}" for height, width, _ in (frame.shape, self._shape))
+            raise SourceError(f"{path} is {came} pixels and the first image of its folder {first}; use one size")
+        return frame
+
+    def _mask(self, path: Path) -> NDArray[np.uint8] | None:
+        if self._clip.masks is None:
+            return None
+        mask = read_mask(Path(self._clip.masks, path.stem + ".png"), self._clip.merge)
+        if mask.shape != self._shape[:2]:
+            came, expected = (f"{width}×{height}" for height, width in (mask.shape, self._shape[:2]))
+            raise SourceError(f"the mask of {path} is {came} pixels, expected {expected} as the image")
+        return mask
 
 
 @lru_cache(maxsize=4096)

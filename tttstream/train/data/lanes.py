@@ -86,16 +86,11 @@ class Schedule:
         self, lengths: Sequence[int], lanes: int, *, seed: int = 0, shuffle: bool = True, rounds: int | None = None
     ) -> None:
         self.lengths, self.lanes, self.seed, self.shuffle, self.rounds = lengths, lanes, seed, shuffle, rounds
-        self._order = lru_cache(4)(self._make_order)
-
-    def _make_order(self, number: int) -> Numbers:
-        if not self.shuffle:
-            return np.arange(len(self.lengths))
-        return np.random.default_rng([self.seed, ORDER, number]).permutation(len(self.lengths))
 
     def clip(self, number: int) -> int:
         """The clip at a place of the dealt sequence."""
-        return int(self._order(number // len(self.lengths))[number % len(self.lengths)])
+        dealt, place = divmod(number, len(self.lengths))
+        return int(_order(self.seed, dealt, len(self.lengths))[place]) if self.shuffle else place
 
     def visits(self, lane: int) -> Iterator[tuple[int, int, int]]:
         """The visits of a lane: first frame in the lane, frame after the last, place in the dealt sequence."""
@@ -126,3 +121,9 @@ class Schedule:
         while True:
             yield pieces
             pieces = []
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, dealt: int, count: int) -> Numbers:
+    """The order in which clips are dealt in one round."""
+    return np.random.default_rng([seed, ORDER, dealt]).permutation(count)

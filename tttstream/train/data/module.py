@@ -172,8 +172,8 @@ class VideoData(LightningDataModule):
                 return 0
 
         with ThreadPoolExecutor(8) as pool:
-            slow = len(clips) < 200 or not any(hasattr(clip, "stop") for clip in clips)
-            lengths = list(tqdm(pool.map(length, clips), "measuring videos", len(clips), disable=slow))
+            measured = pool.map(length, clips)
+            lengths = list(tqdm(measured, "measuring videos", len(clips), disable=None, delay=1.0, leave=False))
         kept = [(clip, frames) for clip, frames in zip(clips, lengths, strict=True) if frames]
         if not kept:
             raise DataError(f"data: not one of {len(clips)} videos can be read: {named(bad)}")

@@ -1,0 +1,148 @@
+"""Folders of images as clips, and their masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tttstream.errors import DataError, SourceError
+from tttstream.train.data import Davis, ImagesClip, PyAV, VideoData, Videos
+from tttstream.train.data.images import read_mask
+
+
+def save(path: Path, pixels: np.ndarray, mode: str | None = None) -> None:  # type: ignore[type-arg]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    if mode == "P":
+        image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + 253 * [99, 99, 99])
+    image.save(path)
+
+
+@pytest.fixture
+def davis(tmp_path: Path) -> Path:
+    """Two sequences of four frames of 24 × 32 pixels with two objects, and lists of both years."""
+    for number, name in enumerate(("bear", "camel")):
+        for frame in range(4):
+            save(tmp_path / f"JPEGImages/480p/{name}/{frame:05d}.jpg", np.full((24, 32, 3), 60 * number + 10 * frame))
+            mask = np.zeros((24, 32))
+            mask[4:12, 4 + frame : 12 + frame], mask[14:20, 20:28] = 1, 2
+            save(tmp_path / f"Annotations/480p/{name}/{frame:05d}.png", mask, "P")
+    for year, lines in {
+        "2017": {"val": "camel\n", "train": "bear\n", "wrong": "dog\n", "empty": ""},
+        "2016": {"val": "/JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png\n" * 2},
+    }.items():
+        for part, text in lines.items():
+            path = tmp_path / "ImageSets" / year / f"{part}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    return tmp_path
+
+
+def test_the_davis_tree(davis: Path) -> None:
+    names = {
+        (part, year): [Path(clip.name).name for clip in Davis(str(davis), part, year).clips()]
+        for part, year in (("val", 2016), ("val", 2017), ("train", 2017), (None, 2017))
+    }
+    assert list(names.values()) == [["bear"], ["camel"], ["bear"], ["bear", "camel"]]
+
+
+@pytest.mark.parametrize(("year", "objects"), [(2016, [0, 1]), (2017, [0, 1, 2])])
+def test_frames_and_masks_go_through_the_same_transform(davis: Path, year: int, objects: list[int]) -> None:
+    data = VideoData(val=Davis(str(davis), None, year), size=24, length=4, batch_size=2, workers=1)
+    (batch,) = list(data.val_dataloader())
+    assert batch.mask is not None
+    assert batch.mask.shape == (2, 4, 24, 24)
+    assert batch.mask.unique().tolist() == objects
+    first = batch.mask[0] == 1
+    assert [int(frame.nonzero()[0, 1]) for frame in first] == [0, 1, 2, 3]  # the middle square starts at column 4
+    assert batch.frames[1, 2].float().mean().item() == pytest.approx(80, abs=2)
+    data.teardown("validate")
+
+
+def test_clips_without_masks_beside_clips_with_some(davis: Path, tmp_path: Path) -> None:
+    from tttstream.train.data import Index
+    from tttstream.train.data.clips import Clip
+
+    class Both(Index):
+        def clips(self) -> list[Clip]:
+            return [*Davis(str(davis), "val").clips(), ImagesClip(str(davis / "JPEGImages/480p/camel"))]
+
+    (batch,) = list(VideoData(val=Both(), size=16, length=4, batch_size=2, workers=0).val_dataloader())
+    assert batch.mask is not None
+    assert batch.mask[0].any()
+    assert not batch.mask[1].any()
+
+
+def test_masks_as_people_save_them(tmp_path: Path) -> None:
+    pixels = np.array([[0, 0, 255], [0, 255, 255]])
+    save(tmp_path / "grey.png", pixels)
+    save(tmp_path / "colour.png", np.repeat(pixels[..., None], 3, axis=-1))
+    Image.fromarray(pixels > 0).save(tmp_path / "bits.png")
+    for name in ("grey", "colour", "bits"):
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png"), pixels > 0)
+    save(tmp_path / "indexed.png", np.array([[0, 1, 2], [2, 255, 0]]), "P")
+    np.testing.assert_array_equal(read_mask(tmp_path / "indexed.png"), [[0, 1, 2], [2, 0, 0]])
+    np.testing.assert_array_equal(read_mask(tmp_path / "indexed.png", merge=True), [[0, 1, 1], [1, 1, 0]])
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(SourceError, match="cannot be read as a mask"):
+        read_mask(tmp_path / "text.png")
+
+
+def test_bad_trees(davis: Path) -> None:
+    expected = {
+        "absent": "no file .*absent.txt",
+        "empty": "empty.txt is empty",
+        "wrong": "names the sequence dog, which is not in",
+    }
+    for part, message in expected.items():
+        with pytest.raises(DataError, match=message):
+            Davis(str(davis), part, 2017).clips()
+    with pytest.raises(DataError, match="no folder"):
+        Davis(str(davis / "nowhere")).clips()
+    for path in (davis / "Annotations/480p/camel").iterdir():
+        path.unlink()
+    (davis / "Annotations/480p/camel").rmdir()
+    with pytest.raises(DataError, match="sequence camel lacks its masks"):
+        Davis(str(davis), None).clips()
+
+
+def test_frames_of_different_sizes(davis: Path) -> None:
+    folder = davis / "JPEGImages/480p/bear"
+    save(folder / "00002.jpg", np.zeros((10, 12, 3)))
+    data = VideoData(Videos(str(folder)), size=8, length=4, batch_size=1, workers=0, bad_video="raise")
+    with pytest.raises(DataError, match=r"00002\.jpg is 12×10 pixels and the first image of its folder 32×24"):
+        next(iter(data.loader("train")))
+
+
+def test_masks_that_do_not_fit(davis: Path) -> None:
+    mask = davis / "Annotations/480p/bear/00001.png"
+    save(mask, np.zeros((10, 10)))
+    reader = Davis(str(davis), "train", 2017).clips()[0].open(PyAV())
+    assert len(reader.read(np.arange(4)).frames) == 1
+    assert reader.damage is not None
+    assert "00001.jpg is 10×10 pixels, expected 32×24" in reader.damage
+    mask.unlink()
+    with pytest.raises(SourceError, match="cannot be read as a mask"):
+        reader.read(np.arange(1, 4))
+
+
+def test_a_damaged_image(davis: Path) -> None:
+    (davis / "JPEGImages/480p/bear/00001.jpg").write_text("no image")
+    data = VideoData(Videos(str(davis / "JPEGImages/480p/bear")), size=8, length=4, batch_size=1, workers=0)
+    batch = next(iter(data.loader("train")))
+    assert batch.frame[0].tolist() == [0, 0, 0, 0]
+    with pytest.warns(UserWarning, match="00001.jpg cannot be read as an image"):
+        data.teardown("fit")
+
+
+def test_the_real_sequence(shared_videos: Path) -> None:
+    (clip,) = Davis(str(shared_videos / "masks" / "davis"), None).clips()
+    assert clip.count(PyAV()) == 40
+    shot = clip.open(PyAV()).read(np.array([0, 39]))
+    assert shot.frames.shape == (2, 480, 854, 3)
+    assert shot.masks is not None
+    assert set(np.unique(shot.masks)) == {0, 1}
+    assert 0.01 < shot.masks.mean() < 0.3

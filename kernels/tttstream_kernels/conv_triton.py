@@ -1,4 +1,4 @@
-"""The conv model: forward, and backward from checkpoints (README, equations 10 and 16 to 20).
+"""The conv model: forward, and backward from checkpoints (README, equations 10 and 15 to 20).
 
 One program a cell. Neighbours of a token are loaded again, shifted and masked at the edges of the picture; the
 convolution's way back is the same with the kernel turned round. `frame_triton` says what the arguments are.
@@ -26,8 +26,8 @@ from tttstream_kernels.frame_parts_triton import (
     numbers,
     put,
     put_numbers,
+    settle,
     settle_backward,
-    settled,
     starts_anew,
     taught,
     tile,
@@ -55,28 +55,28 @@ def _neighbours(
 
 @triton.jit
 def _convolve(
-    x_t, stride, first, count, source, start, alpha,
-    D: tl.constexpr, TILE: tl.constexpr, HEIGHT: tl.constexpr, WIDE: tl.constexpr, FORGET: tl.constexpr,
+    x_t, stride, first, count, weights,
+    D: tl.constexpr, TILE: tl.constexpr, HEIGHT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """x C + b1 of the tokens of a tile."""
     columns = tl.arange(0, D)
-    z = tl.zeros([TILE, D], tl.float32) + settled(source, start, 9 * D + columns, alpha, 1.0, FORGET)
+    z = tl.zeros([TILE, D], tl.float32) + tl.load(weights + 9 * D + columns)
     for tap in range(0, 9):
-        weight = settled(source, start, tap * D + columns, alpha, 1.0, FORGET)
+        weight = tl.load(weights + tap * D + columns)
         z += _neighbours(x_t, stride, first, count, tap, D, TILE, HEIGHT, WIDE) * weight
     return z
 
 
 @triton.jit
 def _convolve_back(
-    g_t, first, count, source, start, alpha,
-    D: tl.constexpr, TILE: tl.constexpr, HEIGHT: tl.constexpr, WIDE: tl.constexpr, FORGET: tl.constexpr,
+    g_t, first, count, weights,
+    D: tl.constexpr, TILE: tl.constexpr, HEIGHT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """g Cᵀ at the tokens of a tile."""
     columns = tl.arange(0, D)
     d_x = tl.zeros([TILE, D], tl.float32)
     for tap in range(0, 9):
-        weight = settled(source, start, tap * D + columns, alpha, 1.0, FORGET)
+        weight = tl.load(weights + tap * D + columns)
         d_x += _neighbours(g_t, D, first, count, 8 - tap, D, TILE, HEIGHT, WIDE) * weight
     return d_x
 
@@ -96,23 +96,23 @@ def _correlate(
 
 @triton.jit
 def _learn(
-    source, alpha, scale, to, keep, checkpoint, k, v, eta, before, sk, sv, heads, start, gamma, beta, forget,
+    source, to, keep, checkpoint, k, v, eta, before, sk, sv, heads, start, gamma, beta, forget,
     count, n,
     D: tl.constexpr, TILE: tl.constexpr, HEIGHT: tl.constexpr, WIDE: tl.constexpr, TYPE: tl.constexpr,
-    PRECISION: tl.constexpr, LOSS: tl.constexpr, KEEP: tl.constexpr, FORGET: tl.constexpr,
+    PRECISION: tl.constexpr, LOSS: tl.constexpr, KEEP: tl.constexpr, FORGET: tl.constexpr, LONGEST: tl.constexpr,
 ):  # fmt: skip
     """Take the step of a frame (equation 10) from the weights at `source` to those at `to`; returns the norm that their
     last layer has after forgetting. `checkpoint` gets the weights before the step if `keep`."""
     at, at_2, at_b = matrix(16, D), 10 * D + matrix(D, D), 10 * D + D * D + tl.arange(0, D)
     used = tl.arange(0, 16)[:, None] < 10
-    w_2 = settled(source, start, at_2, alpha, scale, FORGET)
-    b_2 = settled(source, start, at_b, alpha, scale, FORGET)
+    w_2 = tl.load(source + at_2)
+    b_2 = tl.load(source + at_b)
     d_w, d_w_2, d_b_2 = tl.zeros([16, D], tl.float32), tl.zeros([D, D], tl.float32), tl.zeros([D], tl.float32)
     for first in range(0, count, TILE):
         x = tile(k, sk, first, count, D, TILE)
         target = tile(v, sv, first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
         rate = numbers(eta, heads, first, count, TILE)
-        z = _convolve(k, sk, first, count, source, start, alpha, D, TILE, HEIGHT, WIDE, FORGET)
+        z = _convolve(k, sk, first, count, source, D, TILE, HEIGHT, WIDE)
         hidden = gelu(z)
         error, _, g, _, _ = taught(product(hidden, w_2, TYPE, PRECISION) + b_2, target, rate, gamma, beta)
         if LOSS:
@@ -122,8 +122,6 @@ def _learn(
         back = product(g, tl.trans(w_2), TYPE, PRECISION) * gelu_slope(z)
         d_w += _correlate(k, sk, first, count, back, D, TILE, HEIGHT, WIDE)
     w = tl.load(source + at, mask=used)
-    if FORGET:
-        w += alpha * (tl.load(start + at, mask=used) - w)
     if KEEP:
         tl.store(checkpoint + at, w, mask=used & keep)
         tl.store(checkpoint + at_2, w_2, mask=keep)
@@ -135,10 +133,10 @@ def _learn(
     tl.store(to + at_2, w_2)
     tl.store(to + at_b, b_2)
     tl.debug_barrier()
-    if FORGET:
+    if FORGET and LONGEST:
         w_2 += forget * (tl.load(start + at_2) - w_2)
         b_2 += forget * (tl.load(start + at_b) - b_2)
-    return tl.sqrt(everything(w_2 * w_2) + tl.sum(b_2 * b_2, axis=0))
+    return tl.sqrt(everything(w_2 * w_2) + tl.sum(b_2 * b_2, axis=0)) if LONGEST else 0.0
 
 
 @triton.jit
@@ -150,7 +148,7 @@ def _see(
     """z of the hidden layer, z^ and 1 / s of g(x), for a tile of tokens."""
     w_2 = tl.load(weights + 10 * D + matrix(D, D))
     b_2 = tl.load(weights + 10 * D + D * D + tl.arange(0, D))
-    z = _convolve(x_t, stride, first, count, weights, weights, 0.0, D, TILE, HEIGHT, WIDE, False)
+    z = _convolve(x_t, stride, first, count, weights, D, TILE, HEIGHT, WIDE)
     z_hat, rstd = standardise(product(gelu(z), w_2, TYPE, PRECISION) + b_2)
     return z, z_hat, rstd
 
@@ -158,7 +156,7 @@ def _see(
 @triton.jit
 def forward(
     q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
-    y, new_delta, new_phase, before, after, checkpoints, spare,
+    y, new_delta, new_phase, before, after, checkpoints, scratch,
     heads, tokens, n, group, kept, sq, sk, sv,
     D: tl.constexpr, TILE: tl.constexpr, HEIGHT: tl.constexpr, WIDE: tl.constexpr, TYPE: tl.constexpr,
     PRECISION: tl.constexpr, LOSS: tl.constexpr, KEEP: tl.constexpr, RESTORE: tl.constexpr,
@@ -193,21 +191,18 @@ def forward(
     begin_weights(start, delta, weights, P)
     length = counted(lengths, row, tokens)
     seen = tl.cast(0, tl.int32)
-    scale = tl.cast(1.0, tl.float32)
 
     for t in range(0, tl.cdiv(length, n)):
         begin = t * tl.cast(n, tl.int64)
         count = tl.minimum(length - begin, n)
         anew = starts_anew(reset, row * tokens + begin)
         seen = tl.maximum(seen, anew.to(tl.int32))
-        alpha = tl.where(anew | (t == 0), 0.0, share)
-        scale = tl.where(anew, 1.0, scale)
         q_t, k_t, v_t, place = q + begin * sq[1], k + begin * sk[1], v + begin * sv[1], begin * heads
         long = _learn(
-            tl.where(anew, start, weights), alpha, scale, weights, t % group == 0,
+            tl.where(anew, start, weights), weights, t % group == 0,
             checkpoints + (cell * kept + t // group) * P, k_t, v_t, eta + place,
             before + place if LOSS else before, sk[1], sv[1], heads, start, gamma, beta, share, count, n,
-            D, TILE, HEIGHT, WIDE, TYPE, PRECISION, LOSS, KEEP, FORGET,
+            D, TILE, HEIGHT, WIDE, TYPE, PRECISION, LOSS, KEEP, FORGET, LONGEST,
         )  # fmt: skip
         for first in range(0, count, TILE):
             _, z_hat, _ = _see(q_t, sq[1], first, count, weights, D, TILE, HEIGHT, WIDE, TYPE, PRECISION)
@@ -219,11 +214,12 @@ def forward(
                 target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32)
                 target -= tile(k_t, sk[1], first, count, D, TILE).to(tl.float32)
                 put_numbers(after + place, heads, first, count, half_square(gamma * z_hat + beta - target), TILE)
-        if LONGEST:
-            scale = cut(long, limit, RESTORE)
         tl.debug_barrier()
+        if FORGET or LONGEST:
+            scale = cut(long, limit, RESTORE) if LONGEST else 1.0
+            settle(weights, start, weights, share, scale, FORGET, LONGEST, LAST, P)
 
-    end_weights(start, delta, weights, share, scale, length > 0, FORGET, LAST, P)
+    end_weights(start, delta, weights, length > 0, P)
     if lengths is not None:
         nothing_read(y, before, after, heads, length, tokens, D, TILE, LOSS)
     if head == 0:
@@ -236,7 +232,7 @@ def _see_backward(
     D: tl.constexpr, TILE: tl.constexpr, HEIGHT: tl.constexpr, WIDE: tl.constexpr, TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What comes back through g(x) of a tile to the weights of both layers from its d_z (equation 17); leaves that of
+    """What comes back through g(x) of a tile to the weights of both layers from its d_z (equation 16); leaves that of
     the hidden layer at `d_h_t`."""
     d_w_2 = product(tl.trans(gelu(z)), d_z, TYPE, PRECISION)
     d_h = product(d_z, tl.trans(w_2), TYPE, PRECISION) * gelu_slope(z)
@@ -247,7 +243,7 @@ def _see_backward(
 @triton.jit
 def backward(
     q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints, d_y, d_new, d_before, d_after,
-    d_q, d_k, d_v, d_eta, d_start, d_gamma, d_beta, d_delta, d_forget, d_longest, slots, scales, spare,
+    d_q, d_k, d_v, d_eta, d_start, d_gamma, d_beta, d_delta, d_forget, d_longest, slots, scales, scratch,
     heads, tokens, n, group, kept, sq, sk, sv,
     D: tl.constexpr, TILE: tl.constexpr, HEIGHT: tl.constexpr, WIDE: tl.constexpr, TYPE: tl.constexpr,
     PRECISION: tl.constexpr, LOSS: tl.constexpr, RESTORE: tl.constexpr,
@@ -278,9 +274,10 @@ def backward(
     d_start += cell * P
     d_new += cell * P
     d_weights = d_delta + cell * P
-    slots += cell * group * P
+    slots += cell * (group + 1) * P
+    spare = slots + group * P
     scales += cell * group
-    d_h_t = spare + 2 * cell * n * D
+    d_h_t = scratch + 2 * cell * n * D
     back_t = d_h_t + n * D
     columns = tl.arange(0, D)
     gamma = tl.load(gamma + head * D + columns)
@@ -305,11 +302,11 @@ def backward(
         for i in range(0, held):
             begin = (earliest + i) * tl.cast(n, tl.int64)
             anew = starts_anew(reset, row * tokens + begin)
-            source, alpha, scale = found(checkpoint, slots, scales, start, anew, i, share, P)
+            source = found(checkpoint, slots, scales, spare, start, anew, i, share, FORGET, LONGEST, LAST, P)
             long = _learn(
-                source, alpha, scale, slots + i * P, False, checkpoint, k + begin * sk[1], v + begin * sv[1],
+                source, slots + i * P, False, checkpoint, k + begin * sk[1], v + begin * sv[1],
                 eta + begin * heads, d_before, sk[1], sv[1], heads, start, gamma, beta, share,
-                tl.minimum(length - begin, n), n, D, TILE, HEIGHT, WIDE, TYPE, PRECISION, False, False, FORGET,
+                tl.minimum(length - begin, n), n, D, TILE, HEIGHT, WIDE, TYPE, PRECISION, False, False, FORGET, LONGEST,
             )  # fmt: skip
             tl.store(scales + i, cut(long, limit, RESTORE) if LONGEST else 1.0)
             tl.debug_barrier()
@@ -328,7 +325,7 @@ def backward(
             sum_forget += more_forget
             sum_limit += more_limit
 
-            # what the queries read, equation 17
+            # what the queries read, equation 16
             d_w, d_w_2 = tl.load(d_weights + at, mask=used, other=0.0), tl.load(d_weights + at_2)
             d_b_2 = tl.load(d_weights + at_b)
             w_2 = tl.load(weights + at_2)
@@ -347,7 +344,7 @@ def backward(
             tl.debug_barrier()
             for first in range(0, count, TILE):
                 d_x = tile(d_y + here, stride, first, count, D, TILE).to(tl.float32)
-                d_x += _convolve_back(d_h_t, first, count, weights, weights, 0.0, D, TILE, HEIGHT, WIDE, False)
+                d_x += _convolve_back(d_h_t, first, count, weights, D, TILE, HEIGHT, WIDE)
                 put(d_q + here, stride, first, count, d_x, D, TILE)
             tl.debug_barrier()
             if LOSS:
@@ -369,25 +366,25 @@ def backward(
                 tl.debug_barrier()
                 for first in range(0, count, TILE):
                     d_x = -tile(d_v + here, stride, first, count, D, TILE)
-                    d_x += _convolve_back(d_h_t, first, count, weights, weights, 0.0, D, TILE, HEIGHT, WIDE, False)
+                    d_x += _convolve_back(d_h_t, first, count, weights, D, TILE, HEIGHT, WIDE)
                     put(d_k + here, stride, first, count, d_x, D, TILE)
             tl.store(d_weights + at, d_w, mask=used)
             tl.debug_barrier()
 
-            # what the keys taught, equations 18 to 20, from the weights that the frame found
+            # what the keys taught, equations 17 to 20, from the weights that the frame found
             anew = starts_anew(reset, row * tokens + begin)
-            source, alpha, scale = found(checkpoint, slots, scales, start, anew, slot, share, P)
-            w_2 = settled(source, start, at_2, alpha, scale, FORGET)
-            b_2 = settled(source, start, at_b, alpha, scale, FORGET)
+            source = found(checkpoint, slots, scales, spare, start, anew, slot, share, FORGET, LONGEST, LAST, P)
+            w_2 = tl.load(source + at_2)
+            b_2 = tl.load(source + at_b)
             taught_w_2, taught_b_2 = -d_w_2 / n, -d_b_2 / n
             for first in range(0, count, TILE):
                 target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32)
                 target -= tile(k_t, sk[1], first, count, D, TILE).to(tl.float32)
                 rate = numbers(eta + place, heads, first, count, TILE)
-                hidden = _convolve(k_t, sk[1], first, count, source, start, alpha, D, TILE, HEIGHT, WIDE, FORGET)
+                hidden = _convolve(k_t, sk[1], first, count, source, D, TILE, HEIGHT, WIDE)
                 slope = gelu_slope(hidden)
                 d_back = _convolve(
-                    k_t, sk[1], first, count, d_weights, start, 0.0, D, TILE, HEIGHT, WIDE, False
+                    k_t, sk[1], first, count, d_weights, D, TILE, HEIGHT, WIDE
                 ) * (-1.0 / n)  # fmt: skip
                 z = product(gelu(hidden), w_2, TYPE, PRECISION) + b_2
                 d_g = product(gelu(hidden), taught_w_2, TYPE, PRECISION) + taught_b_2
@@ -420,10 +417,8 @@ def backward(
                 put(back_t, D, first, count, back * slope, D, TILE)
             tl.debug_barrier()
             for first in range(0, count, TILE):
-                d_x = _convolve_back(back_t, first, count, d_weights, start, 0.0, D, TILE, HEIGHT, WIDE, False) * (
-                    -1.0 / n
-                )
-                d_x += _convolve_back(d_h_t, first, count, source, start, alpha, D, TILE, HEIGHT, WIDE, FORGET)
+                d_x = _convolve_back(back_t, first, count, d_weights, D, TILE, HEIGHT, WIDE) * (-1.0 / n)
+                d_x += _convolve_back(d_h_t, first, count, source, D, TILE, HEIGHT, WIDE)
                 d_x += tile(d_k + here, stride, first, count, D, TILE)
                 put(d_k + here, stride, first, count, d_x, D, TILE)
             tl.debug_barrier()

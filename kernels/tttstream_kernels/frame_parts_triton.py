@@ -89,27 +89,6 @@ def starts_anew(reset, at):
 
 
 @triton.jit
-def settled(source, start, at, alpha, scale, FORGET: tl.constexpr):
-    """Weights as a frame finds them: those after the last step, drawn to the learned start by alpha, times `scale`."""
-    w = tl.load(source + at)
-    if FORGET:
-        w += alpha * (tl.load(start + at) - w)
-    return w * scale
-
-
-@triton.jit
-def found(checkpoint, slots, scales, start, anew, slot, alpha, P: tl.constexpr):
-    """Where the weights stand that a frame of a group found, and the alpha and scale with which `settled` reads them:
-    the checkpoint before the group, the learned start after a reset, or what the frame before it left."""
-    first = slot == 0
-    source = tl.where(first, checkpoint, slots + (slot - 1) * P)
-    scale = tl.load(scales + slot - 1, mask=slot > 0, other=1.0)
-    source = tl.where(anew, start, source)
-    alone = first | anew
-    return source, tl.where(alone, 0.0, alpha), tl.where(alone, 1.0, scale)
-
-
-@triton.jit
 def limit_of(own, longest, RESTORE: tl.constexpr):
     """How long a last layer may be (must be, under RESTORE) that is `own` long at the learned start."""
     if RESTORE:
@@ -163,20 +142,44 @@ def begin_weights(start, delta, weights, P: tl.constexpr):
 
 
 @triton.jit
-def end_weights(
-    start, delta, weights, share, scale, learned,
-    FORGET: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr,
+def settle(
+    weights, start, to, share, scale,
+    FORGET: tl.constexpr, LONGEST: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Settle the weights after the last frame and leave their difference from the start in their place; the
-    difference that came in where no frame was `learned`."""
+    """Weights right after a step, drawn to the learned start by `share`, and the last layer times `scale`."""
     for first in range(0, P, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        w0 = tl.load(start + at, mask=at < P)
         w = tl.load(weights + at, mask=at < P)
         if FORGET:
-            w += share * (w0 - w)
-        w = w * tl.where(at >= LAST, scale, 1.0) - w0
+            w += share * (tl.load(start + at, mask=at < P) - w)
+        if LONGEST:
+            w *= tl.where(at >= LAST, scale, 1.0)
+        tl.store(to + at, w, mask=at < P)
+    tl.debug_barrier()
+
+
+@triton.jit
+def end_weights(start, delta, weights, learned, P: tl.constexpr):
+    """Leave the weights' difference from the start in their place; what came in where no frame was `learned`."""
+    for first in range(0, P, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        w = tl.load(weights + at, mask=at < P) - tl.load(start + at, mask=at < P)
         tl.store(weights + at, tl.where(learned, w, tl.load(delta + at, mask=at < P)), mask=at < P)
+
+
+@triton.jit
+def found(
+    checkpoint, slots, scales, spare, start, anew, slot, share,
+    FORGET: tl.constexpr, LONGEST: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Where the weights stand that a frame of a group found: at the checkpoint before the group, at the learned start
+    after a reset, else what the frame before left in its slot, which is settled at `spare`."""
+    last = slots + (slot - 1) * P
+    if FORGET or LONGEST:
+        if slot > 0:
+            settle(last, start, spare, share, tl.load(scales + slot - 1), FORGET, LONGEST, LAST, P)
+        last = spare
+    return tl.where(anew, start, tl.where(slot == 0, checkpoint, last))
 
 
 @triton.jit

@@ -200,7 +200,7 @@ def frame_backward(
     there is none) from those of what `frame` gave; those of the losses are both there or both None."""
     rows, length, heads, size = q.shape
     streams, cells = _gradients(inner, q, eta, checkpoints, forget, longest, d_before is not None)
-    slots = checkpoints.new_empty(rows, heads, group, checkpoints.shape[3])
+    slots = checkpoints.new_empty(rows, heads, group + 1, checkpoints.shape[3])
     scratch = checkpoints.new_empty(rows * heads, SCRATCH[inner][1], tokens, size)
     with _on(q):
         KERNELS[inner].backward[(rows * heads,)](

@@ -1,4 +1,4 @@
-"""The linear inner model in frame mode: forward, and backward from checkpoints (README, equations 10 and 16 to 20).
+"""The linear inner model in frame mode: forward, and backward from checkpoints (README, equations 10 and 15 to 20).
 
 One program a cell. Its weights stay in registers from the first frame to the last; going backward, the gradient at the
 weights does. `frame_triton` says what the arguments are.
@@ -22,7 +22,6 @@ from tttstream_kernels.frame_parts_triton import (
     numbers,
     put,
     put_numbers,
-    settled,
     starts_anew,
     taught,
     tile,
@@ -77,7 +76,7 @@ def _settle(
 @triton.jit
 def forward(
     q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
-    y, new_delta, new_phase, before, after, checkpoints, spare,
+    y, new_delta, new_phase, before, after, checkpoints, scratch,
     heads, tokens, n, group, kept, sq, sk, sv,
     D: tl.constexpr, TILE: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr, LOSS: tl.constexpr,
     KEEP: tl.constexpr, RESTORE: tl.constexpr,
@@ -158,7 +157,7 @@ def forward(
 @triton.jit
 def backward(
     q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints, d_y, d_new, d_before, d_after,
-    d_q, d_k, d_v, d_eta, d_start, d_gamma, d_beta, d_delta, d_forget, d_longest, slots, scales, spare,
+    d_q, d_k, d_v, d_eta, d_start, d_gamma, d_beta, d_delta, d_forget, d_longest, slots, scales, scratch,
     heads, tokens, n, group, kept, sq, sk, sv,
     D: tl.constexpr, TILE: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr, LOSS: tl.constexpr,
     RESTORE: tl.constexpr,
@@ -187,7 +186,8 @@ def backward(
     start += head * P
     d_start += cell * P
     d_new += cell * P
-    slots += cell * group * P
+    slots += cell * (group + 1) * P
+    spare = slots + group * P
     scales += cell * group
     square, columns = matrix(D, D), tl.arange(0, D)
     bias = D * D + columns
@@ -236,7 +236,7 @@ def backward(
             here, place = begin * stride, begin * heads
             w, b = tl.load(slots + slot * P + square), tl.load(slots + slot * P + bias)
 
-            # through settle, equation 16
+            # through settle, equation 15
             before_w, before_b = w, b
             if FORGET:
                 away_w, away_b = tl.load(start + square) - w, tl.load(start + bias) - b
@@ -256,7 +256,7 @@ def backward(
                 d_w *= 1.0 - alpha
                 d_b *= 1.0 - alpha
 
-            # what the queries read, equation 17
+            # what the queries read, equation 16
             for first in range(0, count, TILE):
                 x = tile(q_t, sq[1], first, count, D, TILE)
                 d_read = tile(d_y + here, stride, first, count, D, TILE).to(tl.float32)
@@ -282,11 +282,10 @@ def backward(
                     put(d_v + here, stride, first, count, -d_error, D, TILE)
                 tl.debug_barrier()
 
-            # what the keys taught, equations 18 to 20: w, b are those that the frame found
+            # what the keys taught, equations 17 to 20: w, b are those that the frame found
             anew = starts_anew(reset, row * tokens + begin)
-            source, keep, scale = found(checkpoint, slots, scales, start, anew, slot, alpha, P)
-            w = settled(source, start, square, keep, scale, FORGET)
-            b = settled(source, start, bias, keep, scale, FORGET)
+            source = found(checkpoint, slots, scales, spare, start, anew, slot, alpha, FORGET, LONGEST, 0, P)
+            w, b = tl.load(source + square), tl.load(source + bias)
             d_step, d_step_b = -d_w / n, -d_b / n
             for first in range(0, count, TILE):
                 x = tile(k_t, sk[1], first, count, D, TILE)
@@ -304,9 +303,8 @@ def backward(
                     d_z += through(gamma * own_error, z_hat, rstd)
                     d_error += own_error
                 sum_beta += total(d_error)
-                d_x = (
-                    d_error + product(d_z, tl.trans(w), TYPE, PRECISION) + product(g, tl.trans(d_step), TYPE, PRECISION)
-                )
+                d_x = product(d_z, tl.trans(w), TYPE, PRECISION) + product(g, tl.trans(d_step), TYPE, PRECISION)
+                d_x += d_error
                 d_target = -d_error
                 if LOSS:
                     d_x += tile(d_k + here, stride, first, count, D, TILE)
@@ -320,6 +318,7 @@ def backward(
                 tl.store(d_start + square, tl.load(d_start + square) + kept_w)
                 tl.store(d_start + bias, tl.load(d_start + bias) + kept_b)
                 d_w, d_b = tl.where(anew, 0.0, d_w), tl.where(anew, 0.0, d_b)
+            tl.debug_barrier()
 
     tl.store(d_delta + cell * P + square, d_w)
     tl.store(d_delta + cell * P + bias, d_b)

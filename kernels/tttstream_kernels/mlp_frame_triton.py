@@ -1,7 +1,7 @@
-"""The MLP in frame mode: forward, and backward from checkpoints (README, equations 10 and 16 to 20).
+"""The MLP in frame mode: forward, and backward from checkpoints (README, equations 10 and 15 to 20).
 
 One program a cell. Its 8 D^2 weights do not fit into registers: they lie in global memory, where the second-level cache
-holds them, and are taken CHUNK hidden units at a time. What `settle` does to them happens when they are next read.
+holds them, and are taken CHUNK hidden units at a time.
 `frame_triton` says what the arguments are.
 """
 
@@ -27,8 +27,8 @@ from tttstream_kernels.frame_parts_triton import (
     numbers,
     put,
     put_numbers,
+    settle,
     settle_backward,
-    settled,
     starts_anew,
     taught,
     tile,
@@ -58,37 +58,33 @@ def _last_bias(D: tl.constexpr):
 
 
 @triton.jit
-def _see(
-    x, source, start, alpha, scale,
-    D: tl.constexpr, CHUNK: tl.constexpr, FORGET: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """g(x) of a tile of tokens at settled weights."""
-    z = tl.zeros([x.shape[0], D], tl.float32) + settled(source, start, _last_bias(D), alpha, scale, FORGET)
+def _see(x, weights, D: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """g(x) of a tile of tokens."""
+    z = tl.zeros([x.shape[0], D], tl.float32) + tl.load(weights + _last_bias(D))
     for c in range(0, 4 * D, CHUNK):
         at, bias = _first(c, D, CHUNK)
-        hidden = product(x, settled(source, start, at, alpha, 1.0, FORGET), TYPE, PRECISION)
-        hidden = gelu(hidden + settled(source, start, bias, alpha, 1.0, FORGET))
-        z += product(hidden, settled(source, start, _last(c, D, CHUNK), alpha, scale, FORGET), TYPE, PRECISION)
+        hidden = gelu(product(x, tl.load(weights + at), TYPE, PRECISION) + tl.load(weights + bias))
+        z += product(hidden, tl.load(weights + _last(c, D, CHUNK)), TYPE, PRECISION)
     return z
 
 
 @triton.jit
 def _learn(
-    source, alpha, scale, to, keep, checkpoint, steps, k, v, eta, before, sk, sv, heads, start, gamma, beta,
+    source, to, keep, checkpoint, steps, k, v, eta, before, sk, sv, heads, start, gamma, beta,
     forget, count, n,
     D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
-    LOSS: tl.constexpr, KEEP: tl.constexpr, FORGET: tl.constexpr,
+    LOSS: tl.constexpr, KEEP: tl.constexpr, FORGET: tl.constexpr, LONGEST: tl.constexpr,
 ):  # fmt: skip
     """Take the step of a frame (equation 10) from the weights at `source` to those at `to`; returns the norm that their
     last layer has after forgetting. `checkpoint` gets the weights before the step if `keep`."""
     at_b = _last_bias(D)
-    b_2 = settled(source, start, at_b, alpha, scale, FORGET)
+    b_2 = tl.load(source + at_b)
     d_b_2 = tl.zeros([D], tl.float32)
     for first in range(0, count, TILE):
         x = tile(k, sk, first, count, D, TILE)
         target = tile(v, sv, first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
         rate = numbers(eta, heads, first, count, TILE)
-        z = _see(x, source, start, alpha, scale, D, CHUNK, FORGET, TYPE, PRECISION)
+        z = _see(x, source, D, CHUNK, TYPE, PRECISION)
         error, _, g, _, _ = taught(z, target, rate, gamma, beta)
         if LOSS:
             put_numbers(before, heads, first, count, half_square(error), TILE)
@@ -99,14 +95,16 @@ def _learn(
         tl.store(checkpoint + at_b, b_2, mask=keep)
     b_2 -= d_b_2 / n
     tl.store(to + at_b, b_2)
-    if FORGET:
-        b_2 += forget * (tl.load(start + at_b) - b_2)
-    squares = tl.sum(b_2 * b_2, axis=0)
+    squares = 0.0
+    if LONGEST:
+        if FORGET:
+            b_2 += forget * (tl.load(start + at_b) - b_2)
+        squares = tl.sum(b_2 * b_2, axis=0)
     for c in range(0, 4 * D, CHUNK):
         at, bias = _first(c, D, CHUNK)
         at_2 = _last(c, D, CHUNK)
-        w, b = settled(source, start, at, alpha, 1.0, FORGET), settled(source, start, bias, alpha, 1.0, FORGET)
-        w_2 = settled(source, start, at_2, alpha, scale, FORGET)
+        w, b = tl.load(source + at), tl.load(source + bias)
+        w_2 = tl.load(source + at_2)
         if KEEP:
             tl.store(checkpoint + at, w, mask=keep)
             tl.store(checkpoint + bias, b, mask=keep)
@@ -125,17 +123,18 @@ def _learn(
         tl.store(to + bias, b - d_b / n)
         w_2 -= d_w_2 / n
         tl.store(to + at_2, w_2)
-        if FORGET:
-            w_2 += forget * (tl.load(start + at_2) - w_2)
-        squares += everything(w_2 * w_2)
+        if LONGEST:
+            if FORGET:
+                w_2 += forget * (tl.load(start + at_2) - w_2)
+            squares += everything(w_2 * w_2)
     tl.debug_barrier()
-    return tl.sqrt(squares)
+    return tl.sqrt(squares) if LONGEST else 0.0
 
 
 @triton.jit
 def forward(
     q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
-    y, new_delta, new_phase, before, after, checkpoints, spare,
+    y, new_delta, new_phase, before, after, checkpoints, scratch,
     heads, tokens, n, group, kept, sq, sk, sv,
     D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
     LOSS: tl.constexpr, KEEP: tl.constexpr, RESTORE: tl.constexpr,
@@ -159,7 +158,7 @@ def forward(
     start += head * P
     delta += cell * P
     weights = new_delta + cell * P
-    steps = spare + cell * n * D
+    steps = scratch + cell * n * D
     columns = tl.arange(0, D)
     gamma = tl.load(gamma + head * D + columns)
     beta = tl.load(beta + head * D + columns)
@@ -171,37 +170,35 @@ def forward(
     begin_weights(start, delta, weights, P)
     length = counted(lengths, row, tokens)
     seen = tl.cast(0, tl.int32)
-    scale = tl.cast(1.0, tl.float32)
 
     for t in range(0, tl.cdiv(length, n)):
         begin = t * tl.cast(n, tl.int64)
         count = tl.minimum(length - begin, n)
         anew = starts_anew(reset, row * tokens + begin)
         seen = tl.maximum(seen, anew.to(tl.int32))
-        alpha = tl.where(anew | (t == 0), 0.0, share)
-        scale = tl.where(anew, 1.0, scale)
         k_t, v_t, place = k + begin * sk[1], v + begin * sv[1], begin * heads
         long = _learn(
-            tl.where(anew, start, weights), alpha, scale, weights, t % group == 0,
+            tl.where(anew, start, weights), weights, t % group == 0,
             checkpoints + (cell * kept + t // group) * P, steps, k_t, v_t, eta + place,
             before + place if LOSS else before, sk[1], sv[1], heads, start, gamma, beta, share, count, n,
-            D, TILE, CHUNK, TYPE, PRECISION, LOSS, KEEP, FORGET,
+            D, TILE, CHUNK, TYPE, PRECISION, LOSS, KEEP, FORGET, LONGEST,
         )  # fmt: skip
         for first in range(0, count, TILE):
             x = tile(q + begin * sq[1], sq[1], first, count, D, TILE)
-            z_hat, _ = standardise(_see(x, weights, start, 0.0, 1.0, D, CHUNK, False, TYPE, PRECISION))
+            z_hat, _ = standardise(_see(x, weights, D, CHUNK, TYPE, PRECISION))
             put(y + place * D, heads * D, first, count, x + gamma * z_hat + beta, D, TILE)
         if LOSS:
             for first in range(0, count, TILE):
                 x = tile(k_t, sk[1], first, count, D, TILE)
-                z_hat, _ = standardise(_see(x, weights, start, 0.0, 1.0, D, CHUNK, False, TYPE, PRECISION))
+                z_hat, _ = standardise(_see(x, weights, D, CHUNK, TYPE, PRECISION))
                 target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
                 put_numbers(after + place, heads, first, count, half_square(gamma * z_hat + beta - target), TILE)
-        if LONGEST:
-            scale = cut(long, limit, RESTORE)
         tl.debug_barrier()
+        if FORGET or LONGEST:
+            scale = cut(long, limit, RESTORE) if LONGEST else 1.0
+            settle(weights, start, weights, share, scale, FORGET, LONGEST, LAST, P)
 
-    end_weights(start, delta, weights, share, scale, length > 0, FORGET, LAST, P)
+    end_weights(start, delta, weights, length > 0, P)
     if lengths is not None:
         nothing_read(y, before, after, heads, length, tokens, D, TILE, LOSS)
     if head == 0:
@@ -213,7 +210,7 @@ def _see_backward(
     x_t, d_z_t, d_x_t, stride_x, stride, count, weights, d_weights,
     D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add to `d_weights` and to `d_x_t` what comes back through g(x) of a frame from its d_z (equation 17)."""
+    """Add to `d_weights` and to `d_x_t` what comes back through g(x) of a frame from its d_z (equation 16)."""
     for c in range(0, 4 * D, CHUNK):
         at, bias = _first(c, D, CHUNK)
         at_2 = _last(c, D, CHUNK)
@@ -238,7 +235,7 @@ def _see_backward(
 @triton.jit
 def backward(
     q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints, d_y, d_new, d_before, d_after,
-    d_q, d_k, d_v, d_eta, d_start, d_gamma, d_beta, d_delta, d_forget, d_longest, slots, scales, spare,
+    d_q, d_k, d_v, d_eta, d_start, d_gamma, d_beta, d_delta, d_forget, d_longest, slots, scales, scratch,
     heads, tokens, n, group, kept, sq, sk, sv,
     D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
     LOSS: tl.constexpr, RESTORE: tl.constexpr,
@@ -269,9 +266,10 @@ def backward(
     d_start += cell * P
     d_new += cell * P
     d_weights = d_delta + cell * P
-    slots += cell * group * P
+    slots += cell * (group + 1) * P
+    spare = slots + group * P
     scales += cell * group
-    steps = spare + 2 * cell * n * D
+    steps = scratch + 2 * cell * n * D
     d_z_t = steps + n * D
     columns = tl.arange(0, D)
     gamma = tl.load(gamma + head * D + columns)
@@ -294,11 +292,11 @@ def backward(
         for i in range(0, held):
             begin = (earliest + i) * tl.cast(n, tl.int64)
             anew = starts_anew(reset, row * tokens + begin)
-            source, alpha, scale = found(checkpoint, slots, scales, start, anew, i, share, P)
+            source = found(checkpoint, slots, scales, spare, start, anew, i, share, FORGET, LONGEST, LAST, P)
             long = _learn(
-                source, alpha, scale, slots + i * P, False, checkpoint, steps, k + begin * sk[1], v + begin * sv[1],
+                source, slots + i * P, False, checkpoint, steps, k + begin * sk[1], v + begin * sv[1],
                 eta + begin * heads, d_before, sk[1], sv[1], heads, start, gamma, beta, share,
-                tl.minimum(length - begin, n), n, D, TILE, CHUNK, TYPE, PRECISION, False, False, FORGET,
+                tl.minimum(length - begin, n), n, D, TILE, CHUNK, TYPE, PRECISION, False, False, FORGET, LONGEST,
             )  # fmt: skip
             tl.store(scales + i, cut(long, limit, RESTORE) if LONGEST else 1.0)
             tl.debug_barrier()
@@ -318,12 +316,12 @@ def backward(
             sum_forget += more_forget
             sum_limit += more_limit
 
-            # what the queries read, equation 17
+            # what the queries read, equation 16
             d_b_2 = tl.zeros([D], tl.float32)
             for first in range(0, count, TILE):
                 x = tile(q_t, sq[1], first, count, D, TILE)
                 d_read = tile(d_y + here, stride, first, count, D, TILE).to(tl.float32)
-                z_hat, rstd = standardise(_see(x, weights, start, 0.0, 1.0, D, CHUNK, False, TYPE, PRECISION))
+                z_hat, rstd = standardise(_see(x, weights, D, CHUNK, TYPE, PRECISION))
                 d_z = through(gamma * d_read, z_hat, rstd)
                 sum_gamma += total(d_read * z_hat)
                 sum_beta += total(d_read)
@@ -338,7 +336,7 @@ def backward(
                 for first in range(0, count, TILE):
                     x = tile(k_t, sk[1], first, count, D, TILE)
                     target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
-                    z_hat, rstd = standardise(_see(x, weights, start, 0.0, 1.0, D, CHUNK, False, TYPE, PRECISION))
+                    z_hat, rstd = standardise(_see(x, weights, D, CHUNK, TYPE, PRECISION))
                     d_error = numbers(d_after + place, heads, first, count, TILE) * (gamma * z_hat + beta - target)
                     d_z = through(gamma * d_error, z_hat, rstd)
                     sum_gamma += total(d_error * z_hat)
@@ -354,11 +352,11 @@ def backward(
             at_b = _last_bias(D)
             d_b_2 += tl.load(d_weights + at_b)
 
-            # what the keys taught, equations 18 to 20, from the weights that the frame found
+            # what the keys taught, equations 17 to 20, from the weights that the frame found
             anew = starts_anew(reset, row * tokens + begin)
-            source, alpha, scale = found(checkpoint, slots, scales, start, anew, slot, share, P)
+            source = found(checkpoint, slots, scales, spare, start, anew, slot, share, FORGET, LONGEST, LAST, P)
             taught_b_2 = -d_b_2 / n
-            b_2 = settled(source, start, at_b, alpha, scale, FORGET)
+            b_2 = tl.load(source + at_b)
             for first in range(0, count, TILE):
                 x = tile(k_t, sk[1], first, count, D, TILE)
                 target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
@@ -368,9 +366,9 @@ def backward(
                 for c in range(0, 4 * D, CHUNK):
                     at_1, bias = _first(c, D, CHUNK)
                     at_2 = _last(c, D, CHUNK)
-                    w_2 = settled(source, start, at_2, alpha, scale, FORGET)
-                    hidden = product(x, settled(source, start, at_1, alpha, 1.0, FORGET), TYPE, PRECISION)
-                    hidden += settled(source, start, bias, alpha, 1.0, FORGET)
+                    w_2 = tl.load(source + at_2)
+                    hidden = product(x, tl.load(source + at_1), TYPE, PRECISION)
+                    hidden += tl.load(source + bias)
                     d_back = product(x, tl.load(d_weights + at_1), TYPE, PRECISION) + tl.load(d_weights + bias)
                     d_back *= -gelu_slope(hidden) / n
                     hidden = gelu(hidden)
@@ -405,9 +403,9 @@ def backward(
             for c in range(0, 4 * D, CHUNK):
                 at_1, bias = _first(c, D, CHUNK)
                 at_2 = _last(c, D, CHUNK)
-                w = settled(source, start, at_1, alpha, 1.0, FORGET)
-                b = settled(source, start, bias, alpha, 1.0, FORGET)
-                w_2 = settled(source, start, at_2, alpha, scale, FORGET)
+                w = tl.load(source + at_1)
+                b = tl.load(source + bias)
+                w_2 = tl.load(source + at_2)
                 taught_w, taught_w_2 = -tl.load(d_weights + at_1) / n, -tl.load(d_weights + at_2) / n
                 taught_b = -tl.load(d_weights + bias) / n
                 d_w, d_b = tl.zeros([D, CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32)

@@ -1,4 +1,4 @@
-"""What the frame kernels share: tiles of tokens, products, and the two ends of a frame (README, equations 10 and 16).
+"""What the frame kernels share: tiles of tokens, products, and the two ends of a frame (README, equations 10 and 15).
 
 One program is one cell, so nothing here knows of another row or head. Tokens of a tile beyond their frame are zeros
 with a rate of zero: they teach nothing, and what they read is not stored. Functions that take LAST and P work on the
@@ -198,7 +198,7 @@ def settle_backward(
     weights, start, d_weights, d_start, share, scale, limit,
     FORGET: tl.constexpr, LONGEST: tl.constexpr, RESTORE: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Take the gradient at settled weights to those right after the step, `weights` (equation 16). Returns the
+    """Take the gradient at settled weights to those right after the step, `weights` (equation 15). Returns the
     gradients of the share that is forgotten and of the limit."""
     d_share, d_limit, ratio = tl.zeros([BLOCK], tl.float32), 0.0, 0.0
     if LONGEST:

@@ -211,10 +211,13 @@ def _check(
 
 
 def check_frames(tokens: int, mini_batch: int, reset: Tensor | None, lengths: Tensor | None) -> None:
-    """Raise where a call in frame mode does not consist of whole frames."""
+    """Raise where a call in frame mode does not consist of whole frames. Where masks cannot be read, inside a compiler
+    or a CUDA graph, only the number of tokens is looked at."""
     if tokens % mini_batch != 0:
         raise ShapeError(f"frame mode takes whole frames: {tokens} tokens are no multiple of {mini_batch}")
     if torch.compiler.is_compiling():
+        return
+    if any(x is not None and x.is_cuda and torch.cuda.is_current_stream_capturing() for x in (reset, lengths)):
         return
     if reset is not None and bool(reset.unflatten(1, (-1, mini_batch))[:, :, 1:].any()):
         raise ShapeError(f"frame mode resets at frame starts only: every {mini_batch} tokens")

@@ -1,0 +1,70 @@
+"""A short run of each adapter's example that learns; writes docs/results/adapters.md.
+
+    make rllib                                  # once: the environment that Ray needs for itself
+    python agents/bench/adapters.py --steps 100000
+
+Each example runs in a process of its own and says at its end what came of it; what is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tttstream.outputs import TextFile
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = {"sb3_ppo": "--steps", "torchrl_ppo": "--steps", "rllib_ppo": "--steps", "cleanrl_ppo": "--total-timesteps"}
+
+
+def main() -> int:
+    """See the file's first lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--rllib-python", type=Path, default=ROOT / ".venv-rllib" / "bin" / "python")
+    parser.add_argument("--device-name", default="two CPU cores, one thread", help="what it was measured on")
+    args = parser.parse_args()
+    lines = [
+        "# The adapters learn",
+        "",
+        f"POPGym RepeatFirstEasy (1 is perfect, -0.5 is chance), memory ttt_linear, 16 environments, PPO of each "
+        f"library, one seed; return of the last 100 episodes (Stable-Baselines3: of 64 episodes of likeliest actions). "
+        f"{args.device_name} of a {platform.machine()} machine, torch {torch.__version__}, {datetime.date.today()}. "
+        f"Command: `python agents/bench/adapters.py --steps {args.steps}`. Each row is what the program in "
+        "agents/examples printed. RLlib's seconds are of the clock, since its processes are several; the others' are "
+        "of the CPU.",
+        "",
+        "| example | library | steps | seconds | return |",
+        "|---|---|---|---|---|",
+    ]
+    for name, option in EXAMPLES.items():
+        python = args.rllib_python if name == "rllib_ppo" else Path(sys.executable)
+        if not python.exists():
+            print(f"{name} is left out: there is no {python} (make rllib)", file=sys.stderr)
+            continue
+        command = [str(python), "-W", "ignore", str(ROOT / "agents" / "examples" / f"{name}.py")]
+        done = subprocess.run([*command, option, str(args.steps)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"{name} failed:\n{done.stderr}", file=sys.stderr)
+            return 1
+        found = json.loads(done.stdout.splitlines()[-1])
+        print(done.stdout.splitlines()[-1], file=sys.stderr, flush=True)
+        seconds = found.get("cpu_seconds", found.get("seconds"))
+        lines.append(f"| {name}.py | {found['library']} | {found['steps']:,} | {seconds} | {found['return']:.2f} |")
+    args.docs.mkdir(parents=True, exist_ok=True)
+    file = TextFile(args.docs / "adapters.md")
+    with file:
+        file.write("\n".join([*lines, ""]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

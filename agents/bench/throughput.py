@@ -1,0 +1,118 @@
+"""Environment steps per CPU second of training, playing and learning together, against sb3-contrib's RecurrentPPO-LSTM.
+
+    python agents/bench/throughput.py --updates 10
+
+The same environments, rollouts, batches and epochs for all; one process, one thread; the contestants take turns, one
+update each, so that whatever else the machine does falls on all alike. Writes docs/results/throughput.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sb3_contrib
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tqdm import tqdm
+
+from tttstream.outputs import TextFile
+from tttstream_agents.config import Config
+from tttstream_agents.envs import make
+from tttstream_agents.sb3 import RecurrentPPO
+from tttstream_agents.train import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVS, STEPS, BATCH, EPOCHS = 16, 128, 512, 4
+YARDSTICK = "sb3-contrib RecurrentPPO, LSTM 256 (its default)"
+
+
+def sb3(kind: Any, policy: str, env: str, **policy_kwargs: Any) -> tuple[Callable[[], Any], Any]:
+    """(one update, the policy) of a RecurrentPPO."""
+    model = kind(
+        policy, DummyVecEnv([lambda: make(env)] * ENVS), n_steps=STEPS, batch_size=BATCH, n_epochs=EPOCHS, seed=0,
+        device="cpu", policy_kwargs=policy_kwargs,
+    )  # fmt: skip
+    return lambda: model.learn(ENVS * STEPS, reset_num_timesteps=False), model.policy
+
+
+def own(memory: str, env: str) -> tuple[Callable[[], Any], Any]:
+    """(one update, the policy) of our own PPO."""
+    run = Run(Config(env=env, memory=memory, n_envs=ENVS, rollout=STEPS, minibatch=BATCH, epochs=EPOCHS))
+    return run.update, run.policy
+
+
+def contestants(env: str) -> dict[str, tuple[Callable[[], Any], Any]]:
+    """By name, all fresh."""
+    stock = sb3_contrib.RecurrentPPO
+    return {
+        YARDSTICK: sb3(stock, "MlpLstmPolicy", env),
+        "sb3-contrib RecurrentPPO, LSTM 64": sb3(stock, "MlpLstmPolicy", env, lstm_hidden_size=64),
+        "tttstream_agents.sb3.RecurrentPPO, ttt_linear": sb3(RecurrentPPO, "TTTPolicy", env),
+        "tttstream_agents.sb3.RecurrentPPO, ttt_mlp": sb3(RecurrentPPO, "TTTPolicy", env, memory="ttt_mlp"),
+        "tttstream_agents.sb3.RecurrentPPO, lstm": sb3(RecurrentPPO, "TTTPolicy", env, memory="lstm"),
+        "tttstream-agents train, ttt_linear": own("ttt_linear", env),
+        "tttstream-agents train, ttt_mlp": own("ttt_mlp", env),
+        "tttstream-agents train, gru": own("gru", env),
+        "tttstream-agents train, lstm": own("lstm", env),
+    }
+
+
+def measure(env: str, updates: int) -> dict[str, tuple[float, int]]:
+    """(environment steps per CPU second, parameters) of each: the median of some updates, after one to warm up."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    taking_part = contestants(env)
+    seconds: dict[str, list[float]] = {name: [] for name in taking_part}
+    for _ in tqdm(range(updates + 1), desc=env, disable=None):
+        for name, (update, _) in taking_part.items():
+            began = time.process_time()
+            update()
+            seconds[name].append(time.process_time() - began)
+    return {
+        name: (ENVS * STEPS / float(np.median(seconds[name][1:])), sum(p.numel() for p in policy.parameters()))
+        for name, (_, policy) in taking_part.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """See the file's first lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, default=10)
+    parser.add_argument("--envs", nargs="+", default=["popgym-RepeatFirstEasy-v0", "CartPole-v1"])
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--device-name", default="one CPU core", help="what it was measured on")
+    args = parser.parse_args(argv)
+    found = {env: measure(env, args.updates) for env in args.envs}
+    lines = [
+        "# Training throughput",
+        "",
+        f"Environment steps per CPU second, playing and learning together: {ENVS} environments, {STEPS} steps, batches "
+        f"of {BATCH}, {EPOCHS} epochs, median of {args.updates} updates, the contestants taking turns in one process. "
+        f"In brackets: relative to {YARDSTICK}. {args.device_name} of a {platform.machine()} machine, torch "
+        f"{torch.__version__}, sb3-contrib {sb3_contrib.__version__}, {datetime.date.today()}. "
+        f"Command: `python agents/bench/throughput.py --updates {args.updates} --envs {' '.join(args.envs)}`.",
+        "",
+        f"| training | parameters | {' | '.join(args.envs)} |",
+        f"|---|---|{'---|' * len(args.envs)}",
+    ]
+    for name in found[args.envs[0]]:
+        cells = [f"{rates[name][0]:,.0f} ({rates[name][0] / rates[YARDSTICK][0]:.2f}×)" for rates in found.values()]
+        lines.append(f"| {name} | {found[args.envs[0]][name][1]:,} | {' | '.join(cells)} |")
+        print(lines[-1], file=sys.stderr)
+    args.docs.mkdir(parents=True, exist_ok=True)
+    file = TextFile(args.docs / "throughput.md")
+    with file:
+        file.write("\n".join([*lines, ""]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,6 +16,7 @@ from tttstream_kernels.call import Call
 from tttstream_kernels.norm import half_square
 from tttstream_kernels.precision import cast
 from tttstream_kernels.state import InnerState, Loss
+from tttstream_kernels.step_triton import token_step
 from tttstream_kernels.token_parts_triton import numerics
 from tttstream_kernels.update import Update, norm
 
@@ -26,21 +27,37 @@ def token_causal(
     call: Call, state: InnerState, fresh: bool, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
 ) -> tuple[Tensor, InnerState, Loss | None]:
     """`token.token_causal` where `triton_unavailable` gives no reason; q, k, v as they come."""
+    dtype = torch.promote_types(torch.promote_types(call.q.dtype, call.k.dtype), call.v.dtype)
+    streams = cast(torch.float32 if dtype == torch.float64 else dtype, call.q, call.k, call.v)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in streams)
+    call = call._replace(q=q, k=k, v=v)
+    update = call.update
+    learned = (*call[1:8], call.tau, state.delta, state.pending, update.forget, update.longest)
+    wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in learned)
+    if q.shape[1] == 1 and not wanted:
+        return _one_token(call, state, reset, lengths, return_loss)
+    return _any_tokens(call, state, fresh, reset, lengths, return_loss, wanted)
+
+
+def _any_tokens(
+    call: Call,
+    state: InnerState,
+    fresh: bool,
+    reset: Tensor | None,
+    lengths: Tensor | None,
+    return_loss: bool,
+    wanted: bool,
+) -> tuple[Tensor, InnerState, Loss | None]:
+    """wanted: whether a gradient is."""
     assert call.tau is not None
     (rows, tokens, _, width), size = call.q.shape, call.tokens
-    given = cast(torch.float32, call.start, call.gamma, call.beta, call.tau)
-    start, gamma, beta, tau = (x.contiguous() for x in given)
-    dtype = torch.promote_types(torch.promote_types(call.q.dtype, call.k.dtype), call.v.dtype)
-    q, k, v = cast(torch.float32 if dtype == torch.float64 else dtype, call.q, call.k, call.v)
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    eta = call.eta[..., 0].to(torch.float32).contiguous()
+    given = cast(torch.float32, call.eta[..., 0], call.start, call.gamma, call.beta, call.tau, state.pending)
+    eta, start, gamma, beta, tau, pending = (x.contiguous() for x in given)
     weights = start.expand(rows, -1, -1) if fresh else start + state.delta
     forget, limit = _settling(call.update, call.inner.split(start, width)[-1])
     phase = state.phase.nan_to_num(0.0, 0.0, 0.0).to(torch.int32) % size
-    learned = (q, k, v, eta, weights, state.pending, gamma, beta, tau, forget, limit)
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
     y, seen, after, sums, _ = token(
-        call.inner.name, q, k, v, eta, weights, state.pending.contiguous(), start, gamma, beta, tau,
+        call.inner.name, call.q, call.k, call.v, eta, weights, pending, start, gamma, beta, tau,
         forget, limit, phase, lengths, reset, call.update.restore,
         3 if return_loss else 1, span_of(tokens, size) if wanted else 0,
     )  # fmt: skip
@@ -48,14 +65,31 @@ def token_causal(
     new = InnerState(after - start, sums, state.momentum, end.to(state.phase.dtype))
     loss = None
     if return_loss:
-        learned_at, stood = half_square(seen - v.to(torch.float32))
+        learned_at, stood = half_square(seen - call.v.to(torch.float32))
         loss = Loss(stood, learned_at)
     if lengths is not None:
         new = new.where(lengths > 0, state)
         if loss is not None:
-            inside = (torch.arange(tokens, device=q.device) < lengths[:, None])[..., None]
+            inside = (torch.arange(tokens, device=lengths.device) < lengths[:, None])[..., None]
             loss = Loss(*(torch.where(inside, part, 0.0) for part in loss))
     return y, new, loss
+
+
+def _one_token(
+    call: Call, state: InnerState, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
+) -> tuple[Tensor, InnerState, Loss | None]:
+    assert call.tau is not None
+    forget, longest = call.update.forget, call.update.longest
+    each = [x.contiguous() if isinstance(x, Tensor) else None for x in (forget, longest)]
+    number = [0.0 if isinstance(x, Tensor) or x is None else float(x) for x in (forget, longest)]
+    weights = (x.contiguous() for x in (call.start, call.gamma, call.beta, call.tau))
+    y, delta, pending, phase, before, after = token_step(
+        call.inner.name, call.q, call.k, call.v, call.eta.contiguous(),
+        state.delta.contiguous(), state.pending.contiguous(), state.phase.contiguous(), *weights,
+        each[0], number[0], each[1], number[1], call.update.restore,
+        lengths, None if reset is None else reset.contiguous(), return_loss,
+    )  # fmt: skip
+    return y, InnerState(delta, pending, state.momentum, phase), Loss(before, after) if return_loss else None
 
 
 def _settling(update: Update, last: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -152,7 +186,7 @@ def token(
     cut = blocks(phase, lengths, reset, tokens, len(tau), span)
     KERNELS[inner].forward[(rows * heads,)](
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
-        cut.phase, lengths, reset, cut.number, cut.begins,
+        cut.phase, lengths, None if reset is None else reset.contiguous(), cut.number, cut.begins,
         y, seen, after, sums, kept,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
         tokens, heads, kept.shape[2],
@@ -243,7 +277,7 @@ def token_backward(
     hidden = weights.new_empty(rows, heads, 5, 4 * width if inner == "mlp" else 0, size)
     KERNELS[inner].backward[(rows * heads,)](
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
-        cut.phase, lengths, reset, cut.number, cut.begins, cut.first,
+        cut.phase, lengths, None if reset is None else reset.contiguous(), cut.number, cut.begins, cut.first,
         kept, shelves, shelves.new_empty(shelves.shape[:3]), hidden, d_y, d_seen, d_weights_end, d_pending_end,
         *tiles, *shared,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),

@@ -24,16 +24,17 @@ class Progress:
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, desc=name, unit=" frames", dynamic_ncols=True, smoothing=0.1)
 
-    def update(self, fps: float, surprise: float, state: str) -> None:
-        """One more frame is done."""
+    def update(self, fps: float, surprise: float | None, state: str) -> None:
+        """One more frame is done. surprise: None for a model that knows none."""
+        said = "" if surprise is None else f"surprise {surprise:+.1f}, "
         self.frames += 1
         if self._bar is not None:
-            self._bar.set_postfix_str(f"surprise {surprise:+.1f}, state {state}", refresh=False)
+            self._bar.set_postfix_str(f"{said}state {state}", refresh=False)
             self._bar.update()
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + self.EVERY_S
             done = f"{self.frames}" if self.total is None else f"{self.frames}/{self.total}"
-            text = f"{self.name}: {done} frames, {fps:.0f} fps, surprise {surprise:+.1f}, state {state}"
+            text = f"{self.name}: {done} frames, {fps:.0f} fps, {said}state {state}"
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tttstream.views.window import Window
 
 OUT = "watch-results"
+SIZE = 128
 EPILOG = f"""\
 SOURCE is a video file or URL, a folder of images or of videos, a camera number, gym:ENV_ID, or walk (an endless camera
 walk that needs no file). Cameras, environments and walk go on until --max-frames or Ctrl-C; Ctrl-C ends the run in
@@ -29,6 +30,9 @@ one after another, each written to a folder of its own in DIR, named after the s
 Each source starts with the same memory, a fresh one or that of --load-state, so its results do not depend on its
 neighbours; with --carry the memory goes on from one source to the next (a recording in several files).
 A source that cannot be read is passed over with a line on standard error (with --on-error raise it ends the run).
+
+With --model mask --first-mask FILE the objects in the mask, one value each, are followed through one source: DIR holds
+masks (PNG images of object numbers), overlay.mp4, frames.jsonl and summary.json.
 
 --show without --out writes nothing. Keys in the window: q quit, f forget, l learning on/off, space pause.
 Exit codes: 0 done, 2 something in the way, said in one line; a source in the way leaves none of its files behind.
@@ -45,7 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="DIR|NAME", default="small", help="a model by name or from its folder (default: small)")
     add("--out", metavar="DIR", type=Path, help="where the results are written")
     add("--max-frames", metavar="N", type=int, help="end each source after N frames")
-    add("--size", metavar="PX", type=int, default=128, help="side of the square that the model sees (default: 128)")
+    add("--first-mask", metavar="FILE", type=Path, help="an image of the objects to follow (models of masks)")
+    add(
+        "--size",
+        metavar="PX",
+        type=int,
+        help="side of the square that the model sees (default: 128; masks: short side)",
+    )
     add("--on-error", choices=("skip", "raise"), default="skip", help="what a damaged frame or source does to the run")
     add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame")
     add("--no-learn", action="store_true", help="do not let the memory learn")
@@ -61,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse numbers that make no sense before anything is loaded."""
-    if args.size < 1:
+    if args.size is not None and args.size < 1:
         raise ShapeError(f"--size is {args.size}: expected a side in pixels, such as 128")
     if args.max_frames is not None and args.max_frames < 1:
         raise ShapeError(f"--max-frames is {args.max_frames}: expected 1 or more")
@@ -90,11 +100,20 @@ def run(args: argparse.Namespace) -> int:
     """Watch all sources; returns the exit code."""
     check(args)
     from tttstream.cli.progress import Interrupt
+    from tttstream.masks.folder import is_masks
     from tttstream.sources.folder import expand
 
     specs = expand(args.sources)
     out = args.out if args.out is not None or args.show else Path(OUT)
-    window = None
+    window, masks = None, is_masks(args.model)
+    if masks:
+        from tttstream.cli import follow_masks
+
+        follow_masks.check(args, specs)
+    elif args.first_mask is not None:
+        raise ShapeError(f"--first-mask is for a model of masks, {args.model} is none: add --model mask")
+    elif args.size is None:
+        args.size = SIZE
     if args.show:
         from tttstream.views.window import Window
 
@@ -102,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
     summaries: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     try:
+        if masks:
+            return follow_masks.run(args, specs[0], out, window)
         with Interrupt() as interrupt:
             stream = make_stream(args)
             for spec, name in zip(specs, folder_names(specs), strict=True):

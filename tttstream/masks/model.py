@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -132,8 +133,9 @@ class MaskModel(nn.Module):
     def init_state(self, batch: int, objects: int = 1) -> MaskState:
         """A fresh state of `batch` streams with room for so many objects each, all zeros."""
         dtype = torch.float64 if self.start.dtype == torch.float64 else torch.float32
-        weights = torch.zeros(batch, objects, *self.start.shape, dtype=dtype, device=self.start.device)
-        return MaskState(weights, weights, weights[:, :, 0, 0])
+        zeros = partial(torch.zeros, dtype=dtype, device=self.start.device)
+        weights = batch, objects, *self.start.shape
+        return MaskState(zeros(weights), zeros(weights), zeros(batch, objects))
 
     def forward(
         self,
@@ -196,7 +198,7 @@ class MaskModel(nn.Module):
         if masks is not None:
             logits = torch.where(given[..., None, None], (2 * masks - 1) * SURE, logits)
         logits = together(logits)
-        learned = logits.detach().float().softmax(1)[:, 1:]
+        learned = logits.detach().to(state.delta.dtype).softmax(1)[:, 1:]
         if taught is not None and masks is not None:
             learned = torch.where(taught[:, None, None, None], masks, learned)
         others = (learned.sum(1, keepdim=True) - learned).flatten(0, 1)

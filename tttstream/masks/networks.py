@@ -87,8 +87,8 @@ class Encoder(nn.Module):
         self.pyramid = Pyramid(width)
         seen = width + 9
         look, place = (heads - placed) * head_width, placed * head_width
-        self.look = nn.Sequential(nn.Conv2d(seen, 96, 1), nn.ReLU(), nn.Conv2d(96, look, 1))
-        self.place = nn.Sequential(nn.Conv2d(seen + 4 * waves, 128, 1), nn.ReLU(), nn.Conv2d(128, place, 1))
+        self.look = nn.Sequential(nn.Conv2d(seen, 96, 1), nn.ReLU(), nn.Conv2d(96, look, 1, bias=False))
+        self.place = nn.Sequential(nn.Conv2d(seen + 4 * waves, 128, 1), nn.ReLU(), nn.Conv2d(128, place, 1, bias=False))
         lengths = 24.0 * 2.0 ** (torch.arange(waves) * 0.5)  # from 24 pixels up by half octaves
         self.register_buffer("frequencies", 2 * math.pi / lengths, persistent=False)
 
@@ -101,8 +101,11 @@ class Encoder(nn.Module):
         near = [colour, *(_blur(colour, size) for size in (3, 7))]
         seen = torch.cat([coarse, *near], 1)
         look, place = self.look(seen), self.place(torch.cat([seen, self._places(coarse, offset)], 1))
-        keys = F.instance_norm(torch.cat([look, place], 1))
-        keys = keys.flatten(2).mT.unflatten(2, (self.heads, self.head_width))
+        keys = torch.cat([look, place], 1).flatten(2).mT
+        spread, middle = torch.var_mean(
+            keys, 1, correction=0, keepdim=True
+        )  # over the frame: what is common says little
+        keys = ((keys - middle) * (spread + 1e-5).rsqrt()).unflatten(2, (self.heads, self.head_width))
         return Features(fine, coarse, F.layer_norm(keys, keys.shape[-1:]))
 
     def _places(self, x: Tensor, offset: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from tttstream.errors import CheckpointError, FrameError, ShapeError
 from tttstream.frames import Frame
 from tttstream.masks.model import MaskModel, MaskState
 from tttstream.masks.networks import WHOLE
+
+if TYPE_CHECKING:
+    from tttstream.sources.base import Source
 
 Labels = NDArray[np.uint8]
 """The object that each pixel belongs to, [H, W]: 0 the background, 1, 2 … the objects."""
@@ -80,10 +83,10 @@ class MaskStream:
         arrived = time.perf_counter()
         frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
         height, width = frame.image.shape[:2]
-        pixels = self._picture(frame)
+        pixels = self.picture(frame)
         masks = given = None
         if mask is not None:
-            shown = self._given(mask, height, width)
+            shown = self.given(mask, height, width)
             masks = F.interpolate(shown[None], pixels.shape[-2:], mode="area")[None]
             given = shown.flatten(1).any(1)[None, None]
         with torch.inference_mode():
@@ -99,7 +102,8 @@ class MaskStream:
         found = labels.to(torch.uint8).numpy()
         if given is not None:  # what was given stands to the pixel
             whole = np.asarray(mask).astype(np.uint8)
-            found = np.where(whole > 0, whole, np.where(given[0, 0].numpy()[found - 1] & (found > 0), 0, found))
+            again = np.concatenate([[False], given[0, 0].numpy()])
+            found = np.where(whole > 0, whole, np.where(again[found], 0, found))
         self.state = state
         self.frames += 1
         return MaskResult(
@@ -111,11 +115,13 @@ class MaskStream:
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
 
-    def _picture(self, frame: Frame) -> Tensor:
+    def picture(self, frame: Frame | NDArray[np.generic]) -> Tensor:
+        """The picture that the model sees, [3, h, w] in 0..1, both sides multiples of 16."""
+        frame = frame if isinstance(frame, Frame) else Frame(frame)
         image = frame.image
         if image.dtype != np.uint8 and not np.isfinite(image).all():
             raise FrameError(f"frame {frame.index}: it has pixels that are not finite; drop it, or repair it first")
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
         scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
         share = self.size / min(image.shape[:2])
         wanted = [max(WHOLE, round(side * share / WHOLE) * WHOLE) for side in image.shape[:2]]
@@ -125,7 +131,7 @@ class MaskStream:
             )
         return pixels[0].to(self.model.start.dtype) * scale
 
-    def _given(self, mask: NDArray[np.generic], height: int, width: int) -> Tensor:
+    def given(self, mask: NDArray[np.generic], height: int, width: int) -> Tensor:
         """[objects, H, W] in 0..1 of a mask of labels."""
         mask = np.asarray(mask)
         if mask.shape != (height, width) or mask.dtype.kind not in "bui":
@@ -145,13 +151,20 @@ class MaskStream:
         """Forget all objects, as if the stream began now."""
         self.state = self.model.init_state(1, self.objects)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is needed to go on bit for bit."""
-        meta = {"fingerprint": self.model.fingerprint(), "frames": self.frames, "learn": self.learn, "size": self.size}
+    def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
+        """Write all that is needed to go on bit for bit: memory, counters, and the source's position."""
+        meta = {
+            "fingerprint": self.model.fingerprint(),
+            "frames": self.frames,
+            "learn": self.learn,
+            "size": self.size,
+            "objects": self.objects,
+            "source": None if source is None else {"name": source.name, "position": source.position()},
+        }
         states.save(self.state, path, masks=json.dumps(meta))
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on where `save` was called, with the objects of that stream.
+    def load(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
+        """Go on where `save` was called, with the objects of that stream; a source is moved to where it stood.
 
         Raises CheckpointError for a file that is no saved stream of masks, or belongs to another model.
         """
@@ -161,5 +174,8 @@ class MaskStream:
         meta: dict[str, Any] = json.loads(text)
         if meta["fingerprint"] != self.model.fingerprint():
             raise CheckpointError(f"{path} was saved by another mask model: load it with the model that wrote it")
-        self.state = states.load(path, self.state)
+        state = states.load(path, self.model.init_state(1, meta["objects"]))
+        if source is not None and meta["source"] is not None:
+            source.seek(meta["source"]["position"])
+        self.state, self.objects = state, int(meta["objects"])
         self.frames, self.learn, self.size = int(meta["frames"]), bool(meta["learn"]), int(meta["size"])

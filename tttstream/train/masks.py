@@ -100,7 +100,7 @@ class MaskPropagation(LightningModule):
         return Segment(output, masks, torch.stack(counted, 1))
 
     def offset(self, clip: Tensor) -> Tensor | None:
-        """Where the middle of a sequence's frames lies [B, 2], which its number decides, so that it stays; in training."""
+        """Where the middle of a sequence's frames lies [B, 2] in training; its number decides, so that it stays."""
         if not self.training:
             return None
         return torch.stack([clip * 97 % SPREAD, clip * 57 % SPREAD], 1) - SPREAD // 2

@@ -1,0 +1,149 @@
+"""`tttstream watch --model mask`: masks, overlay and numbers come out, and a mistake is said in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tttstream.cli.follow_masks import read_mask
+from tttstream.cli.main import main
+from tttstream.errors import ShapeError, SourceError
+from tttstream.masks import MaskConfig, MaskModel, save
+from tttstream.views.masks import mask_image, palette
+
+FRAMES, HEIGHT, WIDTH = 6, 36, 52
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with a model, a folder of frames, and masks of several kinds."""
+    torch.manual_seed(0)
+    save(MaskModel(MaskConfig(width=16, heads=2, head_width=8, placed=1, size=32)), tmp_path / "model")
+    (tmp_path / "frames").mkdir()
+    rng = np.random.default_rng(0)
+    for t in range(FRAMES):
+        image = rng.integers(0, 60, (HEIGHT, WIDTH, 3), np.uint8)
+        image[8:20, 6 + 2 * t : 18 + 2 * t] = (250, 40, 40)
+        image[22:34, 30 - t : 42 - t] = (40, 250, 40)
+        Image.fromarray(image).save(tmp_path / "frames" / f"{t:03d}.png")
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[8:20, 6:18] = 255
+    Image.fromarray(labels).save(tmp_path / "grey.png")
+    labels[8:20, 6:18] = 2
+    labels[22:34, 30:42] = 7
+    mask_image(labels, palette()).save(tmp_path / "palette.png")
+    Image.fromarray(palette()[labels]).save(tmp_path / "colour.png")
+    return tmp_path
+
+
+def watch(work: Path, *options: str) -> int:
+    return main(["watch", str(work / "frames"), "--model", str(work / "model"), "--out", str(work / "out"), *options])
+
+
+def test_objects_keep_the_numbers_and_colours_of_their_mask(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert watch(work, "--first-mask", str(work / "palette.png")) == 0
+    out = work / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["frames.jsonl", "masks", "overlay.mp4", "summary.json"]
+    written = sorted((out / "masks").iterdir())
+    assert [path.name for path in written] == [f"{t:05d}.png" for t in range(FRAMES)]
+    first = Image.open(written[0])
+    assert first.mode == "P"
+    assert np.array_equal(np.asarray(first), np.asarray(Image.open(work / "palette.png")))
+    assert (first.getpalette() or [])[6:9] == [0, 128, 0]
+    for path in written:
+        assert set(np.unique(np.asarray(Image.open(path)))) <= {0, 2, 7}
+    lines = [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(FRAMES))
+    assert lines[0]["objects"][0]["object"] == 2
+    assert lines[0]["objects"][0]["box"] == [6, 8, 18, 20]
+    assert lines[0]["objects"][1]["share"] == pytest.approx(144 / (HEIGHT * WIDTH), rel=1e-5)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["objects"] == [2, 7]
+    assert (summary["frames"], summary["size"], summary["interrupted"]) == (FRAMES, 32, False)
+    assert "2 objects" in capsys.readouterr().out
+
+
+def test_a_run_repeats_and_replaces_the_one_before(work: Path) -> None:
+    runs = []
+    for _ in range(2):
+        assert watch(work, "--first-mask", str(work / "grey.png"), "--no-overlay") == 0
+        runs.append([path.read_bytes() for path in sorted((work / "out" / "masks").iterdir())])
+    assert runs[0] == runs[1]
+    assert not list(work.rglob("*.part"))
+
+
+def test_a_run_goes_on_where_another_was_saved(work: Path) -> None:
+    mask = ["--first-mask", str(work / "palette.png"), "--no-overlay"]
+    assert watch(work, *mask) == 0
+    whole = [path.read_bytes() for path in sorted((work / "out" / "masks").iterdir())]
+    assert watch(work, *mask, "--max-frames", "3", "--save-state", str(work / "state")) == 0
+    assert watch(work, *mask, "--load-state", str(work / "state")) == 0
+    names = sorted(path.name for path in (work / "out" / "masks").iterdir())
+    assert names == [f"{t:05d}.png" for t in range(3, FRAMES)]
+    assert [(work / "out" / "masks" / name).read_bytes() for name in names] == whole[3:]
+    assert watch(work, "--load-state", str(work / "state")) == 0
+
+
+def test_masks_of_all_kinds_say_the_same(work: Path) -> None:
+    indexed, coloured, grey = (read_mask(work / f"{name}.png") for name in ("palette", "colour", "grey"))
+    assert np.array_equal(indexed.labels > 0, coloured.labels > 0)
+    assert indexed.numbers == [2, 7]
+    assert coloured.numbers == [1, 2]
+    assert grey.numbers == [1]
+    assert np.array_equal(grey.labels == 1, indexed.labels == 1)
+
+
+def test_images_that_are_no_masks(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    with pytest.raises(SourceError, match="there is no file"):
+        read_mask(path)
+    path.write_text("not an image")
+    with pytest.raises(SourceError, match="cannot be read"):
+        read_mask(path)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    with pytest.raises(ShapeError, match="shows no object"):
+        read_mask(path)
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
+    with pytest.raises(ShapeError, match="63 values"):
+        read_mask(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "give --first-mask"),
+        (["--first-mask", "small.png"], "the frames are 52x36"),
+        (["--first-mask", "nowhere.png"], "there is no file"),
+        (["--first-mask", "grey.png", "--embeddings"], "leave it out"),
+        (["--first-mask", "grey.png", "--carry"], "leave it out"),
+        (["--first-mask", "grey.png", "--size", "8"], "at least 16"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.chdir(work)
+    Image.fromarray(np.ones((8, 8), np.uint8)).save("small.png")
+    assert watch(work, *options) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert error.startswith("tttstream: error:")
+    assert "\n" not in error
+    assert not (work / "out").exists()
+
+
+def test_a_first_mask_wants_a_mask_model_and_one_source(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = ["--first-mask", str(work / "grey.png")]
+    assert main(["watch", str(work / "frames"), "--out", str(work / "out"), *mask]) == 2
+    assert "add --model mask" in capsys.readouterr().err
+    frames = str(work / "frames")
+    assert main(["watch", frames, frames, "--model", str(work / "model"), "--out", str(work / "out"), *mask]) == 2
+    assert "2 came" in capsys.readouterr().err
+
+
+def test_the_palette_is_that_of_davis() -> None:
+    assert palette()[:6].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]]
+    assert len(np.unique(palette(), axis=0)) == 256

@@ -60,31 +60,46 @@ def auroc(positive: Scores, negative: Scores) -> float:
     return float(below.mean() / (2 * len(negative)))
 
 
-class Comparison:
-    """Scores of surprise, frame difference and OpenCV's MOG2 on the same frames, set against planted events.
+class Baselines:
+    """What a user could do instead, frame by frame: frame difference and OpenCV's MOG2.
 
     frame difference: mean absolute difference to the frame before. mog2: share of pixels that OpenCV's background
-    model (its own defaults, shadows off) calls foreground. The last `capacity` frames are kept (12 bytes each).
+    model (its own defaults, shadows off) calls foreground.
     """
 
-    def __init__(self, capacity: int = 200_000) -> None:
+    def __init__(self) -> None:
         import cv2
 
-        self._scores = np.full((len(RIVALS), capacity), np.nan, dtype=np.float32)
         self._background = cv2.createBackgroundSubtractorMOG2(detectShadows=False)
         self._before: NDArray[np.uint8] | None = None
-        self._first: int | None = None
-        self._last = -1
 
-    def add(self, image: NDArray[np.uint8], result: Result) -> None:
-        """Take in one frame, as the model saw it [S, S, 3] uint8, and what the stream said of it."""
+    def scores(self, image: NDArray[np.uint8]) -> tuple[float, float]:
+        """Frame difference and mog2 of the next frame [H, W, 3] uint8 of a stream."""
         import cv2
 
         before = image if self._before is None else self._before
         difference = float(cv2.norm(image, before, cv2.NORM_L1)) / image.size
         foreground = cv2.countNonZero(self._background.apply(image)) / image[..., 0].size
-        self._scores[:, result.index % self._scores.shape[1]] = result.surprise, difference, foreground
-        self._before, self._last = image.copy(), result.index
+        self._before = image.copy()
+        return difference, foreground
+
+
+class Comparison:
+    """Scores of surprise and of `Baselines` on the same frames, set against planted events.
+
+    The last `capacity` frames are kept (12 bytes each).
+    """
+
+    def __init__(self, capacity: int = 200_000) -> None:
+        self._scores = np.full((len(RIVALS), capacity), np.nan, dtype=np.float32)
+        self._baselines = Baselines()
+        self._first: int | None = None
+        self._last = -1
+
+    def add(self, image: NDArray[np.uint8], result: Result) -> None:
+        """Take in one frame, as the model saw it [S, S, 3] uint8, and what the stream said of it."""
+        self._scores[:, result.index % self._scores.shape[1]] = result.surprise, *self._baselines.scores(image)
+        self._last = result.index
         self._first = result.index if self._first is None else self._first
 
     def report(self, planted: Sequence[Event], *, window: int = 30, warmup: int = 60) -> dict[str, dict[str, Any]]:
@@ -109,13 +124,13 @@ class Comparison:
         every = sorted(set().union(*starts.values()))
         report = {}
         for name, row in zip(RIVALS, scores, strict=True):
-            chances = np.array([piece.max() for piece in _windows(row, free, window)])
+            chances = np.array([piece.max() for piece in windows(row, free, window)])
             report[name] = _judge(row, every, chances, window)
             report[name]["by_kind"] = {kind: _judge(row, sorted(at), chances, window) for kind, at in starts.items()}
         return report
 
 
-def _windows(row: Scores, free: NDArray[np.bool_], window: int) -> Iterator[Scores]:
+def windows(row: Scores, free: NDArray[np.bool_], window: int) -> Iterator[Scores]:
     """The pieces of `window` frames that fit side by side into the free stretches of a row."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], free, [False]])))
     for start, stop in zip(edges[::2], edges[1::2], strict=True):

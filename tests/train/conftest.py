@@ -22,7 +22,7 @@ class Moving(Dataset[Batch]):
 
     def __init__(self, steps: int, rows: int = 2, frames: int = 4, first: int = 0) -> None:
         noise = torch.Generator().manual_seed(1)
-        self.pictures = torch.randint(0, 256, (8, 3, SIZE, 4 * SIZE), generator=noise, dtype=torch.uint8)
+        self.pictures = torch.randint(0, 256, (8, 3, SIZE, SIZE + 5 * frames), generator=noise, dtype=torch.uint8)
         self.steps, self.rows, self.frames, self.first = steps, rows, frames, first
 
     def __len__(self) -> int:

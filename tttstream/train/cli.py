@@ -139,8 +139,9 @@ def _config(name: str) -> str:
 
 def main(words: Sequence[str]) -> int:
     """Run one of the four commands with its arguments."""
-    warnings.filterwarnings("ignore", message=".*litlogger.*")
-    logging.getLogger("lightning.pytorch").addFilter(lambda record: "litlogger" not in record.getMessage())
+    # What Lightning 2.6 says of another product, and of torch's own future.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
     defaults: dict[str, Any] = {
         "default_root_dir": OUT,
         "plugins": [{"class_path": "tttstream.train.checkpoint.WholeFiles"}],

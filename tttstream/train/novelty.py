@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError, ShapeError
 from tttstream.model import ModelConfig
-from tttstream.train.planting import plant
+from tttstream.outputs import TextFile, saving
+from tttstream.train.planting import excursion, plant
 from tttstream.train.prediction import Prediction, Segment
+from tttstream.train.spliced import Spliced, judge, table
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -21,6 +24,7 @@ SETTLED = 8  # frames that a stream lasts before its surprise counts
 YOUNG = 8  # frames for which a planted thing is new
 RATIO = math.log(4.0)  # of the losses between which new and old are told apart
 SHARPNESS = 2.0
+SHOWS = 0.01  # share of the picture that a planted thing covers when it counts as having appeared
 
 
 def contrast(before: Tensor, cover: Tensor, new: Tensor, settled: Tensor) -> Tensor:
@@ -60,7 +64,9 @@ class Novelty(Prediction):
     Args:
         weight: of the contrast beside the prediction's loss. share: of the segments that get a thing.
         cuts: share of the lanes' changes of video that come as cuts, without a reset; all of the first frame is new.
-        seed: of what is planted where. The others: see `Prediction`.
+        excursions: share of the segments that show another lane's video for a while, all of its first frame new too.
+        planted_in_test: share of the test segments that get a thing. seed: of what is planted where.
+        The others: see `Prediction`.
     """
 
     def __init__(
@@ -70,6 +76,8 @@ class Novelty(Prediction):
         weight: float = 0.3,
         share: float = 0.65,
         cuts: float = 0.5,
+        excursions: float = 0.3,
+        planted_in_test: float = 0.2,
         seed: int = 0,
         horizon: int = 1,
         recompute: int = 0,
@@ -85,25 +93,87 @@ class Novelty(Prediction):
                 f"novelty: the surprise of patches needs a ttt_ memory that every patch passes through (registers=0), "
                 f"got {model.memory} with registers={model.registers}"
             )
-        self.weight, self.share, self.cuts, self.seed = weight, share, cuts, seed
+        self.weight, self.share, self.cuts, self.excursions = weight, share, cuts, excursions
+        self.planted_in_test, self.seed = planted_in_test, seed
+        self._streams: list[Spliced] = []
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """One segment of every lane, with things planted into some, and some new videos that come unannounced."""
         step = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
         generator = torch.Generator().manual_seed((self.seed << 32) + step)
-        planted = plant(batch.frames, self.share, generator)
+        frames, away = excursion(batch.frames, self.excursions, generator)
+        planted = plant(frames, self.share, generator)
         draws = torch.rand(batch.reset.shape, generator=generator).to(self.device)
         cut = batch.reset & (draws < self.cuts) & (self.state_before(batch, "train") is not None)
         seen = batch._replace(frames=planted.frames, reset=batch.reset & ~cut)
         segment: Segment = self(seen, "train")
         inner = segment.output.losses
         assert inner is not None
-        losses = self.losses(batch._replace(frames=planted.frames), segment)
+        jump = F.pad((away[:, 1:] > 0) != (away[:, :-1] > 0), (1, 0))
+        announced = batch._replace(frames=planted.frames, reset=batch.reset | jump)
+        losses = self.losses(announced, segment)
         cover = F.avg_pool2d(planted.cover, self.model.config.patch).flatten(2)
-        cover = torch.where(cut[..., None], 1.0, cover)
-        losses["contrast"] = contrast(
-            inner.before, cover, cut | (planted.age < YOUNG), cut | (batch.position >= SETTLED)
-        )
-        losses["loss"] = losses["loss"] + self.weight * losses["contrast"]
+        settled = (batch.position >= SETTLED) & (away == 0) & ~jump
+        losses["things"] = contrast(inner.before, cover, planted.age < YOUNG, settled)
+        first = cut | ((away == 1) & (batch.position >= SETTLED))
+        losses["cuts"] = contrast(inner.before, torch.where(first[..., None], 1.0, cover), first, settled | first)
+        losses["loss"] = losses["loss"] + self.weight * (losses["things"] + losses["cuts"])
         self.log_losses("train", losses, inner, len(batch.frames))
         return losses["loss"]
+
+    def on_test_epoch_start(self) -> None:
+        """Fresh lanes and scores."""
+        super().on_test_epoch_start()
+        if self.trainer.world_size > 1:
+            raise ConfigError("novelty is measured by one process: run test with --trainer.devices=1")
+        self._states["spliced"] = None
+        self._streams = []
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        """Prediction, and novelty where videos are cut together and things are planted.
+
+        A lane is one stream: a video that begins in it is not announced, and is an event of the kind "cut". Into a
+        share of the segments a thing is planted; the frame in which it first shows is an event of the kind "thing".
+        """
+        super().test_step(batch, index)
+        generator = torch.Generator().manual_seed((self.seed << 32) + index)
+        planted = plant(batch.frames, self.planted_in_test, generator)
+        first = torch.zeros_like(batch.reset)
+        first[:, 0] = index == 0
+        output, state = self.run_segment(planted.frames, self._states.get("spliced"), first)
+        self._states["spliced"] = state.detach()
+        still, _ = self.model(planted.frames, None, learn=False)
+        assert output.losses is not None
+        assert still.losses is not None
+        learned, frozen = (part.before.mean(-1).tolist() for part in (output.losses, still.losses))
+        images = planted.frames.permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()
+        showing = planted.cover.mean((2, 3)) > SHOWS
+        appears = showing & ~F.pad(showing, (1, 0))[:, :-1]
+        if not self._streams:
+            self._streams = [Spliced() for _ in images]
+        for row, stream in enumerate(self._streams[: len(images)]):
+            for t in range(images.shape[1]):
+                if not batch.valid[row, t]:
+                    break
+                cut = bool(batch.reset[row, t]) and not bool(first[row, t])
+                event = "cut" if cut else "thing" if bool(appears[row, t]) else None
+                stream.add(images[row, t], learned[row][t], frozen[row][t], event)
+
+    def on_test_epoch_end(self) -> None:
+        """Log and print the tables; novelty.md in the run's folder."""
+        super().on_test_epoch_end()
+        report = judge(self._streams)
+        for name, kinds in report.items():
+            for kind, row in kinds.items():
+                self.log_dict({f"test/{name}/{kind}/{column}": float(value) for column, value in row.items()})
+        text = table(report)
+        print(text)
+        if self.trainer.log_dir is not None:
+            with TextFile(_made(Path(self.trainer.log_dir)) / "novelty.md") as file:
+                cast(TextFile, file).write(text)
+
+
+def _made(folder: Path) -> Path:
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder

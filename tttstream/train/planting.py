@@ -21,6 +21,21 @@ class Planted(NamedTuple):
     age: Tensor
 
 
+def excursion(frames: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Let about `share` of the rows of [B, T, 3, H, W], T >= 3, show another row's video for a while, and come back.
+
+    Returns the frames, and for how many frames they have been away [B, T] (0 at home, 1 at the cut …). Every row is at
+    home in its first and last frame. One row alone goes nowhere.
+    """
+    rows, count = frames.shape[:2]
+    leaves = torch.rand(rows, generator=generator) < (share if rows > 1 else 0.0)
+    cuts = 1 + (torch.rand(rows, 2, generator=generator) * (count - 2)).long()
+    begin, end = cuts.min(1).values[:, None], cuts.max(1).values[:, None]
+    away = (torch.arange(count) - begin + 1).clamp(min=0) * (torch.arange(count) <= end) * leaves[:, None]
+    away = away.to(frames.device)
+    return torch.where((away > 0)[..., None, None, None], frames.roll(1, 0), frames), away
+
+
 def plant(frames: Tensor, share: float, generator: torch.Generator) -> Planted:
     """Plant one thing into about `share` of the rows of uint8 frames [B, T, 3, H, W], T >= 3.
 

@@ -156,6 +156,18 @@ def test_a_clip_shorter_than_its_window_is_shown_again(movie: Callable[..., Path
     assert batch.reset[0].tolist() == [True, False, False] * 2 + [True]
 
 
+def test_in_an_evaluation_the_rest_of_its_window_is_not_valid(movie: Callable[..., Path], numbers: Numbers) -> None:
+    movie("clips/short.mp4", 3)
+    folder = movie("clips/whole.mp4", 9).parent
+    (folder / "unreadable.mp4").write_bytes(b"no video")
+    options: dict[str, Any] = {"window": None, "eval_window": Window(5, start="first"), "length": 5, "batch_size": 3}
+    (batch,) = list(loader(Videos(str(folder)), "val", **options))
+    assert batch.valid.sum(1).tolist() == [3, 0, 5]
+    assert numbers(batch.frames[batch.valid]) == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert batch.frame[0].tolist() == [0, 1, 2, -1, -1]
+    assert bool(batch.reset[~batch.valid].all())
+
+
 def test_a_transform_is_the_same_for_all_frames_of_a_visit(folder: Path) -> None:
     transform = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.RandomCrop(24)])
     batches = taken(loader(Videos(str(folder)), transform=transform, size=24, length=5, batch_size=1), 40)

@@ -15,8 +15,8 @@ class Batch(NamedTuple):
     position: int64 [B, T], frames since the last reset. frame: int64 [B, T], its number in its own video.
     clip: int64 [B, T], the number of the clip in the list of clips, -1 where there is none.
     label: int64 [B, T], the class of the clip, -1 where there is none.
-    valid: bool [B, T], False where a row has run out of videos, which happens at the end of an evaluation only:
-        zeros stand there, and they do not count.
+    valid: bool [B, T], False where there is nothing to show, which happens in evaluations only: a row has run out of
+        videos, or a video broke off. Zeros stand there, and they do not count.
     mask: int64 [B, T, H, W], the object that each pixel belongs to, 0 the background; None where no clip has masks.
     """
 

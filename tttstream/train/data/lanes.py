@@ -29,8 +29,8 @@ class Window:
     """How much of a clip one visit shows.
 
     frames: so many, None for all of them (of a clip that never ends: for ever). stride: every how manieth frame.
-    start: where a window of fixed length lies: "random", "centre" or "first". A clip too short for the window is shown
-    again from its start, with a reset.
+    start: where a window of fixed length lies: "random", "centre" or "first". In training, a clip too short for the
+    window is shown again from its start, with a reset; in evaluations the rest is not valid.
     """
 
     frames: int | None = None

@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
 import cv2
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from tttstream.errors import DataError, SourceError, TTTStreamError
+from tttstream.errors import TTTStreamError
 from tttstream.train.data.batch import Batch
-from tttstream.train.data.clips import Clip, Decoder, Reader
-from tttstream.train.data.lanes import FOREVER, Piece, Schedule, Visit, Window
-from tttstream.train.data.transforms import transformed
-
-
-@dataclass
-class Footage:
-    """Clips and how to show them. size: side of the frames that come out. strict: a bad video is an error."""
-
-    clips: list[Clip]
-    window: Window
-    decoder: Decoder
-    transform: nn.Module
-    size: int
-    strict: bool = False
-
-    @property
-    def masked(self) -> bool:
-        """Whether any clip has object masks; the rows of the others then hold background only."""
-        return any(clip.masked for clip in self.clips)
+from tttstream.train.data.lanes import Schedule
+from tttstream.train.data.reading import Footage, Lane, Troubles
 
 
 class Rows(NamedTuple):
@@ -44,113 +23,6 @@ class Rows(NamedTuple):
     batch: Batch | None
     error: TTTStreamError | None
     bad: dict[str, str]
-
-
-class _Lane:
-    """Reads the segments of one lane; holds the clip of the current visit open."""
-
-    def __init__(self, footage: Footage, bad: dict[str, str], dead: set[int]) -> None:
-        self._footage, self._bad, self._dead = footage, bad, dead
-        self._visit: Visit | None = None
-        self._reader: Reader | None = None
-        self._clip = self._first = self._has = 0
-
-    def segment(self, pieces: list[Piece], length: int) -> Batch:
-        """The rows of these pieces, [1, T, …], with zeros that are not valid where they are shorter than `length`."""
-        size, masked = self._footage.size, self._footage.masked
-        frames = torch.zeros(length, 3, size, size, dtype=torch.uint8)
-        mask = torch.zeros(length, size, size, dtype=torch.int64) if masked else None
-        position, frame, clip, label = torch.tensor([0, -1, -1, -1]).repeat(length, 1).unbind(1)
-        at = 0
-        for piece in pieces:
-            done = piece.start
-            while done < piece.stop:
-                shown, masks, first = self._read(piece.visit, done, piece.stop)
-                here = slice(at, at + len(shown))
-                frames[here] = shown
-                if mask is not None and masks is not None:
-                    mask[here] = masks
-                position[here] = first + torch.arange(len(shown))
-                frame[here] = self._first + self._footage.window.stride * position[here]
-                clip[here], label[here] = self._clip, self._footage.clips[self._clip].label
-                done, at = done + len(shown), at + len(shown)
-        valid = torch.arange(length) < at
-        row = Batch(frames, position == 0, position, frame, clip, label, valid, mask)
-        return row.map(lambda item: item[None])
-
-    def _read(self, visit: Visit, start: int, stop: int) -> tuple[Tensor, Tensor | None, int]:
-        """Some frames of a visit from `start` on, at least one, with their masks and the first one's position."""
-        if visit != self._visit:
-            self._open(visit, visit.clip)
-        footage = self._footage
-        while True:
-            assert self._reader is not None
-            at = start % self._has
-            wanted = np.arange(at, min(at + stop - start, self._has))
-            try:
-                shot = self._reader.read(self._first + footage.window.stride * wanted)
-                broken = f"breaks off after {at + len(shot.frames)} of {self._has} frames"
-            except SourceError as error:
-                shot, broken = None, str(error)
-            if self._reader.damage:
-                self._note(footage.clips[self._clip], self._reader.damage)
-            got = 0 if shot is None else len(shot.frames)
-            if got < len(wanted):
-                self._note(footage.clips[self._clip], broken)
-                self._has = at + got if got else self._readable(at)
-                if self._has == 0:
-                    self._dead.add(self._clip)
-                    self._open(visit, self._clip)
-            if shot is not None and got:
-                return *transformed(shot, footage.transform, footage.size, visit.seed), at
-
-    def _readable(self, limit: int) -> int:
-        """How many frames of the visit, at most `limit`, can be read from its start."""
-        assert self._reader is not None
-        at = 0
-        while at < limit:
-            wanted = np.arange(at, min(at + 16, limit))
-            try:
-                got = len(self._reader.read(self._first + self._footage.window.stride * wanted).frames)
-            except SourceError:
-                got = 0
-            at += got
-            if got < len(wanted):
-                break
-        return at
-
-    def _open(self, visit: Visit, clip: int) -> None:
-        """Open a clip for a visit, or the next one in the list that can be opened and has frames."""
-        self.close()
-        footage = self._footage
-        for number in ((clip + more) % len(footage.clips) for more in range(len(footage.clips))):
-            if number in self._dead:
-                continue
-            try:
-                reader = footage.clips[number].open(footage.decoder)
-            except SourceError as error:
-                self._note(footage.clips[number], str(error))
-                self._dead.add(number)
-                continue
-            first = footage.window.first(reader.frames, visit.seed)
-            has = FOREVER if reader.frames is None else -(-(reader.frames - first) // footage.window.stride)
-            if has > 0:
-                self._reader, self._visit, self._clip, self._first, self._has = reader, visit, number, first, has
-                return
-            self._note(footage.clips[number], "holds no frames in the part asked for")
-            self._dead.add(number)
-        raise DataError(f"not one of {len(footage.clips)} videos can be read: {named(self._bad)}")
-
-    def _note(self, clip: Clip, reason: str) -> None:
-        if self._footage.strict:
-            raise DataError(f"{clip.name}: {reason}; bad_video=skip passes over such videos")
-        self._bad.setdefault(clip.name, reason)
-
-    def close(self) -> None:
-        """Close the clip of the current visit."""
-        if self._reader is not None:
-            self._reader.close()
-        self._reader = self._visit = None
 
 
 class _LaneRows(IterableDataset[Rows]):
@@ -165,16 +37,15 @@ class _LaneRows(IterableDataset[Rows]):
     def __iter__(self) -> Iterator[Rows]:
         worker = get_worker_info()
         lanes = self._lanes if worker is None else self._lanes[worker.id :: worker.num_workers]
-        bad: dict[str, str] = {}
-        dead: set[int] = set()
-        readers = [_Lane(self._footage, bad, dead) for _ in lanes]
+        troubles = Troubles()
+        readers = [Lane(self._footage, troubles) for _ in lanes]
         plans = [self._schedule.segments(lane, self._length, self._start) for lane in lanes]
         try:
             for _ in count() if self._stop is None else range(self._start, self._stop):
                 rows = [lane.segment(next(plan), self._length) for lane, plan in zip(readers, plans, strict=True)]
-                yield Rows(Batch.woven(rows), None, dict(bad))
+                yield Rows(Batch.woven(rows), None, dict(troubles.listed))
         except TTTStreamError as error:  # sent, not raised: raising here would add a traceback to its message
-            yield Rows(None, error, dict(bad))
+            yield Rows(None, error, dict(troubles.listed))
         finally:
             for reader in readers:
                 reader.close()
@@ -268,9 +139,3 @@ class LaneLoader:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
-
-
-def named(bad: dict[str, str], most: int = 5) -> str:
-    """Bad videos in one line."""
-    some = "; ".join(f"{name.rsplit('/', 1)[-1]} ({reason})" for name, reason in sorted(bad.items())[:most])
-    return some + (f" and {len(bad) - most} more" if len(bad) > most else "")

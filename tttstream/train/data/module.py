@@ -15,7 +15,8 @@ from tttstream.errors import DataError, SourceError
 from tttstream.train.data.clips import Clip, Decoder
 from tttstream.train.data.indices import Index
 from tttstream.train.data.lanes import FOREVER, Schedule, Window
-from tttstream.train.data.loader import Footage, LaneLoader, named
+from tttstream.train.data.loader import LaneLoader
+from tttstream.train.data.reading import Footage, named
 from tttstream.train.data.split import cut
 from tttstream.train.data.transforms import fitted
 from tttstream.train.data.video import PyAV
@@ -126,7 +127,9 @@ class VideoData(LightningDataModule):
         window, steps = self._windows[not training], self._steps[not training]
         clips, lengths, bad = self._lengths(self.clips(part), window)
         self._clips[part] = clips
-        footage = Footage(clips, window, self._decoder, self._transforms[not training], self.size, self._strict)
+        footage = Footage(
+            clips, window, self._decoder, self._transforms[not training], self.size, self._strict, training
+        )
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         lanes = self.batch_size if training else min(self.batch_size, -(-len(clips) // world))
         schedule = Schedule(

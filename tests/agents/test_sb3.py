@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from tttstream.errors import DependencyError, ShapeError
+from tttstream.errors import ShapeError
 from tttstream_agents.errors import ObservationError, TrainingError
 
 sb3_contrib = pytest.importorskip("sb3_contrib", reason="Stable-Baselines3 is absent: pip install 'tttstream[sb3]'")
@@ -110,6 +108,13 @@ def test_every_bounded_memory(memory: str) -> None:
     made = model(
         "TTTPolicy", lambda: Noise(BOX, ACTIONS[0]), tiny={"memory": memory, "dim": 16, "heads": 1, "depth": 2}
     )
+    collect(made)
+    check_first_ratio(made)
+
+
+@pytest.mark.parametrize("kwargs", [{"use_sde": True}, {"sde_sample_freq": 4, "use_sde": True, "n_steps": 9}])
+def test_state_dependent_exploration(kwargs: dict[str, Any]) -> None:
+    made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[3]), tiny={**TINY, "net_arch": [8]}, **kwargs)
     collect(made)
     check_first_ratio(made)
 
@@ -251,10 +256,3 @@ def test_wrong_choices_are_named() -> None:
         model("TTTPolicy", noise, tiny={"memory": "attention"})
     with pytest.raises(ShapeError, match="one features extractor"):
         model("TTTPolicy", noise, tiny={"share_features_extractor": False})
-
-
-def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
-    monkeypatch.delitem(sys.modules, "tttstream_agents.sb3")
-    with pytest.raises(DependencyError, match=r"pip install 'tttstream\[sb3\]'"):
-        importlib.import_module("tttstream_agents.sb3")

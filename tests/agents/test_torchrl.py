@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import sys
 import warnings
 from typing import Any
 
 import pytest
 import torch
 
-from tttstream.errors import DependencyError, ShapeError, StateError
+from tttstream.errors import ShapeError, StateError
 from tttstream_agents.errors import ObservationError
 
 with warnings.catch_warnings():
@@ -161,10 +159,3 @@ def test_wrong_calls_are_named() -> None:
         TTTModule(3, "attention", in_key="observation")
     with pytest.raises(ShapeError, match="either in_key or in_keys"):
         TTTModule(3)
-
-
-def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchrl.data", None)
-    monkeypatch.delitem(sys.modules, "tttstream_agents.torchrl")
-    with pytest.raises(DependencyError, match=r"pip install 'tttstream\[torchrl\]'"):
-        importlib.import_module("tttstream_agents.torchrl")

@@ -100,8 +100,9 @@ def test_bad_trees(davis: Path) -> None:
     for part, message in expected.items():
         with pytest.raises(DataError, match=message):
             Davis(str(davis), part, 2017).clips()
-    with pytest.raises(DataError, match="no folder"):
-        Davis(str(davis / "nowhere")).clips()
+    for part, message in {"val": "no file .*val.txt", None: "no folder .*nowhere/JPEGImages/480p"}.items():
+        with pytest.raises(DataError, match=message):
+            Davis(str(davis / "nowhere"), part).clips()
     for path in (davis / "Annotations/480p/camel").iterdir():
         path.unlink()
     (davis / "Annotations/480p/camel").rmdir()

@@ -30,7 +30,7 @@ class ClassFolders(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        found = [path.name for path in sorted(_folder(self.root).iterdir(), key=natural) if _visible_folder(path)]
+        found = _subfolders(Path(self.root))
         if not found:
             raise DataError(f"{self.root} holds no folders; expected one for each class with videos inside")
         self.classes = self.classes or found
@@ -92,7 +92,7 @@ class HMDB51(Index):
         """See Index."""
         mark = {"train": "1", "test": "2"}[_one_of("part", self.part, ("train", "test"))]
         ending = f"_test_split{self.fold}.txt"
-        files = sorted(path for path in _folder(self.splits).iterdir() if path.name.endswith(ending))
+        files = [path for path in _entries(Path(self.splits)) if path.name.endswith(ending)]
         if not files:
             raise DataError(f"{self.splits} holds no split files CLASS{ending}; give the folder that does")
         self.classes = [path.name.removesuffix(ending) for path in files]
@@ -124,7 +124,7 @@ class Kinetics(Index):
         """See Index."""
         rows = _rows(Path(self.csv), ("label", "youtube_id"))
         self.classes = self.classes or sorted({row["label"] for row in rows})
-        files = {path.rpartition("/")[2].rpartition(".")[0]: path for path in _below(self.root)}
+        files = {path.rpartition("/")[2].rpartition(".")[0]: path for path in _below(Path(self.root))}
         clips: list[Clip] = []
         for number, row in enumerate(rows, start=2):
             label = _label(row["label"], self.classes, f"{self.csv} line {number}")
@@ -221,7 +221,7 @@ class Davis(Index):
         """See Index."""
         images, masks = (Path(self.root, name, self.resolution) for name in ("JPEGImages", "Annotations"))
         clips: list[Clip] = []
-        for name in self._sequences(_folder(images)):
+        for name in self._sequences(images):
             if not (masks / name).is_dir() or not listed(images / name, IMAGES):
                 raise DataError(f"{self.root}: sequence {name} lacks its masks, {masks / name}, or its images")
             clips.append(ImagesClip(str(images / name), masked=True, masks=str(masks / name), merge=self.year == 2016))
@@ -229,7 +229,7 @@ class Davis(Index):
 
     def _sequences(self, images: Path) -> list[str]:
         if self.part is None:
-            found = sorted(path.name for path in images.iterdir() if _visible_folder(path))
+            found = _subfolders(images)
             if not found:
                 raise DataError(f"{images} holds no sequences")
             return found
@@ -248,19 +248,21 @@ def _clip(path: str, label: int) -> Clip:
     return ImagesClip(path, label) if Path(path).is_dir() else VideoClip(path, label)
 
 
-def _visible_folder(path: Path) -> bool:
-    return path.is_dir() and path.name[0] != "."
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir(), key=natural)
+    except OSError as error:
+        raise DataError(f"no folder {folder}, or it cannot be listed: {error.strerror}") from error
 
 
-def _folder(path: str | Path) -> Path:
-    if not Path(path).is_dir():
-        raise DataError(f"no folder {path}")
-    return Path(path)
+def _subfolders(folder: Path) -> list[str]:
+    return [path.name for path in _entries(folder) if path.name[0] != "." and path.is_dir()]
 
 
-def _below(root: str) -> list[str]:
-    found = (path for path in sorted(_folder(root).rglob("*")) if path.suffix.lower() in VIDEOS)
-    return [path.as_posix() for path in found]
+def _below(root: Path) -> list[str]:
+    """The videos below a folder."""
+    found = (path for path in _entries(root) for path in (path, *sorted(path.rglob("*"))))
+    return [path.as_posix() for path in found if path.suffix.lower() in VIDEOS]
 
 
 def _text(path: Path) -> str:

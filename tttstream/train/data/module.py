@@ -33,8 +33,9 @@ class VideoData(LightningDataModule):
     size: side of the frames. length: frames in a segment, T. batch_size: lanes in each process, B.
     window: how much of a clip a visit shows in training; eval_window: in validation and test, where every clip comes
         once. Whole clips need their lengths beforehand: all files are opened once when the run starts.
-    transform: of torchvision.transforms.v2, for training; eval_transform: for validation and test. It must end with
-        size × size; None takes the middle square. Its choices are the same for all frames of a visit.
+    transform: of torchvision.transforms.v2, for training; eval_transform: for validation and test. What comes out must
+        be uint8 of size × size; None takes the middle square, v2.Resize([size, size]) squeezes. Random choices are
+        the same for all frames of a visit, and for their masks.
     decoder: PyAV, right for whole streams, or Decord, quicker at short windows.
     steps: batches in an epoch; None: so many that the lanes show about as many frames as there are.
     eval_steps: batches of a validation, None: until every clip was shown once.

@@ -11,10 +11,8 @@ from tttstream.errors import DataError
 from tttstream.train.data.clips import Shot
 
 
-def fitted(size: int, *, squeeze: bool = False) -> nn.Module:
-    """Bring any picture to size × size: by its middle square, or squeezed."""
-    if squeeze:
-        return v2.Resize((size, size), antialias=True)
+def fitted(size: int) -> nn.Module:
+    """Bring any picture to size × size by its middle square."""
     return v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
 
 

@@ -1,0 +1,84 @@
+"""Generated objects: what is drawn follows from the seed and the frame's number, and masks show what can be seen."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tttstream.errors import DataError
+from tttstream.train.data import PyAV
+from tttstream.train.data.objects import MovingObjects, ObjectsClip
+
+
+def clip(seed: int, **options: object) -> ObjectsClip:
+    return ObjectsClip("objects", seed=seed, size=64, frames=8, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_frame_depends_on_the_seed_and_its_number_alone(seed: int) -> None:
+    whole = clip(seed).open(PyAV()).read(np.arange(8))
+    again = clip(seed).open(PyAV()).read(np.array([2, 5]))
+    assert np.array_equal(again.frames, whole.frames[[2, 5]])
+    assert whole.masks is not None
+    assert again.masks is not None
+    assert np.array_equal(again.masks, whole.masks[[2, 5]])
+    assert not np.array_equal(clip(seed + 1).open(PyAV()).read(np.arange(1)).frames, whole.frames[:1])
+
+
+def test_the_first_frame_shows_every_tracked_object_and_things_move() -> None:
+    changed, two = 0, 0
+    for seed in range(30):
+        shot = clip(seed).open(PyAV()).read(np.array([0, 7]))
+        assert shot.frames.shape == (2, 64, 64, 3)
+        assert shot.frames.dtype == np.uint8
+        assert shot.masks is not None
+        assert shot.masks.dtype == np.uint8
+        shown = set(np.unique(shot.masks[0]).tolist()) - {0}
+        assert shown in ({1}, {1, 2}), seed
+        assert set(np.unique(shot.masks[1]).tolist()) <= {0, *shown}
+        for number in shown:
+            assert 0.01 < (shot.masks[0] == number).mean() < 0.55
+        changed += int((shot.masks[0] != shot.masks[1]).any())
+        two += len(shown) == 2
+    assert changed > 25
+    assert 5 < two < 30
+
+
+def test_as_many_objects_as_asked_for() -> None:
+    for seed in range(8):
+        masks = clip(seed, objects=1).open(PyAV()).read(np.arange(1)).masks
+        assert masks is not None
+        assert masks.max() == 1
+
+
+def test_frames_of_videos_are_used(shared_videos: Path) -> None:
+    videos = (str(shared_videos / "people" / "carphone.mp4"),)
+    one = clip(3, videos=videos).open(PyAV()).read(np.arange(8))
+    other = clip(3, videos=videos).open(PyAV()).read(np.arange(8))
+    assert np.array_equal(one.frames, other.frames)
+    assert not np.array_equal(one.frames, clip(3).open(PyAV()).read(np.arange(8)).frames)
+
+
+def test_the_index_lists_clips_by_their_seeds_and_parts_videos_by_file(tmp_path: Path) -> None:
+    clips = MovingObjects(count=3, seed=7, size=32, frames=5).clips()
+    assert [part.seed for part in clips if isinstance(part, ObjectsClip)] == [7, 8, 9]
+    assert all(part.masked and part.count(PyAV()) == 5 for part in clips)
+    for number in range(40):
+        (tmp_path / f"{number}.mp4").write_bytes(b"")
+    parts = {}
+    for part in ("train", "test", "all"):
+        first = MovingObjects(count=1, folders=[str(tmp_path)], part=part).clips()[0]
+        assert isinstance(first, ObjectsClip)
+        parts[part] = set(first.videos)
+    assert parts["train"] | parts["test"] == parts["all"]
+    assert not parts["train"] & parts["test"]
+    assert len(parts["train"]) > len(parts["test"]) > 0
+
+
+def test_an_index_that_makes_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least 1"):
+        MovingObjects(count=0).clips()
+    with pytest.raises(DataError, match="expected train, test or all"):
+        MovingObjects(folders=[str(tmp_path)], part="val").clips()
+    with pytest.raises(DataError, match="nowhere"):
+        MovingObjects(folders=[str(tmp_path / "nowhere")]).clips()

@@ -1,0 +1,55 @@
+"""Every kernel of frame mode compiles for a GPU that is not there, and fits into one of its multiprocessors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+knobs = pytest.importorskip("triton", reason="triton is not installed").knobs
+
+TOOL = "kernels/bench/registers.py"
+
+
+def compiled(root: Path, *options: str) -> list[dict[str, Any]]:
+    """What the tool says, in a process of its own: there the kernels are not for the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(root / TOOL), "--json", *options]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def check(found: dict[str, Any]) -> None:
+    assert 0 < found["registers"] <= 255
+    assert 0 < found["shared"] <= 227 * 1024
+    assert found["programs"] >= 1
+
+
+def tools() -> bool:
+    """Whether triton came with the assembler; its wheels for Linux do."""
+    return all(Path(getattr(knobs.nvidia, name).path).is_file() for name in ("ptxas", "cuobjdump"))
+
+
+pytestmark = pytest.mark.skipif(not tools(), reason="this triton came without ptxas")
+
+
+def test_the_smallest_compile(root: Path) -> None:
+    found = compiled(root, "--width", "16", "--tokens", "16", "--way", "forward")
+    assert [one["inner"] for one in found] == ["linear", "mlp", "conv"]
+    for one in found:
+        check(one)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("inner", ["linear", "mlp", "conv"])
+def test_all_compile(root: Path, inner: str, dtype: str) -> None:
+    """With the losses, which take the most."""
+    for one in compiled(root, "--inner", inner, "--type", dtype, "--width", "16", "32", "64", "128", "--losses"):
+        check(one)

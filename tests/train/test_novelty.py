@@ -108,7 +108,7 @@ class TestTask:
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-            values.append(float(value))
+            values.append(value.item())
         assert values[-1] < 0.8 * values[0]
 
     @pytest.mark.filterwarnings("ignore:The dirpath has changed")

@@ -75,8 +75,8 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(memory.dim)
         self.memory = memory
 
-    def forward(self, x: Tensor, state: Any, reset: Tensor) -> tuple[Tensor, Any]:
-        """x [B, T, D], reset [B, T] -> the same shape, and the memory's state."""
+    def forward(self, x: Tensor, state: Any, reset: Tensor | None) -> tuple[Tensor, Any]:
+        """x [B, T, D], reset [B, T] or None -> the same shape as x, and the memory's state."""
         y, state = self.memory(self.norm(x), state, reset)
         return x + y, state
 
@@ -140,10 +140,11 @@ class Trunk(nn.Module):
         the state by `acted`.
         """
         done = self.played(actions).to(state.previous) if actions is not None and self.played.width else None
-        tokens, age = self._tokens(x, state, starts, rewards, done)
+        reset = _any(starts)
+        tokens, age = self._tokens(x, state, reset, rewards, done)
         tokens, kept = tokens.transpose(0, 1), []
         for block, one in zip(self.blocks, state.memories, strict=True):
-            tokens, one = block(tokens, one, starts.transpose(0, 1))
+            tokens, one = block(tokens, one, None if reset is None else reset.transpose(0, 1))
             kept.append(one)
         previous = state.previous if done is None else done[-1]
         return self.norm(tokens).transpose(0, 1), PolicyState(tuple(kept), previous, age)
@@ -160,7 +161,7 @@ class Trunk(nn.Module):
         each, the mean of all heads and memories."""
         if not all(isinstance(one, TTTLayer) for one in self.memories):
             raise StateError("only TTT memories are surprised: this policy's memory has no inner loss")
-        tokens, losses = self._tokens(x, state, starts, rewards, None)[0].transpose(0, 1), []
+        tokens, losses = self._tokens(x, state, _any(starts), rewards, None)[0].transpose(0, 1), []
         for block, kept in zip(self.blocks, state.memories, strict=True):
             y, _, loss = cast(Any, block).memory(cast(Any, block).norm(tokens), kept, starts.T, return_loss=True)
             tokens = tokens + y
@@ -169,22 +170,31 @@ class Trunk(nn.Module):
         return before, after
 
     def _tokens(
-        self, x: Tensor, state: PolicyState, starts: Tensor, rewards: Tensor | None, done: Tensor | None
+        self, x: Tensor, state: PolicyState, starts: Tensor | None, rewards: Tensor | None, done: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens [T, B, D], and the age [B] of the step after them. done [T, B, A]: the encoded actions."""
-        step = torch.arange(len(starts), device=starts.device)[:, None]
-        first = torch.where(starts, step, -1).cummax(0).values  # where each step's episode began; -1: before these
-        age = torch.where(first < 0, state.age + step, (step - first).to(state.age)) % float(WAVES[-1])
+        """Tokens [T, B, D], and the age [B] of the step after them. starts: None where no episode begins; done
+        [T, B, A]: the encoded actions."""
+        step = torch.arange(len(x), device=x.device)[:, None]
+        age = state.age + step
+        if starts is not None:
+            first = torch.where(starts, step, -1).cummax(0).values  # where each episode began; -1: before these steps
+            age = torch.where(first < 0, age, (step - first).to(age))
+        age = age % float(WAVES[-1])
         numbers = [x]
         if self.played.width:
             before = state.previous[None]
             if done is not None:
                 before = torch.cat([before, done[:-1]])
-            numbers.append(torch.where(starts[..., None], 0.0, before))
+            numbers.append(before if starts is None else torch.where(starts[..., None], 0.0, before))
         if self.positions:
             numbers.append(position(age))
         if rewards is not None:
-            numbers.append(rewards.reshape(*starts.shape, 1))
+            numbers.append(rewards.reshape(*x.shape[:2], 1))
         dtype = cast(nn.Linear, self.mix[0]).weight.dtype
         tokens = self.mix(torch.cat([part.to(dtype) for part in numbers], -1))
         return tokens, (age[-1] + 1) % float(WAVES[-1])
+
+
+def _any(starts: Tensor) -> Tensor | None:
+    """None where nothing begins, as in most single steps. Off the CPU the question would cost more than it saves."""
+    return None if starts.device.type == "cpu" and not bool(starts.any()) else starts

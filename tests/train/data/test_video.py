@@ -92,8 +92,7 @@ def test_damage_is_told(shared_videos: Path) -> None:
     assert cut.damage == "the last 4.4 of 10.4 s are missing"
     reader = PyAV(64).open(str(folder / "corrupted.mp4"))
     frames(reader, *range(reader.frames or 0))
-    assert reader.damage is not None
-    assert reader.damage.endswith("damaged frames")
+    assert reader.damage == "damaged frames: 2"
     for name in ("av1.mkv", "mpeg4.avi", "unordered.mov", "two_video_streams.mp4"):
         assert scan(str(folder / name)).damage is None
 

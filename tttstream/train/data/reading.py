@@ -158,7 +158,7 @@ class Lane:
         name = self._footage.clips[clip].name
         if self._footage.strict:
             raise DataError(f"{name}: {why}; bad_video=skip passes over such videos")
-        self._troubles.listed.setdefault(name, why)
+        self._troubles.listed[name] = why
 
     def close(self) -> None:
         """Close the clip of the current visit."""
@@ -169,5 +169,6 @@ class Lane:
 
 def named(bad: dict[str, str], most: int = 5) -> str:
     """Bad videos in one line."""
-    some = "; ".join(f"{name.rsplit('/', 1)[-1]} ({reason})" for name, reason in sorted(bad.items())[:most])
-    return some + (f" and {len(bad) - most} more" if len(bad) > most else "")
+    last = {name: name.replace("\\", "/").rsplit("/", 1)[-1] for name in sorted(bad)[:most]}
+    some = "; ".join(why if short in (why := bad[name]) else f"{short}: {why}" for name, short in last.items())
+    return some + (f"; and {len(bad) - most} more" if len(bad) > most else "")

@@ -168,7 +168,7 @@ class _PyAVReader(Reader):
 
     def _note_damage(self) -> None:
         self._damaged += 1
-        self.damage = f"{self._damaged} damaged frames"
+        self.damage = f"damaged frames: {self._damaged}"
 
     def close(self) -> None:
         """See Reader."""

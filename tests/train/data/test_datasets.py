@@ -222,3 +222,14 @@ def test_labels_come_with_the_frames(movie: Callable[..., Path], tmp_path: Path)
     assert sorted(batch.label[:, 0].tolist()) == [0, 0, 1]
     assert bool((batch.label == batch.label[:, :1]).all())
     assert data.classes == ["run", "sit"]
+
+
+def test_parts_must_have_the_same_classes(tmp_path: Path) -> None:
+    touch(tmp_path / "train/run/1.mp4", tmp_path / "train/sit/2.mp4", tmp_path / "val/sit/3.mp4")
+    train, val = ClassFolders(str(tmp_path / "train")), ClassFolders(str(tmp_path / "val"))
+    with pytest.raises(DataError, match="val has 1 classes that are not the 2 of train"):
+        VideoData(train, val).clips("val")
+    val = ClassFolders(str(tmp_path / "val"), classes=["run", "sit"])
+    data = VideoData(train, val)
+    assert [clip.label for clip in data.clips("val")] == [1]
+    assert data.classes == ["run", "sit"]

@@ -96,13 +96,25 @@ class VideoData(LightningDataModule):
 
     @property
     def classes(self) -> list[str]:
-        """The names of the labels."""
-        return next((list(index.classes) for index in self._indices.values() if index is not None), [])
+        """The names of the labels, in order; none where clips have no labels, or numbers without names."""
+        part = next((part for part, index in self._indices.items() if index is not None), "train")
+        self.clips(part)
+        index = self._indices[part]
+        return [] if index is None else list(index.classes)
 
     def clips(self, part: str) -> list[Clip]:
-        """The clips of "train", "val" or "test"; `Batch.clip` counts in this list."""
+        """The clips of "train", "val" or "test"; `Batch.clip` counts in this list.
+
+        Raises DataError where nothing is given for the part, or its classes are not those of train.
+        """
         if part not in self._clips:
             self._clips[part] = self._list(part)
+            index = self._indices[part]
+            if index is not None and index.classes and list(index.classes) != (classes := self.classes):
+                raise DataError(
+                    f"data: {part} has {len(index.classes)} classes that are not the {len(classes)} of train, or in "
+                    "another order; give both the same `classes`"
+                )
         return self._clips[part]
 
     def _list(self, part: str) -> list[Clip]:
@@ -133,9 +145,8 @@ class VideoData(LightningDataModule):
         )
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         lanes = self.batch_size if training else min(self.batch_size, -(-len(clips) // world))
-        schedule = Schedule(
-            lengths, lanes * world, seed=self.seed, shuffle=training, rounds=None if training else 1
-        )  # fmt: skip
+        rounds = None if training else 1
+        schedule = Schedule(lengths, lanes * world, seed=self.seed, shuffle=training, rounds=rounds)
         if steps is None:
             if max(lengths) >= FOREVER:
                 raise DataError(f"data: {part} has clips that never end; give {'' if training else 'eval_'}steps")

@@ -75,7 +75,7 @@ def test_mistakes(tmp_path: Path) -> None:
         "empty": "holds no videos",
         "packed": "cannot be read as an uncompressed tar",
         "text": "cannot be read as an uncompressed tar",
-        "unknown": "1.cls: unknown class 'stand'; expected a number or one of 2",
+        "unknown": "1.cls: unknown class 'stand'; expected one of 2",
         "beyond": "1.cls: unknown class '9'",
         "broken": "1.json cannot be read as json",
         "absent": "no shard .*absent.tar",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tttstream.errors import DataError, SourceError
-from tttstream.sources.folder import IMAGES, VIDEOS, expand, listed, natural
+from tttstream.sources.folder import IMAGES, expand, listed
 from tttstream.train.data.clips import Clip, VideoClip
 from tttstream.train.data.images import ImagesClip
 from tttstream.train.data.indices import Index
+from tttstream.train.data.listing import Labels, below, entries, read_json, read_lines, read_rows, subfolders
 
 
 @dataclass
@@ -30,7 +28,7 @@ class ClassFolders(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        found = _subfolders(Path(self.root))
+        found = subfolders(Path(self.root))
         if not found:
             raise DataError(f"{self.root} holds no folders; expected one for each class with videos inside")
         self.classes = self.classes or found
@@ -64,12 +62,13 @@ class UCF101(Index):
     def clips(self) -> list[Clip]:
         """See Index."""
         _one_of("part", self.part, ("train", "test"))
-        self.classes = [line.split()[-1] for line in _lines(Path(self.splits, "classInd.txt"))]
+        self.classes = [line.split()[-1] for line in read_lines(Path(self.splits, "classInd.txt"))]
+        labels = Labels(self.classes)
         path = Path(self.splits, f"{self.part}list{self.fold:02d}.txt")
         clips: list[Clip] = []
-        for number, line in enumerate(_lines(path), start=1):
+        for number, line in enumerate(read_lines(path), start=1):
             name = line.split()[0]
-            label = _label(name.partition("/")[0], self.classes, f"{path} line {number}")
+            label = labels.number(name.partition("/")[0], f"{path} line {number}")
             clips.append(VideoClip(str(Path(self.root, name)), label))
         return _present(clips, path, self.root)
 
@@ -92,13 +91,13 @@ class HMDB51(Index):
         """See Index."""
         mark = {"train": "1", "test": "2"}[_one_of("part", self.part, ("train", "test"))]
         ending = f"_test_split{self.fold}.txt"
-        files = [path for path in _entries(Path(self.splits)) if path.name.endswith(ending)]
+        files = [path for path in entries(Path(self.splits)) if path.name.endswith(ending)]
         if not files:
             raise DataError(f"{self.splits} holds no split files CLASS{ending}; give the folder that does")
         self.classes = [path.name.removesuffix(ending) for path in files]
         clips: list[Clip] = []
         for label, path in enumerate(files):
-            for number, line in enumerate(_lines(path), start=1):
+            for number, line in enumerate(read_lines(path), start=1):
                 name, _, marked = line.strip().rpartition(" ")
                 if marked not in ("0", "1", "2"):
                     raise DataError(f"{path} line {number}: expected `video 0`, `1` or `2`, got {line!r}")
@@ -122,12 +121,13 @@ class Kinetics(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        rows = _rows(Path(self.csv), ("label", "youtube_id"))
+        rows = read_rows(Path(self.csv), ("label", "youtube_id"))
         self.classes = self.classes or sorted({row["label"] for row in rows})
-        files = {path.rpartition("/")[2].rpartition(".")[0]: path for path in _below(Path(self.root))}
+        labels = Labels(self.classes)
+        files = {path.rpartition("/")[2].rpartition(".")[0]: path for path in below(Path(self.root))}
         clips: list[Clip] = []
         for number, row in enumerate(rows, start=2):
-            label = _label(row["label"], self.classes, f"{self.csv} line {number}")
+            label = labels.number(row["label"], f"{self.csv} line {number}")
             times = [row.get("time_start") or "0", row.get("time_end") or "0"]
             try:
                 full = "_".join([row["youtube_id"], *(f"{int(float(time)):06d}" for time in times)])
@@ -158,12 +158,13 @@ class SomethingSomething(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        numbers = _json(Path(self.labels))
+        numbers = read_json(Path(self.labels))
         try:
             self.classes = [name for name, _ in sorted(numbers.items(), key=lambda item: int(item[1]))]
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{self.labels}: expected an object of templates and their numbers") from error
-        items = _json(Path(self.annotations))
+        labels = Labels(self.classes)
+        items = read_json(Path(self.annotations))
         if not isinstance(items, list) or not all(isinstance(item, dict) and "id" in item for item in items):
             raise DataError(f"{self.annotations}: expected a list of videos, each with an id and a template")
         clips: list[Clip] = []
@@ -171,7 +172,7 @@ class SomethingSomething(Index):
             label = -1
             if "template" in item:
                 name = re.sub(r"[\[\]]", "", item["template"])
-                label = _label(name, self.classes, f"{self.annotations} item {number}")
+                label = labels.number(name, f"{self.annotations} item {number}")
             clips.append(VideoClip(str(Path(self.root, f"{item['id']}.webm")), label))
         return _present(clips, self.annotations, self.root)
 
@@ -192,13 +193,14 @@ class PathList(Index):
         """See Index."""
         path = Path(self.file)
         root = path.parent if self.root is None else Path(self.root)
-        lines = [_path_and_label(line) for line in _lines(path)]
+        lines = [_path_and_label(line) for line in read_lines(path)]
         names = {label for _, label in lines if label is not None}
         if not self.classes and not all(name.isdigit() for name in names):
             self.classes = sorted(names)
+        labels = Labels(self.classes)
         clips: list[Clip] = []
         for number, (name, label) in enumerate(lines, start=1):
-            value = -1 if label is None else _label(label, self.classes, f"{path} line {number}")
+            value = -1 if label is None else labels.number(label, f"{path} line {number}")
             clips.append(_clip(str(root / name), value))
         return _present(clips, path, root)
 
@@ -229,14 +231,14 @@ class Davis(Index):
 
     def _sequences(self, images: Path) -> list[str]:
         if self.part is None:
-            found = _subfolders(images)
+            found = subfolders(images)
             if not found:
                 raise DataError(f"{images} holds no sequences")
             return found
         sets = Path(self.root, "ImageSets")
         path = next((p for p in (sets / str(self.year), sets / self.resolution) if p.is_dir()), sets)
         # Lines are names of sequences, or pairs of files as in 2016: /JPEGImages/480p/NAME/00000.jpg and its mask.
-        lines = [line.split()[0].strip("/").split("/") for line in _lines(path / f"{self.part}.txt")]
+        lines = [line.split()[0].strip("/").split("/") for line in read_lines(path / f"{self.part}.txt")]
         names = list(dict.fromkeys(line[-2] if len(line) > 1 else line[0] for line in lines))
         missing = [name for name in names if not (images / name).is_dir()]
         if missing:
@@ -246,65 +248,6 @@ class Davis(Index):
 
 def _clip(path: str, label: int) -> Clip:
     return ImagesClip(path, label) if Path(path).is_dir() else VideoClip(path, label)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir(), key=natural)
-    except OSError as error:
-        raise DataError(f"no folder {folder}, or it cannot be listed: {error.strerror}") from error
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return [path.name for path in _entries(folder) if path.name[0] != "." and path.is_dir()]
-
-
-def _below(root: Path) -> list[str]:
-    """The videos below a folder."""
-    found = (path for path in _entries(root) for path in (path, *sorted(path.rglob("*"))))
-    return [path.as_posix() for path in found if path.suffix.lower() in VIDEOS]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"no file {path}; give the split or label file that lists the videos") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text: {error}") from error
-
-
-def _lines(path: Path) -> list[str]:
-    lines = [line for line in _text(path).splitlines() if line.strip()]
-    if not lines:
-        raise DataError(f"{path} is empty; expected one line for each video or class")
-    return lines
-
-
-def _rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    rows = list(csv.DictReader(_text(path).splitlines()))
-    if not rows:
-        raise DataError(f"{path} is empty; expected a line of column names and one for each video")
-    missing = [name for name in columns if rows[0].get(name) is None]
-    if missing:
-        raise DataError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(str, rows[0]))}")
-    return rows
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read as json: {error}") from error
-
-
-def _label(name: str, classes: Sequence[str], where: str) -> int:
-    """The number of a class; a number stands for itself."""
-    if name in classes:
-        return list(classes).index(name)
-    if name.isdigit() and (not classes or int(name) < len(classes)):
-        return int(name)
-    raise DataError(f"{where}: unknown class {name!r}; expected one of {len(classes)}, such as {classes[0]!r}")
 
 
 def _path_and_label(line: str) -> tuple[str, str | None]:

@@ -13,6 +13,7 @@ from tttstream.errors import DataError, SourceError
 from tttstream.sources.folder import VIDEOS
 from tttstream.train.data.clips import Clip, VideoClip
 from tttstream.train.data.indices import Index
+from tttstream.train.data.listing import Labels
 from tttstream.train.data.video import MEMBER, member, members
 
 
@@ -58,15 +59,8 @@ class Shards(Index):
             if isinstance(value, dict):
                 value = value.get("label", value.get("cls"))
             if value is not None:
-                return self._number(str(value), f"{shard}: {label}")
+                return Labels(self.classes).number(str(value), f"{shard}: {label}")
         return -1
-
-    def _number(self, value: str, where: str) -> int:
-        if value in self.classes:
-            return list(self.classes).index(value)
-        if value.isdigit() and (not self.classes or int(value) < len(self.classes)):
-            return int(value)
-        raise DataError(f"{where}: unknown class {value!r}; expected a number or one of {len(self.classes)} classes")
 
 
 def _expanded(pattern: str) -> list[str]:

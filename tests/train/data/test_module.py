@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
+import tttstream.train.data
 from tttstream.errors import DataError
 from tttstream.train.data import Batch, Decord, Index, MovingDigits, VideoData, Videos, Walks, Window
 from tttstream.train.data.split import cut
@@ -223,9 +226,27 @@ def test_endless_streams_need_to_be_told_how_long_an_epoch_is() -> None:
     assert len(VideoData(MovingDigits(7), batch_size=2, length=20).loader("train")) == 3
 
 
-def test_from_a_config(folder: Path, tmp_path: Path) -> None:
-    config = tmp_path / "data.yaml"
-    config.write_text(
+def instantiated(config: str) -> LightningDataModule:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # before 4.50
+    data = instantiate(parser.parse_string(config)).data
+    assert isinstance(data, LightningDataModule)
+    return data
+
+
+def test_the_readme(root: Path) -> None:
+    text = (root / "tttstream" / "train" / "data" / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"(?s)```yaml\n(.*?)```", text)
+    assert isinstance(instantiated(example), VideoData)
+    for name, takes in re.findall(r"\| `(\w+)`[^|]* \| `([^|]*)` \|", text):
+        index = getattr(tttstream.train.data, name)
+        assert issubclass(index, Index)
+        assert {word.strip() for word in takes.partition(":")[0].split(",")} <= {*signature(index).parameters}, name
+
+
+def test_from_a_config(folder: Path) -> None:
+    data = instantiated(
         f"""
 data:
   class_path: tttstream.train.data.VideoData
@@ -253,11 +274,6 @@ data:
     workers: 0
 """
     )
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    parser.add_argument("--config", action="config")
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # before 4.50
-    data = instantiate(parser.parse_args(["--config", str(config)])).data
     assert isinstance(data, VideoData)
     assert data._windows[0] == Window(6, 2)
     assert isinstance(data._decoder, Decord)

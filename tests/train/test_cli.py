@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import re
 from pathlib import Path
@@ -73,6 +74,18 @@ class TestRun:
         words = [command, "--config", str(run / "config.yaml"), f"--ckpt_path={checkpoint}"]
         assert main([*words, "--trainer.limit_test_batches=1", "--trainer.limit_val_batches=1"]) == 0
         assert ("val/mse" if command == "validate" else "test/mse") in capsys.readouterr().out
+
+    def test_predict_writes_a_line_a_frame(self, run: Path, here: Path) -> None:
+        checkpoint = next((run / "checkpoints").glob("*.ckpt"))
+        words = ["predict", "--config", str(run / "config.yaml"), f"--ckpt_path={checkpoint}"]
+        assert main([*words, "--trainer.limit_predict_batches=2"]) == 0
+        (path,) = here.rglob("predictions.jsonl")
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        assert [row["frame"] for row in rows] == list(range(8))
+        assert {row["clip"] for row in rows} == {"walk 200000"}
+        assert "mse" not in rows[0]
+        assert rows[1]["mse"] > 0
+        assert not list(here.rglob("*.part"))
 
     def test_going_on(self, run: Path, here: Path) -> None:
         checkpoint = next((run / "checkpoints").glob("*.ckpt"))

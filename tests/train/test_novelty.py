@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tttstream.errors import ShapeError
 from tttstream.train.novelty import Novelty, contrast
-from tttstream.train.planting import excursion, plant
+from tttstream.train.planting import excursion, plant, sensor_noise
 from tttstream.train.spliced import DETECTORS, WARMUP, WINDOW, Spliced, alarms, judge, table
 
 Make = Callable[..., Any]
@@ -59,6 +59,15 @@ class TestPlanting:
         here = (away == 0)[:, :, None, None, None].expand_as(frames)
         assert torch.equal(frames, torch.where(here, self.frames, self.frames.roll(1, 0)))
         assert torch.equal(away.clamp(max=1).sum(1), away.max(1).values)
+
+    def test_noise_is_the_clips_own(self) -> None:
+        clip = torch.arange(6)[:, None].expand(6, 8)
+        grey = torch.full((6, 8, 3, 32, 32), 128, dtype=torch.uint8)
+        spread = sensor_noise(grey, clip, 20.0, seeded()).float().std((2, 3, 4))
+        assert (spread.std(1) < 0.5).all()
+        assert spread.mean(1).max() > 5
+        assert spread.max() < 22
+        assert torch.equal(sensor_noise(grey, clip, 0.0, seeded()), grey)
 
     def test_one_row_alone_goes_nowhere(self) -> None:
         frames, away = excursion(self.frames[:1], 1.0, seeded())

@@ -15,8 +15,9 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from PIL import Image
 from torch import Tensor
 
+from tttstream.masks import MaskModel
 from tttstream.model import FrameModel
-from tttstream.outputs import saving
+from tttstream.outputs import TextFile, saving
 from tttstream.train.export import read
 
 NAMES = {"train/loss": "loss", "train/inner_before": "inner", "train/inner_after": "after", "val/loss": "val"}
@@ -142,6 +143,56 @@ def tiled(pictures: Tensor) -> Tensor:
     return sheet.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
 
 
+class Rows(Callback):
+    """Writes the rows that `predict_step` returns as lines of JSON: predictions.jsonl in the run's folder.
+
+    The number under "clip" is replaced by the clip's name, where the data has a list of clips.
+    """
+
+    def __init__(self) -> None:
+        self._file: TextFile | None = None
+        self._names: list[str] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the file; each process has its own."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        with saving(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        number = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        self._file = TextFile(folder / f"predictions{number}.jsonl")
+        data: Any = trainer
+        listed = getattr(data.datamodule, "clips", None)
+        self._names = [] if listed is None else [clip.name for clip in listed("test")]
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Append the rows."""
+        if self._file is None or not isinstance(outputs, list):
+            return
+        for row in outputs:
+            clip = row.get("clip", -1)
+            named = {"clip": self._names[clip]} if 0 <= clip < len(self._names) else {}
+            self._file.write_json({**row, **named})
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the file its name."""
+        if self._file is not None:
+            self._file.close()
+            print(f"one line a frame: {self._file.path}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing half-written."""
+        if self._file is not None:
+            self._file.discard()
+
+
 class Export(Callback):
     """At the end of a run, writes the folders that `tttstream watch --model` takes: model, and best where one is known.
 
@@ -151,8 +202,8 @@ class Export(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the class."""
-        model = pl_module.model
-        if not isinstance(model, FrameModel) or not trainer.is_global_zero or trainer.log_dir is None:
+        model = getattr(pl_module, "model", None)
+        if not isinstance(model, (FrameModel, MaskModel)) or not trainer.is_global_zero or trainer.log_dir is None:
             return
         run = Path(trainer.log_dir)
         model.save(run / "model")

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tttstream import presets
 from tttstream.errors import CheckpointError, ConfigError, TTTStreamError
 from tttstream.model import ModelConfig
-from tttstream.train.callbacks import Bar, Export, Pace, Pictures
+from tttstream.train.callbacks import Bar, Export, Pace, Pictures, Rows
 
 OUT = "out"
 LATEST = ("best", "last", "hpc")  # what Lightning itself finds
@@ -145,7 +145,7 @@ def main(words: Sequence[str]) -> int:
     defaults: dict[str, Any] = {
         "default_root_dir": OUT,
         "plugins": [{"class_path": "tttstream.train.checkpoint.WholeFiles"}],
-        "callbacks": [Bar(), Pace(), Pictures(), Export()],
+        "callbacks": [Bar(), Pace(), Pictures(), Rows(), Export()],
     }
     try:
         TrainingCLI(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tttstream.errors import ConfigError, ShapeError
 from tttstream.model import ModelConfig
 from tttstream.outputs import TextFile, saving
-from tttstream.train.planting import excursion, plant
+from tttstream.train.planting import excursion, plant, sensor_noise
 from tttstream.train.prediction import Prediction, Segment
 from tttstream.train.spliced import Spliced, judge, table
 
@@ -65,6 +65,7 @@ class Novelty(Prediction):
         weight: of the contrast beside the prediction's loss. share: of the segments that get a thing.
         cuts: share of the lanes' changes of video that come as cuts, without a reset; all of the first frame is new.
         excursions: share of the segments that show another lane's video for a while, all of its first frame new too.
+        noise: at most so many grey levels of noise are added to the training frames, each clip having its own level.
         planted_in_test: share of the test segments that get a thing. seed: of what is planted where.
         The others: see `Prediction`.
     """
@@ -77,6 +78,7 @@ class Novelty(Prediction):
         share: float = 0.65,
         cuts: float = 0.5,
         excursions: float = 0.3,
+        noise: float = 6.0,
         planted_in_test: float = 0.2,
         seed: int = 0,
         horizon: int = 1,
@@ -94,6 +96,7 @@ class Novelty(Prediction):
                 f"got {model.memory} with registers={model.registers}"
             )
         self.weight, self.share, self.cuts, self.excursions = weight, share, cuts, excursions
+        self.noise = noise
         self.planted_in_test, self.seed = planted_in_test, seed
         self._streams: list[Spliced] = []
 
@@ -101,7 +104,8 @@ class Novelty(Prediction):
         """One segment of every lane, with things planted into some, and some new videos that come unannounced."""
         step = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
         generator = torch.Generator().manual_seed((self.seed << 32) + step)
-        frames, away = excursion(batch.frames, self.excursions, generator)
+        frames = sensor_noise(batch.frames, batch.clip, self.noise, generator)
+        frames, away = excursion(frames, self.excursions, generator)
         planted = plant(frames, self.share, generator)
         draws = torch.rand(batch.reset.shape, generator=generator).to(self.device)
         cut = batch.reset & (draws < self.cuts) & (self.state_before(batch, "train") is not None)

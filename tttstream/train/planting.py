@@ -21,6 +21,17 @@ class Planted(NamedTuple):
     age: Tensor
 
 
+def sensor_noise(frames: Tensor, clip: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise to uint8 frames [B, T, 3, H, W]; its deviation, 0 to `most` grey levels, is the clip's own.
+
+    clip: [B, T], the number of the clip that each frame is of, so that a stream's noise does not change by itself.
+    """
+    share = (clip.cpu() * 2654435761 % 1009).float() / 1009
+    level = (most * share.square())[..., None, None, None]
+    noise = level * torch.randn(frames.shape, generator=generator)
+    return (frames + noise.to(frames.device)).round().clamp(0, 255).to(frames.dtype)
+
+
 def excursion(frames: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Let about `share` of the rows of [B, T, 3, H, W], T >= 3, show another row's video for a while, and come back.
 

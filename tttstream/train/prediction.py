@@ -44,16 +44,6 @@ class Segment(NamedTuple):
     ahead: Tensor | None
 
 
-class Said(NamedTuple):
-    """What `tttstream predict` writes: [B, T] position in the stream, frames [B, T, 3, H, W] predicted to follow each,
-    embedding [B, T, dim], and inner loss [B, T] before the frame was learned."""
-
-    position: Tensor
-    prediction: Tensor
-    embedding: Tensor
-    loss: Tensor | None
-
-
 class Prediction(StreamTask):
     """Self-supervised prediction of the frames to come.
 
@@ -160,11 +150,25 @@ class Prediction(StreamTask):
         """As validation, on other videos."""
         self._measure(batch, "test")
 
-    def predict_step(self, batch: Batch, index: int) -> Said:
-        """What is written of each frame."""
+    def predict_step(self, batch: Batch, index: int) -> list[dict[str, float]]:
+        """A row for each frame: where it is, its inner loss before it was learned, and how well it was foretold.
+
+        mse is that of the prediction from the frame before, copy_mse that of repeating it; neither stands where the
+        frame before is not in the same batch.
+        """
         output = self(batch, "predict").output
-        loss = None if output.losses is None else output.losses.before.mean(-1)
-        return Said(batch.position, output.prediction, output.embedding, loss)
+        target = pixels(batch.frames)
+        mse = (output.prediction[:, :-1] - target[:, 1:]).square().mean((2, 3, 4))
+        copy = (target[:, :-1] - target[:, 1:]).square().mean((2, 3, 4))
+        rows: list[dict[str, float]] = []
+        for b, t in batch.valid.nonzero().tolist():
+            row = {"clip": int(batch.clip[b, t]), "frame": int(batch.frame[b, t])}
+            if output.losses is not None:
+                row["loss"] = round(float(output.losses.before[b, t].mean()), 6)
+            if t and not batch.reset[b, t]:
+                row |= {"mse": round(float(mse[b, t - 1]), 8), "copy_mse": round(float(copy[b, t - 1]), 8)}
+            rows.append(row)
+        return rows
 
     def _measure(self, batch: Batch, stage: str) -> Segment:
         segment = self(batch, stage)

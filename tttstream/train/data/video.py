@@ -1,4 +1,4 @@
-"""Frames of video files for training: by decord, which is quick at short clips, or by PyAV, which reads anything."""
+"""Frames of video files for training: by PyAV, which reads whatever FFmpeg reads, or by decord with PyAV behind it."""
 
 from __future__ import annotations
 

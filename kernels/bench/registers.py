@@ -1,100 +1,137 @@
-"""Compile the Triton kernels of frame mode for a GPU that need not be there, and print what they take of it.
+"""Registers, spills, shared memory and programs a multiprocessor of every token-mode kernel, compiled without a GPU.
 
-    python kernels/bench/registers.py --inner linear mlp conv --width 64 --type bfloat16 [--losses] [--json]
+    python kernels/bench/registers.py [--quick] [--kernel linear.forward]
 
-Registers, stack (where registers do not suffice) and shared memory are what limits how many programs a multiprocessor
-holds. Compiling takes seconds to minutes a kernel.
+Triton compiles for compute capability 9.0 (H100, H200) on any machine; its own ptxas says what a kernel takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-from tttstream_kernels import frame_triton
-from tttstream_kernels.token_parts_triton import numerics
+from typing import Any, NamedTuple
 
 CAPABILITY = 90
-REGISTERS, SHARED = 65536, 227 * 1024
-"""Of a multiprocessor of that generation (CUDA C++ Programming Guide, table of compute capabilities)."""
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-WHOLE = {"heads", "tokens", "n", "group", "kept"}
+REGISTERS, SHARED, WARPS, PROGRAMS = 65536, 227 * 1024, 64, 32
+"""What one multiprocessor has: registers, bytes that programs may share, warps and programs at a time."""
 
 
-def signature(names: list[str], given: dict[str, Any], dtype: torch.dtype, summed: bool) -> dict[str, Any]:
-    """Types of a kernel's arguments, all of the optional ones there."""
-    streams = {"q", "k", "v", "y", "d_y"} | (set() if summed else {"d_q", "d_k", "d_v"})
-    types: dict[str, Any] = {}
-    for name in names:
-        if name in given:
+class Use(NamedTuple):
+    """What a compiled kernel takes. registers: a thread; spilled: bytes a thread; shared: bytes a program."""
+
+    warps: int
+    registers: int
+    spilled: int
+    shared: int
+
+    @property
+    def programs(self) -> int:
+        """Programs that one multiprocessor runs side by side."""
+        rounded = -(-self.registers // 8) * 8 * 32 * self.warps
+        return min(REGISTERS // rounded, SHARED // (self.shared + 1024), WARPS // self.warps, PROGRAMS)
+
+
+def signature(kernel: Any, tokens: str, absent: tuple[str, ...], constants: dict[str, Any]) -> dict[str, str]:
+    """Type of every parameter of a kernel, by what it is called."""
+    types = {}
+    phase = "*i32" if "SPAN" in constants else "*fp32"  # the step takes the state's own
+    known = {"reset": "*i1", "lengths": "*i64", "phase": phase, "count": "*i32", "begins": "*i32", "first": "*i32"}
+    for parameter in kernel.params:
+        name = parameter.name
+        if name in constants or name in absent:
             types[name] = "constexpr"
-        elif name in ("sq", "sk", "sv"):
-            types[name] = ("i32", "i32", "i32")
+        elif name in ("q", "k", "v", "y", "d_y", "d_q", "d_k", "d_v"):
+            types[name] = f"*{tokens}"
+        elif name in ("T", "H", "segments") or name.endswith(("_row", "_step", "_head")):
+            types[name] = "i32"
         else:
-            types[name] = "i32" if name in WHOLE else f"*{NAMES[dtype] if name in streams else 'fp32'}"
-    return {**types, "reset": "*i1", "lengths": "*i64"}
+            types[name] = "fp32" if name.endswith("_number") else known.get(name, "*fp32")
+    return types
 
 
-def compiled(inner: str, way: str, width: int, tokens: int, dtype: torch.dtype, losses: bool) -> dict[str, Any]:
-    """What one kernel takes, with the options that `frame_triton` launches it with."""
-    kernel = getattr(frame_triton.KERNELS[inner], way)
-    options = frame_triton.launch_options(inner, way, width, tokens)
-    warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    given = {"D": width, "LOSS": losses, "RESTORE": False, "KEEP": True, "HEIGHT": 8, "WIDE": 8, **options}
-    given |= numerics(dtype)
-    names = kernel.arg_names
-    given = {name: value for name, value in given.items() if name in names}
-    types = signature(names, given, dtype, losses or inner != "linear")
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if str(types[name]).startswith("*")}
-    source = ASTSource(kernel, types, given, aligned)
-    binary = triton.compile(
-        source, target=GPUTarget("cuda", CAPABILITY, 32), options={"num_warps": warps, "num_stages": stages}
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(binary.asm["cubin"])
-        tool = triton.knobs.nvidia.cuobjdump.path
-        usage = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
-    shared = binary.metadata.shared
-    held = min(REGISTERS // (registers * 32 * warps), SHARED // (shared + 1024))
-    return {
-        "inner": inner, "way": way, "D": width, "type": NAMES[dtype], "losses": losses, **options, "warps": warps,
-        "registers": registers, "stack": stack, "shared": shared, "programs": held,
-    }  # fmt: skip
+def use(kernel: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, int]) -> Use:
+    """Compile a kernel and read what ptxas says about it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(types.items())
+        if kind.startswith("*") or name == "H" or name.endswith(("_row", "_step", "_head"))
+    }
+    constants = {name: constants.get(name) for name, kind in types.items() if kind == "constexpr"}
+    source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(compiled.asm["ptx"])
+        file.flush()
+        command = [str(ptxas), "-v", f"--gpu-name=sm_{CAPABILITY}a", file.name, "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers, spilled = (re.search(text, said) for text in (r"Used (\d+) registers", r"(\d+) bytes spill stores"))
+    if registers is None or spilled is None:
+        raise RuntimeError(f"ptxas said nothing of registers and spills: {said}")
+    return Use(options["num_warps"], int(registers[1]), int(spilled[1]), compiled.metadata.shared)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inner", nargs="+", default=list(frame_triton.KERNELS), choices=list(frame_triton.KERNELS))
-    parser.add_argument("--way", nargs="+", default=["forward", "backward"], choices=["forward", "backward"])
-    parser.add_argument("--width", nargs="+", type=int, default=[64])
-    parser.add_argument("--type", nargs="+", default=["bfloat16"], choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--tokens", type=int, default=196, help="tokens of a frame")
-    parser.add_argument("--losses", action="store_true", help="with the inner losses and their gradients")
-    parser.add_argument("--json", action="store_true", help="a line of JSON a kernel in place of a table")
-    args = parser.parse_args()
-    columns = ["inner", "way", "D", "type", "TILE", "CHUNK", "warps", "registers", "stack", "shared", "programs"]
-    if not args.json:
-        print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns), flush=True)
-    for inner in args.inner:
-        for width in args.width:
-            for dtype in args.type:
-                for way in args.way:
-                    found = compiled(inner, way, width, args.tokens, getattr(torch, dtype), args.losses)
-                    cells = (str(found.get(column, "")) for column in columns)
-                    print(json.dumps(found) if args.json else f"| {' | '.join(cells)} |", flush=True)
+def rows(wanted: str, quick: bool) -> list[tuple[str, Use]]:
+    """(name, use) of every kernel whose name holds `wanted`."""
+    import torch
+
+    from tttstream_kernels import linear_token_triton, mlp_token_triton, step_triton
+    from tttstream_kernels.token_parts_triton import numerics
+    from tttstream_kernels.token_triton import launch_options
+
+    sizes = [(64, 16)] if quick else [(64, 16), (64, 64), (128, 16), (16, 16)]
+    types = [(torch.bfloat16, "bf16")] if quick else [(torch.bfloat16, "bf16"), (torch.float32, "fp32")]
+    found = []
+    for inner, module in (("linear", linear_token_triton), ("mlp", mlp_token_triton)):
+        for way in ("forward", "backward"):
+            for width, size in sizes:
+                for dtype, short in types:
+                    name = f"{inner}.{way} D={width} K={size} {short}"
+                    if wanted not in name:
+                        continue
+                    constants = {"D": width, "K": size, "SPAN": 8 * size, "READS": 1, "RESTORE": False}
+                    constants |= numerics(dtype)
+                    kernel = getattr(module, way)
+                    absent = ("reset", "lengths", "count", "begins", "first", "forget")
+                    kinds = signature(kernel, short, absent, constants)
+                    found.append((name, use(kernel, kinds, constants, launch_options(inner, way, width, dtype))))
+        for width, _ in sizes:
+            name = f"{inner}.step D={width}"
+            if wanted in name and name not in [known for known, _ in found]:
+                kernel = step_triton.KERNELS[inner]
+                constants = {"D": width, "K": 16, "FORGET": True, "LONGEST": True, "RESTORE": False, "LOSS": True}
+                kinds = signature(kernel, "bf16", ("forget", "longest", "reset", "lengths"), constants)
+                found.append((name, use(kernel, kinds, constants, {"num_warps": step_triton.warps(width)})))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="D = 64, K = 16 and bfloat16 only")
+    parser.add_argument("--kernel", default="", help="only kernels whose name holds this")
+    given = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("error: TRITON_INTERPRET=1 compiles nothing: unset it", file=sys.stderr)
+        return 2
+    print("| kernel | warps | registers a thread | spilled bytes | shared memory, KB | programs |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, used in rows(given.kernel, given.quick):
+        print(
+            f"| {name} | {used.warps} | {used.registers} | {used.spilled} | {used.shared / 1024:.0f} "
+            f"| {used.programs} |",
+            flush=True,
+        )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

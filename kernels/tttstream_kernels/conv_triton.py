@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from tttstream_kernels.frame_parts_triton import (
+    again,
     begin_gradients,
     begin_weights,
     counted,
@@ -114,12 +115,14 @@ def _learn(
         rate = numbers(eta, heads, first, count, TILE)
         z = _convolve(k, sk, first, count, source, D, TILE, HEIGHT, WIDE)
         hidden = gelu(z)
-        error, _, g, _, _ = taught(product(hidden, w_2, TYPE, PRECISION) + b_2, target, rate, gamma, beta)
+        error, _, g, _, _ = taught(
+            product(hidden, again(w_2, source + at_2, D), TYPE, PRECISION) + b_2, target, rate, gamma, beta
+        )
         if LOSS:
             put_numbers(before, heads, first, count, half_square(error), TILE)
         d_w_2 += product(tl.trans(hidden), g, TYPE, PRECISION)
         d_b_2 += total(g)
-        back = product(g, tl.trans(w_2), TYPE, PRECISION) * gelu_slope(z)
+        back = product(g, tl.trans(again(w_2, source + at_2, D)), TYPE, PRECISION) * gelu_slope(z)
         d_w += _correlate(k, sk, first, count, back, D, TILE, HEIGHT, WIDE)
     w = tl.load(source + at, mask=used)
     if KEEP:
@@ -228,14 +231,14 @@ def forward(
 
 @triton.jit
 def _see_backward(
-    x_t, stride, first, count, z, d_z, d_h_t, w_2,
+    x_t, stride, first, count, z, d_z, d_h_t, w_2, at_2,
     D: tl.constexpr, TILE: tl.constexpr, HEIGHT: tl.constexpr, WIDE: tl.constexpr, TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What comes back through g(x) of a tile to the weights of both layers from its d_z (equation 16); leaves that of
     the hidden layer at `d_h_t`."""
     d_w_2 = product(tl.trans(gelu(z)), d_z, TYPE, PRECISION)
-    d_h = product(d_z, tl.trans(w_2), TYPE, PRECISION) * gelu_slope(z)
+    d_h = product(d_z, tl.trans(again(w_2, at_2, D)), TYPE, PRECISION) * gelu_slope(z)
     put(d_h_t, D, first, count, d_h, D, TILE)
     return _correlate(x_t, stride, first, count, d_h, D, TILE, HEIGHT, WIDE), d_w_2
 
@@ -336,7 +339,7 @@ def backward(
                 sum_gamma += total(d_read * z_hat)
                 sum_beta += total(d_read)
                 more, more_2 = _see_backward(
-                    q_t, sq[1], first, count, z, d_z, d_h_t, w_2, D, TILE, HEIGHT, WIDE, TYPE, PRECISION
+                    q_t, sq[1], first, count, z, d_z, d_h_t, w_2, weights + at_2, D, TILE, HEIGHT, WIDE, TYPE, PRECISION
                 )
                 d_w += more
                 d_w_2 += more_2
@@ -357,7 +360,21 @@ def backward(
                     sum_gamma += total(d_error * z_hat)
                     sum_beta += total(d_error)
                     more, more_2 = _see_backward(
-                        k_t, sk[1], first, count, z, d_z, d_h_t, w_2, D, TILE, HEIGHT, WIDE, TYPE, PRECISION
+                        k_t,
+                        sk[1],
+                        first,
+                        count,
+                        z,
+                        d_z,
+                        d_h_t,
+                        w_2,
+                        weights + at_2,
+                        D,
+                        TILE,
+                        HEIGHT,
+                        WIDE,
+                        TYPE,
+                        PRECISION,
                     )
                     d_w += more
                     d_w_2 += more_2
@@ -377,6 +394,9 @@ def backward(
             w_2 = tl.load(source + at_2)
             b_2 = tl.load(source + at_b)
             taught_w_2, taught_b_2 = -d_w_2 / n, -d_b_2 / n
+            if D > 64:
+                tl.store(d_weights + at_2, taught_w_2)
+                tl.debug_barrier()
             for first in range(0, count, TILE):
                 target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32)
                 target -= tile(k_t, sk[1], first, count, D, TILE).to(tl.float32)
@@ -386,9 +406,9 @@ def backward(
                 d_back = _convolve(
                     k_t, sk[1], first, count, d_weights, D, TILE, HEIGHT, WIDE
                 ) * (-1.0 / n)  # fmt: skip
-                z = product(gelu(hidden), w_2, TYPE, PRECISION) + b_2
-                d_g = product(gelu(hidden), taught_w_2, TYPE, PRECISION) + taught_b_2
-                d_g += product(d_back * slope, w_2, TYPE, PRECISION)
+                z = product(gelu(hidden), again(w_2, source + at_2, D), TYPE, PRECISION) + b_2
+                d_g = product(gelu(hidden), again(taught_w_2, d_weights + at_2, D), TYPE, PRECISION) + taught_b_2
+                d_g += product(d_back * slope, again(w_2, source + at_2, D), TYPE, PRECISION)
                 error, u, g, z_hat, rstd = taught(z, target, rate, gamma, beta)
                 d_u, d_z = gradient_backward(d_g, g, u, rate * gamma * gamma, z_hat, rstd)
                 put_numbers(d_eta + place, heads, first, count, tl.sum(d_u * gamma * error, 1, keep_dims=True), TILE)
@@ -406,8 +426,10 @@ def backward(
                     d_target += tile(d_v + here, stride, first, count, D, TILE)
                 put(d_k + here, stride, first, count, d_x, D, TILE)
                 put(d_v + here, stride, first, count, d_target, D, TILE)
-                back = product(g, tl.trans(w_2), TYPE, PRECISION)
-                d_h = product(g, tl.trans(taught_w_2), TYPE, PRECISION) + product(d_z, tl.trans(w_2), TYPE, PRECISION)
+                back = product(g, tl.trans(again(w_2, source + at_2, D)), TYPE, PRECISION)
+                d_h = product(g, tl.trans(again(taught_w_2, d_weights + at_2, D)), TYPE, PRECISION) + product(
+                    d_z, tl.trans(again(w_2, source + at_2, D)), TYPE, PRECISION
+                )
                 d_h = slope * d_h + d_back * back * gelu_bend(hidden)
                 d_w_2 += product(tl.trans(d_back * slope), g, TYPE, PRECISION)
                 d_w_2 += product(tl.trans(gelu(hidden)), d_z, TYPE, PRECISION)

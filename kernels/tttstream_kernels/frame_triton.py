@@ -41,11 +41,12 @@ def frame_causal(
     forget = None if isinstance(update.forget, float | int) and update.forget == 0 else _heads(update.forget, start)
     longest = None if update.longest is None else _heads(update.longest, start)
     height, width = (call.inner.height, call.inner.width) if isinstance(call.inner, Conv) else (0, 0)
+    lengths, reset = (None if mask is None else mask.contiguous() for mask in (lengths, reset))
     learned = (q, k, v, eta, start, gamma, beta, state.delta.contiguous(), forget, longest)
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
     y, delta, phase, before, after, _ = frame(
-        call.inner.name, *learned, state.phase, lengths, reset, height, width, call.tokens, update.restore, return_loss,
-        group_of(q.shape[1] // call.tokens) if wanted else 0,
+        call.inner.name, *learned, state.phase.contiguous(), lengths, reset, height, width, call.tokens, update.restore,
+        return_loss, group_of(q.shape[1] // call.tokens) if wanted else 0,
     )  # fmt: skip
     new = InnerState(delta, state.pending, state.momentum, phase.detach())
     return y, new, Loss(before, after) if return_loss else None
@@ -64,19 +65,27 @@ def _heads(value: float | Tensor, start: Tensor) -> Tensor:
     return torch.full(start.shape[:1], value, dtype=torch.float32, device=start.device)
 
 
-def launch_options(inner: str, way: str, size: int, tokens: int) -> dict[str, int]:
+def launch_options(inner: str, way: str, size: int, tokens: int, dtype: torch.dtype) -> dict[str, int]:
     """Tokens of a tile, hidden units of a chunk and warps of a program, for heads of this size and frames of so many
-    tokens; tests/kernels/test_triton_frame_compiles.py holds their registers and shared memory."""
-    most = 64 if way == "forward" and size < 128 else 32
-    options = {"TILE": min(most, max(16, triton.next_power_of_2(tokens)))}
+    tokens: as large as registers allow (kernels/bench/registers.py). bfloat16 leaves more room than what goes as tf32.
+    The forward pass of the MLP has larger tiles, because it fetches the weights for each of them."""
+    roomy = size <= 64 and dtype == torch.bfloat16
+    if way == "forward":
+        most = 64 if inner == "mlp" and roomy else 32
+        warps = 4 if size < 64 or (roomy and inner != "mlp") else 8
+    else:
+        most = 32 if roomy or size < 64 else 16
+        warps = 4 if size < 64 else 8
+    options = {"TILE": min(most, max(16, triton.next_power_of_2(tokens))), "num_warps": warps, "num_stages": 1}
     if inner == "mlp":
-        options["CHUNK"] = min(64 if size < 128 else 32, 4 * size)
-    return {**options, "num_warps": 4 if size < 64 else 8, "num_stages": 1}
+        options["CHUNK"] = 64 if roomy or size < 64 else 32
+    return options
 
 
 def _constants(inner: str, way: str, q: Tensor, tokens: int, height: int, width: int) -> dict[str, Any]:
     picture = {"HEIGHT": height, "WIDE": width} if inner == "conv" else {}
-    return {"D": q.shape[3], **launch_options(inner, way, q.shape[3], tokens), **picture, **numerics(q.dtype)}
+    options = launch_options(inner, way, q.shape[3], tokens, q.dtype)
+    return {"D": q.shape[3], **options, **picture, **numerics(q.dtype)}
 
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:
@@ -109,8 +118,9 @@ def frame(
     """(outputs [B, T, H, D], delta [B, H, P], phase [B], loss before, loss after [B, T, H], checkpoints).
 
     q, k, v [B, T, H, D] of one type, any strides with the last 1; eta [B, T, H], start [H, P], gamma, beta [H, D],
-    delta [B, H, P], forget, longest [H] float32 and contiguous; phase [B]; height, width: of conv's picture; tokens: of
-    a frame; losses: else they are empty; group: frames between checkpoints, 0: none.
+    delta [B, H, P], forget, longest [H] float32 and contiguous, as are phase, lengths [B] and reset [B, T]; height,
+    width: of conv's picture; tokens: of a frame; losses: else they are empty; group: frames between checkpoints, 0:
+    none.
     """
     rows, length, heads, _ = q.shape
     room = _outputs(q, delta, phase, tokens, losses, group)
@@ -118,7 +128,7 @@ def frame(
     scratch = delta.new_empty(rows * heads, SCRATCH[inner][0], tokens, q.shape[3])
     with _on(q):
         KERNELS[inner].forward[(rows * heads,)](
-            q, k, v, eta, start, gamma, beta, delta, phase.contiguous(), forget, longest, reset, lengths,
+            q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
             y, new_delta, new_phase, before, after, checkpoints, scratch,
             heads, length, tokens, max(1, group), checkpoints.shape[2], *(x.stride()[:3] for x in (q, k, v)),
             **_constants(inner, "forward", q, tokens, height, width), LOSS=losses, KEEP=group > 0, RESTORE=restore,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from tttstream_kernels.frame_parts_triton import (
+    again,
     counted,
     cut,
     found,
@@ -186,6 +187,7 @@ def backward(
     start += head * P
     d_start += cell * P
     d_new += cell * P
+    d_delta += cell * P
     slots += cell * (group + 1) * P
     spare = slots + group * P
     scales += cell * group
@@ -234,7 +236,8 @@ def backward(
             count = tl.minimum(length - begin, n)
             q_t, k_t, v_t = q + begin * sq[1], k + begin * sk[1], v + begin * sv[1]
             here, place = begin * stride, begin * heads
-            w, b = tl.load(slots + slot * P + square), tl.load(slots + slot * P + bias)
+            weights = slots + slot * P
+            w, b = tl.load(weights + square), tl.load(weights + bias)
 
             # through settle, equation 15
             before_w, before_b = w, b
@@ -260,25 +263,41 @@ def backward(
             for first in range(0, count, TILE):
                 x = tile(q_t, sq[1], first, count, D, TILE)
                 d_read = tile(d_y + here, stride, first, count, D, TILE).to(tl.float32)
-                z_hat, rstd = standardise(product(x, w, TYPE, PRECISION) + b)
+                z_hat, rstd = standardise(product(x, again(w, weights + square, D), TYPE, PRECISION) + b)
                 d_z = through(gamma * d_read, z_hat, rstd)
                 sum_gamma += total(d_read * z_hat)
                 sum_beta += total(d_read)
                 d_w += product(tl.trans(x), d_z, TYPE, PRECISION)
                 d_b += total(d_z)
-                put(d_q + here, stride, first, count, d_read + product(d_z, tl.trans(w), TYPE, PRECISION), D, TILE)
+                put(
+                    d_q + here,
+                    stride,
+                    first,
+                    count,
+                    d_read + product(d_z, tl.trans(again(w, weights + square, D)), TYPE, PRECISION),
+                    D,
+                    TILE,
+                )
             if LOSS:
                 for first in range(0, count, TILE):
                     x = tile(k_t, sk[1], first, count, D, TILE)
                     target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
-                    z_hat, rstd = standardise(product(x, w, TYPE, PRECISION) + b)
+                    z_hat, rstd = standardise(product(x, again(w, weights + square, D), TYPE, PRECISION) + b)
                     d_error = numbers(d_after + place, heads, first, count, TILE) * (gamma * z_hat + beta - target)
                     d_z = through(gamma * d_error, z_hat, rstd)
                     sum_gamma += total(d_error * z_hat)
                     sum_beta += total(d_error)
                     d_w += product(tl.trans(x), d_z, TYPE, PRECISION)
                     d_b += total(d_z)
-                    put(d_k + here, stride, first, count, d_error + product(d_z, tl.trans(w), TYPE, PRECISION), D, TILE)
+                    put(
+                        d_k + here,
+                        stride,
+                        first,
+                        count,
+                        d_error + product(d_z, tl.trans(again(w, weights + square, D)), TYPE, PRECISION),
+                        D,
+                        TILE,
+                    )
                     put(d_v + here, stride, first, count, -d_error, D, TILE)
                 tl.debug_barrier()
 
@@ -287,12 +306,17 @@ def backward(
             source = found(checkpoint, slots, scales, spare, start, anew, slot, alpha, FORGET, LONGEST, 0, P)
             w, b = tl.load(source + square), tl.load(source + bias)
             d_step, d_step_b = -d_w / n, -d_b / n
+            if D > 64:
+                tl.store(d_delta + square, d_step)
+                tl.debug_barrier()
             for first in range(0, count, TILE):
                 x = tile(k_t, sk[1], first, count, D, TILE)
                 target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
                 rate = numbers(eta + place, heads, first, count, TILE)
-                error, u, g, z_hat, rstd = taught(product(x, w, TYPE, PRECISION) + b, target, rate, gamma, beta)
-                d_g = product(x, d_step, TYPE, PRECISION) + d_step_b
+                error, u, g, z_hat, rstd = taught(
+                    product(x, again(w, source + square, D), TYPE, PRECISION) + b, target, rate, gamma, beta
+                )
+                d_g = product(x, again(d_step, d_delta + square, D), TYPE, PRECISION) + d_step_b
                 d_u, d_z = gradient_backward(d_g, g, u, rate * gamma * gamma, z_hat, rstd)
                 put_numbers(d_eta + place, heads, first, count, tl.sum(d_u * gamma * error, 1, keep_dims=True), TILE)
                 d_error = rate * gamma * d_u
@@ -303,7 +327,9 @@ def backward(
                     d_z += through(gamma * own_error, z_hat, rstd)
                     d_error += own_error
                 sum_beta += total(d_error)
-                d_x = product(d_z, tl.trans(w), TYPE, PRECISION) + product(g, tl.trans(d_step), TYPE, PRECISION)
+                d_x = product(d_z, tl.trans(again(w, source + square, D)), TYPE, PRECISION) + product(
+                    g, tl.trans(again(d_step, d_delta + square, D)), TYPE, PRECISION
+                )
                 d_x += d_error
                 d_target = -d_error
                 if LOSS:
@@ -320,8 +346,8 @@ def backward(
                 d_w, d_b = tl.where(anew, 0.0, d_w), tl.where(anew, 0.0, d_b)
             tl.debug_barrier()
 
-    tl.store(d_delta + cell * P + square, d_w)
-    tl.store(d_delta + cell * P + bias, d_b)
+    tl.store(d_delta + square, d_w)
+    tl.store(d_delta + bias, d_b)
     d_w += tl.load(d_start + square)
     d_b += tl.load(d_start + bias)
     if LONGEST:

@@ -306,7 +306,7 @@ def backward(
             z_hat, rstd, error, u = error_terms(z, target, rate[:, None], scale, shift)
             gradient = through(u, z_hat, rstd)
 
-            # the sums x_j^T G_j and what became of them (equation 13)
+            # the sums x_j^T G_j and what became of them (equation 11)
             taught = product(keys, d_sum_w, TYPE, PRECISION) + d_sum_b[None, :]
             d_gradient = factor * taught
             d_keys = factor * product(gradient, tl.trans(d_sum_w), TYPE, PRECISION)

@@ -454,7 +454,7 @@ def backward(
             z_hat, rstd, error, u = error_terms(z, target, rate[None, :], scale, shift, 0)
             gradient = through(u, z_hat, rstd, 0)
 
-            # what settles the weights, backwards (equation 15); then the sums and what became of them (13)
+            # what settles the weights, backwards (equation 15); then the sums and what became of them (11)
             after = shelf(end, segment, old, SPAN, K)
             factor = tl.where(full, -last_tau * keep, 1.0)
             cut_after, pull = 1.0, 0.0
@@ -636,7 +636,7 @@ def backward(
                 else:
                     d_keys += d_x
 
-            # the step of the hidden layer, (5): G1 = (G W2^T) gelu'(Z1)
+            # the step of the hidden layer (13): G1 = (G W2^T) gelu'(Z1)
             tl.debug_barrier()
             for c in range(0, F, CHUNK):
                 w2 = _last(live, c, D)

@@ -15,9 +15,6 @@ from torch import Tensor
 from tttstream_kernels.norm_triton import gelu, gelu_slope, standardise, through
 from tttstream_kernels.token_parts_triton import error_terms, everything, matrix
 
-CHUNK = tl.constexpr(64)
-"""Hidden units of the MLP that a program holds at a time."""
-
 
 @triton.jit
 def _row(x, w):
@@ -168,6 +165,7 @@ def mlp(
     row, head = cell // H, cell % H
     F: tl.constexpr = 4 * D
     P: tl.constexpr = 2 * D * F + F + D
+    CHUNK: tl.constexpr = 32 if D == 128 else 64
     columns, units = tl.arange(0, D), tl.arange(0, CHUNK)
     at_last = P - D + columns
     delta += cell * P
@@ -274,6 +272,11 @@ def mlp(
 KERNELS = {"linear": linear, "mlp": mlp}
 
 
+def warps(width: int) -> int:
+    """Warps of a program."""
+    return 4 if width < 64 else 8
+
+
 @torch.library.custom_op("tttstream::token_step", mutates_args=())
 def token_step(
     inner: str,
@@ -312,7 +315,7 @@ def token_step(
         q.stride(0), q.stride(2), k.stride(0), k.stride(2), v.stride(0), v.stride(2), heads,
         D=width, K=len(tau), FORGET=forget is not None or forget_number != 0.0,
         LONGEST=longest is not None or longest_number != 0.0, RESTORE=restore, LOSS=return_loss,
-        num_warps=4 if width < 64 else 8,
+        num_warps=warps(width),
     )  # fmt: skip
     return out
 

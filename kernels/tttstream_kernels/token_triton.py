@@ -65,13 +65,14 @@ def _any_tokens(
     new = InnerState(after - start, sums, state.momentum, end.to(state.phase.dtype))
     loss = None
     if return_loss:
-        learned_at, stood = half_square(seen - call.v.to(torch.float32))
-        loss = Loss(stood, learned_at)
+        error = seen - call.v.to(torch.float32)
+        if lengths is not None:
+            inside = torch.arange(tokens, device=lengths.device) < lengths[:, None]
+            error = torch.where(inside[..., None, None], error, 0.0)
+        learned, stood = half_square(error)
+        loss = Loss(stood, learned)
     if lengths is not None:
         new = new.where(lengths > 0, state)
-        if loss is not None:
-            inside = (torch.arange(tokens, device=lengths.device) < lengths[:, None])[..., None]
-            loss = Loss(*(torch.where(inside, part, 0.0) for part in loss))
     return y, new, loss
 
 
@@ -153,6 +154,13 @@ def span_of(tokens: int, size: int) -> int:
     return group * size
 
 
+def launch_options(inner: str, way: str, width: int, dtype: torch.dtype) -> dict[str, int]:
+    """Warps of a program, and how many loads ahead its loop runs. Only the linear forward pass may look ahead: its loop
+    loads nothing that it has stored."""
+    wide = width == 128 or (inner == "linear" and width == 64 and dtype == torch.float32)
+    return {"num_warps": 8 if wide else 4, "num_stages": 3 if (inner, way) == ("linear", "forward") else 1}
+
+
 @torch.library.custom_op("tttstream::token", mutates_args=())
 def token(
     inner: str,
@@ -182,7 +190,7 @@ def token(
     int32; reads: 1, or 3 to see keys after and before they are learned; span: tokens between checkpoints, 0: none.
     """
     rows, tokens, heads, width = q.shape
-    y, seen, after, sums, kept = _outputs(q, pending, lengths, reads, span)
+    y, seen, after, sums, kept = room(q, pending, lengths, reads, span)
     cut = blocks(phase, lengths, reset, tokens, len(tau), span)
     KERNELS[inner].forward[(rows * heads,)](
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
@@ -191,12 +199,12 @@ def token(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
         tokens, heads, kept.shape[2],
         D=width, K=len(tau), SPAN=span, READS=reads, RESTORE=restore, **numerics(q.dtype),
-        num_warps=4 if width < 128 else 8, num_stages=1,
+        **launch_options(inner, "forward", width, q.dtype),
     )  # fmt: skip
     return y, seen, after, sums, kept
 
 
-def _outputs(
+def room(
     q: Tensor, pending: Tensor, lengths: Tensor | None, reads: int, span: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Room for what `token` returns; tokens beyond a row's length stay zero."""
@@ -234,7 +242,7 @@ def _(
     reads: int,
     span: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(q, pending, lengths, reads, span)
+    return room(q, pending, lengths, reads, span)
 
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -273,17 +281,16 @@ def token_backward(
     size, segments = len(tau), kept.shape[2]
     tiles, shared = _gradients(q, eta, weights, start, tau, forget, limit, lengths, reset)
     cut = blocks(phase, lengths, reset, tokens, size, span)
-    shelves = weights.new_empty(rows, heads, span // size + 3, weights.shape[2])
-    hidden = weights.new_empty(rows, heads, 5, 4 * width if inner == "mlp" else 0, size)
+    shelves, cuts, hidden = scratch(inner, weights, span, size, width)
     KERNELS[inner].backward[(rows * heads,)](
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
         cut.phase, lengths, None if reset is None else reset.contiguous(), cut.number, cut.begins, cut.first,
-        kept, shelves, shelves.new_empty(shelves.shape[:3]), hidden, d_y, d_seen, d_weights_end, d_pending_end,
+        kept, shelves, cuts, hidden, d_y, d_seen, d_weights_end, d_pending_end,
         *tiles, *shared,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
         tokens, heads, segments,
         D=width, K=size, SPAN=span, READS=reads, RESTORE=restore, **numerics(q.dtype),
-        num_warps=4 if width < 128 else 8, num_stages=1,
+        **launch_options(inner, "backward", width, q.dtype),
     )  # fmt: skip
     d_q, d_k, d_v, d_eta, d_weights, d_pending = tiles
     d_start, d_gamma, d_beta, d_tau, d_forget, d_limit = shared
@@ -291,6 +298,15 @@ def token_backward(
         d_q, d_k, d_v, d_eta, d_weights, d_pending, d_start.sum(0), d_gamma.sum(0), d_beta.sum(0), d_tau.sum((0, 1)),
         d_forget.sum(0), d_limit.sum(0),
     )  # fmt: skip
+
+
+def scratch(inner: str, weights: Tensor, span: int, size: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the backward pass works in: weights at the ends of one segment's mini-batches, the factors of their cuts,
+    and what belongs to the hidden units of one block of the MLP."""
+    rows, heads, numbers = weights.shape
+    shelves = weights.new_empty(rows, heads, span // size + 3, numbers)
+    hidden = weights.new_empty(rows, heads, 5, 4 * width if inner == "mlp" else 0, size)
+    return shelves, shelves.new_empty(shelves.shape[:3]), hidden
 
 
 def _gradients(

@@ -1,6 +1,6 @@
 """Registers, spills, shared memory and programs a multiprocessor of every token-mode kernel, compiled without a GPU.
 
-    python kernels/bench/registers.py [--quick] [--kernel linear.forward]
+    python kernels/bench/token_registers.py [--quick] [--kernel linear.forward]
 
 Triton compiles for compute capability 9.0 (H100, H200) on any machine; its own ptxas says what a kernel takes.
 """

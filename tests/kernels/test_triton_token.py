@@ -1,0 +1,480 @@
+"""Token mode on Triton against the definition and the reference: values and all gradients, at sizes for the interpreter
+where there is no GPU, at real ones under `-m gpu`. Fresh memory and what lies around the inputs hold NaN, so that an
+element which a kernel leaves unwritten, or reads where it must not, is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tttstream_kernels import MLP, Inner, InnerState, Linear, ShapeError, Update, init_state, ttt
+from tttstream_kernels.testing import TOLERANCE, definition
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from tttstream_kernels import token_triton
+from tttstream_kernels.step_triton import token_step
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INNERS: list[Inner] = [Linear(), MLP()]
+HEADS = {"linear": 2, "mlp": 1}  # the interpreter takes seconds for more
+inners = pytest.mark.parametrize("inner", INNERS, ids=lambda inner: inner.name)
+no_number = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, on NaN
+UPDATES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "numbers": {"forget": 0.1, "longest": 3.0},
+    "per_head": {"forget": [0.0, 0.3], "longest": [7.0, 0.1]},
+    "all_forgotten": {"forget": [1.0, 0.2]},
+    "restore": {"forget": [0.0, 0.1], "longest": [3.0, 2.0], "restore": True},
+}
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Whatever torch allocates here holds NaN until it is written."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def framed(x: Tensor) -> Tensor:
+    """The same numbers as a view into a larger tensor of NaN: no two dimensions lie side by side."""
+    buffer = x.new_full([size + 4 for size in x.shape], torch.nan)
+    view = buffer[tuple(slice(2, -2) for _ in x.shape)]
+    view.copy_(x)
+    return view
+
+
+class Case:
+    """One call: random arguments in float64, of which each backend takes its own copy."""
+
+    def __init__(
+        self, inner: Inner, tokens: int, update: str = "plain", *, rows: int = 3, heads: int | None = None,
+        width: int = 16, mini_batch: int = 16, phases: list[int] | None = None,
+        reset: set[tuple[int, int]] | None = None, lengths: list[int] | None = None,
+        dtype: torch.dtype = torch.float32, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.inner, self.mini_batch, self.dtype, self.settings = inner, mini_batch, dtype, UPDATES[update]
+        heads = HEADS[inner.name] if heads is None else heads
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator, dtype=torch.float64)
+
+        size = inner.size(width)
+        self.leaves = {name: random(rows, tokens, heads, width).to(dtype).double() for name in ("q", "k", "v")}
+        self.leaves["eta"] = 0.2 * random(rows, tokens, heads).abs()
+        self.leaves["start"] = 0.3 * random(heads, size)
+        self.leaves["gamma"] = 1.0 + 0.2 * random(heads, width)
+        self.leaves["beta"] = 0.2 * random(heads, width)
+        self.leaves["tau"] = 0.1 + 0.5 * random(mini_batch).abs()
+        for name, value in self.settings.items():
+            if isinstance(value, list):
+                self.leaves[name] = torch.tensor(value[:heads]).double()
+        self.phase = None if phases is None else torch.tensor(phases[:rows]).double()
+        if self.phase is not None:
+            self.leaves["delta"], self.leaves["pending"] = 0.2 * random(2, rows, heads, size)
+        self.reset = None
+        if reset is not None:
+            self.reset = torch.zeros(rows, tokens, dtype=torch.bool)
+            for row, token in reset:
+                self.reset[row, token] = True
+        self.lengths = None if lengths is None else torch.tensor(lengths[:rows])
+        inside = torch.ones(rows, tokens, dtype=torch.bool)
+        if self.lengths is not None:
+            inside = torch.arange(tokens) < self.lengths[:, None]
+        self.inside = inside[..., None]
+
+    def copy(self, exact: bool) -> dict[str, Tensor]:
+        """Leaves for one backend."""
+        if exact:
+            return {name: x.clone().requires_grad_() for name, x in self.leaves.items()}
+        copies = {}
+        for name, x in self.leaves.items():
+            x = x.to(self.dtype if name in ("q", "k", "v") else torch.float32).to(DEVICE)
+            copies[name] = framed(x).requires_grad_()
+        return copies
+
+    def options(self, leaves: dict[str, Tensor], like: torch.dtype, device: str) -> dict[str, Any]:
+        """What all backends take besides tensors."""
+        numbers = {name: leaves.get(name, value) for name, value in self.settings.items()}
+        state = None
+        if self.phase is not None:
+            rows, _, heads, width = self.leaves["q"].shape
+            phase = self.phase.to(device, like)
+            pending = torch.where(phase[:, None, None] > 0, leaves["pending"], 0.0)
+            empty = init_state(self.inner, rows, heads, width, Update(), "token", phase)
+            state = InnerState(leaves["delta"], pending, empty.momentum, phase)
+        return {"mini_batch": self.mini_batch, "tau": leaves["tau"], "state": state, "update": Update(**numbers)}
+
+    def op(
+        self, backend: str, pieces: list[int] | None = None, return_loss: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(what the op gives, its leaves), the stream in pieces."""
+        exact = backend == "reference"
+        leaves = self.copy(exact)
+        device = "cpu" if exact else DEVICE
+        options = self.options(leaves, torch.float64 if exact else torch.float32, device)
+        state = options.pop("state")
+        outputs, begin = [], 0
+        with poisoned():
+            for size in pieces or [self.leaves["q"].shape[1]]:
+                here = slice(begin, begin + size)
+                y, state, loss = ttt(
+                    self.inner, *(leaves[name][:, here] for name in ("q", "k", "v", "eta")),
+                    *(leaves[name] for name in ("start", "gamma", "beta")), state=state,
+                    reset=None if self.reset is None else self.reset[:, here].to(device),
+                    lengths=None if self.lengths is None else (self.lengths - begin).clamp(0, size).to(device),
+                    return_loss=return_loss, backend=backend, **options,
+                )  # fmt: skip
+                outputs.append((y, loss.before, loss.after) if loss is not None else (y,))
+                begin += size
+        names = ("outputs", "before", "after")
+        results = {name: torch.cat(parts, 1) for name, parts in zip(names, zip(*outputs, strict=True), strict=False)}
+        results["outputs"] = torch.where(self.inside[..., None].to(device), results["outputs"], 0.0)
+        return results | {"delta": state.delta, "pending": state.pending, "phase": state.phase}, leaves
+
+    def defined(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the definition gives."""
+        leaves = self.copy(exact=True)
+        arguments = [leaves[name] for name in ("q", "k", "v", "eta", "start", "gamma", "beta")]
+        options = self.options(leaves, torch.float64, "cpu")
+        d = definition(self.inner, *arguments, causal="token", reset=self.reset, **options)
+        results = {"outputs": d.outputs, "before": d.before, "after": d.after}
+        results |= {"delta": d.weights - leaves["start"], "pending": d.pending}
+        return results | {"phase": torch.tensor(d.phase).double()}, leaves
+
+    def check(self, theirs: Any, ours: Any = None) -> None:
+        """Values and all gradients of a fixed random projection of everything that a call gives."""
+        ours = self.op("triton") if ours is None else ours
+        close(ours[0], theirs[0], self.dtype)
+        with poisoned():
+            found = gradients(*ours)
+        close(found, gradients(*theirs), self.dtype)
+
+
+def gradients(results: dict[str, Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(99)
+    total = torch.zeros((), dtype=torch.float64)
+    for name, value in results.items():
+        if name != "phase":
+            weight = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            total = total + (value.double().cpu() * weight).sum()
+    inputs = list(leaves.values())
+    found = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+    return {f"gradient of {name}": x for name, x in zip(leaves, found, strict=True)}
+
+
+def close(ours: dict[str, Tensor], theirs: dict[str, Tensor], dtype: torch.dtype) -> None:
+    assert list(ours) == list(theirs)
+    for name, expected in theirs.items():
+        if expected.numel():
+            largest = max(1.0, float(expected.detach().abs().amax()))
+            torch.testing.assert_close(
+                ours[name].double().cpu(), expected, rtol=0, atol=TOLERANCE[dtype] * largest,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )  # fmt: skip
+
+
+PHASES = [3, 0, 15]
+RESETS = {(0, 0), (0, 5), (1, 20), (1, 21), (2, 40), (2, 1)}
+
+
+@inners
+@pytest.mark.parametrize("update", ["plain", "per_head"])
+def test_the_definition(inner: Inner, update: str) -> None:
+    case = Case(inner, 30, update, rows=2, phases=[5, 15], reset={(1, 3), (0, 29)})
+    case.check(case.defined())
+
+
+@inners
+@pytest.mark.parametrize("update", ["numbers", "all_forgotten", "restore"])
+def test_the_reference(inner: Inner, update: str) -> None:
+    case = Case(inner, 41, update, phases=PHASES, reset=RESETS, lengths=[41, 0, 30])
+    case.check(case.op("reference"))
+
+
+@inners
+def test_a_fresh_start(inner: Inner) -> None:
+    case = Case(inner, 34, rows=1)
+    case.check(case.op("reference"))
+
+
+@inners
+def test_without_the_losses(inner: Inner) -> None:
+    case = Case(inner, 20, phases=PHASES)
+    case.check(case.op("reference", return_loss=False), case.op("triton", return_loss=False))
+
+
+@pytest.mark.parametrize("sizes", [(32, 16), (16, 32), (32, 64)], ids=str)
+@inners
+def test_other_sizes(inner: Inner, sizes: tuple[int, int]) -> None:
+    width, mini_batch = sizes
+    case = Case(inner, mini_batch + 10, "per_head", rows=1, width=width, mini_batch=mini_batch, phases=[11])
+    case.check(case.op("reference"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@inners
+def test_half_types(inner: Inner, dtype: torch.dtype) -> None:
+    case = Case(inner, 20, "per_head", rows=2, phases=[3, 15], reset={(1, 4)}, dtype=dtype)
+    ours = case.op("triton")
+    assert ours[0]["outputs"].dtype == dtype
+    assert ours[0]["delta"].dtype == torch.float32
+    case.check(case.op("reference"), ours)
+
+
+@settings(max_examples=4)
+@given(data=st.data())
+@inners
+def test_any_partition(inner: Inner, data: st.DataObject) -> None:
+    """Random cuts, phases, resets and lengths, the gradient going through the states between the pieces."""
+    pieces = data.draw(st.lists(st.integers(1, 19), min_size=1, max_size=3), "pieces")
+    tokens = sum(pieces)
+    places = st.tuples(st.integers(0, 1), st.integers(0, tokens - 1))
+    case = Case(
+        inner, tokens, data.draw(st.sampled_from(sorted(UPDATES)), "update"), rows=2, heads=1,
+        phases=data.draw(st.none() | st.lists(st.integers(0, 15), min_size=2, max_size=2), "phases"),
+        reset=data.draw(st.none() | st.sets(places, max_size=3), "reset"),
+        lengths=data.draw(st.none() | st.lists(st.integers(0, tokens), min_size=2, max_size=2), "lengths"),
+        seed=data.draw(st.integers(0, 99), "seed"),
+    )  # fmt: skip
+    case.check(case.op("reference"), case.op("triton", pieces))
+
+
+@inners
+@pytest.mark.parametrize("update", ["plain", "numbers", "per_head", "restore"])
+def test_steps_are_one_call(inner: Inner, update: str) -> None:
+    """The fused step, which no gradient runs, against the reference in one call."""
+    case = Case(inner, 19, update, phases=PHASES, reset={(0, 0), (1, 7), (2, 18)}, lengths=[19, 9, 0])
+    expected = {name: value.detach() for name, value in case.op("reference")[0].items()}
+    with torch.no_grad():
+        close(case.op("triton", [1] * 19)[0], expected, case.dtype)
+        close(case.op("triton", [1, 17, 1], return_loss=False)[0],
+              {name: x for name, x in expected.items() if name not in ("before", "after")}, case.dtype)  # fmt: skip
+
+
+@inners
+@pytest.mark.parametrize("pieces", [[40], [9, 1, 1, 1, 17, 1, 1, 9]], ids=["one call", "steps"])
+@no_number
+def test_a_bad_number_stays_where_it_is(inner: Inner, pieces: list[int]) -> None:
+    """It reaches no other row or head, no earlier token, and nothing after a reset."""
+    case, bad = (Case(inner, 40, heads=2, phases=PHASES, reset={(1, 30)}) for _ in range(2))
+    bad.leaves["v"][1, 9, 0, 3] = torch.nan
+    bad.leaves["eta"][0, 11, 1] = torch.inf
+    bad.leaves["q"][2, 12, 0, 0] = torch.nan
+    with torch.no_grad():
+        clean, dirty, reference = (c.op(b, p)[0] for c, b, p in (
+            (case, "triton", pieces), (bad, "triton", pieces), (bad, "reference", None)))  # fmt: skip
+    for name, value in dirty.items():
+        if name != "before":  # a bad learning rate is no part of it, but marks it in a call of many tokens
+            assert torch.equal(value.isfinite().cpu(), reference[name].isfinite()), name
+        same = value.isfinite()
+        torch.testing.assert_close(value[same], clean[name][same], rtol=0, atol=1e-5)
+    broken = ~dirty["outputs"].isfinite().all(-1).cpu()
+    assert broken.nonzero()[:, 0].unique().tolist() == [0, 1, 2]
+    assert broken[1, :, 0].nonzero().flatten().tolist() == list(range(9, 30))
+    assert broken[2].nonzero().tolist() == [[12, 0]]
+    assert dirty["delta"][1].isfinite().all()
+    assert not dirty["delta"][0, 1].isfinite().any()
+
+
+@inners
+@no_number
+def test_padding_and_broken_states_reach_nothing(inner: Inner) -> None:
+    """NaN beyond a row's length, and a state of NaN before a reset, change neither values nor gradients."""
+    case = Case(inner, 20, phases=PHASES, reset={(0, 0), (1, 0)}, lengths=[20, 7, 0])
+    bad = Case(inner, 20, phases=PHASES, reset={(0, 0), (1, 0)}, lengths=[20, 7, 0])
+    for name in ("q", "k", "v", "eta"):
+        bad.leaves[name][1, 7:] = torch.nan
+        bad.leaves[name][2] = torch.nan
+    bad.leaves["delta"][:2] = torch.nan
+    bad.leaves["pending"][:2] = torch.nan
+    ours, theirs = case.op("triton"), bad.op("triton")
+    for one, other in ((ours[0], theirs[0]), (gradients(*ours), gradients(*theirs))):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=0, atol=0)
+
+
+def test_an_idle_row_keeps_its_state_bit_for_bit() -> None:
+    for tokens in (1, 20):
+        case = Case(Linear(), tokens, "numbers", phases=PHASES, lengths=[0, tokens, 0])
+        with torch.no_grad():
+            found, leaves = case.op("triton")
+        for name in ("delta", "pending"):
+            assert torch.equal(found[name][0], leaves[name][0])
+        assert found["phase"].tolist()[::2] == PHASES[::2]
+        assert not found["outputs"][0].any()
+
+
+@inners
+def test_inputs_stay_as_they_are(inner: Inner) -> None:
+    for tokens in (1, 20):
+        case = Case(inner, tokens, "per_head", phases=PHASES)
+        with torch.no_grad():
+            _, leaves = case.op("triton")
+        for name, value in case.copy(exact=False).items():
+            assert torch.equal(leaves[name], value), name
+
+
+def arguments(inner: Inner, tokens: int = 20) -> list[Tensor]:
+    case = Case(inner, tokens)
+    return [case.copy(False)[name] for name in ("q", "k", "v", "eta", "start", "gamma", "beta")]
+
+
+@inners
+def test_under_the_compiler_and_recomputed(inner: Inner) -> None:
+    """torch.compile without a break, resets and phases given as tensors; activation checkpointing."""
+    state = init_state(inner, 3, HEADS[inner.name], 16, Update(), "token", torch.zeros((), device=DEVICE))
+    state = state._replace(phase=torch.tensor([3.0, 0.0, 15.0], device=DEVICE))
+    reset = torch.zeros(3, 20, dtype=torch.bool, device=DEVICE)
+    reset[1, 6] = True
+
+    def call(*given: Tensor) -> tuple[Tensor, Tensor]:
+        y, new, loss = ttt(inner, *given, state=state, reset=reset, update=Update(longest=2.0), return_loss=True,
+                           backend="triton")  # fmt: skip
+        assert loss is not None
+        return y, new.delta.sum() + loss.after.sum() + new.phase.sum()
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (call, compiled, lambda *given: checkpoint(call, *given, use_reentrant=False)):
+        given = arguments(inner)
+        y, more = run(*given)
+        results.append((y, more, *torch.autograd.grad(y.square().sum() + more, given)))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
+
+
+@inners
+def test_under_autocast(inner: Inner) -> None:
+    given = arguments(inner)
+    y, state, _ = ttt(inner, *given, backend="triton")
+    with torch.autocast(DEVICE, torch.bfloat16):
+        again, same, _ = ttt(inner, *given, backend="triton")
+    assert torch.equal(again, y)
+    assert torch.equal(same.delta, state.delta)
+
+
+def test_no_gradient_of_a_gradient() -> None:
+    given = arguments(Linear())
+    y, _, _ = ttt(Linear(), *given, backend="triton")
+    (first,) = torch.autograd.grad(y.square().sum(), given[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="through tttstream.token_backward"):
+        torch.autograd.grad(first.sum(), given[1])
+
+
+def op_arguments(inner: Inner, tokens: int = 19) -> tuple[Any, ...]:
+    """Positional arguments of `tttstream::token`; every segment holds a block's beginning, so all checkpoints fill."""
+    case = Case(inner, tokens, rows=2, heads=2)
+    leaves = {name: x.detach().contiguous().requires_grad_() for name, x in case.copy(False).items()}
+    weights, pending = (torch.randn(2, 2, inner.size(16), device=DEVICE).requires_grad_() for _ in range(2))
+    forget, limit = (torch.rand(2, device=DEVICE).requires_grad_() for _ in range(2))
+    phase = torch.tensor([14, 0], dtype=torch.int32, device=DEVICE)
+    before = [leaves[name] for name in ("q", "k", "v", "eta")]
+    shared = [leaves[name] for name in ("start", "gamma", "beta", "tau")]
+    return (inner.name, *before, weights, pending, *shared, forget, limit, phase, None, None, False, 3, 16)
+
+
+CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_static")
+
+
+@inners
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck looks
+def test_the_ops_are_registered_as_torch_wants_them(inner: Inner) -> None:
+    torch.library.opcheck(token_triton.token, op_arguments(inner), test_utils=CHECKS)
+    leaves = {name: x.detach().contiguous() for name, x in Case(inner, 1, rows=2, heads=2).copy(False).items()}
+    state = torch.randn(2, 2, 2, inner.size(16), device=DEVICE).unbind(0)
+    phase = torch.tensor([15.0, 0.0], device=DEVICE)
+    streams = [leaves[name] for name in ("q", "k", "v", "eta")]
+    weights = [leaves[name] for name in ("start", "gamma", "beta", "tau")]
+    options = (None, 0.1, None, 2.0, False, None, torch.tensor([[True], [False]], device=DEVICE), True)
+    given = (inner.name, *streams, *state, phase, *weights, *options)
+    torch.library.opcheck(token_step, given, test_utils=CHECKS[:3])
+
+
+@inners
+def test_checkpoints_grow_as_the_root_of_the_tokens(inner: Inner) -> None:
+    """16 times the tokens: 4 times the group, and at most 4 times the memory of checkpoints and scratch together."""
+    sizes = []
+    for tokens in (1024, 16 * 1024):
+        span = token_triton.span_of(tokens, 16)
+        with torch.device("meta"):
+            q, pending = torch.empty(1, tokens, 2, 64), torch.empty(1, 2, inner.size(64))
+        kept = token_triton.room(q, pending, None, 1, span)[-1]
+        scratch = token_triton.scratch(inner.name, pending, span, 16, 64)
+        sizes.append((span, kept.nbytes, kept.nbytes + sum(part.nbytes for part in scratch)))
+    (span, kept, total), (longer_span, more_kept, more_total) = sizes
+    assert longer_span == 4 * span
+    assert more_kept <= 4 * kept
+    assert more_total <= 4 * total
+    assert total < 20 * inner.size(64) * 4 * 2 + 16 * 1024 * 8
+
+
+def test_where_the_blocks_lie() -> None:
+    reset = torch.zeros(2, 12, dtype=torch.bool)
+    reset[0, 5] = reset[0, 6] = reset[1, 9] = True
+    cut = token_triton.blocks(torch.tensor([3, 0], dtype=torch.int32), torch.tensor([12, 8]), reset, 12, 4, 8)
+    assert cut.number is not None
+    assert cut.begins is not None
+    assert cut.first is not None
+    assert cut.number.tolist() == [5, 2]  # the reset beyond the length of row 1 does not count
+    assert cut.begins.tolist() == [[0, 1, 5, 6, 10] + [12] * 8, [0, 4] + [8] * 11]
+    assert cut.first.tolist() == [[0, 4, 5], [0, 2, 2]]
+    assert cut.end.tolist() == [2, 0]
+
+
+def test_a_mistake_is_named() -> None:
+    given = arguments(Linear())
+    with pytest.raises(ShapeError, match=r"eta: expected shape \[3, 20, 2, 1\]"):
+        ttt(Linear(), *given[:3], given[3][:, :-1], *given[4:], backend="triton")
+    with pytest.raises(ShapeError, match="gamma: expected shape"):
+        ttt(Linear(), *given[:5], given[5][:1], given[6], backend="triton")
+
+
+REAL = [(64, 16, 2048), (128, 16, 512), (64, 64, 1024), (16, 32, 4096), (32, 16, 1024)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", REAL, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@inners
+def test_real_sizes(inner: Inner, dtype: torch.dtype, sizes: tuple[int, int, int]) -> None:
+    width, mini_batch, tokens = sizes
+    options: dict[str, Any] = {"width": width, "mini_batch": mini_batch, "heads": 2, "rows": 3, "dtype": dtype}
+    case = Case(inner, tokens, "per_head", phases=PHASES, reset=RESETS, lengths=[tokens, 0, tokens - 30], **options)
+    case.check(case.op("reference"))
+
+
+@pytest.mark.gpu
+@inners
+def test_a_step_in_a_cuda_graph(inner: Inner) -> None:
+    with torch.no_grad():
+        given = [x.contiguous() for x in arguments(inner, 1)]
+        state = init_state(inner, 3, HEADS[inner.name], 16, Update(), "token", given[0])
+        for _ in range(3):
+            ttt(inner, *given, state=state, backend="triton")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y, new, _ = ttt(inner, *given, state=state, backend="triton")
+            for old, fresh in zip(state, new, strict=True):
+                old.copy_(fresh)
+        expected = init_state(inner, 3, HEADS[inner.name], 16, Update(), "token", given[0])
+        for old in state:
+            old.zero_()
+        for _ in range(20):
+            graph.replay()
+            out, expected, _ = ttt(inner, *given, state=expected, backend="triton")
+            torch.testing.assert_close(y, out)
+            torch.testing.assert_close(state.delta, expected.delta)

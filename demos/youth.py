@@ -3,12 +3,11 @@
     python demos/youth.py --scenes 1000 --out docs
 
 For each inner model: the inner loss early in each scene (what it costs to learn something new), and the loss on other
-tokens of the scenes 1, 3, 7 and 31 back, asked without learning (what is still remembered).
+tokens of the scenes 1, 3, 7 and 31 back, asked without learning (what is still remembered). What else could be had is
+in demos/youth_front.py.
 """
 
 import argparse
-import datetime
-import platform
 from pathlib import Path
 
 import matplotlib
@@ -16,76 +15,59 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from tqdm import tqdm
+from lives import BACK, WIDTH, WORLDS, default, live, origin
+from torch.nn.functional import avg_pool1d
 
-from tttstream import TTTLayer
-from tttstream.testing import scene
 from tttstream_kernels import Update
 
-DIM, HEADS, ROWS, TOKENS, BACK = 32, 2, 4, 1024, (1, 3, 7, 31)
-LAYERS = {"linear": {}, "mlp": {}, "conv": {"causal": "frame", "grid": (8, 8)}}
-UPDATES = {"the paper's update": Update(), "our default": None}
-COLOURS = {"the paper's update": "#c44e52", "our default": "#2a6f97"}
+MODES = {"linear": "token", "mlp": "token", "conv": "frame"}
+LABELS = ("the paper's update", "our default")
+COLOURS = ("#c44e52", "#2a6f97")
+READING = """![Loss early in each scene, and on old ones](../youth.png)
 
-
-def live(inner: str, update: Update | None, scenes: int) -> tuple[list[float], list[float], dict[int, float]]:
-    """Loss early and late in each scene, and mean loss on scenes further back."""
-    torch.manual_seed(0)
-    layer = TTTLayer(DIM, HEADS, inner, update=update, **LAYERS[inner])
-    unit = max(64, layer.tokens)
-    state, early, late, recall = None, [], [], {back: [] for back in BACK}
-    with torch.no_grad():
-        for number in tqdm(range(scenes), desc=inner, disable=None):
-            x = scene("subspace", number, dim=DIM, rows=ROWS, tokens=TOKENS)
-            _, state, loss = layer(x, state, return_loss=True)
-            early.append(loss.before[..., 16 : 16 + unit].mean().item())
-            late.append(loss.before[..., -2 * unit :].mean().item())
-            if number % 10 == 9 and number > max(BACK):
-                for back in BACK:
-                    probe = scene("subspace", number - back, dim=DIM, rows=ROWS, tokens=128, part=1)
-                    recall[back].append(layer(probe, state, return_loss=True, learn=False)[2].before.mean().item())
-    return early, late, {back: sum(values) / max(1, len(values)) for back, values in recall.items()}
-
-
-def smooth(values: list[float]) -> list[float]:
-    window = max(1, len(values) // 50)
-    return [
-        sum(values[max(0, i - window) : i + 1]) / len(values[max(0, i - window) : i + 1]) for i in range(len(values))
-    ]
+Where scenes share nothing, the paper's update learns ever more slowly (linear and conv in the end hardly at all);
+ours stays as it was. Where scenes share projections one map serves them all in part: an ageing memory approaches it, so
+that the paper's update keeps more there, while ours learns a new scene faster or as fast. What else could be had is in
+[youth_front.md](youth_front.md)."""
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "font.size": 11}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--scenes", type=int, default=1000, help="at least 60")
     parser.add_argument("--out", type=Path, default=Path("out/youth"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    figure, axes = plt.subplots(2, len(LAYERS), figsize=(12, 6), height_ratios=(3, 2), layout="constrained")
-    lines = [
-        f"Command `python demos/youth.py --scenes {args.scenes} --out docs`, {datetime.date.today()}, one thread of a "
-        f"{platform.machine()} CPU, torch {torch.__version__}. Scenes of {TOKENS} tokens in new four-dimensional "
-        f"subspaces, D = {DIM // HEADS}, mean of {ROWS} streams.",
-        "",
-        "| inner model | update | early, scenes 1–5 | early, last 20 | late, scenes 1–5 | late, last 20 | "
-        + " | ".join(f"recall {back} back" for back in BACK) + " |",
-        "| --- " * (6 + len(BACK)) + "|",
-    ]  # fmt: skip
-    for column, inner in enumerate(LAYERS):
-        for place, (name, update) in enumerate(UPDATES.items()):
-            early, late, recall = live(inner, update, args.scenes)
-            cells = [sum(v) / len(v) for v in (early[:5], early[-20:], late[:5], late[-20:])] + list(recall.values())
-            lines.append(f"| {inner} | {name} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
-            axes[0, column].plot(early, color=COLOURS[name], alpha=0.2, linewidth=0.7)
-            axes[0, column].plot(smooth(early), color=COLOURS[name], label=name)
-            where = [x + 0.4 * place - 0.2 for x in range(len(BACK))]
-            axes[1, column].bar(where, recall.values(), 0.38, color=COLOURS[name])
-        axes[0, column].set(title=inner, xlabel="scene", ylim=(0, None))
-        axes[1, column].set(xlabel="scenes back", xticks=range(len(BACK)), xticklabels=BACK)
-    axes[0, 0].set_ylabel("loss early in the scene")
-    axes[1, 0].set_ylabel("loss when asked again")
-    axes[0, 0].legend(frameon=False)
+    plt.rcParams.update(STYLE)
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), height_ratios=(3, 2), sharey="row", layout="constrained")
+    heads = ["early, 2–6", "early, last 50", "late, 2–6", "late, last 50", *(f"{back} back" for back in BACK)]
+    lines = ["| scenes | model | update | " + " | ".join(heads) + " |", "| --- " * 3 + "| ---: " * len(heads) + "|"]
+    for world in WORLDS:
+        for (name, mode), (above, below) in zip(MODES.items(), axes.T, strict=True):
+            for place, update in enumerate((Update(), default(name, mode))):
+                life = live(name, mode, update, world, args.scenes)
+                means = [part.mean() for loss in life[:2] for part in (loss[1:6], loss[-50:])]
+                cells = " | ".join(f"{float(cell):.1f}" for cell in (*means, *life.recall))
+                lines.append(f"| {world} | {name}, {mode} mode | {LABELS[place]} | {cells} |")
+                if world == "share nothing":
+                    smooth = avg_pool1d(life.early.mT, 21, 1, 10, count_include_pad=False)[0]
+                    above.plot(life.early, color=COLOURS[place], alpha=0.25, linewidth=0.6)
+                    above.plot(smooth, color=COLOURS[place], linewidth=2, label=LABELS[place])
+                    below.bar(torch.arange(4) + 0.4 * place - 0.2, life.recall[:, 0], 0.38, color=COLOURS[place])
+            above.set(title=f"{name}, {mode} mode", xlabel="scene", xlim=(0, args.scenes), ylim=(0, 1.1 * WIDTH))
+            below.set(xlabel="scenes back", xticks=range(4), xticklabels=BACK, ylim=(0, 1.1 * WIDTH))
+            for row in (above, below):
+                row.axhline(WIDTH, color="0.5", linewidth=1, linestyle=(0, (4, 3)))
+    axes[0, 0].set_ylabel("loss early in a new scene")
+    axes[1, 0].set_ylabel("loss on an old scene")
+    axes[0, 0].annotate("chance", (0, WIDTH), (4, 4), textcoords="offset points", color="0.4")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
     (args.out / "results").mkdir(parents=True, exist_ok=True)
-    (args.out / "results" / "youth.md").write_text("# How memories age\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    text = ["# How memories age", "", origin(f"demos/youth.py --scenes {args.scenes} --out docs"), "", READING, ""]
+    text += [
+        "Loss early and late in scenes 2 to 6 and in the last 50, and on scenes further back, asked without learning."
+    ]
+    (args.out / "results" / "youth.md").write_text("\n".join([*text, "", *lines]) + "\n", encoding="utf-8")
     figure.savefig(args.out / "youth.png", dpi=130)
     print(f"{args.out}/youth.png and {args.out}/results/youth.md")
 

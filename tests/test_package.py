@@ -126,7 +126,15 @@ class TestProgram:
         assert main(["info"]) == 0
         out = capsys.readouterr().out
         assert re.search(r"^tttstream +0\.", out)
-        for word in (r"python +3\.", r"torch \d", "cpu: ", r"triton +(yes|no)\b", "linear: (reference|triton)"):
+        chosen = "auto takes  (the reference|linear, token mode: triton)"
+        for word in (
+            r"python +3\.",
+            r"torch \d",
+            "cpu: ",
+            r"triton +(yes|no)\b",
+            "kernels +token mode: linear",
+            chosen,
+        ):
             assert re.search(word, out), word
 
     @pytest.mark.parametrize(

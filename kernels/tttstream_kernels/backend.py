@@ -16,6 +16,8 @@ BACKENDS: tuple[Backend, ...] = ("auto", "reference", "triton")
 
 KERNELS: dict[str, tuple[str, ...]] = {"token": ("linear", "mlp"), "frame": ("linear", "mlp", "conv")}
 """The inner models that have Triton kernels, by mode."""
+OPTIONS = ("momentum", "columns", "follow")
+"""What of an `Update` has no Triton kernel."""
 WIDTHS = (16, 32, 64, 128)
 MINI_BATCHES = (16, 32, 64)
 CAPABILITY = (8, 0)
@@ -73,12 +75,23 @@ def choose_backend(
     return "reference"
 
 
+def triton_coverage() -> list[str]:
+    """What the Triton kernels run and what they do not, in a few lines for a person."""
+    modes = "; ".join(f"{causal} mode: {', '.join(names)}" for causal, names in KERNELS.items())
+    return [
+        modes,
+        f"heads {_listed(WIDTHS)} wide, mini-batches of {_listed(MINI_BATCHES)} tokens, frames of any size",
+        "float32, bfloat16 and float16 tokens, a float32 state",
+        f"none with update.{', update.'.join(OPTIONS)}, nor for gradients of gradients",
+    ]
+
+
 def _no_kernel(
     inner: Inner, causal: str, update: Update, width: int, mini_batch: int, dtype: torch.dtype
 ) -> str | None:
     if inner.name not in KERNELS[causal]:
         return f"there is no Triton kernel for the {inner.name} inner model with causal={causal!r}"
-    for name, wanted in (("momentum", update.has_momentum), ("columns", update.columns), ("follow", update.follow)):
+    for name, wanted in zip(OPTIONS, (update.has_momentum, update.columns, update.follow), strict=True):
         if wanted:
             return f"there is no Triton kernel with update.{name}"
     if width not in WIDTHS:

@@ -371,7 +371,7 @@ def test_no_gradient_of_a_gradient() -> None:
     given = arguments(Linear())
     y, _, _ = ttt(Linear(), *given, backend="triton")
     (first,) = torch.autograd.grad(y.square().sum(), given[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="through tttstream.token_backward"):
+    with pytest.raises(RuntimeError, match=r"through tttstream\.token_backward"):
         torch.autograd.grad(first.sum(), given[1])
 
 

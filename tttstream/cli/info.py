@@ -69,18 +69,25 @@ def triton_status() -> str:
 
 def backends() -> list[str]:
     """What `backend="auto"` takes for each inner model here, and why not Triton, one line each."""
+    import torch
+
     from tttstream_kernels import MLP, Conv, Linear, SwiGLU, SwiGLUDot, choose_backend, triton_unavailable
 
+    if not torch.cuda.is_available():
+        return ["the reference: it takes Triton on CUDA devices only"]
     lines = []
     for inner in (Linear(), MLP(), Conv(16, 16), SwiGLU(), SwiGLUDot()):
-        reason = triton_unavailable(inner)
-        lines.append(f"{inner.name}: {choose_backend('auto', inner)}" + (f" ({reason})" if reason else ""))
+        for causal in ("token", "frame") if inner.token_causal else ("frame",):
+            reason = triton_unavailable(inner, causal)
+            chosen = choose_backend("auto", inner, causal)
+            lines.append(f"{inner.name}, {causal} mode: {chosen}" + (f" ({reason})" if reason else ""))
     return lines
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
     from tttstream import __version__
+    from tttstream_kernels.backend import triton_coverage
 
     rows = [
         ("tttstream", [__version__]),
@@ -88,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         ("packages", [installed(distributions) for distributions in PACKAGES]),
         ("devices", devices()),
         ("triton", [triton_status()]),
+        ("kernels", triton_coverage()),
         ("auto takes", backends()),
     ]
     for title, lines in rows:

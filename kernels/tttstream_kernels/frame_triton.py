@@ -67,7 +67,7 @@ def _heads(value: float | Tensor, start: Tensor) -> Tensor:
 
 def launch_options(inner: str, way: str, size: int, tokens: int, dtype: torch.dtype) -> dict[str, int]:
     """Tokens of a tile, hidden units of a chunk and warps of a program, for heads of this size and frames of so many
-    tokens: as large as registers allow (kernels/bench/registers.py). bfloat16 leaves more room than what goes as tf32.
+    tokens: as large as registers allow, of which bfloat16 leaves more than tf32 (kernels/bench/frame_registers.py).
     The forward pass of the MLP has larger tiles, because it fetches the weights for each of them."""
     roomy = size <= 64 and dtype == torch.bfloat16
     if way == "forward":

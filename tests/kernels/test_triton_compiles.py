@@ -13,7 +13,7 @@ import pytest
 
 knobs = pytest.importorskip("triton", reason="triton is not installed").knobs
 
-TOOL = "kernels/bench/registers.py"
+TOOL = "kernels/bench/frame_registers.py"
 
 
 def compiled(root: Path, *options: str) -> list[dict[str, Any]]:

@@ -84,22 +84,22 @@ class TestContrast:
         return before, cover, new, settled
 
     def test_it_falls_as_the_new_stands_out(self) -> None:
-        values = [float(contrast(*self.losses(ratio))) for ratio in (0.5, 1.0, 4.0, 50.0)]
+        values = [float(contrast(*self.losses(ratio), 1.0)) for ratio in (0.5, 1.0, 4.0, 50.0)]
         assert values == sorted(values, reverse=True)
 
     def test_it_does_not_depend_on_the_scale(self) -> None:
         before, *rest = self.losses(3.0)
-        assert float(contrast(before * 100, *rest)) == pytest.approx(float(contrast(before, *rest)), rel=1e-4)
+        assert float(contrast(before * 100, *rest, 1.0)) == pytest.approx(float(contrast(before, *rest, 1.0)), rel=1e-4)
 
     def test_a_level_that_moves_costs(self) -> None:
         before, cover, *rest = self.losses(1.0)
         restless = before * torch.linspace(0.5, 2, 6)[None, :, None]
-        assert contrast(restless, 0 * cover, *rest) > 0.05 + contrast(before, 0 * cover, *rest)
+        assert contrast(restless, 0 * cover, *rest, 1.0) > 0.05 + contrast(before, 0 * cover, *rest, 1.0)
 
     def test_nothing_new_and_nothing_settled(self) -> None:
         before, cover, new, settled = self.losses(3.0)
-        assert torch.isfinite(contrast(before, cover, ~new, settled))
-        assert float(contrast(before, cover, new, ~settled)) == 0.0
+        assert torch.isfinite(contrast(before, cover, ~new, settled, 1.0))
+        assert float(contrast(before, cover, new, ~settled, 1.0)) == 0.0
 
 
 class TestTask:
@@ -113,7 +113,7 @@ class TestTask:
         for _ in range(15):
             losses = made.run_segment(frames, None, None)[0].losses
             assert losses is not None
-            value = contrast(losses.before, cover, age >= 0, torch.ones_like(age, dtype=torch.bool))
+            value = contrast(losses.before, cover, age >= 0, torch.ones_like(age, dtype=torch.bool), 1.0)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

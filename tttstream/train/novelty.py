@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 SETTLED = 8  # frames that a stream lasts before its surprise counts
 YOUNG = 8  # frames for which a planted thing is new
-RATIO = math.log(4.0)  # of the losses between which new and old are told apart
-SHARPNESS = 2.0
+THING, CUT = math.log(2.0), math.log(6.0)  # log ratio to the usual loss from which a patch of each counts as new
+SHARPNESS = 4.0
 SHOWS = 0.01  # share of the picture that a planted thing covers when it counts as having appeared
 
 
-def contrast(before: Tensor, cover: Tensor, new: Tensor, settled: Tensor) -> Tensor:
+def contrast(before: Tensor, cover: Tensor, new: Tensor, settled: Tensor, ratio: float) -> Tensor:
     """How badly the inner loss of each patch [B, T, N] tells new patches from the rest of their row.
 
     cover: [B, T, N], the share of each patch that a new thing covers. new, settled: [B, T], whether it is still new,
@@ -41,7 +41,7 @@ def contrast(before: Tensor, cover: Tensor, new: Tensor, settled: Tensor) -> Ten
     old = (cover == 0) & settled[..., None]
     logs = (before.float() + 1e-6).log()
     usual = mean(logs, old, (1, 2), 0.0)[:, None, None]
-    logit = SHARPNESS * (logs - usual - RATIO)
+    logit = SHARPNESS * (logs - usual - ratio)
     level = mean(logs, old, (2,), usual[:, :, 0])
     restless = (level - usual[:, :, 0]).square().mean()
     return mean(F.softplus(-logit), fresh, (0, 1, 2), 0.0) + mean(F.softplus(logit), old, (0, 1, 2), 0.0) + restless
@@ -118,9 +118,9 @@ class Novelty(Prediction):
         losses = self.losses(announced, segment)
         cover = F.avg_pool2d(planted.cover, self.model.config.patch).flatten(2)
         settled = (batch.position >= SETTLED) & (away == 0) & ~jump
-        losses["things"] = contrast(inner.before, cover, planted.age < YOUNG, settled)
+        losses["things"] = contrast(inner.before, cover, planted.age < YOUNG, settled, THING)
         first = cut | ((away == 1) & (batch.position >= SETTLED))
-        losses["cuts"] = contrast(inner.before, torch.where(first[..., None], 1.0, cover), first, settled | first)
+        losses["cuts"] = contrast(inner.before, torch.where(first[..., None], 1.0, cover), first, settled | first, CUT)
         losses["loss"] = losses["loss"] + self.weight * (losses["things"] + losses["cuts"])
         self.log_losses("train", losses, inner, len(batch.frames))
         return losses["loss"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from tttstream.backbone import ModelState
 from tttstream.errors import ShapeError
-from tttstream.model import ModelConfig, Output
+from tttstream.model import FrameModel, ModelConfig, Output
 from tttstream.train.metrics import QUALITIES, Table, octave, qualities
 from tttstream.train.task import StreamTask, join
 
@@ -69,8 +70,12 @@ class Prediction(StreamTask):
         weight_decay: float = 0.01,
         warmup: int = 100,
     ) -> None:
+        network = FrameModel(model)
+        network.embedding.requires_grad_(False)  # no loss reaches it
+        network.tokens.registers.requires_grad_(model.registers > 0)
         super().__init__(
-            model, learn=learn, recompute=recompute, lr=lr, weight_decay=weight_decay, warmup=warmup
+            network, dataclasses.asdict(model), learn=learn, recompute=recompute, lr=lr, weight_decay=weight_decay,
+            warmup=warmup,
         )  # fmt: skip
         if horizon < 1:
             raise ShapeError(f"prediction: horizon must be at least 1, got {horizon}")
@@ -162,7 +167,7 @@ class Prediction(StreamTask):
         copy = (target[:, :-1] - target[:, 1:]).square().mean((2, 3, 4))
         rows: list[dict[str, float]] = []
         for b, t in batch.valid.nonzero().tolist():
-            row = {"clip": int(batch.clip[b, t]), "frame": int(batch.frame[b, t])}
+            row: dict[str, float] = {"clip": int(batch.clip[b, t]), "frame": int(batch.frame[b, t])}
             if output.losses is not None:
                 row["loss"] = round(float(output.losses.before[b, t].mean()), 6)
             if t and not batch.reset[b, t]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from tttstream.backbone import Losses, ModelState
 from tttstream.errors import CheckpointError, ShapeError
 from tttstream.memory.base import Memory
 from tttstream.memory.ttt import TTTLayer
-from tttstream.model import FrameModel, ModelConfig, Output
+from tttstream.model import Output
 from tttstream.state import pack, unpack
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ class StreamTask(LightningModule):
     state is part of the checkpoint, so that a run that is resumed sees what an uninterrupted one sees.
 
     Args:
-        model: the model's shape. learn: whether the memory learns (False is the frozen baseline of equal parameters).
+        model: called as a FrameModel. shape: what must be alike for a checkpoint to fit.
+        learn: whether the memory learns (False is the frozen baseline of equal parameters).
         recompute: 0, or so many frames whose activations are computed anew for the backward pass instead of kept.
         lr, weight_decay: of AdamW; matrices decay, biases, norms and start weights do not.
         warmup: optimiser steps over which the learning rate rises; it then falls along a cosine to a tenth, where the
@@ -41,7 +41,8 @@ class StreamTask(LightningModule):
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: Any,
+        shape: dict[str, Any],
         *,
         learn: bool = True,
         recompute: int = 0,
@@ -52,17 +53,14 @@ class StreamTask(LightningModule):
         super().__init__()
         if recompute < 0 or warmup < 0:
             raise ShapeError(f"task: recompute and warmup cannot be negative, got {recompute} and {warmup}")
-        self.model = FrameModel(model)
+        self.model, self.shape = model, shape
         for memory in self.memories():
             if not memory.bounded:
-                raise ShapeError(f"task: memory {model.memory!r} grows with the stream: take window, or a ttt_ one")
+                raise ShapeError(f"task: memory {shape['memory']!r} grows with the stream: take window, or a ttt_ one")
         self.learn, self.recompute = learn, recompute
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self._states: dict[str, ModelState | None] = {}
-        # Parameters that no loss reaches would stop DDP, which waits for every gradient.
-        self.model.embedding.requires_grad_(False)
-        self.model.tokens.registers.requires_grad_(model.registers > 0)
-        if not learn:
+        if not learn:  # parameters that no loss reaches would stop DDP, which waits for every gradient
             for memory in self.memories():
                 if isinstance(memory, TTTLayer):
                     memory.rate.requires_grad_(False)
@@ -129,7 +127,7 @@ class StreamTask(LightningModule):
             lanes = gathered.view(self.trainer.world_size, state.rows, -1).cpu()
         checkpoint["tttstream"] = {
             "task": type(self).__name__,
-            "model": dataclasses.asdict(self.model.config),
+            "model": self.shape,
             "lanes": lanes,
         }
 
@@ -141,10 +139,9 @@ class StreamTask(LightningModule):
         task = type(self).__name__
         if saved["task"] != task:
             raise CheckpointError(f"the checkpoint is of the task {saved['task']}, this is {task}: give its own config")
-        model = dataclasses.asdict(self.model.config)
-        wrong = [name for name, value in model.items() if saved["model"].get(name) != value]
+        wrong = [name for name, value in self.shape.items() if saved["model"].get(name) != value]
         if wrong:
-            said = ", ".join(f"{name} {saved['model'].get(name)!r}, here {model[name]!r}" for name in wrong)
+            said = ", ".join(f"{name} {saved['model'].get(name)!r}, here {self.shape[name]!r}" for name in wrong)
             raise CheckpointError(f"the checkpoint is of another model: {said}")
         lanes, trainer = saved["lanes"], self._trainer
         if lanes is not None and trainer is not None and trainer.state.fn == "fit":

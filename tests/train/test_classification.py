@@ -1,0 +1,130 @@
+"""Classification of frames and clips, and torchvision's backbones under the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+
+from tttstream.encoders import VisionTokens
+from tttstream.errors import CheckpointError, ConfigError, ShapeError
+from tttstream.train.classification import Classification, Encoder
+from tttstream.train.data import Batch
+
+Make = Callable[..., Any]
+
+
+def labelled(batch: Batch) -> Batch:
+    """Each row's clip is its class; frames are of its colour."""
+    row = torch.arange(len(batch.frames))[:, None].expand(batch.reset.shape)
+    frames = (60 + 120 * row[:, :, None, None, None]).expand(batch.frames.shape).to(torch.uint8)
+    return batch._replace(frames=frames.contiguous(), label=row, clip=row)
+
+
+class TestTask:
+    def test_it_learns_and_the_clip_is_judged_by_all_its_frames(self, tiny: Make, moving: Make) -> None:
+        torch.manual_seed(0)
+        task = Classification(tiny(), 2)
+        batch = labelled(moving().train_dataloader().data[0])
+        optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], 1e-2)
+        for _ in range(30):
+            task._states.clear()
+            loss = task.loss(batch, task(batch, "train").logits)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss.item() < 0.2
+        task._states.clear()
+        with torch.no_grad():
+            rows = task.predict_step(batch, 0)
+        assert [row["clip_class"] for row in rows] == [row["clip"] for row in rows]
+
+    def test_the_clip_so_far_is_carried_and_reset(self, tiny: Make, moving: Make) -> None:
+        task, data = Classification(tiny(), 3), moving().train_dataloader().data
+        logits = torch.randn(2, 4, 3)
+        first = task.so_far(data[0], logits, "val")
+        torch.testing.assert_close(first, logits.log_softmax(-1).cumsum(1))
+        second = task.so_far(data[1], logits, "val")
+        torch.testing.assert_close(second[:, 0], first[:, -1] + first[:, 0])
+        torch.testing.assert_close(task.so_far(data[5], logits, "val"), first)
+
+    def test_with_lightning(self, tiny: Make, moving: Make, trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = moving()
+        original = type(seen.train_dataloader().data).__getitem__
+        monkeypatch.setattr(type(seen.loader.data), "__getitem__", lambda s, i: labelled(original(s, i)))
+        run = trainer(max_steps=3, limit_val_batches=1.0, val_check_interval=3)
+        run.fit(Classification(tiny(), 2), datamodule=seen)
+        assert {"val/loss", "val/frame_accuracy", "val/clip_accuracy"} <= set(run.callback_metrics)
+
+    def test_labels_beyond_the_classes(self, tiny: Make, moving: Make) -> None:
+        batch = labelled(moving(rows=4).train_dataloader().data[0])
+        with pytest.raises(ConfigError, match="the data has a class 3, the task 2"):
+            Classification(tiny(), 2).loss(batch, torch.zeros(4, 4, 2))
+
+    def test_frames_without_a_label_do_not_count(self, tiny: Make, moving: Make) -> None:
+        batch = moving().train_dataloader().data[0]
+        assert float(Classification(tiny(), 2).loss(batch, torch.randn(2, 4, 2))) == 0.0
+
+    def test_sizes_that_do_not_fit(self, tiny: Make) -> None:
+        with pytest.raises(ShapeError, match="at least two classes"):
+            Classification(tiny(), 1)
+        with pytest.raises(ShapeError, match="registers"):
+            Classification(tiny(registers=2), 2, encoder=Encoder("resnet18"))
+
+
+class TestEncoders:
+    @pytest.mark.parametrize(("name", "side"), [("resnet18", 2), ("convnext_tiny", 2), ("vit_b_16", 4), ("swin_t", 2)])
+    def test_backbones_give_tokens(self, name: str, side: int) -> None:
+        encoder = VisionTokens(name, 64, 24)
+        assert encoder.side == side
+        tokens = encoder(torch.rand(1, 2, 3, 64, 64))
+        assert tokens.shape == (1, 2, side * side, 24)
+        assert torch.isfinite(tokens).all()
+
+    def test_frozen_and_finetuned(self, tiny: Make) -> None:
+        for frozen in (True, False):
+            task = Classification(tiny(size=64), 2, encoder=Encoder("resnet18", frozen=frozen))
+            task.train()
+            tokens = task.model.tokens
+            assert tokens.encoder.training is not frozen
+            said, _ = task.model(torch.rand(1, 2, 3, 64, 64))
+            said.logits.sum().backward()
+            assert all((p.grad is None) is frozen for p in tokens.encoder.parameters())
+            assert tokens.project.weight.grad is not None
+
+    def test_weights_from_a_file(self, tmp_path: Path) -> None:
+        from torchvision.models import resnet18
+
+        torch.manual_seed(1)
+        model = resnet18()
+        torch.save(model.state_dict(), tmp_path / "weights.pth")
+        encoder = VisionTokens("resnet18", 32, 8, weights=str(tmp_path / "weights.pth"))
+        assert torch.equal(encoder.encoder[0].weight, model.conv1.weight)
+        (tmp_path / "torn.pth").write_bytes(b"nothing")
+        for name, says in (("away.pth", "there is no file"), ("torn.pth", "cannot be read")):
+            with pytest.raises(CheckpointError, match=says):
+                VisionTokens("resnet18", 32, 8, weights=str(tmp_path / name))
+        with pytest.raises(CheckpointError, match="do not fit resnet34"):
+            VisionTokens("resnet34", 32, 8, weights=str(tmp_path / "weights.pth"))
+
+    def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        def offline(*_: Any, **__: Any) -> None:
+            raise URLError("no network")
+
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+        with pytest.raises(CheckpointError, match=r"fetch http\S+resnet18\S+ .* put it at .*checkpoints.resnet18"):
+            VisionTokens("resnet18", 32, 8, weights="default")
+
+    @pytest.mark.parametrize(
+        ("name", "says"), [("resnet19", "there is no encoder"), ("shufflenet_v2_x0_5", "known here")]
+    )
+    def test_names_that_do_not_fit(self, name: str, says: str) -> None:
+        with pytest.raises(ShapeError, match=says):
+            VisionTokens(name, 64, 8)

@@ -1,0 +1,212 @@
+"""Classification: logits for every frame as it comes, and for the clip so far."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttstream.backbone import Backbone, Losses, ModelState
+from tttstream.encoders import VisionTokens
+from tttstream.errors import ConfigError, ShapeError
+from tttstream.model import ModelConfig
+from tttstream.tokens import PatchTokens
+from tttstream.train.prediction import mean_where
+from tttstream.train.task import StreamTask
+
+if TYPE_CHECKING:
+    from tttstream.train.data import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A torchvision backbone under the memory, in the place of the model's own patch tokens; see `VisionTokens`."""
+
+    name: str
+    weights: str = "none"
+    frozen: bool = True
+
+
+class Said(NamedTuple):
+    """logits: [B, T, classes] of every frame. losses: of the memory, None where it has none."""
+
+    logits: Tensor
+    losses: Losses | None
+
+
+class Classifier(nn.Module):
+    """Tokens of a frame, blocks of mixing and memory, and logits of every frame from the mean of its tokens.
+
+    Called as `said, state = model(frames [B, T, 3, size, size], state=None, reset=None)`.
+    """
+
+    def __init__(self, config: ModelConfig, classes: int, encoder: Encoder | None = None) -> None:
+        super().__init__()
+        self.config = config
+        side = config.side
+        self.tokens: nn.Module
+        if encoder is None:
+            self.tokens = PatchTokens(config.size, config.patch, config.dim, config.registers)
+            self.tokens.registers.requires_grad_(config.registers > 0)
+        elif config.registers:
+            raise ShapeError("classification: registers go with the model's own patches; with an encoder set 0")
+        else:
+            self.tokens = VisionTokens(
+                encoder.name, config.size, config.dim, weights=encoder.weights, frozen=encoder.frozen
+            )
+            side = self.tokens.side
+        self.backbone = Backbone(
+            config.dim, config.depth, config.heads, side, config.registers, config.memory, config.mlp_ratio,
+            config.options,
+        )  # fmt: skip
+        self.norm, self.head = nn.LayerNorm(config.dim), nn.Linear(config.dim, classes)
+
+    def init_state(self, batch: int) -> ModelState:
+        """A fresh state of `batch` streams, all zeros."""
+        return self.backbone.init_state(batch)
+
+    def forward(
+        self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
+    ) -> tuple[Said, ModelState]:
+        """See the class."""
+        frames = frames.to(self.head.weight.dtype) / (255.0 if frames.dtype == torch.uint8 else 1.0)
+        x, state, losses = self.backbone(self.tokens(frames), state, reset, learn)
+        return Said(self.head(self.norm(x).mean(2)), losses), state
+
+
+class Classification(StreamTask):
+    """Cross-entropy of every frame; measured frame by frame, and at the last frame of a clip by its mean over frames.
+
+    classes: how many there are. encoder: a torchvision backbone in the place of the model's own patches. smoothing: of
+    labels. The others: see `StreamTask`.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        classes: int,
+        *,
+        encoder: Encoder | None = None,
+        smoothing: float = 0.0,
+        learn: bool = True,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup: int = 100,
+    ) -> None:
+        if classes < 2:
+            raise ShapeError(f"classification: expected at least two classes, got {classes}")
+        shape = {**dataclasses.asdict(model), "classes": classes, "encoder": encoder and encoder.name}
+        network = Classifier(model, classes, encoder)
+        super().__init__(network, shape, learn=learn, lr=lr, weight_decay=weight_decay, warmup=warmup)
+        self.classes, self.smoothing = classes, smoothing
+        self._sums: dict[str, Tensor] = {}
+        self._clips: dict[int, bool] = {}
+
+    def forward(self, batch: Batch, stage: str) -> Said:
+        """Go on with a stage's lanes over one segment."""
+        state = self.state_before(batch, stage)
+        said, state = self.model(batch.frames, state, batch.reset, learn=self.learn)
+        self.keep(stage, state)
+        return said
+
+    def loss(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Cross-entropy over the frames that have a label. Raises ConfigError for a label beyond the classes."""
+        if int(batch.label.max()) >= self.classes:
+            raise ConfigError(f"the data has a class {int(batch.label.max())}, the task {self.classes}: set classes")
+        labelled = batch.valid & (batch.label >= 0)
+        each = F.cross_entropy(
+            logits.flatten(0, 1).float(), batch.label.clamp(min=0).flatten(), reduction="none",
+            label_smoothing=self.smoothing,
+        )  # fmt: skip
+        return mean_where(each.view_as(batch.label), labelled)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """One segment of every lane."""
+        said = self(batch, "train")
+        loss = self.loss(batch, said.logits)
+        self.log_losses("train", {"loss": loss}, said.losses, len(batch.frames))
+        return loss
+
+    def so_far(self, batch: Batch, logits: Tensor, stage: str) -> Tensor:
+        """The sum of each clip's log probabilities up to every frame [B, T, classes], carried from batch to batch."""
+        logs = logits.float().log_softmax(-1)
+        sums = self._sums.get(stage)
+        if sums is None or len(sums) != len(logs):
+            sums = torch.zeros_like(logs[:, 0])
+        found = []
+        for t in range(logs.shape[1]):
+            sums = torch.where(batch.reset[:, t, None], 0.0, sums) + logs[:, t]
+            found.append(sums)
+        self._sums[stage] = sums
+        return torch.stack(found, 1)
+
+    def _measure(self, batch: Batch, stage: str) -> None:
+        said = self(batch, stage)
+        self.log_losses(stage, {"loss": self.loss(batch, said.logits)}, said.losses, len(batch.frames))
+        labelled = batch.valid & (batch.label >= 0)
+        right = (said.logits.argmax(-1) == batch.label)[labelled].float()
+        if len(right):
+            self.log(f"{stage}/frame_accuracy", right.mean(), batch_size=len(right), sync_dist=True)
+        right = self.so_far(batch, said.logits, stage).argmax(-1) == batch.label
+        for b, t in labelled.nonzero().tolist():  # in order, so that a clip's last frame has the last word
+            self._clips[int(batch.clip[b, t])] = bool(right[b, t])
+
+    def _begin(self, stage: str) -> None:
+        self._sums.pop(stage, None)
+        self._clips = {}
+
+    def _end(self, stage: str) -> None:
+        if self._clips:
+            rate = sum(self._clips.values()) / len(self._clips)
+            self.log(f"{stage}/clip_accuracy", rate, sync_dist=True)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """As training, measured."""
+        self._measure(batch, "val")
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        """As validation, on other clips."""
+        self._measure(batch, "test")
+
+    def predict_step(self, batch: Batch, index: int) -> list[dict[str, Any]]:
+        """A row for each frame: its class by itself, and that of its clip so far, with the clip's probability."""
+        said = self(batch, "predict")
+        mean = self.so_far(batch, said.logits, "predict") / (batch.position[..., None] + 1)
+        share, guess = mean.softmax(-1).max(-1)
+        alone = said.logits.argmax(-1)
+        return [
+            {
+                "clip": int(batch.clip[b, t]),
+                "frame": int(batch.frame[b, t]),
+                "class": int(alone[b, t]),
+                "clip_class": int(guess[b, t]),
+                "probability": round(float(share[b, t]), 4),
+            }
+            for b, t in batch.valid.nonzero().tolist()
+        ]
+
+    def on_validation_epoch_start(self) -> None:
+        """Fresh lanes and sums."""
+        super().on_validation_epoch_start()
+        self._begin("val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracy of clips."""
+        self._end("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Fresh lanes and sums."""
+        super().on_test_epoch_start()
+        self._begin("test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracy of clips."""
+        self._end("test")
+
+    def on_predict_epoch_start(self) -> None:
+        """Fresh lanes and sums."""
+        super().on_predict_epoch_start()
+        self._begin("predict")

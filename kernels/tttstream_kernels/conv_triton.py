@@ -406,9 +406,10 @@ def backward(
                 d_back = _convolve(
                     k_t, sk[1], first, count, d_weights, D, TILE, HEIGHT, WIDE
                 ) * (-1.0 / n)  # fmt: skip
+                # products with one matrix stand side by side, so that no two matrices are operands at a time
                 z = product(gelu(hidden), again(w_2, source + at_2, D), TYPE, PRECISION) + b_2
-                d_g = product(gelu(hidden), again(taught_w_2, d_weights + at_2, D), TYPE, PRECISION) + taught_b_2
-                d_g += product(d_back * slope, again(w_2, source + at_2, D), TYPE, PRECISION)
+                d_g = product(d_back * slope, again(w_2, source + at_2, D), TYPE, PRECISION) + taught_b_2
+                d_g += product(gelu(hidden), again(taught_w_2, d_weights + at_2, D), TYPE, PRECISION)
                 error, u, g, z_hat, rstd = taught(z, target, rate, gamma, beta)
                 d_u, d_z = gradient_backward(d_g, g, u, rate * gamma * gamma, z_hat, rstd)
                 put_numbers(d_eta + place, heads, first, count, tl.sum(d_u * gamma * error, 1, keep_dims=True), TILE)
@@ -427,9 +428,8 @@ def backward(
                 put(d_k + here, stride, first, count, d_x, D, TILE)
                 put(d_v + here, stride, first, count, d_target, D, TILE)
                 back = product(g, tl.trans(again(w_2, source + at_2, D)), TYPE, PRECISION)
-                d_h = product(g, tl.trans(again(taught_w_2, d_weights + at_2, D)), TYPE, PRECISION) + product(
-                    d_z, tl.trans(again(w_2, source + at_2, D)), TYPE, PRECISION
-                )
+                d_h = product(d_z, tl.trans(again(w_2, source + at_2, D)), TYPE, PRECISION)
+                d_h += product(g, tl.trans(again(taught_w_2, d_weights + at_2, D)), TYPE, PRECISION)
                 d_h = slope * d_h + d_back * back * gelu_bend(hidden)
                 d_w_2 += product(tl.trans(d_back * slope), g, TYPE, PRECISION)
                 d_w_2 += product(tl.trans(gelu(hidden)), d_z, TYPE, PRECISION)

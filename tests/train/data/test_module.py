@@ -170,6 +170,16 @@ class TestParts:
             assert {clip.name for clip in third} <= {clip.name for clip in first}
         assert [len(part) for part in one] == pytest.approx([210, 60, 30], abs=25)
 
+    @pytest.mark.parametrize("count", range(3, 8))
+    def test_no_part_is_empty_where_there_are_enough_files(self, count: int) -> None:
+        clips = [Named(f"{number % count}.mp4") for number in range(2 * count)]
+        parts = cut(clips, [0.8, 0.1, 0.1])
+        names = [{clip.name for clip in part} for part in parts]
+        assert all(names)
+        assert sum(map(len, names)) == count
+        assert [len(part) for part in parts] == [2 * len(found) for found in names]
+        assert cut(clips[:1], [0.8, 0.1, 0.1]).count([]) == 2
+
     def test_a_part_given_is_not_cut(self, folder: Path) -> None:
         walks = Walks(3, frames=9)
         data = VideoData(Videos(str(folder)), val=walks, fractions=[0.5, 0.0, 0.5])

@@ -12,21 +12,32 @@ from tttstream.train.data.clips import Clip
 def cut(clips: Sequence[Clip], fractions: Sequence[float]) -> list[list[Clip]]:
     """Deal clips to parts of about these fractions by a hash of their file's name.
 
-    All clips of one file land in the same part, in every run, and wherever the folder stands.
+    All clips of one file land in the same part, in every run, wherever the folder stands, and whatever other files
+    there are; only a part that would stay empty, which happens with few files, takes one from the part with most.
     """
     if any(part < 0 for part in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise DataError(f"fractions must be at least 0 and sum to 1, got {list(fractions)}")
-    parts: list[list[Clip]] = [[] for _ in fractions]
+    files: list[dict[str, list[Clip]]] = [{} for _ in fractions]
     for clip in clips:
-        parts[_part(clip.name, fractions)].append(clip)
-    return parts
+        name = clip.name.replace("\\", "/").rsplit("/", 1)[-1]
+        files[_part(_place(name), fractions)].setdefault(name, []).append(clip)
+    for part, fraction in zip(files, fractions, strict=True):
+        most = max(files, key=len)
+        if fraction > 0 and not part and len(most) > 1:
+            name = min(most, key=_place)
+            part[name] = most.pop(name)
+    return [[clip for found in part.values() for clip in found] for part in files]
 
 
-def _part(name: str, fractions: Sequence[float]) -> int:
-    place = int.from_bytes(hashlib.sha256(name.replace("\\", "/").rsplit("/", 1)[-1].encode()).digest()[:8], "big")
+def _place(name: str) -> float:
+    """A number from 0 to 1 that follows from a name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def _part(place: float, fractions: Sequence[float]) -> int:
     reached = 0.0
     for number, fraction in enumerate(fractions):
         reached += fraction
-        if place < reached * 2**64:
+        if place < reached:
             return number
     return max(number for number, fraction in enumerate(fractions) if fraction > 0)

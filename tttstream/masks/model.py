@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -40,9 +41,9 @@ class MaskConfig:
     placed: int = 2
     inner: str = "linear"
     base_lr: float = 48.0
-    first: int = 6
+    first: int = 16
     passes: int = 1
-    size: int = 240
+    size: int = 160
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "head_width", "placed", "first", "passes", "size"):
@@ -171,6 +172,12 @@ class MaskModel(nn.Module):
             if lengths is not None:
                 state = state.where(t < lengths, before)
         return MaskOutput(torch.stack(logits, 1), torch.stack(guesses, 1)), state
+
+    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors into a folder; dtype: of the file, such as float16."""
+        from tttstream.masks.folder import save
+
+        save(self, folder, dtype)
 
     def fingerprint(self) -> str:
         """A hash of the configuration and of all weights: what a saved stream must match."""

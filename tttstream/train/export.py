@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from tttstream.errors import CheckpointError, TTTStreamError
+from tttstream.masks import MaskConfig, MaskModel
 from tttstream.model import FrameModel, ModelConfig
 
 PREFIX = "model."
 
 
-def read(path: Path) -> FrameModel:
+def read(path: Path) -> FrameModel | MaskModel:
     """The model in a checkpoint of `tttstream fit`. Raises CheckpointError where there is none."""
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -23,11 +24,15 @@ def read(path: Path) -> FrameModel:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint of `tttstream fit`; is it complete?") from error
     saved = checkpoint.get("tttstream") if isinstance(checkpoint, dict) else None
-    if saved is None or "model" not in saved:
-        raise CheckpointError(f"{path} was not written by `tttstream fit` for a model of frames")
+    if saved is None or not {"model", "network"} & set(saved):
+        raise CheckpointError(f"{path} was not written by `tttstream fit` for a model of frames or masks")
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     try:
-        model = FrameModel(ModelConfig(**saved["model"]))
+        model: FrameModel | MaskModel
+        if "network" in saved:
+            model = MaskModel(MaskConfig(**saved["network"]))
+        else:
+            model = FrameModel(ModelConfig(**saved["model"]))
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, TTTStreamError) as error:
         raise CheckpointError(f"{path} holds a model that this version cannot build") from error

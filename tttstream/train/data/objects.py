@@ -79,13 +79,13 @@ class MovingObjects(Index):
         ]  # fmt: skip
 
     def _videos(self) -> Sequence[Clip]:
+        if self.part not in ("train", "test", "all"):
+            raise DataError(f"objects: part is {self.part!r}, expected train, test or all")
         if self.folders is None:
             return []
         videos = Videos(self.folders).clips()
         if self.part == "all":
             return videos
-        if self.part not in ("train", "test"):
-            raise DataError(f"objects: part is {self.part!r}, expected train, test or all")
         return cut(videos, (0.85, 0.15))[self.part == "test"]
 
 

@@ -1,0 +1,183 @@
+"""The task of mask propagation: lanes, what counts, what is learned, checkpoints, and the model that comes out."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tttstream.errors import CheckpointError, ShapeError
+from tttstream.masks import MaskConfig, load
+from tttstream.masks.baselines import NAMES, propagate
+from tttstream.train.data import Batch
+from tttstream.train.export import read
+from tttstream.train.masks import MaskPropagation, overlap
+
+SMALL = MaskConfig(width=16, heads=2, head_width=8, placed=1, first=2, passes=1, size=32)
+
+
+def batch(rows: int = 2, count: int = 4, first: bool = True, seed: int = 0) -> Batch:
+    """Squares that move over noise; the second object is in the first row only."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 80, (rows, count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    mask = torch.zeros(rows, count, 32, 32, dtype=torch.int64)
+    for t in range(count):
+        mask[:, t, 4:14, 4 + t : 14 + t] = 1
+        mask[0, t, 18:28, 18 - t : 28 - t] = 2
+    colours = torch.tensor([[0, 0, 0], [250, 60, 60], [60, 250, 60]], dtype=torch.uint8)
+    frames = torch.where(mask[:, :, None] > 0, colours[mask].permute(0, 1, 4, 2, 3), frames)
+    number = torch.arange(count).expand(rows, -1)
+    minus = torch.full_like(number, -1)
+    clip = torch.arange(rows)[:, None].expand(-1, count)
+    return Batch(frames, (number == 0) & first, number, number, clip, minus, number >= 0, mask)
+
+
+def piece(whole: Batch, begin: int, end: int) -> Batch:
+    return Batch(*(part[:, begin:end] for part in whole if part is not None))
+
+
+def task(**options: Any) -> MaskPropagation:
+    torch.manual_seed(0)
+    return MaskPropagation(SMALL, **options)
+
+
+def test_lanes_go_on_where_they_stood() -> None:
+    whole = batch()
+    one, two = task().eval(), task().eval()
+    expected = one(whole, "val")
+    found = [two(piece(whole, begin, begin + 2), "val") for begin in (0, 2)]
+    logits = torch.cat([segment.output.logits for segment in found], 1)
+    torch.testing.assert_close(logits, expected.output.logits, rtol=0, atol=1e-4)
+    assert torch.equal(torch.cat([segment.counted for segment in found], 1), expected.counted)
+
+
+def test_only_frames_in_which_an_object_had_to_be_found_count() -> None:
+    segment = task().eval()(batch(), "val")
+    assert segment.counted[:, 0].sum() == 0
+    assert segment.counted[0, 1:].all()
+    assert segment.counted[1, 1:].tolist() == [[True, False]] * 3
+    assert len(overlap(segment)) == int(segment.counted.sum()) == 9
+    idle = batch()._replace(valid=torch.zeros(2, 4, dtype=torch.bool))
+    learner = task().eval()
+    assert all(float(loss.detach()) == 0 for loss in learner.losses(learner(idle, "val")).values())
+
+
+def test_overlap_by_hand() -> None:
+    segment = task().eval()(batch(), "val")
+    perfect = torch.cat([0.5 - segment.masks.sum(2, keepdim=True), segment.masks], 2)
+    assert (overlap(segment._replace(output=segment.output._replace(logits=perfect))) == 1).all()
+    shifted = perfect.roll(5, -1)
+    values = overlap(segment._replace(output=segment.output._replace(logits=shifted)))
+    assert values[0] == pytest.approx(50 / 150)
+
+
+def test_training_finds_the_objects() -> None:
+    """After some steps on two easy sequences the masks of frames that were not given are mostly right."""
+    learner = task(lr=5e-3)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=5e-3)
+    segment = batch()
+    before = overlap(learner.eval()(segment, "val")).mean()
+    for _ in range(25):
+        optimizer.zero_grad()
+        learner.eval()  # no forced frames and no moved middles: there is no trainer to ask
+        learner._states.clear()
+        loss = torch.stack(list(learner.losses(learner(segment, "train")).values())).sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        optimizer.step()
+    learner._states.clear()
+    after = overlap(learner(segment, "val")).mean()
+    assert after > max(0.7, float(before.detach()))
+
+
+def test_middles_are_moved_for_each_sequence_alike() -> None:
+    learner = task()
+    moved = learner.offset(torch.tensor([3, 4, 3]))
+    assert moved is not None
+    assert torch.equal(moved[0], moved[2])
+    assert not torch.equal(moved[0], moved[1])
+    assert moved.abs().max() <= 200
+    assert learner.eval().offset(torch.tensor([3])) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_baselines(name: str) -> None:
+    model = task().model.eval()
+    segment = batch(2, 3)
+    masks = (segment.mask[:, :1, None] == torch.tensor([1, 2])[:, None, None])[:, 0].float()  # type: ignore[index]
+    with torch.no_grad():
+        logits = propagate(name, model, segment.frames, masks)
+    assert logits.shape == (2, 3, 3, 32, 32)
+    found = logits.argmax(2)
+    if name == "copy":
+        assert torch.equal(found, segment.mask[:, :1].expand(-1, 3, -1, -1))  # type: ignore[index]
+    if name in ("matching", "frozen"):
+        assert torch.equal(found[:, 0], segment.mask[:, 0])  # type: ignore[index]
+    with pytest.raises(ShapeError, match="no baseline"):
+        propagate("luck", model, segment.frames, masks)
+
+
+def test_data_without_masks_and_options_that_make_no_sense() -> None:
+    with pytest.raises(ShapeError, match="no masks"):
+        task()(batch()._replace(mask=None), "val")
+    with pytest.raises(ShapeError, match="at least 1"):
+        task(objects=0)
+
+
+CONFIG = """
+trainer: {{accelerator: cpu, devices: 1, max_steps: {steps}, limit_val_batches: 1, num_sanity_val_steps: 0,
+  log_every_n_steps: 1, enable_progress_bar: false, enable_model_summary: false, default_root_dir: {out},
+  logger: {{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {out}, name: run}}}}}}
+task:
+  class_path: tttstream.train.masks.MaskPropagation
+  init_args: {{network: {{width: 16, heads: 2, head_width: 8, placed: 1, first: 2, size: 32}}}}
+data:
+  class_path: tttstream.train.data.VideoData
+  init_args:
+    train: {{class_path: tttstream.train.data.objects.MovingObjects, init_args: {{count: 50, frames: 6, size: 48}}}}
+    val:
+      class_path: tttstream.train.data.objects.MovingObjects
+      init_args: {{count: 2, frames: 6, size: 48, seed: 90}}
+    test:
+      class_path: tttstream.train.data.objects.MovingObjects
+      init_args: {{count: 2, frames: 6, size: 48, seed: 95}}
+    window: {{frames: 6}}
+    eval_window: {{frames: 6, start: first}}
+    size: 48
+    length: {length}
+    batch_size: 2
+    steps: 2
+    workers: 0
+"""
+
+
+def fit(folder: Path, steps: int, *words: str, command: str = "fit", length: int = 3) -> None:
+    from tttstream.train.cli import main
+
+    config = folder / f"{command}.yaml"
+    config.write_text(CONFIG.format(steps=steps, out=folder, length=length))
+    assert main([command, "--config", str(config), *words]) == 0
+
+
+def losses(folder: Path, version: int) -> list[str]:
+    with (folder / "run" / f"version_{version}" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [row["train/loss"] for row in rows if row["train/loss"]]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_fit_resume_export_and_test(tmp_path: Path) -> None:
+    """A resumed run has the losses of one that was not interrupted; what comes out is what `watch` takes."""
+    fit(tmp_path, 4)
+    checkpoints = sorted((tmp_path / "run" / "version_0" / "checkpoints").glob("*.ckpt"))
+    assert len(losses(tmp_path, 0)) == 4
+    exported = load(tmp_path / "run" / "version_0" / "model")
+    assert read(checkpoints[-1]).fingerprint() == exported.fingerprint()
+    fit(tmp_path, 2, "--task.forced=0.8", "--trainer.max_steps=4", "--trainer.max_epochs=1")
+    half = sorted((tmp_path / "run" / "version_1" / "checkpoints").glob("*.ckpt"))[-1]
+    fit(tmp_path, 4, f"--ckpt_path={half}")
+    assert losses(tmp_path, 2) == losses(tmp_path, 0)[2:]
+    fit(tmp_path, 4, f"--ckpt_path={checkpoints[-1]}", command="test", length=6)
+    with pytest.raises(CheckpointError, match="another mask model"):
+        fit(tmp_path, 4, f"--ckpt_path={half}", "--task.network.first=3")

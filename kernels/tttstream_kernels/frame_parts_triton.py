@@ -53,7 +53,7 @@ def put_numbers(base, stride, first, count, x, TILE: tl.constexpr):
 
 @triton.jit
 def again(w, at, D: tl.constexpr):
-    """A matrix of weights as the operand of one product. Of heads 128 wide it is fetched for each, and volatile, so that
+    """A matrix of weights as the operand of one product. Of heads 128 wide it is fetched for each, as volatile so that
     the compiler keeps the fetches apart: as an operand that stays it takes up to 128 KB of shared memory."""
     if D > 64:
         return tl.load(at, volatile=True)

@@ -226,6 +226,19 @@ class TestMeasures:
         assert "val/mse/ahead_3" not in found
         assert {"train/next", "train/ahead", "train/inner_before", "train/inner_after"} <= set(found)
 
+    def test_a_reset_every_so_many_frames(self, tiny: Make, moving: Make) -> None:
+        data = moving().train_dataloader().data
+        made, plain = task(tiny(), reset_every=2), task(tiny())
+        with torch.no_grad():
+            first, second = (made(data[step], "val").output.prediction for step in (0, 1))
+            whole = plain(data[0], "val").output.prediction
+            alone, _ = made.model(data[1].frames[:, 2:])
+            trained = made(data[0], "train").output.prediction
+        torch.testing.assert_close(second[:, 2:], alone.prediction)
+        torch.testing.assert_close(first[:, :2], whole[:, :2])
+        assert not torch.allclose(first[:, 2:], whole[:, 2:])
+        torch.testing.assert_close(trained, whole)
+
     def test_a_horizon_as_long_as_the_segment_is_refused(self, tiny: Make, moving: Make) -> None:
         with pytest.raises(ShapeError, match="horizon 4 needs segments of more than 4 frames"):
             task(tiny(), horizon=4)(moving().train_dataloader().data[0], "train")

@@ -56,7 +56,8 @@ class Prediction(StreamTask):
     stream, beside copying the last frame seen.
 
     Args:
-        horizon: k, how many frames ahead. The others: see `StreamTask`.
+        horizon: k, how many frames ahead. reset_every: 0, or let the memory begin anew every so many frames of a video
+            when it is measured (an ablation). The others: see `StreamTask`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Prediction(StreamTask):
         model: ModelConfig,
         *,
         horizon: int = 1,
+        reset_every: int = 0,
         learn: bool = True,
         recompute: int = 0,
         lr: float = 1e-3,
@@ -79,7 +81,9 @@ class Prediction(StreamTask):
         )  # fmt: skip
         if horizon < 1:
             raise ShapeError(f"prediction: horizon must be at least 1, got {horizon}")
-        self.horizon = horizon
+        if reset_every < 0:
+            raise ShapeError(f"prediction: reset_every cannot be negative, got {reset_every}")
+        self.horizon, self.reset_every = horizon, reset_every
         columns = [*QUALITIES, *(f"copy_{name}" for name in QUALITIES)]
         self.tables = nn.ModuleDict()
         for stage in ("val", "test"):
@@ -91,6 +95,8 @@ class Prediction(StreamTask):
         """Go on with a stage's lanes over one segment."""
         frames, reset, count = batch.frames, batch.reset, batch.frames.shape[1]
         state, ahead = self.state_before(batch, stage), None
+        if self.reset_every and stage != "train":
+            reset = reset | (batch.position % self.reset_every == 0)
         if self.horizon == 1:
             output, state = self.run_segment(frames, state, reset)
         elif count > self.horizon:

@@ -1,0 +1,141 @@
+"""Quality against the position in the stream, far beyond the training length: a queue that can be stopped and resumed.
+
+python demos/position.py --out out/position --docs docs
+
+Every run (memory × seed) is `tttstream fit` and then `tttstream test` on walks of 64 times the training length; runs
+that are done are not done again, so the table grows over days. `--reset 64 256` tests the same weights with the memory
+reset every so many frames.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+from pathlib import Path
+
+import matplotlib
+import torch
+from tqdm import tqdm
+
+from tttstream.cli.main import main as tttstream
+from tttstream.errors import TTTStreamError
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+MEMORIES = ("ttt_linear", "ttt_mlp", "ttt_conv", "gru", "window", "frozen")
+TIMES = (1, 4, 16, 64)
+
+
+def pieces(name: str, args: argparse.Namespace) -> list[str]:
+    """The configuration of a memory: all alike but for the memory."""
+    memory = "ttt_linear" if name == "frozen" else name
+    words = [f"--config={piece}" for piece in ("trainer/cpu", "model/tiny", f"model/{memory}", "data/walk")]
+    words += ["--config=task/prediction", f"--task.init_args.learn={str(name != 'frozen').lower()}"]
+    words += [f"--data.init_args.length={args.length}", "--data.init_args.workers=0", "--data.init_args.batch_size=2"]
+    words += [f"--data.train.size={args.size}", f"--data.val.size={args.size}", f"--data.test.size={args.size}"]
+    return [*words, "--trainer.enable_model_summary=false", "--trainer.limit_val_batches=4"]
+
+
+def fit(folder: Path, name: str, seed: int, args: argparse.Namespace) -> Path:
+    """Train one run, or go on with it; its last checkpoint."""
+    path = folder / "last.ckpt"
+    words = [f"--seed_everything={seed}", f"--data.init_args.seed={seed}", f"--trainer.max_steps={args.steps}"]
+    keep = "lightning.pytorch.callbacks.ModelCheckpoint"
+    saved = {
+        "dirpath": str(folder),
+        "filename": "last",
+        "every_n_train_steps": math.gcd(args.steps, 50),
+        "enable_version_counter": False,
+    }
+    words += ["--trainer.callbacks=" + json.dumps([{"class_path": keep, "init_args": saved}])]
+    done = path.is_file() and torch.load(path)["global_step"] >= args.steps
+    if not done:
+        resume = [f"--ckpt_path={path}"] if path.is_file() else []
+        run(["fit", *pieces(name, args), *words, *resume, f"--trainer.default_root_dir={folder}"])
+    return path
+
+
+def test(folder: Path, name: str, path: Path, reset: int, args: argparse.Namespace) -> dict[str, float]:
+    """MSE over that of repeating the last frame, in the frames up to each multiple of the training length."""
+    frames = args.length * TIMES[-1]
+    words = [f"--data.test.frames={frames}", "--data.test.count=2", f"--ckpt_path={path}"]
+    words += [f"--task.init_args.reset_every={reset}"]
+    run(["predict", *pieces(name, args), *words, f"--trainer.default_root_dir={folder}"])
+    rows = [json.loads(line) for line in max(folder.rglob("predictions.jsonl"), key=os.path.getmtime).open()]
+    scores = {}
+    for times in TIMES:
+        late = [row for row in rows if "mse" in row and times * args.length // 2 <= row["frame"] < times * args.length]
+        scores[str(times)] = sum(row["mse"] for row in late) / max(1e-12, sum(row["copy_mse"] for row in late))
+    return scores
+
+
+def run(words: list[str]) -> None:
+    """One command of the program; an error ends the queue."""
+    code = tttstream(words)
+    if code:
+        raise SystemExit(code)
+
+
+def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
+    """The table and the picture of all that is done."""
+    machine = f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}"
+    lines = ["# Quality against the position in the stream", ""]
+    lines += [
+        f"`python demos/position.py --steps {args.steps} --length {args.length} --size {args.size}`, "
+        f"{datetime.date.today()}, {machine}. Tiny models (model/tiny) trained for {args.steps} steps on walks in "
+        f"segments of {args.length} frames. Error of the next frame over that of repeating the last one, in the second "
+        "half of the frames up to so many times the training length: below 1 is better than repeating; mean over seeds "
+        "(and how many).",
+        "",
+        "| memory | " + " | ".join(f"{times} ×" for times in TIMES) + " | seeds |",
+        "| --- |" + " ---: |" * (len(TIMES) + 1),
+    ]
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name in dict.fromkeys(key.rpartition("/")[0] for key in results):
+        runs = [value for key, value in results.items() if key.rpartition("/")[0] == name]
+        means = [sum(each[str(times)] for each in runs) / len(runs) for times in TIMES]
+        lines.append(f"| {name} | " + " | ".join(f"{mean:.3f}" for mean in means) + f" | {len(runs)} |")
+        axes.plot(TIMES, means, marker="o", label=name)
+    axes.set(xscale="log", xlabel="position / training length", ylabel="error / error of repeating", xticks=TIMES)
+    axes.legend()
+    (args.docs / "results").mkdir(parents=True, exist_ok=True)
+    (args.docs / "results" / "position.md").write_text("\n".join([*lines, "", "![](../position.png)", ""]))
+    figure.savefig(args.docs / "position.png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("out/position"), help="runs and results.json")
+    parser.add_argument("--docs", type=Path, default=Path("out/position"), help="gets results/position.md")
+    parser.add_argument("--memories", nargs="*", default=MEMORIES, choices=MEMORIES)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--reset", nargs="*", type=int, default=[], help="also test with a reset every so many frames")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--length", type=int, default=16, help="frames of a training segment")
+    parser.add_argument("--size", type=int, default=32, help="side of the walk's pictures")
+    args = parser.parse_args()
+    path = args.out / "results.json"
+    results: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
+    queue = [(n, s, r) for s in args.seeds for n in args.memories for r in (0, *args.reset)]
+    for name, seed, reset in tqdm(queue, desc="runs"):
+        key = f"{name}{f', reset every {reset}' if reset else ''}/{seed}"
+        if key in results:
+            continue
+        folder = args.out / f"{name}-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        results[key] = test(folder, name, fit(folder, name, seed, args), reset, args)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(results, indent=2))
+        part.replace(path)
+        write(results, args)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TTTStreamError as error:
+        raise SystemExit(f"position: error: {error}") from error

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ def use(kernel: Any, types: dict[str, str], constants: dict[str, Any], options: 
     return Use(options["num_warps"], int(registers[1]), int(spilled[1]), compiled.metadata.shared)
 
 
-def rows(wanted: str, quick: bool) -> list[tuple[str, Use]]:
+def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
     """(name, use) of every kernel whose name holds `wanted`."""
     import torch
 
@@ -90,7 +91,6 @@ def rows(wanted: str, quick: bool) -> list[tuple[str, Use]]:
 
     sizes = [(64, 16)] if quick else [(64, 16), (64, 64), (128, 16), (16, 16)]
     types = [(torch.bfloat16, "bf16")] if quick else [(torch.bfloat16, "bf16"), (torch.float32, "fp32")]
-    found = []
     for inner, module in (("linear", linear_token_triton), ("mlp", mlp_token_triton)):
         for way in ("forward", "backward"):
             for width, size in sizes:
@@ -103,15 +103,14 @@ def rows(wanted: str, quick: bool) -> list[tuple[str, Use]]:
                     kernel = getattr(module, way)
                     absent = ("reset", "lengths", "count", "begins", "first", "forget")
                     kinds = signature(kernel, short, absent, constants)
-                    found.append((name, use(kernel, kinds, constants, launch_options(inner, way, width, dtype))))
-        for width, _ in sizes:
+                    yield name, use(kernel, kinds, constants, launch_options(inner, way, width, dtype))
+        for width in dict(sizes):
             name = f"{inner}.step D={width}"
-            if wanted in name and name not in [known for known, _ in found]:
+            if wanted in name:
                 kernel = step_triton.KERNELS[inner]
                 constants = {"D": width, "K": 16, "FORGET": True, "LONGEST": True, "RESTORE": False, "LOSS": True}
                 kinds = signature(kernel, "bf16", ("forget", "longest", "reset", "lengths"), constants)
-                found.append((name, use(kernel, kinds, constants, {"num_warps": step_triton.warps(width)})))
-    return found
+                yield name, use(kernel, kinds, constants, {"num_warps": step_triton.warps(width)})
 
 
 def main() -> int:

@@ -31,6 +31,7 @@ def token_causal(
     streams = cast(torch.float32 if dtype == torch.float64 else dtype, call.q, call.k, call.v)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in streams)
     call = call._replace(q=q, k=k, v=v)
+    reset, lengths = (None if x is None else x.contiguous() for x in (reset, lengths))
     update = call.update
     learned = (*call[1:8], call.tau, state.delta, state.pending, update.forget, update.longest)
     wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in learned)
@@ -53,7 +54,7 @@ def _any_tokens(
     (rows, tokens, _, width), size = call.q.shape, call.tokens
     given = cast(torch.float32, call.eta[..., 0], call.start, call.gamma, call.beta, call.tau, state.pending)
     eta, start, gamma, beta, tau, pending = (x.contiguous() for x in given)
-    weights = start.expand(rows, -1, -1) if fresh else start + state.delta
+    weights = start.expand(rows, -1, -1) if fresh else (start + state.delta).contiguous()
     forget, limit = _settling(call.update, call.inner.split(start, width)[-1])
     phase = state.phase.nan_to_num(0.0, 0.0, 0.0).to(torch.int32) % size
     y, seen, after, sums, _ = token(
@@ -88,7 +89,7 @@ def _one_token(
         call.inner.name, call.q, call.k, call.v, call.eta.contiguous(),
         state.delta.contiguous(), state.pending.contiguous(), state.phase.contiguous(), *weights,
         each[0], number[0], each[1], number[1], call.update.restore,
-        lengths, None if reset is None else reset.contiguous(), return_loss,
+        lengths, reset, return_loss,
     )  # fmt: skip
     return y, InnerState(delta, pending, state.momentum, phase), Loss(before, after) if return_loss else None
 
@@ -194,7 +195,7 @@ def token(
     cut = blocks(phase, lengths, reset, tokens, len(tau), span)
     KERNELS[inner].forward[(rows * heads,)](
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
-        cut.phase, lengths, None if reset is None else reset.contiguous(), cut.number, cut.begins,
+        cut.phase, lengths, reset, cut.number, cut.begins,
         y, seen, after, sums, kept,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
         tokens, heads, kept.shape[2],
@@ -284,7 +285,7 @@ def token_backward(
     shelves, cuts, hidden = scratch(inner, weights, span, size, width)
     KERNELS[inner].backward[(rows * heads,)](
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
-        cut.phase, lengths, None if reset is None else reset.contiguous(), cut.number, cut.begins, cut.first,
+        cut.phase, lengths, reset, cut.number, cut.begins, cut.first,
         kept, shelves, cuts, hidden, d_y, d_seen, d_weights_end, d_pending_end,
         *tiles, *shared,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),

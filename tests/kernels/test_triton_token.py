@@ -306,6 +306,28 @@ def test_padding_and_broken_states_reach_nothing(inner: Inner) -> None:
             torch.testing.assert_close(other[name], value, rtol=0, atol=0)
 
 
+def test_turned_inputs() -> None:
+    """Whatever the order in memory of what comes in."""
+    for tokens in (1, 18):
+        case = Case(Linear(), tokens, phases=PHASES, reset={(1, 0)}, lengths=[tokens, 1, tokens])
+        leaves = case.copy(exact=False)
+        turned = {name: x.mT.contiguous().mT if x.dim() > 1 else x for name, x in leaves.items()}
+        masks = [None if x is None else x.to(DEVICE) for x in (case.reset, case.lengths)]
+        results = []
+        for leaf, (reset, lengths) in (
+            (leaves, masks),
+            (turned, (masks[0].mT.contiguous().mT, torch.stack([masks[1]] * 2, 1)[:, 0])),
+        ):
+            with torch.no_grad():
+                y, state, _ = ttt(
+                    Linear(), *(leaf[name] for name in ("q", "k", "v", "eta", "start", "gamma", "beta")),
+                    **case.options(leaf, torch.float32, DEVICE), reset=reset, lengths=lengths, backend="triton",
+                )  # fmt: skip
+            results.append((y, *state))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_an_idle_row_keeps_its_state_bit_for_bit() -> None:
     for tokens in (1, 20):
         case = Case(Linear(), tokens, "numbers", phases=PHASES, lengths=[0, tokens, 0])

@@ -129,7 +129,8 @@ class MaskModel(nn.Module):
         self.start[:, -self.config.head_width :] = nothing
         contrast = (object_ - nothing).flatten() / 2
         self.decoder.guess.weight.copy_((12.0 / (2 * contrast.numel()) * contrast.repeat(2))[None, :, None, None])
-        nn.init.constant_(self.decoder.guess.bias, 0.5)
+        assert self.decoder.guess.bias is not None
+        self.decoder.guess.bias.fill_(0.5)
 
     def init_state(self, batch: int, objects: int = 1) -> MaskState:
         """A fresh state of `batch` streams with room for so many objects each, all zeros."""

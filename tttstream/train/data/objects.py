@@ -141,7 +141,7 @@ def pictures(rng: np.random.Generator, videos: Sequence[str], steps: int) -> lis
     """`steps` pictures that follow one another in a video, or one photograph again and again."""
     if not videos or rng.random() < 0.2:
         return [_photograph(NAMES[rng.integers(len(NAMES))])] * steps
-    some = runs(videos[rng.integers(len(videos))])
+    some = runs(videos[int(rng.integers(len(videos)))])
     run = some[rng.integers(len(some))]
     there_and_back = [*run, *run[-2:0:-1]] or run
     start = int(rng.integers(len(there_and_back)))
@@ -165,8 +165,9 @@ class Scene:
             if found is not None:
                 window, alpha = found
                 wide = size // 2
-                backdrop = [np.asarray(cv2.copyMakeBorder(window, *[wide] * 4, cv2.BORDER_REFLECT), np.uint8)] * steps
-                self.part = cv2.copyMakeBorder(alpha, *[wide] * 4, cv2.BORDER_CONSTANT)
+                around = np.pad(window, ((wide, wide), (wide, wide), (0, 0)), mode="symmetric")
+                backdrop = [around] * steps
+                self.part = np.pad(alpha, wide)
         self.backdrop = backdrop
         height, width = backdrop[0].shape[:2]
         zoom = 1.0 if self.part is not None else size / (min(height, width) * rng.uniform(0.5, 1.0))
@@ -213,7 +214,7 @@ class Scene:
         canvas = grey + self.colour * (canvas - grey)
         canvas = 255 * (canvas / 255).clip(0, 1) ** self.gamma
         if self.blur:
-            canvas = cv2.GaussianBlur(canvas, (0, 0), self.blur)
+            canvas = np.asarray(cv2.GaussianBlur(canvas, (0, 0), self.blur), np.float32)
         if self.noise:
             canvas = canvas + self.noise * rng.standard_normal(canvas.shape, np.float32)
         frame = np.asarray(canvas.clip(0, 255), np.uint8)
@@ -228,8 +229,8 @@ class Scene:
         camera = self.camera.matrix(t, np.full(2, size / 2, np.float32))
         view = (np.vstack([camera, [0, 0, 1]]) @ np.vstack([self.view, [0, 0, 1]]))[:2].astype(np.float32)
         maps = self.sway.sources(t, view, size)
-        canvas = cv2.remap(self.backdrop[t], *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        canvas = canvas.astype(np.float32)
+        behind = cv2.remap(self.backdrop[t], *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        canvas: Floats = np.asarray(behind, np.float32)
         owner = np.zeros((size, size), np.uint8)
         if self.part is not None:
             owner[cv2.remap(self.part, *maps, cv2.INTER_LINEAR) > 0.5] = 1
@@ -238,7 +239,7 @@ class Scene:
             alpha = sprite.paint(canvas, t, camera)
             if shadow:
                 soft = cv2.GaussianBlur(np.roll(alpha, (size // 25, size // 30), (0, 1)), (0, 0), size / 40)
-                dark = 1 - 0.45 * soft[..., None]
-                canvas = before * dark + alpha[..., None] * (canvas - before * dark) if dark is not None else canvas
+                clear = 1 - alpha[..., None]
+                canvas = np.asarray((1 - clear) * canvas + clear * (1 - 0.45 * soft[..., None]) * before, np.float32)
             owner[alpha > 0.5] = number
         return canvas, owner

@@ -88,7 +88,7 @@ def contour(rng: np.random.Generator, side: int) -> Floats:
         for _ in range(int(rng.integers(1, 4))):
             box = ((middle, middle), tuple(rng.uniform(0.25, 0.85, 2) * side * 0.7), float(rng.uniform(0, 180)))
             at = rng.normal(0, 0.08 * side, 2)
-            corners = cv2.boxPoints(box) + at  # type: ignore[call-overload]
+            corners = cv2.boxPoints(box) + at
             cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 255, cv2.LINE_AA)
     return (mask / 255).astype(np.float32)
 
@@ -138,7 +138,8 @@ def region(rng: np.random.Generator, picture: Pixels, side: int) -> tuple[Pixels
     if not 0.015 < share < 0.45:
         return None
     solid = cv2.morphologyEx(chosen.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    return np.asarray(window, np.uint8), cv2.GaussianBlur(solid.astype(np.float32), (3, 3), 0)
+    soft = cv2.GaussianBlur(solid.astype(np.float32), (3, 3), 0)
+    return np.asarray(window, np.uint8), np.asarray(soft, np.float32)
 
 
 @dataclass
@@ -154,7 +155,7 @@ class Sprite:
     def paint(self, canvas: Floats, t: int, camera: Floats | None) -> Floats:
         """Draw over a canvas [size, size, 3] at time t, in place; the opacity [size, size] of what was drawn."""
         size = len(canvas)
-        middle = np.array(self.alpha.shape[::-1], np.float32) / 2
+        middle = np.array(self.alpha.shape[::-1], np.float32) / np.float32(2)
         matrix = self.motion.matrix(t, middle)
         matrix[:, 2] += self.at - middle
         if camera is not None:
@@ -173,8 +174,8 @@ def make_sprite(rng: np.random.Generator, pictures: list[Pixels], steps: int, si
     alpha = contour(rng, side)
     found = region(rng, pictures[0], side) if side >= 24 and rng.random() < 0.45 else None
     if like is not None:
-        image = cv2.resize(like.image, (side, side), interpolation=cv2.INTER_AREA)[:: rng.choice((1, -1))]
-        image = recolour(rng, np.ascontiguousarray(image), 0.3)
+        same = cv2.resize(like.image, (side, side), interpolation=cv2.INTER_AREA)[:: rng.choice((1, -1))]
+        image = recolour(rng, np.ascontiguousarray(same, np.float32), 0.3)
     elif found is not None:
         image, alpha = recolour(rng, found[0].astype(np.float32), float(rng.choice((0.0, 0.4)))), found[1]
     elif rng.random() < 0.5:  # several parts, as most things have
@@ -184,8 +185,8 @@ def make_sprite(rng: np.random.Generator, pictures: list[Pixels], steps: int, si
             part = cv2.warpAffine(contour(rng, side), smaller, (side, side))
             image += part[..., None] * (texture(rng, picture, side) - image)
     edge = max(1.0, side * 0.01) * rng.uniform(0.4, 1.2)
-    alpha = cv2.GaussianBlur(alpha, (0, 0), float(edge))
+    soft = cv2.GaussianBlur(alpha, (0, 0), float(edge))
     motion = Motion.draw(rng, steps, size, 1.0, side / size * float(rng.choice((0.0, 1.0, 2.5))))
     at = rng.uniform(0.15, 0.85, 2).astype(np.float32) * size
     light = np.exp(smooth(rng, steps, 0.02)).astype(np.float32)
-    return Sprite(np.asarray(image, np.float32), np.asarray(alpha, np.float32), motion, at, light)
+    return Sprite(np.asarray(image, np.float32), np.asarray(soft, np.float32), motion, at, light)

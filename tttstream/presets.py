@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, files
+import site
+import sysconfig
 from pathlib import Path
 
-INSTALLED = ("share", "tttstream", "configs")
+INSTALLED = Path("share", "tttstream", "configs")
 
 
 def folder() -> Path:
-    """Where the shipped configurations lie: configs/ of a checkout, or what the wheel put beside the environment."""
-    checkout = Path(__file__).resolve().parent.parent / "configs"
-    if checkout.is_dir():
-        return checkout
-    try:
-        listed = files("tttstream") or []
-    except PackageNotFoundError:
-        listed = []
-    for file in listed:
-        if file.parts[-len(INSTALLED) - 2 : -2] == INSTALLED:
-            return Path(str(file.locate())).resolve().parent.parent
-    return checkout
+    """Where the shipped configurations lie: configs/ of a checkout, or share/ of where the package was installed."""
+    beside = Path(__file__).resolve().parent.parent
+    bases = (beside, Path(sysconfig.get_path("data")), Path(site.getuserbase()))
+    places = [beside / "configs", *(base / INSTALLED for base in bases)]
+    return next((place for place in places if (place / "trainer").is_dir()), places[0])
 
 
 def names(group: str = "") -> list[str]:
@@ -31,5 +25,6 @@ def names(group: str = "") -> list[str]:
 
 def find(name: str) -> Path | None:
     """The file of a shipped configuration; None where there is none of that name."""
-    path = folder() / f"{name.removesuffix('.yaml')}.yaml"
-    return path if path.is_file() and folder() in path.parents else None
+    root = folder()
+    path = root / f"{name.removesuffix('.yaml')}.yaml"
+    return path if path.is_file() and root in path.resolve().parents else None

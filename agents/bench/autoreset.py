@@ -4,13 +4,15 @@
 
 Naive: the memory starts anew on the row after `done`, which in NEXT_STEP environments holds the old episode's last
 observation, so that the new episode's first one meets a used memory; and the row in between, whose action nobody
-took, is learned from. Writes docs/results/autoreset.md and .png.
+took, is learned from. Each agent is then also played as it would be in use, with a fresh memory on each first
+observation. Writes docs/results/autoreset.md and .png.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import sys
 from pathlib import Path
 from unittest import mock
@@ -20,9 +22,11 @@ import torch
 
 from tttstream.outputs import TextFile
 from tttstream_agents.config import Config, build, read
+from tttstream_agents.envs import make, vector
+from tttstream_agents.evaluate import evaluate
 from tttstream_agents.logs import read_csv
 from tttstream_agents.ppo import Player, Step
-from tttstream_agents.train import CHECKPOINT, train
+from tttstream_agents.train import CHECKPOINT, load_policy, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +57,7 @@ def main() -> int:
     base = dataclasses.replace(base, stop_return=float("inf"))
 
     curves: dict[str, list[tuple[list[float], list[float]]]] = {"right": [], "naive": [], "SAME_STEP": []}
+    used: dict[str, list[float]] = {name: [] for name in curves}
     for seed in range(args.seeds):
         for name in curves:
             config = dataclasses.replace(
@@ -62,18 +67,21 @@ def main() -> int:
             _train(config, folder, args.minutes, NaivePlayer if name == "naive" else Player)
             rows = [row for row in read_csv(folder / "metrics.csv") if np.isfinite(row["return"])]
             curves[name].append(([row["steps"] for row in rows], [row["return"] for row in rows]))
+            used[name].append(_in_use(args.env, folder))
     lines = [
         "# Autoreset: the naive mask against the right one",
         "",
         f"{args.env}, {args.memory}, preset popgym, {args.seeds} seed(s), {args.device_name}. "
-        f"Command: `python agents/bench/autoreset.py --steps {args.steps} --seeds {args.seeds}`.",
+        f"Torch {torch.__version__}, {datetime.date.today()}. "
+        f"Command: `python agents/bench/autoreset.py --env {args.env} --steps {args.steps} --seeds {args.seeds}`. "
+        "In use: mean return of 64 episodes with a fresh memory on each first observation.",
         "",
-        "| handling of resets | steps | return (last 100 episodes) |",
-        "|---|---|---|",
+        "| handling of resets in training | steps | return in training (last 100 episodes) | return in use |",
+        "|---|---|---|---|",
     ]
     for name, found in curves.items():
         steps, ends = (np.mean([curve[part][-1] for curve in found]) for part in (0, 1))
-        lines.append(f"| {name} | {steps:,.0f} | {ends:.2f} |")
+        lines.append(f"| {name} | {steps:,.0f} | {ends:.2f} | {np.mean(used[name]):.2f} |")
     args.docs.mkdir(parents=True, exist_ok=True)
     file = TextFile(args.docs / "autoreset.md")
     with file:
@@ -87,6 +95,16 @@ def _train(config: Config, folder: Path, minutes: float, player: type[Player]) -
     with mock.patch("tttstream_agents.train.Player", player):
         resume = (folder / CHECKPOINT).exists()
         train(config, folder, resume=resume, minutes=minutes, tensorboard=False)
+
+
+def _in_use(env_id: str, folder: Path) -> float:
+    """Mean return with the right resets."""
+    torch.manual_seed(0)
+    envs = vector(lambda: make(env_id), 8, seed=1, autoreset="same_step")
+    try:
+        return float(evaluate(load_policy(folder, envs), envs, episodes=64).returns.mean())
+    finally:
+        envs.close()
 
 
 def _draw(curves: dict[str, list[tuple[list[float], list[float]]]], path: Path) -> None:

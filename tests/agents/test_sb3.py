@@ -212,6 +212,8 @@ def test_a_loaded_model_goes_on_inside_its_episodes(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, atol=0, rtol=0, msg=name)
     obs = np.ones((2, 3), np.float32)
     assert np.array_equal(*(one.predict(obs, deterministic=True)[0] for one in (made, loaded)))
+    bare = RecurrentPPO.load(cut.path, device="cpu")  # without environments, to predict
+    assert bare.predict(obs, deterministic=True)[0].shape == (2, 2)
     other = RecurrentPPO.load(cut.path, env=DummyVecEnv([lambda: Noise(BOX, ACTIONS[3])]), device="cpu")
     other.learn(12)  # another number of environments
     assert other.live_state.shape[1] == 1

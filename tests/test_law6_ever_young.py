@@ -80,7 +80,7 @@ def learn_tasks(scenes: int, width: int, **options: Any) -> Life:
     first, last = (slice(unit, 5 * unit), slice(-6 * unit, None)) if unit < 64 else (slice(64, 192), slice(-128, None))
     with torch.no_grad():
         for number in range(scenes):
-            k, v = task(number, width=width, rows=ROWS, tokens=TOKENS)
+            k, v = task(number, width=width, rows=2 * ROWS, tokens=TOKENS)
             rate = torch.full(k.shape[:3], layer.base_lr / width)
             _, state, loss = ttt(
                 layer.inner, k, k, v, rate, layer.start, layer.gamma, layer.beta, mini_batch=unit, causal=layer.causal,
@@ -98,7 +98,7 @@ def check_tasks(scenes: int, width: int, options: dict[str, Any]) -> None:
     ours, paper = learn_tasks(scenes, width, **options), learn_tasks(6, width, **{**options, "update": Update()})
     for name in ("early", "late"):
         least = 0.01 * width  # a hundredth of chance: learned
-        end = getattr(ours, name)[-10:].mean()
+        end = getattr(ours, name)[-(scenes // 3) :].mean()
         for first in (getattr(paper, name)[1:].mean(), getattr(ours, name)[1:6].mean()):
             assert end <= max(WORSE * first, least), f"{name} in a scene that shares nothing with those before"
     assert ours.largest < 10.0

@@ -29,9 +29,10 @@ def pixels(frames: Tensor) -> Tensor:
 
 
 def relative_error(predicted: Tensor, last: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over that of repeating the last frame, frame by frame [...]: 1 is no better than repeating.
+    """Mean squared error over that of repeating the last frame (plus FLOOR), frame by frame [...].
 
-    Relative, so that a street that hardly moves counts as much as a shaking hand.
+    Relative, so that a street that moves slowly counts as much as a shaking hand. Repeating itself scores 1 where much
+    moves and less where little does: whether a model beats it is what mse beside copy_mse says.
     """
     axes = (-3, -2, -1)
     error = (predicted - target).square().mean(axes)

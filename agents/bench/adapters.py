@@ -37,7 +37,7 @@ def main() -> int:
         "",
         f"POPGym RepeatFirstEasy (1 is perfect, -0.5 is chance), memory ttt_linear, 16 environments, PPO of each "
         f"library, one seed; return of the last 100 episodes (Stable-Baselines3: of 64 episodes of likeliest actions). "
-        f"{args.device_name} of a {platform.machine()} machine, torch {torch.__version__}, {datetime.date.today()}. "
+        f"On {args.device_name} ({platform.machine()}), torch {torch.__version__}, {datetime.date.today()}. "
         f"Command: `python agents/bench/adapters.py --steps {args.steps}`. Each row is what the program in "
         "agents/examples printed. RLlib's seconds are of the clock, since its processes are several; the others' are "
         "of the CPU.",

@@ -43,3 +43,17 @@ def test_the_queue_is_stopped_and_taken_up(bench: object, tmp_path: Path, capsys
     assert row.count("(1)") == 2
     assert (docs / "popgym.png").stat().st_size > 5000
     assert "0 runs to go" in run("5")
+
+
+@pytest.mark.filterwarnings("ignore")  # Stable-Baselines3 advises on batches that are this small
+def test_throughput_is_counted_for_all_alike(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("sb3_contrib", reason="Stable-Baselines3 is absent: pip install 'tttstream[sb3]'")
+    monkeypatch.syspath_prepend(str(root / "agents" / "bench"))
+    import throughput  # type: ignore[import-not-found]
+
+    for name, value in {"ENVS": 2, "STEPS": 8, "BATCH": 8, "EPOCHS": 1}.items():
+        monkeypatch.setattr(throughput, name, value)
+    assert throughput.main(["--updates=1", "--envs", "CartPole-v1", f"--docs={tmp_path}"]) == 0
+    rows = [line for line in (tmp_path / "throughput.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 9
+    assert "(1.00×)" in rows[0]

@@ -487,6 +487,7 @@ def backward(
                         d_share += tl.sum(d_sb1 * (b1_start - b1), axis=0)
                         d1, db1, d2 = _load(d_start, c, D)
                         _store(d_start, c, d1 + share * d_s1, db1 + share * d_sb1, d2 + share * d_s2, D)
+                    tl.debug_barrier()  # several threads hold each number of the bias
                     _store(d_live, c, keep * d_s1, keep * d_sb1, keep * d_s2, D)
                 else:
                     last = n == blocks - 1

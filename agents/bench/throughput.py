@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "",
         f"Environment steps per CPU second, playing and learning together: {ENVS} environments, {STEPS} steps, batches "
         f"of {BATCH}, {EPOCHS} epochs, median of {args.updates} updates, the contestants taking turns in one process. "
-        f"In brackets: relative to {YARDSTICK}. {args.device_name} of a {platform.machine()} machine, torch "
+        f"In brackets: relative to {YARDSTICK}. On {args.device_name} ({platform.machine()}), torch "
         f"{torch.__version__}, sb3-contrib {sb3_contrib.__version__}, {datetime.date.today()}. "
         f"Command: `python agents/bench/throughput.py --updates {args.updates} --envs {' '.join(args.envs)}`.",
         "",

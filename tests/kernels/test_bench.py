@@ -51,7 +51,7 @@ def test_a_table_and_the_same_as_json(run: ModuleType, tmp_path: Path, capsys: p
             assert found[name]["share"] == pytest.approx(found[name]["floor_ms"] / found[name]["ms"])
         assert found["LSTM"]["ms"] > 0
         assert "no GPU" in found["TTT-Linear, triton"]["reason"]
-        assert all("reason" in row for name, row in found.items() if name.startswith(("fla", "Mamba")))
+        assert all("reason" in row for name, row in found.items() if name.startswith(("fla ", "Mamba")))
     text = out.read_text()
     assert report["device"] in text
     assert report["date"] in text

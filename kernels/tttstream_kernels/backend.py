@@ -80,7 +80,7 @@ def triton_coverage() -> list[str]:
     modes = "; ".join(f"{causal} mode: {', '.join(names)}" for causal, names in KERNELS.items())
     return [
         modes,
-        f"heads {_listed(WIDTHS)} wide, mini-batches of {_listed(MINI_BATCHES)} tokens (not 128 wide with 64)",
+        f"heads {_listed(WIDTHS)} wide, mini-batches of {_listed(MINI_BATCHES)} tokens (width times tokens: linear to 4096, mlp to 2048)",
         "float32, bfloat16 and float16 tokens, a float32 state",
         f"none with update.{', update.'.join(OPTIONS)}, nor for gradients of gradients",
     ]
@@ -98,8 +98,8 @@ def _no_kernel(
         return f"heads are {width} wide, and the Triton kernels are for {_listed(WIDTHS)}"
     if causal == "token" and mini_batch not in MINI_BATCHES:
         return f"mini_batch is {mini_batch}, and the Triton kernels are for {_listed(MINI_BATCHES)}"
-    if causal == "token" and width == 128 and mini_batch == 64:
-        return "heads 128 wide with mini_batch 64 do not fit into the shared memory of a multiprocessor"
+    if causal == "token" and width * mini_batch > (2048 if inner.name == "mlp" else 4096):
+        return f"{inner.name} heads {width} wide with mini_batch {mini_batch} do not fit into a multiprocessor"
     if dtype == torch.float64:
         return "the state is float64, and the Triton kernels keep it in float32"
     return None

@@ -80,7 +80,8 @@ def triton_coverage() -> list[str]:
     modes = "; ".join(f"{causal} mode: {', '.join(names)}" for causal, names in KERNELS.items())
     return [
         modes,
-        f"heads {_listed(WIDTHS)} wide, mini-batches of {_listed(MINI_BATCHES)} tokens (width times tokens: linear to 4096, mlp to 2048)",
+        f"heads {_listed(WIDTHS)} wide, mini-batches of {_listed(MINI_BATCHES)} tokens",
+        "width times mini-batch up to 4096 for linear, 2048 for mlp",
         "float32, bfloat16 and float16 tokens, a float32 state",
         f"none with update.{', update.'.join(OPTIONS)}, nor for gradients of gradients",
     ]

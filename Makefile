@@ -8,10 +8,10 @@ RLLIB := .venv-rllib
 DEMO := out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types contracts rllib dist soak clean
+.PHONY: help env demo test lint types contracts rllib dist soak gpu-pack clean
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(READY) ## the environment, in .venv (PYTHON=python3.12 chooses the interpreter)
 
@@ -60,6 +60,9 @@ dist: $(READY) ## build the wheel and try it in a clean environment (5 GB while 
 
 soak: $(READY) ## what is too long for `make test`
 	$(BIN)/python -m pytest -q -m soak --timeout 0
+
+gpu-pack: $(READY) ## wheels and clips for a GPU machine without a network, in gpu-pack/
+	$(BIN)/python .ci/gpu_pack.py
 
 clean: ## remove all that the other commands made
 	rm -rf $(VENV) $(RLLIB) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

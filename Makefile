@@ -8,7 +8,7 @@ RLLIB := .venv-rllib
 DEMO := out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types contracts rllib dist soak gpu-pack clean
+.PHONY: help env demo test lint types contracts rllib dist soak gpu gpu-pack clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ dist: $(READY) ## build the wheel and try it in a clean environment (5 GB while 
 
 soak: $(READY) ## what is too long for `make test`
 	$(BIN)/python -m pytest -q -m soak --timeout 0
+
+gpu: ## all that wants a GPU, in steps of under ten minutes, each resumable (records in out/gpu)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) .ci/gpu.py
 
 gpu-pack: $(READY) ## wheels and clips for a GPU machine without a network, in gpu-pack/
 	$(BIN)/python .ci/gpu_pack.py

@@ -1,0 +1,78 @@
+"""`make gpu` without a GPU: its records keep what is done, and it says what it lacks."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def visits(root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_visits", root / ".ci" / "gpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_visits"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def counting(path: Path, code: int = 0) -> list[str]:
+    """A command that leaves a mark each time it is called."""
+    return [sys.executable, "-c", f"open({str(path)!r}, 'a').write('x'); raise SystemExit({code})"]
+
+
+def test_what_is_done_is_not_done_again(visits: ModuleType, tmp_path: Path) -> None:
+    marks, records = tmp_path / "marks", tmp_path / "records"
+    todo = [visits.Step("one", counting(marks)), visits.Step("three", counting(marks), 3)]
+    assert visits.run(todo, records, 1.0) == 0
+    assert marks.read_text() == "xxxx"
+    assert json.loads((records / "three.json").read_text())["visits"] == 3
+    assert visits.run(todo, records, 1.0) == 0
+    assert marks.read_text() == "xxxx"
+
+
+def test_a_failed_step_is_tried_again_and_holds_nothing_up(visits: ModuleType, tmp_path: Path) -> None:
+    marks, other = tmp_path / "marks", tmp_path / "other"
+    todo = [visits.Step("bad", counting(marks, 3), 2), visits.Step("good", counting(other))]
+    assert visits.run(todo, tmp_path, 1.0) == 1
+    assert json.loads((tmp_path / "bad.json").read_text())["code"] == 3
+    assert visits.run(todo, tmp_path, 1.0) == 1
+    assert marks.read_text() == "xx"
+    assert other.read_text() == "x"
+
+
+def test_no_step_begins_after_its_time(visits: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert visits.run([visits.Step("late", counting(tmp_path / "marks"))], tmp_path, -1.0) == 0
+    assert "call again to go on with late" in capsys.readouterr().out
+    assert not (tmp_path / "marks").exists()
+
+
+def test_a_step_that_hangs_is_ended(visits: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visits, "LIMIT", 0.5)
+    hangs = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert visits.run([visits.Step("hangs", hangs)], tmp_path, 1.0) == 1
+    assert json.loads((tmp_path / "hangs.json").read_text())["code"] == 124
+
+
+def test_training_goes_on_from_the_newest_checkpoint(visits: ModuleType, tmp_path: Path) -> None:
+    assert visits.newest(tmp_path) is None
+    for number in (0, 1):
+        folder = tmp_path / f"version_{number}" / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "last.ckpt").touch()
+    assert visits.newest(tmp_path) == tmp_path / "version_1" / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_one_line_says_so(root: Path) -> None:
+    ended = subprocess.run([sys.executable, str(root / ".ci" / "gpu.py")], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "make gpu: torch sees no CUDA device here; run it where there is one\n"

@@ -159,4 +159,6 @@ def one_token(
         new = ended.where(phase + 1 == len(scales), new)
     if lengths is not None:
         new = new.where(lengths > 0, before)
+        y = torch.where(on, y, 0.0)
+        loss = None if loss is None else Loss(*(torch.where(on[..., 0], part, 0.0) for part in loss))
     return y, new, loss

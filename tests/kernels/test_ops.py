@@ -166,3 +166,17 @@ def test_reading_inside_a_mini_batch_is_what_its_last_token_saw(inner: Inner) ->
     read_y, loss = read(inner, *last, *weights, state=now, mini_batch=4, tau=tau, update=update)
     torch.testing.assert_close(read_y, y[:, 5:], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(loss.after, learned.after[:, 5:], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("inner", [Linear(), MLP()], ids=lambda inner: inner.name)
+def test_an_idle_row_gives_zeros_and_keeps_its_state(inner: Inner, tokens: int) -> None:
+    _, now, _ = call(inner, "token")
+    streams = {name: arguments(inner)[name][:, :tokens] for name in ("q", "k", "v", "eta")}
+    idle = torch.tensor([0, tokens])
+    y, after, loss = call(inner, "token", **streams, state=now, lengths=idle, return_loss=True)
+    for part in (y, loss.before, loss.after):
+        assert part[0].abs().max() == 0.0
+        assert part[1].abs().min() > 0.0
+    for a, b in zip(after, now, strict=True):
+        assert torch.equal(a[0], b[0])

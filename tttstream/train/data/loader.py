@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from itertools import count
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from tttstream.errors import TTTStreamError
 from tttstream.train.data.batch import Batch
 from tttstream.train.data.lanes import Schedule
 from tttstream.train.data.reading import Footage, Lane, Troubles
+
+logger = logging.getLogger(__name__)
 
 
 class Rows(NamedTuple):
@@ -134,7 +137,15 @@ class LaneLoader:
 
     def close(self) -> None:
         """End the workers."""
-        self._parts = None
+        parts, self._parts = self._parts, None
+        end = getattr(parts, "_shutdown_workers", None)
+        if end is not None:  # here and not when the iterator is collected, where an error could not be caught
+            try:
+                end()
+            except RuntimeError as error:
+                if "killed by signal" not in str(error):
+                    raise
+                logger.debug("a worker that had nothing more to do died while it ended: %s", error)
 
 
 def _start_worker(_: int) -> None:

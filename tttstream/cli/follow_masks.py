@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tttstream.cli.measures import Latencies, Rate, Usage
-from tttstream.cli.progress import Interrupt, Progress
-from tttstream.cli.recorder import number
-from tttstream.errors import FrameError, ShapeError, SourceError
+from tttstream.cli.loop import Step, follow
+from tttstream.cli.progress import Interrupt
+from tttstream.cli.recorder import Record, number
+from tttstream.errors import ShapeError, SourceError
 from tttstream.frames import Frame
 from tttstream.masks import MaskResult, MaskStream, load
-from tttstream.outputs import OutputFile, OutputFolder, TextFile, saving
+from tttstream.outputs import OutputFile, TextFile, saving
 from tttstream.state import metadata
 from tttstream.views.masks import Labels, MaskOverlay, mask_image, palette
 from tttstream.views.overlay import Picture, size_text
@@ -28,8 +27,6 @@ from tttstream.views.video import VideoWriter
 if TYPE_CHECKING:
     from tttstream.sources.base import Source
     from tttstream.views.window import Window
-
-F = TypeVar("F", bound=OutputFile)
 
 MOST = 32  # objects; an image with more values than that is a picture, not a mask
 
@@ -104,16 +101,13 @@ class MaskFolder(OutputFile):
         pass
 
 
-class MaskRecorder:
+class MaskRecorder(Record):
     """Takes in frames and results of one source, and writes its folder; without a folder it only keeps count."""
 
     def __init__(self, folder: Path | None, source: Source, mask: FirstMask, *, video: bool, endless: bool) -> None:
-        self.source, self.rejected = source, 0
-        self.latencies, self.rate, self.usage = Latencies(), Rate(), Usage()
+        super().__init__(folder, source)
         self.overlay = MaskOverlay(mask.colours)
         self._numbers = np.array([0, *mask.numbers], np.uint8)
-        self._folder = None if folder is None else OutputFolder(folder)
-        self._files: list[OutputFile] = []
         self._video: VideoWriter | None = None
         if self._folder is None:
             return
@@ -127,15 +121,9 @@ class MaskRecorder:
             self.discard()
             raise
 
-    def _own(self, file: F) -> F:
-        self._files.append(file)
-        return file
-
     def add(self, frame: Frame, result: MaskResult) -> Picture:
         """Take in one frame and its result; the picture drawn of it."""
-        self.latencies.add(result.latency_ms)
-        self.rate.tick()
-        self.usage.sample(self.rate.frames)
+        self._count(result.latency_ms)
         mask = self._numbers[result.mask]
         picture = self.overlay.draw(frame.image, mask)
         if self._folder is not None:
@@ -162,42 +150,10 @@ class MaskRecorder:
             "confidence": number(float(result.confidence[place - 1])),
         }
 
-    def summary(self) -> dict[str, Any]:
-        """What summary.json says of the run."""
-        return {
-            "frames": self.rate.frames,
-            "skipped": self.source.skipped + self.rejected,
-            "truncated": self.source.truncated,
-            "seconds": round(self.rate.seconds, 3),
-            "fps": round(self.rate.overall, 2),
-            "latency_ms": {f"p{p}": round(self.latencies.percentile(p), 3) for p in (50, 95, 99)},
-            "rss_mb": self.usage.summary(),
-        }
-
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary, and complete all files under their temporary names."""
-        if self._folder is None:
-            return
-        self._own(TextFile(self._folder.path / "summary.json")).write(json.dumps(summary, indent=2) + "\n")
-        for file in self._files:
-            file.finish()
-
-    def publish(self) -> None:
-        """Give the finished files their names."""
-        for file in self._files:
-            file.publish()
-
-    @property
-    def written(self) -> list[str]:
-        """The names of the files."""
-        return [file.path.name for file in self._files]
-
-    def discard(self) -> None:
-        """Remove what was not published, and the folders made for it."""
-        for file in self._files:
-            file.discard()
         if self._folder is not None:
-            self._folder.discard()
+            self._complete(summary)
 
 
 def check(args: argparse.Namespace, specs: list[str]) -> None:
@@ -252,8 +208,9 @@ def run(args: argparse.Namespace, spec: str, out: Path | None, window: Window | 
         recorder = MaskRecorder(out, source, first, video=not args.no_overlay, endless=endless)
         try:
             with Interrupt() as interrupt:
-                interrupted = follow(source, stream, first, recorder, window, interrupt, args)
-            if not recorder.rate.frames:
+                step = step_of(stream, first, recorder, args)
+                interrupted = follow(source, stream, step, recorder, window, interrupt, args)
+            if not recorder.frames:
                 if interrupted:
                     raise KeyboardInterrupt
                 raise SourceError(f"{spec}: no readable frame")
@@ -286,64 +243,20 @@ def run(args: argparse.Namespace, spec: str, out: Path | None, window: Window | 
     return 0
 
 
-def follow(
-    source: Source,
-    stream: MaskStream,
-    first: FirstMask,
-    recorder: MaskRecorder,
-    window: Window | None,
-    interrupt: Interrupt,
-    args: argparse.Namespace,
-) -> bool:
-    """Push every frame of a source through the stream; True if a person ended it."""
-    known = [count for count in (source.frames, args.max_frames) if count is not None]
-    progress = Progress(source.name, min(known) if known else None)
+def step_of(stream: MaskStream, first: FirstMask, recorder: MaskRecorder, args: argparse.Namespace) -> Step:
+    """How one frame is taken: with the mask until that was learned, then without."""
     wanted = first.labels.size > 0
-    pace = None
-    try:
-        for frame in source:
-            if wanted and frame.image.shape[:2] != first.labels.shape:
-                height, width = first.labels.shape
-                raise ShapeError(
-                    f"--first-mask {args.first_mask} is {width}x{height} pixels, the frames are "
-                    f"{frame.image.shape[1]}x{frame.image.shape[0]}: give a mask of the frames' own size"
-                )
-            try:
-                result = stream.push(frame, first.labels if wanted else None)
-            except FrameError:
-                if args.on_error == "raise":
-                    raise
-                recorder.rejected += 1
-                continue
-            wanted = False
-            picture = recorder.add(frame, result)
-            progress.update(recorder.rate.late, None, size_text(stream.state_bytes))
-            if window is not None:
-                pace = pace or time.perf_counter() - frame.time_s
-                early_s = 0.0 if source.live else pace + frame.time_s - time.perf_counter()
-                if obey(window, window.show(picture, max(1, min(200, int(1000 * early_s)))), stream, interrupt):
-                    return True
-            if interrupt.asked:
-                return True
-            if recorder.rate.frames == args.max_frames:
-                break
-    except KeyboardInterrupt:
-        return True
-    finally:
-        progress.close()
-    return False
 
+    def step(frame: Frame) -> tuple[Picture, None]:
+        nonlocal wanted
+        if wanted and frame.image.shape[:2] != first.labels.shape:
+            height, width = first.labels.shape
+            raise ShapeError(
+                f"--first-mask {args.first_mask} is {width}x{height} pixels, the frames are "
+                f"{frame.image.shape[1]}x{frame.image.shape[0]}: give a mask of the frames' own size"
+            )
+        result = stream.push(frame, first.labels if wanted else None)
+        wanted = False
+        return recorder.add(frame, result), None
 
-def obey(window: Window, key: str, stream: MaskStream, interrupt: Interrupt) -> bool:
-    """Do what a key says; True for the end of the run."""
-    if key == " ":
-        key = ""
-        while not key and not interrupt.asked:
-            key = window.key()
-    if key == "f":
-        stream.reset()
-    elif key == "l":
-        stream.learn = not stream.learn
-    elif key == "q":
-        interrupt.asked = True
-    return interrupt.asked
+    return step

@@ -25,7 +25,68 @@ def number(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-class Recorder:
+class Record:
+    """The files of one source, and the counters that every kind of result has; without a folder it only keeps count."""
+
+    def __init__(self, folder: Path | None, source: Source) -> None:
+        self.source = source
+        self.rejected = 0  # frames that the stream refused
+        self.latencies, self.rate, self.usage = Latencies(), Rate(), Usage()
+        self._folder = None if folder is None else OutputFolder(folder)
+        self._files: list[OutputFile] = []
+
+    def _own(self, file: F) -> F:
+        self._files.append(file)
+        return file
+
+    @property
+    def frames(self) -> int:
+        """How many frames came."""
+        return self.rate.frames
+
+    def _count(self, latency_ms: float) -> None:
+        self.latencies.add(latency_ms)
+        self.rate.tick()
+        self.usage.sample(self.frames)
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says, but for the names of source and model."""
+        return {
+            "frames": self.frames,
+            "skipped": self.source.skipped + self.rejected,
+            "truncated": self.source.truncated,
+            "seconds": round(self.rate.seconds, 3),
+            "fps": round(self.rate.overall, 2),
+            "latency_ms": {f"p{p}": round(self.latencies.percentile(p), 3) for p in (50, 95, 99)},
+            "rss_mb": self.usage.summary(),
+        }
+
+    def _complete(self, summary: dict[str, Any]) -> None:
+        """Write the summary, and complete all files under their temporary names."""
+        assert self._folder is not None
+        self._own(TextFile(self._folder.path / "summary.json")).write(json.dumps(summary, indent=2) + "\n")
+        for file in self._files:
+            file.finish()
+
+    def publish(self) -> None:
+        """Give the finished files their names."""
+        for file in self._files:
+            file.publish()
+
+    @property
+    def written(self) -> list[str]:
+        """The names of the files."""
+        return [file.path.name for file in self._files]
+
+    def discard(self) -> None:
+        """Remove what was not published, and the folders made for it. After `publish` it does nothing."""
+        for file in self._files:
+            file.discard()
+        if self._folder is not None:
+            self._folder.discard()
+
+
+class Recorder(Record):
     """Takes in frames and results of one source, and writes its folder; without a folder it only keeps count.
 
     video: write overlay.mp4. pictures: draw the overlay though nothing is written (for a window). embeddings: write
@@ -42,15 +103,11 @@ class Recorder:
         embeddings: bool = False,
         endless: bool = False,
     ) -> None:
-        self.source = source
-        self.rejected = 0  # frames that the stream refused
+        super().__init__(folder, source)
         self.detector, self.trace = EventDetector(), Trace()
-        self.latencies, self.rate, self.usage = Latencies(), Rate(), Usage()
         self.comparison = None if source.events(0) is None else Comparison()
         self.overlay = Overlay(self.detector.threshold) if pictures or (video and folder) else None
         self._embeddings = embeddings
-        self._folder = None if folder is None else OutputFolder(folder)
-        self._files: list[OutputFile] = []
         self._lines: TextFile | None = None
         self._video: VideoWriter | None = None
         self._array: ArrayFile | None = None
@@ -65,24 +122,13 @@ class Recorder:
             self.discard()
             raise
 
-    def _own(self, file: F) -> F:
-        self._files.append(file)
-        return file
-
-    @property
-    def frames(self) -> int:
-        """How many frames came."""
-        return self.rate.frames
-
     def add(self, frame: Frame, result: Result, state_bytes: int, note: str = "") -> Picture | None:
         """Take in one frame and its result; the picture drawn of it, None where none is wanted."""
         begins = self.detector.update(result)
-        self.latencies.add(result.latency_ms)
         self.trace.add(frame.image, result)
         if self.comparison:
             self.comparison.add(to_uint8(frame.image), result)
-        self.rate.tick()
-        self.usage.sample(self.frames)
+        self._count(result.latency_ms)
         picture = None
         if self.overlay:
             picture = self.overlay.draw(
@@ -119,13 +165,7 @@ class Recorder:
             for e in self.detector.events
         ]
         summary: dict[str, Any] = {
-            "frames": self.frames,
-            "skipped": self.source.skipped + self.rejected,
-            "truncated": self.source.truncated,
-            "seconds": round(self.rate.seconds, 3),
-            "fps": round(self.rate.overall, 2),
-            "latency_ms": {f"p{p}": round(self.latencies.percentile(p), 3) for p in (50, 95, 99)},
-            "rss_mb": self.usage.summary(),
+            **super().summary(),
             "threshold": self.detector.threshold,
             "events_total": self.detector.total,
             "events": events,
@@ -148,23 +188,4 @@ class Recorder:
         chart = self._own(ChartFile(self._folder.path / "surprise.png"))
         detected = [event.index for event in self.detector.events]
         chart.draw(self.trace, title, planted=self.planted(), detected=detected, threshold=self.detector.threshold)
-        self._own(TextFile(self._folder.path / "summary.json")).write(json.dumps(summary, indent=2) + "\n")
-        for file in self._files:
-            file.finish()
-
-    def publish(self) -> None:
-        """Give the finished files their names."""
-        for file in self._files:
-            file.publish()
-
-    @property
-    def written(self) -> list[str]:
-        """The names of the files."""
-        return [file.path.name for file in self._files]
-
-    def discard(self) -> None:
-        """Remove what was not published, and the folders made for it. After `publish` it does nothing."""
-        for file in self._files:
-            file.discard()
-        if self._folder is not None:
-            self._folder.discard()
+        self._complete(summary)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tttstream.errors import FrameError, OutputError, ShapeError, SourceError
+from tttstream.errors import OutputError, ShapeError, SourceError
 
 if TYPE_CHECKING:
     from tttstream.cli.progress import Interrupt
     from tttstream.cli.recorder import Recorder
-    from tttstream.sources.base import Source
+    from tttstream.frames import Frame
     from tttstream.stream import Stream
+    from tttstream.views.overlay import Picture
     from tttstream.views.window import Window
 
 OUT = "watch-results"
@@ -170,6 +170,7 @@ def watch(
     single: bool,
 ) -> dict[str, Any]:
     """Watch one source from its start to its end; returns its summary."""
+    from tttstream.cli.loop import follow
     from tttstream.cli.recorder import Recorder
     from tttstream.sources import open_source
 
@@ -189,8 +190,14 @@ def watch(
             embeddings=args.embeddings,
             endless=endless,
         )
+
+        def step(frame: Frame) -> tuple[Picture | None, float]:
+            result = stream.push(frame)
+            note = "" if stream.learn else "not learning"
+            return recorder.add(frame, result, stream.state_bytes, note), result.surprise
+
         try:
-            interrupted = follow(source, stream, recorder, window, interrupt, args)
+            interrupted = follow(source, stream, step, recorder, window, interrupt, args)
             if not recorder.frames and interrupted:
                 raise KeyboardInterrupt
             if not recorder.frames:
@@ -224,64 +231,6 @@ def saved_source(path: Path) -> str | None:
 
     place = json.loads(metadata(path).get("stream", "{}")).get("source")
     return None if place is None else str(place["name"])
-
-
-def follow(
-    source: Source,
-    stream: Stream,
-    recorder: Recorder,
-    window: Window | None,
-    interrupt: Interrupt,
-    args: argparse.Namespace,
-) -> bool:
-    """Push every frame of a source through the stream; True if a person ended it."""
-    from tttstream.cli.progress import Progress
-    from tttstream.views.overlay import size_text
-
-    known = [count for count in (source.frames, args.max_frames) if count is not None]
-    progress = Progress(source.name, min(known) if known else None)
-    pace = None
-    try:
-        for frame in source:
-            try:
-                result = stream.push(frame)
-            except FrameError:
-                if args.on_error == "raise":
-                    raise
-                recorder.rejected += 1
-                continue
-            note = "" if stream.learn else "not learning"
-            picture = recorder.add(frame, result, stream.state_bytes, note)
-            progress.update(recorder.rate.late, result.surprise, size_text(stream.state_bytes))
-            if window is not None and picture is not None:
-                pace = pace or time.perf_counter() - frame.time_s
-                early_s = 0.0 if source.live else pace + frame.time_s - time.perf_counter()
-                if obey(window, window.show(picture, max(1, min(200, int(1000 * early_s)))), stream, interrupt):
-                    return True
-            if interrupt.asked:
-                return True
-            if recorder.frames == args.max_frames:
-                break
-    except KeyboardInterrupt:
-        return True
-    finally:
-        progress.close()
-    return False
-
-
-def obey(window: Window, key: str, stream: Stream, interrupt: Interrupt) -> bool:
-    """Do what a key says; True for the end of the run."""
-    if key == " ":
-        key = ""
-        while not key and not interrupt.asked:
-            key = window.key()
-    if key == "f":
-        stream.reset()
-    elif key == "l":
-        stream.learn = not stream.learn
-    elif key == "q":
-        interrupt.asked = True
-    return interrupt.asked
 
 
 def write_index(out: Path, summaries: list[dict[str, Any]], failed: dict[str, str]) -> None:

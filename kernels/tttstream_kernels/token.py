@@ -16,9 +16,10 @@ from tttstream_kernels.call import Call
 from tttstream_kernels.inner import Dense, flatten
 from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient
 from tttstream_kernels.plan import Ragged, Uniform, plan
-from tttstream_kernels.scan import Packed, Seed, scan
+from tttstream_kernels.scan import scan
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.update import Rule, Weights
+from tttstream_kernels.waves import Packed, Seed
 
 
 def _dense(call: Call) -> tuple[Dense, Tensor]:

@@ -1,0 +1,259 @@
+"""The loop over the mini-batches of a token-causal call, wave by wave (README, equations 7 to 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tttstream_kernels.activation import gelu, gelu_and_slope
+from tttstream_kernels.inner import Dense
+from tttstream_kernels.norm import reconstruction
+from tttstream_kernels.plan import Ragged, Uniform
+from tttstream_kernels.update import Rule, Weights
+
+
+class Packed(NamedTuple):
+    """A call's tokens as S blocks of K slots, wave by wave: queries and keys [S, K, D + 1], each with its one; base
+    [S, K, D] gamma (beta - target) and square [S, 1, D] gamma^2 of equation 2; eta [S, K, 1]; tau [K]."""
+
+    queries: Tensor
+    keys: Tensor
+    base: Tensor
+    square: Tensor
+    eta: Tensor
+    tau: Tensor
+
+    @property
+    def causal(self) -> Tensor:
+        """-tau_i where j <= i, else 0: [K, K]."""
+        return -self.tau[:, None].expand(-1, len(self.tau)).tril()
+
+
+class Seed(NamedTuple):
+    """Where cells stand at the start of a mini-batch, by layer [R, rows, columns]: weights; sums of the part of the
+    mini-batch that an earlier call saw, empty for nothing; momentum, empty for none."""
+
+    weights: Weights
+    pending: Weights
+    momentum: Weights
+
+    def cells(self, begin: int, end: int) -> Seed:
+        """Some of the cells."""
+        if begin == 0 and end == self.weights[0].shape[0]:
+            return self
+        return Seed(*(tuple(w[begin:end] for w in part) for part in self))
+
+
+class Scanned(NamedTuple):
+    """Outputs before their normalisation, z [S, K, D], the same of the keys before and after they were learned (None
+    unless asked for), and where every piece ends, the pieces of the last wave first."""
+
+    z: Tensor
+    before: Tensor | None
+    after: Tensor | None
+    ends: Seed
+
+
+class Sight(NamedTuple):
+    """How tokens were seen (equation 8), by layer: their inputs [R, K, rows], the products of these with the keys'
+    inputs [R, K, K] before and after the mask; gelu' of the layers before the last."""
+
+    inputs: list[Tensor]
+    products: list[Tensor]
+    masked: list[Tensor]
+    slopes: list[Tensor]
+
+
+class Wave(NamedTuple):
+    """What the backward pass wants of a wave. By layer: weights, the keys' inputs and steps; z, gelu' and what came
+    back (G W^T) of the layers before the last. parts: those of `reconstruction`, its result first. Then how the
+    queries were seen, and the keys where losses are wanted; the weights after the step (overwritten where forgetting
+    is not learned), the scale of the last layer's cut (None without one), and that layer after it."""
+
+    weights: Weights
+    inputs: list[Tensor]
+    steps: list[Tensor]
+    hidden: list[Tensor]
+    slopes: list[Tensor]
+    backs: list[Tensor]
+    z: Tensor
+    parts: list[Tensor]
+    queries: Sight
+    keys: Sight | None
+    stepped: Weights
+    scale: Tensor | None
+    settled: Tensor
+
+
+class Lesson(NamedTuple):
+    """What the keys of a wave teach, by layer: base, the weights that queries see before the first key; inputs
+    [R, K, rows] and steps [R, K, columns], rate times gradient, of every key."""
+
+    base: Weights
+    inputs: list[Tensor]
+    steps: list[Tensor]
+
+
+@dataclass
+class Settings:
+    """What is the same for all waves: cells of each wave, whether losses are wanted."""
+
+    inner: Dense
+    sizes: list[int]
+    cut: Uniform | Ragged
+    heads: int
+    return_loss: bool
+
+    def mask(self, complete: Tensor) -> Tensor:
+        """An answer of `cut.complete` [pieces] as one for its cells [R, 1, 1]."""
+        return complete.repeat_interleave(self.heads)[:, None, None]
+
+
+def loop(
+    settings: Settings, packed: Packed, seed: Seed, rule: Rule, lost: Tensor | None, record: list[Wave] | None
+) -> Scanned:
+    """Run all mini-batches; without a graph, what the backward pass wants of each wave is added to `record`."""
+    sizes, cut, graph = settings.sizes, settings.cut, torch.is_grad_enabled()
+    tau, causal = packed.tau[:, None], packed.causal
+    last = packed.tau[-1] if graph else float(packed.tau[-1])
+    products = [torch.bmm(packed.queries, packed.keys.mT)]
+    if settings.return_loss:
+        products.append(torch.bmm(packed.keys, packed.keys.mT))
+    blocks = (x.split(sizes) for x in (*packed[:5], *products, *(p * causal for p in products)))
+    ones = packed.eta.new_ones(sizes[0], len(tau), 1)
+    z_q: list[Tensor] = []
+    z_before: list[Tensor] = []
+    z_after: list[Tensor] = []
+    ends: list[Seed] = []
+    for wave, (queries, keys, base, square, eta, *scores) in enumerate(zip(*blocks, strict=True)):
+        rule = rule.first(sizes[wave])
+        z = z_first = torch.bmm(keys, seed.weights[0])
+        inputs, hidden, slopes = [keys], [], []
+        backs: list[Tensor] = []
+        for weight in seed.weights[1:]:
+            hidden.append(z)
+            activated, slope = gelu_and_slope(z)
+            slopes.append(slope)
+            inputs.append(torch.cat([activated, ones[: sizes[wave]]], dim=-1))
+            z = torch.bmm(inputs[-1], weight)
+        parts = reconstruction(z, base, square)
+        factor = rule.factor(seed.weights)
+        steps = [parts[0] * (eta if factor is None else factor * eta)]
+        for weight, slope in zip(seed.weights[:0:-1], slopes[::-1], strict=True):
+            backs.insert(0, torch.bmm(steps[0], weight[:, :-1].mT))
+            steps.insert(0, backs[0] * slope)
+        lesson = Lesson(rule.heading(seed.weights, seed.momentum), inputs, steps)
+        count, sights = len(products), []
+        for viewers, own, masked, seen in ((queries, *scores[::count], z_q), (keys, *scores[1::count], z_after))[
+            :count
+        ]:
+            first = z_first if viewers is keys and not seed.momentum else torch.bmm(viewers, lesson.base[0])
+            sight = Sight([viewers], [own], [masked], [])
+            sights.append(sight)
+            seen.append(_see(first, sight, lesson, seed.pending, tau, causal, ones, record is not None))
+        z_before.append(z)
+        going_on, complete = (*sizes, 0)[wave + 1], cut.complete(wave)
+        nan = None if lost is None else lost[sum(sizes[:wave]) : sum(sizes[: wave + 1])]
+        stepped, scale, after = seed.weights, None, seed
+        if going_on or complete is not False:
+            in_place = complete is True and not graph and record is None
+            stepped, momentum = _step(seed, lesson, rule, last, nan, in_place)
+            settled, scale = rule.settle(stepped, not graph and (record is None or not isinstance(rule.forget, Tensor)))
+            after = Seed(settled, (), momentum)
+        if record is not None:
+            record.append(
+                Wave(
+                    seed.weights, inputs, steps, hidden, slopes, backs, z, list(parts), sights[0],
+                    sights[1] if count > 1 else None, stepped, scale, after.weights[-1],
+                )
+            )  # fmt: skip
+        if going_on < sizes[wave]:
+            ends.append(_end(settings, seed, lesson, after, nan, complete).cells(going_on, sizes[wave]))
+        seed = after.cells(0, going_on)
+    before, after_all = (torch.cat(z) if settings.return_loss else None for z in (z_before, z_after))
+    return Scanned(torch.cat(z_q), before, after_all, _joined(ends[::-1]))
+
+
+def _joined(ends: list[Seed]) -> Seed:
+    """Seeds one after another as one."""
+    if len(ends) == 1:
+        return ends[0]
+    return Seed(*(tuple(torch.cat(layer) for layer in zip(*part, strict=True)) for part in zip(*ends, strict=True)))
+
+
+def _see(
+    z: Tensor,
+    sight: Sight,
+    lesson: Lesson,
+    pending: Weights,
+    tau: Tensor,
+    causal: Tensor,
+    ones: Tensor,
+    slopes: bool,
+) -> Tensor:
+    """g(x_i; W_i) for every token i of a wave (equation 8), from z [R, K, columns], their product with the first
+    layer's weights; `sight` comes with the first layer's part and leaves with all."""
+    for layer, (weight, keys, step) in enumerate(zip(*lesson, strict=True)):
+        if layer > 0:
+            if slopes:
+                activated, slope = gelu_and_slope(z)
+                sight.slopes.append(slope)
+            else:
+                activated = gelu(z)
+            x = torch.cat([activated, ones[: len(z)]], dim=-1)
+            z, products = torch.bmm(x, weight), torch.bmm(x, keys.mT)
+            sight.inputs.append(x)
+            sight.products.append(products)
+            sight.masked.append(products * causal)
+        z = torch.baddbmm(z, sight.masked[layer], step)
+        if pending:
+            z = z.addcmul(torch.bmm(sight.inputs[layer], pending[layer]), tau, value=-1)
+    return z
+
+
+def _step(
+    seed: Seed, lesson: Lesson, rule: Rule, tau: Tensor | float, nan: Tensor | None, in_place: bool
+) -> tuple[Weights, Weights]:
+    """The weights and the momentum after a full mini-batch (equation 9), whose last token has the scale tau.
+
+    in_place: the new weights take the place of the old ones, which nobody else sees: up to 15% of an MLP's forward.
+    """
+    target, sign = (tuple(rule.momentum * m for m in seed.momentum), 1.0) if seed.momentum else (seed.weights, -1.0)
+    if isinstance(tau, Tensor):
+        if seed.pending:
+            target = tuple(w.addcmul(sign * tau, s) for w, s in zip(target, seed.pending, strict=True))
+        taught = zip(target, lesson.inputs, lesson.steps, strict=True)
+        target = tuple(torch.baddbmm(w, x.mT, (sign * tau) * step) for w, x, step in taught)
+    else:
+        if seed.pending:
+            target = tuple(w.add(s, alpha=sign * tau) for w, s in zip(target, seed.pending, strict=True))
+        add = torch.Tensor.baddbmm_ if in_place and not seed.momentum else torch.baddbmm
+        taught = zip(target, lesson.inputs, lesson.steps, strict=True)
+        target = tuple(add(w, x.mT, step, alpha=sign * tau) for w, x, step in taught)
+    if nan is not None:
+        target = tuple(w + nan for w in target)
+    if seed.momentum:
+        return tuple(w - m for w, m in zip(seed.weights, target, strict=True)), target
+    return target, ()
+
+
+def _end(
+    settings: Settings, seed: Seed, lesson: Lesson, after: Seed, nan: Tensor | None, complete: bool | Tensor
+) -> Seed:
+    """Where cells stand when their piece ends: after a full mini-batch, or inside one, with its sums."""
+    if complete is not False:
+        after = after._replace(pending=tuple(torch.zeros_like(w) for w in after.weights))
+    if complete is True:
+        return after
+    sums = tuple(torch.bmm(x.mT, step) for x, step in zip(lesson.inputs, lesson.steps, strict=True))
+    for more in (seed.pending, () if nan is None else (nan,) * len(sums)):
+        sums = tuple(a + b for a, b in zip(sums, more, strict=True)) if more else sums
+    inside = Seed(seed.weights, sums, seed.momentum)
+    if complete is False:
+        return inside
+    full = settings.mask(complete)
+    chosen = (zip(a, b, strict=True) for a, b in zip(after, inside, strict=True))
+    return Seed(*(tuple(torch.where(full, a, b) for a, b in pairs) for pairs in chosen))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tttstream import folders
 from tttstream.backbone import Backbone, Losses, ModelState
 from tttstream.errors import CheckpointError, ShapeError, StateError
 from tttstream.heads import Embedding, NextFrame
@@ -123,33 +124,13 @@ class FrameModel(nn.Module):
 
         dtype: of the weights in the file, such as torch.float16 for half the bytes; their own unless given.
         """
-        from safetensors.torch import save_file
-
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        weights = {name: w.detach().to("cpu", dtype or w.dtype).contiguous() for name, w in self.state_dict().items()}
-        config = {"format": FORMAT, **dataclasses.asdict(self.config)}
-        part, text = path / "model.safetensors.part", path / "config.json.part"
-        try:
-            save_file(weights, part, metadata={"format": FORMAT})
-            text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, path / "model.safetensors")
-            os.replace(text, path / "config.json")
-        finally:
-            part.unlink(missing_ok=True)
-            text.unlink(missing_ok=True)
+        folders.write(self, dataclasses.asdict(self.config), FORMAT, folder, dtype)
 
 
 def read_config(folder: Path) -> ModelConfig:
     """The configuration in a model folder."""
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no model at {folder}: it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+    path, values = folder / "config.json", folders.read(folder)
+    if values.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not the configuration of a model: expected format {FORMAT!r}")
     known = {item.name for item in dataclasses.fields(ModelConfig)}
     unknown = sorted(set(values) - known)
@@ -160,23 +141,8 @@ def read_config(folder: Path) -> ModelConfig:
 
 def load_folder(folder: str | os.PathLike[str], *, size: int | None = None) -> FrameModel:
     """Read a model that `FrameModel.save` wrote. `size` serves another picture size with the same weights."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = Path(folder)
     config = read_config(path)
     model = FrameModel(config if size is None else dataclasses.replace(config, size=size))
-    weights_path = path / "model.safetensors"
-    try:
-        weights = load_file(weights_path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no weights at {weights_path}") from error
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{weights_path} cannot be read: {error}") from error
-    expected = {name: list(weight.shape) for name, weight in model.state_dict().items()}
-    came = {name: list(weight.shape) for name, weight in weights.items()}
-    if came != expected:
-        wrong = sorted(name for name in {*came, *expected} if came.get(name) != expected.get(name))
-        raise CheckpointError(f"{weights_path} does not fit its config.json: {', '.join(wrong[:3])} …")
-    model.load_state_dict(weights)
+    folders.fill(model, path)
     return model.eval()

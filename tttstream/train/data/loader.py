@@ -145,7 +145,7 @@ class LaneLoader:
             except RuntimeError as error:
                 if "killed by signal" not in str(error):
                     raise
-                logger.debug("a worker that had nothing more to do died while it ended: %s", error)
+                logger.warning("a worker that had nothing more to do died while it ended: %s", error)
 
 
 def _start_worker(_: int) -> None:

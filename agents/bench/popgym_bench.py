@@ -5,30 +5,37 @@
     python agents/bench/popgym_bench.py --minutes 0                  # only draws tables and picture from what there is
     python agents/bench/popgym_bench.py --sweep --minutes 60         # first: the learning rate, for every memory alike
 
-A run lives in OUT/ENV/MEMORY-seedN; what is killed goes on from its last checkpoint, with the same losses. All first
-seeds come before all second ones, so that the table is whole early and grows narrower intervals over days.
+A run lives in OUT/ENV/MEMORY-seedN; what is killed goes on from its last checkpoint, with the same losses. What is
+done is written to docs/results/popgym.json, which is kept under version control: so the table grows over days and on
+several machines. All first seeds come before all second ones, so that it is whole early and its intervals narrow later.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
+import datetime
 import functools
 import json
 import multiprocessing
+import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from records import Record, draw, load, save, table, thinned
 
 from tttstream.errors import TTTStreamError
 from tttstream.outputs import TextFile
 from tttstream_agents.config import Config, build, read
+from tttstream_agents.envs import make
 from tttstream_agents.logs import read_csv
+from tttstream_agents.policy import MemoryPolicy
+from tttstream_agents.train import CHECKPOINT, train
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVS = (
@@ -42,12 +49,9 @@ ENVS = (
 MEMORIES = ("ttt_linear", "ttt_mlp", "gru", "lstm", "window", "framestack", "mlp")
 HEADS = {"ttt_linear": 2, "ttt_mlp": 2, "window": 2}
 DIM = 64  # of ttt_linear; the others get the width that brings their policies nearest to it in parameters
-SWEEP = (3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 SWEEP_ENV = "popgym-RepeatPreviousEasy-v0"
-COLOURS = {
-    "ttt_linear": "#d6336c", "ttt_mlp": "#f08c00", "gru": "#1c7ed6", "lstm": "#1098ad", "window": "#5f3dc4",
-    "framestack": "#2b8a3e", "mlp": "#868e96",
-}  # fmt: skip
+SWEEP_STEPS = 200_000
 
 
 def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
@@ -62,9 +66,6 @@ def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
 @functools.cache
 def sizes(env: str) -> dict[str, tuple[int, int]]:
     """(width, parameters of the whole policy) of each memory, all as near to ttt_linear's as whole widths allow."""
-    from tttstream_agents.envs import make
-    from tttstream_agents.policy import MemoryPolicy
-
     played = make(env)
 
     def count(memory: str, dim: int) -> int:
@@ -83,156 +84,101 @@ def sizes(env: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Job:
-    """One run."""
+    """One run of the queue."""
 
     folder: Path
     config: Config
 
     @property
-    def done(self) -> bool:
-        """Whether it ran to its end."""
+    def key(self) -> tuple[str, str, int, float, int]:
+        """As the key of its record."""
+        config = self.config
+        return config.env, config.memory, config.seed, config.lr, config.steps
+
+    def record(self, device: str) -> Record | None:
+        """What is kept of it, nothing before its end."""
         path = self.folder / "summary.json"
-        if not path.exists():
-            return False
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        return summary["finished"] and bool(
-            summary["steps"] >= self.config.steps or summary["return"] >= self.config.stop_return
-        )
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"finished": False}
+        rows = read_csv(self.folder / "metrics.csv") if summary["finished"] else []
+        if not rows or not (rows[-1]["steps"] >= self.config.steps or rows[-1]["return"] >= self.config.stop_return):
+            return None
+        env, memory, seed, lr, limit = self.key
+        width, parameters = sizes(env)[memory]
+        return Record(
+            env, memory, seed, lr, limit, width, parameters, int(rows[-1]["steps"]), round(rows[-1]["return"], 4),
+            thinned([row["steps"] for row in rows], [row["return"] for row in rows]), device,
+            datetime.date.today().isoformat(), torch.__version__,
+        )  # fmt: skip
 
 
-def work(job: Job, until: float) -> str:
+def work(job: Job, until: float) -> tuple[Job, str]:
     """Go on with one run until its end or the time's; says how it went, nothing where there was no time left."""
-    import torch
-
-    from tttstream_agents.train import CHECKPOINT, train
-
     torch.set_num_threads(1)  # one a run; several run side by side
     minutes = max(0.0, until - time.time()) / 60
     if not minutes:
-        return ""
+        return job, ""
     try:
         resume = (job.folder / CHECKPOINT).exists()
         summary = train(job.config, job.folder, resume=resume, minutes=minutes, quiet=True, tensorboard=False)
     except TTTStreamError as error:
-        return f"{job.folder.name} failed: {error}"
+        return job, f"{job.folder.name} failed: {error}"
     run = f"{job.config.env} {job.config.memory} seed {job.config.seed} lr {job.config.lr:g}"
-    return f"{run}: {summary['steps']} steps, return {summary['return']:.2f}"
+    return job, f"{run}: {summary['steps']} steps, return {summary['return']:.2f}"
 
 
-def interquartile(values: Sequence[float], draws: int = 2000) -> tuple[float, float, float]:
-    """Interquartile mean and its 95% bootstrap interval (percentiles of resampled seeds)."""
-    array = np.asarray(values, dtype=np.float64)
-
-    def iqm(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        ordered = np.sort(rows, axis=-1)
-        cut = ordered.shape[-1] // 4
-        return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
-
-    picks = np.random.default_rng(0).integers(len(array), size=(draws, len(array)))
-    low, high = np.percentile(iqm(array[picks]), (2.5, 97.5))
-    return float(iqm(array)), float(low), float(high)
+def best_rate(sweep: list[Record]) -> float:
+    """The rate with the highest mean return over all memories."""
+    ends: dict[float, list[float]] = {}
+    for record in sweep:
+        ends.setdefault(record.lr, []).append(record.end)
+    return max(ends, key=lambda lr: float(np.mean(ends[lr])))
 
 
-def final(job: Job) -> tuple[float, float] | None:
-    """(return, steps) at the end of a finished run."""
-    rows = read_csv(job.folder / "metrics.csv") if job.done else []
-    return (rows[-1]["return"], rows[-1]["steps"]) if rows else None
-
-
-def report(jobs: list[Job], steps: int, docs: Path, device: str) -> None:
+def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: str, docs: Path) -> None:
     """Write the table and draw the curves of what there is."""
+    keys = {job.key for job in jobs}
+    done = [record for record in records if record.key in keys]
     envs = list(dict.fromkeys(job.config.env for job in jobs))
     names = list(dict.fromkeys(job.config.memory for job in jobs))
+    config = jobs[0].config
+    devices = sorted({record.device for record in [*done, *sweep]})
+    dates = sorted(record.date for record in [*done, *sweep])
+    counts = sizes(envs[0])
+    parameters = ", ".join(f"{name} {counts[name][1]:,} (width {counts[name][0]})" for name in names)
     lines = [
         "# Memories in POPGym and MiniGrid",
         "",
-        f"PPO, {steps:,} environment steps a run (less where the mean return of the last 100 episodes reached 0.97), "
-        f"equal parameters (below), one learning rate for all, {device}. Cells: interquartile mean of the final return "
-        "over seeds [95% bootstrap interval], mean steps played (seeds done); unfinished runs are left out. "
-        "One seed has no interval. TTT memories have a convolution over 4 tokens, framestack sees 4 observations. "
-        f"Command, as often as wanted: `python agents/bench/popgym_bench.py --minutes 60 --steps {steps} "
-        f"--envs {' '.join(envs)} --memories {' '.join(names)}`.",
+        f"PPO, {config.steps:,} environment steps a run (less where the mean return of the last 100 episodes reached "
+        f"{config.stop_return:g}), equal parameters (below), learning rate {config.lr:g} for all. Cells: interquartile "
+        "mean of the final return over seeds [95% bootstrap interval], mean steps played (seeds done); unfinished runs "
+        "are left out; one seed has no interval. TTT memories have a convolution over 4 tokens, framestack sees 4 "
+        f"observations. Command, as often as wanted: `python agents/bench/popgym_bench.py --minutes 60{words}`. "
+        f"{', '.join(devices)}; {' to '.join(dict.fromkeys(dates[:1] + dates[-1:]))}.",
         "",
-        f"| environment | {' | '.join(names)} |",
-        f"|---|{'---|' * len(names)}",
+        *table(done, envs, names),
+        "",
+        f"Parameters, in the first environment: {parameters}.",
+        "",
+        "![learning curves](popgym.png)",
+        "",
     ]
-    for env in envs:
-        cells = []
-        for name in names:
-            ends = [final(job) for job in jobs if (job.config.env, job.config.memory) == (env, name)]
-            done = [end for end in ends if end is not None]
-            if not done:
-                cells.append("")
-                continue
-            mean, low, high = interquartile([end[0] for end in done])
-            thousands = np.mean([end[1] for end in done]) / 1000
-            interval = f" [{low:.2f}, {high:.2f}]" if len(done) > 1 else ""
-            cells.append(f"{mean:.2f}{interval}, {thousands:.0f}k ({len(done)})")
-        lines.append(f"| {env} | {' | '.join(cells)} |")
-    counts = sizes(envs[0])
-    parameters = ", ".join(f"{name} {counts[name][1]:,} (width {counts[name][0]})" for name in names)
-    lines += ["", f"Parameters, in the first environment: {parameters}.", ""]
-    lines += ["![learning curves](popgym.png)", ""]
+    if sweep:
+        lines += [
+            "## The learning rate",
+            "",
+            f"{SWEEP_ENV}, seed 0, {sweep[0].limit:,} steps, with `--sweep`; the rate with the best mean over the "
+            "memories is taken for all of them, and the rest of PPO is the preset `popgym`.",
+            "",
+            *table(sweep, [str(rate) for rate in RATES], names, row="lr"),
+            "",
+        ]
     docs.mkdir(parents=True, exist_ok=True)
     file = TextFile(docs / "popgym.md")
     with file:
         file.write("\n".join(lines))
-    draw(jobs, envs, names, steps, docs / "popgym.png")
-
-
-def draw(jobs: list[Job], envs: list[str], names: list[str], steps: int, path: Path) -> None:
-    """Return over steps: the mean of the seeds, and the band from lowest to highest."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(envs))
-    rows = -(-len(envs) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
-    grid = np.linspace(0, steps, 201)
-    for place, env in enumerate(envs):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        axes.set_title(env.removesuffix("-v0").removeprefix("popgym-"), fontsize=10)
-        for name in names:
-            curves = []
-            for job in jobs:
-                path_of = job.folder / "metrics.csv"
-                if (job.config.env, job.config.memory) == (env, name) and path_of.exists():
-                    rows_of = [row for row in read_csv(path_of) if np.isfinite(row["return"])]
-                    if len(rows_of) > 1:
-                        x, y = ([row[key] for row in rows_of] for key in ("steps", "return"))
-                        right = y[-1] if job.done else np.nan
-                        curves.append(np.interp(grid, x, y, left=np.nan, right=right))
-            if curves:
-                stack = np.stack(curves)
-                seen = np.isfinite(stack).any(0)
-                mean, low, high = (f(stack[:, seen], axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
-                axes.plot(grid[seen], mean, color=COLOURS[name], linewidth=1.6, label=name)
-                axes.fill_between(grid[seen], low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
-        axes.set_xlim(0, steps)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if place == 0:
-            axes.set_ylabel("mean return of the last 100 episodes", fontsize=8)
-            if axes.lines:
-                axes.legend(fontsize=7, frameon=False)
-    part = path.with_name(f".{path.name}")
-    with open(part, "wb") as file:
-        FigureCanvasAgg(figure).print_png(file)
-    part.replace(path)
-
-
-def best_rate(sweep: list[Job]) -> float | None:
-    """The rate with the highest mean return over all memories of a whole sweep."""
-    found: dict[float, list[float]] = {}
-    for job in sweep:
-        value = final(job)
-        if value is None:
-            return None
-        found.setdefault(job.config.lr, []).append(value[0])
-    return max(found, key=lambda lr: float(np.mean(found[lr])))
+    draw(done, envs, names, config.steps, docs / "popgym.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -247,35 +193,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sweep", action="store_true", help="the learning rate, on one environment and one seed")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "popgym")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--device-name", default="two CPU cores", help="what the table says it was measured on")
+    parser.add_argument("--device-name", default=f"a core of an {platform.machine()} CPU", help="what the runs run on")
     args = parser.parse_args(argv)
 
-    sweep = [
-        Job(args.out / "sweep" / f"{memory}-lr{lr:g}", config(SWEEP_ENV, memory, 0, args.steps, lr))
-        for lr in SWEEP
-        for memory in args.memories
-    ]
-    rate = best_rate(sweep) if all(job.done for job in sweep) else None
-    jobs = [
-        Job(args.out / env / f"{memory}-seed{seed}", config(env, memory, seed, args.steps, rate or 1e-3))
-        for seed in range(args.seeds)
-        for env in args.envs
-        for memory in args.memories
-    ]
+    def queue(folder: Path, envs: Sequence[str], seeds: int, rates: Sequence[float], steps: int) -> list[Job]:
+        return [
+            Job(folder / env / f"{memory}-seed{seed}-lr{rate:g}", config(env, memory, seed, steps, rate))
+            for seed in range(seeds) for rate in rates for env in envs for memory in args.memories
+        ]  # fmt: skip
+
+    path = args.docs / "popgym.json"
+    records = {record.key: record for record in load(path)}
+    sweep = queue(args.out / "sweep", [SWEEP_ENV], 1, RATES, min(args.steps, SWEEP_STEPS))
+
+    def swept() -> list[Record]:
+        return [records[job.key] for job in sweep if job.key in records]
+
+    def jobs() -> list[Job]:
+        rate = best_rate(swept()) if len(swept()) == len(sweep) else 1e-3
+        return queue(args.out, args.envs, args.seeds, [rate], args.steps)
+
+    given = vars(args)
+    words = "".join(
+        f" --{name} {' '.join(map(str, value)) if isinstance(value := given[name], list) else value}"
+        for name in ("steps", "seeds", "envs", "memories") if given[name] != parser.get_default(name)
+    )  # fmt: skip
+
+    def write() -> None:
+        report(list(records.values()), swept(), jobs(), words, args.docs)
+
     until = time.time() + 60 * args.minutes
-    queue = [job for job in (sweep if args.sweep else jobs) if not job.done] if args.minutes > 0 else []
-    print(f"{len(queue)} runs to go", file=sys.stderr)
-    ends: Iterator[str]
+    left = [job for job in (sweep if args.sweep else jobs()) if job.key not in records] if args.minutes > 0 else []
+    print(f"{len(left)} runs to go", file=sys.stderr)
+    ends: Iterator[tuple[Job, str]]
     with contextlib.ExitStack() as stack:
         if args.jobs > 1:
             pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1))
-            ends = pool.imap_unordered(functools.partial(work, until=until), queue)
+            ends = pool.imap_unordered(functools.partial(work, until=until), left)
         else:
-            ends = (work(job, until) for job in queue)
-        for text in filter(None, ends):
-            print(text, file=sys.stderr, flush=True)
-            report(jobs, args.steps, args.docs, args.device_name)
-    report(jobs, args.steps, args.docs, args.device_name)
+            ends = (work(job, until) for job in left)
+        for job, text in ends:
+            record = job.record(args.device_name)
+            if record is not None:
+                records[record.key] = record
+                save(records.values(), path)
+                write()
+            if text:
+                print(text, file=sys.stderr, flush=True)
+    write()
     return 0
 
 

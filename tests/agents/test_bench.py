@@ -23,18 +23,31 @@ def test_policies_have_equal_parameters(bench: object) -> None:
 
 
 def test_interquartile_mean(bench: object) -> None:
-    mean, low, high = bench.interquartile([0.0, 1.0, 2.0, 30.0])  # type: ignore[attr-defined]
+    import records  # type: ignore[import-not-found]
+
+    mean, low, high = records.interquartile([0.0, 1.0, 2.0, 30.0])
     assert mean == 1.5
     assert low < mean < high
-    assert bench.interquartile([0.5]) == (0.5, 0.5, 0.5)  # type: ignore[attr-defined]
+    assert records.interquartile([0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_a_curve_is_thinned_to_its_ends(bench: object) -> None:
+    import records
+
+    curve = records.thinned(list(range(1000)), [float("nan"), *range(1, 1000)])
+    assert len(curve) == records.POINTS
+    assert curve[0] == (1, 1)
+    assert curve[-1] == (999, 999)
+    assert records.thinned([1, 2], [float("nan")] * 2) == []
 
 
 def test_the_queue_is_stopped_and_taken_up(bench: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, docs = tmp_path / "out", tmp_path / "docs"
     words = ["--steps=4096", "--seeds=1", "--envs", "popgym-RepeatFirstEasy-v0", "--memories", "mlp", "gru"]
 
-    def run(minutes: str) -> str:
-        assert bench.main([*words, f"--out={out}", f"--docs={docs}", f"--minutes={minutes}"]) == 0  # type: ignore[attr-defined]
+    def run(minutes: str, *more: str) -> str:
+        given = [*words, f"--docs={docs}", f"--minutes={minutes}", f"--out={out}", *more]
+        assert bench.main(given) == 0  # type: ignore[attr-defined]
         return capsys.readouterr().err
 
     assert "2 runs to go" in run("0.001")
@@ -43,6 +56,20 @@ def test_the_queue_is_stopped_and_taken_up(bench: object, tmp_path: Path, capsys
     assert row.count("(1)") == 2
     assert (docs / "popgym.png").stat().st_size > 5000
     assert "0 runs to go" in run("5")
+    table = (docs / "popgym.md").read_text()
+    assert "0 runs to go" in run("5", f"--out={tmp_path / 'another machine'}")
+    assert (docs / "popgym.md").read_text() == table
+
+
+def test_the_best_rate_of_a_sweep_is_for_all(bench: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--envs", "popgym-RepeatFirstEasy-v0", "--memories", "mlp", f"--docs={tmp_path}", f"--out={tmp_path}"]
+    assert bench.main([*words, "--steps=2048", "--minutes=5", "--sweep"]) == 0  # type: ignore[attr-defined]
+    assert "3 runs to go" in capsys.readouterr().err
+    import records
+
+    rate = bench.best_rate(records.load(tmp_path / "popgym.json"))  # type: ignore[attr-defined]
+    assert f"learning rate {rate:g} for all" in (tmp_path / "popgym.md").read_text()
+    assert "## The learning rate" in (tmp_path / "popgym.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore")  # Stable-Baselines3 advises on batches that are this small

@@ -118,9 +118,15 @@ class TestResults:
 
 def test_a_seed_repeats_bit_for_bit_and_another_does_not(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert watch("walk", "--max-frames", 40, "--out", tmp_path / name, "--seed", seed, "--no-overlay") == 0
+        assert watch("walk", "--max-frames", 40, "--out", tmp_path / name, "--seed", seed) == 0
     assert lines(tmp_path / "a") == lines(tmp_path / "b") != lines(tmp_path / "c")
-    assert "overlay.mp4" not in os.listdir(tmp_path / "a")
+    videos = [(tmp_path / name / "overlay.mp4").read_bytes() for name in "abc"]
+    assert videos[0] == videos[1] != videos[2]
+
+
+def test_no_overlay_means_none(tmp_path: Path) -> None:
+    assert watch("walk", "--max-frames", 3, "--out", tmp_path, "--no-overlay") == 0
+    assert "overlay.mp4" not in os.listdir(tmp_path)
 
 
 def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path: Path, clip: Callable[..., Path]) -> None:

@@ -89,7 +89,7 @@ class Record:
 class Recorder(Record):
     """Takes in frames and results of one source, and writes its folder; without a folder it only keeps count.
 
-    video: write overlay.mp4. pictures: draw the overlay though nothing is written (for a window). embeddings: write
+    video: write overlay.mp4. pictures: draw the overlay for a window, with the speed in it. embeddings: write
     embeddings.npy. endless: nobody knows how many frames will come.
     """
 
@@ -107,6 +107,7 @@ class Recorder(Record):
         self.detector, self.trace = EventDetector(), Trace()
         self.comparison = None if source.events(0) is None else Comparison()
         self.overlay = Overlay(self.detector.threshold) if pictures or (video and folder) else None
+        self._shown = pictures
         self._embeddings = embeddings
         self._lines: TextFile | None = None
         self._video: VideoWriter | None = None
@@ -131,9 +132,8 @@ class Recorder(Record):
         self._count(result.latency_ms)
         picture = None
         if self.overlay:
-            picture = self.overlay.draw(
-                frame.image, result, event=begins, fps=self.rate.late, state_bytes=state_bytes, note=note
-            )
+            fps = self.rate.late if self._shown else None
+            picture = self.overlay.draw(frame.image, result, event=begins, fps=fps, state_bytes=state_bytes, note=note)
         if self._folder is not None:
             self._write(result, picture)
         return picture

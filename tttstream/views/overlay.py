@@ -24,7 +24,7 @@ CURVE: RGB = (88, 166, 255)
 ALERT: RGB = (255, 166, 87)
 OUTLINE: RGB = (250, 250, 160)
 
-LABELS = ("time", "surprise", "learned", "speed", "memory")
+COLUMNS = 5
 STRIP = 46  # height of the row of numbers, px
 PANEL = 92  # height of the curve, px
 
@@ -132,7 +132,8 @@ class Overlay:
     ) -> Picture:
         """The picture for a frame; the next call draws into the same array, so copy what you keep.
 
-        event: mark the frame on the curve. note: a word in the picture's corner ("paused").
+        event: mark the frame on the curve. fps: the speed, for people who watch now; without it the frame's index is in
+        its place, so that a recording repeats bit for bit. note: a word in the picture's corner ("paused").
         """
         frame = to_uint8(image)
         if self._canvas is None:
@@ -172,23 +173,23 @@ class Overlay:
         area[:] = np.asarray(board)
 
     def _draw_numbers(self, area: Picture, result: Result, fps: float | None, state_bytes: int | None) -> None:
-        values = (
-            clock(result.time_s),
-            f"{result.surprise:+.1f}",
-            f"{100 * result.learned:.0f} %",
-            "-" if fps is None else f"{fps:.0f} fps",
-            "-" if state_bytes is None else size_text(state_bytes),
-        )
+        texts = [
+            ("time", clock(result.time_s)),
+            ("surprise", f"{result.surprise:+.1f}"),
+            ("learned", f"{100 * result.learned:.0f} %"),
+            ("frame", str(result.index)) if fps is None else ("speed", f"{fps:.0f} fps"),
+            ("memory", "-" if state_bytes is None else size_text(state_bytes)),
+        ]
         if self._labels is None:
             self._labels = np.full_like(area, BACKGROUND)
-            self._write(self._labels, [(self._column(i), 6, label, 11, MUTED) for i, label in enumerate(LABELS)])
+            self._write(self._labels, [(self._column(i), 6, label, 11, MUTED) for i, (label, _) in enumerate(texts)])
         area[:] = self._labels
-        colours = [ALERT if label == "surprise" and result.surprise > self.threshold else TEXT for label in LABELS]
-        texts = zip(values, colours, strict=True)
-        self._write(area[20:40], [(self._column(i), 1, text, 16, colour) for i, (text, colour) in enumerate(texts)])
+        colours = [ALERT if label == "surprise" and result.surprise > self.threshold else TEXT for label, _ in texts]
+        values = zip([value for _, value in texts], colours, strict=True)
+        self._write(area[20:40], [(self._column(i), 1, text, 16, colour) for i, (text, colour) in enumerate(values)])
 
     def _column(self, index: int) -> float:
-        return 12 + index * (self.width - 12) / len(LABELS)
+        return 12 + index * (self.width - 12) / COLUMNS
 
     def _draw_curve(self, area: Picture) -> None:
         height, width = area.shape[0] - 8, area.shape[1]

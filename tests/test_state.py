@@ -64,6 +64,15 @@ def test_a_saved_state_goes_on_bit_for_bit(case: Case, tmp_path: Path) -> None:
 
 
 @every_memory
+def test_a_state_in_a_checkpoint_of_torch_is_read_without_executing_any(case: Case, tmp_path: Path) -> None:
+    _, state = case.memory()(case.stream(2, 3))
+    torch.save({"state": state}, tmp_path / "checkpoint.pt")
+    again = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]
+    assert type(again) is type(state)
+    assert_close(again, state, tolerance=0)
+
+
+@every_memory
 def test_another_memorys_state_is_refused(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     for other in cases():

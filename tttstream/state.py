@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch.fx._pytree import register_pytree_flatten_spec
+from torch.utils._pytree import _register_namedtuple
 
 from tttstream.errors import CheckpointError, OutputError, StateError
 
@@ -63,6 +64,12 @@ class State:
     """Methods shared by the states of all memories and models. Mix it in before a NamedTuple of tensors."""
 
     __slots__ = ()
+
+    def __init_subclass__(cls) -> None:
+        """Make the type known to `torch.export.save`, and to `torch.load` as one that it may read."""
+        super().__init_subclass__()
+        torch.serialization.add_safe_globals([cls])
+        _register_namedtuple(cls, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}")
 
     def map(self: S, function: Callable[[Tensor], Tensor]) -> S:
         """A new state with `function` applied to every tensor."""

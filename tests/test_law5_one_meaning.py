@@ -28,6 +28,8 @@ from tttstream_kernels import (
     triton_unavailable,
     ttt,
 )
+from tttstream_kernels.call import Call
+from tttstream_kernels.ops import run
 from tttstream_kernels.testing import TOLERANCE
 
 ROWS, HEADS, WIDTH, K = 2, 2, 8, 4
@@ -232,6 +234,56 @@ def test_a_mixed_precision_training_step(options: dict[str, Any], dtype: torch.d
     scaler.update()
     changed = [not torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True) if b.requires_grad]
     assert all(changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@layers
+def test_the_op_gets_the_type_that_autocast_computes_in(
+    options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that kernels multiply in it; rates, weights and state stay float32. The same for a layer in that type."""
+    seen: list[tuple[set[torch.dtype], set[torch.dtype]]] = []
+
+    def spy(call: Call, *rest: Any) -> Any:
+        streams, others = (call.q, call.k, call.v), (call.eta, call.start, call.gamma, call.beta)
+        seen.append(({x.dtype for x in streams}, {x.dtype for x in others}))
+        return run(call, *rest)
+
+    monkeypatch.setattr("tttstream.memory.ttt.run", spy)
+    layer = TTTLayer(16, HEADS, mini_batch=K, **options)
+    x = torch.randn(ROWS, 2 * layer.tokens, 16)
+    with torch.autocast("cpu", dtype):
+        layer(x)
+    layer(x)
+    layer.to(dtype)(x.to(dtype))
+    full = {torch.float32}
+    assert seen == [({dtype}, full), (full, full), ({dtype}, full | {dtype})]
+
+
+@layers
+def test_training_in_mixed_precision_goes_as_in_float32(options: dict[str, Any]) -> None:
+    """The training loss under autocast, step after step, is that of float32 but for one percent."""
+
+    def train(enabled: bool) -> Tensor:
+        torch.manual_seed(0)
+        layer = TTTLayer(32, HEADS, mini_batch=K, **options)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=2e-2)
+        losses = []
+        for _ in range(15):
+            x = torch.randn(ROWS, 4 * layer.tokens, 32)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                y, _ = layer(x)
+                loss = (y.float() - x.roll(layer.tokens, 1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    exact, mixed = train(False), train(True)
+    assert exact[-3:].mean() < exact[:3].mean(), "it trains at all"
+    assert not torch.equal(exact, mixed)
+    torch.testing.assert_close(mixed, exact, rtol=1e-2, atol=0)
 
 
 @layers

@@ -16,6 +16,7 @@ from tttstream.state import State
 from tttstream_kernels import EPS, InnerState, Loss, Update, read
 from tttstream_kernels.call import Call
 from tttstream_kernels.ops import check_frames, check_update, run, state_shapes
+from tttstream_kernels.precision import cast
 
 
 class _TTTFields(NamedTuple):
@@ -240,20 +241,21 @@ class TTTLayer(Memory):
     def _views(
         self, x: Tensor, state: TTTState, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v [B, T, H, D] and the convolution's next window."""
+        """q, k, v [B, T, H, D] in the type that the projection computes in, and the convolution's next window."""
         window = state.window
         projected = self.project(x)
         if self.conv is not None:
             shared, v = projected.chunk(2, dim=-1)
             q, k, window = self.conv(shared, window, reset, lengths)
             projected = torch.cat([q, k, v], dim=-1)
-        projected = projected.to(self.state_dtype).view(*x.shape[:2], 3, self.heads, self.width)
-        qk, v = projected.split((2, 1), dim=2)
+        qk, v = projected.view(*x.shape[:2], 3, self.heads, self.width).split((2, 1), dim=2)
+        placed = qk.to(self.state_dtype)
         if self.unit_qk:
-            qk = F.normalize(qk, dim=-1)
+            placed = F.normalize(placed, dim=-1)
         if self.rotary is not None:
-            qk = self.rotary(qk, positions(state.phase, x.shape[1], self.tokens, reset))
-        return *qk.unbind(2), v.squeeze(2), window
+            placed = self.rotary(placed, positions(state.phase, x.shape[1], self.tokens, reset))
+        q, k = cast(v.dtype, *placed.unbind(2))
+        return q, k, v.squeeze(2), window
 
     def _output(self, x: Tensor, z: Tensor) -> Tensor:
         """From the heads' outputs side by side [B, T, dim] to y."""

@@ -43,7 +43,7 @@ def triton_unavailable(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     missing = _no_kernel(inner, causal, Update() if update is None else update, width, mini_batch, dtype)
-    return missing if missing is not None else _cannot_run(torch.device(device).type)
+    return missing if missing is not None else _cannot_run(torch.device(device))
 
 
 def choose_backend(
@@ -110,17 +110,17 @@ def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
 
 
-def _cannot_run(device: str) -> str | None:
-    """Why no Triton kernel at all runs on tensors of this kind of device."""
+def _cannot_run(device: torch.device) -> str | None:
+    """Why no Triton kernel at all runs on tensors of this device."""
     if find_spec("triton") is None:
         return "triton is not installed"
     from tttstream_kernels.norm_triton import INTERPRETED
 
     if INTERPRETED:
         return None
-    if device != "cuda":
+    if device.type != "cuda":
         return f"the tensors are on {device}, not on CUDA (TRITON_INTERPRET=1 runs the kernels in the interpreter)"
-    have = torch.cuda.get_device_capability()
+    have = torch.cuda.get_device_capability(device)
     if have < CAPABILITY:
         return (
             f"the GPU has compute capability {have[0]}.{have[1]}, and the kernels need {CAPABILITY[0]}.{CAPABILITY[1]}"

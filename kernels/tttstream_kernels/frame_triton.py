@@ -8,7 +8,6 @@ frames; README, "Kernels of frame mode", says why, and what the kernels compute.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from tttstream_kernels import conv_triton, linear_frame_triton, mlp_frame_triton
 from tttstream_kernels.call import Call
 from tttstream_kernels.inner import Conv
+from tttstream_kernels.launch_triton import launch
 from tttstream_kernels.precision import cast
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.token_parts_triton import numerics
@@ -88,10 +88,6 @@ def _constants(inner: str, way: str, q: Tensor, tokens: int, height: int, width:
     return {"D": q.shape[3], **options, **picture, **numerics(q.dtype)}
 
 
-def _on(x: Tensor) -> AbstractContextManager[Any]:
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
 @torch.library.custom_op("tttstream::frame", mutates_args=())
 def frame(
     inner: str,
@@ -126,13 +122,13 @@ def frame(
     room = _outputs(q, delta, phase, tokens, losses, group)
     y, new_delta, new_phase, before, after, checkpoints = room
     scratch = delta.new_empty(rows * heads, SCRATCH[inner][0], tokens, q.shape[3])
-    with _on(q):
-        KERNELS[inner].forward[(rows * heads,)](
-            q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
-            y, new_delta, new_phase, before, after, checkpoints, scratch,
-            heads, length, tokens, max(1, group), checkpoints.shape[2], *(x.stride()[:3] for x in (q, k, v)),
-            **_constants(inner, "forward", q, tokens, height, width), LOSS=losses, KEEP=group > 0, RESTORE=restore,
-        )  # fmt: skip
+    launch(
+        KERNELS[inner].forward, rows * heads,
+        q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
+        y, new_delta, new_phase, before, after, checkpoints, scratch,
+        heads, length, tokens, max(1, group), checkpoints.shape[2], *(x.stride()[:3] for x in (q, k, v)),
+        **_constants(inner, "forward", q, tokens, height, width), LOSS=losses, KEEP=group > 0, RESTORE=restore,
+    )  # fmt: skip
     return room
 
 
@@ -212,13 +208,13 @@ def frame_backward(
     streams, cells = _gradients(inner, q, eta, checkpoints, forget, longest, d_before is not None)
     slots = checkpoints.new_empty(rows, heads, group + 1, checkpoints.shape[3])
     scratch = checkpoints.new_empty(rows * heads, SCRATCH[inner][1], tokens, size)
-    with _on(q):
-        KERNELS[inner].backward[(rows * heads,)](
-            q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints,
-            d_y, d_delta_end, d_before, d_after, *streams, *cells, slots, slots.new_empty(rows, heads, group), scratch,
-            heads, length, tokens, group, checkpoints.shape[2], *(x.stride()[:3] for x in (q, k, v)),
-            **_constants(inner, "backward", q, tokens, height, width), LOSS=d_before is not None, RESTORE=restore,
-        )  # fmt: skip
+    launch(
+        KERNELS[inner].backward, rows * heads,
+        q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints,
+        d_y, d_delta_end, d_before, d_after, *streams, *cells, slots, slots.new_empty(rows, heads, group), scratch,
+        heads, length, tokens, group, checkpoints.shape[2], *(x.stride()[:3] for x in (q, k, v)),
+        **_constants(inner, "backward", q, tokens, height, width), LOSS=d_before is not None, RESTORE=restore,
+    )  # fmt: skip
     *d_tokens, d_eta = streams
     d_start, d_gamma, d_beta, d_delta, d_forget, d_longest = cells
     d_q, d_k, d_v = cast(q.dtype, *d_tokens)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tttstream_kernels.launch_triton import launch
 from tttstream_kernels.norm_triton import gelu, gelu_slope, standardise, through
 from tttstream_kernels.token_parts_triton import error_terms, everything, matrix
 
@@ -309,7 +310,8 @@ def token_step(
     out = _room(q, delta, pending, phase, return_loss)
     y, delta_end, pending_end, phase_end, before, after = out
     rows, _, heads, width = q.shape
-    KERNELS[inner][(rows * heads,)](
+    launch(
+        KERNELS[inner], rows * heads,
         q, k, v, eta, delta, pending, start, gamma, beta, tau, forget, longest, phase, lengths, reset,
         y, before, after, delta_end, pending_end, phase_end, forget_number, longest_number,
         q.stride(0), q.stride(2), k.stride(0), k.stride(2), v.stride(0), v.stride(2), heads,

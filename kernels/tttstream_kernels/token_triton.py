@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tttstream_kernels import linear_token_triton, mlp_token_triton
 from tttstream_kernels.call import Call
+from tttstream_kernels.launch_triton import launch
 from tttstream_kernels.norm import half_square
 from tttstream_kernels.precision import cast
 from tttstream_kernels.state import InnerState, Loss
@@ -194,7 +195,8 @@ def token(
     rows, tokens, heads, width = q.shape
     y, seen, after, sums, kept = room(q, pending, lengths, reads, span)
     cut = blocks(phase, lengths, reset, tokens, len(tau), span)
-    KERNELS[inner].forward[(rows * heads,)](
+    launch(
+        KERNELS[inner].forward, rows * heads,
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
         cut.phase, lengths, reset, cut.number, cut.begins,
         y, seen, after, sums, kept,
@@ -284,7 +286,8 @@ def token_backward(
     tiles, shared = _gradients(q, eta, weights, start, tau, forget, limit, lengths, reset)
     cut = blocks(phase, lengths, reset, tokens, size, span)
     shelves, cuts, hidden = scratch(inner, weights, span, size, width)
-    KERNELS[inner].backward[(rows * heads,)](
+    launch(
+        KERNELS[inner].backward, rows * heads,
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
         cut.phase, lengths, reset, cut.number, cut.begins, cut.first,
         kept, shelves, cuts, hidden, d_y, d_seen, d_weights_end, d_pending_end,

@@ -1,0 +1,25 @@
+"""The one way in which a kernel is launched: on the device of its tensors, with an error that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from triton import OutOfResources
+
+from tttstream_kernels.errors import BackendError
+
+
+def launch(kernel: Any, cells: int, *arguments: Any, **constants: Any) -> None:
+    """Run one program a cell. The first argument is a tensor: its device counts, whatever the current one is.
+
+    Raises BackendError where the device has less shared memory than the kernel needs.
+    """
+    with torch.cuda.device_of(arguments[0]):
+        try:
+            kernel[(cells,)](*arguments, **constants)
+        except OutOfResources as error:
+            raise BackendError(
+                f"backend='triton' cannot run here: the kernel needs {error.required} bytes of {error.name}, and this "
+                f"GPU has {error.limit}: use narrower heads, a smaller mini_batch or backend='reference'"
+            ) from error

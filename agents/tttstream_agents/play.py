@@ -57,15 +57,20 @@ def play(
         fps = float(envs.envs[0].metadata.get("render_fps") or FPS)  # type: ignore[union-attr]
         show = stack.enter_context(Screen(out, fps))
         done = steps = 0
-        for picture, over in watch(player, width, fps, deterministic, mode is not None):
+        for picture, over in watch(player, width, fps, deterministic, renders=mode is not None, live=out is None):
             steps, done = steps + 1, done + over
             if not show.show(picture) or steps >= max_steps or done >= episodes:
                 break
     return steps, done
 
 
-def watch(player: Player, width: int, fps: float, deterministic: bool, renders: bool) -> Iterator[tuple[Picture, bool]]:
-    """(picture, whether its episode ended with the step taken on it) of each step of one environment."""
+def watch(
+    player: Player, width: int, fps: float, deterministic: bool, *, renders: bool, live: bool
+) -> Iterator[tuple[Picture, bool]]:
+    """(picture, whether its episode ended with the step taken on it) of each step of one environment.
+
+    live: say how fast it goes; without, the number of the step is in that place, and a recording repeats bit for bit.
+    """
     from tttstream.views.overlay import Overlay
 
     overlay, normaliser, total, step = Overlay(width=width), Normaliser(), 0.0, 0
@@ -90,12 +95,9 @@ def watch(player: Player, width: int, fps: float, deterministic: bool, renders: 
         total += float(taken.reward[0])
         over = bool(taken.terminated[0] | taken.truncated[0])
         note = f"return {total:+.2f}" + ("" if surprised else ", a memory without surprise")
-        yield (
-            overlay.draw(
-                headed(image[..., :3], width), result, event=over, fps=1e3 / took, state_bytes=state_bytes, note=note
-            ),
-            over,
-        )
+        speed = 1e3 / took if live else None
+        seen = headed(image[..., :3], width)
+        yield overlay.draw(seen, result, event=over, fps=speed, state_bytes=state_bytes, note=note), over
         step, total = step + 1, 0.0 if over else total
 
 

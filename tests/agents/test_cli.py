@@ -40,6 +40,9 @@ def test_play_writes_a_video_of_what_the_agent_sees(
     out = tmp_path / "play.mp4"
     assert main(["play", str(run), "--out", str(out), "--max-steps", "12", "--size", "240"]) == 0
     assert "12 steps" in capsys.readouterr().out
+    again = tmp_path / "again.mp4"
+    assert main(["play", str(run), "--out", str(again), "--max-steps", "12", "--size", "240"]) == 0
+    assert again.read_bytes() == out.read_bytes()
     with av.open(str(out)) as video:
         pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(pictures) == 12

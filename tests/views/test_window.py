@@ -1,4 +1,4 @@
-"""The window: looked for before it is opened, and the webcam demo under a virtual display, keys and all."""
+"""The window: looked for before it is opened; watch, an agent at play and the webcam demo under a virtual display."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tttstream.errors import OutputError
 from tttstream.views.overlay import BACKGROUND, PANEL, STRIP
 from tttstream.views.video import VideoWriter
 from tttstream.views.window import reachable_display
+from tttstream_agents.cli import main as agents
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="displays of Linux")
 
@@ -77,7 +78,7 @@ def clip(tmp_path: Path) -> Path:
     return tmp_path / "clip.mp4"
 
 
-def comes_true(condition: Callable[[], bool], seconds: float = 60) -> bool:
+def comes_true(condition: Callable[[], bool], seconds: float = 120) -> bool:
     """Ask again and again until it is true, for so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -160,6 +161,20 @@ def test_watch_show_takes_the_same_keys(display: str, clip: Path, tmp_path: Path
     assert code == 0, err
     assert sorted(os.listdir(out)) == ["frames.jsonl", "overlay.mp4", "summary.json", "surprise.png"]
     assert "interrupted" in said
+
+
+def test_an_agent_plays_until_the_person_quits(display: str, tmp_path: Path) -> None:
+    pytest.importorskip("pygame", reason="CartPole draws itself with pygame: pip install 'gymnasium[classic-control]'")
+    run = tmp_path / "run"
+    sizes = ["--n-envs=2", "--rollout=16", "--minibatch=16", "--dim=16", "--steps=64", "--no-tensorboard", "--quiet"]
+    assert agents(["train", "--env", "CartPole-v1", "--out", str(run), *sizes]) == 0
+    with Program(display, "-m", "tttstream_agents", "play", run, "--episodes", "100000") as program:
+        assert comes_true(program.shows_overlay)
+        assert comes_true(lambda: not program.still())
+        program.press("q", until=program.ended)
+        code, said, err = program.end()
+    assert code == 0, err
+    assert "steps" in said
 
 
 def test_the_screenshot_in_the_documentation_is_one(root: Path) -> None:

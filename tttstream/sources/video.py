@@ -16,7 +16,8 @@ from tttstream.frames import Frame
 from tttstream.sources.base import Source
 
 try:
-    import av
+    import cv2  # noqa: F401 - before PyAV: where it comes after, the first window of OpenCV hangs
+    import av  # isort: skip
 except ImportError as error:
     raise DependencyError("reading videos needs PyAV: pip install av") from error
 

@@ -7,7 +7,9 @@ from contextlib import suppress
 from fractions import Fraction
 from typing import cast
 
-import av
+import cv2  # noqa: F401 - before PyAV, see sources/video.py
+
+import av  # isort: skip
 import numpy as np
 from numpy.typing import NDArray
 

@@ -28,6 +28,9 @@ def reachable_display() -> Iterator[None]:
     OpenCV aborts the whole process when it cannot reach a display, so another process tries it first. It holds on to
     the display during the block: a display without a client may close or reset itself.
     """
+    loaded = list(sys.modules)
+    if "av" in loaded and loaded.index("av") < loaded.index("cv2"):
+        raise OutputError("PyAV was imported before OpenCV, whose windows hang then: import cv2 first")
     backend = re.search(r"^\s*GUI:\s*(\S+)", cv2.getBuildInformation(), re.MULTILINE)
     if backend and backend.group(1) == "NONE":
         raise OutputError(f"this OpenCV has no windows (opencv-python-headless): install opencv-python, or {INSTEAD}")

@@ -211,18 +211,33 @@ def _check(
 
 
 def check_frames(tokens: int, mini_batch: int, reset: Tensor | None, lengths: Tensor | None) -> None:
-    """Raise where a call in frame mode does not consist of whole frames. Where masks cannot be read, inside a compiler
-    or a CUDA graph, only the number of tokens is looked at."""
+    """Raise where a call in frame mode does not consist of whole frames.
+
+    Masks on the CPU are read. On a GPU that would wait for all that is queued, so there it is the GPU that checks: a
+    mistake ends in a device-side assertion, with the same words on standard error. Inside a compiler only the number
+    of tokens is looked at.
+    """
     if tokens % mini_batch != 0:
         raise ShapeError(f"frame mode takes whole frames: {tokens} tokens are no multiple of {mini_batch}")
     if torch.compiler.is_compiling():
         return
-    if any(x is not None and x.is_cuda and torch.cuda.is_current_stream_capturing() for x in (reset, lengths)):
-        return
-    if reset is not None and bool(reset.unflatten(1, (-1, mini_batch))[:, :, 1:].any()):
-        raise ShapeError(f"frame mode resets at frame starts only: every {mini_batch} tokens")
-    if lengths is not None and bool((lengths % mini_batch != 0).any()):
-        raise ShapeError(f"frame mode takes whole frames: lengths must be multiples of {mini_batch}")
+    if reset is not None and mini_batch > 1:
+        inside = reset.unflatten(1, (-1, mini_batch))[:, :, 1:]
+        _require(~inside.any(), f"frame mode resets at frame starts only: every {mini_batch} tokens")
+    if lengths is not None:
+        _require(
+            (lengths % mini_batch == 0).all(),
+            f"frame mode takes whole frames: lengths must be multiples of {mini_batch}",
+        )
+
+
+def _require(met: Tensor, message: str) -> None:
+    """See `check_frames`; met: one truth value."""
+    if met.device.type == "cpu":
+        if not met:
+            raise ShapeError(message)
+    else:
+        torch._assert_async(met, message)
 
 
 def check_update(update: Update, inner: Inner, heads: int) -> None:

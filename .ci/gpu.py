@@ -58,7 +58,7 @@ def steps() -> list[Step]:
         Step("test-kernels", [*pytest, "tests/kernels"]),
         Step("test-rest", [*pytest, "tests", "--ignore=tests/kernels"]),
         Step("bench", [*bench, "--out", "docs/results/kernels-h200.md"], 4),
-        fit("base", "--config", "model/base", *crops, "--config", "task/novelty"),
+        fit("base", "--config", "model/base", *crops, "--config", "task/base"),
         fit("mask", *moving),
     ]
 

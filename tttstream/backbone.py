@@ -11,21 +11,23 @@ from torch.nn import functional as F
 from tttstream import memory as memories
 from tttstream.memory.base import Memory
 from tttstream.memory.ttt import TTTLayer
+from tttstream.motion import Past
 from tttstream.state import State
 
 
 class _ModelFields(NamedTuple):
     blocks: tuple[State, ...]
+    past: Past | tuple[()] = ()
 
 
 class ModelState(State, _ModelFields):
-    """The states of a model's memories, one a block."""
+    """The states of a model's memories, one a block; and of a model that looks for motion, the frame before."""
 
     __slots__ = ()
 
 
 class Losses(NamedTuple):
-    """Inner loss of every token that a memory learns from, mean over heads and blocks: [B, T, tokens]."""
+    """Inner loss of every token that a memory learns from, mean over heads and (watched) blocks: [B, T, tokens]."""
 
     before: Tensor
     after: Tensor
@@ -80,7 +82,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Blocks of one width, each with a memory of its own."""
+    """Blocks of one width, each with a memory of its own; the losses are those of the first `watched` (0: of all)."""
 
     def __init__(
         self,
@@ -92,8 +94,10 @@ class Backbone(nn.Module):
         memory: str,
         mlp_ratio: int,
         options: dict[str, Any],
+        watched: int = 0,
     ) -> None:
         super().__init__()
+        self.watched = watched
         if memory.startswith("ttt"):
             grid = (1, registers) if registers else (side, side)
             options = {"causal": "frame", "grid": grid, **options}
@@ -106,15 +110,20 @@ class Backbone(nn.Module):
         return ModelState(tuple(each.init_state(batch) for each in memories))
 
     def forward(
-        self, x: Tensor, state: ModelState | None, reset: Tensor | None, learn: bool
+        self, x: Tensor, state: ModelState | None, reset: Tensor | None, learn: bool, late: Tensor | None = None
     ) -> tuple[Tensor, ModelState, Losses | None]:
-        """x [B, T, N, dim] -> (x, state, losses averaged over the blocks that have one)."""
+        """x [B, T, N, dim] -> (x, state, losses averaged over the blocks that have one).
+
+        late: [B, T, N, dim], added to x behind the watched blocks, which do not see it (before all of them if all are).
+        """
         before = [None] * len(self.blocks) if state is None else state.blocks
         states, losses = [], []
-        for block, old in zip(self.blocks, before, strict=True):
+        for number, (block, old) in enumerate(zip(self.blocks, before, strict=True)):
+            if late is not None and number == self.watched:
+                x = x + late
             x, new, loss = block(x, old, reset, learn)
             states.append(new)
-            if loss is not None:
+            if loss is not None and (number < self.watched or not self.watched):
                 losses.append(loss)
         mean = Losses(*(torch.stack(part).mean(0) for part in zip(*losses, strict=True))) if losses else None
         return x, ModelState(tuple(states)), mean

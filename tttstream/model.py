@@ -17,6 +17,7 @@ from tttstream import folders
 from tttstream.backbone import Backbone, Losses, ModelState
 from tttstream.errors import CheckpointError, ShapeError, StateError
 from tttstream.heads import Embedding, NextFrame
+from tttstream.motion import Motion, Past
 from tttstream.tokens import PatchTokens
 
 FORMAT = "tttstream.model/1"
@@ -29,7 +30,9 @@ class ModelConfig:
     size: side of the square picture in pixels. patch: side of a patch. dim, depth, heads: width, blocks, heads of the
     backbone. memory: a name that `tttstream.memory.build` knows, options: what it takes besides. registers: tokens
     beside the patches which alone pass through the memory; 0 sends every patch through it. mlp_ratio: width of the
-    MLP over dim.
+    MLP over dim. motion: pixels that a patch is sought in each direction in the frame before, for a prediction that
+    moves the picture on (see `Motion`); 0 does not look. surprise: how many blocks, from the first on, the surprise
+    comes from (fewer than depth); what is said of motion goes to the others. 0 takes it from all.
     """
 
     size: int = 128
@@ -41,12 +44,22 @@ class ModelConfig:
     registers: int = 0
     mlp_ratio: int = 4
     options: dict[str, Any] = field(default_factory=dict)
+    motion: int = 0
+    surprise: int = 0
 
     def __post_init__(self) -> None:
         for name in ("size", "patch", "dim", "depth", "heads", "mlp_ratio"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ShapeError(f"model: {name} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(self.motion, int) or self.motion < 0 or (self.motion and self.patch % 2):
+            raise ShapeError(
+                f"model: motion must be 0 or pixels, with an even patch; got {self.motion!r}, {self.patch}"
+            )
+        if not isinstance(self.surprise, int) or not 0 <= self.surprise < self.depth:
+            raise ShapeError(f"model: surprise must be from 0 to below depth, {self.depth}; got {self.surprise!r}")
+        if self.motion and self.registers:
+            raise ShapeError(f"model: motion needs registers=0, got motion={self.motion}, registers={self.registers}")
         if self.size % self.patch != 0:
             raise ShapeError(f"model: size must be a multiple of the patch, {self.patch} pixels; got {self.size}")
         if self.dim % self.heads != 0:
@@ -70,6 +83,18 @@ class Output(NamedTuple):
     losses: Losses | None
 
 
+class Seen(NamedTuple):
+    """What the heads of a model read.
+
+    patches: [B, T, N, dim]. costs: what `Motion` says of shifts, [B, T, N, shifts]; None without it. losses: see
+    `Output`.
+    """
+
+    patches: Tensor
+    costs: Tensor | None
+    losses: Losses | None
+
+
 class FrameModel(nn.Module):
     """Patch tokens, blocks of mixing inside the frame and memory over the stream, heads.
 
@@ -83,19 +108,33 @@ class FrameModel(nn.Module):
         self.tokens = PatchTokens(config.size, config.patch, config.dim, config.registers)
         self.backbone = Backbone(
             config.dim, config.depth, config.heads, config.side, config.registers, config.memory, config.mlp_ratio,
-            config.options,
+            config.options, config.surprise,
         )  # fmt: skip
+        self.motion = Motion(config.dim, config.patch, config.motion) if config.motion else None
         self.next_frame = NextFrame(config.dim, config.patch)
         self.embedding = Embedding(config.dim)
 
     def init_state(self, batch: int) -> ModelState:
         """A fresh state of `batch` streams, all zeros."""
-        return self.backbone.init_state(batch)
+        state = self.backbone.init_state(batch)
+        return state if self.motion is None else state._replace(past=self.motion.init_past(batch, self.config.size))
 
     def forward(
         self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
     ) -> tuple[Output, ModelState]:
-        """See the class; with `learn=False` the memory is read but neither learns nor forgets."""
+        """See the class; with `learn=False` the memory is read but neither learns nor forgets (though a model that
+        looks for motion goes on comparing each frame with the one before)."""
+        frames = self.pixels(frames)
+        seen, state = self.look(frames, state, reset, learn=learn)
+        moved = frames
+        if self.motion is not None and seen.costs is not None:
+            moved = self.motion(seen.patches, seen.costs, frames)
+        return Output(self.next_frame(seen.patches, moved), self.embedding(seen.patches), seen.losses), state
+
+    def look(
+        self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
+    ) -> tuple[Seen, ModelState]:
+        """All of `forward` but the heads, for who wants no prediction."""
         size = self.config.size
         if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
             raise ShapeError(f"model: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
@@ -105,11 +144,22 @@ class FrameModel(nn.Module):
             )
         if state is not None and not isinstance(state, ModelState):
             raise StateError(f"model: expected a ModelState, got {type(state).__name__}")
-        weight = self.tokens.embed.weight
-        frames = frames.to(weight.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(weight.dtype)
-        x, state, losses = self.backbone(self.tokens(frames), state, reset, learn)
-        patches = x[:, :, : self.config.side**2]
-        return Output(self.next_frame(patches, frames), self.embedding(patches), losses), state
+        frames = self.pixels(frames)
+        costs = said = None
+        past: Past | tuple[()] = ()
+        if self.motion is not None:
+            past = self.motion.init_past(len(frames), size) if state is None else state.past
+            if not isinstance(past, Past) or len(past.seen) != len(frames):
+                raise StateError(f"model: expected the state of {len(frames)} rows of a model with motion")
+            costs, past = self.motion.costs(frames, past, reset)
+            said = self.motion.tokens(costs)
+        x, state, losses = self.backbone(self.tokens(frames), state, reset, learn, said)
+        return Seen(x[:, :, : self.config.side**2], costs, losses), state._replace(past=past)
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Frames as floats 0..1 of the weights' type."""
+        dtype = self.tokens.embed.weight.dtype
+        return frames.to(dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(dtype)
 
     def fingerprint(self) -> str:
         """A hash of the configuration and of all weights: what a saved stream must match."""

@@ -86,10 +86,11 @@ class Stream:
         frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
         picture = self.picture(frame)
         with torch.no_grad():
-            output, state = self.model(picture[None, None], self.state, learn=self.learn)
-        assert output.losses is not None
-        before = output.losses.before[0, 0].double()
-        loss, after = float(before.mean()), float(output.losses.after[0, 0].double().mean())
+            seen, state = self.model.look(picture[None, None], self.state, learn=self.learn)
+            embedding = self.model.embedding(seen.patches)
+        assert seen.losses is not None
+        before = seen.losses.before[0, 0].double()
+        loss, after = float(before.mean()), float(seen.losses.after[0, 0].double().mean())
         if not np.isfinite(loss):
             raise FrameError(
                 f"frame {frame.index}: the memory's loss is {loss}; reset the stream or load its last state"
@@ -104,7 +105,7 @@ class Stream:
             loss=loss,
             learned=(loss - after) / loss if loss > 0 else 0.0,
             surprise_map=self._map(before),
-            embedding=output.embedding[0, 0].float().cpu().numpy(),
+            embedding=embedding[0, 0].float().cpu().numpy(),
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
 

@@ -82,13 +82,15 @@ class Novelty(Prediction):
         planted_in_test: float = 0.2,
         seed: int = 0,
         horizon: int = 1,
+        weights: str | None = None,
         recompute: int = 0,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         warmup: int = 100,
     ) -> None:
         super().__init__(
-            model, horizon=horizon, recompute=recompute, lr=lr, weight_decay=weight_decay, warmup=warmup
+            model, horizon=horizon, weights=weights, recompute=recompute, lr=lr, weight_decay=weight_decay,
+            warmup=warmup,
         )  # fmt: skip
         if model.registers or not model.memory.startswith("ttt"):
             raise ShapeError(

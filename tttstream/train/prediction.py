@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from tttstream.backbone import ModelState
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError, ShapeError
 from tttstream.model import FrameModel, ModelConfig, Output
+from tttstream.models import load
 from tttstream.train.metrics import QUALITIES, Table, octave, qualities
 from tttstream.train.task import StreamTask, join
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
 
-FLOOR = 1e-4
-"""Added to the error of repeating a frame: still pictures have no share in the loss that noise alone would give."""
+FLOOR = 1e-5
+"""Added to errors before their ratio is taken: below a grey level (rounding, compression) nothing is to be gained."""
 
 OCTAVES = 25  # positions to 16 million
 
@@ -28,15 +29,15 @@ def pixels(frames: Tensor) -> Tensor:
     return frames.float() / 255.0 if frames.dtype == torch.uint8 else frames
 
 
-def relative_error(predicted: Tensor, last: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over that of repeating the last frame (plus FLOOR), frame by frame [...].
+def log_relative_error(predicted: Tensor, last: Tensor, target: Tensor) -> Tensor:
+    """Log of the mean squared error over that of repeating the last frame, frame by frame [...] (FLOOR added to both).
 
-    Relative, so that a street that moves slowly counts as much as a shaking hand. Repeating itself scores 1 where much
-    moves and less where little does: whether a model beats it is what mse beside copy_mse says.
+    0 is repeating itself, -0.23 a decibel better. So a street that moves slowly counts as much as a shaking hand, and
+    one frame that nobody could foretell no more than any other. What is gained in all is what mse beside copy_mse says.
     """
     axes = (-3, -2, -1)
-    error = (predicted - target).square().mean(axes)
-    return error / ((last - target).square().mean(axes) + FLOOR)
+    error, repeated = ((picture - target).square().mean(axes) + FLOOR for picture in (predicted, last))
+    return (error / repeated).log()
 
 
 class Segment(NamedTuple):
@@ -49,16 +50,20 @@ class Segment(NamedTuple):
 class Prediction(StreamTask):
     """Self-supervised prediction of the frames to come.
 
-    The loss is the error of every next frame inside a segment, relative to repeating the last one. With `horizon` k > 1
-    the last k frames of a segment are also predicted from the frame before them: predictions go back in, the memory is
-    read but does not learn from them, and their mean error is added to the loss.
+    The loss is the log of the error of every next frame inside a segment over that of repeating the last one. With
+    `horizon` k > 1 the last k frames of a segment are also predicted from the frame before them: predictions go back
+    in, the memory is read but does not learn from them, and their mean error is added to the loss.
 
     Validation and test measure MSE, PSNR and SSIM for every horizon 1..k and for every octave of the position in the
     stream, beside copying the last frame seen.
 
     Args:
         horizon: k, how many frames ahead. reset_every: 0, or let the memory begin anew every so many frames of a video
-            when it is measured (an ablation). The others: see `StreamTask`.
+            when it is measured (an ablation).
+        steady: leave the tokens and the blocks that the surprise comes from (the model's `surprise`) as they are, so
+            that training for prediction cannot blunt it.
+        weights: where training or measuring begins, a model's folder or a shipped one's name; drawn anew unless given.
+        The others: see `StreamTask`.
     """
 
     def __init__(
@@ -67,15 +72,22 @@ class Prediction(StreamTask):
         *,
         horizon: int = 1,
         reset_every: int = 0,
+        steady: bool = False,
+        weights: str | None = None,
         learn: bool = True,
         recompute: int = 0,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         warmup: int = 100,
     ) -> None:
-        network = FrameModel(model)
+        network = begun(model, weights)
         network.embedding.requires_grad_(False)  # no loss reaches it
         network.tokens.registers.requires_grad_(model.registers > 0)
+        if steady:
+            if model.surprise == 0:
+                raise ConfigError("steady keeps the blocks of the surprise: give model.surprise, such as 1")
+            for part in (network.tokens, *network.backbone.blocks[: model.surprise]):
+                part.requires_grad_(False)
         super().__init__(
             network, dataclasses.asdict(model), learn=learn, recompute=recompute, lr=lr, weight_decay=weight_decay,
             warmup=warmup,
@@ -126,11 +138,11 @@ class Prediction(StreamTask):
     def losses(self, batch: Batch, segment: Segment) -> dict[str, Tensor]:
         """What is trained on a segment, by name; gradients come from `loss`, their sum."""
         target, goes_on = pixels(batch.frames), batch.valid & ~batch.reset
-        error = relative_error(segment.output.prediction[:, :-1], target[:, :-1], target[:, 1:])
+        error = log_relative_error(segment.output.prediction[:, :-1], target[:, :-1], target[:, 1:])
         losses = {"next": mean_where(error, goes_on[:, 1:])}
         if segment.ahead is not None:
             k = self.horizon
-            error = relative_error(segment.ahead, target[:, -k - 1 : -k], target[:, -k:])
+            error = log_relative_error(segment.ahead, target[:, -k - 1 : -k], target[:, -k:])
             losses["ahead"] = mean_where(error, goes_on[:, -k:].cumprod(1).bool())
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
@@ -217,6 +229,17 @@ class Prediction(StreamTask):
             for row, means in self.table(stage, "horizon").means().items():
                 self.log_dict({f"{stage}/{name}/ahead_{row}": value for name, value in means.items()})
             self.table(stage, "horizon").reset()
+
+
+def begun(config: ModelConfig, weights: str | None) -> FrameModel:
+    """A model of that shape, with the weights in a folder or of a shipped model where they are given."""
+    model = FrameModel(config)
+    if weights is not None:
+        kept = load(weights, size=config.size)
+        if kept.config != config:
+            raise ConfigError(f"weights: {weights} has the shape {kept.config}, the configuration says {config}")
+        model.load_state_dict(kept.state_dict())
+    return model
 
 
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:

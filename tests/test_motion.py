@@ -1,0 +1,162 @@
+"""Motion: shifts are found, the picture is moved on by as much, and the frame before is a state like any other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tttstream.errors import ShapeError, StateError
+from tttstream.model import FrameModel, ModelConfig
+from tttstream.motion import Motion
+from tttstream.state import pack, unpack
+from tttstream.stream import Stream
+
+SIZE = 32
+
+
+def model(**changes: object) -> FrameModel:
+    """Small, untrained."""
+    config = {"size": SIZE, "patch": 8, "dim": 24, "depth": 3, "heads": 2, "motion": 3, "surprise": 1, **changes}
+    torch.manual_seed(0)
+    return FrameModel(ModelConfig(**config)).eval()  # type: ignore[arg-type]
+
+
+def disturbed(**changes: object) -> FrameModel:
+    """The same in float64, with weights that all matter."""
+    made = model(**changes).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made
+
+
+def panned(count: int, down: int, right: int) -> Tensor:
+    """A window that moves over noise, so that what it shows moves by so many pixels a frame: [1, T, 3, SIZE, SIZE]."""
+    noise = torch.rand(3, 4 * SIZE, 4 * SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wide = torch.nn.functional.avg_pool2d(noise, 3, 1, 1)
+    top, left = 2 * SIZE, 2 * SIZE
+    frames = [wide[:, top - down * t :, left - right * t :][:, :SIZE, :SIZE] for t in range(count)]
+    return torch.stack(frames)[None]
+
+
+def frames(rows: int, count: int) -> Tensor:
+    return torch.rand(rows, count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 0), (0, 1), (3, -2), (-1, 3)])
+def test_the_least_cost_is_that_of_the_shift(down: int, right: int) -> None:
+    motion = Motion(16, 8, 3).double()
+    costs, _ = motion.costs(panned(3, down, right), motion.init_past(1, SIZE), None)
+    inner = costs.view(1, 3, 4, 4, -1)[0, 1:, 1:-1, 1:-1].argmin(-1)
+    assert (inner == 7 * (3 - down) + 3 - right).all()
+    assert (costs[0, 0].argmin(-1) == 24).all()  # no frame before: it stands still
+
+
+def test_before_training_the_picture_moves_on() -> None:
+    x = panned(4, 2, -1)
+    prediction = model().double()(x)[0].prediction
+    middle = (slice(0, 1), slice(1, 3), slice(None), slice(8, -8), slice(8, -8))
+    error = (prediction[middle] - x[:, 1:][:, 1:3][middle[0], :, :, 8:-8, 8:-8]).square().mean()
+    repeated = (x[middle] - x[:, 1:][:, 1:3][middle[0], :, :, 8:-8, 8:-8]).square().mean()
+    assert error < 0.01 * repeated
+
+
+def test_a_still_picture_is_repeated() -> None:
+    x = panned(1, 0, 0).expand(-1, 3, -1, -1, -1)
+    assert (model().double()(x)[0].prediction - x).abs().max() < 0.02
+
+
+def test_any_partition_gives_what_one_call_gives() -> None:
+    made, x = disturbed(), frames(2, 7)
+    reset = torch.zeros(2, 7, dtype=torch.bool)
+    reset[0, 2] = reset[1, 5] = True
+    whole, state = made(x, None, reset)
+    pieces, end, first = [], None, 0
+    for size in (1, 3, 1, 2):
+        output, end = made(x[:, first : first + size], end, reset[:, first : first + size])
+        pieces.append(output.prediction)
+        first += size
+    assert end is not None
+    torch.testing.assert_close(torch.cat(pieces, 1), whole.prediction, rtol=0, atol=1e-10)
+    torch.testing.assert_close(pack(end), pack(state), rtol=0, atol=1e-10)
+    assert state.nbytes == made.init_state(2).nbytes
+    torch.testing.assert_close(pack(unpack(pack(state), state)), pack(state), rtol=0, atol=0)
+
+
+def test_after_a_reset_nothing_of_before_is_left() -> None:
+    made, x = disturbed(), frames(2, 6)
+    x[0, 3, 0, 5, 5] = float("nan")
+    reset = torch.zeros(2, 6, dtype=torch.bool)
+    reset[:, 4] = True
+    whole, state = made(x, None, reset)
+    alone, end = made(x[:, 4:])
+    torch.testing.assert_close(whole.prediction[:, 4:], alone.prediction, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pack(state), pack(end), rtol=0, atol=1e-12)
+    assert whole.prediction[1].isfinite().all()
+    assert whole.prediction[0, :3].isfinite().all()
+
+
+def test_a_fresh_state_of_zeros_is_no_state() -> None:
+    made, x = disturbed(), frames(2, 3)
+    assert not pack(made.init_state(2)).any()
+    torch.testing.assert_close(made(x, made.init_state(2))[0].prediction, made(x)[0].prediction, rtol=0, atol=0)
+
+
+def test_the_surprise_knows_nothing_of_the_later_blocks() -> None:
+    made, x = disturbed(), frames(1, 4)
+    before = made(x)[0].losses
+    with torch.no_grad():
+        for part in (made.motion, *made.backbone.blocks[1:]):
+            assert part is not None
+            for parameter in part.parameters():
+                parameter.mul_(1.5)
+    after = made(x)[0].losses
+    assert before is not None
+    assert after is not None
+    assert torch.equal(before.before, after.before)
+    assert torch.equal(before.after, after.after)
+
+
+def test_without_learning_only_the_frame_before_goes_on() -> None:
+    made, x = disturbed(), frames(1, 4)
+    _, state = made(x[:, :2])
+    _, end = made(x[:, 2:], state, learn=False)
+    assert torch.equal(pack(end.blocks[1]), pack(state.blocks[1]))
+    assert not torch.equal(end.past.light, state.past.light)
+
+
+def test_the_one_frame_step_exports() -> None:
+    made, x = disturbed(), frames(1, 3)
+    state = made.init_state(1)
+    exported = torch.export.export(made, (x[:, :1], state)).module()
+    for t in range(3):
+        expected, after = made(x[:, t : t + 1], state)
+        output, state = exported(x[:, t : t + 1], state)
+        torch.testing.assert_close(output.prediction, expected.prediction, rtol=0, atol=1e-12)
+        torch.testing.assert_close(pack(after), pack(state))
+
+
+def test_a_stream_sees_what_the_model_sees() -> None:
+    made, x = model(), panned(5, 1, 1).float()
+    stream = Stream(made, device="cpu")
+    results = [stream.push(frame.permute(1, 2, 0).numpy()) for frame in x[0]]
+    output, _ = made(x)
+    assert output.losses is not None
+    torch.testing.assert_close(
+        torch.tensor([result.loss for result in results]), output.losses.before[0].mean(-1).double().float(), rtol=1e-4,
+        atol=0,
+    )  # fmt: skip
+    torch.testing.assert_close(torch.from_numpy(results[-1].embedding), output.embedding[0, -1], rtol=0, atol=1e-5)
+
+
+def test_what_does_not_fit() -> None:
+    with pytest.raises(ShapeError, match="motion must be"):
+        model(motion=-1)
+    with pytest.raises(ShapeError, match="surprise must be"):
+        model(surprise=3)
+    with pytest.raises(ShapeError, match="registers=0"):
+        model(registers=2)
+    made = disturbed()
+    with pytest.raises(StateError, match="a model with motion"):
+        made(frames(1, 1), model(motion=0).double().init_state(1))

@@ -1,0 +1,94 @@
+"""Motion: how far each patch came since the frame before, and the picture moved on by as much."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttstream.state import State
+
+FAINT = 1e-5
+"""Added to squared differences before their logarithm: less than a grey level counts as none."""
+
+
+class _PastFields(NamedTuple):
+    light: Tensor
+    seen: Tensor
+
+
+class Past(State, _PastFields):
+    """What is kept of the frame before: light [B, H, W], its mean over colours; seen [B], 1 where there was one."""
+
+    __slots__ = ()
+
+
+class Motion(nn.Module):
+    """The next frame as this one moved on, by the motion that brought it here (block matching, then learned).
+
+    For every patch and every shift of up to `reach` pixels, the cost says how badly this frame fits the frame before
+    moved by that shift: the log of their mean squared difference around the patch. A softmax over shifts, of the costs
+    and of what the tokens say, mixes this frame moved once more; between the middles of patches the mixture changes
+    linearly. Before training the tokens say nothing.
+    """
+
+    def __init__(self, dim: int, patch: int, reach: int) -> None:
+        super().__init__()
+        self.patch, self.reach = patch, reach
+        self.shifts = (2 * reach + 1) ** 2
+        self.describe = nn.Linear(self.shifts + 2, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.prefer = nn.Linear(dim, self.shifts + 1)
+        self.sharpness = nn.Parameter(torch.tensor(1.1))  # its log: a mixture by the third power of the differences
+        nn.init.zeros_(self.prefer.weight)
+        nn.init.zeros_(self.prefer.bias)
+
+    def init_past(self, batch: int, side: int) -> Past:
+        """Nothing seen yet, all zeros."""
+        dtype = torch.float64 if self.sharpness.dtype == torch.float64 else torch.float32
+        zeros = partial(torch.zeros, dtype=dtype, device=self.sharpness.device)
+        return Past(zeros(batch, side, side), zeros(batch))
+
+    def costs(self, frames: Tensor, past: Past, reset: Tensor | None) -> tuple[Tensor, Past]:
+        """Frames [B, T, 3, H, W], reset [B, T] -> costs [B, T, N, shifts] and the past of the frame after them.
+
+        Without a frame before, a frame is compared with itself: it stands still.
+        """
+        light = frames.mean(2).to(past.light.dtype)
+        before = torch.cat([past.light[:, None], light[:, :-1]], 1)
+        first = (torch.arange(light.shape[1], device=light.device) == 0) & (past.seen == 0)[:, None]
+        first = first if reset is None else first | reset
+        before = torch.where(first[..., None, None], light, before)
+        rows, count = light.shape[:2]
+        moved = self._moved(before.flatten(0, 1)[:, None])[:, 0].flatten(1, 2)
+        wrong = (moved - light.flatten(0, 1)[:, None]).square()
+        half = self.patch // 2
+        cost = F.avg_pool2d(wrong, self.patch + 2 * half, self.patch, half, count_include_pad=False)
+        cost = (cost + FAINT).log().flatten(2).transpose(1, 2).unflatten(0, (rows, count))
+        return cost, Past(light[:, -1], torch.ones_like(past.seen))
+
+    def tokens(self, costs: Tensor) -> Tensor:
+        """What is said of the motion to the tokens: [B, T, N, shifts] -> [B, T, N, dim]."""
+        least, still = costs.amin(-1, keepdim=True), costs[..., self.shifts // 2, None]
+        x = torch.cat([costs - least, least + 8.0, still + 8.0], -1)  # 8: so that they are about 0 on average
+        return self.describe(x.to(self.describe.weight.dtype))
+
+    def forward(self, tokens: Tensor, costs: Tensor, frames: Tensor) -> Tensor:
+        """tokens [B, T, N, dim] and costs of frames [B, T, 3, H, W] -> the frames moved on [B, T, 3, H, W]."""
+        said = self.prefer(self.norm(tokens))
+        sharpness = (self.sharpness + said[..., -1:]).exp()
+        mixture = (said[..., :-1] - sharpness * costs.to(said.dtype)).softmax(-1)
+        height, width = frames.shape[-2:]
+        mixture = mixture.flatten(0, 1).transpose(1, 2).unflatten(2, (height // self.patch, width // self.patch))
+        mixture = F.interpolate(mixture, (height, width), mode="bilinear")
+        moved = self._moved(frames.flatten(0, 1)).flatten(2, 3)
+        return (mixture[:, None] * moved).sum(2).unflatten(0, frames.shape[:2])
+
+    def _moved(self, pictures: Tensor) -> Tensor:
+        """[n, C, H, W] -> [n, C, rows, columns, H, W], a view: moved down and right by reach … -reach pixels."""
+        height, width = pictures.shape[-2:]
+        padded = F.pad(pictures, (self.reach,) * 4, mode="replicate")
+        return padded.unfold(2, height, 1).unfold(3, width, 1)

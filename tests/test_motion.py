@@ -48,9 +48,10 @@ def frames(rows: int, count: int) -> Tensor:
 def test_the_least_cost_is_that_of_the_shift(down: int, right: int) -> None:
     motion = Motion(16, 8, 3).double()
     costs, _ = motion.costs(panned(3, down, right), motion.init_past(1, SIZE), None)
-    inner = costs.view(1, 3, 4, 4, -1)[0, 1:, 1:-1, 1:-1].argmin(-1)
+    inner = costs.patches.view(1, 3, 4, 4, -1)[0, 1:, 1:-1, 1:-1].argmin(-1)
     assert (inner == 7 * (3 - down) + 3 - right).all()
-    assert (costs[0, 0].argmin(-1) == 24).all()  # no frame before: it stands still
+    assert (costs.cells[0, 1:, 1, :, 2:-2, 2:-2].argmin(1) == 7 * (3 - down) + 3 - right).all()
+    assert (costs.patches[0, 0].argmin(-1) == 24).all()  # no frame before: it stands still
 
 
 def test_before_training_the_picture_moves_on() -> None:

@@ -9,11 +9,14 @@ from tttstream.tokens import patchify, unpatchify
 
 
 class NextFrame(nn.Module):
-    """The next frame as this frame plus a learned change, patch by patch; before training it is this frame."""
+    """The next frame as this frame plus a learned change, patch by patch; before training it is this frame.
 
-    def __init__(self, dim: int, patch: int) -> None:
+    unit: what the change is counted in, where 1 is from black to white; little where little is left to change.
+    """
+
+    def __init__(self, dim: int, patch: int, unit: float = 1.0) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.unit = patch, unit
         self.norm = nn.LayerNorm(dim)
         self.change = nn.Linear(dim, patch * patch * 3)
         nn.init.zeros_(self.change.weight)
@@ -22,7 +25,7 @@ class NextFrame(nn.Module):
     def forward(self, tokens: Tensor, frames: Tensor) -> Tensor:
         """tokens [B, T, N, dim] of frames [B, T, 3, H, W] -> the frames after each [B, T, 3, H, W]."""
         height, width = frames.shape[-2:]
-        patches = patchify(frames, self.patch) + self.change(self.norm(tokens))
+        patches = patchify(frames, self.patch) + self.unit * self.change(self.norm(tokens))
         return unpatchify(patches, self.patch, height, width)
 
 

@@ -17,7 +17,7 @@ from tttstream import folders
 from tttstream.backbone import Backbone, Losses, ModelState
 from tttstream.errors import CheckpointError, ShapeError, StateError
 from tttstream.heads import Embedding, NextFrame
-from tttstream.motion import Motion, Past
+from tttstream.motion import Costs, Motion, Past
 from tttstream.tokens import PatchTokens
 
 FORMAT = "tttstream.model/1"
@@ -86,12 +86,11 @@ class Output(NamedTuple):
 class Seen(NamedTuple):
     """What the heads of a model read.
 
-    patches: [B, T, N, dim]. costs: what `Motion` says of shifts, [B, T, N, shifts]; None without it. losses: see
-    `Output`.
+    patches: [B, T, N, dim]. costs: what `Motion` says of shifts; None without it. losses: see `Output`.
     """
 
     patches: Tensor
-    costs: Tensor | None
+    costs: Costs | None
     losses: Losses | None
 
 
@@ -111,7 +110,7 @@ class FrameModel(nn.Module):
             config.options, config.surprise,
         )  # fmt: skip
         self.motion = Motion(config.dim, config.patch, config.motion) if config.motion else None
-        self.next_frame = NextFrame(config.dim, config.patch)
+        self.next_frame = NextFrame(config.dim, config.patch, 0.1 if config.motion else 1.0)
         self.embedding = Embedding(config.dim)
 
     def init_state(self, batch: int) -> ModelState:

@@ -26,23 +26,33 @@ class Past(State, _PastFields):
     __slots__ = ()
 
 
+class Costs(NamedTuple):
+    """How badly frames fit the frames before them, for each shift: logs of mean squared differences.
+
+    patches: [B, T, N, shifts], over two patches' sides around each patch. cells: [B, T, 2, shifts, rows, columns], over
+    each cell of half a patch, and over that and its eight neighbours.
+    """
+
+    patches: Tensor
+    cells: Tensor
+
+
 class Motion(nn.Module):
     """The next frame as this one moved on, by the motion that brought it here (block matching, then learned).
 
-    For every patch and every shift of up to `reach` pixels, the cost says how badly this frame fits the frame before
-    moved by that shift: the log of their mean squared difference around the patch. A softmax over shifts, of the costs
-    and of what the tokens say, mixes this frame moved once more; between the middles of patches the mixture changes
-    linearly. Before training the tokens say nothing.
+    For every cell and every shift of up to `reach` pixels, `costs` says how badly this frame fits the frame before
+    moved by that shift. A softmax over shifts, of the costs and of what the tokens say, mixes this frame moved once
+    more; between the middles of cells the mixture changes linearly. Before training the tokens say nothing.
     """
 
     def __init__(self, dim: int, patch: int, reach: int) -> None:
         super().__init__()
-        self.patch, self.reach = patch, reach
+        self.patch, self.cell, self.reach = patch, patch // 2, reach
         self.shifts = (2 * reach + 1) ** 2
         self.describe = nn.Linear(self.shifts + 2, dim)
         self.norm = nn.LayerNorm(dim)
-        self.prefer = nn.Linear(dim, self.shifts + 1)
-        self.sharpness = nn.Parameter(torch.tensor(1.1))  # its log: a mixture by the third power of the differences
+        self.prefer = nn.Linear(dim, self.shifts + 2)
+        self.sharpness = nn.Parameter(torch.full((2,), 0.5))  # its log: the mixture's powers of the two costs
         nn.init.zeros_(self.prefer.weight)
         nn.init.zeros_(self.prefer.bias)
 
@@ -52,8 +62,8 @@ class Motion(nn.Module):
         zeros = partial(torch.zeros, dtype=dtype, device=self.sharpness.device)
         return Past(zeros(batch, side, side), zeros(batch))
 
-    def costs(self, frames: Tensor, past: Past, reset: Tensor | None) -> tuple[Tensor, Past]:
-        """Frames [B, T, 3, H, W], reset [B, T] -> costs [B, T, N, shifts] and the past of the frame after them.
+    def costs(self, frames: Tensor, past: Past, reset: Tensor | None) -> tuple[Costs, Past]:
+        """Frames [B, T, 3, H, W], reset [B, T] -> costs, and the past of the frame after them.
 
         Without a frame before, a frame is compared with itself: it stands still.
         """
@@ -62,27 +72,32 @@ class Motion(nn.Module):
         first = (torch.arange(light.shape[1], device=light.device) == 0) & (past.seen == 0)[:, None]
         first = first if reset is None else first | reset
         before = torch.where(first[..., None, None], light, before)
-        rows, count = light.shape[:2]
         moved = self._moved(before.flatten(0, 1)[:, None])[:, 0].flatten(1, 2)
-        wrong = (moved - light.flatten(0, 1)[:, None]).square()
-        half = self.patch // 2
-        cost = F.avg_pool2d(wrong, self.patch + 2 * half, self.patch, half, count_include_pad=False)
-        cost = (cost + FAINT).log().flatten(2).transpose(1, 2).unflatten(0, (rows, count))
-        return cost, Past(light[:, -1], torch.ones_like(past.seen))
+        wrong = F.avg_pool2d((moved - light.flatten(0, 1)[:, None]).square(), self.cell)
+        around = F.avg_pool2d(wrong, 3, 1, 1, count_include_pad=False)
+        cells = torch.stack([wrong, around], 1) + FAINT
+        patches = F.avg_pool2d(wrong, 4, 2, 1, count_include_pad=False).flatten(2).transpose(1, 2) + FAINT
+        rows = light.shape[:2]
+        return Costs(patches.log().unflatten(0, rows), cells.log().unflatten(0, rows)), Past(
+            light[:, -1], torch.ones_like(past.seen)
+        )
 
-    def tokens(self, costs: Tensor) -> Tensor:
-        """What is said of the motion to the tokens: [B, T, N, shifts] -> [B, T, N, dim]."""
-        least, still = costs.amin(-1, keepdim=True), costs[..., self.shifts // 2, None]
-        x = torch.cat([costs - least, least + 8.0, still + 8.0], -1)  # 8: so that they are about 0 on average
+    def tokens(self, costs: Costs) -> Tensor:
+        """What is said of the motion to the tokens: [B, T, N, dim]."""
+        logs = costs.patches
+        least, still = logs.amin(-1, keepdim=True), logs[..., self.shifts // 2, None]
+        x = torch.cat([logs - least, least + 8.0, still + 8.0], -1)  # 8: so that they are about 0 on average
         return self.describe(x.to(self.describe.weight.dtype))
 
-    def forward(self, tokens: Tensor, costs: Tensor, frames: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, costs: Costs, frames: Tensor) -> Tensor:
         """tokens [B, T, N, dim] and costs of frames [B, T, 3, H, W] -> the frames moved on [B, T, 3, H, W]."""
-        said = self.prefer(self.norm(tokens))
-        sharpness = (self.sharpness + said[..., -1:]).exp()
-        mixture = (said[..., :-1] - sharpness * costs.to(said.dtype)).softmax(-1)
         height, width = frames.shape[-2:]
-        mixture = mixture.flatten(0, 1).transpose(1, 2).unflatten(2, (height // self.patch, width // self.patch))
+        said = self.prefer(self.norm(tokens)).flatten(0, 1).transpose(1, 2)
+        said = said.unflatten(2, (height // self.patch, width // self.patch))
+        said = F.interpolate(said, scale_factor=2.0, mode="bilinear")
+        powers = (self.sharpness[:, None, None] + said[:, self.shifts :]).exp()
+        cells = costs.cells.flatten(0, 1).to(said.dtype)
+        mixture = (said[:, : self.shifts] - (powers[:, :, None] * cells).sum(1)).softmax(1)
         mixture = F.interpolate(mixture, (height, width), mode="bilinear")
         moved = self._moved(frames.flatten(0, 1)).flatten(2, 3)
         return (mixture[:, None] * moved).sum(2).unflatten(0, frames.shape[:2])

@@ -54,6 +54,7 @@ class Rotary(nn.Module):
         frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=dtype) / width)
         angles = torch.arange(mini_batch, dtype=dtype)[:, None] * frequencies
         self.turns = Constant(torch.stack([angles.cos(), angles.sin()], dim=-1))
+        self._complex_turns: tuple[Tensor | None, list[Tensor]] = None, []
 
     def forward(self, x: Tensor, place: Tensor) -> Tensor:
         """x [B, T, ..., D] rotated by the angles of its place [B, T]."""
@@ -65,6 +66,22 @@ class Rotary(nn.Module):
             (a, b), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
             turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
         return turned.flatten(-2)
+
+    def turned(self, views: Tensor, place: int | Tensor) -> Tensor:
+        """q, k and v [3, R, 1, D] of one token, q and k rotated by the angles of its place, one for all or [R]."""
+        turns = self.complex_turns
+        turn = turns[place] if isinstance(place, int) else torch.stack(turns)[place].transpose(0, 1).squeeze(2)
+        return (views.view(turn.dtype) * turn).view(views.dtype)
+
+    @property
+    def complex_turns(self) -> list[Tensor]:
+        """For every place the complex factors [3, 1, 1, D / 2] of q, k and v, which is not turned."""
+        value, (of, turns) = self.turns.value, self._complex_turns
+        if of is not value:
+            turn = torch.view_as_complex(value)[:, None, None, None]
+            turns = list(torch.cat([turn, turn, torch.ones_like(turn)], dim=1))
+            self._complex_turns = value, turns
+        return turns
 
 
 class ShortConv(nn.Module):

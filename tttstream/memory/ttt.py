@@ -12,6 +12,7 @@ from tttstream import inner as catalogue
 from tttstream.errors import ShapeError
 from tttstream.memory.base import Memory
 from tttstream.memory.positions import Constant, Rotary, ShortConv, positions
+from tttstream.memory.step import step, suits
 from tttstream.state import State
 from tttstream_kernels import EPS, InnerState, Loss, Update, read
 from tttstream_kernels.call import Call
@@ -133,6 +134,8 @@ class TTTLayer(Memory):
         self.ramp = Constant(1.0 / torch.arange(1, mini_batch + 1, dtype=torch.float64))
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.alpha = nn.Parameter(torch.full((dim,), float(insert))) if insert is not None else None
+        self.one_by_one = suits(self)
+        self._shapes: dict[int, tuple[tuple[int, ...], ...]] = {}
 
     def extra_repr(self) -> str:
         """Shown by print(layer)."""
@@ -149,6 +152,12 @@ class TTTLayer(Memory):
     def state_dtype(self) -> torch.dtype:
         """See `Memory`; asked for at every step, so not by way of all parameters."""
         return torch.float64 if self.start.dtype == torch.float64 else torch.float32
+
+    def state_shapes(self, batch: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the parts of a state of `batch` rows."""
+        if batch not in self._shapes:
+            self._shapes = {batch: tuple((batch, *size) for size in self._sizes)}
+        return self._shapes[batch]
 
     def init_state(self, batch: int) -> TTTState:
         """A fresh state of `batch` rows, all zeros."""
@@ -199,6 +208,10 @@ class TTTLayer(Memory):
         learn: bool = True,
     ) -> Any:
         """See the class."""
+        if learn and not return_loss and lengths is None and not torch.compiler.is_compiling():
+            stepped = step(self, x, state, reset)
+            if stepped is not None:
+                return stepped
         fresh = state is None  # known to be zero, so that the ops need not look
         state = self.check(x, state, reset, lengths)
         inside = None

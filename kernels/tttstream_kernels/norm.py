@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, native_layer_norm
 
 _backward = torch.ops.aten.native_layer_norm_backward.default
+_INPUT = [True, False, False]  # of its gradients, the one of the input
 
 EPS = 1e-6
 """The one epsilon of every layer normalisation in tttstream (the paper's official releases use 1e-6)."""
@@ -40,7 +41,7 @@ def reconstruction_gradient(z: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         gradient: Tensor = _ReconstructionGradient.apply(z, offset, scale)
         return gradient
-    return _gradient(z, offset, scale)[0]
+    return gradient_parts(z, offset, scale)[0]
 
 
 def reconstruction(z: Tensor, offset: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
@@ -48,7 +49,7 @@ def reconstruction(z: Tensor, offset: Tensor, scale: Tensor) -> tuple[Tensor, ..
     takes: u, z^, the mean and 1/s."""
     if torch.is_grad_enabled():
         return (_ReconstructionGradient.apply(z, offset, scale.expand_as(offset)),)
-    return _gradient(z, offset, scale)
+    return gradient_parts(z, offset, scale)
 
 
 def reconstruction_backward(
@@ -76,14 +77,16 @@ def reconstruction_backward(
 
 def _through(u: Tensor, z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     """The backward pass of z -> z^: [u - mean(u) - z^ mean(u z^)] / s, equation 3; its own transpose in u."""
-    through: Tensor = _backward(u, z, z.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
+    through: Tensor = _backward(u, z, z.shape[-1:], mean, rstd, None, None, _INPUT)[0]
     return through
 
 
-def _gradient(z: Tensor, offset: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-    z_hat, mean, rstd = native_layer_norm(z, z.shape[-1:], None, None, EPS)
+def gradient_parts(z: Tensor, offset: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    """`reconstruction` without a graph."""
+    shape = z.shape[-1:]
+    z_hat, mean, rstd = native_layer_norm(z, shape, None, None, EPS)
     u = torch.addcmul(offset, scale, z_hat)
-    return _through(u, z, mean, rstd), u, z_hat, mean, rstd
+    return _backward(u, z, shape, mean, rstd, None, None, _INPUT)[0], u, z_hat, mean, rstd
 
 
 def _written_out(z: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ class _ReconstructionGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
         """See `reconstruction_gradient`."""
-        gradient, *parts = _gradient(z, offset, scale)
+        gradient, *parts = gradient_parts(z, offset, scale)
         ctx.save_for_backward(z, offset, scale, gradient, *parts)
         return gradient
 

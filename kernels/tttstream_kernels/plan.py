@@ -136,6 +136,8 @@ def plan(
     device: torch.device,
 ) -> Uniform | Ragged:
     """Cut a call into pieces and blocks. phase [B] (None: all zero), reset [B, T], lengths [B]; read on the host."""
+    if phase is None and reset is None and lengths is None:
+        return Uniform(rows, tokens, mini_batch, 0)
     phases = np.zeros(rows, dtype=np.int64)
     if phase is not None:
         phases = phase.detach().nan_to_num(0, 0, 0).cpu().numpy().astype(np.int64)

@@ -9,6 +9,8 @@ definition has it.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,25 +40,24 @@ def token_causal(
     if not cut.waves:
         zero = call.eta[..., 0] * 0.0
         return call.q * 0.0, state, Loss(zero, zero) if return_loss else None
-    k, eta, target = call.k, call.eta, call.v - call.k
+    keys, eta = cut.pack_with_one(call.k), cut.pack(call.eta)
+    target = cut.pack(call.v) - keys[..., :-1]
     poison = None
-    if not bool(torch.isfinite(target.sum() + eta.sum())):
+    if torch.compiler.is_compiling() or not math.isfinite((target.sum() + eta.sum()).item()):
         poison = 0.0 * (target.sum(-1, keepdim=True) + eta)
-        k, eta, target = (torch.where(poison == 0.0, x, 0.0) for x in (k, eta, target))
-        poison = cut.pack(poison)
-    gamma = call.gamma[:, None]
+        keys, eta, target = (torch.where(poison == 0.0, x, 0.0) for x in (keys, eta, target))
+    gamma, beta = call.gamma[:, None], call.beta[:, None]
     square = (gamma * gamma).expand(sum(cut.waves), *gamma.shape).flatten(0, 1)
-    base = torch.addcmul((gamma * call.beta[:, None]).squeeze(1), call.gamma, target, value=-1)
-    packed = Packed(cut.pack_with_one(call.q), cut.pack_with_one(k), cut.pack(base), square, cut.pack(eta), tau)
+    by_head = target.unflatten(0, (-1, heads))
+    base = torch.addcmul(gamma * beta, gamma, by_head, value=-1).flatten(0, 1)
+    packed = Packed(cut.pack_with_one(call.q), keys, base, square, eta, tau)
     seed, rule = _seed(call, state, cut)
     lost = None if poison is None else poison.sum(1, keepdim=True)
     z, before, after, ends = scan(inner, packed, cut, heads, seed, rule, lost, return_loss)
 
-    def normalised(z: Tensor) -> Tensor:
-        return normalise(cut.unpack(z), call.gamma, call.beta)
-
-    y = call.q + normalised(z)
-    losses = [half_square(normalised(z) - target)[..., None] for z in (before, after) if z is not None]
+    y = call.q + normalise(cut.unpack(z), call.gamma, call.beta)
+    errors = (normalise(z.view_as(by_head), gamma, beta) - by_head for z in (before, after) if z is not None)
+    losses = [cut.unpack(half_square(error).flatten(0, 1)[..., None]) for error in errors]
     if poison is not None:
         own_nan, later_nan = cut.unpack(poison), cut.unpack(poison.cumsum(1))
         y = y + later_nan

@@ -51,6 +51,8 @@ class Update(NamedTuple):
             return value.to(start[-1].dtype).repeat(start[-1].shape[0] // value.shape[0]).view(-1, 1, 1)
 
         longest, length = None if self.longest is None else cells(self.longest), None
+        if isinstance(longest, float) and self.restore:
+            longest = start[-1].new_full((len(start[-1]), 1, 1), longest)  # quicker than a number to divide by a norm
         if self.follow or (longest is not None and not self.restore):
             length = norm(start[-1])
         limit = longest if longest is None or length is None or self.restore else length.clamp(min=longest)
@@ -99,14 +101,19 @@ class Rule(NamedTuple):
         lerp = torch.Tensor.lerp_ if in_place else torch.lerp
         return tuple(lerp(w, s, self.forget) for w, s in zip(weights, self.start, strict=True))
 
+    def scale(self, weight: Tensor) -> Tensor | None:
+        """What cuts the last layer to its longest or puts it back to that [R, 1, 1]; None where its norm is free."""
+        if self.limit is None:
+            return None
+        scale = self.limit / norm(weight)
+        return scale if self.update.restore else scale.clamp(max=1.0)
+
     def settle(self, weights: Weights, in_place: bool = False) -> tuple[Weights, Tensor | None]:
         """The weights with which the next mini-batch starts, from those right after the step, and what the last layer
         was multiplied with [R, 1, 1], None where its norm is free."""
         weights = self.mixed(weights, in_place)
-        scale: Tensor | None = None
-        if self.limit is not None:
-            scale = self.limit / norm(weights[-1])
-            scale = scale if self.update.restore else scale.clamp(max=1.0)
+        scale = self.scale(weights[-1])
+        if scale is not None:
             multiply = torch.Tensor.mul_ if in_place else torch.mul
             weights = (*weights[:-1], multiply(weights[-1], scale))
         if self.update.columns:

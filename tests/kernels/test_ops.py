@@ -138,6 +138,22 @@ def test_the_default_scale_is_one_over_i(inner: Inner) -> None:
         torch.testing.assert_close(call(inner, "token")[0], call(inner, "token", tau=tau)[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("inner", [Linear(), MLP()], ids=lambda inner: inner.name)
+def test_many_tokens_are_one_graph_for_the_compiler(inner: Inner) -> None:
+    """Nothing is read on the host while a compiler looks on; NaN finds its way all the same."""
+    given = arguments(inner)
+    given["v"][0, 5] = torch.nan
+    given = {name: x.requires_grad_() for name, x in given.items()}
+    options: dict[str, Any] = {"mini_batch": 4, "update": Update(forget=0.1, longest=1.0), "return_loss": True}
+    compiled = torch.compile(ttt, fullgraph=True, backend="eager")
+    for learning in (False, True):
+        with torch.set_grad_enabled(learning):
+            results = [op(inner, **given, **options) for op in (ttt, compiled)]
+        parts = [(y, *state, *(loss or ())) for y, state, loss in results]
+        for expected, came in zip(*parts, strict=True):
+            torch.testing.assert_close(came, expected, rtol=0, atol=1e-12, equal_nan=True)
+
+
 @every_inner
 def test_reading_is_what_the_next_token_sees_before_it_learns(inner: Inner) -> None:
     given = arguments(inner)

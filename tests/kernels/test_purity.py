@@ -14,6 +14,7 @@ ROWS, TOKENS, HEADS, WIDTH, K = 4, 23, 2, 6, 4
 UPDATES = {
     "plain": Update(),
     "settled": Update(forget=0.1, longest=1.05),
+    "learned": Update(forget=torch.tensor([0.1, 0.2]), longest=torch.tensor([1.05, 1.5]), restore=True),
     "momentum": Update(forget=torch.tensor([0.1, 0.2]), momentum=0.5, longest=2.0, restore=True, follow=True),
 }
 
@@ -26,13 +27,16 @@ def random(*size: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("update", UPDATES.values(), ids=UPDATES)
 @pytest.mark.parametrize("lengths", [None, [23, 0, 7, 16], [8, 8, 23, 4]], ids=["full", "idle", "short"])
 @pytest.mark.parametrize("resets", [False, True], ids=["whole", "reset"])
-def test_same_without_gradients(inner: Inner, update: Update, lengths: list[int] | None, resets: bool) -> None:
+@pytest.mark.parametrize("phases", [[0, 1, 2, 3], [3, 3, 3, 3]], ids=["apart", "abreast"])
+def test_same_without_gradients(
+    inner: Inner, update: Update, lengths: list[int] | None, resets: bool, phases: list[int]
+) -> None:
     stream = [random(ROWS, TOKENS, HEADS, WIDTH, seed=seed) for seed in range(3)]
     weights = [0.3 * random(HEADS, inner.size(WIDTH), seed=3), *random(2, HEADS, WIDTH, seed=4)]
     arguments = [*stream, 0.3 * random(ROWS, TOKENS, HEADS, seed=5).abs(), *weights]
     fresh = init_state(inner, ROWS, HEADS, WIDTH, update, "token", stream[0])
     parts = [0.1 * random(*part.shape, seed=6) for part in fresh[:3]]
-    state = InnerState(*parts, torch.arange(4, dtype=torch.float64))
+    state = InnerState(*parts, torch.tensor(phases, dtype=torch.float64))
     options = {
         "mini_batch": K,
         "state": state,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tttstream_kernels.inner import Dense
 from tttstream_kernels.plan import Ragged, Uniform
-from tttstream_kernels.prefill import Prefill, covers
+from tttstream_kernels.prefill import covers, prefill
 from tttstream_kernels.update import Rule
 from tttstream_kernels.waves import Packed, Scanned, Seed, Settings, Wave, loop
 from tttstream_kernels.waves_backward import Backward
@@ -34,7 +34,7 @@ def scan(
     settings = Settings(inner, [pieces * heads for pieces in cut.waves], cut, heads, return_loss)
     if not torch.is_grad_enabled():
         if covers(seed, rule, lost):
-            return Prefill(settings, packed, seed, rule).run()
+            return prefill(settings, packed, seed, rule)
         return loop(settings, packed, seed, rule, lost, None)
     if lost is None and not seed.momentum and not rule.update.follow and not rule.update.columns:
         return _Scan.run(settings, packed, seed, rule)

@@ -55,7 +55,8 @@ def token_causal(
     lost = None if poison is None else poison.sum(1, keepdim=True)
     z, before, after, ends = scan(inner, packed, cut, heads, seed, rule, lost, return_loss)
 
-    y = call.q + normalise(cut.unpack(z), call.gamma, call.beta)
+    y = normalise(cut.unpack(z), call.gamma, call.beta)
+    y += call.q
     errors = (normalise(z.view_as(by_head), gamma, beta) - by_head for z in (before, after) if z is not None)
     losses = [cut.unpack(half_square(error).flatten(0, 1)[..., None]) for error in errors]
     if poison is not None:

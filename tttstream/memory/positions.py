@@ -56,9 +56,14 @@ class Rotary(nn.Module):
         self.turns = Constant(torch.stack([angles.cos(), angles.sin()], dim=-1))
         self._complex_turns: tuple[Tensor | None, list[Tensor]] = None, []
 
-    def forward(self, x: Tensor, place: Tensor) -> Tensor:
-        """x [B, T, ..., D] rotated by the angles of its place [B, T]."""
-        turn = self.turns.value.index_select(0, place.flatten()).view(*place.shape, *[1] * (x.dim() - 3), -1, 2)
+    def forward(self, x: Tensor, place: Tensor | None) -> Tensor:
+        """x [B, T, ..., D] rotated by the angles of its place [B, T]; None: all rows begin a mini-batch."""
+        turns, tokens = self.turns.value, x.shape[1]
+        if place is None:
+            turn = turns.expand(-(-tokens // len(turns)), -1, -1, -1).flatten(0, 1)[:tokens]
+        else:
+            turn = turns.index_select(0, place.flatten())
+        turn = turn.view(-1, tokens, *[1] * (x.dim() - 3), *turns.shape[1:])
         pairs = x.view(*x.shape[:-1], -1, 2)
         if not torch.compiler.is_compiling():  # a third of the time; the compiler knows no complex numbers
             turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))

@@ -167,6 +167,10 @@ class TTTLayer(Memory):
             **{name: self.zeros(*shape) for name, shape in shapes.items()}, window=self.zeros(batch, window, self.dim)
         )
 
+    def zeros(self, *shape: int) -> Tensor:
+        """See `Memory`."""
+        return torch.zeros(shape, dtype=self.state_dtype, device=self.start.device)
+
     def tau(self) -> Tensor | None:
         """Token scale [K]: max(0, 1/i + delta_i), delta learned; None in frame mode."""
         if self.scale is None:
@@ -218,7 +222,8 @@ class TTTLayer(Memory):
         if lengths is not None:
             inside = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
             x = torch.where(inside, x, 0.0)
-        q, k, v, window = self._views(x, state, reset, lengths)
+        phase = None if fresh and reset is None else state.phase
+        q, k, v, window = self._views(x, state, phase, reset, lengths)
         if self.causal == "frame":
             check_frames(x.shape[1], self.tokens, reset, lengths)
         tau, old = self.tau(), InnerState(*tuple(state)[:4])
@@ -252,9 +257,10 @@ class TTTLayer(Memory):
         return state.map(torch.zeros_like).where(reset.any(1), state)
 
     def _views(
-        self, x: Tensor, state: TTTState, reset: Tensor | None, lengths: Tensor | None
+        self, x: Tensor, state: TTTState, phase: Tensor | None, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v [B, T, H, D] in the type that the projection computes in, and the convolution's next window."""
+        """q, k, v [B, T, H, D] in the type that the projection computes in, and the convolution's next window. phase:
+        that of the state, None where every row is known to begin a mini-batch."""
         window = state.window
         projected = self.project(x)
         if self.conv is not None:
@@ -266,7 +272,7 @@ class TTTLayer(Memory):
         if self.unit_qk:
             placed = F.normalize(placed, dim=-1)
         if self.rotary is not None:
-            placed = self.rotary(placed, positions(state.phase, x.shape[1], self.tokens, reset))
+            placed = self.rotary(placed, None if phase is None else positions(phase, x.shape[1], self.tokens, reset))
         q, k = cast(v.dtype, *placed.unbind(2))
         return q, k, v.squeeze(2), window
 

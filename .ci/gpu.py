@@ -13,12 +13,15 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK, CLIPS = ROOT / "gpu-pack", ROOT / "out" / "small"
 LIMIT = 590
+AGAIN, TIMES = 75, 5
+"""What the benchmark ends with where a row broke the CUDA context, and how often it then goes on without that row."""
 
 
 class Step(NamedTuple):
@@ -46,6 +49,8 @@ def fit(name: str, *words: str) -> Step:
 def steps() -> list[Step]:
     """What there is to do, the most telling first."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu"]
+    if find_spec("xdist") is not None or any(PACK.glob("pytest_xdist-*.whl")):
+        pytest += ["-n", "8"]  # compiling kernels takes most of the time, on one core each
     bench = [sys.executable, "kernels/bench/run.py", "--device", "cuda", "--minutes", "8", "--resume"]
     wheels = [str(path) for path in sorted(PACK.glob("*.whl"))]
     install = [Step("wheels", [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", *wheels])]
@@ -82,7 +87,10 @@ def run(todo: list[Step], records: Path, minutes: float) -> int:
                 return int(failed)
             last = newest(ROOT / step.resume) if step.resume else None
             command = [*step.command, *([f"--ckpt_path={last}"] if last else [])]
-            code, seconds = call(step.name, command)
+            for _ in range(TIMES):
+                code, seconds = call(step.name, command)
+                if code != AGAIN:
+                    break
             done = record["visits"] + (code == 0)
             record = {"command": command, "code": code, "seconds": round(seconds, 1), "visits": done}
             part = path.with_suffix(".part")

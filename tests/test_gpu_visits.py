@@ -49,6 +49,17 @@ def test_a_failed_step_is_tried_again_and_holds_nothing_up(visits: ModuleType, t
     assert other.read_text() == "x"
 
 
+def test_a_step_that_asks_for_it_is_called_again_at_once(visits: ModuleType, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    again = f"import pathlib; f = pathlib.Path({str(marks)!r}); f.open('a').write('x'); n = len(f.read_text())"
+    step = visits.Step("again", [sys.executable, "-c", f"{again}; raise SystemExit({visits.AGAIN} if n < 3 else 0)"])
+    assert visits.run([step], tmp_path, 1.0) == 0
+    assert marks.read_text() == "xxx"
+    always = visits.Step("always", counting(tmp_path / "other", visits.AGAIN))
+    assert visits.run([always], tmp_path, 1.0) == 1
+    assert (tmp_path / "other").read_text() == "x" * visits.TIMES
+
+
 def test_no_step_begins_after_its_time(visits: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert visits.run([visits.Step("late", counting(tmp_path / "marks"))], tmp_path, -1.0) == 0
     assert "call again to go on with late" in capsys.readouterr().out

@@ -43,7 +43,8 @@ PACKAGES = ("torch", "triton", "flash-linear-attention", "fla-core", "mamba-ssm"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 1 where one of our own rows broke, 2 for a user's mistake."""
+    """Run the benchmark; 1 where one of our own rows broke, 2 for a user's mistake, 75 where a row broke the CUDA
+    context: call again with --resume."""
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(words)
     device = torch.device(arguments.device)
@@ -54,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     random.seed(0)
     report = begin(arguments, words, device)
     bench = Bench(arguments, device, report)
-    bench.run()
+    try:
+        bench.run()
+    except Aborted as error:
+        print(f"run.py: error: {error}: --resume goes on without this row", file=sys.stderr)
+        return 75
     print(markdown(report))
     if bench.broken:
         print(f"run.py: error: {', '.join(sorted(set(bench.broken)))} failed", file=sys.stderr)
@@ -122,6 +127,7 @@ def begin(arguments: argparse.Namespace, words: Sequence[str], device: torch.dev
         },
         "ceilings": {},
         "differences": {},
+        "aborted": {},
         "cases": [],
         "targets": [],
         "unfinished": 0,
@@ -134,7 +140,7 @@ def begin(arguments: argparse.Namespace, words: Sequence[str], device: torch.dev
     if changed:
         print(f"{held} is of another {', '.join(changed)}: starting anew", file=sys.stderr)
         return report
-    return old
+    return report | old
 
 
 def _public(words: Sequence[str]) -> list[str]:
@@ -180,6 +186,10 @@ def contestants(device: torch.device, what: str, compile_tokens: int) -> list[Co
     return found + rivals(device)
 
 
+class Aborted(Exception):
+    """A row left the GPU's context broken, so that nothing more can run in this process; the message names it."""
+
+
 class Bench:
     """One run. broken: rows of our own that failed for another reason than memory."""
 
@@ -199,9 +209,10 @@ class Bench:
         """All line-ups that are still to come, until the time is over."""
         arguments, report = self.arguments, self.report
         begun = time.monotonic()
-        self._compare()
         measured = ceilings(self.watch, self.dtype)
         report["ceilings"] = report["ceilings"] or measured
+        self.broken += [name for name in report["aborted"] if name.startswith(tuple(OURS.values()))]
+        self._compare()
         done = {(case["what"], case["tokens"]) for case in report["cases"]}
         cases = [case for case in self._cases() if (case.what, case.tokens) not in done]
         report["unfinished"] = len(cases)
@@ -242,7 +253,7 @@ class Bench:
         if self.device.type != "cuda" or self.report["differences"]:
             return
         for family, name in OURS.items():
-            if self._wanted(f"{name}, triton"):
+            if self._wanted(f"{name}, triton") and f"{name}, triton" not in self.report["aborted"]:
                 found = self._attempt(f"{name}, triton", partial(difference, family, self.device, self.dtype))
                 if isinstance(found, float):
                     self.report["differences"][name] = found
@@ -292,6 +303,8 @@ class Bench:
     def _ready(self, one: Contestant, tokens: Tokens) -> tuple[Call, float | None, float] | str:
         """(the call, warm, the memory that it takes, its milliseconds), or why there is none."""
         case = tokens.case
+        if one.name in self.report["aborted"]:
+            return str(self.report["aborted"][one.name])
         limit = 1e3 * self.arguments.slowest
         known = self.paces.get((case.what, one.name))
         if known is not None and one.predicted(*known, case.tokens) > limit:
@@ -318,10 +331,24 @@ class Bench:
             self._forget()
             return "out of memory"
         except Exception as error:  # the reason is printed in the table
+            reason = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if not self._alive():
+                self.report["aborted"][name] = reason
+                self._write()
+                raise Aborted(f"{name} broke the GPU's context: {reason}") from error
             self._forget()
             if name.startswith(tuple(OURS.values())):
                 self.broken.append(name)
-            return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return reason
+
+    def _alive(self) -> bool:
+        """Whether the GPU still does what it is told: an illegal access ends the context for good."""
+        try:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return False
+        return True
 
     def _forget(self) -> None:
         gc.collect()

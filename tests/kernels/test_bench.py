@@ -101,6 +101,27 @@ def test_a_row_that_breaks_ends_neither_the_run_nor_in_silence(
     assert found["LSTM"]["ms"] > 0
 
 
+def test_a_row_that_breaks_the_gpu_is_left_out_of_the_next_call(
+    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import contestants
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    out, more = tmp_path / "table.md", ["--what", "forward", "--only", "linear, reference", "lstm", "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(contestants, "ttt", broken)
+        patch.setattr(run.Bench, "_alive", lambda _: False)
+        assert run.main(words(out, *more)) == 75
+    assert "TTT-Linear, reference broke the GPU's context" in capsys.readouterr().err
+    assert read(out)["cases"] == []
+    assert run.main(words(out, *more)) == 1
+    found = rows(read(out), "forward")
+    assert found["TTT-Linear, reference"]["reason"] == "failed: RuntimeError: an illegal memory access"
+    assert found["LSTM"]["ms"] > 0
+
+
 def test_slow_rows_are_left_out(run: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "table.md"
     more = ["--tokens", "256", "512", "--what", "forward", "--only", "mlp, reference", "--slowest=0.0001"]

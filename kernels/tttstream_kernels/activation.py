@@ -19,23 +19,30 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def gelu_into(x: Tensor, out: Tensor) -> None:
-    """Tanh-GELU of a few thousand numbers into `out`, without a graph: from one sigmoid, x s(v) with
-    v = 2 c (x + a x^3), in two thirds of the time of ATen's kernel."""
-    torch.mul(x, torch.addcmul(x, x, x * x, value=A).mul_(2.0 * C).sigmoid_(), out=out)
+def gelu_into(x: Tensor, out: Tensor, m: Tensor) -> None:
+    """Tanh-GELU of a few thousand numbers, without a graph, into `out`: x s(m x) with m = 2 c (1 + a x^2) and s the
+    sigmoid, in three quarters of the time of ATen's kernel. m is made where m is given."""
+    torch.addcmul(x.new_full((), 2.0 * C), x, x, value=2.0 * C * A, out=m)
+    torch.mul(x, m.mul_(x).sigmoid_(), out=out)
 
 
-def gelu_and_slope(x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Tanh-GELU (without a graph it can go into `out`) and its derivative, for a few thousand numbers: without a graph
-    both come from one sigmoid, see `gelu_into`, in half the time of ATen's two kernels."""
+def gelu_and_slope_into(x: Tensor, out: Tensor, slope: Tensor, m: Tensor, bend: Tensor) -> None:
+    """The same, and its derivative into `slope`, in half the time of ATen's two kernels. The rest is scratch."""
+    torch.addcmul(x.new_full((), 2.0 * C), x, x, value=2.0 * C * A, out=m)
+    share = torch.mul(m, x, out=slope).sigmoid_()
+    y = torch.mul(x, share, out=out)
+    torch.addcmul(y, y, share, value=-1, out=bend)
+    share.addcmul_(bend, m, value=3.0).add_(bend, alpha=-4.0 * C)  # (m x)' = 3 m - 4 c
+
+
+def gelu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Tanh-GELU and its derivative."""
     if torch.is_grad_enabled():
         slope: Tensor = _Slope.apply(x)
         return gelu(x), slope
-    square = x * x
-    share = torch.addcmul(x, x, square, value=A).mul_(2.0 * C).sigmoid_()
-    y = torch.mul(x, share, out=out)
-    bend = torch.addcmul(y, y, share, value=-1)
-    return y, share.addcmul_(bend, square, value=6.0 * C * A).add_(bend, alpha=2.0 * C)
+    y, slope, *scratch = (torch.empty_like(x) for _ in range(4))
+    gelu_and_slope_into(x, y, slope, *scratch)
+    return y, slope
 
 
 def gelu_backward(g: Tensor, x: Tensor) -> Tensor:

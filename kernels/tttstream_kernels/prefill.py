@@ -1,8 +1,8 @@
 """All mini-batches of a token-causal call that wants no gradient: the loop of `waves`, each overwriting the last one.
 
-The equations are the same (README, 2 to 9). Weights are stepped in place, and the inputs of the layers after the first
-lie where those of the mini-batch before lay: together a third of an MLP's time. A mini-batch of the linear model takes
-some 50 microseconds, so its loop calls nothing that it can do without.
+The equations are the same (README, 2 to 9). Weights are stepped in place, and what belongs to the layers after the
+first lies where that of the mini-batch before lay: together a third of an MLP's time. A mini-batch of the linear model
+takes some 50 microseconds, so its loop calls nothing that it can do without.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tttstream_kernels.activation import gelu_and_slope, gelu_into
+from tttstream_kernels.activation import gelu_and_slope_into, gelu_into
 from tttstream_kernels.norm import gradient_parts
 from tttstream_kernels.update import Rule, Weights
 from tttstream_kernels.waves import Packed, Scanned, Seed, Settings
@@ -25,7 +25,8 @@ def covers(seed: Seed, rule: Rule, lost: Tensor | None) -> bool:
 
 class Layer(NamedTuple):
     """A layer after the first: its weight, the same turned and without the bias; where the inputs of keys and of tokens
-    that read are put [R, K, rows], their ones in place; the same without the ones, and the keys' turned."""
+    that read are put [R, K, rows], their ones in place; the same without the ones, and the keys' turned. Then where
+    what leads to these inputs is put [R, K, rows - 1]: z, gelu' of the keys, their steps, and scratch."""
 
     weight: Tensor
     back: Tensor
@@ -34,12 +35,18 @@ class Layer(NamedTuple):
     turned: Tensor
     reads: Tensor
     reads_body: Tensor
+    z: Tensor
+    slope: Tensor
+    step: Tensor
+    scratch: Tensor
 
     @staticmethod
     def of(weight: Tensor, tokens: int) -> Layer:
         """The layer of a weight, for so many tokens a cell."""
-        keys, reads = weight.new_ones(2, len(weight), tokens, weight.shape[1]).unbind(0)
-        return Layer(weight, weight[:, :-1].mT, keys, keys[..., :-1], keys.mT, reads, reads[..., :-1])
+        cells, rows, _ = weight.shape
+        keys, reads = weight.new_ones(2, cells, tokens, rows).unbind(0)
+        bodies = weight.new_empty(4, cells, tokens, rows - 1).unbind(0)
+        return Layer(weight, weight[:, :-1].mT, keys, keys[..., :-1], keys.mT, reads, reads[..., :-1], *bodies)
 
 
 def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scanned:
@@ -55,38 +62,40 @@ def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scann
             readers.append(list(zip(*(x.split(sizes) for x in (tokens, products, place)), strict=True)))
     streams = (x.split(sizes) for x in (packed.keys, packed.keys.mT, packed.base, packed.eta, before))
     weights, pending, square = seed.weights, seed.pending, packed.square
-    sums = tuple(torch.zeros_like(w) for w in weights)
+    whole = all(cut.complete(wave) is True for wave in range(len(sizes)))
+    sums = () if whole else tuple(torch.zeros_like(w) for w in weights)
     for wave, (keys, turned, base, eta, place) in enumerate(zip(*streams, strict=True)):
         if wave == 0 or sizes[wave] < sizes[wave - 1]:
             cells = sizes[wave]
             weights, rule, square = tuple(w[:cells] for w in weights), rule.first(cells), square[:cells]
             first, layers = weights[0], [Layer.of(w, len(tau)) for w in weights[1:]]
-            top = layers[-1] if layers else None
+            below = [layer.z for layer in layers]
 
         # what the keys teach (equations 3 and 5)
-        x = torch.bmm(keys, first, out=None if layers else place)
-        inputs, slopes = [turned], []
-        for layer in layers:
-            slopes.append(gelu_and_slope(x, out=layer.keys_body)[1])
-            inputs.append(layer.turned)
-            x = torch.bmm(layer.keys, layer.weight, out=place if layer is top else None)
+        outs = [*below, place]
+        x = torch.bmm(keys, first, out=outs[0])
+        for n, layer in enumerate(layers, 1):
+            gelu_and_slope_into(x, layer.keys_body, layer.slope, layer.step, layer.scratch)
+            x = torch.bmm(layer.keys, layer.weight, out=outs[n])
         step = gradient_parts(x, base, square)[0].mul_(eta)
-        steps = [step]
-        for layer, slope in zip(layers[::-1], slopes[::-1], strict=True):
-            step = torch.bmm(step, layer.back).mul_(slope)
+        inputs, steps = [turned], [step]
+        for layer in layers[::-1]:
+            step = torch.bmm(step, layer.back, out=layer.step).mul_(layer.slope)
+            inputs.insert(1, layer.turned)
             steps.insert(0, step)
 
         # what tokens see that read (equation 8)
         for reader in readers:
             tokens, products, place = reader[wave]
-            x = torch.bmm(tokens, first, out=None if layers else place)
+            outs = [*below, place]
+            x = torch.bmm(tokens, first, out=outs[0])
             if pending:
                 x.addcmul_(torch.bmm(tokens, pending[0]), tau, value=-1)
             x.baddbmm_(products, step)
             for n, layer in enumerate(layers, 1):
-                gelu_into(x, layer.reads_body)
+                gelu_into(x, layer.reads_body, layer.scratch)
                 products = torch.bmm(layer.reads, layer.turned).mul_(causal)
-                x = torch.bmm(layer.reads, layer.weight, out=place if layer is top else None)
+                x = torch.bmm(layer.reads, layer.weight, out=outs[n])
                 if pending:
                     x.addcmul_(torch.bmm(layer.reads, pending[n]), tau, value=-1)
                 x.baddbmm_(products, steps[n])

@@ -77,12 +77,13 @@ def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, R
         return call.inner.split(part, call.q.shape[-1])
 
     delta = pieces(state.delta)
+    start = split(call.start.expand_as(delta))
     seed = Seed(
-        weights=tuple(w.contiguous() for w in split(call.start + delta)),  # products in place want it so
+        weights=tuple((s + d).contiguous() for s, d in zip(start, split(delta), strict=True)),  # to step in place
         pending=split(pieces(state.pending)) if cut.seeded else (),
         momentum=split(pieces(state.momentum)) if call.update.has_momentum else (),
     )
-    return seed, call.update.rule(split(call.start.expand_as(delta)))
+    return seed, call.update.rule(start)
 
 
 def _merge(call: Call, state: InnerState, cut: Uniform | Ragged, ends: Seed) -> InnerState:
@@ -91,7 +92,8 @@ def _merge(call: Call, state: InnerState, cut: Uniform | Ragged, ends: Seed) -> 
     def rows(part: Weights) -> Tensor:
         return flatten(part).unflatten(0, (-1, call.q.shape[2]))
 
-    delta, pending = rows(ends.weights) - call.start, rows(ends.pending)
+    delta = rows(ends.weights) - call.start
+    pending = rows(ends.pending) if ends.pending else torch.zeros_like(delta)
     momentum = rows(ends.momentum) if call.update.has_momentum else state.momentum
     if isinstance(cut, Uniform):
         return InnerState(delta, pending, momentum, torch.full_like(state.phase, cut.end_phase))

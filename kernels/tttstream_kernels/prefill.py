@@ -1,8 +1,8 @@
 """All mini-batches of a token-causal call that wants no gradient: the loop of `waves`, each overwriting the last one.
 
 The equations are the same (README, 2 to 9). Weights are stepped in place, and what belongs to the layers after the
-first lies where that of the mini-batch before lay: together a third of an MLP's time. A mini-batch of the linear model
-takes some 50 microseconds, so its loop calls nothing that it can do without.
+first lies where that of the mini-batch before lay: together a third of the time of an MLP's loop. A mini-batch of the
+linear model takes some 50 microseconds, so the loop calls nothing that it can do without.
 """
 
 from __future__ import annotations

@@ -212,10 +212,23 @@ def test_nothing_given_is_changed(inner: str, options: dict[str, Any]) -> None:
     reset[1, layer.tokens] = True
     given = [x, lengths, reset, *(leaf for _, leaf in state.leaves()), *layer.state_dict().values()]
     before = [value.clone() for value in given]
-    layer(x, state, reset, lengths)
-    layer(x[:, : layer.tokens], state, return_loss=True)
-    layer(x, state, learn=False)
-    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+    for learning in (True, False):  # without gradients the ops work in place
+        with torch.set_grad_enabled(learning):
+            layer(x)
+            layer(x, state, reset, lengths)
+            layer(x[:, : layer.tokens], state, return_loss=True)
+            layer(x, state, learn=False)
+        assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+
+
+@pytest.mark.parametrize(("inner", "options"), [LAYERS[1], LAYERS[4]], ids=["linear", "mlp"])
+def test_many_tokens_of_fresh_rows_are_one_graph_for_the_compiler(inner: str, options: dict[str, Any]) -> None:
+    torch.compiler.reset()
+    layer, x = build(inner, options), random(2, 3 * K, DIM)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    for learning in (True, False):
+        with torch.set_grad_enabled(learning):
+            assert_close(compiled(x), layer(x))
 
 
 def test_a_branch_that_starts_at_zero_changes_nothing() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -149,6 +152,20 @@ def test_a_stream_sees_what_the_model_sees() -> None:
         atol=0,
     )  # fmt: skip
     torch.testing.assert_close(torch.from_numpy(results[-1].embedding), output.embedding[0, -1], rtol=0, atol=1e-5)
+
+
+def test_a_stream_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    pictures = [frame.permute(1, 2, 0).float().numpy() for frame in panned(6, 1, 2)[0]]
+    whole, first, second = (Stream(model(), device="cpu") for _ in range(3))
+    expected = [whole.push(picture) for picture in pictures]
+    for picture in pictures[:3]:
+        first.push(picture)
+    first.save(tmp_path / "stream")
+    second.load(tmp_path / "stream")
+    got = [second.push(picture) for picture in pictures[3:]]
+    assert [result.loss for result in got] == [result.loss for result in expected[3:]]
+    assert np.array_equal(got[-1].embedding, expected[-1].embedding)
+    assert torch.equal(pack(second.state), pack(whole.state))
 
 
 def test_what_does_not_fit() -> None:

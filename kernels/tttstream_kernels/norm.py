@@ -17,9 +17,14 @@ EPS = 1e-6
 """The one epsilon of every layer normalisation in tttstream (the paper's official releases use 1e-6)."""
 
 
+def standardise(z: Tensor) -> Tensor:
+    """z^ of equation 1 over the last dimension: [..., D] -> [..., D]."""
+    return native_layer_norm(z, z.shape[-1:], None, None, EPS)[0]
+
+
 def normalise(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """LN over the last dimension, gamma and beta broadcast to z: [..., D] -> [..., D]."""
-    return torch.addcmul(beta, gamma, native_layer_norm(z, z.shape[-1:], None, None, EPS)[0])
+    return torch.addcmul(beta, gamma, standardise(z))
 
 
 def half_square(error: Tensor) -> Tensor:

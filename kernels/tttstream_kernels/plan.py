@@ -65,8 +65,17 @@ class Uniform:
 
     def unpack(self, x: Tensor) -> Tensor:
         """[blocks * H, K, D] -> [B, T, H, D]."""
-        x = x.unflatten(0, (len(self.waves), self.rows, -1)).permute(1, 0, 3, 2, 4).flatten(1, 2)
-        return x[:, self.phase : self.phase + self.tokens]
+        return self._rows(x).flatten(1, 2)[:, self.phase : self.phase + self.tokens]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """[blocks * H, K, D] -> [B, waves, K, H, D], a view."""
+        return x.unflatten(0, (len(self.waves), self.rows, -1)).permute(1, 0, 3, 2, 4)
+
+    def addcmul(self, y: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+        """y + scale * unpack(x): y [B, T, H, D], scale [H, D]. Where no slot is empty x need not be laid out anew."""
+        if self.phase or self.end_phase:
+            return torch.addcmul(y, scale, self.unpack(x))
+        return torch.addcmul(y.unflatten(1, (-1, self.mini_batch)), scale, self._rows(x)).flatten(1, 2)
 
     def masked(self, x: Tensor) -> Tensor:
         """[B, T, H, D] as it is: every token counts."""
@@ -120,6 +129,10 @@ class Ragged:
         """[blocks * H, K, D] -> [B, T, H, D], zero beyond a row's length."""
         x = x.unflatten(0, (len(self.slots), -1)).transpose(1, 2).flatten(0, 1)
         return self.masked(x[self.places.clamp(min=0)])
+
+    def addcmul(self, y: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+        """y + scale * unpack(x): y [B, T, H, D], scale [H, D]."""
+        return torch.addcmul(y, scale, self.unpack(x))
 
     def masked(self, x: Tensor) -> Tensor:
         """[B, T, H, D], zero beyond a row's length."""

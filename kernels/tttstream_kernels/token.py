@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tttstream_kernels.call import Call
 from tttstream_kernels.inner import Dense, flatten
-from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient
+from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient, standardise
 from tttstream_kernels.plan import Ragged, Uniform, plan
 from tttstream_kernels.scan import scan
 from tttstream_kernels.state import InnerState, Loss
@@ -55,8 +55,7 @@ def token_causal(
     lost = None if poison is None else poison.sum(1, keepdim=True)
     z, before, after, ends = scan(inner, packed, cut, heads, seed, rule, lost, return_loss)
 
-    y = normalise(cut.unpack(z), call.gamma, call.beta)
-    y += call.q
+    y = cut.addcmul(call.q + call.beta, call.gamma, standardise(z))
     errors = (normalise(z.view_as(by_head), gamma, beta) - by_head for z in (before, after) if z is not None)
     losses = [cut.unpack(half_square(error).flatten(0, 1)[..., None]) for error in errors]
     if poison is not None:

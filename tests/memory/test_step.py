@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tttstream import TTTLayer
@@ -196,3 +197,23 @@ def test_a_step_is_short(inner: str, most: int) -> None:
         with Count() as count:
             layer(x[:, 1:2], state)
     assert count.calls <= most
+
+
+@inner_models
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_compiled_step_is_the_step(inner: str, rows: int) -> None:
+    """One graph for every phase, whether a mini-batch ends or not."""
+    layer, x = build(inner, {"gate": True, "insert": 0.3}), tokens(rows, 2 * K)
+    torch._dynamo.reset()  # what other tests compiled of the same code
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=graphs)
+    state = layer.init_state(rows)
+    state = other = state._replace(phase=torch.arange(rows, dtype=torch.float64) % K)
+    with torch.no_grad():
+        for t in range(2 * K):
+            y, state = compiled(x[:, t : t + 1].clone(), state)
+            expected, other = layer(x[:, t : t + 1], other)
+            assert_close((y, state), (expected, other), 1e-12)
+    assert graphs.frame_count == 1
+    names = [str(node.target) for graph in graphs.graphs for node in graph.graph.nodes]
+    assert "tttstream.step.default" in names, "the compiler must meet the step, not the forward of many tokens"

@@ -1,4 +1,5 @@
-"""One token through a TTTLayer on the CPU where no graph is wanted: what its forward gives, in a third of the calls."""
+"""One token through a TTTLayer on the CPU without a graph: what its forward gives, in a third of the calls, and
+the same for a compiler."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from tttstream_kernels import InnerState
 from tttstream_kernels import step as op
 from tttstream_kernels.inner import Dense
+from tttstream_kernels.traced import step as one_step
 
 if TYPE_CHECKING:
     from tttstream.memory.ttt import TTTLayer, TTTState
@@ -88,3 +90,56 @@ def _call(module: nn.Module | None, x: Tensor) -> Tensor:
             return torch.layer_norm(x, module.normalized_shape, parameters["weight"], parameters["bias"], module.eps)
     y: Tensor = module(x)
     return y
+
+
+def traced(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | None) -> tuple[Tensor, TTTState] | None:
+    """`step` for a compiler: with any phases, reading none; None also for resets and learned numbers."""
+    if (
+        state is None
+        or reset is not None
+        or torch.is_grad_enabled()
+        or not layer.one_by_one
+        or layer._numbers
+        or not x.is_cpu
+    ):
+        return None
+    rows, dim, dtype = x.shape[0], layer.dim, x.dtype
+    if x.shape != (rows, 1, dim) or state.delta.dtype != dtype or torch.is_autocast_enabled("cpu"):
+        return None
+    assert layer.scale is not None
+    heads, width, tokens, phase, update = layer.heads, layer.width, layer.tokens, state.phase, layer._update
+    seen = x.view(rows, dim)
+    views = _product(layer.project, seen).view(rows, 3, heads, width).transpose(0, 1).reshape(3, rows * heads, 1, width)
+    here = torch.arange(tokens, dtype=dtype) == phase[:, None]
+    tau = torch.where(here, (layer.ramp.value + layer.scale).clamp(min=0.0), 0.0).sum(1).view(-1, 1, 1)
+    if layer.unit_qk:
+        views = torch.cat([F.normalize(views[:2], dim=-1), views[2:]])
+    rotary = layer.rotary
+    if rotary is not None:
+        turn = torch.where(here[..., None], rotary.turns.value.flatten(1), 0.0).sum(1).view(rows, 1, -1, 2)
+        turn = turn.expand(-1, heads, -1, -1).reshape(-1, 1, width // 2, 2)
+        pairs = views[:2].unflatten(-1, (-1, 2))
+        sign = torch.arange(2, dtype=dtype) * 2.0 - 1.0
+        qk = (pairs * turn[..., :1] + pairs.flip(-1) * (turn[..., 1:] * sign)).flatten(-2)
+        views = torch.cat([qk, views[2:]])
+    eta = (_product(layer.rate, seen).sigmoid() * (layer.base_lr / width)).view(-1, 1, 1)
+    tau = tau.expand(-1, heads, -1).reshape(-1, 1, 1)
+    z, delta, pending, phase = one_step(
+        views, eta, tau, phase == tokens - 1, layer.start, layer.gamma, layer.beta, state.delta, state.pending, phase,
+        layer.inner.name, update.forget, update.longest, update.restore, update.columns,
+    )  # fmt: skip
+    y = layer.norm(z.view(rows, dim))
+    if layer.gate is not None:
+        y = F.gelu(_product(layer.gate, seen), approximate="tanh") * y
+    y = _product(layer.out, y).view(x.shape)
+    y = y if layer.alpha is None else layer.alpha.tanh() * y
+    return y, type(state)(delta, pending, state.momentum, phase, state.window)
+
+
+def _product(linear: nn.Module, x: Tensor) -> Tensor:
+    """linear(x); for one row a sum, which a compiler fuses with what follows: a call of its own would cost more."""
+    if x.shape[0] > 1 or not isinstance(linear, nn.Linear) or linear._forward_hooks or linear._forward_pre_hooks:
+        y: Tensor = linear(x)
+        return y
+    y = (x[:, None] * linear.weight).sum(-1)
+    return y if linear.bias is None else y + linear.bias

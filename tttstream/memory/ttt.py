@@ -12,7 +12,7 @@ from tttstream import inner as catalogue
 from tttstream.errors import ShapeError
 from tttstream.memory.base import Memory
 from tttstream.memory.positions import Constant, Rotary, ShortConv, positions
-from tttstream.memory.step import step, suits
+from tttstream.memory.step import step, suits, traced
 from tttstream.state import State
 from tttstream_kernels import EPS, InnerState, Loss, Update, read
 from tttstream_kernels.call import Call
@@ -212,8 +212,8 @@ class TTTLayer(Memory):
         learn: bool = True,
     ) -> Any:
         """See the class."""
-        if learn and not return_loss and lengths is None and not torch.compiler.is_compiling():
-            stepped = step(self, x, state, reset)
+        if learn and not return_loss and lengths is None:
+            stepped = traced(self, x, state, reset) if torch.compiler.is_compiling() else step(self, x, state, reset)
             if stepped is not None:
                 return stepped
         fresh = state is None  # known to be zero, so that the ops need not look

@@ -1,0 +1,96 @@
+"""One token without a graph as a compiler wants it: what `token.one_token` gives, as one operator that it looks into.
+
+An operator, because all that a compiler sees of Python on the way to the arithmetic it guards at every call, and a step
+is so short that this took longer than the step. Nothing here reads a value, and every intermediate that two products
+need is used twice, so that it is computed once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, native_layer_norm
+from torch.nn import functional as F
+
+from tttstream_kernels.activation import gelu
+from tttstream_kernels.inner import MLP, Linear, flatten
+from tttstream_kernels.norm import EPS
+from tttstream_kernels.update import Update, Weights
+
+_layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
+_gelu_backward = torch.ops.aten.gelu_backward.default
+_INNER = {model.name: model for model in (Linear(), MLP())}
+
+
+def _with_one(x: Tensor) -> Tensor:
+    """`with_one` as a mask that a compiler fuses."""
+    return F.pad(x, (0, 1), value=1.0)
+
+
+def _step(
+    views: Tensor,
+    eta: Tensor,
+    tau: Tensor,
+    ends: Tensor,
+    start: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    delta: Tensor,
+    pending: Tensor,
+    phase: Tensor,
+    name: str,
+    forget: float,
+    longest: float | None,
+    restore: bool,
+    columns: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v [3, R, 1, D], eta and tau [R, 1, 1], ends [B] of one token; start, gamma, beta and the state as in `ttt`:
+    (outputs [R, 1, D], delta, pending, phase)."""
+    inner, rows, width = _INNER[name], phase.shape[0], gamma.shape[1]
+    gamma, beta = (x.unsqueeze(1).repeat(rows, 1, 1) for x in (gamma, beta))
+
+    def split(flat: Tensor) -> Weights:
+        return inner.split(flat, width)
+
+    q, k, v = views.unbind(0)
+    flat = start + delta
+    weights, sums = split(flat), split(pending)
+    inputs, hidden = [_with_one(k)], []
+    z = torch.bmm(inputs[0], weights[0])
+    for weight in weights[1:]:
+        hidden.append(z)
+        inputs.append(_with_one(gelu(z)))
+        z = torch.bmm(inputs[-1], weight)
+    z_hat, mean, rstd = native_layer_norm(z, (width,), None, None, EPS)
+    u = eta * gamma * torch.addcmul(k - v + beta, gamma, z_hat)
+    steps = [_layer_norm_backward(u, z, (width,), mean, rstd, None, None, [True, False, False])[0]]
+    for weight, z in zip(weights[:0:-1], hidden[::-1], strict=True):
+        steps.insert(0, _gelu_backward(torch.bmm(steps[0], weight[:, :-1].mT), z, approximate="tanh"))
+
+    z = q
+    for layer, (weight, total) in enumerate(zip(weights, sums, strict=True)):
+        x = _with_one(z if layer == 0 else gelu(z))
+        own = (x * inputs[layer]).sum(-1, keepdim=True)
+        z = torch.bmm(x, weight - tau * total) - tau * own * steps[layer]
+    y = q + torch.addcmul(beta, gamma, native_layer_norm(z, (width,), None, None, EPS)[0])
+
+    learned = flatten(tuple(s + x.mT * step for s, x, step in zip(sums, inputs, steps, strict=True))).view(flat.shape)
+    update = Update(forget=forget, longest=longest, restore=restore, columns=columns)
+    rule = update.rule(split(start.expand_as(flat)))
+    settled = flatten(rule.settle(split(flat - tau.view(*flat.shape[:2], 1) * learned))[0]).view(flat.shape)
+    ended = ends[:, None, None]
+    return (
+        y,
+        torch.where(ended, settled - start, delta),
+        torch.where(ended, 0.0, learned),
+        torch.where(ends, 0.0, phase + 1),
+    )
+
+
+_LIBRARY = torch.library.Library("tttstream", "FRAGMENT")
+_LIBRARY.define(
+    "step(Tensor views, Tensor eta, Tensor tau, Tensor ends, Tensor start, Tensor gamma, Tensor beta, Tensor delta, "
+    "Tensor pending, Tensor phase, str name, float forget, float? longest, bool restore, bool columns) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+_LIBRARY.impl("step", _step, "CompositeImplicitAutograd")
+step = torch.ops.tttstream.step.default

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-from tttstream.errors import CheckpointError, ShapeError
+from tttstream.errors import CheckpointError, ConfigError, ShapeError
 from tttstream.model import ModelConfig
 from tttstream.state import pack
 from tttstream.train.metrics import Table, octave, qualities
@@ -189,6 +189,30 @@ class TestLightning:
         run = trainer(callbacks=[keep], limit_val_batches=1.0, val_check_interval=5, enable_checkpointing=True)
         fit(task(tiny()), run, moving())
         assert Path(keep.best_model_path).is_file()
+
+
+class TestBeginnings:
+    def test_what_the_surprise_comes_from_stays_as_drawn(self, tiny: Make, moving: Make, trainer: Make) -> None:
+        made = task(tiny(depth=2, motion=2, surprise=1), steady=True)
+        before = {name: weight.clone() for name, weight in made.model.state_dict().items()}
+        fit(made, trainer(max_steps=4), moving())
+        moved = {name for name, weight in made.model.state_dict().items() if not torch.equal(weight, before[name])}
+        assert not any(name.startswith(("tokens.", "backbone.blocks.0.")) for name in moved)
+        assert {"motion.prefer.weight", "motion.describe.weight", "backbone.blocks.1.memory.project.weight"} <= moved
+
+    def test_steady_needs_blocks_of_the_surprise(self, tiny: Make) -> None:
+        with pytest.raises(ConfigError, match=r"model\.surprise"):
+            task(tiny(), steady=True)
+
+    def test_it_begins_with_given_weights(self, tiny: Make, tmp_path: Path) -> None:
+        kept = task(tiny(motion=2), seed=3).model
+        kept.save(tmp_path)
+        again = Prediction(tiny(motion=2), weights=str(tmp_path)).model
+        assert again.fingerprint() == kept.fingerprint()
+        with pytest.raises(ConfigError, match="has the shape"):
+            task(tiny(motion=3), weights=str(tmp_path))
+        with pytest.raises(CheckpointError, match="no model 'nowhere'"):
+            task(tiny(), weights="nowhere")
 
 
 class TestMeasures:

@@ -4,7 +4,8 @@ checkout of it is given, the official PyTorch layer.
     python kernels/bench/cpu.py [--official PATH/ttt.py] [--compile] [--quick] [--out docs/results/cpu-ops.md]
 
 Every round calls each contestant once, in a new order, so that all of them meet the same load and the same cold
-caches; a table shows medians over the rounds, and ratios that are medians of the ratios of single rounds.
+caches; a table shows medians over the rounds, and ratios that are medians of the ratios of single rounds. Steps are
+timed in tight loops as well, one contestant's steps one after another, where each finds its caches warm.
 """
 
 from __future__ import annotations
@@ -43,6 +44,29 @@ def measure(calls: Calls, rounds: int) -> dict[str, list[float]]:
             if warm >= 0:
                 times[name].append(1e3 * (time.perf_counter() - start))
     return times
+
+
+def measure_loops(calls: Calls, rounds: int, steps: int) -> dict[str, float]:
+    """Milliseconds of one call of each among `steps` in a row, of the thread alone: the quickest of the rounds, which
+    take turns."""
+    quickest = dict.fromkeys(calls, float("inf"))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.thread_time()
+            for _ in range(steps):
+                call()
+            quickest[name] = min(quickest[name], 1e3 * (time.thread_time() - start) / steps)
+    return quickest
+
+
+def loop_table(title: str, times: dict[str, dict[str, float]]) -> str:
+    """Markdown: for each way of measuring, milliseconds and times the GRUCell."""
+    lines = [f"## {title}", "", "| |" + "".join(f" {way}, ms | times a GRUCell |" for way in times)]
+    lines.append("| --- |" + " ---: | ---: |" * len(times))
+    for row in next(iter(times.values())):
+        cells = [f"{own[row]:.3f} | {own[row] / own['GRUCell']:.2f}" for own in times.values()]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def table(title: str, times: dict[str, list[float]], against: dict[str, list[str]]) -> str:
@@ -92,6 +116,16 @@ def stepping(layer: Callable[..., Any], state: Any, x: Tensor) -> Callable[[], N
     return step
 
 
+def recurring(cell: nn.Module, x: Tensor) -> Callable[[], None]:
+    """One token after another, the hidden vector going round."""
+    held = [torch.zeros_like(x)]
+
+    def step() -> None:
+        held[0] = cell(x, held[0])
+
+    return step
+
+
 class Official:
     """The official PyTorch layers, from the path of their file (which needs `transformers` to be installed)."""
 
@@ -137,9 +171,8 @@ def layers() -> dict[str, TTTLayer]:
 
 
 def steps(official: Official | None, compiled: bool, rounds: int) -> str:
-    x, hidden = torch.randn(1, 1, DIM), torch.randn(1, DIM)
-    gru = nn.GRUCell(DIM, DIM)
-    calls: Calls = {"GRUCell": lambda: gru(x[0], hidden)}
+    x = torch.randn(1, 1, DIM)
+    calls: Calls = {"GRUCell": recurring(nn.GRUCell(DIM, DIM), x[0])}
     for name, layer in layers().items():
         calls[name] = stepping(layer, layer.init_state(1), x)
         if compiled and "default" in name:
@@ -147,12 +180,18 @@ def steps(official: Official | None, compiled: bool, rounds: int) -> str:
     for inner in ("linear", "mlp") if official is not None else ():
         assert official is not None
         calls[f"official {inner}"] = official.step(inner, x)
-    times = measure({name: without_graph(call) for name, call in calls.items()}, rounds)
-    return table(
-        f"A step: one token, width {DIM}, {HEADS} heads, batch 1, no gradients",
-        times,
+    what = f"one token, width {DIM}, {HEADS} heads, batch 1"
+    cold = table(
+        f"A step: {what}, no gradients",
+        measure({name: without_graph(call) for name, call in calls.items()}, rounds),
         {"times a GRUCell": ["GRUCell"], "share of official": ["official linear", "official mlp"]},
     )
+    tight = {}
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            measure_loops(calls, 2, 16)  # to warm up, compilers included
+            tight[context.__name__] = measure_loops(calls, max(5, rounds // 50), 160)
+    return cold + "\n" + loop_table(f"The same step in a tight loop: {what}", tight)
 
 
 def stretches(official: Official | None, rounds: int) -> str:
@@ -195,7 +234,8 @@ def header(arguments: argparse.Namespace) -> str:
         f"# TTT layers on a CPU\n\n`{command}`, {datetime.date.today()}, {processor()}, {arguments.threads} thread(s), "
         f"torch {torch.__version__}, Python {platform.python_version()}, float32.\n\n"
         "Each round calls every row once, in a new order: a row meets the caches that the others left, as a layer in a "
-        "network does. Ratios are medians of the rounds' own ratios.\n"
+        "network does. Ratios are medians of the rounds' own ratios. A tight loop is `y, state = layer(x, state)` 160 "
+        "times in a row, over against `h = cell(x, h)`: the quickest of many, in time of the thread.\n"
     )
 
 

@@ -33,7 +33,11 @@ def pieces(name: str, args: argparse.Namespace) -> list[str]:
     """The configuration of a memory: all alike but for the memory."""
     memory = "ttt_linear" if name == "frozen" else name
     words = [f"--config={piece}" for piece in ("trainer/cpu", "model/tiny", f"model/{memory}", "data/walk")]
-    words += ["--config=task/prediction", f"--task.init_args.learn={str(name != 'frozen').lower()}"]
+    words += [
+        f"--model.motion={args.motion}",
+        "--config=task/prediction",
+        f"--task.init_args.learn={str(name != 'frozen').lower()}",
+    ]
     words += [f"--data.init_args.length={args.length}", "--data.init_args.workers=0", "--data.init_args.batch_size=2"]
     words += [f"--data.train.size={args.size}", f"--data.val.size={args.size}", f"--data.test.size={args.size}"]
     return [*words, "--trainer.enable_model_summary=false", "--trainer.limit_val_batches=4"]
@@ -84,11 +88,11 @@ def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> Non
     machine = f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}"
     lines = ["# Quality against the position in the stream", ""]
     lines += [
-        f"`python demos/position.py --steps {args.steps} --length {args.length} --size {args.size}`, "
-        f"{datetime.date.today()}, {machine}. Tiny models (model/tiny) trained for {args.steps} steps on walks in "
-        f"segments of {args.length} frames. Error of the next frame over that of repeating the last one, in the second "
-        "half of the frames up to so many times the training length: below 1 is better than repeating; mean over seeds "
-        "(and how many).",
+        f"`python demos/position.py --steps {args.steps} --length {args.length} --size {args.size} --motion "
+        f"{args.motion}`, {datetime.date.today()}, {machine}. Tiny models (model/tiny) that seek motion of up to "
+        f"{args.motion} pixels, trained for {args.steps} steps on walks in segments of {args.length} frames. Error of "
+        "the next frame over that of repeating the last one, in the second half of the frames up to so many times the "
+        "training length: below 1 is better than repeating; mean over seeds (and how many).",
         "",
         "| memory | " + " | ".join(f"{times} ×" for times in TIMES) + " | seeds |",
         "| --- |" + " ---: |" * (len(TIMES) + 1),
@@ -117,6 +121,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--length", type=int, default=16, help="frames of a training segment")
     parser.add_argument("--size", type=int, default=32, help="side of the walk's pictures")
+    parser.add_argument("--motion", type=int, default=2, help="pixels that motion is sought for, 0 for none")
     args = parser.parse_args()
     path = args.out / "results.json"
     results: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}

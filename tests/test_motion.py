@@ -71,6 +71,13 @@ def test_a_still_picture_is_repeated() -> None:
     assert (model().double()(x)[0].prediction - x).abs().max() < 0.02
 
 
+def test_in_half_precision_the_same_motion_is_found() -> None:
+    x, made = panned(4, 2, -1).float(), model()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = made(x)[0].prediction
+    torch.testing.assert_close(mixed, made(x)[0].prediction, rtol=0, atol=1e-2)
+
+
 def test_any_partition_gives_what_one_call_gives() -> None:
     made, x = disturbed(), frames(2, 7)
     reset = torch.zeros(2, 7, dtype=torch.bool)

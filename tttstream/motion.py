@@ -92,15 +92,14 @@ class Motion(nn.Module):
     def forward(self, tokens: Tensor, costs: Costs, frames: Tensor) -> Tensor:
         """tokens [B, T, N, dim] and costs of frames [B, T, 3, H, W] -> the frames moved on [B, T, 3, H, W]."""
         height, width = frames.shape[-2:]
-        said = self.prefer(self.norm(tokens)).flatten(0, 1).transpose(1, 2)
+        said = self.prefer(self.norm(tokens)).to(costs.cells.dtype).flatten(0, 1).transpose(1, 2)
         said = said.unflatten(2, (height // self.patch, width // self.patch))
         said = F.interpolate(said, scale_factor=2.0, mode="bilinear")
         powers = (self.sharpness[:, None, None] + said[:, self.shifts :]).exp()
-        cells = costs.cells.flatten(0, 1).to(said.dtype)
-        mixture = (said[:, : self.shifts] - (powers[:, :, None] * cells).sum(1)).softmax(1)
+        mixture = (said[:, : self.shifts] - (powers[:, :, None] * costs.cells.flatten(0, 1)).sum(1)).softmax(1)
         mixture = F.interpolate(mixture, (height, width), mode="bilinear")
         moved = self._moved(frames.flatten(0, 1)).flatten(2, 3)
-        return (mixture[:, None] * moved).sum(2).unflatten(0, frames.shape[:2])
+        return (mixture[:, None] * moved).sum(2).to(frames.dtype).unflatten(0, frames.shape[:2])
 
     def _moved(self, pictures: Tensor) -> Tensor:
         """[n, C, H, W] -> [n, C, rows, columns, H, W], a view: moved down and right by reach … -reach pixels."""

@@ -351,7 +351,6 @@ REASONS: list[tuple[dict[str, Any], str]] = [
     ({"update": Update(follow=True)}, "no Triton kernel with update.follow"),
     ({"width": 24}, "heads are 24 wide, and the Triton kernels are for 16, 32, 64 and 128"),
     ({"mini_batch": 8}, "mini_batch is 8, and the Triton kernels are for 16, 32 and 64"),
-    ({"width": 128, "mini_batch": 64}, "linear heads 128 wide with mini_batch 64 do not fit"),
     ({"dtype": torch.float64}, "the state is float64"),
 ]
 

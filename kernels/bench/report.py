@@ -48,7 +48,11 @@ def header(report: Report) -> str:
     """The command, the device, the date, the versions, and what the figures mean."""
     sets, versions = report["settings"], ", ".join(f"{name} {v}" for name, v in report["versions"].items())
     ceilings = report["ceilings"]
-    cold = " Caches are emptied before each call." if report["cuda"] else ""
+    how = (
+        " Caches are emptied before each call."
+        if report["cuda"]
+        else " One thread: its processor time, else the clock."
+    )
     lines = [
         "# TTT kernels beside what one would take instead",
         "",
@@ -60,7 +64,7 @@ def header(report: Report) -> str:
         "",
         "Cells: milliseconds, the median of rounds that call every row once in a new order; then the share of the "
         "floor that is reached, where it is counted, and the memory that a call needs at its peak beyond its inputs, "
-        f"where the device tells.{cold} The floor is the larger of the bytes that must be moved over the copy "
+        f"where the device tells.{how} The floor is the larger of the bytes that must be moved over the copy "
         "bandwidth and the operations that must be done over the matrix rate, both measured in this run: "
         f"{ceilings['copy_gb_s']:,.0f} GB/s, {ceilings['matrix_tflop_s']:,.2f} Tflop/s. "
         "LSTM has its projections inside, all others have not; TTT of fla has one rate a chunk, and no forgetting or "

@@ -40,7 +40,7 @@ class Use(NamedTuple):
 def signature(kernel: Any, tokens: str, absent: tuple[str, ...], constants: dict[str, Any]) -> dict[str, str]:
     """Type of every parameter of a kernel, by what it is called."""
     types = {}
-    phase = "*i32" if "SPAN" in constants else "*fp32"  # the step takes the state's own
+    phase = "*i32" if "BLOCK" in constants else "*fp32"  # the step takes the state's own
     known = {"reset": "*i1", "lengths": "*i64", "phase": phase, "count": "*i32", "begins": "*i32", "first": "*i32"}
     for parameter in kernel.params:
         name = parameter.name
@@ -48,7 +48,7 @@ def signature(kernel: Any, tokens: str, absent: tuple[str, ...], constants: dict
             types[name] = "constexpr"
         elif name in ("q", "k", "v", "y", "d_y", "d_q", "d_k", "d_v"):
             types[name] = f"*{tokens}"
-        elif name in ("T", "H", "segments") or name.endswith(("_row", "_step", "_head")):
+        elif name in ("T", "H", "segments", "span") or name.endswith(("_row", "_step", "_head")):
             types[name] = "i32"
         else:
             types[name] = "fp32" if name.endswith("_number") else known.get(name, "*fp32")
@@ -64,7 +64,7 @@ def use(kernel: Any, types: dict[str, str], constants: dict[str, Any], options: 
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(types.items())
-        if kind.startswith("*") or name == "H" or name.endswith(("_row", "_step", "_head"))
+        if kind.startswith("*") or name in ("H", "span") or name.endswith(("_row", "_step", "_head"))
     }
     constants = {name: constants.get(name) for name, kind in types.items() if kind == "constexpr"}
     source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
@@ -87,7 +87,7 @@ def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
 
     from tttstream_kernels import linear_token_triton, mlp_token_triton, step_triton
     from tttstream_kernels.token_parts_triton import numerics
-    from tttstream_kernels.token_triton import launch_options
+    from tttstream_kernels.token_triton import block_of, launch_options
 
     sizes = [(64, 16)] if quick else [(64, 16), (64, 64), (128, 16), (16, 16)]
     types = [(torch.bfloat16, "bf16")] if quick else [(torch.bfloat16, "bf16"), (torch.float32, "fp32")]
@@ -98,7 +98,8 @@ def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
                     name = f"{inner}.{way} D={width} K={size} {short}"
                     if wanted not in name:
                         continue
-                    constants = {"D": width, "K": size, "SPAN": 8 * size, "READS": 1, "RESTORE": False}
+                    block = block_of(inner, width, size, SHARED)
+                    constants = {"D": width, "K": size, "BLOCK": block, "KEEP": True, "READS": 1, "RESTORE": False}
                     constants |= numerics(dtype)
                     kernel = getattr(module, way)
                     absent = ("reset", "lengths", "count", "begins", "first", "forget")

@@ -22,6 +22,8 @@ WIDTHS = (16, 32, 64, 128)
 MINI_BATCHES = (16, 32, 64)
 CAPABILITY = (8, 0)
 """The first generation of GPUs with the matrix types of the kernels (bfloat16, tf32)."""
+SHARED = 160 * 1024
+"""Bytes that a program of the widest heads shares at most, in float32; an A100 has 163 KB for one, an RTX 4090 99."""
 
 
 def triton_unavailable(
@@ -43,7 +45,7 @@ def triton_unavailable(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     missing = _no_kernel(inner, causal, Update() if update is None else update, width, mini_batch, dtype)
-    return missing if missing is not None else _cannot_run(torch.device(device))
+    return missing if missing is not None else _cannot_run(torch.device(device), width)
 
 
 def choose_backend(
@@ -81,7 +83,7 @@ def triton_coverage() -> list[str]:
     return [
         modes,
         f"heads {_listed(WIDTHS)} wide, mini-batches of {_listed(MINI_BATCHES)} tokens",
-        "width times mini-batch up to 4096 for linear, 2048 for mlp",
+        f"{WIDTHS[-1]} wide on GPUs whose programs share {SHARED // 1024} KB (A100, H100, H200, not RTX)",
         "float32, bfloat16 and float16 tokens, a float32 state",
         f"none with update.{', update.'.join(OPTIONS)}, nor for gradients of gradients",
     ]
@@ -99,8 +101,6 @@ def _no_kernel(
         return f"heads are {width} wide, and the Triton kernels are for {_listed(WIDTHS)}"
     if causal == "token" and mini_batch not in MINI_BATCHES:
         return f"mini_batch is {mini_batch}, and the Triton kernels are for {_listed(MINI_BATCHES)}"
-    if causal == "token" and width * mini_batch > (2048 if inner.name == "mlp" else 4096):
-        return f"{inner.name} heads {width} wide with mini_batch {mini_batch} do not fit into a multiprocessor"
     if dtype == torch.float64:
         return "the state is float64, and the Triton kernels keep it in float32"
     return None
@@ -110,8 +110,8 @@ def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
 
 
-def _cannot_run(device: torch.device) -> str | None:
-    """Why no Triton kernel at all runs on tensors of this device."""
+def _cannot_run(device: torch.device, width: int) -> str | None:
+    """Why no Triton kernel for heads of this width runs on tensors of this device."""
     if find_spec("triton") is None:
         return "triton is not installed"
     from tttstream_kernels.norm_triton import INTERPRETED
@@ -125,6 +125,11 @@ def _cannot_run(device: torch.device) -> str | None:
         return (
             f"the GPU has compute capability {have[0]}.{have[1]}, and the kernels need {CAPABILITY[0]}.{CAPABILITY[1]}"
         )
+    from tttstream_kernels.launch_triton import shared_memory
+
+    shared = shared_memory(device)
+    if width > 64 and shared < SHARED:
+        return f"heads {width} wide take {SHARED} bytes of shared memory, and the GPU has {shared} for a program"
     return None
 
 

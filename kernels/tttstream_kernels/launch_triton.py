@@ -10,6 +10,14 @@ from triton import OutOfResources
 from tttstream_kernels.errors import BackendError
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes that the threads of one program can share; in the interpreter as many as on an H100."""
+    if device.type != "cuda":
+        return 227 * 1024
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
+
+
 def launch(kernel: Any, cells: int, *arguments: Any, **constants: Any) -> None:
     """Run one program a cell. The first argument is a tensor: its device counts, whatever the current one is.
 

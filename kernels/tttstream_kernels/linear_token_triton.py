@@ -71,12 +71,13 @@ def forward(
     q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit, phase, lengths, reset, count, begins,
     y, seen, weights_end, pending_end, kept,
     q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head, weights_row,
-    T, H, segments,
-    D: tl.constexpr, K: tl.constexpr, SPAN: tl.constexpr, READS: tl.constexpr, RESTORE: tl.constexpr,
-    TYPE: tl.constexpr, PRECISION: tl.constexpr,
+    T, H, segments, span,
+    D: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr, READS: tl.constexpr,
+    RESTORE: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One cell. READS: 1, or 3 with what keys see after and before they are learned, in `seen` [2, B, T, H, D].
-    SPAN: tokens between two weights in `kept` [B, H, segments, P], 0 for none."""
+    KEEP: whether every `span` tokens the weights go to `kept` [B, H, segments, P]. The sums that a block leaves to the
+    next one stand in `pending_end`."""
     cell = tl.program_id(0).to(tl.int64)
     row, head = cell // H, cell % H
     P: tl.constexpr = D * D + D
@@ -94,33 +95,41 @@ def forward(
         limit += head
     if reset is not None:
         reset += row * T
-        begins += row * (T + 1)
+        begins += row * 2 * (T + 1)
     step = H * D
     columns = tl.arange(0, D)
     scale, shift = tl.load(gamma + head * D + columns)[None, :], tl.load(beta + head * D + columns)[None, :]
-    slots = tl.arange(0, K)
+    slots = tl.arange(0, BLOCK)
     taus, last_tau = tl.load(tau + slots), tl.load(tau + K - 1)
     old = tl.load(phase + row)
     length = T
     if lengths is not None:
         length = tl.minimum(tl.load(lengths + row).to(tl.int32), T)
-    blocks = blocks_of(count, row, old, length, K)
+    blocks = blocks_of(count, row, old, length, BLOCK)
     w, b = _load(weights + row * weights_row + head * P, D)
-    if blocks == 0:
+    sums = pending
+    if (blocks == 0) | (BLOCK < K):
         _store(pending_end, *_load(pending, D), D)
+    if BLOCK < K:
+        sums = pending_end
+        tl.debug_barrier()
     before = -1
     for n in range(blocks):
-        begin, end, place = extent(n, begins, old, length, K)
+        begin, end, place = extent(n, begins, old, length, K, BLOCK)
         if reset is not None:
             if starts_anew(reset, begin):
                 w, b = _load(start, D)
-        if SPAN > 0:
-            segment = begin // SPAN
-            if segment != before:
+        if KEEP:
+            segment = begin // span
+            keep = (segment != before) & ((place == 0) | (n == 0))
+            if keep:
                 _store(kept + (cell * segments + segment) * P, w, b, D)
-            before = segment
-        token = begin - place + slots
-        inside = (slots >= place) & (token < end)
+            before = tl.where(keep, segment, before)
+        if BLOCK < K:
+            taus = tl.load(tau + place // BLOCK * BLOCK + slots)
+        skip = place % BLOCK
+        token = begin - skip + slots
+        inside = (slots >= skip) & (token < end)
         keys, target, rate, _good, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
         nan = tl.where(inside, nan, 0.0)
         z = product(keys, w, TYPE, PRECISION) + b[None, :]
@@ -133,11 +142,11 @@ def forward(
             z = product(x, w, TYPE, PRECISION) + b[None, :]
             lost = nan
             if read < 2:
-                lost = so_far(nan, K)
-                seeing = scores(x, keys, K, TYPE, PRECISION) * -taus[:, None]
+                lost = so_far(nan, BLOCK)
+                seeing = scores(x, keys, BLOCK, TYPE, PRECISION) * -taus[:, None]
                 z += product(seeing, gradient, TYPE, PRECISION)
                 if place > 0:
-                    w_pending, b_pending = _load(pending, D)
+                    w_pending, b_pending = _load(sums, D)
                     z -= taus[:, None] * (product(x, w_pending, TYPE, PRECISION) + b_pending[None, :])
             z = x.to(tl.float32) + standardise(z)[0] * scale + shift + lost[:, None]
             if read == 0:
@@ -149,36 +158,42 @@ def forward(
         w_sum = product(tl.trans(keys), gradient, TYPE, PRECISION) + lost
         b_sum = tl.sum(gradient, axis=0) + lost
         if place > 0:
-            w_pending, b_pending = _load(pending, D)
+            w_pending, b_pending = _load(sums, D)
             w_sum += w_pending
             b_sum += b_pending
         full = end - begin + place == K
         if full:
             w, b, _cut = _settled(w - last_tau * w_sum, b - last_tau * b_sum, start, forget, limit, D, RESTORE)
-        if n == blocks - 1:
+        if BLOCK == K:  # a loop with a barrier in it does not load ahead
+            if n == blocks - 1:
+                _store(pending_end, tl.where(full, 0.0, w_sum), tl.where(full, 0.0, b_sum), D)
+        elif (n == blocks - 1) | (not full):
+            tl.debug_barrier()
             _store(pending_end, tl.where(full, 0.0, w_sum), tl.where(full, 0.0, b_sum), D)
+            tl.debug_barrier()
     _store(weights_end + cell * P, w, b, D)
 
 
 @triton.jit
 def _replay(
     k, v, eta, pending, start, forget, limit, scale, shift, last_tau, old, length, reset, begins, shelves, cuts,
-    k_step, v_step, H, segment, from_block, to_block, w, b,
-    D: tl.constexpr, K: tl.constexpr, SPAN: tl.constexpr, RESTORE: tl.constexpr,
+    k_step, v_step, H, segment, from_block, to_block, span, w, b,
+    D: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, RESTORE: tl.constexpr,
     TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Go through the blocks of a segment again: the weights after every full mini-batch to `shelves`, the factors by
-    which they were cut to `cuts`."""
+    which they were cut to `cuts`; and to `shelves` the sums where a mini-batch goes on in another block."""
     P: tl.constexpr = D * D + D
-    slots = tl.arange(0, K)
+    slots = tl.arange(0, BLOCK)
     for n in range(from_block, to_block):
-        begin, end, place = extent(n, begins, old, length, K)
+        begin, end, place = extent(n, begins, old, length, K, BLOCK)
         if reset is not None:
             if starts_anew(reset, begin):
                 w, b = _load(start, D)
-        if end - begin + place == K:
-            token = begin - place + slots
-            inside = (slots >= place) & (token < end)
+        if (end - begin + place) % BLOCK == 0:
+            skip = place % BLOCK
+            token = begin - skip + slots
+            inside = (slots >= skip) & (token < end)
             keys, target, rate, _good, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
             z = product(keys, w, TYPE, PRECISION) + b[None, :]
             z_hat, rstd, _error, u = error_terms(z, target, rate[:, None], scale, shift)
@@ -187,14 +202,19 @@ def _replay(
             w_sum = product(tl.trans(keys), gradient, TYPE, PRECISION) + lost
             b_sum = tl.sum(gradient, axis=0) + lost
             if place > 0:
-                w_pending, b_pending = _load(pending, D)
+                before = tl.where(n == 0, pending, shelves + shelf(begin, segment, old, span, BLOCK) * P)
+                w_pending, b_pending = _load(before, D)
                 w_sum += w_pending
                 b_sum += b_pending
-            w, b, cut = _settled(w - last_tau * w_sum, b - last_tau * b_sum, start, forget, limit, D, RESTORE)
-            at = shelf(end, segment, old, SPAN, K)
-            _store(shelves + at * P, w, b, D)
-            if limit is not None:
-                tl.store(cuts + at, cut)
+            at = shelf(end, segment, old, span, BLOCK)
+            if end - begin + place == K:
+                w, b, cut = _settled(w - last_tau * w_sum, b - last_tau * b_sum, start, forget, limit, D, RESTORE)
+                _store(shelves + at * P, w, b, D)
+                if limit is not None:
+                    tl.store(cuts + at, cut)
+            else:
+                _store(shelves + at * P, w_sum, b_sum, D)
+                tl.debug_barrier()
 
 
 @triton.jit
@@ -203,8 +223,8 @@ def backward(
     kept, shelves, cuts, hidden, d_y, d_seen, d_weights_end, d_pending_end,
     d_q, d_k, d_v, d_eta, d_weights, d_pending, d_start, d_gamma, d_beta, d_tau, d_forget, d_limit,
     q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head, weights_row,
-    T, H, segments,
-    D: tl.constexpr, K: tl.constexpr, SPAN: tl.constexpr, READS: tl.constexpr, RESTORE: tl.constexpr,
+    T, H, segments, span,
+    D: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, READS: tl.constexpr, RESTORE: tl.constexpr,
     TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One cell: its blocks from the last to the first, segment by segment, each replayed from its checkpoint. The
@@ -224,58 +244,56 @@ def backward(
     pending += cell * P
     d_start += cell * P
     kept += cell * segments * P
-    shelves += cell * (SPAN // K + 3) * P
-    cuts += cell * (SPAN // K + 3)
+    shelves += cell * ((span + K) // BLOCK + 2) * P
+    cuts += cell * ((span + K) // BLOCK + 2)
     if forget is not None:
         forget += head
     if limit is not None:
         limit += head
     if reset is not None:
         reset += row * T
-        begins += row * (T + 1)
+        begins += row * 2 * (T + 1)
         first += row * (segments + 1)
-    columns, slots = tl.arange(0, D), tl.arange(0, K)
+    columns, slots = tl.arange(0, D), tl.arange(0, BLOCK)
     scale, shift = tl.load(gamma + head * D + columns)[None, :], tl.load(beta + head * D + columns)[None, :]
     taus, last_tau = tl.load(tau + slots), tl.load(tau + K - 1)
     old = tl.load(phase + row)
     length = T
     if lengths is not None:
         length = tl.minimum(tl.load(lengths + row).to(tl.int32), T)
-    blocks = blocks_of(count, row, old, length, K)
-    seen = causal(K)
+    blocks = blocks_of(count, row, old, length, BLOCK)
+    seen = causal(BLOCK)
 
     dw, db = _load(d_weights_end + cell * P, D)
     if blocks == 0:
         _store(d_pending + cell * P, *_load(d_pending_end + cell * P, D), D)
     d_scale, d_shift = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32)
-    d_taus = tl.zeros([K], tl.float32)
+    parts = tl.arange(0, K // BLOCK)[:, None]
+    d_taus = tl.zeros([K // BLOCK, BLOCK], tl.float32)
     d_share, d_length, keep, share = 0.0, 0.0, 1.0, 0.0
     if forget is not None:
         share = tl.load(forget)
         keep = 1.0 - share
     for late in range(segments):
         segment = segments - 1 - late
-        from_block = first_block(segment, first, old, blocks, SPAN, K)
-        to_block = first_block(segment + 1, first, old, blocks, SPAN, K)
+        from_block = first_block(segment, first, old, blocks, span, K, BLOCK)
+        to_block = first_block(segment + 1, first, old, blocks, span, K, BLOCK)
         if from_block < to_block:
-            begin, end, place = extent(from_block, begins, old, length, K)
+            begin, end, place = extent(from_block, begins, old, length, K, BLOCK)
             w, b = _load(kept + segment * P, D)
             tl.debug_barrier()
-            _store(shelves + shelf(begin, segment, old, SPAN, K) * P, w, b, D)
+            _store(shelves + shelf(begin, segment, old, span, BLOCK) * P, w, b, D)
             _replay(
                 k, v, eta, pending, start, forget, limit, scale, shift, last_tau, old, length, reset, begins, shelves,
-                cuts, k_step, v_step, H, segment, from_block, to_block, w, b,
-                D, K, SPAN, RESTORE, TYPE, PRECISION,
+                cuts, k_step, v_step, H, segment, from_block, to_block, span, w, b,
+                D, K, BLOCK, RESTORE, TYPE, PRECISION,
             )  # fmt: skip
             tl.debug_barrier()
         for back in range(from_block, to_block):
             n = to_block - 1 - (back - from_block)
-            begin, end, place = extent(n, begins, old, length, K)
+            begin, end, place = extent(n, begins, old, length, K, BLOCK)
             full = end - begin + place == K
-            anew = False
-            if reset is not None:
-                anew = starts_anew(reset, begin)
-            at = shelf(end, segment, old, SPAN, K)
+            at = shelf(end, segment, old, span, BLOCK)
             if full:  # what settles the weights, backwards (equation 15)
                 if limit is not None:
                     w_next, b_next = _load(shelves + at * P, D)
@@ -291,16 +309,23 @@ def backward(
             d_sum_w, d_sum_b = dw, db
             factor = tl.where(full, -last_tau * keep, 1.0)
             if not full:
-                d_sum_w, d_sum_b = _load(d_pending_end + cell * P, D)
-                d_sum_w = tl.where(n == blocks - 1, d_sum_w, 0.0)
-                d_sum_b = tl.where(n == blocks - 1, d_sum_b, 0.0)
-            if anew:
-                w, b = _load(start, D)
-            else:
-                w, b = _load(shelves + shelf(begin, segment, old, SPAN, K) * P, D)
+                last = n == blocks - 1
+                d_sum_w, d_sum_b = _load(tl.where(last, d_pending_end, d_pending) + cell * P, D)
+                if reset is not None:  # which drops the sums
+                    gone = starts_anew(reset, tl.where(last, begin, end)) & (not last)
+                    d_sum_w, d_sum_b = tl.where(gone, 0.0, d_sum_w), tl.where(gone, 0.0, d_sum_b)
+            sums = tl.where(n == 0, pending, shelves + shelf(begin, segment, old, span, BLOCK) * P)
+            found = shelves + shelf(begin - place, segment, old, span, BLOCK) * P
+            if reset is not None:
+                found = tl.where(starts_anew(reset, begin - place), start, found)
+            w, b = _load(found, D)
 
-            token = begin - place + slots
-            inside = (slots >= place) & (token < end)
+            skip = place % BLOCK
+            token = begin - skip + slots
+            if BLOCK < K:
+                taus = tl.load(tau + place - skip + slots)
+            d_slots = tl.zeros([BLOCK], tl.float32)
+            inside = (slots >= skip) & (token < end)
             keys, target, rate, good, _nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
             z = product(keys, w, TYPE, PRECISION) + b[None, :]
             z_hat, rstd, error, u = error_terms(z, target, rate[:, None], scale, shift)
@@ -313,16 +338,17 @@ def backward(
             if full:
                 along = everything(taught * gradient)
                 if place > 0:
-                    w_pending, b_pending = _load(pending, D)
+                    w_pending, b_pending = _load(sums, D)
                     along += everything(d_sum_w * w_pending) + tl.sum(d_sum_b * b_pending, axis=0)
-                d_taus -= tl.where(slots == K - 1, keep * along, 0.0)
+                d_slots -= tl.where(slots == BLOCK - 1, keep * along, 0.0)
                 if forget is not None:
                     w_start, b_start = _load(start, D)
                     d_share += everything(dw * (w_start - w)) + tl.sum(db * (b_start - b), axis=0) + last_tau * along
                     dw *= keep
                     db *= keep
-            if n == 0:
+            if (n == 0) | (place > 0):
                 used = tl.where(place > 0, factor, 0.0)
+                tl.debug_barrier()
                 _store(d_pending + cell * P, used * d_sum_w, used * d_sum_b, D)
 
             for read in tl.static_range(READS):
@@ -333,12 +359,12 @@ def backward(
                     x = keys
                     other = (read - 1) * (tl.num_programs(0).to(tl.int64) * T * D)
                     d_out = tile(d_seen + other + tokens, step, token, inside, D)
-                seeing = scores(x, keys, K, TYPE, PRECISION)
+                seeing = scores(x, keys, BLOCK, TYPE, PRECISION)
                 z_read = product(x, w, TYPE, PRECISION) + b[None, :]
                 if read < 2:
                     z_read += product(seeing * -taus[:, None], gradient, TYPE, PRECISION)
                     if place > 0:
-                        w_pending, b_pending = _load(pending, D)
+                        w_pending, b_pending = _load(sums, D)
                         before = product(x, w_pending, TYPE, PRECISION) + b_pending[None, :]
                         z_read -= taus[:, None] * before
                 read_hat, read_rstd = standardise(z_read)
@@ -348,15 +374,15 @@ def backward(
                 d_x = d_out + product(d_read, tl.trans(w), TYPE, PRECISION)
                 if read < 2:
                     d_seeing = product(d_read, tl.trans(gradient), TYPE, PRECISION)
-                    d_taus -= tl.sum(d_seeing * seeing, axis=1)
+                    d_slots -= tl.sum(d_seeing * seeing, axis=1)
                     d_seeing = tl.where(seen, d_seeing * -taus[:, None], 0.0)
                     d_x += product(d_seeing, keys, TYPE, PRECISION)
                     d_keys += product(tl.trans(d_seeing), x, TYPE, PRECISION)
                     d_gradient += product(tl.trans(seeing * -taus[:, None]), d_read, TYPE, PRECISION)
                     if place > 0:
-                        w_pending, b_pending = _load(pending, D)
+                        w_pending, b_pending = _load(sums, D)
                         before = product(x, w_pending, TYPE, PRECISION) + b_pending[None, :]
-                        d_taus -= tl.sum(d_read * before, axis=1)
+                        d_slots -= tl.sum(d_read * before, axis=1)
                         scaled = d_read * taus[:, None]
                         d_x -= product(scaled, tl.trans(w_pending), TYPE, PRECISION)
                         d_pending_w = product(tl.trans(x), -scaled, TYPE, PRECISION)
@@ -379,13 +405,15 @@ def backward(
             put(d_k + tokens, step, token, inside, tl.where(good[:, None], d_keys, 0.0), D)
             put(d_v + tokens, step, token, inside, tl.where(good[:, None], d_target, 0.0), D)
             tl.store(d_eta + token.to(tl.int64) * H, tl.where(good, put_rate, 0.0), mask=inside)
-            if anew:
-                _add(d_start, dw, db, D)
-                dw, db = tl.zeros([D, D], tl.float32), tl.zeros([D], tl.float32)
+            d_taus += tl.where(parts == place // BLOCK, d_slots[None, :], 0.0)
+            if reset is not None:
+                if starts_anew(reset, begin):
+                    _add(d_start, dw, db, D)
+                    dw, db = tl.zeros([D, D], tl.float32), tl.zeros([D], tl.float32)
     _store(d_weights + cell * P, dw, db, D)
     tl.store(d_gamma + cell * D + columns, d_scale)
     tl.store(d_beta + cell * D + columns, d_shift)
-    tl.store(d_tau + cell * K + slots, d_taus)
+    tl.store(d_tau + cell * K + parts * BLOCK + slots[None, :], d_taus)
     if forget is not None:
         tl.store(d_forget + cell, d_share)
     if limit is not None:

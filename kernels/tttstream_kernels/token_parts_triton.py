@@ -1,8 +1,9 @@
 """What the token-mode kernels share: where a mini-batch lies in its row, its tokens, and how they see one another.
 
-One program is one cell (a head of a row) and walks over the blocks of its row: a block is a mini-batch, or what the
-call holds of it. Blocks end where a mini-batch is full, at a reset, and with the row. Slot i of a block is place i of
-its mini-batch; slots without a token are zeros with a rate of zero.
+One program is one cell (a head of a row) and walks over the blocks of its row: a block is a mini-batch, or BLOCK places
+of it where a whole one does not fit into a multiprocessor, or what the call holds of those. Blocks end with their
+places, at a reset, and with the row; the sums of a mini-batch go on from one of its blocks to the next. Slot i of a
+block is the i-th of its places; slots without a token are zeros with a rate of zero.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -47,45 +48,51 @@ def everything(x):
 
 
 @triton.jit
-def blocks_of(count, row, phase, length, K: tl.constexpr):
+def blocks_of(count, row, phase, length, BLOCK: tl.constexpr):
     """How many blocks a row has: none where it has no token. count: [B] where there are resets, else None."""
     if count is not None:
         return tl.load(count + row)
-    return tl.where(length > 0, (phase + length + K - 1) // K, 0)
+    return tl.where(length > 0, (phase % BLOCK + length + BLOCK - 1) // BLOCK, 0)
 
 
 @triton.jit
-def extent(n, begins, phase, length, K: tl.constexpr):
+def extent(n, begins, phase, length, K: tl.constexpr, BLOCK: tl.constexpr):
     """(first token, one past the last token, place of the first token in its mini-batch) of block n of a row."""
     if begins is not None:
-        begin, end = tl.load(begins + n), tl.load(begins + n + 1)
+        begin, place, end = tl.load(begins + 2 * n), tl.load(begins + 2 * n + 1), tl.load(begins + 2 * n + 2)
     else:
-        begin = tl.maximum(n * K - phase, 0)
-        end = tl.minimum(n * K + K - phase, length)
-    return begin, end, tl.where(n == 0, phase, 0)
+        begin = tl.maximum(n * BLOCK - phase % BLOCK, 0)
+        end = tl.minimum(n * BLOCK + BLOCK - phase % BLOCK, length)
+        place = (phase // BLOCK + n) * BLOCK % K
+        if n == 0:
+            place = phase
+    return begin, end, place
 
 
 @triton.jit
 def starts_anew(reset, begin):
-    """Whether the block that begins here starts from the learned weights."""
+    """Whether what begins with this token, or before the first, starts from the learned weights."""
     if reset is not None:
-        return tl.load(reset + begin) != 0
+        return tl.load(reset + tl.maximum(begin, 0)) != 0
     return False
 
 
 @triton.jit
-def first_block(segment, first, phase, blocks, SPAN: tl.constexpr, K: tl.constexpr):
-    """The first block of a row that begins at token segment * SPAN or later; SPAN is a multiple of K."""
+def first_block(segment, first, phase, blocks, span, K: tl.constexpr, BLOCK: tl.constexpr):
+    """The first block of a row that begins a mini-batch at token segment * span or later, or the first of all; span is
+    a multiple of K."""
     if first is not None:
         return tl.load(first + segment)
-    return tl.where(segment == 0, 0, tl.minimum(segment * (SPAN // K) + (phase + K - 1) // K, blocks))
+    batch = segment * (span // K) + (phase + K - 1) // K
+    return tl.where(segment == 0, 0, tl.minimum(batch * (K // BLOCK) - phase // BLOCK, blocks))
 
 
 @triton.jit
-def shelf(token, segment, phase, SPAN: tl.constexpr, K: tl.constexpr):
-    """Where in a segment's scratch the weights stand with which a mini-batch begins at this token: 0 .. SPAN / K + 1.
-    Two full mini-batches never end fewer than K tokens apart, but for the first, whose earlier tokens came before."""
-    return (token + phase) // K - (segment * SPAN + phase) // K
+def shelf(token, segment, phase, span, BLOCK: tl.constexpr):
+    """Where in a segment's scratch what stands at this token lies: the weights where a mini-batch begins, its sums
+    where one of its further blocks does. 0 .. (span + K) / BLOCK: two such tokens are never fewer than BLOCK apart, but
+    for the first two, whose earlier places came before."""
+    return (tl.maximum(token, 0) + phase) // BLOCK - (segment * span + phase) // BLOCK
 
 
 @triton.jit

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tttstream_kernels import linear_token_triton, mlp_token_triton
+from tttstream_kernels.backend import SHARED
 from tttstream_kernels.call import Call
-from tttstream_kernels.launch_triton import launch
+from tttstream_kernels.launch_triton import launch, shared_memory
 from tttstream_kernels.norm import half_square
 from tttstream_kernels.precision import cast
 from tttstream_kernels.state import InnerState, Loss
@@ -63,7 +64,7 @@ def _any_tokens(
         forget, limit, phase, lengths, reset, call.update.restore,
         3 if return_loss else 1, span_of(tokens, size) if wanted else 0,
     )  # fmt: skip
-    end = blocks(phase, lengths, reset, tokens, size, 0).end
+    end = blocks(phase, lengths, reset, tokens, size, size, 0).end
     new = InnerState(after - start, sums, state.momentum, end.to(state.phase.dtype))
     loss = None
     if return_loss:
@@ -112,9 +113,10 @@ def _settling(update: Update, last: Tensor) -> tuple[Tensor | None, Tensor | Non
 
 
 class Blocks(NamedTuple):
-    """Where the blocks of rows with resets lie. number: [B]. begins: [B, T + 1] first token of each, then the row's
-    length. first: [B, segments + 1] first block that begins in a segment or later. phase: [B] of each row's first
-    block. end: [B] phase after the call. Without resets the kernels find number, begins and first themselves."""
+    """Where the blocks of rows with resets lie. number: [B]. begins: [B, T + 1, 2] first token of each and its place in
+    its mini-batch, then the row's length. first: [B, segments + 1] first block that begins a mini-batch in a segment or
+    later. phase: [B] of each row's first block. end: [B] phase after the call. Without resets the kernels find number,
+    begins and first themselves."""
 
     number: Tensor | None
     begins: Tensor | None
@@ -123,8 +125,11 @@ class Blocks(NamedTuple):
     end: Tensor
 
 
-def blocks(phase: Tensor, lengths: Tensor | None, reset: Tensor | None, tokens: int, size: int, span: int) -> Blocks:
-    """Cut rows into blocks, on the device. phase [B] int32, below `size`; span: tokens of a segment, 0 for none."""
+def blocks(
+    phase: Tensor, lengths: Tensor | None, reset: Tensor | None, tokens: int, size: int, block: int, span: int
+) -> Blocks:
+    """Cut rows into blocks, on the device. phase [B] int32, below `size`; size: places of a mini-batch, block: of a
+    block; span: tokens of a segment, 0 for none."""
     if reset is None:
         after = (phase + (tokens if lengths is None else lengths.clamp(0, tokens))) % size
         return Blocks(None, None, None, phase, after.to(torch.int32))
@@ -135,16 +140,19 @@ def blocks(phase: Tensor, lengths: Tensor | None, reset: Tensor | None, tokens: 
     anew = reset & inside
     since = torch.where(anew, place, 0).cummax(1).values
     slot = (place - since + torch.where(anew.cumsum(1) > 0, 0, phase[:, None])) % size
-    begin = inside & ((slot == 0) | anew | (place == 0))
+    begin = inside & ((slot % block == 0) | anew | (place == 0))
     number = begin.cumsum(1)
-    begins = length[:, None].repeat(1, tokens + 1)
-    begins.scatter_(1, torch.where(begin, number - 1, tokens), torch.where(begin, place, length[:, None]))
+    begins = length[:, None, None].repeat(1, tokens + 1, 2)
+    index = torch.where(begin, number - 1, tokens)[..., None].expand(-1, -1, 2)
+    begins.scatter_(1, index, torch.stack([torch.where(begin, place, length[:, None]), slot.to(torch.int32)], -1))
     segments = -(-tokens // span) if span else 0
     edges = (torch.arange(segments + 1, device=phase.device) * span).clamp(max=tokens)
-    first = torch.cat([torch.zeros_like(number[:, :1]), number], dim=1)[:, edges].to(torch.int32).contiguous()
+    starting = torch.where(begin & ((slot == 0) | anew), number - 1, number[:, -1:])
+    first = torch.cat([starting, number[:, -1:]], dim=1).flip(1).cummin(1).values.flip(1)[:, edges].to(torch.int32)
+    first[:, 0] = 0
     last = slot.gather(1, (length.long() - 1).clamp(min=0)[:, None])[:, 0]
     end = torch.where(length > 0, (last + 1) % size, phase).to(torch.int32)
-    return Blocks(number[:, -1].to(torch.int32), begins, first, torch.where(anew[:, 0], 0, phase), end)
+    return Blocks(number[:, -1].to(torch.int32), begins, first.contiguous(), torch.where(anew[:, 0], 0, phase), end)
 
 
 def span_of(tokens: int, size: int) -> int:
@@ -156,10 +164,19 @@ def span_of(tokens: int, size: int) -> int:
     return group * size
 
 
-def launch_options(inner: str, way: str, width: int, dtype: torch.dtype) -> dict[str, int]:
-    """Warps of a program, and how many loads ahead its loop runs. Only the linear forward pass may look ahead: its loop
-    loads nothing that it has stored. Wide heads leave no room for it."""
-    ahead = inner == "linear" and way == "forward" and width < 128
+def block_of(inner: str, width: int, size: int, shared: int) -> int:
+    """Places of a mini-batch of `size` that a block has: as many as fit into a multiprocessor in float32; as few as a
+    product takes where heads are wide, whose weights alone fill the registers, or where programs can share fewer bytes
+    than on GPUs for data centres."""
+    if width > 64 or shared < SHARED:
+        return 16
+    return min(size, 2048 // width if inner == "mlp" else 64)
+
+
+def launch_options(inner: str, way: str, width: int, dtype: torch.dtype, whole: bool = True) -> dict[str, int]:
+    """Warps of a program, and how many loads ahead its loop runs. Only the linear forward pass over whole mini-batches
+    may look ahead: its loop loads nothing that it has stored. Wide heads leave no room for it."""
+    ahead = inner == "linear" and way == "forward" and width < 128 and whole
     wide = width == 128 or (inner == "linear" and width == 64 and dtype == torch.float32)
     return {"num_warps": 8 if wide else 4, "num_stages": 3 if ahead else 1}
 
@@ -194,16 +211,17 @@ def token(
     """
     rows, tokens, heads, width = q.shape
     y, seen, after, sums, kept = room(q, pending, lengths, reads, span)
-    cut = blocks(phase, lengths, reset, tokens, len(tau), span)
+    block = block_of(inner, width, len(tau), shared_memory(q.device))
+    cut = blocks(phase, lengths, reset, tokens, len(tau), block, span)
     launch(
         KERNELS[inner].forward, rows * heads,
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
         cut.phase, lengths, reset, cut.number, cut.begins,
         y, seen, after, sums, kept,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
-        tokens, heads, kept.shape[2],
-        D=width, K=len(tau), SPAN=span, READS=reads, RESTORE=restore, **numerics(q.dtype),
-        **launch_options(inner, "forward", width, q.dtype),
+        tokens, heads, kept.shape[2], span,
+        D=width, K=len(tau), BLOCK=block, KEEP=span > 0, READS=reads, RESTORE=restore, **numerics(q.dtype),
+        **launch_options(inner, "forward", width, q.dtype, block == len(tau)),
     )  # fmt: skip
     return y, seen, after, sums, kept
 
@@ -284,8 +302,9 @@ def token_backward(
     rows, tokens, heads, width = q.shape
     size, segments = len(tau), kept.shape[2]
     tiles, shared = _gradients(q, eta, weights, start, tau, forget, limit, lengths, reset)
-    cut = blocks(phase, lengths, reset, tokens, size, span)
-    shelves, cuts, hidden = scratch(inner, weights, span, size, width)
+    block = block_of(inner, width, size, shared_memory(q.device))
+    cut = blocks(phase, lengths, reset, tokens, size, block, span)
+    shelves, cuts, hidden = scratch(inner, weights, span, size, block, width)
     launch(
         KERNELS[inner].backward, rows * heads,
         q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
@@ -293,8 +312,8 @@ def token_backward(
         kept, shelves, cuts, hidden, d_y, d_seen, d_weights_end, d_pending_end,
         *tiles, *shared,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
-        tokens, heads, segments,
-        D=width, K=size, SPAN=span, READS=reads, RESTORE=restore, **numerics(q.dtype),
+        tokens, heads, segments, span,
+        D=width, K=size, BLOCK=block, READS=reads, RESTORE=restore, **numerics(q.dtype),
         **launch_options(inner, "backward", width, q.dtype),
     )  # fmt: skip
     d_q, d_k, d_v, d_eta, d_weights, d_pending = tiles
@@ -305,12 +324,12 @@ def token_backward(
     )  # fmt: skip
 
 
-def scratch(inner: str, weights: Tensor, span: int, size: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What the backward pass works in: weights at the ends of one segment's mini-batches, the factors of their cuts,
-    and what belongs to the hidden units of one block of the MLP."""
+def scratch(inner: str, weights: Tensor, span: int, size: int, block: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the backward pass works in: weights at the ends of one segment's mini-batches and sums at those of their
+    blocks, the factors of the cuts, and what belongs to the hidden units of one block of the MLP."""
     rows, heads, numbers = weights.shape
-    shelves = weights.new_empty(rows, heads, span // size + 3, numbers)
-    hidden = weights.new_empty(rows, heads, 5, 4 * width if inner == "mlp" else 0, size)
+    shelves = weights.new_empty(rows, heads, (span + size) // block + 2, numbers)
+    hidden = weights.new_empty(rows, heads, 5, 4 * width if inner == "mlp" else 0, block)
     return shelves, shelves.new_empty(shelves.shape[:3]), hidden
 
 

@@ -6,19 +6,21 @@ import ast
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tttstream_kernels import MLP, BackendError, Conv, Inner, Linear, ttt
+from tttstream_kernels import MLP, BackendError, Conv, Inner, Linear, choose_backend, ttt
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from triton import OutOfResources
 
 from tttstream_kernels.launch_triton import launch
+from tttstream_kernels.token_triton import block_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODES: list[tuple[Inner, str, int]] = [
@@ -96,6 +98,27 @@ def test_too_little_shared_memory_is_an_error_of_ours() -> None:
         BackendError, match="needs 150000 bytes of shared memory, and this GPU has 101376: use narrower"
     ):
         launch(kernel, 1, torch.zeros(2))
+
+
+def test_gpus_whose_programs_share_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide heads go to the reference, and mini-batches in smaller blocks."""
+    properties = SimpleNamespace(shared_memory_per_block_optin=101_376)
+    monkeypatch.setattr("tttstream_kernels.norm_triton.INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    for causal in ("token", "frame"):
+        assert choose_backend("auto", Linear(), causal, width=64, device="cuda") == "triton"
+        assert choose_backend("auto", Linear(), causal, width=128, device="cuda") == "reference"
+        with pytest.raises(
+            BackendError, match="heads 128 wide take 163840 bytes of shared memory, and the GPU has 101376"
+        ):
+            choose_backend("triton", Linear(), causal, width=128, device="cuda")
+    properties.shared_memory_per_block_optin = 166_912
+    assert choose_backend("auto", Linear(), width=128, device="cuda") == "triton"
+    sizes = [(inner, width) for inner in ("linear", "mlp") for width in (32, 64, 128)]
+    assert [block_of(*size, 64, 101_376) for size in sizes] == [16] * 6
+    assert [block_of(*size, 64, 166_912) for size in sizes] == [64, 64, 16, 64, 32, 16]
+    assert block_of("linear", 64, 16, 166_912) == 16
 
 
 @pytest.mark.gpu

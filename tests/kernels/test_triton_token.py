@@ -435,7 +435,7 @@ def test_checkpoints_grow_as_the_root_of_the_tokens(inner: Inner) -> None:
         with torch.device("meta"):
             q, pending = torch.empty(1, tokens, 2, 64), torch.empty(1, 2, inner.size(64))
         kept = token_triton.room(q, pending, None, 1, span)[-1]
-        scratch = token_triton.scratch(inner.name, pending, span, 16, 64)
+        scratch = token_triton.scratch(inner.name, pending, span, 16, 16, 64)
         sizes.append((span, kept.nbytes, kept.nbytes + sum(part.nbytes for part in scratch)))
     (span, kept, total), (longer_span, more_kept, more_total) = sizes
     assert longer_span == 4 * span
@@ -447,14 +447,51 @@ def test_checkpoints_grow_as_the_root_of_the_tokens(inner: Inner) -> None:
 def test_where_the_blocks_lie() -> None:
     reset = torch.zeros(2, 12, dtype=torch.bool)
     reset[0, 5] = reset[0, 6] = reset[1, 9] = True
-    cut = token_triton.blocks(torch.tensor([3, 0], dtype=torch.int32), torch.tensor([12, 8]), reset, 12, 4, 8)
+    phase, lengths = torch.tensor([3, 0], dtype=torch.int32), torch.tensor([12, 8])
+    cut = token_triton.blocks(phase, lengths, reset, 12, 4, 4, 8)
     assert cut.number is not None
     assert cut.begins is not None
     assert cut.first is not None
     assert cut.number.tolist() == [5, 2]  # the reset beyond the length of row 1 does not count
-    assert cut.begins.tolist() == [[0, 1, 5, 6, 10] + [12] * 8, [0, 4] + [8] * 11]
+    assert cut.begins[..., 0].tolist() == [[0, 1, 5, 6, 10] + [12] * 8, [0, 4] + [8] * 11]
+    assert [row[:n] for row, n in zip(cut.begins[..., 1].tolist(), [5, 2], strict=True)] == [[3, 0, 0, 0, 0], [0, 0]]
     assert cut.first.tolist() == [[0, 4, 5], [0, 2, 2]]
     assert cut.end.tolist() == [2, 0]
+    halves = token_triton.blocks(phase, lengths, reset, 12, 4, 2, 8)
+    assert halves.number is not None
+    assert halves.begins is not None
+    assert halves.first is not None
+    assert halves.number.tolist() == [7, 4]
+    assert halves.begins[0, :8, 0].tolist() == [0, 1, 3, 5, 6, 8, 10, 12]
+    assert halves.begins[0, :7, 1].tolist() == [3, 0, 2, 0, 0, 2, 0]
+    assert halves.first.tolist() == [[0, 6, 7], [0, 4, 4]]  # segments begin where mini-batches do
+
+
+@inners
+def test_a_mini_batch_in_several_blocks(inner: Inner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a whole one does not fit into a multiprocessor: its sums go on from block to block."""
+    monkeypatch.setattr(token_triton, "block_of", lambda *_: 16)
+    options: dict[str, Any] = {"mini_batch": 32, "heads": 1}
+    resets = {(0, 40), (1, 16), (1, 20), (1, 37)}
+    case = Case(inner, 75, "per_head", rows=2, phases=[21, 5], reset=resets, lengths=[70, 75], **options)
+    case.check(case.op("reference"))
+    case = Case(inner, 60, "restore", rows=1, phases=[31], **options)
+    case.check(case.op("reference"), case.op("triton", [7, 53]))
+
+
+@inners
+@no_number
+def test_a_bad_number_in_several_blocks(inner: Inner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_triton, "block_of", lambda *_: 16)
+    case = Case(inner, 40, rows=2, heads=1, mini_batch=32, phases=[3, 0], reset={(0, 35)})
+    case.leaves["v"][0, 9, 0, 3] = torch.nan
+    case.leaves["k"][1, 20, 0, 0] = torch.inf
+    with torch.no_grad():
+        ours, reference = case.op("triton")[0], case.op("reference")[0]
+    for name, value in ours.items():
+        assert torch.equal(value.isfinite().cpu(), reference[name].isfinite()), name
+    bad = ~ours["outputs"].isfinite().all(-1)[..., 0].cpu()
+    assert [row.nonzero().flatten().tolist() for row in bad] == [list(range(9, 35)), list(range(20, 40))]
 
 
 def test_a_mistake_is_named() -> None:
@@ -465,7 +502,7 @@ def test_a_mistake_is_named() -> None:
         ttt(Linear(), *given[:5], given[5][:1], given[6], backend="triton")
 
 
-REAL = [(64, 16, 2048), (128, 16, 512), (64, 64, 1024), (16, 32, 4096), (32, 16, 1024)]
+REAL = [(64, 16, 2048), (128, 16, 512), (64, 64, 1024), (128, 64, 512), (16, 32, 4096), (32, 16, 1024)]
 
 
 @pytest.mark.gpu

@@ -36,6 +36,7 @@ def test_the_linear_forward_pass_and_the_step(root: Path) -> None:
     forward = table(root, "--quick", "--kernel", "linear.forward")["linear.forward D=64 K=16 bf16"]
     check(forward)
     assert forward[2] == 0, "weights that spill are not in registers"
+    assert forward[3] > 24, "the loop does not load ahead"
     assert forward[4] >= 2
     step = table(root, "--quick", "--kernel", "linear.step")["linear.step D=64"]
     check(step)

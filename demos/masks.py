@@ -2,7 +2,8 @@
 
     python demos/masks.py --seeds 990001 990002 --out docs/masks.png
 
-The sequences are made of scikit-image's photographs. The first column shows the mask that is given.
+The sequences are made of scikit-image's photographs. The first column shows the mask that is given; in the others the
+true mask is outlined in white.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from tttstream.masks import MaskStream, load
-from tttstream.masks.metrics import region_similarity
+from tttstream.masks.metrics import contour, region_similarity
 from tttstream.train.data import PyAV
 from tttstream.train.data.objects import ObjectsClip
 from tttstream.views.masks import MaskOverlay, palette
@@ -42,7 +43,10 @@ def main() -> None:
             if t:
                 values += [region_similarity(result.mask == n, truth == n) for n in range(1, objects + 1)]
             if t in args.frames:
-                pictures.append(overlay.draw(frame, result.mask))
+                picture = overlay.draw(frame, result.mask)
+                if t:
+                    picture[contour(truth == 1) | contour(truth == 2)] = 255
+                pictures.append(picture)
         rows.append(np.hstack(pictures))
         print(f"seed {seed}: {objects} objects, mean J {np.mean(values):.3f} over {len(shot.frames) - 1} frames")
     Image.fromarray(np.vstack(rows)).save(args.out)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tttstream.errors import ShapeError, StateError
 from tttstream.masks import MaskModel, MaskOutput, MaskState
-from tttstream.masks.model import together
+from tttstream.masks.model import moments, together
 from tttstream.state import pack, unpack
 from tttstream.testing import assert_close
 
@@ -135,6 +135,19 @@ def test_objects_may_change_places(make_model: Make, clip: Clip) -> None:
     assert_close(turned.logits[:, :, [0, 2, 1]], straight.logits, 1e-9)
 
 
+def test_keys_mean_the_same_in_every_frame_of_a_stream(make_model: Make, clip: Clip) -> None:
+    """They are centred as those of the first frame, and anew where the first object is given."""
+    model, (frames, masks) = make_model(), clip(1, 4)
+    shown = first_only(masks)
+    _, first = model(frames[:, :1], masks=masks[:, :1], given=shown[:, :1])
+    _, last = model(frames[:, 1:], first)
+    assert torch.equal(last.middle, first.middle)
+    assert torch.equal(last.spread, first.spread)
+    _, blank = model(torch.zeros_like(frames[:, :1]), model.init_state(1, 2))
+    _, given = model(frames[:, :1], blank, masks=masks[:, :1], given=shown[:, :1])
+    assert_close(given, first, 1e-12)
+
+
 def test_an_object_is_nowhere_until_it_is_given_and_disturbs_nobody(make_model: Make, clip: Clip) -> None:
     model, (frames, masks) = make_model(), clip(1, 4)
     shown = first_only(masks)
@@ -189,9 +202,10 @@ def test_the_memory_comes_closer_to_what_it_is_taught_with_every_pass(make_model
     model, (frames, masks) = make_model(base_lr=2.0), clip(1, 1, 1)
     with torch.no_grad():
         features = model.encoder(frames[:, 0], None)
+        every = model.centred(features.keys, *moments(features.keys))
         code, rate = model.code(masks[:, 0, 0], torch.zeros_like(masks[:, 0, 0]))
         height, width = features.coarse.shape[-2:]
-        keys = features.keys.unflatten(1, (height, width))[:, ::2, ::2].flatten(1, 2)
+        keys = every.unflatten(1, (height, width))[:, ::2, ::2].flatten(1, 2)
         errors = []
         for passes in range(6):
             delta = model._learn(keys, code, rate, model.init_state(1).delta, torch.tensor([[passes]]))

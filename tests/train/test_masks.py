@@ -126,6 +126,7 @@ def test_data_without_masks_and_options_that_make_no_sense() -> None:
 
 
 CONFIG = """
+model: {{size: 48}}
 trainer: {{accelerator: cpu, devices: 1, max_steps: {steps}, limit_val_batches: 1, num_sanity_val_steps: 0,
   log_every_n_steps: 1, enable_progress_bar: false, enable_model_summary: false, default_root_dir: {out},
   logger: {{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {out}, name: run}}}}}}
@@ -135,16 +136,15 @@ task:
 data:
   class_path: tttstream.train.data.VideoData
   init_args:
-    train: {{class_path: tttstream.train.data.objects.MovingObjects, init_args: {{count: 50, frames: 6, size: 48}}}}
+    train: {{class_path: tttstream.train.data.objects.MovingObjects, init_args: {{count: 50, frames: 6}}}}
     val:
       class_path: tttstream.train.data.objects.MovingObjects
-      init_args: {{count: 2, frames: 6, size: 48, seed: 90}}
+      init_args: {{count: 2, frames: 6, seed: 90}}
     test:
       class_path: tttstream.train.data.objects.MovingObjects
-      init_args: {{count: 2, frames: 6, size: 48, seed: 95}}
+      init_args: {{count: 2, frames: 6, seed: 95}}
     window: {{frames: 6}}
     eval_window: {{frames: 6, start: first}}
-    size: 48
     length: {length}
     batch_size: 2
     steps: 2
@@ -180,4 +180,6 @@ def test_fit_resume_export_and_test(tmp_path: Path) -> None:
     assert losses(tmp_path, 2) == losses(tmp_path, 0)[2:]
     fit(tmp_path, 4, f"--ckpt_path={checkpoints[-1]}", command="test", length=6)
     with pytest.raises(CheckpointError, match="another mask model"):
-        fit(tmp_path, 4, f"--ckpt_path={half}", "--task.network.first=3")
+        fit(tmp_path, 4, f"--ckpt_path={half}", "--task.network.heads=3")
+    fit(tmp_path, 3, f"--ckpt_path={half}", "--task.network.first=3")
+    assert len(losses(tmp_path, 5)) == 1

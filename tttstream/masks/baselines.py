@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import ShapeError
-from tttstream.masks.model import SURE, MaskModel, together
+from tttstream.masks.model import SURE, MaskModel, moments, together
+from tttstream.masks.networks import STRIDE
+from tttstream.masks.stream import Labels, MaskStream
 
 NAMES = ("copy", "matching", "frozen", "untaught")
 """copy: the first mask again and again. matching: each token takes the mask of the tokens most like it in the first
 and the previous frame, by the model's own keys. frozen: the memory learns the first frame only. untaught: it never
 learns, its weights are the learned start."""
+
+METHODS = ("model", *NAMES)
 
 NEAREST, SHARPNESS = 5, 20.0
 
@@ -36,15 +44,34 @@ def propagate(name: str, model: MaskModel, frames: Tensor, masks: Tensor) -> Ten
     raise ShapeError(f"there is no baseline {name!r}: expected one of {', '.join(NAMES)}")
 
 
+def follow(
+    method: str, model: MaskModel, images: Sequence[NDArray[np.generic]], mask: Labels, size: int | None = None
+) -> list[Labels]:
+    """Masks [H, W] of every image [H, W, 3] by one of `METHODS`, from the first one's mask, at the images' own size.
+
+    size: short side in pixels at which the model looks, its own unless given.
+    """
+    stream = MaskStream(model, objects=int(mask.max()), size=size, learn=method != "frozen")
+    if method in ("model", "frozen"):
+        return [stream.push(image, mask if index == 0 else None).mask for index, image in enumerate(images)]
+    if method == "copy":
+        return [mask] * len(images)
+    frames = torch.stack([stream.picture(image) for image in images])[None]
+    first = F.interpolate(stream.given(mask, *mask.shape)[None], frames.shape[-2:], mode="area")
+    logits = propagate(method, model, frames, first)[0]
+    whole = (F.interpolate(part[None], mask.shape, mode="bilinear", align_corners=False)[0] for part in logits)
+    return [part.argmax(0).to(torch.uint8).numpy() for part in whole]
+
+
 def _matching(model: MaskModel, frames: Tensor, masks: Tensor) -> Tensor:
     pixels = frames.to(model.start.dtype) / (255.0 if frames.dtype == torch.uint8 else 1.0)
-    grid = [size // 4 for size in frames.shape[-2:]]
+    grid = [size // STRIDE for size in frames.shape[-2:]]
     logits = [together((2 * masks - 1) * SURE)]
     labels = F.interpolate(torch.cat([1 - masks.sum(1, keepdim=True), masks], 1), grid, mode="area").flatten(2).mT
-    first = previous = (_keys(model, pixels[:, 0]), labels)
-    for t in range(1, frames.shape[1]):
-        keys = _keys(model, pixels[:, t])
-        known, answers = torch.cat([first[0], previous[0]], 1), torch.cat([first[1], previous[1]], 1)
+    first, *others = _keys(model, pixels).unbind(1)
+    previous = begun = (first, labels)
+    for keys in others:
+        known, answers = torch.cat([begun[0], previous[0]], 1), torch.cat([begun[1], previous[1]], 1)
         found = torch.cat([_vote(part, known, answers) for part in keys.split(1024, 1)], 1)
         previous = keys, found
         picture = F.interpolate(found.mT.unflatten(2, grid), frames.shape[-2:], mode="bilinear", align_corners=False)
@@ -53,8 +80,10 @@ def _matching(model: MaskModel, frames: Tensor, masks: Tensor) -> Tensor:
 
 
 def _keys(model: MaskModel, pixels: Tensor) -> Tensor:
-    """Keys of all heads side by side, of length 1: [B, N, heads * D]."""
-    return F.normalize(model.encoder(pixels, None).keys.flatten(2), dim=2)
+    """Keys of all heads side by side, of length 1: [B, T, 3, H, W] -> [B, T, N, heads * D]."""
+    raw = torch.stack([model.encoder(frame, None).keys for frame in pixels.unbind(1)], 1)
+    first = moments(raw[:, 0])
+    return torch.stack([F.normalize(model.centred(keys, *first).flatten(2), dim=2) for keys in raw.unbind(1)], 1)
 
 
 def _vote(keys: Tensor, known: Tensor, answers: Tensor) -> Tensor:

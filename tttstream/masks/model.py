@@ -25,9 +25,13 @@ SURE = 12.0
 """Log-odds of a mask that is given."""
 
 
+SETTINGS = ("base_lr", "first", "passes", "size")
+"""Of `MaskConfig`, what the same weights may be used with otherwise."""
+
+
 @dataclass(frozen=True)
 class MaskConfig:
-    """Everything that decides a model's shape.
+    """A model's shape, and how its memory learns.
 
     width: channels of the features at a quarter of the size. heads, head_width: inner models side by side, and their
     width. placed: how many of the heads see where a place is. inner: linear or mlp. base_lr: base of the inner
@@ -62,13 +66,16 @@ class _MaskFields(NamedTuple):
     delta: Tensor
     anchor: Tensor
     seen: Tensor
+    middle: Tensor
+    spread: Tensor
 
 
 class MaskState(State, _MaskFields):
     """What is remembered of each object of each stream; its size depends neither on the frames nor on their size.
 
     delta: [B, O, H, P] the inner weights' difference from their learned start. anchor: the same right after the mask
-    was given. seen: [B, O] 1 once it was given.
+    was given. seen: [B, O] 1 once it was given. middle, spread: [B, heads * D] of the keys of the first frame, or of
+    that in which the first object was given.
     """
 
     __slots__ = ()
@@ -136,8 +143,8 @@ class MaskModel(nn.Module):
         """A fresh state of `batch` streams with room for so many objects each, all zeros."""
         dtype = torch.float64 if self.start.dtype == torch.float64 else torch.float32
         zeros = partial(torch.zeros, dtype=dtype, device=self.start.device)
-        weights = batch, objects, *self.start.shape
-        return MaskState(zeros(weights), zeros(weights), zeros(batch, objects))
+        weights, keys = (batch, objects, *self.start.shape), (batch, self.gamma.numel())
+        return MaskState(zeros(weights), zeros(weights), zeros(batch, objects), zeros(keys), zeros(keys))
 
     def forward(
         self,
@@ -158,13 +165,13 @@ class MaskModel(nn.Module):
         frames = frames.to(self.start.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.start.dtype)
         rows, count = frames.shape[:2]
         moved = None if offset is None else offset.repeat_interleave(count, 0)
-        features = Features(*(x.unflatten(0, (rows, count)) for x in self.encoder(frames.flatten(0, 1), moved)))
+        parts = (x.unflatten(0, (rows, count)).unbind(1) for x in self.encoder(frames.flatten(0, 1), moved))
+        every = [Features(*here) for here in zip(*parts, strict=True)]
         logits, guesses = [], []
-        for t in range(count):
+        for t, here in enumerate(every):
             before = state
             if reset is not None:
                 state = state.map(torch.zeros_like).where(reset[:, t], state)
-            here = Features(*(x[:, t] for x in features))
             mask = None if masks is None else masks[:, t].to(frames.dtype)
             told = None if taught is None else taught[:, t]
             said, guess, state = self._frame(here, state, mask, given[:, t], told, learn)
@@ -197,11 +204,15 @@ class MaskModel(nn.Module):
         taught: Tensor | None,
         learn: bool,
     ) -> tuple[Tensor, Tensor, MaskState]:
-        objects = state.objects
+        objects, known = state.objects, state.seen > 0
         height, width = features.coarse.shape[-2:]
-        answer = torch.cat([self._read(features.keys, weights) for weights in (state.delta, state.anchor)], 2)
+        fresh = (state.spread == 0).all(1) | (given.any(1) & ~known.any(1))
+        mean, deviation = moments(features.keys.to(state.delta.dtype))
+        middle = torch.where(fresh[:, None], mean, state.middle)
+        spread = torch.where(fresh[:, None], deviation, state.spread)
+        keys = self.centred(features.keys, middle, spread)
+        answer = torch.cat([self._read(keys, weights) for weights in (state.delta, state.anchor)], 2)
         logits, guess = self.decoder(answer, features, objects)
-        known = state.seen > 0
         logits = torch.where(known[..., None, None], logits, -SURE)
         if masks is not None:
             logits = torch.where(given[..., None, None], (2 * masks - 1) * SURE, logits)
@@ -211,17 +222,32 @@ class MaskModel(nn.Module):
             learned = torch.where(taught[:, None, None, None], masks, learned)
         others = (learned.sum(1, keepdim=True) - learned).flatten(0, 1)
         code, rate = self.code(learned.flatten(0, 1), others)
-        teaching = features.keys.unflatten(1, (height, width))[:, ::EVERY, ::EVERY].flatten(1, 2)
+        teaching = keys.unflatten(1, (height, width))[:, ::EVERY, ::EVERY].flatten(1, 2)
         passes = torch.where(given, self.config.first, torch.where(known, self.config.passes * int(learn), 0))
         delta = self._learn(teaching, code, rate, state.delta, passes)
         pull = self.pull.sigmoid()[:, None].to(delta.dtype)
         pulled = torch.where((passes > 0)[..., None, None], delta + pull * (state.anchor - delta), delta)
         first = given[..., None, None]
-        return logits, guess, MaskState(
-            torch.where(first, delta, pulled),
-            torch.where(first, delta, state.anchor),
-            torch.where(given, 1.0, state.seen),
-        )  # fmt: skip
+        return (
+            logits,
+            guess,
+            MaskState(
+                torch.where(first, delta, pulled),
+                torch.where(first, delta, state.anchor),
+                torch.where(given, 1.0, state.seen),
+                middle,
+                spread,
+            ),
+        )
+
+    def centred(self, keys: Tensor, middle: Tensor, spread: Tensor) -> Tensor:
+        """Keys [B, N, heads * D] as the memory takes them, [B, N, heads, D] of length sqrt(D).
+
+        All frames of a stream are centred alike, so that a key means the same in each. Keys that are not centred lie
+        close together, and the memory is slow to tell them apart.
+        """
+        keys = ((keys - middle[:, None]) / spread[:, None]).unflatten(2, self.gamma.shape)
+        return F.layer_norm(keys, keys.shape[-1:])
 
     def _read(self, keys: Tensor, delta: Tensor) -> Tensor:
         """The code that the memory gives for each token at its weights: [B * O, N, heads * head width]."""
@@ -295,6 +321,12 @@ class MaskModel(nn.Module):
                 f"mask model: expected reset bool {list(shape[:2])}, got {reset.dtype} {list(reset.shape)}"
             )
         return state, given
+
+
+def moments(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the tokens of a frame: [B, N, C] -> two of [B, C], the second never 0."""
+    variance, mean = torch.var_mean(keys, 1, correction=0)
+    return mean, (variance + 1e-5).sqrt()
 
 
 def together(logits: Tensor) -> Tensor:

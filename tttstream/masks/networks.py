@@ -62,8 +62,8 @@ def _resize(x: Tensor, factor: int) -> Tensor:
 
 
 class Features(NamedTuple):
-    """What the encoder says of frames: fine [n, c, H/2, W/2], coarse [n, width, H/4, W/4], and keys [n, N, heads, D]
-    of length sqrt(D), one for each token of the coarse grid in reading order."""
+    """What the encoder says of frames: fine [n, c, H/2, W/2], coarse [n, width, H/4, W/4], and keys
+    [n, N, heads * D], one for each token of the coarse grid in reading order."""
 
     fine: Tensor
     coarse: Tensor
@@ -81,7 +81,6 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int, heads: int, head_width: int, placed: int, waves: int = 8) -> None:
         super().__init__()
-        self.heads, self.head_width, self.placed = heads, head_width, placed
         self.fine = _conv(3, 16, 2)
         self.down = _conv(16, width, 2)
         self.pyramid = Pyramid(width)
@@ -101,12 +100,7 @@ class Encoder(nn.Module):
         near = [colour, *(_blur(colour, size) for size in (3, 7))]
         seen = torch.cat([coarse, *near], 1)
         look, place = self.look(seen), self.place(torch.cat([seen, self._places(coarse, offset)], 1))
-        keys = torch.cat([look, place], 1).flatten(2).mT
-        spread, middle = torch.var_mean(
-            keys, 1, correction=0, keepdim=True
-        )  # over the frame: what is common says little
-        keys = ((keys - middle) * (spread + 1e-5).rsqrt()).unflatten(2, (self.heads, self.head_width))
-        return Features(fine, coarse, F.layer_norm(keys, keys.shape[-1:]))
+        return Features(fine, coarse, torch.cat([look, place], 1).flatten(2).mT)
 
     def _places(self, x: Tensor, offset: Tensor | None) -> Tensor:
         count, _, height, width = x.shape

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tttstream.errors import CheckpointError, ShapeError
 from tttstream.masks.baselines import NAMES, propagate
-from tttstream.masks.model import MaskConfig, MaskModel, MaskOutput, MaskState
+from tttstream.masks.model import SETTINGS, MaskConfig, MaskModel, MaskOutput, MaskState
 from tttstream.masks.networks import STRIDE
 from tttstream.state import pack, unpack
 
@@ -194,7 +194,8 @@ class MaskPropagation(LightningModule):
         saved = checkpoint.get("tttstream") or {}
         if saved.get("task") != type(self).__name__:
             raise CheckpointError(f"the checkpoint is of the task {saved.get('task')}, this is {type(self).__name__}")
-        if saved["network"] != dataclasses.asdict(self.model.config):
+        network = {**dataclasses.asdict(self.model.config), **{name: saved["network"].get(name) for name in SETTINGS}}
+        if saved["network"] != network:
             raise CheckpointError(f"the checkpoint is of another mask model: {saved['network']}")
         lanes, trainer = saved["lanes"], self._trainer
         if lanes is not None and trainer is not None and trainer.state.fn == "fit":

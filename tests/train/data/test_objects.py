@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tttstream.errors import DataError
-from tttstream.train.data import PyAV
+from tttstream.train.data import PyAV, VideoData
 from tttstream.train.data.objects import MovingObjects, ObjectsClip
 
 
@@ -73,6 +73,16 @@ def test_the_index_lists_clips_by_their_seeds_and_parts_videos_by_file(tmp_path:
     assert parts["train"] | parts["test"] == parts["all"]
     assert not parts["train"] & parts["test"]
     assert len(parts["train"]) > len(parts["test"]) > 0
+
+
+def test_what_is_drawn_has_the_size_of_the_data() -> None:
+    train = MovingObjects(count=1, frames=2)
+    data = VideoData(train, MovingObjects(count=1, frames=2, size=48), size=48, length=2, batch_size=1, workers=0)
+    for part in ("train", "val"):
+        assert next(iter(data.clips(part)[0].open(PyAV()).read(np.arange(1)).frames)).shape == (48, 48, 3)
+    assert train.size is None
+    with pytest.raises(DataError, match=r"drawn at 48 pixels for data of 64; leave size out"):
+        VideoData(MovingObjects(count=1, size=48), size=64)
 
 
 def test_an_index_that_makes_no_sense(tmp_path: Path) -> None:

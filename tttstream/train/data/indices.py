@@ -24,6 +24,11 @@ class Index(ABC):
     def clips(self) -> list[Clip]:
         """All clips, in an order that is the same each time. Raises DataError where there is none."""
 
+    def sized(self, size: int) -> Index:
+        """The same for data of `size` × `size` pixels: where clips are drawn, at which size they are. Raises DataError
+        where another one was asked for."""
+        return self
+
 
 @dataclass
 class Videos(Index):

@@ -81,7 +81,8 @@ class VideoData(LightningDataModule):
             raise DataError(f"data: bad_video is {bad_video!r}, expected 'skip' or 'raise'")
         if fractions is not None and len(fractions) != 3:
             raise DataError(f"data: fractions are {fractions}, expected three, for train, val and test")
-        self._indices = {"train": train, "val": val, "test": test}
+        parts = {"train": train, "val": val, "test": test}
+        self._indices = {part: index and index.sized(size) for part, index in parts.items()}
         self._fractions = fractions
         self.size, self.length, self.batch_size, self.workers, self.seed = size, length, batch_size, workers, seed
         self._windows = (window or Window(), eval_window or Window(start="centre"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
@@ -18,6 +18,7 @@ from tttstream.train.data.indices import Index, Videos
 from tttstream.train.data.split import cut
 from tttstream.train.data.sprites import Floats, Motion, Pixels, Sprite, make_sprite, region, smooth
 
+SIZE = 112  # pixels: the side of the frames where nobody says
 SHORT = 144  # pixels: the short side at which frames of videos are kept
 RUNS, RUN = 6, 16  # how many runs of how many frames are kept of a video
 
@@ -35,7 +36,7 @@ class ObjectsClip(Clip):
     """
 
     seed: int = 0
-    size: int = 112
+    size: int = SIZE
     frames: int = 12
     objects: int = 2
     videos: tuple[str, ...] = ()
@@ -54,15 +55,15 @@ class ObjectsClip(Clip):
 class MovingObjects(Index):
     """Generated sequences of moving objects, made as they are needed; see ObjectsClip.
 
-    count: how many. frames: length of each. size: side in pixels. objects: at most so many are tracked. folders:
-    folders of videos, or video files, whose frames they are made of besides photographs; None for photographs alone.
-    part: of the videos, "train", "test" or "all"; a video's own name decides, see `split`. seed: of the first; the
-    others have the seeds that follow.
+    count: how many. frames: length of each. size: side in pixels, that of the data unless given. objects: at most so
+    many are tracked. folders: folders of videos, or video files, whose frames they are made of besides photographs;
+    None for photographs alone. part: of the videos, "train", "test" or "all"; a video's own name decides, see `split`.
+    seed: of the first; the others have the seeds that follow.
     """
 
     count: int = 100_000
     frames: int = 12
-    size: int = 112
+    size: int | None = None
     objects: int = 2
     folders: list[str] | None = None
     part: str = "all"
@@ -70,13 +71,23 @@ class MovingObjects(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        if min(self.count, self.frames, self.size, self.objects) < 1:
+        size = SIZE if self.size is None else self.size
+        if min(self.count, self.frames, size, self.objects) < 1:
             raise DataError("objects: count, frames, size and objects must be at least 1")
         videos = tuple(clip.name for clip in self._videos())
         seeds = range(self.seed, self.seed + self.count)
         return [
-            ObjectsClip(f"objects {s}", -1, True, s, self.size, self.frames, self.objects, videos) for s in seeds
+            ObjectsClip(f"objects {s}", -1, True, s, size, self.frames, self.objects, videos) for s in seeds
         ]  # fmt: skip
+
+    def sized(self, size: int) -> MovingObjects:
+        """See Index."""
+        if self.size not in (None, size):
+            raise DataError(
+                f"objects: drawn at {self.size} pixels for data of {size}; leave size out, "
+                f"or set --model.size={self.size}"
+            )
+        return replace(self, size=size)
 
     def _videos(self) -> Sequence[Clip]:
         if self.part not in ("train", "test", "all"):

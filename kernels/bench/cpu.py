@@ -188,6 +188,7 @@ def steps(official: Official | None, compiled: bool, rounds: int) -> str:
     )
     tight = {}
     for context in (torch.no_grad, torch.inference_mode):
+        torch.compiler.reset()  # what was compiled for one way would be looked through at every call of the other
         with context():
             measure_loops(calls, 2, 16)  # to warm up, compilers included
             tight[context.__name__] = measure_loops(calls, max(5, rounds // 50), 160)

@@ -95,9 +95,11 @@ def _ones(cells: int, dtype: torch.dtype) -> Tensor:
 
 def _split(inner: Dense, flat: Tensor, width: int) -> Weights:
     """`Inner.split`, in one call a layer where the tensor has no gaps."""
-    shapes = inner.shapes(width)
-    if len(shapes) == 1 or not flat.is_contiguous():
+    if not inner.hidden:
+        return (flat.reshape(-1, width + 1, width),)
+    if not flat.is_contiguous():
         return inner.split(flat, width)
+    shapes = inner.shapes(width)
     size, begin, cells = flat.shape[-1], flat.storage_offset(), flat.numel() // flat.shape[-1]
     weights = []
     for rows, columns in shapes:

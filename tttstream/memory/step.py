@@ -30,7 +30,11 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     a graph, a compiler, autocast, other types, other devices, or an argument that is not as it should be."""
     if state is None or torch.is_grad_enabled() or not layer.one_by_one or not isinstance(state, layer.state_type):
         return None
-    modules, start, inner, scale = layer._modules, layer.start, layer.inner, layer.scale
+    modules, inner = layer._modules, layer.inner
+    parameters: dict[str, Any] = layer._parameters  # a module's attributes take three times as long to look up
+    start, gamma, beta, scale = (parameters.get(name) for name in ("start", "gamma", "beta", "scale"))
+    if start is None or gamma is None or beta is None or scale is None:  # somebody parametrises them
+        return None
     rows, dim, dtype = x.shape[0] if x.dim() else 0, layer.dim, x.dtype
     delta, pending, momentum, phase, window = tuple(state)
     shapes = delta.shape, pending.shape, momentum.shape, phase.shape, window.shape
@@ -39,7 +43,7 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
         return None
     if not x.is_cpu or torch.is_autocast_enabled("cpu") or dtype not in (torch.float32, torch.float64):
         return None
-    assert isinstance(inner, Dense) and scale is not None  # noqa: PT018
+    assert isinstance(inner, Dense)
     if reset is not None:
         if reset.shape != (rows, 1) or reset.dtype != torch.bool:
             return None
@@ -57,7 +61,7 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
         views = views.view(rows, 3, heads, width).transpose(0, 1).reshape(3, rows * heads, 1, width)
     if layer.unit_qk:
         views = torch.cat([F.normalize(views[:2], dim=-1), views[2:]])
-    if len(set(places)) == 1:
+    if rows == 1 or len(set(places)) == 1:
         place: int | Tensor = places[0]
         tau: float | Tensor = max(1.0 / (places[0] + 1) + scale.tolist()[places[0]], 0.0)
     else:
@@ -70,7 +74,7 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     token = op.Token(views, eta, layer.base_lr / width, tau, [p == tokens - 1 for p in places])
     update = layer.update if layer._numbers else layer._update
     old = InnerState(delta, pending, momentum, phase)
-    z, new = op.step(inner, token, start, layer.gamma, layer.beta, update, old)
+    z, new = op.step(inner, token, start, gamma, beta, update, old)
     gate, alpha = layer.gate, layer.alpha
     y = _call(modules["norm"], z.view(rows, dim))
     if gate is not None:

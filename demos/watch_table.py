@@ -21,12 +21,14 @@ def main() -> None:
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/summary.json"))]
     if not runs:
         parser.error(f"{folder} has no summary.json of a source below it: expected the --out of `tttstream watch`")
+    model = runs[0]["model"]
     machine = f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}"
     print(
         "# `tttstream watch` over real videos\n\n"
-        f"`tttstream watch ../shared/videos --out {folder}`, `tttstream watch ../shared/videos/masks/davis/JPEGImages/"
-        f"480p/car-shadow --out {folder}/car-shadow`, then `python demos/watch_table.py {folder}`; "
-        f"{datetime.date.today()}, {machine}, {runs[0]['model']} model, {runs[0]['size']} pixels, decoding and overlay "
+        f"`tttstream watch ../shared/videos --model {model} --out {folder}`, `tttstream watch "
+        f"../shared/videos/masks/davis/JPEGImages/480p/car-shadow --model {model} --out {folder}/car-shadow`, "
+        f"then `python demos/watch_table.py {folder}`; "
+        f"{datetime.date.today()}, {machine}, {model} model, {runs[0]['size']} pixels, decoding and overlay "
         "included. Resident memory is the process's, which takes one source after another.\n\n"
         "| source | frames | skipped | truncated | events | fps | latency, ms: p50 / p95 / p99 | resident, MB |\n"
         "|---|---:|---:|---|---:|---:|---:|---:|"

@@ -103,7 +103,9 @@ def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> Non
         means = [sum(each[str(times)] for each in runs) / len(runs) for times in TIMES]
         lines.append(f"| {name} | " + " | ".join(f"{mean:.3f}" for mean in means) + f" | {len(runs)} |")
         axes.plot(TIMES, means, marker="o", label=name)
-    axes.set(xscale="log", xlabel="position / training length", ylabel="error / error of repeating", xticks=TIMES)
+    axes.set(xscale="log", xlabel="position / training length", ylabel="error / error of repeating")
+    axes.set_xticks(TIMES, [f"{times} ×" for times in TIMES])
+    axes.minorticks_off()
     axes.legend()
     (args.docs / "results").mkdir(parents=True, exist_ok=True)
     (args.docs / "results" / "position.md").write_text("\n".join([*lines, "", "![](../position.png)", ""]))

@@ -27,10 +27,10 @@ class Past(State, _PastFields):
 
 
 class Costs(NamedTuple):
-    """How badly frames fit the frames before them, for each shift: logs of mean squared differences.
+    """How badly frames fit the frames before them, for each shift.
 
-    patches: [B, T, N, shifts], over two patches' sides around each patch. cells: [B, T, 2, shifts, rows, columns], over
-    each cell of half a patch, and over that and its eight neighbours.
+    patches: [B, T, N, shifts], log of the mean squared difference over two patches' sides around each patch.
+    cells: [B, T, shifts, rows, columns], the mean squared difference over each cell of half a patch.
     """
 
     patches: Tensor
@@ -74,13 +74,10 @@ class Motion(nn.Module):
         before = torch.where(first[..., None, None], light, before)
         moved = self._moved(before.flatten(0, 1)[:, None])[:, 0].flatten(1, 2)
         wrong = F.avg_pool2d((moved - light.flatten(0, 1)[:, None]).square(), self.cell)
-        around = F.avg_pool2d(wrong, 3, 1, 1, count_include_pad=False)
-        cells = torch.stack([wrong, around], 1) + FAINT
         patches = F.avg_pool2d(wrong, 4, 2, 1, count_include_pad=False).flatten(2).transpose(1, 2) + FAINT
         rows = light.shape[:2]
-        return Costs(patches.log().unflatten(0, rows), cells.log().unflatten(0, rows)), Past(
-            light[:, -1], torch.ones_like(past.seen)
-        )
+        costs = Costs(patches.log().unflatten(0, rows), wrong.unflatten(0, rows))
+        return costs, Past(light[:, -1], torch.ones_like(past.seen))
 
     def tokens(self, costs: Costs) -> Tensor:
         """What is said of the motion to the tokens: [B, T, N, dim]."""
@@ -92,11 +89,14 @@ class Motion(nn.Module):
     def forward(self, tokens: Tensor, costs: Costs, frames: Tensor) -> Tensor:
         """tokens [B, T, N, dim] and costs of frames [B, T, 3, H, W] -> the frames moved on [B, T, 3, H, W]."""
         height, width = frames.shape[-2:]
-        said = self.prefer(self.norm(tokens)).to(costs.cells.dtype).flatten(0, 1).transpose(1, 2)
+        cells = costs.cells.flatten(0, 1)
+        around = F.avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
+        logs = (torch.stack([cells, around], 1) + FAINT).log()
+        said = self.prefer(self.norm(tokens)).to(cells.dtype).flatten(0, 1).transpose(1, 2)
         said = said.unflatten(2, (height // self.patch, width // self.patch))
         said = F.interpolate(said, scale_factor=2.0, mode="bilinear")
         powers = (self.sharpness[:, None, None] + said[:, self.shifts :]).exp()
-        mixture = (said[:, : self.shifts] - (powers[:, :, None] * costs.cells.flatten(0, 1)).sum(1)).softmax(1)
+        mixture = (said[:, : self.shifts] - (powers[:, :, None] * logs).sum(1)).softmax(1)
         mixture = F.interpolate(mixture, (height, width), mode="bilinear")
         moved = self._moved(frames.flatten(0, 1)).flatten(2, 3)
         return (mixture[:, None] * moved).sum(2).to(frames.dtype).unflatten(0, frames.shape[:2])

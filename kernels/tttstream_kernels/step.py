@@ -7,6 +7,7 @@ goes into the last product, and what belongs to the end of a mini-batch is left 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -55,18 +56,10 @@ def step(
     flat = start + state.delta
     weights, sums = _split(inner, flat, width), _split(inner, state.pending, width)
 
-    inputs, hidden = [x_k], []
-    z = torch.bmm(x_k, weights[0])
-    for weight in weights[1:]:
-        hidden.append(z)
-        inputs.append(torch.cat([gelu(z), ones[0]], dim=-1))
-        z = torch.bmm(inputs[-1], weight)
-    z_hat, mean, rstd = native_layer_norm(z, (width,), None, None, EPS)
-    u = torch.addcmul((k - v).add_(beta), gamma, z_hat).mul_(gamma).mul_(eta)
-    steps = [_layer_norm_backward(u, z, (width,), mean, rstd, None, None, _INPUT_ONLY)[0]]
-    for weight, z in zip(weights[:0:-1], hidden[::-1], strict=True):
-        steps.insert(0, _gelu_backward(torch.bmm(steps[0], weight[:, :-1].mT), z, approximate="tanh"))
+    def with_one(hidden: Tensor) -> Tensor:
+        return torch.cat([hidden, ones[0]], dim=-1)
 
+    inputs, steps = lesson(weights, x_k, (k - v).add_(beta), gamma, eta, with_one)
     if len(weights) == 1:
         sums = (torch.addcmul(sums[0], x_k.mT, steps[0], value=base),)
         pending = sums[0].view(flat.shape)
@@ -77,7 +70,7 @@ def step(
             torch.addcmul(old, x.mT, gradient, value=base, out=new)
     x = x_q
     for weight, total in zip(weights, sums, strict=True):
-        x = x if x is x_q else torch.cat([gelu(x), ones[0]], dim=-1)
+        x = x if x is x_q else with_one(gelu(x))
         z = torch.bmm(x, weight)
         x = z.baddbmm_(x, total, alpha=-tau) if isinstance(tau, float) else z.addcmul_(x @ total, tau, value=-1)
     y = torch.addcmul(q + beta, gamma, native_layer_norm(x, (width,), None, None, EPS)[0])
@@ -85,6 +78,26 @@ def step(
     if True in ends:
         return y, _begun(inner, token, start, flat, update, InnerState(state.delta, pending, *state[2:]))
     return y, InnerState(state.delta, pending, state.momentum, state.phase + 1)
+
+
+def lesson(
+    weights: Weights, keys: Tensor, missed: Tensor, gamma: Tensor, eta: Tensor, with_one: Callable[[Tensor], Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What one token teaches (equations 3 and 5): (inputs [R, 1, rows], steps [R, 1, columns]) of each layer, whose
+    outer products go to the sums. keys: with the one for the bias; missed: k - v + beta."""
+    inputs, hidden = [keys], []
+    z = torch.bmm(keys, weights[0])
+    for weight in weights[1:]:
+        hidden.append(z)
+        inputs.append(with_one(gelu(z)))
+        z = torch.bmm(inputs[-1], weight)
+    width = (gamma.shape[-1],)
+    z_hat, mean, rstd = native_layer_norm(z, width, None, None, EPS)
+    u = torch.addcmul(missed, gamma, z_hat).mul_(gamma).mul_(eta)
+    steps = [_layer_norm_backward(u, z, width, mean, rstd, None, None, _INPUT_ONLY)[0]]
+    for weight, z in zip(weights[:0:-1], hidden[::-1], strict=True):
+        steps.insert(0, _gelu_backward(torch.bmm(steps[0], weight[:, :-1].mT), z, approximate="tanh"))
+    return inputs, steps
 
 
 @lru_cache(maxsize=16)

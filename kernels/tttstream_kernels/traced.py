@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from tttstream_kernels.activation import gelu
 from tttstream_kernels.inner import MLP, Linear, flatten
 from tttstream_kernels.norm import EPS
+from tttstream_kernels.step import lesson
 from tttstream_kernels.update import Update, Weights
 
-_layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
-_gelu_backward = torch.ops.aten.gelu_backward.default
 _INNER = {model.name: model for model in (Linear(), MLP())}
 
 
@@ -54,17 +53,7 @@ def _step(
     q, k, v = views.unbind(0)
     flat = start + delta
     weights, sums = split(flat), split(pending)
-    inputs, hidden = [_with_one(k)], []
-    z = torch.bmm(inputs[0], weights[0])
-    for weight in weights[1:]:
-        hidden.append(z)
-        inputs.append(_with_one(gelu(z)))
-        z = torch.bmm(inputs[-1], weight)
-    z_hat, mean, rstd = native_layer_norm(z, (width,), None, None, EPS)
-    u = eta * gamma * torch.addcmul(k - v + beta, gamma, z_hat)
-    steps = [_layer_norm_backward(u, z, (width,), mean, rstd, None, None, [True, False, False])[0]]
-    for weight, z in zip(weights[:0:-1], hidden[::-1], strict=True):
-        steps.insert(0, _gelu_backward(torch.bmm(steps[0], weight[:, :-1].mT), z, approximate="tanh"))
+    inputs, steps = lesson(weights, _with_one(k), k - v + beta, gamma, eta, _with_one)
 
     z = q
     for layer, (weight, total) in enumerate(zip(weights, sums, strict=True)):

@@ -2,9 +2,9 @@
 
 python demos/position.py --out out/position --docs docs
 
-Every run (memory × seed) is `tttstream fit` and then `tttstream test` on walks of 64 times the training length; runs
-that are done are not done again, so the table grows over days. `--reset 64 256` tests the same weights with the memory
-reset every so many frames.
+Every run (memory × seed) is `tttstream fit` and then `tttstream predict` on walks of 64 times the training length; runs
+that are done are not done again, so the table grows over days. Each choice of settings has a folder of its own in --out.
+`--reset 16 64` tests the same weights with the memory reset every so many frames.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/position"), help="runs and results.json")
+    parser.add_argument("--out", type=Path, default=Path("out/position"), help="runs and results.json, by settings")
     parser.add_argument("--docs", type=Path, default=Path("out/position"), help="gets results/position.md")
     parser.add_argument("--memories", nargs="*", default=MEMORIES, choices=MEMORIES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
@@ -125,14 +125,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="side of the walk's pictures")
     parser.add_argument("--motion", type=int, default=2, help="pixels that motion is sought for, 0 for none")
     args = parser.parse_args()
-    path = args.out / "results.json"
+    out = args.out / f"steps{args.steps}-length{args.length}-size{args.size}-motion{args.motion}"
+    path = out / "results.json"
     results: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
     queue = [(n, s, r) for s in args.seeds for n in args.memories for r in (0, *args.reset)]
     for name, seed, reset in tqdm(queue, desc="runs"):
         key = f"{name}{f', reset every {reset}' if reset else ''}/{seed}"
         if key in results:
             continue
-        folder = args.out / f"{name}-{seed}"
+        folder = out / f"{name}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         results[key] = test(folder, name, fit(folder, name, seed, args), reset, args)
         part = path.with_suffix(".part")

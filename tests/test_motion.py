@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import ShapeError, StateError
+from tttstream.errors import CheckpointError, ShapeError, StateError
 from tttstream.model import FrameModel, ModelConfig
 from tttstream.motion import Motion
 from tttstream.state import pack, unpack
@@ -177,6 +177,57 @@ def test_a_stream_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     assert torch.equal(pack(second.state), pack(whole.state))
 
 
+@pytest.mark.parametrize("changes", [{}, {"surprise": 2}, {"surprise": 0}, {"motion": 0}], ids=str)
+def test_who_only_watches_gets_the_same_losses(changes: dict[str, int]) -> None:
+    made, x = disturbed(**changes), frames(2, 6)
+    reset = torch.zeros(2, 6, dtype=torch.bool)
+    reset[0, 4] = True
+    expected, state = made(x, None, reset)
+    first, part = made.watch(x[:, :2], None, reset[:, :2])
+    second, part = made.watch(x[:, 2:], part, reset[:, 2:])
+    for got, want in zip(zip(first, second, strict=True), expected.losses, strict=True):
+        torch.testing.assert_close(torch.cat(got, 1), want, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pack(part), pack(made.watched(state)), rtol=0, atol=1e-12)
+    assert len(part.blocks) == (made.config.surprise or made.config.depth)
+    assert made.watched(part) == part
+    again, _ = made.watch(x, state)  # a whole state goes on too
+    torch.testing.assert_close(again.before, made(x, state)[0].losses.before, rtol=0, atol=1e-12)
+
+
+def test_a_stream_without_embeddings_finds_the_same_bit_for_bit(tmp_path: Path) -> None:
+    pictures = [frame.permute(1, 2, 0).float().numpy() for frame in panned(6, 1, 2)[0]]
+    whole, part, later = (Stream(model(), device="cpu", embed=embed) for embed in (True, False, False))
+    expected, got = ([stream.push(picture) for picture in pictures] for stream in (whole, part))
+    for one, two in zip(expected, got, strict=True):
+        assert (one.loss, one.learned, one.surprise) == (two.loss, two.learned, two.surprise)
+        assert np.array_equal(one.surprise_map, two.surprise_map)
+    assert got[0].embedding.shape == (0,)
+    assert part.state_bytes < whole.state_bytes
+    whole.save(tmp_path / "whole")
+    later.load(tmp_path / "whole")
+    next_one = pictures[0]
+    assert later.push(next_one).loss == part.push(next_one).loss == whole.push(next_one).loss
+    part.save(tmp_path / "part")
+    later.load(tmp_path / "part")
+    assert later.push(next_one).loss == part.push(next_one).loss
+    with pytest.raises(CheckpointError, match="saved without embeddings"):
+        whole.load(tmp_path / "part")
+    part.reset()
+    assert part.push(pictures[0]).loss == expected[0].loss
+
+
+def test_where_all_blocks_watch_embeddings_can_be_had_at_any_time(tmp_path: Path) -> None:
+    with_, without = (Stream(model(surprise=0), device="cpu", embed=embed) for embed in (True, False))
+    pictures = [frame.permute(1, 2, 0).float().numpy() for frame in panned(4, 1, 2)[0]]
+    for picture in pictures[:3]:
+        with_.push(picture)
+        without.push(picture)
+    without.save(tmp_path / "stream")
+    expected = with_.push(pictures[3]).embedding
+    with_.load(tmp_path / "stream")
+    assert np.array_equal(with_.push(pictures[3]).embedding, expected)
+
+
 def test_what_does_not_fit() -> None:
     with pytest.raises(ShapeError, match="motion must be"):
         model(motion=-1)
@@ -187,3 +238,5 @@ def test_what_does_not_fit() -> None:
     made = disturbed()
     with pytest.raises(StateError, match="a model with motion"):
         made(frames(1, 1), model(motion=0).double().init_state(1))
+    with pytest.raises(StateError, match=r"expected the state of 3 blocks, got 1"):
+        made(frames(1, 1), made.watch(frames(1, 1))[1])

@@ -64,6 +64,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: Any, reset: Tensor | None, learn: bool) -> tuple[Tensor, State, Losses | None]:
         """x [B, T, N, dim], reset [B, T] -> (x, state, the memory's losses where it has an inner loss)."""
+        x, state, losses = self.remember(x, state, reset, learn)
+        return x + self.mlp(self.norms[2](x)), state, losses
+
+    def remember(self, x: Tensor, state: Any, reset: Tensor | None, learn: bool) -> tuple[Tensor, State, Losses | None]:
+        """All of `forward` but the MLP, which the losses do not see."""
         rows, frames, tokens, _ = x.shape
         x = x + self.mixing(self.norms[0](x).flatten(0, 1)).unflatten(0, (rows, frames))
         kept = tokens - self.registers if self.registers else 0
@@ -77,8 +82,8 @@ class Block(nn.Module):
             losses = Losses(*(part.mean(1).unflatten(1, (frames, -1)) for part in loss))
         else:
             y, state = self.memory(remembered, state, reset)
-        x = x + F.pad(y.unflatten(1, (frames, -1)), (0, 0, kept, 0))
-        return x + self.mlp(self.norms[2](x)), state, losses
+        y = y.unflatten(1, (frames, -1))
+        return x + (F.pad(y, (0, 0, kept, 0)) if kept else y), state, losses
 
 
 class Backbone(nn.Module):
@@ -125,5 +130,24 @@ class Backbone(nn.Module):
             states.append(new)
             if loss is not None and (number < self.watched or not self.watched):
                 losses.append(loss)
-        mean = Losses(*(torch.stack(part).mean(0) for part in zip(*losses, strict=True))) if losses else None
-        return x, ModelState(tuple(states)), mean
+        return x, ModelState(tuple(states)), _mean(losses)
+
+    def watch(
+        self, x: Tensor, state: ModelState | None, reset: Tensor | None, learn: bool
+    ) -> tuple[Losses | None, ModelState]:
+        """x [B, T, N, dim] -> the losses of `forward`, and the state of the watched blocks, which need no others."""
+        blocks: list[Any] = list(self.blocks)[: self.watched or None]
+        before = [None] * len(blocks) if state is None else state.blocks
+        states, losses = [], []
+        for block, old in zip(blocks, before, strict=True):
+            run = block.remember if block is blocks[-1] else block
+            x, new, loss = run(x, old, reset, learn)
+            states.append(new)
+            if loss is not None:
+                losses.append(loss)
+        return _mean(losses), ModelState(tuple(states))
+
+
+def _mean(losses: list[Losses]) -> Losses | None:
+    """The mean over blocks."""
+    return Losses(*(torch.stack(part).mean(0) for part in zip(*losses, strict=True))) if losses else None

@@ -46,7 +46,7 @@ class Result:
     loss: the same before normalisation (mean over tokens).
     learned: the share of `loss` that the update on this frame took away, (before - after) / before.
     surprise_map: [h, w] the loss per patch, same units as `loss`.
-    embedding: [D] one vector for the frame.
+    embedding: [D] one vector of length 1 for the frame; [0] from a stream that was asked for none.
     latency_ms: wall time from the frame's arrival to this result.
     """
 

@@ -134,6 +134,40 @@ class FrameModel(nn.Module):
         self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
     ) -> tuple[Seen, ModelState]:
         """All of `forward` but the heads, for who wants no prediction."""
+        frames = self._checked(frames, state, reset)
+        if state is not None and len(state.blocks) != self.config.depth:
+            raise StateError(
+                f"model: expected the state of {self.config.depth} blocks, got {len(state.blocks)}: what `watch` "
+                "returns goes on in `watch`"
+            )
+        costs, said, past = self._search(frames, state, reset)
+        x, state, losses = self.backbone(self.tokens(frames), state, reset, learn, said)
+        return Seen(x[:, :, : self.config.side**2], costs, losses), state._replace(past=past)
+
+    def watch(
+        self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
+    ) -> tuple[Losses | None, ModelState]:
+        """The losses of `forward` and nothing that they do not need, for who wants the surprise alone.
+
+        Where `surprise` leaves blocks out, these are not run, and the state is smaller: that of `watched`.
+        """
+        frames = self._checked(frames, state, reset)
+        state = None if state is None else self.watched(state)
+        x = self.tokens(frames)
+        past: Past | tuple[()] = ()
+        if not self.config.surprise:
+            _, said, past = self._search(frames, state, reset)
+            x = x if said is None else x + said
+        losses, state = self.backbone.watch(x, state, reset, learn)
+        return losses, state._replace(past=past)
+
+    def watched(self, state: ModelState) -> ModelState:
+        """The part of a state that `watch` goes on from: all of it, but where `surprise` leaves blocks out."""
+        kept = self.config.surprise
+        return ModelState(state.blocks[:kept]) if kept else state
+
+    def _checked(self, frames: Tensor, state: ModelState | None, reset: Tensor | None) -> Tensor:
+        """The frames as floats, if all is as it should be."""
         size = self.config.size
         if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
             raise ShapeError(f"model: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
@@ -143,17 +177,19 @@ class FrameModel(nn.Module):
             )
         if state is not None and not isinstance(state, ModelState):
             raise StateError(f"model: expected a ModelState, got {type(state).__name__}")
-        frames = self.pixels(frames)
-        costs = said = None
-        past: Past | tuple[()] = ()
-        if self.motion is not None:
-            past = self.motion.init_past(len(frames), size) if state is None else state.past
-            if not isinstance(past, Past) or len(past.seen) != len(frames):
-                raise StateError(f"model: expected the state of {len(frames)} rows of a model with motion")
-            costs, past = self.motion.costs(frames, past, reset)
-            said = self.motion.tokens(costs)
-        x, state, losses = self.backbone(self.tokens(frames), state, reset, learn, said)
-        return Seen(x[:, :, : self.config.side**2], costs, losses), state._replace(past=past)
+        return self.pixels(frames)
+
+    def _search(
+        self, frames: Tensor, state: ModelState | None, reset: Tensor | None
+    ) -> tuple[Costs | None, Tensor | None, Past | tuple[()]]:
+        """The costs of shifts, what is said of them to the tokens, and the last frame; nothing without motion."""
+        if self.motion is None:
+            return None, None, ()
+        past = self.motion.init_past(len(frames), self.config.size) if state is None else state.past
+        if not isinstance(past, Past) or len(past.seen) != len(frames):
+            raise StateError(f"model: expected the state of {len(frames)} rows of a model with motion")
+        costs, past = self.motion.costs(frames, past, reset)
+        return costs, self.motion.tokens(costs), past
 
     def pixels(self, frames: Tensor) -> Tensor:
         """Frames as floats 0..1 of the weights' type."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream import state as states
+from tttstream.backbone import ModelState
 from tttstream.errors import CheckpointError, FrameError, ShapeError
 from tttstream.frames import Frame, Result
 from tttstream.memory.ttt import TTTLayer
@@ -43,13 +44,23 @@ class Stream:
 
     model: a FrameModel, with a memory that has an inner loss (any ttt one). device: "auto", "cpu", "cuda".
     backend: "auto", "reference", "triton". learn: whether the memory learns from the frames; may be switched any time.
+    embed: whether results carry an embedding, for good. Without, what only embeddings need is neither computed nor kept
+        (of the shipped base the last block, its memory and the search for motion); the surprise is the same.
 
     >>> stream = Stream(tttstream.models.load("small"))
     >>> for frame in tttstream.open_source("walk"):
     ...     result = stream.push(frame)
     """
 
-    def __init__(self, model: FrameModel, *, device: str = "auto", backend: str = "auto", learn: bool = True) -> None:
+    def __init__(
+        self,
+        model: FrameModel,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        learn: bool = True,
+        embed: bool = True,
+    ) -> None:
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
         if not layers:
             raise ShapeError(f"a stream needs a memory with an inner loss (ttt_…), got {model.config.memory!r}")
@@ -62,14 +73,20 @@ class Stream:
             layer.backend = backend
         self.model = model.to(self.device).eval()
         self.learn = learn
+        self._embed = embed
         self.frames = 0
-        self.state = model.init_state(1)
+        self.state = self._fresh()
         self.normaliser = Normaliser()
 
     @property
     def size(self) -> int:
         """Side in pixels of the square picture that the model sees."""
         return self.model.config.size
+
+    @property
+    def embed(self) -> bool:
+        """Whether results carry an embedding."""
+        return self._embed
 
     @property
     def state_bytes(self) -> int:
@@ -85,12 +102,17 @@ class Stream:
         arrived = time.perf_counter()
         frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
         picture = self.picture(frame)
+        embedding = np.empty(0, np.float32)
         with torch.no_grad():
-            seen, state = self.model.look(picture[None, None], self.state, learn=self.learn)
-            embedding = self.model.embedding(seen.patches)
-        assert seen.losses is not None
-        before = seen.losses.before[0, 0].double()
-        loss, after = float(before.mean()), float(seen.losses.after[0, 0].double().mean())
+            if self._embed:
+                seen, state = self.model.look(picture[None, None], self.state, learn=self.learn)
+                losses = seen.losses
+                embedding = self.model.embedding(seen.patches)[0, 0].float().cpu().numpy()
+            else:
+                losses, state = self.model.watch(picture[None, None], self.state, learn=self.learn)
+        assert losses is not None
+        before = losses.before[0, 0].double()
+        loss, after = float(before.mean()), float(losses.after[0, 0].double().mean())
         if not np.isfinite(loss):
             raise FrameError(
                 f"frame {frame.index}: the memory's loss is {loss}; reset the stream or load its last state"
@@ -105,7 +127,7 @@ class Stream:
             loss=loss,
             learned=(loss - after) / loss if loss > 0 else 0.0,
             surprise_map=self._map(before),
-            embedding=embedding[0, 0].float().cpu().numpy(),
+            embedding=embedding,
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
 
@@ -130,8 +152,12 @@ class Stream:
 
     def reset(self) -> None:
         """Forget everything that was learned from the stream, as if it began now."""
-        self.state = self.model.init_state(1)
+        self.state = self._fresh()
         self.normaliser = Normaliser()
+
+    def _fresh(self) -> ModelState:
+        state = self.model.init_state(1)
+        return state if self._embed else self.model.watched(state)
 
     def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
         """Write all that is needed to go on bit for bit: memory, normaliser, counters, and the source's position."""
@@ -139,6 +165,7 @@ class Stream:
             "fingerprint": self.model.fingerprint(),
             "frames": self.frames,
             "learn": self.learn,
+            "embed": self._embed,
             "normaliser": self.normaliser.state(),
             "source": None if source is None else {"name": source.name, "position": source.position()},
         }
@@ -147,17 +174,26 @@ class Stream:
     def load(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
         """Go on where `save` was called. The model must be the same; a source given here is moved to its position.
 
-        Raises CheckpointError for a file that is no saved stream or belongs to another model.
+        A stream without embeddings goes on from one with them; the other way round what embeddings are made of would
+        have missed the frames. Raises CheckpointError then, and for a file that is no saved stream or belongs to
+        another model.
         """
         meta = _metadata(path)
         if meta["fingerprint"] != self.model.fingerprint():
             raise CheckpointError(
                 f"{path} was saved by another model: load it with the model, size and seed that wrote it"
             )
-        state = states.load(path, self.state)
+        embedded = meta.get("embed", True)  # files that do not say so had embeddings
+        if self._embed and not embedded and self.model.config.surprise:
+            raise CheckpointError(
+                f"{path} was saved without embeddings, and the memory behind them has not seen those frames: go on "
+                "without them (embed=False, no --embeddings)"
+            )
+        whole = self.model.init_state(1)
+        state = states.load(path, whole if embedded else self.model.watched(whole))
         if source is not None and meta["source"] is not None:
             source.seek(meta["source"]["position"])
-        self.state = state
+        self.state = state if self._embed else self.model.watched(state)
         self.frames, self.learn = int(meta["frames"]), bool(meta["learn"])
         self.normaliser.restore(meta["normaliser"])
 

@@ -156,7 +156,7 @@ def make_stream(args: argparse.Namespace) -> Stream:
     torch.set_num_threads(1)  # frames are small: a second thread waits more than it works, and decoding wants the core
     torch.manual_seed(args.seed)
     model = models.load(args.model, seed=args.seed, size=args.size)
-    return Stream(model, device=args.device, backend=args.backend, learn=not args.no_learn)
+    return Stream(model, device=args.device, backend=args.backend, learn=not args.no_learn, embed=args.embeddings)
 
 
 def watch(

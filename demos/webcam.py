@@ -74,10 +74,10 @@ def main() -> int:
     )
     parser.add_argument("--camera", default="0", help="number of the camera (default: 0)")
     parser.add_argument("--file", help="a video in the camera's place, looped")
-    parser.add_argument("--model", default="small", help="name or folder of the model (default: small)")
+    parser.add_argument("--model", default="base", help="name or folder of the model (default: base)")
     args = parser.parse_args()
     try:
-        stream = tttstream.Stream(models.load(args.model))
+        stream = tttstream.Stream(models.load(args.model), embed=False)
         with Window("tttstream webcam") as window:
             if args.file:
                 watch(looped(args.file), stream, window)

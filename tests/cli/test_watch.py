@@ -83,7 +83,7 @@ class TestResults:
     def test_the_summary(self, out: Path) -> None:
         said = summary(out)
         assert (said["source"], said["frames"], said["skipped"], said["truncated"]) == ("walk", 300, 0, False)
-        assert (said["model"], said["size"], said["seed"], said["interrupted"]) == ("small", 32, 3, False)
+        assert (said["model"], said["size"], said["seed"], said["interrupted"]) == ("base", 32, 3, False)
         assert said["fps"] == pytest.approx(300 / said["seconds"], rel=0.01)
         latencies = [json.loads(line)["latency_ms"] for line in (out / "frames.jsonl").read_text().splitlines()]
         for key, value in said["latency_ms"].items():
@@ -144,6 +144,31 @@ def test_a_memory_of_one_source_is_taken_to_another_from_its_start(tmp_path: Pat
     assert watch(clip("one"), clip("second"), "--out", tmp_path / "both", "--carry") == 0
     assert [row["index"] for row in lines(tmp_path / "second")] == list(range(40))
     assert lines(tmp_path / "second") == lines(tmp_path / "both" / "second")
+
+
+def test_a_memory_of_another_model_is_refused(
+    tmp_path: Path, clip: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, out = tmp_path / "state", tmp_path / "out"
+    assert watch(clip("one"), "--out", tmp_path / "first", "--model", "small", "--save-state", state) == 0
+    assert watch(clip("one"), "--out", out, "--load-state", state) == 2
+    assert "saved by another model" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_embeddings_change_nothing_else_and_cannot_begin_in_the_middle(
+    tmp_path: Path, clip: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, state, whole = clip("one"), tmp_path / "state", tmp_path / "whole-state"
+    assert watch(video, "--out", tmp_path / "a", "--max-frames", 17, "--save-state", state) == 0
+    assert watch(video, "--out", tmp_path / "b", "--max-frames", 17, "--embeddings", "--save-state", whole) == 0
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert watch(video, "--out", tmp_path / "c", "--load-state", state) == 0
+    assert watch(video, "--out", tmp_path / "d", "--load-state", whole) == 0
+    assert watch(video, "--out", tmp_path / "e", "--load-state", whole, "--embeddings") == 0
+    assert lines(tmp_path / "c") == lines(tmp_path / "d") == lines(tmp_path / "e")
+    assert watch(video, "--out", tmp_path / "f", "--load-state", state, "--embeddings") == 2
+    assert "saved without embeddings" in capsys.readouterr().err
 
 
 def test_without_learning_the_memory_stays_as_it_was(tmp_path: Path, clip: Callable[..., Path]) -> None:

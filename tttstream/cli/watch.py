@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="what to watch, see below")
-    add("--model", metavar="DIR|NAME", default="small", help="a model by name or from its folder (default: small)")
+    add("--model", metavar="DIR|NAME", default="base", help="a model by name or from its folder (default: base)")
     add("--out", metavar="DIR", type=Path, help="where the results are written")
     add("--max-frames", metavar="N", type=int, help="end each source after N frames")
     add("--first-mask", metavar="FILE", type=Path, help="an image of the objects to follow (models of masks)")
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="side of the square that the model sees (default: 128; masks: short side)",
     )
     add("--on-error", choices=("skip", "raise"), default="skip", help="what a damaged frame or source does to the run")
-    add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame")
+    add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame (slower)")
     add("--no-learn", action="store_true", help="do not let the memory learn")
     add("--save-state", metavar="FILE", type=Path, help="save memory and place in the source at the end")
     add("--load-state", metavar="FILE", type=Path, help="go on with a saved memory; in the same source, where it stood")
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", default="auto", choices=("auto", "reference", "triton"), help="of the memory (default: auto)")
     add("--no-overlay", action="store_true", help="do not write overlay.mp4")
     add("--show", action="store_true", help="show the overlay in a window while it runs")
-    add("--seed", metavar="N", type=int, default=0, help="of walk, of random actions and weights (default: 0)")
+    add("--seed", metavar="N", type=int, default=0, help="of walk, random actions and untrained weights (default: 0)")
 
 
 def check(args: argparse.Namespace) -> None:

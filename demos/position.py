@@ -2,7 +2,7 @@
 
 python demos/position.py --out out/position --docs docs
 
-Every run (memory × seed) is `tttstream fit` and then `tttstream predict` on walks of 64 times the training length; runs
+Every run (memory × seed) is `tttstream fit`, then `tttstream predict` on walks of 64 times the training length; runs
 that are done are not done again, so the table grows over days. Each choice of settings has a folder of its own in --out.
 `--reset 16 64` tests the same weights with the memory reset every so many frames.
 """

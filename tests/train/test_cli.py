@@ -128,6 +128,16 @@ class TestMistakes:
         assert main(["fit", *PIECES, "--config", "mine.yaml"]) == 2
         assert "max_step" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("where", ["file", "init_args", "word"])
+    def test_data_of_another_size(self, here: Path, capsys: pytest.CaptureFixture[str], where: str) -> None:
+        (here / "mine.yaml").write_text("data: {init_args: {size: 128}}\n")
+        words = {"file": "--config=mine.yaml", "init_args": "--data.init_args.size=128", "word": "--data.size=128"}
+        assert main(["fit", *PIECES, *SHORT, words[where]]) == 2
+        error = capsys.readouterr().err
+        assert "data.size is 128, but the model's pictures are of 32: set --model.size alone" in error
+        assert len(error.splitlines()) == 1
+        assert not (here / "out").exists()
+
     def test_a_checkpoint_of_another_model(self, run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         checkpoint = next((run / "checkpoints").glob("*.ckpt"))
         assert main(["fit", *PIECES, *SHORT, "--model.depth=1", f"--ckpt_path={checkpoint}"]) == 2

@@ -61,7 +61,7 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(LightningModule, "task", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
         parser.link_arguments("model", "task.init_args.model")
-        parser.link_arguments("model.size", "data.init_args.size")
+        parser.link_arguments(("model.size", "data"), "data.init_args.size", _data_size)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Without Lightning's warning of arguments that do not come from the process."""
@@ -94,6 +94,14 @@ class TrainingCLI(LightningCLI):
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in LATEST and not Path(path).exists():
             raise CheckpointError(f"there is no checkpoint {path}: give a file that `tttstream fit` wrote")
+
+
+def _data_size(model: int, data: Any) -> int:
+    """The side of the data's frames: that of the model. Raises ConfigError where another one was asked for."""
+    given = data.get("init_args", {}).get("size")
+    if given not in (None, model):
+        raise ConfigError(f"data.size is {given}, but the model's pictures are of {model}: set --model.size alone")
+    return model
 
 
 def _own(error: ValueError) -> Exception:

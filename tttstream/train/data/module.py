@@ -21,6 +21,8 @@ from tttstream.train.data.split import cut
 from tttstream.train.data.transforms import fitted
 from tttstream.train.data.video import PyAV
 
+SIZE = 128
+
 
 class BadVideoWarning(UserWarning):
     """Some videos were passed over, or could be read in part only."""
@@ -30,7 +32,8 @@ class VideoData(LightningDataModule):
     """Batches of segments from lanes of video, see Batch.
 
     train, val, test: what to show. Where val or test is None and fractions are given, they are cut from train by file.
-    size: side of the frames. length: frames in a segment, T. batch_size: lanes in each process, B.
+    size: side of the frames, 128 unless given; on the command line that of the model. length: frames in a segment, T.
+    batch_size: lanes in each process, B.
     window: how much of a clip a visit shows in training; eval_window: in validation and test, where every clip comes
         once. Whole clips need their lengths beforehand: all files are opened once when the run starts.
     transform: of torchvision.transforms.v2, for training; eval_transform: for validation and test. What comes out must
@@ -50,7 +53,7 @@ class VideoData(LightningDataModule):
         test: Index | None = None,
         *,
         fractions: list[float] | None = None,
-        size: int = 128,
+        size: int | None = None,
         length: int = 16,
         batch_size: int = 8,
         window: Window | None = None,
@@ -65,6 +68,7 @@ class VideoData(LightningDataModule):
         bad_video: str = "skip",
     ) -> None:
         super().__init__()
+        size = SIZE if size is None else size
         at_least_one = {
             "size": size,
             "length": length,

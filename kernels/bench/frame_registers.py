@@ -47,7 +47,7 @@ def signature(names: list[str], given: dict[str, Any], dtype: torch.dtype, summe
 
 def compiled(inner: str, way: str, width: int, tokens: int, dtype: torch.dtype, losses: bool) -> dict[str, Any]:
     """What one kernel takes, with the options that `frame_triton` launches it with."""
-    kernel = getattr(frame_triton.KERNELS[inner], way)
+    kernel = frame_triton.KERNELS[inner, way]
     options = frame_triton.launch_options(inner, way, width, tokens, dtype)
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
     given = {"D": width, "LOSS": losses, "RESTORE": False, "KEEP": True, "HEIGHT": 8, "WIDE": 8, **options}
@@ -76,7 +76,7 @@ def compiled(inner: str, way: str, width: int, tokens: int, dtype: torch.dtype, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inner", nargs="+", default=list(frame_triton.KERNELS), choices=list(frame_triton.KERNELS))
+    parser.add_argument("--inner", nargs="+", default=list(frame_triton.SCRATCH), choices=list(frame_triton.SCRATCH))
     parser.add_argument("--way", nargs="+", default=["forward", "backward"], choices=["forward", "backward"])
     parser.add_argument("--width", nargs="+", type=int, default=[64])
     parser.add_argument("--type", nargs="+", default=["bfloat16"], choices=["float32", "bfloat16", "float16"])

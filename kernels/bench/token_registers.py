@@ -85,13 +85,13 @@ def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
     """(name, use) of every kernel whose name holds `wanted`."""
     import torch
 
-    from tttstream_kernels import linear_token_triton, mlp_token_triton, step_triton
+    from tttstream_kernels import step_triton, token_triton
+    from tttstream_kernels.blocks import block_of, launch_options
     from tttstream_kernels.token_parts_triton import numerics
-    from tttstream_kernels.token_triton import block_of, launch_options
 
     sizes = [(64, 16)] if quick else [(64, 16), (64, 64), (128, 16), (16, 16)]
     types = [(torch.bfloat16, "bf16")] if quick else [(torch.bfloat16, "bf16"), (torch.float32, "fp32")]
-    for inner, module in (("linear", linear_token_triton), ("mlp", mlp_token_triton)):
+    for inner in ("linear", "mlp"):
         for way in ("forward", "backward"):
             for width, size in sizes:
                 for dtype, short in types:
@@ -101,7 +101,7 @@ def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
                     block = block_of(inner, width, size, SHARED)
                     constants = {"D": width, "K": size, "BLOCK": block, "KEEP": True, "READS": 1, "RESTORE": False}
                     constants |= numerics(dtype)
-                    kernel = getattr(module, way)
+                    kernel = token_triton.KERNELS[inner, way]
                     absent = ("reset", "lengths", "count", "begins", "first", "forget")
                     kinds = signature(kernel, short, absent, constants)
                     yield name, use(kernel, kinds, constants, launch_options(inner, way, width, dtype))

@@ -8,14 +8,20 @@ frames; README, "Kernels of frame mode", says why, and what the kernels compute.
 from __future__ import annotations
 
 import math
-from types import ModuleType
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from tttstream_kernels import conv_triton, linear_frame_triton, mlp_frame_triton
+from tttstream_kernels import (
+    conv_backward_triton,
+    conv_triton,
+    linear_frame_backward_triton,
+    linear_frame_triton,
+    mlp_frame_backward_triton,
+    mlp_frame_triton,
+)
 from tttstream_kernels.call import Call
 from tttstream_kernels.inner import Conv
 from tttstream_kernels.launch_triton import launch
@@ -23,7 +29,14 @@ from tttstream_kernels.precision import cast
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.token_parts_triton import numerics
 
-KERNELS: dict[str, ModuleType] = {"linear": linear_frame_triton, "mlp": mlp_frame_triton, "conv": conv_triton}
+KERNELS: dict[tuple[str, str], Any] = {
+    ("linear", "forward"): linear_frame_triton.forward,
+    ("linear", "backward"): linear_frame_backward_triton.backward,
+    ("mlp", "forward"): mlp_frame_triton.forward,
+    ("mlp", "backward"): mlp_frame_backward_triton.backward,
+    ("conv", "forward"): conv_triton.forward,
+    ("conv", "backward"): conv_backward_triton.backward,
+}
 SCRATCH = {"linear": (0, 0), "mlp": (1, 2), "conv": (0, 2)}
 """Frames of float32 tokens that a cell needs for itself, forward and backward."""
 
@@ -123,7 +136,7 @@ def frame(
     y, new_delta, new_phase, before, after, checkpoints = room
     scratch = delta.new_empty(rows * heads, SCRATCH[inner][0], tokens, q.shape[3])
     launch(
-        KERNELS[inner].forward, rows * heads,
+        KERNELS[inner, "forward"], rows * heads,
         q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
         y, new_delta, new_phase, before, after, checkpoints, scratch,
         heads, length, tokens, max(1, group), checkpoints.shape[2], *(x.stride()[:3] for x in (q, k, v)),
@@ -209,7 +222,7 @@ def frame_backward(
     slots = checkpoints.new_empty(rows, heads, group + 1, checkpoints.shape[3])
     scratch = checkpoints.new_empty(rows * heads, SCRATCH[inner][1], tokens, size)
     launch(
-        KERNELS[inner].backward, rows * heads,
+        KERNELS[inner, "backward"], rows * heads,
         q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints,
         d_y, d_delta_end, d_before, d_after, *streams, *cells, slots, slots.new_empty(rows, heads, group), scratch,
         heads, length, tokens, group, checkpoints.shape[2], *(x.stride()[:3] for x in (q, k, v)),

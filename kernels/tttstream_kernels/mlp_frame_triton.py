@@ -1,4 +1,4 @@
-"""The MLP in frame mode: forward, and backward from checkpoints (README, equations 10 and 15 to 20).
+"""The MLP in frame mode (README, equation 10).
 
 One program a cell. Its 8 D^2 weights do not fit into registers: they lie in global memory, where the second-level cache
 holds them, and are taken CHUNK hidden units at a time.
@@ -12,64 +12,59 @@ import triton
 import triton.language as tl
 
 from tttstream_kernels.frame_parts_triton import (
-    begin_gradients,
     begin_weights,
     counted,
     cut,
-    end_gradients,
     end_weights,
-    found,
     half_square,
     length_of_last,
     limit_of,
-    nothing_learned,
     nothing_read,
     numbers,
     put,
     put_numbers,
     settle,
-    settle_backward,
     starts_anew,
     taught,
     tile,
     total,
 )
-from tttstream_kernels.norm_triton import gelu, gelu_bend, gelu_slope, gradient_backward, standardise, through
+from tttstream_kernels.norm_triton import gelu, gelu_slope, standardise
 from tttstream_kernels.token_parts_triton import everything, product
 
 
 @triton.jit
-def _first(c, D: tl.constexpr, CHUNK: tl.constexpr):
+def first_layer(c, D: tl.constexpr, CHUNK: tl.constexpr):
     """Offsets of hidden units c .. c + CHUNK - 1 in the first layer: (W1 [D, CHUNK], b1 [CHUNK])."""
     columns = c + tl.arange(0, CHUNK)
     return tl.arange(0, D)[:, None] * (4 * D) + columns[None, :], 4 * D * D + columns
 
 
 @triton.jit
-def _last(c, D: tl.constexpr, CHUNK: tl.constexpr):
+def last_layer(c, D: tl.constexpr, CHUNK: tl.constexpr):
     """Offsets of the same in the last layer: W2 [CHUNK, D]."""
     return 4 * D * D + 4 * D + (c + tl.arange(0, CHUNK))[:, None] * D + tl.arange(0, D)[None, :]
 
 
 @triton.jit
-def _last_bias(D: tl.constexpr):
+def last_bias(D: tl.constexpr):
     """Offsets of b2 [D]."""
     return 8 * D * D + 4 * D + tl.arange(0, D)
 
 
 @triton.jit
-def _see(x, weights, D: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr):
+def see(x, weights, D: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr):
     """g(x) of a tile of tokens."""
-    z = tl.zeros([x.shape[0], D], tl.float32) + tl.load(weights + _last_bias(D))
+    z = tl.zeros([x.shape[0], D], tl.float32) + tl.load(weights + last_bias(D))
     for c in range(0, 4 * D, CHUNK):
-        at, bias = _first(c, D, CHUNK)
+        at, bias = first_layer(c, D, CHUNK)
         hidden = gelu(product(x, tl.load(weights + at), TYPE, PRECISION) + tl.load(weights + bias))
-        z += product(hidden, tl.load(weights + _last(c, D, CHUNK)), TYPE, PRECISION)
+        z += product(hidden, tl.load(weights + last_layer(c, D, CHUNK)), TYPE, PRECISION)
     return z
 
 
 @triton.jit
-def _learn(
+def learn(
     source, to, keep, checkpoint, steps, k, v, eta, before, sk, sv, heads, start, gamma, beta,
     forget, count, n,
     D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
@@ -77,14 +72,14 @@ def _learn(
 ):  # fmt: skip
     """Take the step of a frame (equation 10) from the weights at `source` to those at `to`; returns the norm that their
     last layer has after forgetting. `checkpoint` gets the weights before the step if `keep`."""
-    at_b = _last_bias(D)
+    at_b = last_bias(D)
     b_2 = tl.load(source + at_b)
     d_b_2 = tl.zeros([D], tl.float32)
     for first in range(0, count, TILE):
         x = tile(k, sk, first, count, D, TILE)
         target = tile(v, sv, first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
         rate = numbers(eta, heads, first, count, TILE)
-        z = _see(x, source, D, CHUNK, TYPE, PRECISION)
+        z = see(x, source, D, CHUNK, TYPE, PRECISION)
         error, _, g, _, _ = taught(z, target, rate, gamma, beta)
         if LOSS:
             put_numbers(before, heads, first, count, half_square(error), TILE)
@@ -101,8 +96,8 @@ def _learn(
             b_2 += forget * (tl.load(start + at_b) - b_2)
         squares = tl.sum(b_2 * b_2, axis=0)
     for c in range(0, 4 * D, CHUNK):
-        at, bias = _first(c, D, CHUNK)
-        at_2 = _last(c, D, CHUNK)
+        at, bias = first_layer(c, D, CHUNK)
+        at_2 = last_layer(c, D, CHUNK)
         w, b = tl.load(source + at), tl.load(source + bias)
         w_2 = tl.load(source + at_2)
         if KEEP:
@@ -177,7 +172,7 @@ def forward(
         anew = starts_anew(reset, row * tokens + begin)
         seen = tl.maximum(seen, anew.to(tl.int32))
         k_t, v_t, place = k + begin * sk[1], v + begin * sv[1], begin * heads
-        long = _learn(
+        long = learn(
             tl.where(anew, start, weights), weights, t % group == 0,
             checkpoints + (cell * kept + t // group) * P, steps, k_t, v_t, eta + place,
             before + place if LOSS else before, sk[1], sv[1], heads, start, gamma, beta, share, count, n,
@@ -185,12 +180,12 @@ def forward(
         )  # fmt: skip
         for first in range(0, count, TILE):
             x = tile(q + begin * sq[1], sq[1], first, count, D, TILE)
-            z_hat, _ = standardise(_see(x, weights, D, CHUNK, TYPE, PRECISION))
+            z_hat, _ = standardise(see(x, weights, D, CHUNK, TYPE, PRECISION))
             put(y + place * D, heads * D, first, count, x + gamma * z_hat + beta, D, TILE)
         if LOSS:
             for first in range(0, count, TILE):
                 x = tile(k_t, sk[1], first, count, D, TILE)
-                z_hat, _ = standardise(_see(x, weights, D, CHUNK, TYPE, PRECISION))
+                z_hat, _ = standardise(see(x, weights, D, CHUNK, TYPE, PRECISION))
                 target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
                 put_numbers(after + place, heads, first, count, half_square(gamma * z_hat + beta - target), TILE)
         tl.debug_barrier()
@@ -203,252 +198,3 @@ def forward(
         nothing_read(y, before, after, heads, length, tokens, D, TILE, LOSS)
     if head == 0:
         tl.store(new_phase + row, tl.where(seen > 0, 0.0, tl.load(phase + row)))
-
-
-@triton.jit
-def _see_backward(
-    x_t, d_z_t, d_x_t, stride_x, stride, count, weights, d_weights,
-    D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add to `d_weights` and to `d_x_t` what comes back through g(x) of a frame from its d_z (equation 16)."""
-    for c in range(0, 4 * D, CHUNK):
-        at, bias = _first(c, D, CHUNK)
-        at_2 = _last(c, D, CHUNK)
-        w, b, w_2 = tl.load(weights + at), tl.load(weights + bias), tl.load(weights + at_2)
-        d_w, d_b, d_w_2 = tl.load(d_weights + at), tl.load(d_weights + bias), tl.load(d_weights + at_2)
-        for first in range(0, count, TILE):
-            x = tile(x_t, stride_x, first, count, D, TILE)
-            d_z = tile(d_z_t, D, first, count, D, TILE)
-            z = product(x, w, TYPE, PRECISION) + b
-            d_w_2 += product(tl.trans(gelu(z)), d_z, TYPE, PRECISION)
-            d_h = product(d_z, tl.trans(w_2), TYPE, PRECISION) * gelu_slope(z)
-            d_w += product(tl.trans(x), d_h, TYPE, PRECISION)
-            d_b += total(d_h)
-            d_x = tile(d_x_t, stride, first, count, D, TILE) + product(d_h, tl.trans(w), TYPE, PRECISION)
-            put(d_x_t, stride, first, count, d_x, D, TILE)
-        tl.store(d_weights + at, d_w)
-        tl.store(d_weights + bias, d_b)
-        tl.store(d_weights + at_2, d_w_2)
-        tl.debug_barrier()
-
-
-@triton.jit
-def backward(
-    q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints, d_y, d_new, d_before, d_after,
-    d_q, d_k, d_v, d_eta, d_start, d_gamma, d_beta, d_delta, d_forget, d_longest, slots, scales, scratch,
-    heads, tokens, n, group, kept, sq, sk, sv,
-    D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
-    LOSS: tl.constexpr, RESTORE: tl.constexpr,
-):  # fmt: skip
-    """From the last frame of a cell to the first: the weights of a group of frames are made again from its checkpoint,
-    then the group is walked backward. The gradient at the weights stands in `d_delta`."""
-    FORGET: tl.constexpr = forget is not None
-    LONGEST: tl.constexpr = longest is not None
-    P: tl.constexpr = 8 * D * D + 5 * D
-    LAST: tl.constexpr = 4 * D * D + 4 * D
-    cell = tl.program_id(0).to(tl.int64)
-    row, head = cell // heads, cell % heads
-    q += row * sq[0] + head * sq[2]
-    k += row * sk[0] + head * sk[2]
-    v += row * sv[0] + head * sv[2]
-    own = row * tokens * heads + head
-    eta += own
-    stride = heads * D
-    d_y += own * D
-    d_q += own * D
-    d_k += own * D
-    d_v += own * D
-    d_eta += own
-    if LOSS:
-        d_before += own
-        d_after += own
-    start += head * P
-    d_start += cell * P
-    d_new += cell * P
-    d_weights = d_delta + cell * P
-    slots += cell * (group + 1) * P
-    spare = slots + group * P
-    scales += cell * group
-    steps = scratch + 2 * cell * n * D
-    d_z_t = steps + n * D
-    columns = tl.arange(0, D)
-    gamma = tl.load(gamma + head * D + columns)
-    beta = tl.load(beta + head * D + columns)
-    sum_gamma, sum_beta = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32)
-    sum_forget, sum_limit = tl.zeros([], tl.float32), tl.zeros([], tl.float32)
-    limit, share = 0.0, 0.0
-    if LONGEST:
-        limit = limit_of(length_of_last(start, LAST, P), tl.load(longest + head), RESTORE)
-    if FORGET:
-        share = tl.load(forget + head)
-    length = counted(lengths, row, tokens)
-    frames = tl.cdiv(length, n)
-    begin_gradients(d_new, d_weights, d_start, P)
-
-    for index in range(0, tl.cdiv(frames, group)):
-        earliest = (tl.cdiv(frames, group) - 1 - index) * group
-        checkpoint = checkpoints + (cell * kept + earliest // group) * P
-        held = tl.minimum(frames - earliest, group)
-        for i in range(0, held):
-            begin = (earliest + i) * tl.cast(n, tl.int64)
-            anew = starts_anew(reset, row * tokens + begin)
-            source = found(checkpoint, slots, scales, spare, start, anew, i, share, FORGET, LONGEST, LAST, P)
-            long = _learn(
-                source, slots + i * P, False, checkpoint, steps, k + begin * sk[1], v + begin * sv[1],
-                eta + begin * heads, d_before, sk[1], sv[1], heads, start, gamma, beta, share,
-                tl.minimum(length - begin, n), n, D, TILE, CHUNK, TYPE, PRECISION, False, False, FORGET, LONGEST,
-            )  # fmt: skip
-            tl.store(scales + i, cut(long, limit, RESTORE) if LONGEST else 1.0)
-            tl.debug_barrier()
-
-        for i in range(0, held):
-            slot = held - 1 - i
-            begin = (earliest + slot) * tl.cast(n, tl.int64)
-            count = tl.minimum(length - begin, n)
-            q_t, k_t, v_t = q + begin * sq[1], k + begin * sk[1], v + begin * sv[1]
-            here, place = begin * stride, begin * heads
-            weights = slots + slot * P
-
-            more_forget, more_limit = settle_backward(
-                weights, start, d_weights, d_start, share, tl.load(scales + slot), limit,
-                FORGET, LONGEST, RESTORE, LAST, P,
-            )  # fmt: skip
-            sum_forget += more_forget
-            sum_limit += more_limit
-
-            # what the queries read, equation 16
-            d_b_2 = tl.zeros([D], tl.float32)
-            for first in range(0, count, TILE):
-                x = tile(q_t, sq[1], first, count, D, TILE)
-                d_read = tile(d_y + here, stride, first, count, D, TILE).to(tl.float32)
-                z_hat, rstd = standardise(_see(x, weights, D, CHUNK, TYPE, PRECISION))
-                d_z = through(gamma * d_read, z_hat, rstd)
-                sum_gamma += total(d_read * z_hat)
-                sum_beta += total(d_read)
-                d_b_2 += total(d_z)
-                put(d_z_t, D, first, count, d_z, D, TILE)
-                put(d_q + here, stride, first, count, d_read, D, TILE)
-            tl.debug_barrier()
-            _see_backward(
-                q_t, d_z_t, d_q + here, sq[1], stride, count, weights, d_weights, D, TILE, CHUNK, TYPE, PRECISION
-            )
-            if LOSS:
-                for first in range(0, count, TILE):
-                    x = tile(k_t, sk[1], first, count, D, TILE)
-                    target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
-                    z_hat, rstd = standardise(_see(x, weights, D, CHUNK, TYPE, PRECISION))
-                    d_error = numbers(d_after + place, heads, first, count, TILE) * (gamma * z_hat + beta - target)
-                    d_z = through(gamma * d_error, z_hat, rstd)
-                    sum_gamma += total(d_error * z_hat)
-                    sum_beta += total(d_error)
-                    d_b_2 += total(d_z)
-                    put(d_z_t, D, first, count, d_z, D, TILE)
-                    put(d_k + here, stride, first, count, d_error, D, TILE)
-                    put(d_v + here, stride, first, count, -d_error, D, TILE)
-                tl.debug_barrier()
-                _see_backward(
-                    k_t, d_z_t, d_k + here, sk[1], stride, count, weights, d_weights, D, TILE, CHUNK, TYPE, PRECISION
-                )
-            at_b = _last_bias(D)
-            d_b_2 += tl.load(d_weights + at_b)
-
-            # what the keys taught, equations 17 to 20, from the weights that the frame found
-            anew = starts_anew(reset, row * tokens + begin)
-            source = found(checkpoint, slots, scales, spare, start, anew, slot, share, FORGET, LONGEST, LAST, P)
-            taught_b_2 = -d_b_2 / n
-            b_2 = tl.load(source + at_b)
-            for first in range(0, count, TILE):
-                x = tile(k_t, sk[1], first, count, D, TILE)
-                target = tile(v_t, sv[1], first, count, D, TILE).to(tl.float32) - x.to(tl.float32)
-                rate = numbers(eta + place, heads, first, count, TILE)
-                z = tl.zeros([TILE, D], tl.float32) + b_2
-                d_g = tl.zeros([TILE, D], tl.float32) + taught_b_2
-                for c in range(0, 4 * D, CHUNK):
-                    at_1, bias = _first(c, D, CHUNK)
-                    at_2 = _last(c, D, CHUNK)
-                    w_2 = tl.load(source + at_2)
-                    hidden = product(x, tl.load(source + at_1), TYPE, PRECISION)
-                    hidden += tl.load(source + bias)
-                    d_back = product(x, tl.load(d_weights + at_1), TYPE, PRECISION) + tl.load(d_weights + bias)
-                    d_back *= -gelu_slope(hidden) / n
-                    hidden = gelu(hidden)
-                    z += product(hidden, w_2, TYPE, PRECISION)
-                    d_g += product(d_back, w_2, TYPE, PRECISION)
-                    d_g -= product(hidden, tl.load(d_weights + at_2), TYPE, PRECISION) / n
-                error, u, g, z_hat, rstd = taught(z, target, rate, gamma, beta)
-                d_u, d_z = gradient_backward(d_g, g, u, rate * gamma * gamma, z_hat, rstd)
-                put_numbers(d_eta + place, heads, first, count, tl.sum(d_u * gamma * error, 1, keep_dims=True), TILE)
-                d_error = rate * gamma * d_u
-                sum_gamma += total(rate * d_u * (error + gamma * z_hat))
-                if LOSS:
-                    own_error = numbers(d_before + place, heads, first, count, TILE) * error
-                    sum_gamma += total(own_error * z_hat)
-                    d_z += through(gamma * own_error, z_hat, rstd)
-                    d_error += own_error
-                sum_beta += total(d_error)
-                d_b_2 += total(d_z)
-                d_x, d_target = d_error, -d_error
-                if LOSS:
-                    d_x += tile(d_k + here, stride, first, count, D, TILE)
-                    d_target += tile(d_v + here, stride, first, count, D, TILE)
-                put(d_k + here, stride, first, count, d_x, D, TILE)
-                put(d_v + here, stride, first, count, d_target, D, TILE)
-                put(steps, D, first, count, g, D, TILE)
-                put(d_z_t, D, first, count, d_z, D, TILE)
-            tl.debug_barrier()
-            if reset is not None:
-                tl.store(d_start + at_b, tl.load(d_start + at_b) + tl.where(anew, d_b_2, 0.0))
-                d_b_2 = tl.where(anew, 0.0, d_b_2)
-            tl.store(d_weights + at_b, d_b_2)
-            for c in range(0, 4 * D, CHUNK):
-                at_1, bias = _first(c, D, CHUNK)
-                at_2 = _last(c, D, CHUNK)
-                w = tl.load(source + at_1)
-                b = tl.load(source + bias)
-                w_2 = tl.load(source + at_2)
-                taught_w, taught_w_2 = -tl.load(d_weights + at_1) / n, -tl.load(d_weights + at_2) / n
-                taught_b = -tl.load(d_weights + bias) / n
-                d_w, d_b = tl.zeros([D, CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32)
-                d_w_2 = tl.zeros([CHUNK, D], tl.float32)
-                for first in range(0, count, TILE):
-                    x = tile(k_t, sk[1], first, count, D, TILE)
-                    g = tile(steps, D, first, count, D, TILE)
-                    d_z = tile(d_z_t, D, first, count, D, TILE)
-                    z = product(x, w, TYPE, PRECISION) + b
-                    slope = gelu_slope(z)
-                    d_back = product(x, taught_w, TYPE, PRECISION) + taught_b
-                    d_w_2 += product(tl.trans(d_back * slope), g, TYPE, PRECISION)
-                    d_w_2 += product(tl.trans(gelu(z)), d_z, TYPE, PRECISION)
-                    back = product(g, tl.trans(w_2), TYPE, PRECISION)
-                    d_h = product(g, tl.trans(taught_w_2), TYPE, PRECISION)
-                    d_h = slope * (d_h + product(d_z, tl.trans(w_2), TYPE, PRECISION)) + d_back * back * gelu_bend(z)
-                    d_w += product(tl.trans(x), d_h, TYPE, PRECISION)
-                    d_b += total(d_h)
-                    d_x = product(d_h, tl.trans(w), TYPE, PRECISION)
-                    d_x += product(back * slope, tl.trans(taught_w), TYPE, PRECISION)
-                    put(
-                        d_k + here, stride, first, count, d_x + tile(d_k + here, stride, first, count, D, TILE), D, TILE
-                    )
-                d_w += tl.load(d_weights + at_1)
-                d_b += tl.load(d_weights + bias)
-                d_w_2 += tl.load(d_weights + at_2)
-                if reset is not None:
-                    tl.store(d_start + at_1, tl.load(d_start + at_1) + tl.where(anew, d_w, 0.0))
-                    tl.store(d_start + bias, tl.load(d_start + bias) + tl.where(anew, d_b, 0.0))
-                    tl.store(d_start + at_2, tl.load(d_start + at_2) + tl.where(anew, d_w_2, 0.0))
-                    d_w, d_b, d_w_2 = tl.where(anew, 0.0, d_w), tl.where(anew, 0.0, d_b), tl.where(anew, 0.0, d_w_2)
-                tl.store(d_weights + at_1, d_w)
-                tl.store(d_weights + bias, d_b)
-                tl.store(d_weights + at_2, d_w_2)
-                tl.debug_barrier()
-
-    bound = tl.load(longest + head) if LONGEST else 0.0
-    sum_longest = end_gradients(start, d_weights, d_start, bound, sum_limit, LONGEST, RESTORE, LAST, P)
-    if LONGEST:
-        tl.store(d_longest + cell, sum_longest)
-    if FORGET:
-        tl.store(d_forget + cell, sum_forget)
-    tl.store(d_gamma + cell * D + columns, sum_gamma)
-    tl.store(d_beta + cell * D + columns, sum_beta)
-    if lengths is not None:
-        nothing_learned(d_q, d_k, d_v, d_eta, heads, length, tokens, D, TILE)

@@ -18,7 +18,7 @@ from tttstream_kernels.testing import TOLERANCE
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from tttstream_kernels import token_triton
+from tttstream_kernels.blocks import blocks
 from tttstream_kernels.norm_triton import INTERPRETED
 
 pytestmark = pytest.mark.skipif(
@@ -93,7 +93,7 @@ def test_where_the_blocks_of_a_row_lie() -> None:
         phase, lengths = torch.zeros(3, dtype=torch.int32), torch.ones(3, dtype=torch.long)
         reset = torch.zeros(3, 40, dtype=torch.bool)
         for given in ((None, None), (lengths, None), (None, reset), (lengths, reset)):
-            assert token_triton.blocks(phase, *given, 40, 16, 16, 32).end.device.type == "cuda"
+            assert blocks(phase, *given, 40, 16, 16, 32).end.device.type == "cuda"
 
 
 @pytest.mark.parametrize("mask", ["reset", "lengths"])

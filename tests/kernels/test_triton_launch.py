@@ -19,8 +19,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from triton import OutOfResources
 
+from tttstream_kernels.blocks import block_of
 from tttstream_kernels.launch_triton import launch
-from tttstream_kernels.token_triton import block_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODES: list[tuple[Inner, str, int]] = [

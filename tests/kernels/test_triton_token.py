@@ -21,6 +21,7 @@ from tttstream_kernels.testing import TOLERANCE, definition
 pytest.importorskip("triton", reason="triton is not installed")
 
 from tttstream_kernels import token_triton
+from tttstream_kernels.blocks import blocks, span_of
 from tttstream_kernels.step_triton import token_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -431,7 +432,7 @@ def test_checkpoints_grow_as_the_root_of_the_tokens(inner: Inner) -> None:
     """16 times the tokens: 4 times the group, and at most 4 times the memory of checkpoints and scratch together."""
     sizes = []
     for tokens in (1024, 16 * 1024):
-        span = token_triton.span_of(tokens, 16)
+        span = span_of(tokens, 16)
         with torch.device("meta"):
             q, pending = torch.empty(1, tokens, 2, 64), torch.empty(1, 2, inner.size(64))
         kept = token_triton.room(q, pending, None, 1, span)[-1]
@@ -448,7 +449,7 @@ def test_where_the_blocks_lie() -> None:
     reset = torch.zeros(2, 12, dtype=torch.bool)
     reset[0, 5] = reset[0, 6] = reset[1, 9] = True
     phase, lengths = torch.tensor([3, 0], dtype=torch.int32), torch.tensor([12, 8])
-    cut = token_triton.blocks(phase, lengths, reset, 12, 4, 4, 8)
+    cut = blocks(phase, lengths, reset, 12, 4, 4, 8)
     assert cut.number is not None
     assert cut.begins is not None
     assert cut.first is not None
@@ -457,7 +458,7 @@ def test_where_the_blocks_lie() -> None:
     assert [row[:n] for row, n in zip(cut.begins[..., 1].tolist(), [5, 2], strict=True)] == [[3, 0, 0, 0, 0], [0, 0]]
     assert cut.first.tolist() == [[0, 4, 5], [0, 2, 2]]
     assert cut.end.tolist() == [2, 0]
-    halves = token_triton.blocks(phase, lengths, reset, 12, 4, 2, 8)
+    halves = blocks(phase, lengths, reset, 12, 4, 2, 8)
     assert halves.number is not None
     assert halves.begins is not None
     assert halves.first is not None

@@ -3,8 +3,9 @@
 python demos/position.py --out out/position --docs docs
 
 Every run (memory × seed) is `tttstream fit`, then `tttstream predict` on walks of 64 times the training length; runs
-that are done are not done again, so the table grows over days. Each choice of settings has a folder of its own in --out.
-`--reset 16 64` tests the same weights with the memory reset every so many frames.
+that are done are not done again, so the table grows over days. Each choice of settings has its own folder in --out.
+`--reset 16` tests the same weights with the memory reset every so many frames. What stands below the picture in
+position.md is kept.
 """
 
 import argparse
@@ -63,7 +64,11 @@ def fit(folder: Path, name: str, seed: int, args: argparse.Namespace) -> Path:
 
 
 def test(folder: Path, name: str, path: Path, reset: int, args: argparse.Namespace) -> dict[str, float]:
-    """MSE over that of repeating the last frame, in the frames up to each multiple of the training length."""
+    """MSE over that of repeating the last frame, in the frames up to each multiple of the training length.
+
+    A reset also takes the frame before, by which motion is sought. So that the ablation speaks of the memory alone, no
+    score counts the frames foretold from the first of a segment, where resets are (frame 0 has none before it anyway).
+    """
     frames = args.length * TIMES[-1]
     words = [f"--data.test.frames={frames}", "--data.test.count=2", f"--ckpt_path={path}"]
     words += [f"--task.init_args.reset_every={reset}"]
@@ -71,7 +76,8 @@ def test(folder: Path, name: str, path: Path, reset: int, args: argparse.Namespa
     rows = [json.loads(line) for line in max(folder.rglob("predictions.jsonl"), key=os.path.getmtime).open()]
     scores = {}
     for times in TIMES:
-        late = [row for row in rows if "mse" in row and times * args.length // 2 <= row["frame"] < times * args.length]
+        span = range(times * args.length // 2, times * args.length)
+        late = [row for row in rows if "mse" in row and row["frame"] in span and row["frame"] % args.length != 1]
         scores[str(times)] = sum(row["mse"] for row in late) / max(1e-12, sum(row["copy_mse"] for row in late))
     return scores
 
@@ -86,31 +92,45 @@ def run(words: list[str]) -> None:
 def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
     """The table and the picture of all that is done."""
     machine = f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}"
+    resets = f" --reset {' '.join(map(str, args.reset))}" if args.reset else ""
     lines = ["# Quality against the position in the stream", ""]
     lines += [
         f"`python demos/position.py --steps {args.steps} --length {args.length} --size {args.size} --motion "
-        f"{args.motion}`, {datetime.date.today()}, {machine}. Tiny models (model/tiny) that seek motion of up to "
-        f"{args.motion} pixels, trained for {args.steps} steps on walks in segments of {args.length} frames. Error of "
-        "the next frame over that of repeating the last one, in the second half of the frames up to so many times the "
-        "training length: below 1 is better than repeating; mean over seeds (and how many).",
+        f"{args.motion}{resets}`, {datetime.date.today()}, {machine}. Tiny models (model/tiny) that seek motion of up "
+        f"to {args.motion} pixels, trained for {args.steps} steps on walks in segments of {args.length} frames. Error "
+        "of the next frame over that of repeating the last one, in the second half of the frames up to so many times "
+        "the training length: below 1 is better than repeating; mean over seeds ± half their range, and how many. The "
+        "frames foretold from the first of a segment count nowhere: a reset there also takes the frame before, by which "
+        "motion is sought.",
         "",
         "| memory | " + " | ".join(f"{times} ×" for times in TIMES) + " | seeds |",
         "| --- |" + " ---: |" * (len(TIMES) + 1),
     ]
     figure, axes = plt.subplots(figsize=(6, 4))
-    for name in dict.fromkeys(key.rpartition("/")[0] for key in results):
+    for name in dict.fromkeys(key.rpartition("/")[0] for key in sorted(results, key=_place)):
         runs = [value for key, value in results.items() if key.rpartition("/")[0] == name]
-        means = [sum(each[str(times)] for each in runs) / len(runs) for times in TIMES]
-        lines.append(f"| {name} | " + " | ".join(f"{mean:.3f}" for mean in means) + f" | {len(runs)} |")
-        axes.plot(TIMES, means, marker="o", label=name)
+        scores = [[each[str(times)] for each in runs] for times in TIMES]
+        means = [sum(each) / len(each) for each in scores]
+        spreads = [(max(each) - min(each)) / 2 for each in scores]
+        cells = [f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(means, spreads, strict=True)]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(runs)} |")
+        axes.plot(TIMES, means, marker="o", label=name, linestyle="--" if "reset" in name else "-")
     axes.set(xscale="log", xlabel="position / training length", ylabel="error / error of repeating")
     axes.set_xticks(TIMES, [f"{times} ×" for times in TIMES])
     axes.minorticks_off()
     axes.legend()
     (args.docs / "results").mkdir(parents=True, exist_ok=True)
-    (args.docs / "results" / "position.md").write_text("\n".join([*lines, "", "![](../position.png)", ""]))
+    path, picture = args.docs / "results" / "position.md", "![](../position.png)\n"
+    words = path.read_text().partition(picture)[2] if path.is_file() else ""
+    path.write_text("\n".join([*lines, "", picture]) + words)
     figure.savefig(args.docs / "position.png", dpi=120, bbox_inches="tight")
     plt.close(figure)
+
+
+def _place(key: str) -> tuple[bool, int]:
+    """Where a result stands in the table: without resets first, memory by memory."""
+    name = key.rpartition("/")[0]
+    return "reset" in name, MEMORIES.index(name.partition(",")[0])
 
 
 def main() -> None:
@@ -125,6 +145,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="side of the walk's pictures")
     parser.add_argument("--motion", type=int, default=2, help="pixels that motion is sought for, 0 for none")
     args = parser.parse_args()
+    if any(every < 1 or every % args.length for every in args.reset):
+        parser.error(f"--reset {args.reset}: expected multiples of --length, {args.length}")
     out = args.out / f"steps{args.steps}-length{args.length}-size{args.size}-motion{args.motion}"
     path = out / "results.json"
     results: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
@@ -140,6 +162,7 @@ def main() -> None:
         part.write_text(json.dumps(results, indent=2))
         part.replace(path)
         write(results, args)
+    write(results, args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""CPU time of a frame in `tttstream watch`, choices side by side: taken in turn, so that a busy machine wrongs none.
+
+python demos/watch_cost.py ../shared/videos/surveillance/car-detection.mp4 > table.md
+"""
+
+import argparse
+import contextlib
+import datetime
+import io
+import json
+import os
+import platform
+import shlex
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from tttstream.cli.main import main as tttstream
+
+CHOICES = ("--model small", "--model base", "--model base --embeddings", "--model base --no-overlay")
+
+
+def watch(source: str, frames: int, words: list[str]) -> tuple[float, float]:
+    """Milliseconds of CPU time (all threads, loading included) and of latency (median) of a frame in one run."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        began = time.process_time()
+        code = tttstream(["watch", source, "--max-frames", str(frames), "--out", folder, *words])
+        took = time.process_time() - began
+        if code:
+            raise SystemExit(code)
+        said = json.loads((Path(folder) / "summary.json").read_text())
+    return 1e3 * took / said["frames"], said["latency_ms"]["p50"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="what `tttstream watch` takes")
+    parser.add_argument("--choices", nargs="*", default=CHOICES, help='options of a run, such as "--model small"')
+    parser.add_argument("--frames", type=int, default=200, help="of each run")
+    parser.add_argument("--rounds", type=int, default=5, help="each choice runs so often; the least time counts")
+    args = parser.parse_args()
+    found: dict[str, list[tuple[float, float]]] = {choice: [] for choice in args.choices}
+    watch(args.source, 20, [])  # what only a first run pays
+    for choice in tqdm([*args.choices] * args.rounds, desc="runs"):
+        found[choice].append(watch(args.source, args.frames, shlex.split(choice)))
+    print(
+        f"`python demos/watch_cost.py {args.source} --frames {args.frames} --rounds {args.rounds}`, "
+        f"{datetime.date.today()}, {os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}; least of "
+        f"{args.rounds} runs.\n\n"
+        "| `tttstream watch` with | CPU time of a frame, ms | frames a CPU second | latency, ms: p50 |\n"
+        "| --- | ---: | ---: | ---: |"
+    )
+    for choice, runs in found.items():
+        cost, latency = (min(part) for part in zip(*runs, strict=True))
+        print(f"| {choice} | {cost:.1f} | {1e3 / cost:.0f} | {latency:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -99,9 +99,9 @@ def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> Non
         f"{args.motion}{resets}`, {datetime.date.today()}, {machine}. Tiny models (model/tiny) that seek motion of up "
         f"to {args.motion} pixels, trained for {args.steps} steps on walks in segments of {args.length} frames. Error "
         "of the next frame over that of repeating the last one, in the second half of the frames up to so many times "
-        "the training length: below 1 is better than repeating; mean over seeds ± half their range, and how many. The "
-        "frames foretold from the first of a segment count nowhere: a reset there also takes the frame before, by which "
-        "motion is sought.",
+        "the training length: below 1 is better than repeating; mean over seeds ± half their range, and how many. "
+        "Frames foretold from the first of a segment count nowhere: a reset there also takes the frame before, by "
+        "which motion is sought.",
         "",
         "| memory | " + " | ".join(f"{times} ×" for times in TIMES) + " | seeds |",
         "| --- |" + " ---: |" * (len(TIMES) + 1),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tttstream.errors import ShapeError, StateError
 from tttstream.masks import MaskModel, MaskOutput, MaskState
-from tttstream.masks.model import moments, together
+from tttstream.masks.propagator import moments, together
 from tttstream.state import pack, unpack
 from tttstream.testing import assert_close
 

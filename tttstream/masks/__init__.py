@@ -1,7 +1,22 @@
 """Mask propagation: masks that follow objects through a stream, carried by a memory that learns from every frame."""
 
 from tttstream.masks.folder import load, save
-from tttstream.masks.model import MaskConfig, MaskModel, MaskOutput, MaskState
+from tttstream.masks.mixture import MixtureConfig, MixtureModel, MixtureState
+from tttstream.masks.model import MaskConfig, MaskModel, MaskState
+from tttstream.masks.propagator import MaskOutput, Propagator
 from tttstream.masks.stream import MaskResult, MaskStream
 
-__all__ = ["MaskConfig", "MaskModel", "MaskOutput", "MaskResult", "MaskState", "MaskStream", "load", "save"]
+__all__ = [
+    "MaskConfig",
+    "MaskModel",
+    "MaskOutput",
+    "MaskResult",
+    "MaskState",
+    "MaskStream",
+    "MixtureConfig",
+    "MixtureModel",
+    "MixtureState",
+    "Propagator",
+    "load",
+    "save",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import ShapeError
-from tttstream.masks.model import SURE, MaskModel, moments, together
 from tttstream.masks.networks import STRIDE
+from tttstream.masks.propagator import SURE, Propagator, moments, together
 from tttstream.masks.stream import Labels, MaskStream
 
 NAMES = ("copy", "matching", "frozen", "untaught")
@@ -25,7 +26,7 @@ METHODS = ("model", *NAMES)
 NEAREST, SHARPNESS = 5, 20.0
 
 
-def propagate(name: str, model: MaskModel, frames: Tensor, masks: Tensor) -> Tensor:
+def propagate(name: str, model: Propagator[Any], frames: Tensor, masks: Tensor) -> Tensor:
     """Logits [B, T, 1 + O, H, W] of one of `NAMES` for frames [B, T, 3, H, W] and masks [B, O, H, W] of the first."""
     with torch.no_grad():
         if name == "copy":
@@ -45,7 +46,7 @@ def propagate(name: str, model: MaskModel, frames: Tensor, masks: Tensor) -> Ten
 
 
 def follow(
-    method: str, model: MaskModel, images: Sequence[NDArray[np.generic]], mask: Labels, size: int | None = None
+    method: str, model: Propagator[Any], images: Sequence[NDArray[np.generic]], mask: Labels, size: int | None = None
 ) -> list[Labels]:
     """Masks [H, W] of every image [H, W, 3] by one of `METHODS`, from the first one's mask, at the images' own size.
 
@@ -63,8 +64,8 @@ def follow(
     return [part.argmax(0).to(torch.uint8).numpy() for part in whole]
 
 
-def _matching(model: MaskModel, frames: Tensor, masks: Tensor) -> Tensor:
-    pixels = frames.to(model.start.dtype) / (255.0 if frames.dtype == torch.uint8 else 1.0)
+def _matching(model: Propagator[Any], frames: Tensor, masks: Tensor) -> Tensor:
+    pixels = frames.to(model.dtype) / (255.0 if frames.dtype == torch.uint8 else 1.0)
     grid = [size // STRIDE for size in frames.shape[-2:]]
     logits = [together((2 * masks - 1) * SURE)]
     labels = F.interpolate(torch.cat([1 - masks.sum(1, keepdim=True), masks], 1), grid, mode="area").flatten(2).mT
@@ -79,7 +80,7 @@ def _matching(model: MaskModel, frames: Tensor, masks: Tensor) -> Tensor:
     return torch.stack(logits, 1)
 
 
-def _keys(model: MaskModel, pixels: Tensor) -> Tensor:
+def _keys(model: Propagator[Any], pixels: Tensor) -> Tensor:
     """Keys of all heads side by side, of length 1: [B, T, 3, H, W] -> [B, T, N, heads * D]."""
     raw = torch.stack([model.encoder(frame, None).keys for frame in pixels.unbind(1)], 1)
     first = moments(raw[:, 0])

@@ -5,25 +5,33 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tttstream import folders
 from tttstream.errors import CheckpointError, ShapeError
+from tttstream.masks.mixture import MixtureConfig, MixtureModel
 from tttstream.masks.model import MaskConfig, MaskModel
+from tttstream.masks.propagator import Propagator
 
-FORMAT = "tttstream.masks/1"
+FORMATS: dict[str, tuple[type, type[Propagator[Any]]]] = {
+    "tttstream.masks/1": (MaskConfig, MaskModel),
+    "tttstream.mixture/1": (MixtureConfig, MixtureModel),
+}
+"""What config.json calls a model, and the types of its configuration and of the model."""
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 NAMES = ("mask",)
 """Trained models that ship inside the package."""
 
 
-def save(model: MaskModel, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+def save(model: Propagator[Any], folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
     """Write a model into a folder, each file under a temporary name first. dtype: of the file, such as float16."""
-    folders.write(model, dataclasses.asdict(model.config), FORMAT, folder, dtype)
+    name = next(name for name, (_, kind) in FORMATS.items() if type(model) is kind)
+    folders.write(model, dataclasses.asdict(model.config), name, folder, dtype)
 
 
-def load(name_or_folder: str | os.PathLike[str] = "mask") -> MaskModel:
+def load(name_or_folder: str | os.PathLike[str] = "mask") -> Propagator[Any]:
     """A mask model by name, with the weights that ship, or from a folder that `save` wrote.
 
     Raises CheckpointError where there is none, or where what is there does not fit together.
@@ -32,7 +40,7 @@ def load(name_or_folder: str | os.PathLike[str] = "mask") -> MaskModel:
     folder = SHIPPED / name if name in NAMES else Path(name)
     if not folder.is_dir():
         raise CheckpointError(f"no mask model {name!r}: expected one of {', '.join(NAMES)}, or a model's folder")
-    model = MaskModel(_config(folder))
+    model = _model(folder)
     folders.fill(model, folder)
     return model.eval()
 
@@ -40,14 +48,18 @@ def load(name_or_folder: str | os.PathLike[str] = "mask") -> MaskModel:
 def is_masks(folder: str | os.PathLike[str]) -> bool:
     """Whether a name or folder is that of a mask model."""
     name = os.fspath(folder)
-    return name in NAMES or (Path(name).is_dir() and folders.read(Path(name)).get("format") == FORMAT)
+    return name in NAMES or (Path(name).is_dir() and folders.read(Path(name)).get("format") in FORMATS)
 
 
-def _config(folder: Path) -> MaskConfig:
+def _model(folder: Path) -> Propagator[Any]:
     values = folders.read(folder)
-    if values.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{folder} holds no mask model: expected format {FORMAT!r} in its config.json")
+    name = values.pop("format", None)
+    if name not in FORMATS:
+        raise CheckpointError(
+            f"{folder} holds no mask model: expected format {' or '.join(map(repr, FORMATS))} in its config.json"
+        )
+    config, kind = FORMATS[name]
     try:
-        return MaskConfig(**values)
+        return kind(config(**values))
     except (TypeError, ShapeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} does not fit this version: {error}") from error

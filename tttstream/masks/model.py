@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import os
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tttstream import inner as catalogue
-from tttstream.errors import ShapeError, StateError
-from tttstream.masks.networks import EVERY, WHOLE, Decoder, Encoder, Features, MaskCode
-from tttstream.state import State
+from tttstream.errors import ShapeError
+from tttstream.masks.networks import EVERY, Decoder, Encoder, Features, MaskCode
+from tttstream.masks.propagator import SURE, ObjectState, Propagator, together
 from tttstream_kernels import InnerState, ttt
 from tttstream_kernels.norm import normalise
-
-SURE = 12.0
-"""Log-odds of a mask that is given."""
-
 
 SETTINGS = ("base_lr", "first", "passes", "size")
 """Of `MaskConfig`, what the same weights may be used with otherwise."""
@@ -70,7 +61,7 @@ class _MaskFields(NamedTuple):
     spread: Tensor
 
 
-class MaskState(State, _MaskFields):
+class MaskState(ObjectState, _MaskFields):
     """What is remembered of each object of each stream; its size depends neither on the frames nor on their size.
 
     delta: [B, O, H, P] the inner weights' difference from their learned start. anchor: the same right after the mask
@@ -80,37 +71,15 @@ class MaskState(State, _MaskFields):
 
     __slots__ = ()
 
-    @property
-    def objects(self) -> int:
-        """How many objects each stream has at most."""
-        return self.seen.shape[1]
 
-
-class MaskOutput(NamedTuple):
-    """What a model says of every frame.
-
-    logits: [B, T, 1 + O, H, W], softmax over the third axis gives the share of background and of each object.
-    guess: [B, T, O, H/4, W/4] log-odds from the memory's answers alone.
-    """
-
-    logits: Tensor
-    guess: Tensor
-
-
-class MaskModel(nn.Module):
+class MaskModel(Propagator[MaskState]):
     """Mask propagation with a memory whose weights are learned online: every frame is both test and training data.
 
     Keys come from the frame, values from the mask. In each frame the memory is asked first, at the weights that it
     has learned from the frames before; a decoder makes masks of the answers; then the memory learns to answer with
     these masks at this frame's keys, and is drawn back a little towards what it was when the mask was given.
 
-    Called as `output, state = model(frames, state=None, reset=None, masks=…, given=…)` with frames [B, T, 3, H, W] in
-    0..1 (or uint8), H and W multiples of 16; masks [B, T, O, H, W] in 0..1 count where given bool [B, T, O] is true:
-    there they are learned hard, at the first frame and wherever an object is added or corrected. reset bool [B, T]:
-    the frame begins another stream. lengths [B]: only so many frames of the row count. Any partition of a stream
-    gives what one call gives. Objects that were never given are nowhere.
-
-    `learn=False` freezes the memory after the masks that are given: the first-frame classifier alone.
+    Called as every Propagator is.
     """
 
     def __init__(self, config: MaskConfig) -> None:
@@ -146,55 +115,6 @@ class MaskModel(nn.Module):
         weights, keys = (batch, objects, *self.start.shape), (batch, self.gamma.numel())
         return MaskState(zeros(weights), zeros(weights), zeros(batch, objects), zeros(keys), zeros(keys))
 
-    def forward(
-        self,
-        frames: Tensor,
-        state: MaskState | None = None,
-        reset: Tensor | None = None,
-        *,
-        masks: Tensor | None = None,
-        given: Tensor | None = None,
-        lengths: Tensor | None = None,
-        taught: Tensor | None = None,
-        offset: Tensor | None = None,
-        learn: bool = True,
-    ) -> tuple[MaskOutput, MaskState]:
-        """See the class. taught: bool [B, T], the memory learns `masks` in place of what it said. offset: [B, 2] pixels
-        by which the middle of the frames is moved. Both are for training."""
-        state, given = self._check(frames, state, reset, masks, given)
-        frames = frames.to(self.start.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.start.dtype)
-        rows, count = frames.shape[:2]
-        moved = None if offset is None else offset.repeat_interleave(count, 0)
-        parts = (x.unflatten(0, (rows, count)).unbind(1) for x in self.encoder(frames.flatten(0, 1), moved))
-        every = [Features(*here) for here in zip(*parts, strict=True)]
-        logits, guesses = [], []
-        for t, here in enumerate(every):
-            before = state
-            if reset is not None:
-                state = state.map(torch.zeros_like).where(reset[:, t], state)
-            mask = None if masks is None else masks[:, t].to(frames.dtype)
-            told = None if taught is None else taught[:, t]
-            said, guess, state = self._frame(here, state, mask, given[:, t], told, learn)
-            logits.append(said)
-            guesses.append(guess)
-            if lengths is not None:
-                state = state.where(t < lengths, before)
-        return MaskOutput(torch.stack(logits, 1), torch.stack(guesses, 1)), state
-
-    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors into a folder; dtype: of the file, such as float16."""
-        from tttstream.masks.folder import save
-
-        save(self, folder, dtype)
-
-    def fingerprint(self) -> str:
-        """A hash of the configuration and of all weights: what a saved stream must match."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
-        for name, weight in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
     def _frame(
         self,
         features: Features,
@@ -206,10 +126,7 @@ class MaskModel(nn.Module):
     ) -> tuple[Tensor, Tensor, MaskState]:
         objects, known = state.objects, state.seen > 0
         height, width = features.coarse.shape[-2:]
-        fresh = (state.spread == 0).all(1) | (given.any(1) & ~known.any(1))
-        mean, deviation = moments(features.keys.to(state.delta.dtype))
-        middle = torch.where(fresh[:, None], mean, state.middle)
-        spread = torch.where(fresh[:, None], deviation, state.spread)
+        middle, spread = self.measured(features.keys, state.middle, state.spread, given.any(1) & ~known.any(1))
         keys = self.centred(features.keys, middle, spread)
         answer = torch.cat([self._read(keys, weights) for weights in (state.delta, state.anchor)], 2)
         logits, guess = self.decoder(answer, features, objects)
@@ -240,15 +157,6 @@ class MaskModel(nn.Module):
             ),
         )
 
-    def centred(self, keys: Tensor, middle: Tensor, spread: Tensor) -> Tensor:
-        """Keys [B, N, heads * D] as the memory takes them, [B, N, heads, D] of length sqrt(D).
-
-        All frames of a stream are centred alike, so that a key means the same in each. Keys that are not centred lie
-        close together, and the memory is slow to tell them apart.
-        """
-        keys = ((keys - middle[:, None]) / spread[:, None]).unflatten(2, self.gamma.shape)
-        return F.layer_norm(keys, keys.shape[-1:])
-
     def _read(self, keys: Tensor, delta: Tensor) -> Tensor:
         """The code that the memory gives for each token at its weights: [B * O, N, heads * head width]."""
         rows, objects, heads, size = delta.shape
@@ -278,63 +186,3 @@ class MaskModel(nn.Module):
             state=InnerState(old, old[..., :0], old[..., :0], nothing),
         )  # fmt: skip
         return state.delta.view_as(delta)
-
-    def _check(
-        self,
-        frames: Tensor,
-        state: MaskState | None,
-        reset: Tensor | None,
-        masks: Tensor | None,
-        given: Tensor | None,
-    ) -> tuple[MaskState, Tensor]:
-        whole = frames.dim() == 5 and frames.shape[1] > 0 and frames.shape[2] == 3
-        if not whole or frames.shape[3] % WHOLE or frames.shape[4] % WHOLE:
-            raise ShapeError(
-                f"mask model: expected frames [B, T >= 1, 3, H, W] with H and W multiples of {WHOLE}, "
-                f"got {list(frames.shape)}"
-            )
-        rows, count, _, height, width = frames.shape
-        if state is None and masks is None:
-            raise ShapeError("mask model: the first call needs masks [B, T, objects, H, W], or a state")
-        if masks is not None and (
-            masks.dim() != 5 or (*masks.shape[:2], *masks.shape[3:]) != (rows, count, height, width)
-        ):
-            raise ShapeError(
-                f"mask model: expected masks [{rows}, {count}, objects, {height}, {width}], got {list(masks.shape)}"
-            )
-        if state is None:
-            assert masks is not None
-            state = self.init_state(rows, masks.shape[2])
-        elif not isinstance(state, MaskState) or state.rows != rows:
-            raise StateError(f"mask model: expected a MaskState of {rows} rows, got {type(state).__name__}")
-        shape = (rows, count, state.objects)
-        if masks is not None and masks.shape[2] != state.objects:
-            raise ShapeError(f"mask model: masks of {masks.shape[2]} objects, a state of {state.objects}")
-        if given is None:
-            given = torch.zeros(shape, dtype=torch.bool, device=frames.device)
-            if masks is not None:
-                raise ShapeError("mask model: say with given [B, T, objects] which of the masks count")
-        if given.shape != shape or given.dtype != torch.bool:
-            raise ShapeError(f"mask model: expected given bool {list(shape)}, got {given.dtype} {list(given.shape)}")
-        if reset is not None and (reset.shape != shape[:2] or reset.dtype != torch.bool):
-            raise ShapeError(
-                f"mask model: expected reset bool {list(shape[:2])}, got {reset.dtype} {list(reset.shape)}"
-            )
-        return state, given
-
-
-def moments(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the tokens of a frame: [B, N, C] -> two of [B, C], the second never 0."""
-    variance, mean = torch.var_mean(keys, 1, correction=0)
-    return mean, (variance + 1e-5).sqrt()
-
-
-def together(logits: Tensor) -> Tensor:
-    """Log-odds of each object by itself [B, O, H, W] to logits of background and objects [B, 1 + O, H, W].
-
-    Each place is shared out in proportion to the odds of every object and of none of them (soft aggregation,
-    arXiv 1904.00607, section 3.4).
-    """
-    logits = logits.clamp(-SURE, SURE)
-    none = F.logsigmoid(-logits).sum(1, keepdim=True)  # log of the chance that the place is no object's
-    return torch.cat([none - torch.log(-torch.expm1(none.clamp(max=-1e-6))), logits], 1)

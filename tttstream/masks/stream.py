@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from tttstream import state as states
 from tttstream.errors import CheckpointError, FrameError, ShapeError
 from tttstream.frames import Frame
-from tttstream.masks.model import MaskModel, MaskState
 from tttstream.masks.networks import WHOLE
+from tttstream.masks.propagator import ObjectState, Propagator
 
 if TYPE_CHECKING:
     from tttstream.sources.base import Source
@@ -47,8 +47,9 @@ class MaskResult:
 class MaskStream:
     """A mask model that follows objects through one stream.
 
-    model: a MaskModel. objects: how many it can follow at the same time. size: short side in pixels at which it looks
-    at the frames, the model's own unless given. learn: whether the memory learns from the masks it predicts.
+    model: a MixtureModel or a MaskModel. objects: how many it can follow at the same time. size: short side in pixels
+    at which it looks at the frames, the model's own unless given. learn: whether the memory learns from the masks
+    it predicts.
 
     >>> stream = MaskStream(tttstream.masks.load("mask"))
     >>> result = stream.push(first_frame, mask=first_mask)
@@ -56,7 +57,9 @@ class MaskStream:
     ...     result = stream.push(frame)
     """
 
-    def __init__(self, model: MaskModel, *, objects: int = 1, size: int | None = None, learn: bool = True) -> None:
+    def __init__(
+        self, model: Propagator[Any], *, objects: int = 1, size: int | None = None, learn: bool = True
+    ) -> None:
         if not 1 <= objects <= 255:
             raise ShapeError(f"mask stream: expected 1 to 255 objects, got {objects}")
         self.model = model.eval()
@@ -64,7 +67,7 @@ class MaskStream:
         if self.size < WHOLE:
             raise ShapeError(f"mask stream: size is {self.size}, expected a short side of at least {WHOLE} pixels")
         self.objects, self.learn, self.frames = objects, learn, 0
-        self.state: MaskState = model.init_state(1, objects)
+        self.state: ObjectState = model.init_state(1, objects)
 
     @property
     def state_bytes(self) -> int:
@@ -129,7 +132,7 @@ class MaskStream:
             pixels = F.interpolate(
                 pixels if image.dtype == np.uint8 else pixels.float(), wanted, mode="bilinear", antialias=True
             )
-        return pixels[0].to(self.model.start.dtype) * scale
+        return pixels[0].to(self.model.dtype) * scale
 
     def given(self, mask: NDArray[np.generic], height: int, width: int) -> Tensor:
         """[objects, H, W] in 0..1 of a mask of labels."""
@@ -145,7 +148,7 @@ class MaskStream:
         if numbers[-1] == 0:
             raise FrameError("the mask shows no object: every pixel is 0")
         labels = torch.from_numpy(np.ascontiguousarray(mask).astype(np.int64))
-        return (labels == torch.arange(1, self.objects + 1)[:, None, None]).to(self.model.start.dtype)
+        return (labels == torch.arange(1, self.objects + 1)[:, None, None]).to(self.model.dtype)
 
     def reset(self) -> None:
         """Forget all objects, as if the stream began now."""

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from tttstream.errors import CheckpointError, ShapeError
 from tttstream.masks.baselines import NAMES, propagate
-from tttstream.masks.model import SETTINGS, MaskConfig, MaskModel, MaskOutput, MaskState
+from tttstream.masks.model import SETTINGS, MaskConfig, MaskModel, MaskState
 from tttstream.masks.networks import STRIDE
+from tttstream.masks.propagator import MaskOutput
 from tttstream.state import pack, unpack
 
 if TYPE_CHECKING:

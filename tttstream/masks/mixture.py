@@ -1,0 +1,188 @@
+"""MixtureModel: masks by a mixture of keys and masks, learned online by steps of expectation-maximisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tttstream.errors import ShapeError
+from tttstream.masks.model import MaskModel
+from tttstream.masks.networks import STRIDE, Encoder, Features
+from tttstream.masks.propagator import SURE, ObjectState, Propagator, together
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """The encoder's shape, and how the mixture learns.
+
+    width, heads, head_width, placed: as in MaskConfig. slots: components of the mixture. sharpness, agreement: how much
+    likeness of keys, and of masks, counts. patience: as how many tokens a component's past counts when it learns a
+    frame. power: what found shares are raised to. first: steps over a given mask. size: short side in pixels at which
+    videos are looked at.
+    """
+
+    width: int = 48
+    heads: int = 4
+    head_width: int = 48
+    placed: int = 2
+    slots: int = 512
+    sharpness: float = 20.0
+    agreement: float = 20.0
+    patience: float = 1.0
+    power: float = 1.5
+    first: int = 2
+    size: int = 160
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "head_width", "placed", "slots", "first", "size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ShapeError(f"mixture: {name} must be a whole number of at least 1, got {value!r}")
+        for name in ("sharpness", "agreement", "patience", "power"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ShapeError(f"mixture: {name} must be a number above 0, got {value!r}")
+        if self.width % 8 or self.placed >= self.heads:
+            raise ShapeError(
+                f"mixture: width must be a multiple of 8 and placed less than heads, got width={self.width}, "
+                f"placed={self.placed}, heads={self.heads}"
+            )
+
+
+class _MixtureFields(NamedTuple):
+    slots: Tensor
+    says: Tensor
+    seen: Tensor
+    middle: Tensor
+    spread: Tensor
+
+
+class MixtureState(ObjectState, _MixtureFields):
+    """What is remembered of each stream; its size depends neither on the frames nor on their size.
+
+    slots: [B, M, heads * D] where the components lie among the keys, of length 1. says: [B, M, O] each object's share
+    of a component. seen, middle, spread: as in MaskState.
+    """
+
+    __slots__ = ()
+
+
+class MixtureModel(Propagator[MixtureState]):
+    """Mask propagation with a mixture of M Gaussians over keys k (of length 1) and masks v as the inner model.
+
+    Its weights are the means (P, V), and its inner loss is the negative log-likelihood of a frame's tokens,
+
+        l(P, V) = -sum_j log sum_m exp(-s/2 |k_j - P_m|^2 - a/2 |v_j - V_m|^2).
+
+    Asked for v at k it answers with the mean of v given k, softmax_m(s k P_m) V: matching, with M places in place of
+    all tokens that were seen. With r_jm the share of component m in token j, the gradient of l at P_m is
+    -s sum_j r_jm (k_j - P_m); a frame's step goes along it at the rate 1 / (s (c + sum_j r_jm)), which makes
+
+        P_m <- (c P_m + sum_j r_jm k_j) / (c + sum_j r_jm),
+
+    put back to length 1, and likewise V_m: a component's past counts as c tokens do (online EM, Cappé and Moulines,
+    arXiv 0712.4273). A component that no token is like stays where it is.
+
+    Where a mask is given the components begin anew, as tokens of that frame drawn so that each object and the
+    background have their part, with the masks given and those found of the other objects.
+    """
+
+    def __init__(self, config: MixtureConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.width, config.heads, config.head_width, config.placed)
+
+    @classmethod
+    def of(cls, model: MaskModel) -> MixtureModel:
+        """The mixture over the keys of a trained mask model, which it shares the encoder with."""
+        values = {name: getattr(model.config, name) for name in ("width", "heads", "head_width", "placed", "size")}
+        mixture = cls(MixtureConfig(**values)).to(model.dtype)
+        mixture.encoder = model.encoder
+        return mixture.train(model.training)
+
+    def init_state(self, batch: int, objects: int = 1) -> MixtureState:
+        """See Propagator."""
+        config = self.config
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        zeros = partial(torch.zeros, dtype=dtype, device=next(self.parameters()).device)
+        width = config.heads * config.head_width
+        return MixtureState(
+            zeros(batch, config.slots, width),
+            zeros(batch, config.slots, objects),
+            zeros(batch, objects),
+            zeros(batch, width),
+            zeros(batch, width),
+        )
+
+    def _frame(
+        self,
+        features: Features,
+        state: MixtureState,
+        masks: Tensor | None,
+        given: Tensor,
+        taught: Tensor | None,
+        learn: bool,
+    ) -> tuple[Tensor, Tensor, MixtureState]:
+        known = state.seen > 0
+        grid = features.coarse.shape[-2:]
+        middle, spread = self.measured(features.keys, state.middle, state.spread, given.any(1) & ~known.any(1))
+        keys = F.normalize(self.centred(features.keys, middle, spread).flatten(2), dim=2)
+        alike = self.config.sharpness * (keys @ state.slots.to(keys.dtype).mT)
+        found = self._sharpened(alike.float().softmax(2).to(state.says.dtype) @ state.says)
+        guess = torch.where(known[:, None], found.clamp(1e-6, 1 - 1e-6).logit(), -SURE).mT.unflatten(2, grid)
+        share = F.interpolate(found.mT.unflatten(2, grid), scale_factor=float(STRIDE), mode="bilinear")
+        logits = torch.where(known[..., None, None], share.clamp(1e-6, 1 - 1e-6).logit(), -SURE)
+        told = torch.where(known[:, None], found.detach(), 0.0)
+        if masks is not None:
+            logits = torch.where(given[..., None, None], (2 * masks - 1) * SURE, logits)
+            true = given if taught is None else given | taught[:, None]
+            pooled = F.avg_pool2d(masks, STRIDE).flatten(2).mT.to(told.dtype)
+            free = 1 - torch.where(true[:, None], pooled, 0.0).sum(2, keepdim=True)
+            told = torch.where(true[:, None], pooled, told * free.clamp(min=0))
+        slots, says = state.slots, state.says
+        begins = given.any(1)
+        if masks is not None:
+            new = self._begun(keys.to(slots.dtype), told)
+            slots, says = (torch.where(begins[:, None, None], *pair) for pair in zip(new, (slots, says), strict=True))
+        for step in range(1 if masks is None else self.config.first):
+            learns = begins | known.any(1) if learn and step == 0 else begins
+            new = self._learned(keys, told, slots, says)
+            slots, says = (torch.where(learns[:, None, None], *pair) for pair in zip(new, (slots, says), strict=True))
+        seen = torch.where(given, 1.0, state.seen)
+        return together(logits), guess, MixtureState(slots, says, seen, middle, spread)
+
+    def _sharpened(self, share: Tensor) -> Tensor:
+        """Shares of objects [B, N, O], raised to a power with the background's and made to sum to 1 again: what is
+        learned from what was found would otherwise blur from frame to frame."""
+        every = torch.cat([1 - share.sum(2, keepdim=True), share], 2).clamp(min=1e-6) ** self.config.power
+        return (every / every.sum(2, keepdim=True))[:, :, 1:]
+
+    def _begun(self, keys: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        """Components that are tokens: half of them drawn from all alike, half from background and objects alike.
+
+        The draw depends on a token's place and what it shows alone, so that a stream repeats bit for bit.
+        """
+        classes = torch.cat([1 - told.sum(2, keepdim=True), told], 2)
+        mine = F.one_hot(classes.argmax(2), classes.shape[2]).to(told.dtype)
+        counts = mine.sum(1, keepdim=True)
+        part = (mine / counts.clamp(min=1)).sum(2) / (counts > 0).sum(2)
+        tokens = keys.shape[1]
+        luck = torch.rand(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64).clamp(min=1e-9)
+        drawn = (luck.log().to(told) / (0.5 / tokens + 0.5 * part)).argsort(dim=1, descending=True, stable=True)
+        drawn = drawn[:, torch.arange(self.config.slots, device=keys.device) % tokens, None]
+        return tuple(x.gather(1, drawn.expand(-1, -1, x.shape[2])) for x in (keys, told))  # type: ignore[return-value]
+
+    def _learned(self, keys: Tensor, told: Tensor, slots: Tensor, says: Tensor) -> tuple[Tensor, Tensor]:
+        """The components after one step; see the class."""
+        config = self.config
+        alike = config.sharpness * (keys @ slots.to(keys.dtype).mT).to(says.dtype)
+        agree = config.agreement * (told @ says.mT - 0.5 * says.square().sum(2)[:, None])
+        share = (alike + agree).softmax(2)
+        weight = config.patience + share.sum(1)[..., None]
+        slots = config.patience * slots + (share.to(keys.dtype).mT @ keys).to(slots.dtype)
+        return F.normalize(slots / weight, dim=2), (config.patience * says + share.mT @ told) / weight

@@ -11,19 +11,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tttstream.errors import ShapeError, StateError
-from tttstream.masks import MaskModel, MaskOutput, MaskState
+from tttstream.masks import MaskOutput, Propagator
 from tttstream.masks.propagator import moments, together
 from tttstream.state import pack, unpack
 from tttstream.testing import assert_close
 
-Make = Callable[..., MaskModel]
+Make = Callable[..., Any]
 Clip = Callable[..., tuple[Tensor, Tensor]]
 ROWS, COUNT, OBJECTS = 2, 5, 2
+EACH = pytest.mark.parametrize("inner", ["linear", "mixture"])
 
 
 def run(
-    model: MaskModel, frames: Tensor, masks: Tensor, shown: Tensor, splits: list[int], reset: Tensor, lengths: Tensor
-) -> tuple[Tensor, MaskState]:
+    model: Propagator[Any],
+    frames: Tensor,
+    masks: Tensor,
+    shown: Tensor,
+    splits: list[int],
+    reset: Tensor,
+    lengths: Tensor,
+) -> tuple[Tensor, Any]:
     """Logits and final state of a stream that comes in pieces."""
     state: Any = model.init_state(len(frames), masks.shape[2])
     logits, start = [], 0
@@ -50,7 +57,7 @@ def first_only(masks: Tensor) -> Tensor:
     resets=st.sets(st.tuples(st.integers(0, ROWS - 1), st.integers(0, COUNT - 1)), max_size=2),
     extra=st.sets(st.tuples(st.integers(0, ROWS - 1), st.integers(1, COUNT - 1), st.integers(0, 1)), max_size=2),
     lengths=st.lists(st.integers(0, COUNT), min_size=ROWS, max_size=ROWS),
-    inner=st.sampled_from(["linear", "mlp"]),
+    inner=st.sampled_from(["linear", "mlp", "mixture"]),
 )
 def test_any_partition_gives_what_one_call_gives(
     make_model: Make,
@@ -87,8 +94,9 @@ def test_gradients_pass_through_the_cut_and_reach_every_parameter(make_model: Ma
         assert gradient.abs().max() > 0, name
 
 
-def test_a_row_is_what_it_is_alone_and_after_a_reset(make_model: Make, clip: Clip) -> None:
-    model, (frames, masks) = make_model(), clip(2, 4)
+@EACH
+def test_a_row_is_what_it_is_alone_and_after_a_reset(make_model: Make, clip: Clip, inner: str) -> None:
+    model, (frames, masks) = make_model(inner=inner), clip(2, 4)
     shown = first_only(masks)
     shown[1, 2] = True
     reset = torch.zeros(2, 4, dtype=torch.bool)
@@ -102,8 +110,11 @@ def test_a_row_is_what_it_is_alone_and_after_a_reset(make_model: Make, clip: Cli
     assert_close(state[1], second, 1e-10)
 
 
-def test_a_nan_reaches_no_other_row_no_earlier_frame_and_nothing_after_a_reset(make_model: Make, clip: Clip) -> None:
-    model, (frames, masks) = make_model(), clip(2, 5)
+@EACH
+def test_a_nan_reaches_no_other_row_no_earlier_frame_and_nothing_after_a_reset(
+    make_model: Make, clip: Clip, inner: str
+) -> None:
+    model, (frames, masks) = make_model(inner=inner), clip(2, 5)
     shown = first_only(masks)
     shown[:, 3] = True
     reset = torch.zeros(2, 5, dtype=torch.bool)
@@ -118,8 +129,9 @@ def test_a_nan_reaches_no_other_row_no_earlier_frame_and_nothing_after_a_reset(m
     assert_close(state, clean_state, 1e-10)
 
 
-def test_the_state_is_constant_whatever_was_seen_and_packs(make_model: Make, clip: Clip) -> None:
-    model, (frames, masks) = make_model(torch.float32), clip(2, 5)
+@EACH
+def test_the_state_is_constant_whatever_was_seen_and_packs(make_model: Make, clip: Clip, inner: str) -> None:
+    model, (frames, masks) = make_model(torch.float32, inner=inner), clip(2, 5)
     _, state = model(frames, masks=masks, given=first_only(masks))
     _, small = model(frames[:, :1, :, :16, :32], masks=masks[:, :1, :, :16, :32], given=first_only(masks)[:, :1])
     assert state.nbytes == small.nbytes == model.init_state(2, 2).nbytes
@@ -128,16 +140,18 @@ def test_the_state_is_constant_whatever_was_seen_and_packs(make_model: Make, cli
     assert state[1].rows == 1
 
 
-def test_objects_may_change_places(make_model: Make, clip: Clip) -> None:
-    model, (frames, masks) = make_model(), clip(1, 4)
+@EACH
+def test_objects_may_change_places(make_model: Make, clip: Clip, inner: str) -> None:
+    model, (frames, masks) = make_model(inner=inner), clip(1, 4)
     straight, _ = model(frames, masks=masks, given=first_only(masks))
     turned, _ = model(frames, masks=masks.flip(2), given=first_only(masks))
     assert_close(turned.logits[:, :, [0, 2, 1]], straight.logits, 1e-9)
 
 
-def test_keys_mean_the_same_in_every_frame_of_a_stream(make_model: Make, clip: Clip) -> None:
+@EACH
+def test_keys_mean_the_same_in_every_frame_of_a_stream(make_model: Make, clip: Clip, inner: str) -> None:
     """They are centred as those of the first frame, and anew where the first object is given."""
-    model, (frames, masks) = make_model(), clip(1, 4)
+    model, (frames, masks) = make_model(inner=inner), clip(1, 4)
     shown = first_only(masks)
     _, first = model(frames[:, :1], masks=masks[:, :1], given=shown[:, :1])
     _, last = model(frames[:, 1:], first)
@@ -160,8 +174,9 @@ def test_an_object_is_nowhere_until_it_is_given_and_disturbs_nobody(make_model: 
     assert (state.seen == torch.tensor([[1.0, 0.0]])).all()
 
 
-def test_what_is_given_is_said(make_model: Make, clip: Clip) -> None:
-    model, (frames, masks) = make_model(), clip(1, 2)
+@EACH
+def test_what_is_given_is_said(make_model: Make, clip: Clip, inner: str) -> None:
+    model, (frames, masks) = make_model(inner=inner), clip(1, 2)
     output, _ = model(frames, masks=masks, given=first_only(masks))
     assert_close(output.logits[:, 0].softmax(1)[:, 1:], masks[:, 0], 1e-3)
 
@@ -239,8 +254,9 @@ def test_shapes_that_do_not_fit(make_model: Make, change: dict[str, Any], said: 
         make_model(torch.float32)(options.pop("frames"), **options)
 
 
-def test_states_that_do_not_fit(make_model: Make, clip: Clip) -> None:
-    model, (frames, masks) = make_model(), clip(2, 1)
+@EACH
+def test_states_that_do_not_fit(make_model: Make, clip: Clip, inner: str) -> None:
+    model, (frames, masks) = make_model(inner=inner), clip(2, 1)
     with pytest.raises(StateError, match="2 rows"):
         model(frames, model.init_state(3, 2))
     with pytest.raises(ShapeError, match="masks of 2 objects, a state of 1"):
@@ -253,9 +269,10 @@ def test_configurations_that_make_no_sense(make_model: Make, change: dict[str, A
         make_model(**change)
 
 
-def test_the_output_says_what_it_is(make_model: Make, clip: Clip) -> None:
+@EACH
+def test_the_output_says_what_it_is(make_model: Make, clip: Clip, inner: str) -> None:
     frames, masks = clip(2, 3)
-    output, _ = make_model()(frames, masks=masks, given=first_only(masks))
+    output, _ = make_model(inner=inner)(frames, masks=masks, given=first_only(masks))
     assert isinstance(output, MaskOutput)
     assert output.logits.shape == (2, 3, 3, 32, 48)
     assert output.guess.shape == (2, 3, 2, 8, 12)

@@ -106,25 +106,32 @@ def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> Non
         "| memory | " + " | ".join(f"{times} ×" for times in TIMES) + " | seeds |",
         "| --- |" + " ---: |" * (len(TIMES) + 1),
     ]
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for name in dict.fromkeys(key.rpartition("/")[0] for key in sorted(results, key=_place)):
+    names = list(dict.fromkeys(key.rpartition("/")[0] for key in sorted(results, key=_place)))
+    figure, axes = plt.subplots(figsize=(8, 4))
+    level = [_mean([each[str(times)] for key, each in results.items() if "reset" not in key]) for times in TIMES]
+    for name in names:
         runs = [value for key, value in results.items() if key.rpartition("/")[0] == name]
         scores = [[each[str(times)] for each in runs] for times in TIMES]
-        means = [sum(each) / len(each) for each in scores]
         spreads = [(max(each) - min(each)) / 2 for each in scores]
-        cells = [f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(means, spreads, strict=True)]
+        cells = [f"{_mean(each):.3f} ± {spread:.3f}" for each, spread in zip(scores, spreads, strict=True)]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(runs)} |")
-        axes.plot(TIMES, means, marker="o", label=name, linestyle="--" if "reset" in name else "-")
-    axes.set(xscale="log", xlabel="position / training length", ylabel="error / error of repeating")
+        beside = [100 * (_mean(each) / usual - 1) for each, usual in zip(scores, level, strict=True)]
+        colour = f"C{MEMORIES.index(name.partition(',')[0])}"
+        axes.plot(TIMES, beside, "o--" if "reset" in name else "o-", color=colour, label=name)
+    axes.set(xscale="log", xlabel="position / training length", ylabel="error beside the memories' mean, %")
     axes.set_xticks(TIMES, [f"{times} ×" for times in TIMES])
     axes.minorticks_off()
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     (args.docs / "results").mkdir(parents=True, exist_ok=True)
     path, picture = args.docs / "results" / "position.md", "![](../position.png)\n"
     words = path.read_text().partition(picture)[2] if path.is_file() else ""
     path.write_text("\n".join([*lines, "", picture]) + words)
     figure.savefig(args.docs / "position.png", dpi=120, bbox_inches="tight")
     plt.close(figure)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _place(key: str) -> tuple[bool, int]:
@@ -162,7 +169,8 @@ def main() -> None:
         part.write_text(json.dumps(results, indent=2))
         part.replace(path)
         write(results, args)
-    write(results, args)
+    if results:
+        write(results, args)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,32 @@ def test_training_goes_on_from_the_newest_checkpoint(visits: ModuleType, tmp_pat
     assert visits.newest(tmp_path) == tmp_path / "version_1" / "checkpoints" / "last.ckpt"
 
 
+def test_what_there_is_to_do(visits: ModuleType, root: Path) -> None:
+    """Every step runs something that is there; kernels come before their figures, figures before training."""
+    todo = visits.steps(visits.named("NVIDIA H100 80GB HBM3"))
+    assert [step.name for step in todo] == ["test-kernels", "bench", "test-rest", "base", "mask"]
+    kernels = {word for word in todo[0].command if word.startswith("tests/")}
+    holding = {path for path in (root / "tests" / "kernels").glob("test_*.py") if "_triton import" in path.read_text()}
+    assert {str(path.relative_to(root)) for path in holding} <= kernels
+    assert "docs/results/kernels-h100.md" in todo[1].command
+    for step in todo[3:]:
+        configs = [word for before, word in zip(step.command, step.command[1:], strict=False) if before == "--config"]
+        assert all((root / "configs" / f"{name}.yaml").is_file() for name in configs)
+
+
+def test_only_what_is_lacking_is_unpacked(visits: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(visits, "PACK", tmp_path)
+    monkeypatch.setattr(visits, "call", lambda name, command: asked.append(command))
+    (tmp_path / "pytest-9.2.0-py3-none-any.whl").touch()
+    visits.unpack()
+    assert not asked
+    lacking = tmp_path / "no_such_package-1.0-py3-none-any.whl"
+    lacking.touch()
+    visits.unpack()
+    assert [[word for word in command if word.endswith(".whl")] for command in asked] == [[str(lacking)]]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_one_line_says_so(root: Path) -> None:
     ended = subprocess.run([sys.executable, str(root / ".ci" / "gpu.py")], capture_output=True, text=True, check=False)

@@ -47,7 +47,7 @@ class Stream:
     embed: whether results carry an embedding, for good. Without, what only embeddings need is neither computed nor kept
         (of the shipped base the last block, its memory and the search for motion); the surprise is the same.
 
-    >>> stream = Stream(tttstream.models.load("base"))
+    >>> stream = Stream(tttstream.models.load("base", size=128))
     >>> for frame in tttstream.open_source("walk"):
     ...     result = stream.push(frame)
     """

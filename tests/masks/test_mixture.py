@@ -27,24 +27,30 @@ def tokens(count: int = 30, objects: int = 2) -> tuple[Tensor, Tensor]:
     return keys, torch.rand(1, count, objects, dtype=torch.float64) / objects
 
 
-def negative_log_likelihood(model: MixtureModel, keys: Tensor, told: Tensor, slots: Tensor, says: Tensor) -> Tensor:
+def negative_log_likelihood(
+    model: MixtureModel, keys: Tensor, told: Tensor, slots: Tensor, says: Tensor, mass: Tensor
+) -> Tensor:
     far = model.config.sharpness / 2 * (keys[:, :, None] - slots[:, None]).square().sum(3)
     far = far + model.config.agreement / 2 * (told[:, :, None] - says[:, None]).square().sum(3)
-    return -(-far).logsumexp(2).sum()
+    return -(model.config.prior * mass.log()[:, None] - far).logsumexp(2).sum()
 
 
 def test_a_step_goes_along_the_gradient_of_the_loss(make_model: Make) -> None:
     """The definition in the class's docstring, with autograd for the gradient."""
     model, (keys, told) = make_model(inner="mixture", patience=0.7), tokens()
     slots, says = (x[:, :12].clone().requires_grad_() for x in tokens(20))
+    mass = torch.rand(1, 12, dtype=torch.float64) + 0.8
     config = model.config
-    by_slots, by_says = torch.autograd.grad(negative_log_likelihood(model, keys, told, slots, says), (slots, says))
+    by_slots, by_says = torch.autograd.grad(
+        negative_log_likelihood(model, keys, told, slots, says, mass), (slots, says)
+    )
     with torch.no_grad():
-        far = config.sharpness * keys @ slots.mT + config.agreement * (
+        near = config.sharpness * keys @ slots.mT + config.agreement * (
             told @ says.mT - says.square().sum(2)[:, None] / 2
         )
-        weight = config.patience + far.softmax(2).sum(1)[..., None]
-        found = model._learned(keys, told, slots, says)
+        weight = config.patience + (near + config.prior * mass.log()[:, None]).softmax(2).sum(1)[..., None]
+        found = model._learned(keys, told, slots, says, mass)
+    assert_close(found[2], weight[..., 0], 1e-12)
     assert_close(found[0], F.normalize(slots.detach() - by_slots / (config.sharpness * weight), dim=2), 1e-12)
     assert_close(found[1], says.detach() - by_says / (config.agreement * weight), 1e-12)
 
@@ -52,10 +58,10 @@ def test_a_step_goes_along_the_gradient_of_the_loss(make_model: Make) -> None:
 def test_steps_over_a_frame_bring_its_loss_down(make_model: Make) -> None:
     model, (keys, told) = make_model(inner="mixture"), tokens()
     slots, says = tokens(12)
-    losses = []
+    mass, losses = torch.ones(1, 12, dtype=torch.float64), []
     for _ in range(6):
-        losses.append(float(negative_log_likelihood(model, keys, told, slots, says)))
-        slots, says = model._learned(keys, told, slots, says)
+        losses.append(float(negative_log_likelihood(model, keys, told, slots, says, mass)))
+        slots, says, _ = model._learned(keys, told, slots, says, mass)
     assert all(after < before for before, after in pairwise(losses))
 
 
@@ -65,7 +71,7 @@ def test_a_component_that_no_token_is_like_stays(make_model: Make) -> None:
     keys = F.normalize(keys, dim=2)
     slots = torch.cat([keys[:, :5], -keys[:, 5:6]], 1)
     says = torch.full((1, 6, 2), 0.25, dtype=torch.float64)
-    new = model._learned(keys, told, slots, says)
+    new = model._learned(keys, told, slots, says, torch.ones(1, 6, dtype=torch.float64))
     assert (new[0][:, :5] - slots[:, :5]).abs().amax() > 0.01
     assert_close(new[0][:, 5], slots[:, 5], 1e-6)
     assert_close(new[1][:, 5], says[:, 5], 1e-6)
@@ -78,7 +84,7 @@ def test_each_object_has_its_part_in_the_beginning(make_model: Make) -> None:
     for place in (0, 17, 399):
         told = torch.zeros(1, 400, 2, dtype=torch.float64)
         told[0, place, 1] = 1
-        slots, says = model._begun(keys, told)
+        slots, says, _ = model._begun(keys, told)
         assert (slots.shape, says.shape) == ((1, 12, 16), (1, 12, 2))
         assert says[0, :, 1].sum() == 1
         assert torch.equal(slots[says[..., 1] == 1], keys[:, place])

@@ -15,6 +15,9 @@ from tttstream.masks.model import MaskModel
 from tttstream.masks.networks import STRIDE, Encoder, Features
 from tttstream.masks.propagator import SURE, ObjectState, Propagator, together
 
+Inner = tuple[Tensor, Tensor, Tensor]
+"""The inner model's weights: slots, says and mass of MixtureState."""
+
 
 @dataclass(frozen=True)
 class MixtureConfig:
@@ -22,18 +25,20 @@ class MixtureConfig:
 
     width, heads, head_width, placed: as in MaskConfig. slots: components of the mixture. sharpness, agreement: how much
     likeness of keys, and of masks, counts. patience: as how many tokens a component's past counts when it learns a
-    frame. power: what found shares are raised to. first: steps over a given mask. size: short side in pixels at which
-    videos are looked at.
+    frame. prior: how much the number of tokens that it learned counts, 1 as in a mixture weighed by shares. power: what
+    found shares are raised to. first: steps over a given mask. size: short side in pixels at which videos are looked
+    at.
     """
 
     width: int = 48
     heads: int = 4
     head_width: int = 48
     placed: int = 2
-    slots: int = 512
+    slots: int = 768
     sharpness: float = 20.0
-    agreement: float = 20.0
-    patience: float = 1.0
+    agreement: float = 10.0
+    patience: float = 0.1
+    prior: float = 0.5
     power: float = 1.5
     first: int = 2
     size: int = 160
@@ -43,7 +48,7 @@ class MixtureConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ShapeError(f"mixture: {name} must be a whole number of at least 1, got {value!r}")
-        for name in ("sharpness", "agreement", "patience", "power"):
+        for name in ("sharpness", "agreement", "patience", "prior", "power"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ShapeError(f"mixture: {name} must be a number above 0, got {value!r}")
@@ -57,6 +62,7 @@ class MixtureConfig:
 class _MixtureFields(NamedTuple):
     slots: Tensor
     says: Tensor
+    mass: Tensor
     seen: Tensor
     middle: Tensor
     spread: Tensor
@@ -66,7 +72,8 @@ class MixtureState(ObjectState, _MixtureFields):
     """What is remembered of each stream; its size depends neither on the frames nor on their size.
 
     slots: [B, M, heads * D] where the components lie among the keys, of length 1. says: [B, M, O] each object's share
-    of a component. seen, middle, spread: as in MaskState.
+    of a component. mass: [B, M] how many tokens it learned last, its past among them. seen, middle, spread: as in
+    MaskState.
     """
 
     __slots__ = ()
@@ -75,18 +82,19 @@ class MixtureState(ObjectState, _MixtureFields):
 class MixtureModel(Propagator[MixtureState]):
     """Mask propagation with a mixture of M Gaussians over keys k (of length 1) and masks v as the inner model.
 
-    Its weights are the means (P, V), and its inner loss is the negative log-likelihood of a frame's tokens,
+    Its weights are the means (P, V) and the masses n, and its inner loss at given masses is the negative
+    log-likelihood of a frame's tokens,
 
-        l(P, V) = -sum_j log sum_m exp(-s/2 |k_j - P_m|^2 - a/2 |v_j - V_m|^2).
+        l(P, V) = -sum_j log sum_m n_m^b exp(-s/2 |k_j - P_m|^2 - a/2 |v_j - V_m|^2).
 
-    Asked for v at k it answers with the mean of v given k, softmax_m(s k P_m) V: matching, with M places in place of
-    all tokens that were seen. With r_jm the share of component m in token j, the gradient of l at P_m is
+    Asked for v at k it answers with the mean of v given k, softmax_m(s k P_m + b log n_m) V: matching, with M places
+    in place of all tokens that were seen. With r_jm the share of component m in token j, the gradient of l at P_m is
     -s sum_j r_jm (k_j - P_m); a frame's step goes along it at the rate 1 / (s (c + sum_j r_jm)), which makes
 
         P_m <- (c P_m + sum_j r_jm k_j) / (c + sum_j r_jm),
 
-    put back to length 1, and likewise V_m: a component's past counts as c tokens do (online EM, Cappé and Moulines,
-    arXiv 0712.4273). A component that no token is like stays where it is.
+    put back to length 1, and likewise V_m; the denominator is the new n_m. A component's past counts as c tokens do
+    (online EM, Cappé and Moulines, arXiv 0712.4273). A component that no token is like stays where it is.
 
     Where a mask is given the components begin anew, as tokens of that frame drawn so that each object and the
     background have their part, with the masks given and those found of the other objects.
@@ -114,6 +122,7 @@ class MixtureModel(Propagator[MixtureState]):
         return MixtureState(
             zeros(batch, config.slots, width),
             zeros(batch, config.slots, objects),
+            zeros(batch, config.slots),
             zeros(batch, objects),
             zeros(batch, width),
             zeros(batch, width),
@@ -132,8 +141,8 @@ class MixtureModel(Propagator[MixtureState]):
         grid = features.coarse.shape[-2:]
         middle, spread = self.measured(features.keys, state.middle, state.spread, given.any(1) & ~known.any(1))
         keys = F.normalize(self.centred(features.keys, middle, spread).flatten(2), dim=2)
-        alike = self.config.sharpness * (keys @ state.slots.to(keys.dtype).mT)
-        found = self._sharpened(alike.float().softmax(2).to(state.says.dtype) @ state.says)
+        alike = self._alike(keys, state.slots, state.mass)
+        found = self._sharpened(alike.softmax(2) @ state.says)
         guess = torch.where(known[:, None], found.clamp(1e-6, 1 - 1e-6).logit(), -SURE).mT.unflatten(2, grid)
         share = F.interpolate(found.mT.unflatten(2, grid), scale_factor=float(STRIDE), mode="bilinear")
         logits = torch.where(known[..., None, None], share.clamp(1e-6, 1 - 1e-6).logit(), -SURE)
@@ -144,17 +153,15 @@ class MixtureModel(Propagator[MixtureState]):
             pooled = F.avg_pool2d(masks, STRIDE).flatten(2).mT.to(told.dtype)
             free = 1 - torch.where(true[:, None], pooled, 0.0).sum(2, keepdim=True)
             told = torch.where(true[:, None], pooled, told * free.clamp(min=0))
-        slots, says = state.slots, state.says
+        inner = state.slots, state.says, state.mass
         begins = given.any(1)
         if masks is not None:
-            new = self._begun(keys.to(slots.dtype), told)
-            slots, says = (torch.where(begins[:, None, None], *pair) for pair in zip(new, (slots, says), strict=True))
+            inner = _where(begins, self._begun(keys.to(told.dtype), told), inner)
         for step in range(1 if masks is None else self.config.first):
             learns = begins | known.any(1) if learn and step == 0 else begins
-            new = self._learned(keys, told, slots, says)
-            slots, says = (torch.where(learns[:, None, None], *pair) for pair in zip(new, (slots, says), strict=True))
+            inner = _where(learns, self._learned(keys, told, *inner), inner)
         seen = torch.where(given, 1.0, state.seen)
-        return together(logits), guess, MixtureState(slots, says, seen, middle, spread)
+        return together(logits), guess, MixtureState(*inner, seen, middle, spread)
 
     def _sharpened(self, share: Tensor) -> Tensor:
         """Shares of objects [B, N, O], raised to a power with the background's and made to sum to 1 again: what is
@@ -162,7 +169,7 @@ class MixtureModel(Propagator[MixtureState]):
         every = torch.cat([1 - share.sum(2, keepdim=True), share], 2).clamp(min=1e-6) ** self.config.power
         return (every / every.sum(2, keepdim=True))[:, :, 1:]
 
-    def _begun(self, keys: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    def _begun(self, keys: Tensor, told: Tensor) -> Inner:
         """Components that are tokens: half of them drawn from all alike, half from background and objects alike.
 
         The draw depends on a token's place and what it shows alone, so that a stream repeats bit for bit.
@@ -175,14 +182,27 @@ class MixtureModel(Propagator[MixtureState]):
         luck = torch.rand(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64).clamp(min=1e-9)
         drawn = (luck.log().to(told) / (0.5 / tokens + 0.5 * part)).argsort(dim=1, descending=True, stable=True)
         drawn = drawn[:, torch.arange(self.config.slots, device=keys.device) % tokens, None]
-        return tuple(x.gather(1, drawn.expand(-1, -1, x.shape[2])) for x in (keys, told))  # type: ignore[return-value]
+        slots, says = (x.gather(1, drawn.expand(-1, -1, x.shape[2])) for x in (keys, told))
+        return slots, says, torch.ones_like(slots[..., 0])
 
-    def _learned(self, keys: Tensor, told: Tensor, slots: Tensor, says: Tensor) -> tuple[Tensor, Tensor]:
+    def _alike(self, keys: Tensor, slots: Tensor, mass: Tensor) -> Tensor:
+        """[B, N, M] log-likelihood of each token's key in each component, up to a constant of the token."""
+        near = self.config.sharpness * (keys @ slots.to(keys.dtype).mT)
+        prior = self.config.prior * mass.clamp(min=self.config.patience).log()
+        return near.to(mass.dtype) + prior[:, None]
+
+    def _learned(self, keys: Tensor, told: Tensor, slots: Tensor, says: Tensor, mass: Tensor) -> Inner:
         """The components after one step; see the class."""
         config = self.config
-        alike = config.sharpness * (keys @ slots.to(keys.dtype).mT).to(says.dtype)
         agree = config.agreement * (told @ says.mT - 0.5 * says.square().sum(2)[:, None])
-        share = (alike + agree).softmax(2)
-        weight = config.patience + share.sum(1)[..., None]
+        share = (self._alike(keys, slots, mass) + agree).softmax(2)
+        mass = config.patience + share.sum(1)
         slots = config.patience * slots + (share.to(keys.dtype).mT @ keys).to(slots.dtype)
-        return F.normalize(slots / weight, dim=2), (config.patience * says + share.mT @ told) / weight
+        says = (config.patience * says + share.mT @ told) / mass[..., None]
+        return F.normalize(slots / mass[..., None], dim=2), says, mass
+
+
+def _where(rows: Tensor, new: Inner, old: Inner) -> Inner:
+    """Row by row: the new weights where `rows` [B] is true, the old ones elsewhere."""
+    slots, says, mass = (torch.where(rows.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, old, strict=True))
+    return slots, says, mass

@@ -7,17 +7,21 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageGrab
 
 from tttstream.errors import OutputError
 
 INSTEAD = "leave --show out and give --out DIR: the same picture is written to DIR/overlay.mp4"
 KEYS = "q quit, f forget, l learning on/off, space pause"
+PAINTED_S = 0.5  # a window that was opened so long ago shows its picture
+OPENINGS = 8
 _PROBE = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows(); print('open', flush=True); input()"
 
 
@@ -55,14 +59,27 @@ def reachable_display() -> Iterator[None]:
         probe.communicate()
 
 
+def _grabbable() -> bool:
+    """Whether the pixels of the screen can be read: with X, but not where Wayland stands in for it."""
+    return (
+        sys.platform.startswith("linux") and bool(os.environ.get("DISPLAY")) and not os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
 class Window:
     """One window. `show` puts a picture into it and returns the key pressed meanwhile ("q" once it was closed)."""
 
     def __init__(self, title: str = "tttstream") -> None:
         self.title = title
-        self._sized = False
+        self._openings = 0
         with reachable_display():
-            cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+            self._open()
+
+    def _open(self) -> None:
+        cv2.namedWindow(self.title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        self._sized, self._painted = False, not _grabbable()
+        self._openings += 1
+        self._opened_s = time.monotonic()
 
     def show(self, picture: NDArray[np.uint8], wait_ms: int = 1) -> str:
         """Show a picture [H, W, 3] RGB for at least `wait_ms`; the key pressed, "" for none."""
@@ -71,7 +88,24 @@ class Window:
         if not self._sized:  # not before it is on the screen, or it may be lost
             cv2.resizeWindow(self.title, picture.shape[1], picture.shape[0])
             self._sized = True
+        elif not self._painted and picture.any() and key != "q" and time.monotonic() > self._opened_s + PAINTED_S:
+            self._see()
         return key
+
+    def _see(self) -> None:
+        """Open the window again where it has stayed black, and give up looking after a few openings.
+
+        In one of some ten starts Qt loses what X tells it of a new window, and never paints it.
+        """
+        left, top, width, height = cv2.getWindowImageRect(self.title)
+        try:
+            screen = np.asarray(ImageGrab.grab(xdisplay=os.environ["DISPLAY"]))[max(top, 0) :, max(left, 0) :]
+        except OSError:  # a display that shows its pixels to nobody
+            screen = np.ones((1, 1, 3), dtype=np.uint8)
+        self._painted = bool(screen[:height, :width].any()) or self._openings == OPENINGS
+        if not self._painted:
+            cv2.destroyWindow(self.title)
+            self._open()
 
     def key(self, wait_ms: int = 30) -> str:
         """The key pressed within `wait_ms`, "" for none."""

@@ -27,6 +27,7 @@ from tttstream_kernels.frame_parts_triton import (
     tile,
     total,
 )
+from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.norm_triton import gelu, gelu_bend, gelu_slope, gradient_backward, through
 from tttstream_kernels.token_parts_triton import matrix, product
 
@@ -45,7 +46,7 @@ def _see_backward(
     return correlate(x_t, stride, first, count, d_h, D, TILE, HEIGHT, WIDE), d_w_2
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def backward(
     q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints, d_y, d_new, d_before, d_after,
     d_q, d_k, d_v, d_eta, d_start, d_gamma, d_beta, d_delta, d_forget, d_longest, slots, scales, scratch,
@@ -162,22 +163,9 @@ def backward(
                     sum_gamma += total(d_error * z_hat)
                     sum_beta += total(d_error)
                     more, more_2 = _see_backward(
-                        k_t,
-                        sk[1],
-                        first,
-                        count,
-                        z,
-                        d_z,
-                        d_h_t,
-                        w_2,
-                        weights + at_2,
-                        D,
-                        TILE,
-                        HEIGHT,
-                        WIDE,
-                        TYPE,
-                        PRECISION,
-                    )
+                        k_t, sk[1], first, count, z, d_z, d_h_t, w_2, weights + at_2,
+                        D, TILE, HEIGHT, WIDE, TYPE, PRECISION,
+                    )  # fmt: skip
                     d_w += more
                     d_w_2 += more_2
                     d_b_2 += total(d_z)

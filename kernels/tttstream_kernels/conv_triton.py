@@ -29,6 +29,7 @@ from tttstream_kernels.frame_parts_triton import (
     tile,
     total,
 )
+from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.norm_triton import gelu, gelu_slope, standardise
 from tttstream_kernels.token_parts_triton import everything, matrix, product
 
@@ -151,7 +152,7 @@ def see(
     return z, z_hat, rstd
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def forward(
     q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
     y, new_delta, new_phase, before, after, checkpoints, scratch,

@@ -9,6 +9,12 @@ from triton import OutOfResources
 
 from tttstream_kernels.errors import BackendError
 
+VARYING: dict[str, Any] = {
+    "do_not_specialize": ["T", "segments", "tokens", "group", "kept"],
+    "do_not_specialize_on_alignment": ["eta", "phase", "lengths", "reset"],
+}
+"""Arguments of kernels that change from call to call: a kernel is compiled once for all that they may be."""
+
 
 def shared_memory(device: torch.device) -> int:
     """Bytes that the threads of one program can share; in the interpreter as many as on an H100."""

@@ -26,12 +26,13 @@ from tttstream_kernels.frame_parts_triton import (
     total,
     where_cut,
 )
+from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.linear_frame_triton import learn, norm_of, settled
 from tttstream_kernels.norm_triton import gradient_backward, standardise, through
 from tttstream_kernels.token_parts_triton import everything, matrix, product
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def backward(
     q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints, d_y, d_new, d_before, d_after,
     d_q, d_k, d_v, d_eta, d_start, d_gamma, d_beta, d_delta, d_forget, d_longest, slots, scales, scratch,
@@ -83,6 +84,7 @@ def backward(
     d_w, d_b = tl.load(d_new + square), tl.load(d_new + bias)
     tl.store(d_start + square, -d_w)
     tl.store(d_start + bias, -d_b)
+    tl.debug_barrier()
 
     for index in range(0, tl.cdiv(frames, group)):
         earliest = (tl.cdiv(frames, group) - 1 - index) * group
@@ -145,15 +147,8 @@ def backward(
                 sum_beta += total(d_read)
                 d_w += product(tl.trans(x), d_z, TYPE, PRECISION)
                 d_b += total(d_z)
-                put(
-                    d_q + here,
-                    stride,
-                    first,
-                    count,
-                    d_read + product(d_z, tl.trans(again(w, weights + square, D)), TYPE, PRECISION),
-                    D,
-                    TILE,
-                )
+                d_x = d_read + product(d_z, tl.trans(again(w, weights + square, D)), TYPE, PRECISION)
+                put(d_q + here, stride, first, count, d_x, D, TILE)
             if LOSS:
                 for first in range(0, count, TILE):
                     x = tile(k_t, sk[1], first, count, D, TILE)
@@ -165,17 +160,10 @@ def backward(
                     sum_beta += total(d_error)
                     d_w += product(tl.trans(x), d_z, TYPE, PRECISION)
                     d_b += total(d_z)
-                    put(
-                        d_k + here,
-                        stride,
-                        first,
-                        count,
-                        d_error + product(d_z, tl.trans(again(w, weights + square, D)), TYPE, PRECISION),
-                        D,
-                        TILE,
-                    )
+                    d_x = d_error + product(d_z, tl.trans(again(w, weights + square, D)), TYPE, PRECISION)
+                    put(d_k + here, stride, first, count, d_x, D, TILE)
                     put(d_v + here, stride, first, count, -d_error, D, TILE)
-                tl.debug_barrier()
+            tl.debug_barrier()
 
             # what the keys taught, equations 17 to 20: w, b are those that the frame found
             anew = starts_anew(reset, row * tokens + begin)

@@ -23,6 +23,7 @@ from tttstream_kernels.frame_parts_triton import (
     tile,
     total,
 )
+from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.norm_triton import standardise
 from tttstream_kernels.token_parts_triton import everything, matrix, product
 
@@ -68,7 +69,7 @@ def settled(
     return w * scale, b * scale, scale
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def forward(
     q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
     y, new_delta, new_phase, before, after, checkpoints, scratch,

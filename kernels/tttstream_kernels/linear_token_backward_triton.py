@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.linear_token_triton import load_weights, settled, store_weights
 from tttstream_kernels.norm_triton import gradient_backward, standardise, through
 from tttstream_kernels.token_parts_triton import (
@@ -78,7 +79,7 @@ def _replay(
                 tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def backward(
     q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit, phase, lengths, reset, count, begins, first,
     kept, shelves, cuts, hidden, d_y, d_seen, d_weights_end, d_pending_end,

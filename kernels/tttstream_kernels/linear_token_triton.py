@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.norm_triton import standardise, through
 from tttstream_kernels.token_parts_triton import (
     blocks_of,
@@ -55,7 +56,7 @@ def settled(w, b, start, forget, limit, D: tl.constexpr, RESTORE: tl.constexpr):
     return w, b, scale
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def forward(
     q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit, phase, lengths, reset, count, begins,
     y, seen, weights_end, pending_end, kept,

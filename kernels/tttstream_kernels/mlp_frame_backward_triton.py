@@ -27,6 +27,7 @@ from tttstream_kernels.frame_parts_triton import (
     tile,
     total,
 )
+from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.mlp_frame_triton import first_layer, last_bias, last_layer, learn, see
 from tttstream_kernels.norm_triton import gelu, gelu_bend, gelu_slope, gradient_backward, standardise, through
 from tttstream_kernels.token_parts_triton import product
@@ -53,13 +54,14 @@ def _see_backward(
             d_b += total(d_h)
             d_x = tile(d_x_t, stride, first, count, D, TILE) + product(d_h, tl.trans(w), TYPE, PRECISION)
             put(d_x_t, stride, first, count, d_x, D, TILE)
+        tl.debug_barrier()
         tl.store(d_weights + at, d_w)
         tl.store(d_weights + bias, d_b)
         tl.store(d_weights + at_2, d_w_2)
         tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def backward(
     q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints, d_y, d_new, d_before, d_after,
     d_q, d_k, d_v, d_eta, d_start, d_gamma, d_beta, d_delta, d_forget, d_longest, slots, scales, scratch,

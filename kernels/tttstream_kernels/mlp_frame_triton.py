@@ -29,6 +29,7 @@ from tttstream_kernels.frame_parts_triton import (
     tile,
     total,
 )
+from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.norm_triton import gelu, gelu_slope, standardise
 from tttstream_kernels.token_parts_triton import everything, product
 
@@ -114,6 +115,7 @@ def learn(
             back = product(g, tl.trans(w_2), TYPE, PRECISION) * gelu_slope(z)
             d_w += product(tl.trans(x), back, TYPE, PRECISION)
             d_b += total(back)
+        tl.debug_barrier()  # several threads hold each number of the bias
         tl.store(to + at, w - d_w / n)
         tl.store(to + bias, b - d_b / n)
         w_2 -= d_w_2 / n
@@ -126,7 +128,7 @@ def learn(
     return tl.sqrt(squares) if LONGEST else 0.0
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def forward(
     q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
     y, new_delta, new_phase, before, after, checkpoints, scratch,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.mlp_token_triton import (
     CHUNK,
     column_scores,
@@ -122,7 +123,7 @@ def _along(d_live, shelves, at, cut, D: tl.constexpr):
     return cut * sums
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def backward(
     q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit, phase, lengths, reset, count, begins, first,
     kept, shelves, cuts, hidden, d_y, d_seen, d_weights_end, d_pending_end,
@@ -422,6 +423,7 @@ def backward(
                 d_g1 = tl.load(hidden_place(hidden, 2, c, BLOCK, D))
                 d_back1 = d_g1 * gelu_slope(z1)
                 d_gradient += cut * product(tl.trans(w2), d_back1, TYPE, PRECISION)
+                tl.debug_barrier()
                 tl.store(hidden_place(hidden, 1, c, BLOCK, D), d_back1)
                 tl.store(hidden_place(hidden, 2, c, BLOCK, D), d_g1 * back1 * gelu_bend(z1))
             d_u, d_z = gradient_backward(d_gradient, gradient, u, rate[None, :] * scale * scale, z_hat, rstd, 0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.norm_triton import gelu, gelu_slope, standardise, through
 from tttstream_kernels.token_parts_triton import (
     blocks_of,
@@ -134,7 +135,7 @@ def stepped_bias(b2, cut, sb2, last_tau, start, forget, D: tl.constexpr):
     return b2
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def forward(
     q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit, phase, lengths, reset, count, begins,
     y, seen, weights_end, pending_end, kept,
@@ -244,6 +245,7 @@ def forward(
                         s2 += s2_old
                     if full:
                         w1, b1, w2 = stepped(w1, b1, w2, cut, s1, sb1, s2, last_tau, start, forget, c, D)
+                        tl.debug_barrier()  # several threads hold each number of the bias
                         store_units(live, c, w1, b1, w2, D)
                         square += everything(w2 * w2)
                     if (n == blocks - 1) | (not full):

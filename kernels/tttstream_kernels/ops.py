@@ -169,8 +169,8 @@ def _check(
     reset: Tensor | None,
     lengths: Tensor | None,
 ) -> None:
-    if q.dim() != 4 or q.shape[1] < 1 or not q.is_floating_point():
-        raise ShapeError(f"q: expected a floating tensor [B, T >= 1, H, D], got {q.dtype} {list(q.shape)}")
+    if q.dim() != 4 or not q.numel() or not q.is_floating_point():
+        raise ShapeError(f"q: expected a floating tensor [B, T, H, D], none of them 0, got {q.dtype} {list(q.shape)}")
     rows, tokens, heads, width = q.shape
     for name, tensor, shape in (
         ("k", k, q.shape),

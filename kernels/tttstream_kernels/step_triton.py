@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tttstream_kernels.launch_triton import launch
+from tttstream_kernels.launch_triton import VARYING, launch
 from tttstream_kernels.norm_triton import gelu, gelu_slope, standardise, through
 from tttstream_kernels.token_parts_triton import error_terms, everything, matrix
 
@@ -80,7 +80,7 @@ def _number(tensor, number, head):
     return number
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def linear(
     q, k, v, eta, delta, pending, start, gamma, beta, tau, forget, longest, phase, lengths, reset,
     y, before, after, delta_end, pending_end, phase_end,
@@ -153,7 +153,7 @@ def linear(
         tl.store(phase_end + row, tl.where(counts, ((place + 1) % K).to(tl.float32), tl.load(phase + row)))
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def mlp(
     q, k, v, eta, delta, pending, start, gamma, beta, tau, forget, longest, phase, lengths, reset,
     y, before, after, delta_end, pending_end, phase_end,

@@ -64,6 +64,7 @@ MISTAKES: list[tuple[Inner, dict[str, Any], str]] = [
     (Linear(), {"q": torch.zeros(B, T, H)}, "q: expected a floating tensor"),
     (Linear(), {"q": torch.zeros(B, T, H, D, dtype=torch.long)}, "q: expected a floating tensor"),
     (Linear(), {"q": torch.zeros(B, 0, H, D)}, "q: expected a floating tensor"),
+    (Linear(), {"q": torch.zeros(0, T, H, D)}, "q: expected a floating tensor"),
     (Linear(), {"reset": torch.zeros(B, T + 1, dtype=torch.bool)}, "reset: expected shape"),
     (Linear(), {"reset": torch.zeros(B, T)}, "reset: expected bool"),
     (Linear(), {"lengths": torch.zeros(B + 1, dtype=torch.long)}, "lengths: expected shape"),

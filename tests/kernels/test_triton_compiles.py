@@ -53,3 +53,21 @@ def test_all_compile(root: Path, inner: str, dtype: str) -> None:
     """With the losses, which take the most."""
     for one in compiled(root, "--inner", inner, "--type", dtype, "--width", "16", "32", "64", "128", "--losses"):
         check(one)
+
+
+def test_lengths_do_not_compile_anew(root: Path) -> None:
+    """Triton compiles a kernel once more for a number that is 1 or a multiple of 16, unless it is told not to."""
+    code = """
+from tttstream_kernels import frame_triton, step_triton, token_triton
+for kernel in (*frame_triton.KERNELS.values(), *token_triton.KERNELS.values(), *step_triton.KERNELS.values()):
+    for p in kernel.params:
+        if p.name in ("T", "segments", "tokens", "group", "kept"):
+            assert p.do_not_specialize, (kernel.fn, p.name)
+        if p.name in ("eta", "phase", "lengths", "reset"):
+            assert p.do_not_specialize_on_alignment, (kernel.fn, p.name)
+print(kernel)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.startswith("JITFunction")

@@ -159,7 +159,8 @@ class MixtureModel(Propagator[MixtureState]):
             inner = _where(begins, self._begun(keys.to(told.dtype), told), inner)
         for step in range(1 if masks is None else self.config.first):
             learns = begins | known.any(1) if learn and step == 0 else begins
-            inner = _where(learns, self._learned(keys, told, *inner), inner)
+            new = self._learned(keys, told, *inner, alike if masks is None else None)
+            inner = _where(learns, new, inner)
         seen = torch.where(given, 1.0, state.seen)
         return together(logits), guess, MixtureState(*inner, seen, middle, spread)
 
@@ -191,11 +192,13 @@ class MixtureModel(Propagator[MixtureState]):
         prior = self.config.prior * mass.clamp(min=self.config.patience).log()
         return near.to(mass.dtype) + prior[:, None]
 
-    def _learned(self, keys: Tensor, told: Tensor, slots: Tensor, says: Tensor, mass: Tensor) -> Inner:
-        """The components after one step; see the class."""
+    def _learned(
+        self, keys: Tensor, told: Tensor, slots: Tensor, says: Tensor, mass: Tensor, alike: Tensor | None = None
+    ) -> Inner:
+        """The components after one step; see the class. alike: what `_alike` gives for them, where it is known."""
         config = self.config
         agree = config.agreement * (told @ says.mT - 0.5 * says.square().sum(2)[:, None])
-        share = (self._alike(keys, slots, mass) + agree).softmax(2)
+        share = ((self._alike(keys, slots, mass) if alike is None else alike) + agree).softmax(2)
         mass = config.patience + share.sum(1)
         slots = config.patience * slots + (share.to(keys.dtype).mT @ keys).to(slots.dtype)
         says = (config.patience * says + share.mT @ told) / mass[..., None]

@@ -22,9 +22,10 @@ from tttstream_kernels import (
     mlp_frame_backward_triton,
     mlp_frame_triton,
 )
+from tttstream_kernels.backend import SHARED
 from tttstream_kernels.call import Call
 from tttstream_kernels.inner import Conv
-from tttstream_kernels.launch_triton import launch
+from tttstream_kernels.launch_triton import launch, shared_memory
 from tttstream_kernels.precision import cast
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.token_parts_triton import numerics
@@ -78,10 +79,13 @@ def _heads(value: float | Tensor, start: Tensor) -> Tensor:
     return torch.full(start.shape[:1], value, dtype=torch.float32, device=start.device)
 
 
-def launch_options(inner: str, way: str, size: int, tokens: int, dtype: torch.dtype) -> dict[str, int]:
+def launch_options(
+    inner: str, way: str, size: int, tokens: int, dtype: torch.dtype, shared: int = SHARED
+) -> dict[str, int]:
     """Tokens of a tile, hidden units of a chunk and warps of a program, for heads of this size and frames of so many
     tokens: as large as registers allow, of which bfloat16 leaves more than tf32 (kernels/bench/frame_registers.py).
-    The forward pass of the MLP has larger tiles, because it fetches the weights for each of them."""
+    The forward pass of the MLP has larger tiles, because it fetches the weights for each of them; its backward pass in
+    tf32 has smaller ones where programs can share fewer bytes than on GPUs for data centres."""
     roomy = size <= 64 and dtype == torch.bfloat16
     if way == "forward":
         most = 64 if inner == "mlp" and roomy else 32
@@ -92,12 +96,14 @@ def launch_options(inner: str, way: str, size: int, tokens: int, dtype: torch.dt
     options = {"TILE": min(most, max(16, triton.next_power_of_2(tokens))), "num_warps": warps, "num_stages": 1}
     if inner == "mlp":
         options["CHUNK"] = 64 if roomy or size < 64 else 32
+        if way == "backward" and shared < SHARED and dtype != torch.bfloat16:
+            options |= {"TILE": 16, "CHUNK": options["CHUNK"] // 2}
     return options
 
 
 def _constants(inner: str, way: str, q: Tensor, tokens: int, height: int, width: int) -> dict[str, Any]:
     picture = {"HEIGHT": height, "WIDE": width} if inner == "conv" else {}
-    options = launch_options(inner, way, q.shape[3], tokens, q.dtype)
+    options = launch_options(inner, way, q.shape[3], tokens, q.dtype, shared_memory(q.device))
     return {"D": q.shape[3], **options, **picture, **numerics(q.dtype)}
 
 

@@ -20,6 +20,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from triton import OutOfResources
 
 from tttstream_kernels.blocks import block_of
+from tttstream_kernels.frame_triton import launch_options
 from tttstream_kernels.launch_triton import launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -119,6 +120,8 @@ def test_gpus_whose_programs_share_less(monkeypatch: pytest.MonkeyPatch) -> None
     assert [block_of(*size, 64, 101_376) for size in sizes] == [16] * 6
     assert [block_of(*size, 64, 166_912) for size in sizes] == [64, 64, 16, 64, 32, 16]
     assert block_of("linear", 64, 16, 166_912) == 16
+    tiles = [launch_options("mlp", "backward", 64, 196, torch.float32, shared) for shared in (101_376, 166_912)]
+    assert [options["CHUNK"] for options in tiles] == [16, 32]
 
 
 @pytest.mark.gpu

@@ -1,12 +1,14 @@
 """The oracle: TTT by its literal definition, with autograd for every inner gradient, one token and one head at a time.
 
 Slow and plain on purpose, and independent of the ops: it shares no formula with them. Weights are a list of separate
-(W, b, ...) tensors, the loss is written as in the paper, and the gradient is whatever autograd says.
+(W, b, ...) tensors, the loss is written as in the paper, and the gradient is whatever autograd says. Below it, memory
+of NaN around and under what a kernel is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -283,3 +285,21 @@ def _frames(
         after.append(losses(inner, k[here], v[here], seen, gamma, beta))
         memory.end(1.0 / mini_batch)
     return torch.cat(outputs), torch.cat(before), torch.cat(after), memory
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Whatever torch allocates here holds NaN until it is written."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def framed(x: Tensor) -> Tensor:
+    """The same numbers as a view into a larger tensor of NaN: no two dimensions lie side by side."""
+    buffer = x.new_full([size + 4 for size in x.shape], torch.nan)
+    view = buffer[tuple(slice(2, -2) for _ in x.shape)]
+    view.copy_(x)
+    return view

@@ -4,8 +4,6 @@ a kernel leaves unwritten, or reads where it must not, is seen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from tttstream_kernels import MLP, BackendError, Conv, Inner, InnerState, Linear, SwiGLU, Update, init_state, ttt
-from tttstream_kernels.testing import TOLERANCE, definition
+from tttstream_kernels.testing import TOLERANCE, definition, framed, poisoned
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -33,24 +31,6 @@ UPDATES: dict[str, dict[str, Any]] = {
     "per_head": {"forget": [0.1, 0.3], "longest": [7.0, 0.1]},
     "restore": {"forget": [0.0, 0.1], "longest": [3.0, 2.0], "restore": True},
 }
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Whatever torch allocates here holds NaN until it is written."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def framed(x: Tensor) -> Tensor:
-    """The same numbers as a view into a larger tensor of NaN: no two dimensions lie side by side."""
-    buffer = x.new_full([size + 4 for size in x.shape], torch.nan)
-    view = buffer[tuple(slice(2, -2) for _ in x.shape)]
-    view.copy_(x)
-    return view
 
 
 class Case:

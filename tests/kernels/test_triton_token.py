@@ -4,8 +4,6 @@ element which a kernel leaves unwritten, or reads where it must not, is seen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,12 +14,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tttstream_kernels import MLP, Inner, InnerState, Linear, ShapeError, Update, init_state, triton_unavailable, ttt
-from tttstream_kernels.testing import TOLERANCE, definition
+from tttstream_kernels.testing import TOLERANCE, definition, framed, poisoned
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from tttstream_kernels import token_triton
-from tttstream_kernels.blocks import blocks, span_of
 from tttstream_kernels.step_triton import token_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,24 +33,6 @@ UPDATES: dict[str, dict[str, Any]] = {
     "all_forgotten": {"forget": [1.0, 0.2]},
     "restore": {"forget": [0.0, 0.1], "longest": [3.0, 2.0], "restore": True},
 }
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Whatever torch allocates here holds NaN until it is written."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def framed(x: Tensor) -> Tensor:
-    """The same numbers as a view into a larger tensor of NaN: no two dimensions lie side by side."""
-    buffer = x.new_full([size + 4 for size in x.shape], torch.nan)
-    view = buffer[tuple(slice(2, -2) for _ in x.shape)]
-    view.copy_(x)
-    return view
 
 
 class Case:
@@ -428,47 +407,6 @@ def test_the_ops_are_registered_as_torch_wants_them(inner: Inner) -> None:
 
 
 @inners
-def test_checkpoints_grow_as_the_root_of_the_tokens(inner: Inner) -> None:
-    """16 times the tokens: 4 times the group, and at most 4 times the memory of checkpoints and scratch together."""
-    sizes = []
-    for tokens in (1024, 16 * 1024):
-        span = span_of(tokens, 16)
-        with torch.device("meta"):
-            q, pending = torch.empty(1, tokens, 2, 64), torch.empty(1, 2, inner.size(64))
-        kept = token_triton.room(q, pending, None, 1, span)[-1]
-        scratch = token_triton.scratch(inner.name, pending, span, 16, 16, 64)
-        sizes.append((span, kept.nbytes, kept.nbytes + sum(part.nbytes for part in scratch)))
-    (span, kept, total), (longer_span, more_kept, more_total) = sizes
-    assert longer_span == 4 * span
-    assert more_kept <= 4 * kept
-    assert more_total <= 4 * total
-    assert total < 20 * inner.size(64) * 4 * 2 + 16 * 1024 * 8
-
-
-def test_where_the_blocks_lie() -> None:
-    reset = torch.zeros(2, 12, dtype=torch.bool)
-    reset[0, 5] = reset[0, 6] = reset[1, 9] = True
-    phase, lengths = torch.tensor([3, 0], dtype=torch.int32), torch.tensor([12, 8])
-    cut = blocks(phase, lengths, reset, 12, 4, 4, 8)
-    assert cut.number is not None
-    assert cut.begins is not None
-    assert cut.first is not None
-    assert cut.number.tolist() == [5, 2]  # the reset beyond the length of row 1 does not count
-    assert cut.begins[..., 0].tolist() == [[0, 1, 5, 6, 10] + [12] * 8, [0, 4] + [8] * 11]
-    assert [row[:n] for row, n in zip(cut.begins[..., 1].tolist(), [5, 2], strict=True)] == [[3, 0, 0, 0, 0], [0, 0]]
-    assert cut.first.tolist() == [[0, 4, 5], [0, 2, 2]]
-    assert cut.end.tolist() == [2, 0]
-    halves = blocks(phase, lengths, reset, 12, 4, 2, 8)
-    assert halves.number is not None
-    assert halves.begins is not None
-    assert halves.first is not None
-    assert halves.number.tolist() == [7, 4]
-    assert halves.begins[0, :8, 0].tolist() == [0, 1, 3, 5, 6, 8, 10, 12]
-    assert halves.begins[0, :7, 1].tolist() == [3, 0, 2, 0, 0, 2, 0]
-    assert halves.first.tolist() == [[0, 6, 7], [0, 4, 4]]  # segments begin where mini-batches do
-
-
-@inners
 def test_a_mini_batch_in_several_blocks(inner: Inner, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a whole one does not fit into a multiprocessor: its sums go on from block to block."""
     monkeypatch.setattr(token_triton, "block_of", lambda *_: 16)
@@ -503,7 +441,7 @@ def test_a_mistake_is_named() -> None:
         ttt(Linear(), *given[:5], given[5][:1], given[6], backend="triton")
 
 
-REAL = [(64, 16, 2048), (128, 16, 512), (64, 64, 1024), (128, 64, 512), (16, 32, 1024), (32, 16, 1024)]
+REAL = [(64, 16, 2048), (128, 16, 512), (64, 64, 1024), (128, 64, 512), (16, 32, 4096), (32, 16, 1024)]
 
 
 @pytest.mark.gpu
@@ -516,7 +454,8 @@ def test_real_sizes(inner: Inner, dtype: torch.dtype, sizes: tuple[int, int, int
         pytest.skip("no kernel of this size")
     options: dict[str, Any] = {"width": width, "mini_batch": mini_batch, "heads": 2, "rows": 3, "dtype": dtype}
     case = Case(inner, tokens, "per_head", phases=PHASES, reset=RESETS, lengths=[tokens, 0, tokens - 30], **options)
-    case.leaves["eta"] *= 4 / width  # larger steps magnify what float32 rounds, beyond the tolerance
+    if inner.name == "mlp" and width == 16:  # the reference itself, in float32, misses the tolerance at full steps
+        case.leaves["eta"] /= 8
     case.check(case.op("reference"))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,27 +13,22 @@ from torch.nn import functional as F
 from tttstream.errors import ShapeError
 from tttstream.masks.model import MaskModel
 from tttstream.masks.networks import STRIDE, Encoder, Features
-from tttstream.masks.propagator import SURE, ObjectState, Propagator, together
+from tttstream.masks.propagator import SURE, ObjectState, Propagator, PropagatorConfig, together
 
 Inner = tuple[Tensor, Tensor, Tensor]
 """The inner model's weights: slots, says and mass of MixtureState."""
 
 
 @dataclass(frozen=True)
-class MixtureConfig:
-    """The encoder's shape, and how the mixture learns.
+class MixtureConfig(PropagatorConfig):
+    """The encoder's shape (see PropagatorConfig), and how the mixture learns.
 
-    width, heads, head_width, placed: as in MaskConfig. slots: components of the mixture. sharpness, agreement: how much
-    likeness of keys, and of masks, counts. patience: as how many tokens a component's past counts when it learns a
-    frame. prior: how much the number of tokens that it learned counts, 1 as in a mixture weighed by shares. power: what
-    found shares are raised to. first: steps over a given mask. size: short side in pixels at which videos are looked
-    at.
+    slots: components of the mixture. sharpness, agreement: how much likeness of keys, and of masks, counts. patience:
+    as how many tokens a component's past counts when it learns a frame. prior: how much the number of tokens that it
+    learned counts, 1 as in a mixture weighed by shares. power: what found shares are raised to. first: steps over a
+    given mask.
     """
 
-    width: int = 48
-    heads: int = 4
-    head_width: int = 48
-    placed: int = 2
     slots: int = 768
     sharpness: float = 20.0
     agreement: float = 10.0
@@ -41,22 +36,15 @@ class MixtureConfig:
     prior: float = 0.5
     power: float = 1.5
     first: int = 2
-    size: int = 160
+
+    NAME: ClassVar[str] = "mixture"
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "head_width", "placed", "slots", "first", "size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ShapeError(f"mixture: {name} must be a whole number of at least 1, got {value!r}")
+        super().__post_init__()
         for name in ("sharpness", "agreement", "patience", "prior", "power"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ShapeError(f"mixture: {name} must be a number above 0, got {value!r}")
-        if self.width % 8 or self.placed >= self.heads:
-            raise ShapeError(
-                f"mixture: width must be a multiple of 8 and placed less than heads, got width={self.width}, "
-                f"placed={self.placed}, heads={self.heads}"
-            )
+                raise ShapeError(f"{self.NAME}: {name} must be a number above 0, got {value!r}")
 
 
 class _MixtureFields(NamedTuple):
@@ -108,7 +96,7 @@ class MixtureModel(Propagator[MixtureState]):
     @classmethod
     def of(cls, model: MaskModel) -> MixtureModel:
         """The mixture over the keys of a trained mask model, which it shares the encoder with."""
-        values = {name: getattr(model.config, name) for name in ("width", "heads", "head_width", "placed", "size")}
+        values = {field.name: getattr(model.config, field.name) for field in fields(PropagatorConfig)}
         mixture = cls(MixtureConfig(**values)).to(model.dtype)
         mixture.encoder = model.encoder
         return mixture.train(model.training)

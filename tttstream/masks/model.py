@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tttstream import inner as catalogue
-from tttstream.errors import ShapeError
 from tttstream.masks.networks import EVERY, Decoder, Encoder, Features, MaskCode
-from tttstream.masks.propagator import SURE, ObjectState, Propagator, together
+from tttstream.masks.propagator import SURE, ObjectState, Propagator, PropagatorConfig, together
 from tttstream_kernels import InnerState, ttt
 from tttstream_kernels.norm import normalise
 
@@ -21,35 +20,20 @@ SETTINGS = ("base_lr", "first", "passes", "size")
 
 
 @dataclass(frozen=True)
-class MaskConfig:
-    """A model's shape, and how its memory learns.
+class MaskConfig(PropagatorConfig):
+    """A model's shape (see PropagatorConfig; each head has an inner model), and how its memory learns.
 
-    width: channels of the features at a quarter of the size. heads, head_width: inner models side by side, and their
-    width. placed: how many of the heads see where a place is. inner: linear or mlp. base_lr: base of the inner
-    learning rate. first, passes: how often a given mask, and a predicted one, is learned. size: short side in pixels
-    at which videos are looked at.
+    inner: linear or mlp. base_lr: base of the inner learning rate. first, passes: how often a given mask, and a
+    predicted one, is learned.
     """
 
-    width: int = 48
-    heads: int = 4
-    head_width: int = 48
-    placed: int = 2
     inner: str = "linear"
     base_lr: float = 48.0
     first: int = 16
     passes: int = 1
-    size: int = 160
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "head_width", "placed", "first", "passes", "size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ShapeError(f"mask model: {name} must be a whole number of at least 1, got {value!r}")
-        if self.width % 8 or self.placed >= self.heads:
-            raise ShapeError(
-                f"mask model: width must be a multiple of 8 and placed less than heads, got width={self.width}, "
-                f"placed={self.placed}, heads={self.heads}"
-            )
+        super().__post_init__()
         catalogue.find(self.inner)
 
 

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,35 @@ from tttstream.state import State
 
 SURE = 12.0
 """Log-odds of a mask that is given."""
+
+
+@dataclass(frozen=True)
+class PropagatorConfig:
+    """The shape of an encoder, and the size of what it looks at.
+
+    width: channels of the features at a quarter of the size. heads, head_width: keys side by side, and their width.
+    placed: how many of the heads see where a place is. size: short side in pixels at which videos are looked at.
+    """
+
+    width: int = 48
+    heads: int = 4
+    head_width: int = 48
+    placed: int = 2
+    size: int = 160
+
+    NAME: ClassVar[str] = "mask model"
+    """What errors call it."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (not isinstance(value, int) or value < 1):
+                raise ShapeError(f"{self.NAME}: {field.name} must be a whole number of at least 1, got {value!r}")
+        if self.width % 8 or self.placed >= self.heads:
+            raise ShapeError(
+                f"{self.NAME}: width must be a multiple of 8 and placed less than heads, got width={self.width}, "
+                f"placed={self.placed}, heads={self.heads}"
+            )
 
 
 class ObjectState(State):

@@ -99,10 +99,12 @@ class Window:
         """
         left, top, width, height = cv2.getWindowImageRect(self.title)
         try:
-            screen = np.asarray(ImageGrab.grab(xdisplay=os.environ["DISPLAY"]))[max(top, 0) :, max(left, 0) :]
+            screen = np.asarray(ImageGrab.grab(xdisplay=os.environ["DISPLAY"]))
         except OSError:  # a display that shows its pixels to nobody
-            screen = np.ones((1, 1, 3), dtype=np.uint8)
-        self._painted = bool(screen[:height, :width].any()) or self._openings == OPENINGS
+            self._painted = True
+            return
+        seen = screen[max(top, 0) : top + height, max(left, 0) : left + width]
+        self._painted = bool(seen.any()) or not seen.size or self._openings == OPENINGS
         if not self._painted:
             cv2.destroyWindow(self.title)
             self._open()

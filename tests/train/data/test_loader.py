@@ -240,3 +240,19 @@ class TestBadVideos:
                 module.teardown("fit")
             with pytest.raises(DataError, match=r"damaged\.mp4: .*(damaged frames|breaks off)"):
                 taken(loader(Videos(str(damaged)), **options, workers=workers, bad_video="raise"), 1)
+
+
+class Dying:
+    """An iterator of torch whose worker is killed while it ends."""
+
+    def _shutdown_workers(self) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Aborted.")
+
+
+def test_a_loader_that_is_dropped_ends_its_workers_as_one_that_is_closed(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dropped = loader(Videos(str(folder)))
+    dropped._parts = Dying()  # type: ignore[assignment]
+    del dropped
+    assert "killed by signal" in caplog.text

@@ -139,13 +139,16 @@ class LaneLoader:
         """End the workers."""
         parts, self._parts = self._parts, None
         end = getattr(parts, "_shutdown_workers", None)
-        if end is not None:  # here and not when the iterator is collected, where an error could not be caught
+        if end is not None:  # here and not when torch's iterator is collected, where an error could not be caught
             try:
                 end()
             except RuntimeError as error:
                 if "killed by signal" not in str(error):
                     raise
                 logger.warning("a worker that had nothing more to do died while it ended: %s", error)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _start_worker(_: int) -> None:

@@ -51,6 +51,33 @@ def test_the_nominal_rate_is_kept(tmp_path: Path) -> None:
         assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
 
 
+@pytest.mark.parametrize("fps", [1 / 3600, 1000.0, 1e6])
+def test_any_rate_that_a_file_may_name_is_written(tmp_path: Path, fps: float) -> None:
+    times = [0.0, 0.033, 0.067]
+    with VideoWriter(tmp_path / "a.mp4", fps) as writer:
+        for time_s in times:
+            writer.write(picture(0), time_s)
+    assert [round(time, 3) for time, _ in read(tmp_path / "a.mp4")] == times
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_is_no_rate_is_refused(tmp_path: Path, fps: float) -> None:
+    with pytest.raises(ShapeError, match="expected a frame rate above 0, got"):
+        VideoWriter(tmp_path / "a.mp4", fps)
+
+
+def test_mpeg4_stands_in_for_h264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    with VideoWriter(tmp_path / "a.mp4") as writer:
+        for number in range(3):
+            writer.write(picture(60 * number), number / 25)
+    frames = read(tmp_path / "a.mp4")
+    assert [round(time, 3) for time, _ in frames] == [0.0, 0.04, 0.08]
+    assert all(abs(int(image.mean()) - 60 * number) < 6 for number, (_, image) in enumerate(frames))
+    with av.open(os.fspath(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+
+
 def test_odd_sizes_lose_a_line_and_other_sizes_are_refused(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4") as writer:
         writer.write(picture(9, 65, 97))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from fractions import Fraction
@@ -16,22 +17,24 @@ from numpy.typing import NDArray
 from tttstream.errors import OutputError, ShapeError
 from tttstream.outputs import OutputFile, saving
 
-TICKS = 90_000  # a second
+TICKS = 60_000  # a second; MPEG-4 takes no more than 65,535
+PACES = (1, 3600 * TICKS)  # ticks from frame to frame that the nominal rate is kept within: files may name any
 
 
 class VideoWriter(OutputFile):
     """An MP4 (H.264 where PyAV brings an encoder for it, else MPEG-4), yuv420p, one frame for each picture written.
 
-    fps: nominal rate, and the pace of pictures without a time of their own. endless: write fragments, so that the
-    file's index takes no memory while it grows (80 bytes a frame otherwise) and a file cut short can be played.
+    fps: nominal rate, and the pace of pictures without a time of their own, in whole ticks. endless: write fragments,
+    so that the file's index takes no memory while it grows (80 bytes a frame otherwise) and a file cut short can be
+    played.
     """
 
     def __init__(self, path: str | os.PathLike[str], fps: float = 25.0, *, endless: bool = False) -> None:
         super().__init__(path)
-        if not 0 < fps < 1000:
-            raise ShapeError(f"expected a frame rate between 0 and 1000, got {fps}")
+        if not 0 < fps < math.inf:
+            raise ShapeError(f"expected a frame rate above 0, got {fps}")
         self.frames = 0
-        self._rate = Fraction(fps).limit_denominator(1001)
+        self._pace = round(min(max(TICKS / fps, PACES[0]), PACES[1]))
         self._first_s = 0.0
         self._last = -1
         self._size: tuple[int, int] | None = None
@@ -42,7 +45,7 @@ class VideoWriter(OutputFile):
 
     def _open_stream(self, height: int, width: int) -> None:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self._stream = cast("av.VideoStream", self._container.add_stream(codec, rate=self._rate))
+        self._stream = cast("av.VideoStream", self._container.add_stream(codec, rate=Fraction(TICKS, self._pace)))
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         context = self._stream.codec_context
         context.time_base = Fraction(1, TICKS)
@@ -50,7 +53,7 @@ class VideoWriter(OutputFile):
         if codec == "libx264":
             context.options = {"preset": "ultrafast", "crf": "26", "rc-lookahead": "0"}
         else:
-            context.options = {"qscale": "4", "flags": "+qscale"}
+            context.options = {"flags": "+qscale", "global_quality": str(4 * 118)}  # quantiser 4, in FFmpeg's unit
         self._size = height, width
 
     def write(self, picture: NDArray[np.uint8], time_s: float | None = None) -> None:
@@ -65,10 +68,9 @@ class VideoWriter(OutputFile):
                 self._first_s = time_s or 0.0
             if (height, width) != self._size:
                 raise ShapeError(f"expected pictures of {self._size} pixels like the first, got {(height, width)}")
-            pace = round(TICKS / self._rate)
-            tick = self._last + pace if time_s is None else round((time_s - self._first_s) * TICKS)
+            tick = self._last + self._pace if time_s is None else round((time_s - self._first_s) * TICKS)
             if tick <= self._last:
-                tick = self._last + pace
+                tick = self._last + self._pace
             self._last = tick
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
             frame.pts, frame.time_base = tick, Fraction(1, TICKS)

@@ -102,6 +102,14 @@ class TestProgram:
         assert main(["trial"]) == 130
         assert capsys.readouterr().err == ""
 
+    @pytest.mark.parametrize("words", [["watch", "walk"], ["fit"]])
+    def test_interrupt_while_it_is_still_loading(self, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        def import_module(name: str) -> types.ModuleType:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("tttstream.cli.main.import_module", import_module)
+        assert main(words) == 130
+
     def test_a_fault_of_ours_keeps_its_traceback(self, command: types.SimpleNamespace) -> None:
         def run(args: object) -> int:
             raise ValueError("ours")

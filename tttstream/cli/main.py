@@ -50,20 +50,26 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with the given arguments (those of the process for None); returns its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    return guarded("tttstream", lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
     if words and words[0] in TRAINING:
-        return guarded("tttstream", lambda: int(import_module("tttstream.train.cli").main(words)))
+        return int(import_module("tttstream.train.cli").main(words))
     args = build_parser(next((word for word in words if word in COMMANDS), None)).parse_args(words)
-    return guarded("tttstream", lambda: int(args.run(args)))
+    return int(args.run(args))
 
 
 def guarded(program: str, job: Callable[[], int]) -> int:
     """The exit code of a program's job; what the user can mend is one line on standard error and exit code 2."""
-    from tttstream.errors import TTTStreamError  # here, so that --help and --version need no torch
-
     try:
         return job()
-    except TTTStreamError as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        from tttstream.errors import TTTStreamError  # here, so that --help and --version need no torch
+
+        if not isinstance(error, TTTStreamError):
+            raise
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2

@@ -35,6 +35,22 @@ def test_an_event_stands_out_and_does_not_hide_the_next() -> None:
     assert max(result[400:600]) < 5
 
 
+def test_a_fresh_memory_that_learns_hides_no_event() -> None:
+    values = [8.0] + [4.0 * math.exp(0.6 * math.exp(-t / 40)) for t in range(300)]
+    values = [value * noise for value, noise in zip(values, losses(301, 1.0, 0.001), strict=True)]
+    quiet = scores(values)
+    assert max(quiet) < 3
+    for event in (20, 60, 140):
+        values[event:] = [value * 1.1 for value in values[event:]]
+    assert all(scores(values)[event] > 5 for event in (20, 60, 140))
+
+
+def test_on_a_still_picture_a_hundredth_more_is_an_event() -> None:
+    values = losses(300, 2.0, 0.0005) + losses(20, 2.02, 0.0005)
+    result = scores(values)
+    assert max(result[:300]) < 3 < result[300]
+
+
 def test_the_first_frames_say_nothing() -> None:
     assert scores(losses(8, 1.0, 1.0)) == [0.0] * 8
 

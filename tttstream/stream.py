@@ -189,6 +189,10 @@ class Stream:
                 f"{path} was saved without embeddings, and the memory behind them has not seen those frames: go on "
                 "without them (embed=False, no --embeddings)"
             )
+        if set(meta["normaliser"]) != set(self.normaliser.state()):
+            raise CheckpointError(
+                f"{path} was saved by a version with another scale of surprise: begin the stream anew"
+            )
         whole = self.model.init_state(1)
         state = states.load(path, whole if embedded else self.model.watched(whole))
         if source is not None and meta["source"] is not None:

@@ -206,6 +206,8 @@ class TestVideos:
         touch(tmp_path / "a/1.mp4", tmp_path / "a/deep/2.mkv", tmp_path / "b/1.png", tmp_path / "c.avi")
         paths = [str(tmp_path / name) for name in ("a", "b", "c.avi")]
         assert found(Videos(paths)) == [("1.mp4", -1), ("2.mkv", -1), ("b", -1), ("c.avi", -1)]
+        assert found(Videos(paths, skip=["?.mp4", "b*"])) == [("2.mkv", -1), ("c.avi", -1)]
+        refused(Videos(paths, skip=["*"]), "leaves no video")
 
     def test_mistakes(self, tmp_path: Path) -> None:
         refused(Videos(str(tmp_path / "none")), "no folder of videos")

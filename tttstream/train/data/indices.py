@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 
 from tttstream.errors import DataError, SourceError
 from tttstream.sources.folder import expand
@@ -32,9 +33,13 @@ class Index(ABC):
 
 @dataclass
 class Videos(Index):
-    """Unlabelled videos, subfolders included. folders: folders of videos or of images, or video files."""
+    """Unlabelled videos, subfolders included.
+
+    folders: folders of videos or of images, or video files. skip: patterns (`*cuts*`) of the names that are left out.
+    """
 
     folders: str | list[str]
+    skip: list[str] = field(default_factory=list)
 
     def clips(self) -> list[Clip]:
         """See Index."""
@@ -43,9 +48,13 @@ class Videos(Index):
             if not os.path.exists(folder):
                 raise DataError(f"no folder of videos {folder}; give a folder, a video file, or a list of them")
         try:
-            return [ImagesClip(path) if os.path.isdir(path) else VideoClip(path) for path in expand(folders)]
+            paths = expand(folders)
         except SourceError as error:
             raise DataError(str(error)) from error
+        kept = [path for path in paths if not any(fnmatch(os.path.basename(path), pattern) for pattern in self.skip)]
+        if not kept:
+            raise DataError(f"skip={self.skip} leaves no video of {', '.join(folders)}")
+        return [ImagesClip(path) if os.path.isdir(path) else VideoClip(path) for path in kept]
 
 
 @dataclass

@@ -20,6 +20,14 @@ def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
     return dataclasses.field(**factory, metadata={"help": help, "choices": choices})
 
 
+TINY, INF = 1e-12, float("inf")
+RANGES = {
+    "lr": (TINY, INF), "gamma": (0, 1), "gae_lambda": (0, 1), "clip": (TINY, INF), "value_coef": (0, INF),
+    "entropy_coef": (-INF, INF), "max_grad_norm": (TINY, INF), "target_kl": (0, INF), "stop_return": (-INF, INF),
+}  # fmt: skip
+"""The least and the greatest of the numbers of a config."""
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that decides a run."""
@@ -27,7 +35,9 @@ class Config:
     env: str = option("CartPole-v1", "gymnasium id of the environment, also of popgym and MiniGrid")
     steps: int = option(500_000, "environment steps in all")
     seed: int = option(0, "seed of weights, of draws and of every episode")
-    memory: str = option("ttt_linear", "ttt_linear, ttt_mlp, gru, lstm, window, attention, framestack or mlp (none)")
+    memory: str = option(
+        "ttt_linear", "ttt_linear, ttt_mlp, ttt_conv, ttt_swiglu, gru, lstm, window, attention, framestack, mlp"
+    )
     dim: int = option(64, "width of the policy")
     depth: int = option(1, "how many memories follow one another")
     heads: int = option(2, "heads of a memory")
@@ -61,6 +71,9 @@ class Config:
         for name in ("steps", "dim", "depth", "heads", "n_envs", "rollout", "minibatch", "epochs", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:  # so NaN is refused too
+                raise TrainingError(f"{name} must lie between {low:g} and {high:g}, got {getattr(self, name)}")
         if self.seed < 0 or self.workers < 0:
             raise TrainingError(f"seed and workers cannot be negative, got {self.seed} and {self.workers}")
         object.__setattr__(self, "segment", self.segment or self.rollout)
@@ -81,7 +94,7 @@ class Config:
 def build(values: dict[str, Any], source: str) -> Config:
     """A config from a mapping, checked: `source` is named in messages."""
     fields = {field.name: field for field in dataclasses.fields(Config)}
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(str(name) for name in set(values) - set(fields))
     if unknown:
         raise TrainingError(f"{source}: unknown option {', '.join(unknown)}; known are {', '.join(fields)}")
     checked = {}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tttstream import memory
 from tttstream.errors import ShapeError
-from tttstream.memory import Memory
+from tttstream.memory import Memory, TTTLayer
 from tttstream.state import State
 
 
@@ -74,7 +74,8 @@ def build(name: str, *, dim: int, heads: int, **options: Any) -> Memory:
     """A memory by name: "mlp" (none), "framestack", or any that `tttstream.memory.build` knows.
 
     TTT memories get a short causal convolution (conv=4) unless told otherwise: an agent has to bind what it sees to
-    what came just before.
+    what came just before. Those that learn whole frames take each token for a frame of its own, and a
+    tenth of the pace, since a step that one token decides overshoots at the whole of it.
     """
     if name in ("mlp", "framestack"):
         taken = {"ratio"} if name == "mlp" else {"frames", "ratio"}
@@ -85,4 +86,9 @@ def build(name: str, *, dim: int, heads: int, **options: Any) -> Memory:
         raise ShapeError(f"there is no memory {name!r}: expected one of {', '.join(names())}")
     if name in ("ttt_linear", "ttt_mlp"):
         options = {"conv": 4, **options}
-    return memory.build(name, dim=dim, heads=heads, **options)
+    if name in ("ttt_conv", "ttt_swiglu"):
+        options = {"grid": (1, 1), "base_lr": 0.1, **options}
+    built = memory.build(name, dim=dim, heads=heads, **options)
+    if isinstance(built, TTTLayer) and built.causal == "frame" and built.tokens > 1:
+        raise ShapeError(f"memory {name!r}: an observation is one token, its frames cannot hold {built.tokens}")
+    return built

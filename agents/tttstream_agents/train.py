@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from tttstream.cli.progress import Interrupt
-from tttstream.errors import CheckpointError
+from tttstream.errors import CheckpointError, TTTStreamError
 from tttstream.outputs import OutputFolder, TextFile, saving
 from tttstream_agents import config as configs
 from tttstream_agents.config import Config
@@ -54,18 +54,29 @@ def build_policy(config: Config, env: Any) -> MemoryPolicy:
     )  # fmt: skip
 
 
+def usable(device: str) -> str:
+    """A device that there is, by its name or "auto"."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
+        raise TrainingError(f"device {device!r} cannot be used, take cpu, cuda or auto: {one_line(error)}") from error
+    return device
+
+
 class Run:
     """A run in memory: policy, optimizer, environments, and where they stand. `update()` goes one step on."""
 
     def __init__(self, config: Config, make_env: MakeEnv | None = None) -> None:
         self.config = config
-        device = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = usable(config.device)
         torch.manual_seed(config.seed)
         maker = make_env or (lambda: make(config.env))
         try:
             self.envs = vector(maker, config.n_envs, config.seed, config.autoreset, config.workers)
+        except TTTStreamError:
+            raise
         except Exception as error:  # an environment is foreign code and may raise anything
             raise EnvError(f"the environments cannot be made: {one_line(error)}") from error
         self.policy = build_policy(config, self.envs).to(device)
@@ -253,5 +264,5 @@ def train(
     }  # fmt: skip
     file = TextFile(folder / "summary.json")
     with file:
-        file.write_json(summary)
+        file.write_json({**summary, "return": summary["return"] if run.recent else None})  # JSON knows no NaN
     return summary

@@ -69,7 +69,9 @@ def test_play_of_an_environment_that_draws_nothing(tmp_path: Path, memory: str) 
         ("train --config none-such", "presets: control, minigrid, popgym, quick"),
         ("train --resume", "no checkpoint at"),
         ("train --lr fast", "argument --lr: invalid float value"),
-        ("train --env Blackjack-v1 --memory ttt_conv", "needs grid"),
+        ("train --env Blackjack-v1 --memory ttt_conv --options {\"grid\":[2,2]}", "cannot hold 4"),
+        ("train --device abacus", "device 'abacus' cannot be used, take cpu, cuda or auto"),
+        ("train --env NoSuch-v0", "error: there is no environment 'NoSuch-v0'"),
         ("train --env popgym-BattleshipEasy-v0 --dim 30 --heads 4", "multiple of heads"),
     ],
 )  # fmt: skip

@@ -92,7 +92,7 @@ def check_parity(policy: MemoryPolicy, splits: tuple[int, ...]) -> None:
         assert_close(state, played["states"][first - 1], 1e-4)
 
 
-@pytest.mark.parametrize("memory", [name for name in memories.names() if name not in ("ttt_conv", "ttt_swiglu")])
+@pytest.mark.parametrize("memory", memories.names())
 @pytest.mark.parametrize("splits", [(STEPS,), (1, 4, 9, 7)], ids=str)
 def test_evaluating_says_what_acting_said(memory: str, splits: tuple[int, ...]) -> None:
     torch.manual_seed(0)

@@ -197,6 +197,15 @@ def test_folders_and_checkpoints_that_do_not_fit_are_named(tmp_path: Path) -> No
         fast(tmp_path, config, resume=True)
 
 
+def test_a_run_without_a_whole_episode_has_no_return(tmp_path: Path) -> None:
+    train(Config(env="MountainCar-v0", n_envs=2, rollout=4, steps=8, dim=16), tmp_path, quiet=True, tensorboard=False)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)["return"] is None
+
+
 def test_the_files_of_a_run(tmp_path: Path) -> None:
     summary = fast(tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
@@ -277,6 +286,10 @@ def test_environments_by_name() -> None:
         ({"autoreset": "never"}, "autoreset must be"),
         ({"memory": "attention", "segment": 64}, "grows"),
         ({"seed": -1}, "cannot be negative"),
+        ({"lr": 0}, "lr must lie between 1e-12 and inf, got 0.0"),
+        ({"gamma": 1.5}, "gamma must lie between 0 and 1"),
+        ({"clip": float("nan")}, "clip must lie between"),
+        ({1: 2, "lrr": 1}, "unknown option 1, lrr;"),
     ],
 )
 def test_mistakes_in_a_config_are_named(values: dict[str, Any], says: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tttstream.errors import ShapeError
+from tttstream.state import pack
 from tttstream.train.novelty import Novelty, contrast
 from tttstream.train.planting import excursion, plant, sensor_noise
 from tttstream.train.spliced import DETECTORS, WARMUP, WINDOW, Spliced, alarms, judge, table
@@ -142,6 +143,20 @@ class TestTask:
         assert (Path(run.log_dir) / "novelty.md").read_text().startswith("| detector |")
         assert {f"test/{name}/all/auroc" for name in DETECTORS} <= set(run.callback_metrics)
         assert "test/mse" in run.callback_metrics
+
+    def test_a_stream_waits_where_a_row_has_nothing_to_show(self, tiny: Make, moving: Make) -> None:
+        frames = moving(rows=2, frames=8).train_dataloader().data[0].frames
+        whole = Novelty(tiny(patch=4)).eval()
+        valid = torch.ones(2, 11, dtype=torch.bool)
+        valid[0, 3:6], valid[1, :1], valid[1, 9:] = False, False, False
+        gappy = torch.zeros(2, 11, *frames.shape[2:], dtype=frames.dtype)
+        gappy[valid] = frames.flatten(0, 1)
+        with torch.no_grad():
+            expected = whole.watch(frames, torch.ones(2, 8, dtype=torch.bool))
+            after, whole._states["spliced"] = whole._states["spliced"], None
+            pieces = [whole.watch(gappy[:, part], valid[:, part]) for part in (slice(0, 5), slice(5, 11))]
+        torch.testing.assert_close(torch.cat(pieces, 1)[valid].view(2, 8), expected)
+        torch.testing.assert_close(pack(whole._states["spliced"]), pack(after))
 
     @pytest.mark.parametrize("changes", [{"memory": "gru"}, {"registers": 2}])
     def test_a_memory_without_a_surprise_of_patches_is_refused(self, tiny: Make, changes: dict[str, Any]) -> None:

@@ -140,30 +140,42 @@ class Novelty(Prediction):
 
         A lane is one stream: a video that begins in it is not announced, and is an event of the kind "cut". Into a
         share of the segments a thing is planted; the frame in which it first shows is an event of the kind "thing".
+        Where a row has nothing to show its stream waits.
         """
         super().test_step(batch, index)
         generator = torch.Generator().manual_seed((self.seed << 32) + index)
         planted = plant(batch.frames, self.planted_in_test, generator)
         first = torch.zeros_like(batch.reset)
         first[:, 0] = index == 0
-        output, state = self.run_segment(planted.frames, self._states.get("spliced"), first)
-        self._states["spliced"] = state.detach()
+        learned = self.watch(planted.frames, batch.valid).tolist()
         still, _ = self.model(planted.frames, None, learn=False)
-        assert output.losses is not None
         assert still.losses is not None
-        learned, frozen = (part.before.mean(-1).tolist() for part in (output.losses, still.losses))
+        frozen = still.losses.before.mean(-1).tolist()
         images = planted.frames.permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()
-        showing = planted.cover.mean((2, 3)) > SHOWS
+        showing = (planted.cover.mean((2, 3)) > SHOWS) & batch.valid
         appears = showing & ~F.pad(showing, (1, 0))[:, :-1]
         if not self._streams:
             self._streams = [Spliced() for _ in images]
         for row, stream in enumerate(self._streams[: len(images)]):
             for t in range(images.shape[1]):
                 if not batch.valid[row, t]:
-                    break
+                    continue
                 cut = bool(batch.reset[row, t]) and not bool(first[row, t])
                 event = "cut" if cut else "thing" if bool(appears[row, t]) else None
                 stream.add(images[row, t], learned[row][t], frozen[row][t], event)
+
+    def watch(self, frames: Tensor, valid: Tensor) -> Tensor:
+        """The inner loss [B, T] of every frame, as the spliced streams go on. Where a row has no valid frame its memory
+        waits, and the loss says nothing."""
+        changes = (valid[:, 1:] != valid[:, :-1]).any(0).nonzero()[:, 0] + 1
+        losses, state = [], self._states.get("spliced") or self.model.init_state(len(frames))
+        for piece in torch.arange(frames.shape[1]).tensor_split(changes.cpu()):
+            output, new = self.run_segment(frames[:, piece], state, None)
+            state = new.where(valid[:, piece[0]], state)
+            assert output.losses is not None
+            losses.append(output.losses.before.mean(-1))
+        self._states["spliced"] = state.detach()
+        return torch.cat(losses, 1)
 
     def on_test_epoch_end(self) -> None:
         """Log and print the tables; novelty.md in the run's folder."""

@@ -36,6 +36,11 @@ def choose_device(name: str) -> torch.device:
         raise ShapeError(f"unknown device {name!r}: expected auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ShapeError(f"device {name!r} is not here: PyTorch finds no CUDA GPU; use --device cpu")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ShapeError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from error
     return device
 
 

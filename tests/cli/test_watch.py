@@ -238,7 +238,10 @@ class TestErrors:
         ("words", "said"),
         [
             ("good.mp4 --size 0", "--size is 0"),
+            ("good.mp4 --size 100000", "--size is 100000"),
             ("good.mp4 --size 33", "multiple"),
+            ("good.mp4 --seed -1", "--seed is -1"),
+            (f"good.mp4 --seed {2**63}", "--seed is"),
             ("good.mp4 --max-frames 0", "--max-frames is 0"),
             ("good.mp4 --max-frames ten", "invalid int value"),
             ("missing.mp4", "no such file or folder"),
@@ -249,6 +252,7 @@ class TestErrors:
             ("good.mp4 --load-state none", "no file none"),
             ("good.mp4 --load-state state", "state"),
             ("good.mp4 --device nonsense", "nonsense"),
+            ("good.mp4 --device meta", "'meta' cannot be used here"),
             ("good.mp4 --out good.mp4", "is a file"),
             ("good.mp4 --out good.mp4/deeper", "not a folder"),
             ("good.mp4 --save-state nothing/deep/state", "expected a file"),

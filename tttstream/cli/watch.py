@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 OUT = "watch-results"
 SIZE = 128
+LARGEST = 4096  # of the sides in pixels that are taken: beyond, one frame fills the memory of most machines
 EPILOG = f"""\
 SOURCE is a video file or URL, a folder of images or of videos, a camera number, gym:ENV_ID, or walk (an endless camera
 walk that needs no file). Cameras, environments and walk go on until --max-frames or Ctrl-C; Ctrl-C ends the run in
@@ -71,10 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse numbers that make no sense before anything is loaded."""
-    if args.size is not None and args.size < 1:
-        raise ShapeError(f"--size is {args.size}: expected a side in pixels, such as 128")
+    if args.size is not None and not 1 <= args.size <= LARGEST:
+        raise ShapeError(f"--size is {args.size}: expected a side of 1 to {LARGEST} pixels, such as 128")
     if args.max_frames is not None and args.max_frames < 1:
         raise ShapeError(f"--max-frames is {args.max_frames}: expected 1 or more")
+    if not 0 <= args.seed < 2**63:
+        raise ShapeError(f"--seed is {args.seed}: expected 0 or more, below 2 to the power of 63")
     if args.load_state is not None and not args.load_state.is_file():
         raise SourceError(f"--load-state: there is no file {args.load_state}")
     if args.save_state is not None and (args.save_state.is_dir() or not args.save_state.absolute().parent.is_dir()):

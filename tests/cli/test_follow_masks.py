@@ -11,7 +11,7 @@ from PIL import Image
 from tttstream.cli.follow_masks import read_mask
 from tttstream.cli.main import main
 from tttstream.errors import ShapeError, SourceError
-from tttstream.masks import MaskConfig, MaskModel, save
+from tttstream.masks import MixtureConfig, MixtureModel, save
 from tttstream.views.masks import mask_image, palette
 
 FRAMES, HEIGHT, WIDTH = 6, 36, 52
@@ -21,7 +21,7 @@ FRAMES, HEIGHT, WIDTH = 6, 36, 52
 def work(tmp_path: Path) -> Path:
     """A folder with a model, a folder of frames, and masks of several kinds."""
     torch.manual_seed(0)
-    save(MaskModel(MaskConfig(width=16, heads=2, head_width=8, placed=1, size=32)), tmp_path / "model")
+    save(MixtureModel(MixtureConfig(width=16, heads=2, head_width=8, placed=1, slots=96, size=32)), tmp_path / "model")
     (tmp_path / "frames").mkdir()
     rng = np.random.default_rng(0)
     for t in range(FRAMES):

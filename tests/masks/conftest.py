@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tttstream.masks import MaskConfig, MaskModel, MixtureConfig, MixtureModel
+from tttstream.masks import MixtureConfig, MixtureModel
 
-SMALL = MaskConfig(width=16, heads=2, head_width=8, placed=1, first=2, passes=1, size=32)
-MIXTURE = MixtureConfig(width=16, heads=2, head_width=8, placed=1, slots=40, first=2, size=32)
+SMALL = MixtureConfig(width=16, heads=2, head_width=8, placed=1, contour=8, slots=40, size=32)
 
 
 @pytest.fixture
-def make_model() -> Callable[..., Any]:
-    """Makes a small model, every parameter moved a little; options are those of MaskConfig, or,
-    with inner="mixture", of MixtureConfig."""
+def make_model() -> Callable[..., MixtureModel]:
+    """Makes a small model, every parameter moved a little; options are those of MixtureConfig."""
 
-    def make(dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    def make(dtype: torch.dtype = torch.float64, **options: Any) -> MixtureModel:
         torch.manual_seed(0)
-        model: MaskModel | MixtureModel
-        if options.get("inner") == "mixture":
-            options = {name: value for name, value in options.items() if name != "inner"}
-            model = MixtureModel(MixtureConfig(**{**MIXTURE.__dict__, **options}))
-        else:
-            model = MaskModel(MaskConfig(**{**SMALL.__dict__, **options}))
+        model = MixtureModel(replace(SMALL, **options))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))

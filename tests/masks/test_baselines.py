@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tttstream.masks import MaskModel, MaskStream
+from tttstream.masks import MaskStream, MixtureModel
 from tttstream.masks.baselines import METHODS, follow
 
-Make = Callable[..., MaskModel]
+Make = Callable[..., MixtureModel]
 Clip = Callable[..., tuple[Tensor, Tensor]]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import ShapeError
-from tttstream.masks import MixtureModel, MixtureState, load, save
+from tttstream.masks import MixtureModel, MixtureState
 from tttstream.masks.baselines import propagate
 from tttstream.masks.metrics import region_similarity
 from tttstream.testing import assert_close
@@ -37,7 +36,7 @@ def negative_log_likelihood(
 
 def test_a_step_goes_along_the_gradient_of_the_loss(make_model: Make) -> None:
     """The definition in the class's docstring, with autograd for the gradient."""
-    model, (keys, told) = make_model(inner="mixture", patience=0.7), tokens()
+    model, (keys, told) = make_model(patience=0.7), tokens()
     slots, says = (x[:, :12].clone().requires_grad_() for x in tokens(20))
     mass = torch.rand(1, 12, dtype=torch.float64) + 0.8
     config = model.config
@@ -56,7 +55,7 @@ def test_a_step_goes_along_the_gradient_of_the_loss(make_model: Make) -> None:
 
 
 def test_steps_over_a_frame_bring_its_loss_down(make_model: Make) -> None:
-    model, (keys, told) = make_model(inner="mixture"), tokens()
+    model, (keys, told) = make_model(), tokens()
     slots, says = tokens(12)
     mass, losses = torch.ones(1, 12, dtype=torch.float64), []
     for _ in range(6):
@@ -66,7 +65,7 @@ def test_steps_over_a_frame_bring_its_loss_down(make_model: Make) -> None:
 
 
 def test_a_component_that_no_token_is_like_stays(make_model: Make) -> None:
-    model, (keys, told) = make_model(inner="mixture"), tokens()
+    model, (keys, told) = make_model(), tokens()
     keys[..., 0] = 3.0  # all of them on one side
     keys = F.normalize(keys, dim=2)
     slots = torch.cat([keys[:, :5], -keys[:, 5:6]], 1)
@@ -79,22 +78,22 @@ def test_a_component_that_no_token_is_like_stays(make_model: Make) -> None:
 
 def test_each_object_has_its_part_in_the_beginning(make_model: Make) -> None:
     """A single token of an object among many of the background is drawn."""
-    model = make_model(inner="mixture", slots=12)
+    model = make_model(slots=12)
     keys = tokens(400)[0]
     for place in (0, 17, 399):
         told = torch.zeros(1, 400, 2, dtype=torch.float64)
         told[0, place, 1] = 1
-        slots, says, _ = model._begun(keys, told)
+        slots, says, _ = model._begun(keys, told, 12)
         assert (slots.shape, says.shape) == ((1, 12, 16), (1, 12, 2))
         assert says[0, :, 1].sum() == 1
         assert torch.equal(slots[says[..., 1] == 1], keys[:, place])
-    few = model._begun(keys[:, :5], told[:, :5])[0]
+    few = model._begun(keys[:, :5], told[:, :5], 12)[0]
     assert torch.equal(few[:, :5].sum(1), few[:, 5:10].sum(1))
 
 
 def test_two_objects_are_followed(make_model: Make, clip: Clip) -> None:
     """Bright disks over noise, by an encoder that was never trained: better than the first mask again and again."""
-    model, (frames, masks) = make_model(torch.float32, inner="mixture", slots=96), clip(2, 5)
+    model, (frames, masks) = make_model(torch.float32, slots=96), clip(2, 5)
     found = propagate("frozen", model, frames.float(), masks[:, 0].float()).argmax(2)
     given = torch.zeros(masks.shape[:3], dtype=torch.bool)
     given[:, 0] = True
@@ -110,7 +109,7 @@ def test_two_objects_are_followed(make_model: Make, clip: Clip) -> None:
 
 
 def test_an_object_is_nowhere_until_it_is_given(make_model: Make, clip: Clip) -> None:
-    model, (frames, masks) = make_model(inner="mixture"), clip(1, 4)
+    model, (frames, masks) = make_model(), clip(1, 4)
     given = torch.zeros(1, 4, 2, dtype=torch.bool)
     given[:, 0, 0] = True
     output, state = model(frames, masks=masks, given=given)
@@ -124,7 +123,7 @@ def test_an_object_is_nowhere_until_it_is_given(make_model: Make, clip: Clip) ->
 
 
 def test_a_frozen_mixture_learns_what_is_given_and_nothing_else(make_model: Make, clip: Clip) -> None:
-    model, (frames, masks) = make_model(inner="mixture"), clip(1, 4)
+    model, (frames, masks) = make_model(), clip(1, 4)
     given = torch.ones(1, 1, 2, dtype=torch.bool)
     _, first = model(frames[:, :1], masks=masks[:, :1], given=given)
     assert_close(model(frames[:, 1:], first, learn=False)[1], first, 0.0)
@@ -134,19 +133,8 @@ def test_a_frozen_mixture_learns_what_is_given_and_nothing_else(make_model: Make
     assert isinstance(learned, MixtureState)
 
 
-def test_it_is_made_of_a_trained_model_and_goes_into_a_folder(make_model: Make, tmp_path: Path) -> None:
-    trained = make_model(torch.float32)
-    model = MixtureModel.of(trained)
-    assert model.encoder is trained.encoder
-    assert (model.config.width, model.config.size, model.training) == (16, 32, False)
-    save(model, tmp_path / "model")
-    again = load(tmp_path / "model")
-    assert isinstance(again, MixtureModel)
-    assert again.fingerprint() == model.fingerprint() != trained.fingerprint()
-
-
 def test_gradients_reach_every_parameter(make_model: Make, clip: Clip) -> None:
-    model, (frames, masks) = make_model(inner="mixture"), clip(1, 3)
+    model, (frames, masks) = make_model(), clip(1, 3)
     given = torch.zeros(1, 3, 2, dtype=torch.bool)
     given[:, 0] = True
     output, _ = model(frames, masks=masks, given=given)
@@ -157,7 +145,7 @@ def test_gradients_reach_every_parameter(make_model: Make, clip: Clip) -> None:
 
 
 def test_under_autocast_the_state_keeps_its_type(make_model: Make, clip: Clip) -> None:
-    model, (frames, masks) = make_model(torch.float32, inner="mixture"), clip(1, 3)
+    model, (frames, masks) = make_model(torch.float32), clip(1, 3)
     given = torch.zeros(1, 3, 2, dtype=torch.bool)
     given[:, 0] = True
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
@@ -168,8 +156,11 @@ def test_under_autocast_the_state_keeps_its_type(make_model: Make, clip: Clip) -
 
 @pytest.mark.parametrize(
     "change",
-    [{"slots": 0}, {"patience": 0.0}, {"power": "2"}, {"sharpness": float("inf")}, {"width": 20}, {"placed": 2}],
-)
+    [
+        {"slots": 0}, {"patience": 0.0}, {"power": "2"}, {"sharpness": float("inf")}, {"width": 20}, {"placed": 2},
+        {"contour": -8}, {"contour": 12}, {"heads": 0}, {"first": 1.5}, {"depth": 0},
+    ],
+)  # fmt: skip
 def test_configurations_that_make_no_sense(make_model: Make, change: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match="mixture"):
-        make_model(inner="mixture", **change)
+        make_model(**change)

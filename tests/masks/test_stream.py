@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tttstream.errors import CheckpointError, FrameError, ShapeError
 from tttstream.frames import Frame
-from tttstream.masks import MaskModel, MaskStream, load, save
+from tttstream.masks import MaskStream, MixtureModel, load, save
 from tttstream.masks.metrics import region_similarity
 from tttstream.state import pack
 from tttstream.state import save as save_state
 
-Make = Callable[..., MaskModel]
+Make = Callable[..., MixtureModel]
 Clip = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -157,7 +157,7 @@ def test_folders_that_hold_no_mask_model(make_model: Make, tmp_path: Path) -> No
         load(tmp_path / "a")
     for text, said in (
         ('{"format": "tttstream.model/1"}', "holds no mask model"),
-        ('{"format": "tttstream.masks/1", "depth": 3}', "does not fit this version"),
+        ('{"format": "tttstream.mixture/1", "deep": 3}', "does not fit this version"),
         ("[1]", "not the configuration"),
         ("{", "cannot be read"),
     ):

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tttstream.errors import CheckpointError, ShapeError
-from tttstream.masks import MaskConfig, load
+from tttstream.masks import MixtureConfig, MixtureModel, load
 from tttstream.masks.baselines import NAMES, propagate
+from tttstream.masks.networks import Features
 from tttstream.train.data import Batch
 from tttstream.train.export import read
 from tttstream.train.masks import MaskPropagation, overlap
 
-SMALL = MaskConfig(width=16, heads=2, head_width=8, placed=1, first=2, passes=1, size=32)
+SMALL = MixtureConfig(width=16, heads=2, head_width=8, placed=1, contour=8, slots=40, size=32)
 
 
 def batch(rows: int = 2, count: int = 4, first: bool = True, seed: int = 0) -> Batch:
@@ -91,6 +93,31 @@ def test_training_finds_the_objects() -> None:
     assert after > max(0.7, float(before.detach()))
 
 
+def test_gradients_reach_the_encoder_through_the_mixture() -> None:
+    """What is said of the second frame teaches the keys of the first, which the components are made of."""
+    learner = task(slots=24).train()
+    learner.taught = lambda reset: None  # type: ignore[method-assign]
+    whole = batch(1, 2)
+    seen: list[Tensor] = []
+
+    def keep(module: object, inputs: object, features: Features) -> Features:
+        keys = features.keys.detach().requires_grad_()
+        seen.append(keys)
+        return features._replace(keys=keys)
+
+    handle = learner.model.encoder.register_forward_hook(keep)
+    losses = learner.losses(learner(whole, "train"))
+    handle.remove()
+    for name, loss in losses.items():
+        (gradient,) = torch.autograd.grad(loss, seen, retain_graph=True)
+        first, second = gradient.abs().amax((1, 2))
+        assert first > 0, name
+        assert second > 0, name
+    assert learner._states["train"] is not None
+    assert learner._states["train"].slots.shape[1] == 24
+    assert not learner._states["train"].slots.requires_grad
+
+
 def test_middles_are_moved_for_each_sequence_alike() -> None:
     learner = task()
     moved = learner.offset(torch.tensor([3, 4, 3]))
@@ -123,6 +150,8 @@ def test_data_without_masks_and_options_that_make_no_sense() -> None:
         task()(batch()._replace(mask=None), "val")
     with pytest.raises(ShapeError, match="at least 1"):
         task(objects=0)
+    with pytest.raises(ShapeError, match="slots of at least 1"):
+        task(slots=0)
 
 
 CONFIG = """
@@ -132,7 +161,7 @@ trainer: {{accelerator: cpu, devices: 1, max_steps: {steps}, limit_val_batches: 
   logger: {{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {out}, name: run}}}}}}
 task:
   class_path: tttstream.train.masks.MaskPropagation
-  init_args: {{network: {{width: 16, heads: 2, head_width: 8, placed: 1, first: 2, size: 32}}}}
+  init_args: {{slots: 30, network: {{width: 16, heads: 2, head_width: 8, placed: 1, contour: 8, slots: 40, size: 32}}}}
 data:
   class_path: tttstream.train.data.VideoData
   init_args:
@@ -173,7 +202,15 @@ def test_fit_resume_export_and_test(tmp_path: Path) -> None:
     checkpoints = sorted((tmp_path / "run" / "version_0" / "checkpoints").glob("*.ckpt"))
     assert len(losses(tmp_path, 0)) == 4
     exported = load(tmp_path / "run" / "version_0" / "model")
-    assert read(checkpoints[-1]).fingerprint() == exported.fingerprint()
+    again = read(checkpoints[-1])
+    assert again.fingerprint() == exported.fingerprint()
+    assert isinstance(again, MixtureModel)
+    sequence = batch(1)
+    shown = (sequence.mask[:, :, None] == torch.tensor([1, 2])[:, None, None]).float()  # type: ignore[index]
+    given = sequence.reset[:, :, None].expand(-1, -1, 2)
+    with torch.no_grad():
+        one, other = (model(sequence.frames, masks=shown, given=given)[0].logits for model in (again, exported))
+    assert torch.equal(one, other)
     fit(tmp_path, 2, "--task.forced=0.8", "--trainer.max_steps=4", "--trainer.max_epochs=1")
     half = sorted((tmp_path / "run" / "version_1" / "checkpoints").glob("*.ckpt"))[-1]
     fit(tmp_path, 4, f"--ckpt_path={half}")
@@ -181,5 +218,7 @@ def test_fit_resume_export_and_test(tmp_path: Path) -> None:
     fit(tmp_path, 4, f"--ckpt_path={checkpoints[-1]}", command="test", length=6)
     with pytest.raises(CheckpointError, match="another mask model"):
         fit(tmp_path, 4, f"--ckpt_path={half}", "--task.network.heads=3")
+    with pytest.raises(CheckpointError, match="other objects or slots"):
+        fit(tmp_path, 4, f"--ckpt_path={half}", "--task.slots=29")
     fit(tmp_path, 3, f"--ckpt_path={half}", "--task.network.first=3")
-    assert len(losses(tmp_path, 5)) == 1
+    assert len(losses(tmp_path, 6)) == 1

@@ -2,16 +2,12 @@
 
 from tttstream.masks.folder import load, save
 from tttstream.masks.mixture import MixtureConfig, MixtureModel, MixtureState
-from tttstream.masks.model import MaskConfig, MaskModel, MaskState
 from tttstream.masks.propagator import MaskOutput, Propagator
 from tttstream.masks.stream import MaskResult, MaskStream
 
 __all__ = [
-    "MaskConfig",
-    "MaskModel",
     "MaskOutput",
     "MaskResult",
-    "MaskState",
     "MaskStream",
     "MixtureConfig",
     "MixtureModel",

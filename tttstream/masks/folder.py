@@ -5,33 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tttstream import folders
 from tttstream.errors import CheckpointError, ShapeError
 from tttstream.masks.mixture import MixtureConfig, MixtureModel
-from tttstream.masks.model import MaskConfig, MaskModel
-from tttstream.masks.propagator import Propagator
 
-FORMATS: dict[str, tuple[type, type[Propagator[Any]]]] = {
-    "tttstream.masks/1": (MaskConfig, MaskModel),
-    "tttstream.mixture/1": (MixtureConfig, MixtureModel),
-}
-"""What config.json calls a model, and the types of its configuration and of the model."""
+FORMAT = "tttstream.mixture/1"
+"""What config.json calls a model."""
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 NAMES = ("mask",)
 """Trained models that ship inside the package."""
 
 
-def save(model: Propagator[Any], folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+def save(model: MixtureModel, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
     """Write a model into a folder, each file under a temporary name first. dtype: of the file, such as float16."""
-    name = next(name for name, (_, kind) in FORMATS.items() if type(model) is kind)
-    folders.write(model, dataclasses.asdict(model.config), name, folder, dtype)
+    folders.write(model, dataclasses.asdict(model.config), FORMAT, folder, dtype)
 
 
-def load(name_or_folder: str | os.PathLike[str] = "mask") -> Propagator[Any]:
+def load(name_or_folder: str | os.PathLike[str] = "mask") -> MixtureModel:
     """A mask model by name, with the weights that ship, or from a folder that `save` wrote.
 
     Raises CheckpointError where there is none, or where what is there does not fit together.
@@ -48,18 +41,14 @@ def load(name_or_folder: str | os.PathLike[str] = "mask") -> Propagator[Any]:
 def is_masks(folder: str | os.PathLike[str]) -> bool:
     """Whether a name or folder is that of a mask model."""
     name = os.fspath(folder)
-    return name in NAMES or (Path(name).is_dir() and folders.read(Path(name)).get("format") in FORMATS)
+    return name in NAMES or (Path(name).is_dir() and folders.read(Path(name)).get("format") == FORMAT)
 
 
-def _model(folder: Path) -> Propagator[Any]:
+def _model(folder: Path) -> MixtureModel:
     values = folders.read(folder)
-    name = values.pop("format", None)
-    if name not in FORMATS:
-        raise CheckpointError(
-            f"{folder} holds no mask model: expected format {' or '.join(map(repr, FORMATS))} in its config.json"
-        )
-    config, kind = FORMATS[name]
+    if values.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{folder} holds no mask model: expected format {FORMAT!r} in its config.json")
     try:
-        return kind(config(**values))
+        return MixtureModel(MixtureConfig(**values))
     except (TypeError, ShapeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} does not fit this version: {error}") from error

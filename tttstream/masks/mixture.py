@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import ShapeError
-from tttstream.masks.model import MaskModel
-from tttstream.masks.networks import STRIDE, Encoder, Features
-from tttstream.masks.propagator import SURE, ObjectState, Propagator, PropagatorConfig, together
+from tttstream.masks.networks import STRIDE, Contour, Encoder, Features
+from tttstream.masks.propagator import SURE, ObjectState, Propagator, together
 
 Inner = tuple[Tensor, Tensor, Tensor]
 """The inner model's weights: slots, says and mass of MixtureState."""
+SETTINGS = ("slots", "sharpness", "agreement", "patience", "prior", "power", "first", "size")
+"""Of `MixtureConfig`, what the same weights may be used with otherwise."""
 
 
 @dataclass(frozen=True)
-class MixtureConfig(PropagatorConfig):
-    """The encoder's shape (see PropagatorConfig), and how the mixture learns.
+class MixtureConfig:
+    """The shape of the networks, how the mixture learns, and the size of what is looked at.
 
-    slots: components of the mixture. sharpness, agreement: how much likeness of keys, and of masks, counts. patience:
-    as how many tokens a component's past counts when it learns a frame. prior: how much the number of tokens that it
-    learned counts, 1 as in a mixture weighed by shares. power: what found shares are raised to. first: steps over a
-    given mask.
+    width: channels of the features at a quarter of the size. heads, head_width: keys side by side, and their width.
+    placed: how many of the heads see where a place is. depth: residuals at each of the encoder's two coarsest scales.
+    contour: channels of the network that draws contours of what the mixture found, 0 for none. slots: components of
+    the mixture. sharpness, agreement: how much likeness of keys, and of masks, counts. patience: as how many tokens a
+    component's past counts when it learns a frame. prior: how much the number of tokens that it learned counts, 1 as
+    in a mixture weighed by shares. power: what found shares are raised to. first: steps over a given mask. size: short
+    side in pixels at which videos are looked at.
     """
 
+    width: int = 48
+    heads: int = 4
+    head_width: int = 48
+    placed: int = 2
+    depth: int = 1
+    contour: int = 0
     slots: int = 768
     sharpness: float = 20.0
     agreement: float = 10.0
@@ -36,15 +47,20 @@ class MixtureConfig(PropagatorConfig):
     prior: float = 0.5
     power: float = 1.5
     first: int = 2
-
-    NAME: ClassVar[str] = "mixture"
+    size: int = 160
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("sharpness", "agreement", "patience", "prior", "power"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ShapeError(f"{self.NAME}: {name} must be a number above 0, got {value!r}")
+        for field in fields(self):
+            value, least = getattr(self, field.name), int(field.name != "contour")
+            if field.type == "int" and (not isinstance(value, int) or value < least):
+                raise ShapeError(f"mixture: {field.name} must be a whole number of at least {least}, got {value!r}")
+            if field.type == "float" and (not isinstance(value, int | float) or not 0 < value < float("inf")):
+                raise ShapeError(f"mixture: {field.name} must be a number above 0, got {value!r}")
+        if self.width % 8 or self.contour % 8 or self.placed >= self.heads:
+            raise ShapeError(
+                "mixture: width and contour must be multiples of 8 and placed less than heads, got "
+                f"width={self.width}, contour={self.contour}, placed={self.placed}, heads={self.heads}"
+            )
 
 
 class _MixtureFields(NamedTuple):
@@ -60,8 +76,9 @@ class MixtureState(ObjectState, _MixtureFields):
     """What is remembered of each stream; its size depends neither on the frames nor on their size.
 
     slots: [B, M, heads * D] where the components lie among the keys, of length 1. says: [B, M, O] each object's share
-    of a component. mass: [B, M] how many tokens it learned last, its past among them. seen, middle, spread: as in
-    MaskState.
+    of a component. mass: [B, M] how many tokens it learned last, its past among them. seen: [B, O] 1 once the object
+    was given. middle, spread: [B, heads * D] of the keys of the first frame, or of that in which the first object was
+    given.
     """
 
     __slots__ = ()
@@ -91,26 +108,25 @@ class MixtureModel(Propagator[MixtureState]):
     def __init__(self, config: MixtureConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.width, config.heads, config.head_width, config.placed)
+        self.encoder = Encoder(config.width, config.heads, config.head_width, config.placed, config.depth)
+        self.contour = Contour(config.width, config.contour) if config.contour else None
 
-    @classmethod
-    def of(cls, model: MaskModel) -> MixtureModel:
-        """The mixture over the keys of a trained mask model, which it shares the encoder with."""
-        values = {field.name: getattr(model.config, field.name) for field in fields(PropagatorConfig)}
-        mixture = cls(MixtureConfig(**values)).to(model.dtype)
-        mixture.encoder = model.encoder
-        return mixture.train(model.training)
+    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors into a folder; dtype: of the file, such as float16."""
+        from tttstream.masks.folder import save
 
-    def init_state(self, batch: int, objects: int = 1) -> MixtureState:
-        """See Propagator."""
+        save(self, folder, dtype)
+
+    def init_state(self, batch: int, objects: int = 1, slots: int | None = None) -> MixtureState:
+        """See Propagator. slots: components, those of the configuration unless given; no weight depends on it."""
         config = self.config
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         zeros = partial(torch.zeros, dtype=dtype, device=next(self.parameters()).device)
-        width = config.heads * config.head_width
+        width, slots = config.heads * config.head_width, config.slots if slots is None else slots
         return MixtureState(
-            zeros(batch, config.slots, width),
-            zeros(batch, config.slots, objects),
-            zeros(batch, config.slots),
+            zeros(batch, slots, width),
+            zeros(batch, slots, objects),
+            zeros(batch, slots),
             zeros(batch, objects),
             zeros(batch, width),
             zeros(batch, width),
@@ -125,32 +141,49 @@ class MixtureModel(Propagator[MixtureState]):
         taught: Tensor | None,
         learn: bool,
     ) -> tuple[Tensor, Tensor, MixtureState]:
-        known = state.seen > 0
-        grid = features.coarse.shape[-2:]
-        middle, spread = self.measured(features.keys, state.middle, state.spread, given.any(1) & ~known.any(1))
-        keys = F.normalize(self.centred(features.keys, middle, spread).flatten(2), dim=2)
-        alike = self._alike(keys, state.slots, state.mass)
-        found = self._sharpened(alike.softmax(2) @ state.says)
-        guess = torch.where(known[:, None], found.clamp(1e-6, 1 - 1e-6).logit(), -SURE).mT.unflatten(2, grid)
-        share = F.interpolate(found.mT.unflatten(2, grid), scale_factor=float(STRIDE), mode="bilinear")
-        logits = torch.where(known[..., None, None], share.clamp(1e-6, 1 - 1e-6).logit(), -SURE)
-        told = torch.where(known[:, None], found.detach(), 0.0)
+        known, begins = state.seen > 0, given.any(1)
+        grid, kind = features.coarse.shape[-2:], state.slots.dtype
+        inner = state.slots, state.says, state.mass
+        with torch.autocast(features.keys.device.type, enabled=False):
+            raw = features.keys.to(kind)
+            middle, spread = self.measured(raw, state.middle, state.spread, begins & ~known.any(1))
+            keys = self.centred(raw, middle, spread).flatten(2) / state.slots.shape[2] ** 0.5
+            near = keys @ state.slots.mT
+            alike = self._alike(near, state.mass)
+            share = alike.softmax(2) @ state.says
+            guess = torch.where(known[:, None], share.clamp(1e-6, 1 - 1e-6).logit(), -SURE).mT.unflatten(2, grid)
+            found = self._sharpened(share)
+        fine, told = self._drawn(found, near, features)
+        fine = torch.where(known[..., None, None], fine, -SURE)
+        told = torch.where(known[:, None], told.detach(), 0.0)
         if masks is not None:
-            logits = torch.where(given[..., None, None], (2 * masks - 1) * SURE, logits)
+            fine = torch.where(given[..., None, None], (2 * masks - 1) * SURE, fine)
             true = given if taught is None else given | taught[:, None]
-            pooled = F.avg_pool2d(masks, STRIDE).flatten(2).mT.to(told.dtype)
+            pooled = F.avg_pool2d(masks, STRIDE).flatten(2).mT.to(kind)
             free = 1 - torch.where(true[:, None], pooled, 0.0).sum(2, keepdim=True)
             told = torch.where(true[:, None], pooled, told * free.clamp(min=0))
-        inner = state.slots, state.says, state.mass
-        begins = given.any(1)
-        if masks is not None:
-            inner = _where(begins, self._begun(keys.to(told.dtype), told), inner)
-        for step in range(1 if masks is None else self.config.first):
-            learns = begins | known.any(1) if learn and step == 0 else begins
-            new = self._learned(keys, told, *inner, alike if masks is None else None)
-            inner = _where(learns, new, inner)
+        with torch.autocast(keys.device.type, enabled=False):
+            if learn:
+                inner = _where(known.any(1), self._learned(keys, told, *inner, alike), inner)
+            if masks is not None and bool(begins.any()):
+                fresh = self._begun(keys, told, state.slots.shape[1])
+                for _ in range(self.config.first):
+                    fresh = self._learned(keys, told, *fresh)
+                inner = _where(begins, fresh, inner)
         seen = torch.where(given, 1.0, state.seen)
-        return together(logits), guess, MixtureState(*inner, seen, middle, spread)
+        return together(fine), guess, MixtureState(*inner, seen, middle, spread)
+
+    def _drawn(self, found: Tensor, near: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+        """Log-odds [B, O, H, W] of what was found [B, N, O] of the tokens, and what is learned of it, [B, N, O]."""
+        picture = found.mT.unflatten(2, features.coarse.shape[-2:])
+        if self.contour is None:
+            share = F.interpolate(picture, scale_factor=float(STRIDE), mode="bilinear")
+            return share.clamp(1e-6, 1 - 1e-6).logit(), found
+        best = near.amax(2)[:, None].unflatten(2, picture.shape[-2:])
+        fine = self.contour(picture, best, features)
+        with torch.no_grad():
+            told = F.avg_pool2d(together(fine).softmax(1)[:, 1:], STRIDE // 2).flatten(2).mT.to(found.dtype)
+        return F.interpolate(fine, scale_factor=2.0, mode="bilinear"), told
 
     def _sharpened(self, share: Tensor) -> Tensor:
         """Shares of objects [B, N, O], raised to a power with the background's and made to sum to 1 again: what is
@@ -158,8 +191,8 @@ class MixtureModel(Propagator[MixtureState]):
         every = torch.cat([1 - share.sum(2, keepdim=True), share], 2).clamp(min=1e-6) ** self.config.power
         return (every / every.sum(2, keepdim=True))[:, :, 1:]
 
-    def _begun(self, keys: Tensor, told: Tensor) -> Inner:
-        """Components that are tokens: half of them drawn from all alike, half from background and objects alike.
+    def _begun(self, keys: Tensor, told: Tensor, slots: int) -> Inner:
+        """So many components that are tokens: half are drawn from all alike, half from background and objects alike.
 
         The draw depends on a token's place and what it shows alone, so that a stream repeats bit for bit.
         """
@@ -170,27 +203,30 @@ class MixtureModel(Propagator[MixtureState]):
         tokens = keys.shape[1]
         luck = torch.rand(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64).clamp(min=1e-9)
         drawn = (luck.log().to(told) / (0.5 / tokens + 0.5 * part)).argsort(dim=1, descending=True, stable=True)
-        drawn = drawn[:, torch.arange(self.config.slots, device=keys.device) % tokens, None]
-        slots, says = (x.gather(1, drawn.expand(-1, -1, x.shape[2])) for x in (keys, told))
-        return slots, says, torch.ones_like(slots[..., 0])
+        drawn = drawn[:, torch.arange(slots, device=keys.device) % tokens, None]
+        means, says = (x.gather(1, drawn.expand(-1, -1, x.shape[2])) for x in (keys, told))
+        return means, says, torch.ones_like(means[..., 0])
 
-    def _alike(self, keys: Tensor, slots: Tensor, mass: Tensor) -> Tensor:
+    def _alike(self, near: Tensor, mass: Tensor) -> Tensor:
         """[B, N, M] log-likelihood of each token's key in each component, up to a constant of the token."""
-        near = self.config.sharpness * (keys @ slots.to(keys.dtype).mT)
-        prior = self.config.prior * mass.clamp(min=self.config.patience).log()
-        return near.to(mass.dtype) + prior[:, None]
+        return self.config.sharpness * near + self.config.prior * mass.clamp(min=self.config.patience).log()[:, None]
 
     def _learned(
         self, keys: Tensor, told: Tensor, slots: Tensor, says: Tensor, mass: Tensor, alike: Tensor | None = None
     ) -> Inner:
-        """The components after one step; see the class. alike: what `_alike` gives for them, where it is known."""
+        """The components after one step; see the class. alike: what `_alike` gives for them, where it is known.
+
+        Gradients pass through the means, not through the shares that the components have in the tokens: where the
+        shares are the best, the likelihood does not change with them (the E step of expectation-maximisation).
+        """
         config = self.config
-        agree = config.agreement * (told @ says.mT - 0.5 * says.square().sum(2)[:, None])
-        share = ((self._alike(keys, slots, mass) if alike is None else alike) + agree).softmax(2)
+        with torch.no_grad():
+            alike = self._alike(keys @ slots.mT, mass) if alike is None else alike
+            agree = config.agreement * (told @ says.mT - 0.5 * says.square().sum(2)[:, None])
+            share = (alike + agree).softmax(2)
         mass = config.patience + share.sum(1)
-        slots = config.patience * slots + (share.to(keys.dtype).mT @ keys).to(slots.dtype)
-        says = (config.patience * says + share.mT @ told) / mass[..., None]
-        return F.normalize(slots / mass[..., None], dim=2), says, mass
+        slots = F.normalize((config.patience * slots + share.mT @ keys) / mass[..., None], dim=2)
+        return slots, (config.patience * says + share.mT @ told) / mass[..., None], mass
 
 
 def _where(rows: Tensor, new: Inner, old: Inner) -> Inner:

@@ -1,4 +1,4 @@
-"""The networks around the memory: a frame to features, a mask to code, and what was read to a mask."""
+"""The networks around the memory: a frame to features and keys, and what was found of tokens to contours."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 STRIDE = 4
 """Pixels along the side of a token."""
+FINE = 16
+"""Channels of the features at half the size."""
 WHOLE = 16
 """Frames are a multiple of this in height and width."""
-EVERY = 2
-"""Of every so many rows and columns of tokens one teaches; all are asked."""
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -38,13 +38,16 @@ class Residual(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Down to a quarter of the size and up again, with what was fine added on the way: every place sees far."""
+    """Down to a quarter of the size and up again, with what was fine added on the way: every place sees far.
 
-    def __init__(self, width: int) -> None:
+    depth: residuals at a half and at a quarter of the size.
+    """
+
+    def __init__(self, width: int, depth: int = 1) -> None:
         super().__init__()
         self.here = Residual(width)
-        self.middle = nn.Sequential(_conv(width, width + 16, 2), Residual(width + 16))
-        self.far = nn.Sequential(_conv(width + 16, width + 32, 2), Residual(width + 32))
+        self.middle = nn.Sequential(_conv(width, width + 16, 2), *(Residual(width + 16) for _ in range(depth)))
+        self.far = nn.Sequential(_conv(width + 16, width + 32, 2), *(Residual(width + 32) for _ in range(depth)))
         self.from_far = nn.Conv2d(width + 32, width + 16, 1)
         self.from_middle = nn.Conv2d(width + 16, width, 1)
         self.out = _conv(width, width)
@@ -79,11 +82,11 @@ class Encoder(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, width: int, heads: int, head_width: int, placed: int, waves: int = 8) -> None:
+    def __init__(self, width: int, heads: int, head_width: int, placed: int, depth: int = 1, waves: int = 8) -> None:
         super().__init__()
-        self.fine = _conv(3, 16, 2)
-        self.down = _conv(16, width, 2)
-        self.pyramid = Pyramid(width)
+        self.fine = _conv(3, FINE, 2)
+        self.down = _conv(FINE, width, 2)
+        self.pyramid = Pyramid(width, depth)
         seen = width + 9
         look, place = (heads - placed) * head_width, placed * head_width
         self.look = nn.Sequential(nn.Conv2d(seen, 96, 1), nn.ReLU(), nn.Conv2d(96, look, 1, bias=False))
@@ -118,59 +121,29 @@ def _blur(x: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
 
 
-class MaskCode(nn.Module):
-    """Masks to what the memory shall say of each token that teaches: a code [n, M, heads, D] and a rate [n, M, heads].
+class Contour(nn.Module):
+    """What the memory found of each token, and the frame's features, to log-odds of the object at half the size.
 
-    The code has mean 0 and variance 1, as the layer normalisation that ends the inner model can give it. The rate is
-    balanced, so that the object and its surroundings teach alike whatever the object's size.
+    It adds to the log-odds that were found, and starts with adding nothing.
     """
 
-    def __init__(self, heads: int, head_width: int) -> None:
+    def __init__(self, width: int, channels: int) -> None:
         super().__init__()
-        self.heads, self.head_width = heads, head_width
-        self.mix = nn.Sequential(nn.Conv2d(2 * (STRIDE * STRIDE + 4), 64, 3, EVERY, 1, bias=False), nn.ReLU())
-        self.code = nn.Conv2d(64, heads * head_width, 1, bias=False)
-        self.rate = nn.Conv2d(64, heads, 1)
-        nn.init.zeros_(self.rate.bias)  # type: ignore[arg-type]
-
-    def forward(self, masks: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """masks, others (all further objects together) [n, H, W] in 0..1."""
-        part = F.pixel_unshuffle(masks[:, None], STRIDE)
-        share = part.mean(1, keepdim=True)
-        other = F.avg_pool2d(others[:, None], STRIDE)
-        x = torch.cat([part, other, *(_blur(share, size) for size in (3, 7, 15))], 1)
-        x = self.mix(torch.cat([x, 1 - x], 1))
-        code = self.code(x).flatten(2).mT.unflatten(2, (self.heads, self.head_width))
-        share = share[:, 0, ::EVERY, ::EVERY].flatten(1)
-        ours = share.mean(1, keepdim=True)
-        balance = 0.5 * (share / ours.clamp(min=0.02) + (1 - share) / (1 - ours).clamp(min=0.02))
-        return F.layer_norm(code, code.shape[-1:]), self.rate(x).flatten(2).mT.sigmoid() * balance[..., None]
-
-
-class Decoder(nn.Module):
-    """What the memory said of each token, and the frame's features, to log-odds of the object."""
-
-    def __init__(self, width: int, read: int) -> None:
-        super().__init__()
-        self.guess = nn.Conv2d(read, 1, 1)
-        self.read = nn.Conv2d(read, width, 1)
-        self.seen = nn.Conv2d(width, width, 1)
-        self.pyramid = Pyramid(width)
-        self.up = nn.Conv2d(width, 16, 1)
-        self.fine = nn.Sequential(_conv(32, 16), nn.Conv2d(16, 1, 3, padding=1))
-        for parameter in self.fine[1].parameters():  # at first the guess stands alone
+        self.seen = nn.Conv2d(width, channels, 1, bias=False)
+        self.found = nn.Conv2d(4, channels, 3, padding=1)
+        self.near = Residual(channels)
+        self.fine = nn.Sequential(_conv(channels + FINE, 24), nn.Conv2d(24, 1, 3, padding=1))
+        for parameter in self.fine[1].parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, read: Tensor, features: Features, objects: int) -> tuple[Tensor, Tensor]:
-        """read [n * objects, N, values], features of n frames -> logits at [n, objects, H, W] and at [.., H/4, W/4].
-
-        The second is made of what was read alone, token by token.
-        """
-        height, width = features.coarse.shape[-2:]
-        picture = read.mT.unflatten(2, (height, width))
-        guess = self.guess(picture)
+    def forward(self, share: Tensor, alike: Tensor, features: Features) -> Tensor:
+        """share [n, objects, h, w] of each object, alike [n, 1, h, w] how like each token is to what is remembered,
+        features of n frames -> log-odds [n, objects, 2 h, 2 w]."""
+        objects = share.shape[1]
+        odds = share.clamp(1e-4, 1 - 1e-4).logit()
+        others = share.sum(1, keepdim=True) - share
+        said = torch.stack([odds / 4, share, others, alike.expand_as(share)], 2).flatten(0, 1)
         seen = self.seen(features.coarse).repeat_interleave(objects, 0)
-        x = self.pyramid(F.relu(self.read(picture) + seen))
-        fine = torch.cat([_resize(self.up(x), 2), features.fine.repeat_interleave(objects, 0)], 1)
-        logits = _resize(self.fine(fine) + _resize(guess, 2), 2)
-        return logits.unflatten(0, (-1, objects)).squeeze(2), guess.unflatten(0, (-1, objects)).squeeze(2)
+        x = self.near(F.relu(self.found(said.to(seen.dtype)) + seen))
+        fine = torch.cat([_resize(x, 2), features.fine.repeat_interleave(objects, 0)], 1)
+        return _resize(odds, 2) + self.fine(fine).unflatten(0, (-1, objects)).squeeze(2).to(odds.dtype)

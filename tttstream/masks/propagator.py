@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,35 +18,6 @@ from tttstream.state import State
 
 SURE = 12.0
 """Log-odds of a mask that is given."""
-
-
-@dataclass(frozen=True)
-class PropagatorConfig:
-    """The shape of an encoder, and the size of what it looks at.
-
-    width: channels of the features at a quarter of the size. heads, head_width: keys side by side, and their width.
-    placed: how many of the heads see where a place is. size: short side in pixels at which videos are looked at.
-    """
-
-    width: int = 48
-    heads: int = 4
-    head_width: int = 48
-    placed: int = 2
-    size: int = 160
-
-    NAME: ClassVar[str] = "mask model"
-    """What errors call it."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and (not isinstance(value, int) or value < 1):
-                raise ShapeError(f"{self.NAME}: {field.name} must be a whole number of at least 1, got {value!r}")
-        if self.width % 8 or self.placed >= self.heads:
-            raise ShapeError(
-                f"{self.NAME}: width must be a multiple of 8 and placed less than heads, got width={self.width}, "
-                f"placed={self.placed}, heads={self.heads}"
-            )
 
 
 class ObjectState(State):
@@ -153,12 +122,6 @@ class Propagator(nn.Module, ABC, Generic[S]):
                 state = state.where(t < lengths, before)
         return MaskOutput(torch.stack(logits, 1), torch.stack(guesses, 1)), state
 
-    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors into a folder; dtype: of the file, such as float16."""
-        from tttstream.masks.folder import save
-
-        save(self, folder, dtype)
-
     def fingerprint(self) -> str:
         """A hash of the configuration and of all weights: what a saved stream must match."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
@@ -171,6 +134,8 @@ class Propagator(nn.Module, ABC, Generic[S]):
         """Middle and spread [B, heads * D] of a stream's keys: those of this frame where it is the stream's first, or
         shows its `first` object; else as they were."""
         fresh = ((spread == 0).all(1) | first)[:, None]
+        if not bool(fresh.any()):
+            return middle, spread
         mean, deviation = moments(keys.to(middle.dtype))
         return torch.where(fresh, mean, middle), torch.where(fresh, deviation, spread)
 

@@ -47,7 +47,7 @@ class MaskResult:
 class MaskStream:
     """A mask model that follows objects through one stream.
 
-    model: a MixtureModel or a MaskModel. objects: how many it can follow at the same time. size: short side in pixels
+    model: a MixtureModel. objects: how many it can follow at the same time. size: short side in pixels
     at which it looks at the frames, the model's own unless given. learn: whether the memory learns from the masks
     it predicts.
 

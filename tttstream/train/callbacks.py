@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from PIL import Image
 from torch import Tensor
 
-from tttstream.masks import MaskModel
+from tttstream.masks import MixtureModel
 from tttstream.model import FrameModel
 from tttstream.outputs import TextFile, saving
 from tttstream.train.export import read
@@ -203,7 +203,7 @@ class Export(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the class."""
         model = getattr(pl_module, "model", None)
-        if not isinstance(model, (FrameModel, MaskModel)) or not trainer.is_global_zero or trainer.log_dir is None:
+        if not isinstance(model, (FrameModel, MixtureModel)) or not trainer.is_global_zero or trainer.log_dir is None:
             return
         run = Path(trainer.log_dir)
         model.save(run / "model")

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from tttstream.errors import CheckpointError, TTTStreamError
-from tttstream.masks import MaskConfig, MaskModel
+from tttstream.masks import MixtureConfig, MixtureModel
 from tttstream.model import FrameModel, ModelConfig
 
 PREFIX = "model."
 
 
-def read(path: Path) -> FrameModel | MaskModel:
+def read(path: Path) -> FrameModel | MixtureModel:
     """The model in a checkpoint of `tttstream fit`. Raises CheckpointError where there is none."""
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -28,9 +28,9 @@ def read(path: Path) -> FrameModel | MaskModel:
         raise CheckpointError(f"{path} was not written by `tttstream fit` for a model of frames or masks")
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     try:
-        model: FrameModel | MaskModel
+        model: FrameModel | MixtureModel
         if "network" in saved:
-            model = MaskModel(MaskConfig(**saved["network"]))
+            model = MixtureModel(MixtureConfig(**saved["network"]))
         else:
             model = FrameModel(ModelConfig(**saved["model"]))
         model.load_state_dict(weights)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tttstream.errors import CheckpointError, ShapeError
 from tttstream.masks.baselines import NAMES, propagate
-from tttstream.masks.model import SETTINGS, MaskConfig, MaskModel, MaskState
+from tttstream.masks.mixture import SETTINGS, MixtureConfig, MixtureModel, MixtureState
 from tttstream.masks.networks import STRIDE
 from tttstream.masks.propagator import MaskOutput
 from tttstream.state import pack, unpack
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tttstream.train.data import Batch
 
 SPREAD = 401  # pixels over which the middle of a training frame is moved, so that large frames hold nothing new
+BLUR = 32  # pixels that count as found in every picture: where an object has left, a few wrong ones are no whole loss
 
 
 class Segment(NamedTuple):
@@ -44,23 +45,27 @@ class MaskPropagation(LightningModule):
     between steps (truncated backpropagation), and is part of the checkpoint.
 
     At first the memory learns true masks, later and later its own: the share of frames whose true mask is learned falls
-    from 1 to 0 over the first `forced` of the steps. A memory that learns from an untrained decoder learns nothing.
+    from 1 to 0 over the first `forced` of the steps. A memory that learns what untrained keys find learns nothing.
 
     The loss is cross-entropy of the pixels, one minus the soft Dice of each object, and the cross-entropy of the
-    memory's own guess token by token. Validation reports J of the model; the test also that of the baselines.
+    memory's own guess token by token, which teaches the keys: those of a frame to lie near the components that say
+    what is true of it, and those that the components are made of to lie near what will be like them. Validation
+    reports J of the model; the test also that of the baselines.
 
     Args:
         network: the model's shape. objects: how many are followed in a sequence. forced: see above.
+        slots: components in training, those of the network unless given: small frames have few tokens.
         lr, weight_decay: of AdamW. warmup: optimiser steps over which the learning rate rises; it then falls along a
             cosine to a fiftieth, where the trainer knows how many steps there will be.
     """
 
     def __init__(
         self,
-        network: MaskConfig,
+        network: MixtureConfig,
         *,
         objects: int = 2,
         forced: float = 0.4,
+        slots: int | None = None,
         lr: float = 2e-3,
         weight_decay: float = 0.01,
         warmup: int = 50,
@@ -68,10 +73,12 @@ class MaskPropagation(LightningModule):
         super().__init__()
         if objects < 1 or warmup < 0:
             raise ShapeError(f"masks: expected objects of at least 1 and warmup of 0 or more, got {objects}, {warmup}")
-        self.model = MaskModel(network)
-        self.objects, self.forced = objects, forced
+        if slots is not None and slots < 1:
+            raise ShapeError(f"masks: expected slots of at least 1, got {slots}")
+        self.model = MixtureModel(network)
+        self.objects, self.forced, self.slots = objects, forced, slots
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
-        self._states: dict[str, MaskState | None] = {}
+        self._states: dict[str, MixtureState | None] = {}
 
     def forward(self, batch: Batch, stage: str) -> Segment:
         """Go on with a stage's lanes over one segment."""
@@ -81,7 +88,7 @@ class MaskPropagation(LightningModule):
         given = batch.reset[:, :, None] & masks.flatten(3).any(3)
         state = self._states.get(stage)
         if state is None or state.rows != len(masks):
-            state = self.model.init_state(len(masks), self.objects)
+            state = self.model.init_state(len(masks), self.objects, self.slots if stage == "train" else None)
         seen = state.to(self.device)
         counted, known = [], seen.seen > 0
         for t in range(masks.shape[1]):
@@ -127,7 +134,7 @@ class MaskPropagation(LightningModule):
         label = (truth * torch.arange(1, truth.shape[1] + 1, device=truth.device)[:, None, None]).sum(1).long()
         share = logits.softmax(1)[:, 1:]
         both = (share * truth).sum((2, 3))
-        dice = 1 - (2 * both + 1) / ((share + truth).sum((2, 3)) + 1)
+        dice = 1 - (2 * both + BLUR) / ((share + truth).sum((2, 3)) + BLUR)
         coarse = F.avg_pool2d(truth, STRIDE)
         guess = F.binary_cross_entropy_with_logits(output.guess[shown], coarse, reduction="none")
         guess = (guess * (1 + 3 * coarse)).mean((2, 3))
@@ -200,13 +207,15 @@ class MaskPropagation(LightningModule):
             raise CheckpointError(f"the checkpoint is of another mask model: {saved['network']}")
         lanes, trainer = saved["lanes"], self._trainer
         if lanes is not None and trainer is not None and trainer.state.fn == "fit":
-            like = self.model.init_state(1, self.objects)
+            like = self.model.init_state(1, self.objects, self.slots)
+            if lanes.shape[2] != pack(like).shape[1]:
+                raise CheckpointError("the checkpoint's lanes have other objects or slots: give the task those it had")
             self._states["train"] = unpack(lanes[trainer.global_rank % len(lanes)], like)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, warm-up, and a cosine where the number of steps is known."""
-        decays = [p for p in self.parameters() if p.dim() > 1 and p is not self.model.start]
-        rest = [p for p in self.parameters() if p.dim() <= 1 or p is self.model.start]
+        decays = [p for p in self.parameters() if p.dim() > 1]
+        rest = [p for p in self.parameters() if p.dim() <= 1]
         groups = [{"params": decays, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.lr)
         total = self.trainer.estimated_stepping_batches

@@ -8,6 +8,7 @@ import pytest
 from tttstream.errors import DataError
 from tttstream.train.data import PyAV, VideoData
 from tttstream.train.data.objects import MovingObjects, ObjectsClip
+from tttstream.train.data.sprites import near, streak
 
 
 def clip(seed: int, **options: object) -> ObjectsClip:
@@ -49,6 +50,34 @@ def test_as_many_objects_as_asked_for() -> None:
         masks = clip(seed, objects=1).open(PyAV()).read(np.arange(1)).masks
         assert masks is not None
         assert masks.max() == 1
+
+
+def test_unrest_changes_what_happens_and_nothing_of_what_there_is() -> None:
+    """The first frame shows the same objects, only smeared or not; later ones differ, and objects stay in sight."""
+    calm_area = wild_area = 0
+    for seed in range(12):
+        calm, wild = (clip(seed, unrest=unrest).open(PyAV()).read(np.array([0, 7])) for unrest in (0.0, 1.0))
+        assert calm.masks is not None
+        assert wild.masks is not None
+        moved = (calm.masks[0] > 0).sum() - (wild.masks[0] > 0).sum()
+        assert abs(int(moved)) < 60
+        assert not np.array_equal(calm.frames[1], wild.frames[1])
+        calm_area, wild_area = calm_area + int(calm.masks[1].any()), wild_area + int(wild.masks[1].any())
+    assert wild_area >= calm_area
+    with pytest.raises(DataError, match="unrest"):
+        MovingObjects(count=1, unrest=1.5).clips()
+
+
+def test_paths_stay_near_and_smears_are_as_long_as_the_shift() -> None:
+    path = np.linspace(-90, 90, 19, dtype=np.float32)
+    bent = near(path, 20.0)
+    assert np.abs(bent).max() <= 20
+    assert (np.diff(bent) >= 0).all()
+    assert bent[9] == 0
+    kernel = streak(np.array([6.0, 0.0], np.float32))
+    assert kernel.sum() == pytest.approx(1.0)
+    assert (kernel.sum(0) > 0).sum() == 7
+    assert (kernel.sum(1) > 0).sum() == 1
 
 
 def test_frames_of_videos_are_used(shared_videos: Path) -> None:

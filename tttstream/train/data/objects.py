@@ -16,7 +16,7 @@ from tttstream.sources.video import Video
 from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot
 from tttstream.train.data.indices import Index, Videos
 from tttstream.train.data.split import cut
-from tttstream.train.data.sprites import Floats, Motion, Pixels, Sprite, make_sprite, region, smooth
+from tttstream.train.data.sprites import Floats, Motion, Pixels, Sprite, make_sprite, near, region, smooth, streak
 
 SIZE = 112  # pixels: the side of the frames where nobody says
 SHORT = 144  # pixels: the short side at which frames of videos are kept
@@ -32,7 +32,9 @@ class ObjectsClip(Clip):
     background. Masks tell the tracked ones: 1, 2 … All that is drawn depends on the seed and the frame's number alone.
 
     seed: which scene. size: side of the square frames in pixels. frames: length. objects: at most so many are tracked.
-    videos: files whose frames are used besides the photographs of scikit-image.
+    videos: files whose frames are used besides the photographs of scikit-image. unrest: how much more happens than
+    that: objects change their proportions and their colours, the camera shakes and smears; 0 for none of it, 1 for a
+    lot. The scene of a seed is the same for each unrest.
     """
 
     seed: int = 0
@@ -40,6 +42,7 @@ class ObjectsClip(Clip):
     frames: int = 12
     objects: int = 2
     videos: tuple[str, ...] = ()
+    unrest: float = 0.0
     masked: bool = True
 
     def open(self, decoder: Decoder) -> Reader:
@@ -58,7 +61,7 @@ class MovingObjects(Index):
     count: how many. frames: length of each. size: side in pixels, that of the data unless given. objects: at most so
     many are tracked. folders: folders of videos, or video files, whose frames they are made of besides photographs;
     None for photographs alone. part: of the videos, "train", "test" or "all"; a video's own name decides, see `split`.
-    seed: of the first; the others have the seeds that follow.
+    seed: of the first; the others have the seeds that follow. unrest: how much happens in them, see ObjectsClip.
     """
 
     count: int = 100_000
@@ -68,17 +71,21 @@ class MovingObjects(Index):
     folders: list[str] | None = None
     part: str = "all"
     seed: int = 0
+    unrest: float = 0.0
 
     def clips(self) -> list[Clip]:
         """See Index."""
         size = SIZE if self.size is None else self.size
         if min(self.count, self.frames, size, self.objects) < 1:
             raise DataError("objects: count, frames, size and objects must be at least 1")
+        if not 0 <= self.unrest <= 1:
+            raise DataError(f"objects: unrest must lie between 0 and 1, got {self.unrest}")
         videos = tuple(clip.name for clip in self._videos())
         seeds = range(self.seed, self.seed + self.count)
         return [
-            ObjectsClip(f"objects {s}", -1, True, s, size, self.frames, self.objects, videos) for s in seeds
-        ]  # fmt: skip
+            ObjectsClip(f"objects {s}", -1, True, s, size, self.frames, self.objects, videos, self.unrest)
+            for s in seeds
+        ]
 
     def sized(self, size: int) -> MovingObjects:
         """See Index."""
@@ -107,6 +114,7 @@ class _ObjectsReader(Reader):
             rng = np.random.Generator(np.random.PCG64([clip.seed, attempt, 77]))
             self._scene = Scene(rng, clip.frames, clip.size, clip.videos)
             if self._scene.choose(rng, clip.objects):
+                self._scene.stir(clip.unrest)
                 return
         raise RuntimeError(f"scene {clip.seed} shows no object in twenty attempts")
 
@@ -202,6 +210,7 @@ class Scene:
         self.blur = float(rng.choice((0.0, 0.0, rng.uniform(0.4, 1.1))))
         self.noise = float(rng.choice((0.0, rng.uniform(1, 7))))
         self.quality = int(rng.integers(25, 90)) if rng.random() < 0.3 else 0
+        self.shake = np.zeros((steps, 2), np.float32)
 
     def choose(self, rng: np.random.Generator, most: int) -> bool:
         """Track up to `most` of the objects that the first frame shows well; False where it shows none."""
@@ -212,6 +221,23 @@ class Scene:
         count = most if rng.random() < 0.7 else 1
         self.tracked = {number: place for place, number in enumerate(fit[:count], start=1)}
         return bool(fit)
+
+    def stir(self, unrest: float) -> None:
+        """Let objects change their proportions and colours, and the camera shake and smear, and let all of it stay in
+        sight; see ObjectsClip."""
+        if unrest == 0:
+            return
+        rng = np.random.Generator(np.random.PCG64([self._seed, 1 << 40]))
+        for sprite in self.sprites:
+            restless = unrest * float(rng.choice((0.0, 0.5, 1.5)))
+            sprite.motion.stretch = smooth(rng, self.steps, 0.05 * restless)
+            drift = np.stack([smooth(rng, self.steps, 0.03 * restless) for _ in range(3)], 1)
+            sprite.light = sprite.light[:, None] * np.exp(drift)
+            sprite.motion.shift = near(sprite.motion.shift, 0.3 * self.size)
+        restless = unrest * float(rng.choice((0.0, 0.0, 1.0, 2.0)))
+        self.shake = rng.normal(0, 0.014 * restless * self.size, (self.steps, 2)).astype(np.float32)
+        self.shake[0] *= 0.3
+        self.camera.shift = near(self.camera.shift, 0.25 * self.size) + self.shake
 
     def render(self, t: int) -> tuple[Pixels, NDArray[np.uint8]]:
         """Frame t uint8 [size, size, 3] and the tracked object that each pixel belongs to [size, size]."""
@@ -226,6 +252,9 @@ class Scene:
         canvas = 255 * (canvas / 255).clip(0, 1) ** self.gamma
         if self.blur:
             canvas = np.asarray(cv2.GaussianBlur(canvas, (0, 0), self.blur), np.float32)
+        reach = float(np.hypot(*self.shake[t]))
+        if reach > 1:
+            canvas = np.asarray(cv2.filter2D(canvas, -1, streak(self.shake[t])), np.float32)
         if self.noise:
             canvas = canvas + self.noise * rng.standard_normal(canvas.shape, np.float32)
         frame = np.asarray(canvas.clip(0, 255), np.uint8)

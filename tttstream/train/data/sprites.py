@@ -21,15 +21,31 @@ def smooth(rng: np.random.Generator, steps: int, spread: float, wander: float = 
     return np.concatenate([[0.0], pace.cumsum()[: steps - 1]]).astype(np.float32)
 
 
+def near(path: Floats, reach: float) -> Floats:
+    """A path that goes the way of another one and slows down, so that it never goes further than `reach` from 0."""
+    return np.asarray(reach * np.tanh(path / reach), np.float32)
+
+
+def streak(shift: Floats) -> Floats:
+    """A kernel that smears a picture along a shift (x, y) in pixels."""
+    side = 2 * int(np.ceil(np.abs(shift).max() / 2)) + 1
+    kernel = np.zeros((side, side), np.float32)
+    ends = [np.rint(side // 2 + sign * shift / 2).astype(int).tolist() for sign in (-1, 1)]
+    cv2.line(kernel, ends[0], ends[1], 1.0)
+    return np.asarray(kernel / kernel.sum(), np.float32)
+
+
 @dataclass
 class Motion:
-    """Where a thing is over time: turn (radians), growth (log), shift (pixels) and a bend that comes and goes."""
+    """Where a thing is over time: turn (radians), growth (log), shift (pixels), a bend that comes and goes, and stretch
+    (log of how much wider and flatter it becomes), none unless set."""
 
     turn: Floats
     growth: Floats
     shift: Floats
     bends: Floats = field(repr=False)
     sway: Floats = field(repr=False)
+    stretch: Floats | None = field(default=None, repr=False)
 
     @classmethod
     def draw(cls, rng: np.random.Generator, steps: int, size: int, lively: float, bend: float) -> Motion:
@@ -45,6 +61,9 @@ class Motion:
         scale = float(np.exp(np.clip(self.growth[t], -1.0, 1.0)))
         c, s = scale * np.cos(self.turn[t]), scale * np.sin(self.turn[t])
         linear = np.array([[c, -s], [s, c]], np.float32)
+        if self.stretch is not None:
+            wider = float(np.exp(np.clip(self.stretch[t], -0.6, 0.6)))
+            linear = linear @ np.diag([wider, 1 / wider]).astype(np.float32)
         return np.hstack([linear, (middle + self.shift[t] - linear @ middle)[:, None]]).astype(np.float32)
 
     def sources(self, t: int, matrix: Floats, size: int) -> tuple[Floats, Floats]:

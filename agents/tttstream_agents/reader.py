@@ -115,6 +115,7 @@ def pretrain(
     seed: int = 0,
 ) -> list[float]:
     """Train a reader's outer weights, self-supervised, on random play; returns the loss of each gradient step.
+    Raises TrainingError where no observation follows another.
 
     From the readout the next observation's token is told apart from those of other steps and environments
     (contrastively, so that the encoder cannot make all tokens alike). make_env: makes one environment.
@@ -137,14 +138,18 @@ def pretrain(
         stretch, reset = cast(Any, tree(lambda *x: torch.stack(x), *played)), torch.stack(begun)
         token = reader.tokens(stretch, leading=2).transpose(0, 1)
         y, state = reader.memory(reader.norm(token), state, reset.T)
+        state = state.detach()
         follows = ~reset.T[:, 1:]  # the next observation is of the same episode
+        if not follows.any():
+            continue
         guess = F.normalize(reader.guess(token + y)[:, :-1][follows], dim=-1)
         seen = F.normalize(token[:, 1:][follows], dim=-1)
         loss = F.cross_entropy(guess @ seen.T / 0.1, torch.arange(len(seen)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        state = state.detach()
         losses.append(float(loss.detach()))
     envs.close()
+    if not losses:
+        raise TrainingError("there was nothing to foresee: no episode had two observations in a row")
     return losses

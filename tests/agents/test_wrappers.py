@@ -122,6 +122,27 @@ def test_pretraining_on_random_play_learns_to_foresee() -> None:
     assert not torch.equal(before, reader.memory.start)
 
 
+def test_pretraining_needs_an_observation_that_follows_another() -> None:
+    class Short(gym.wrappers.TimeLimit[Any, Any]):
+        """Episodes of one step, but for those of an environment that goes on after so many resets."""
+
+        def __init__(self, after: int) -> None:
+            super().__init__(gym.make("CartPole-v1"), 1)
+            self.left = after
+
+        def reset(self, **kwargs: Any) -> Any:
+            self.left -= 1
+            self._max_episode_steps = 1 if self.left > 0 else 100
+            return super().reset(**kwargs)
+
+    reader = MemoryReader(gym.make("CartPole-v1").observation_space, dim=8)
+    with pytest.raises(TrainingError, match="nothing to foresee"):
+        pretrain(reader, lambda: Short(1000), steps=64, n_envs=2, segment=8)
+    losses = pretrain(reader, lambda: Short(30), steps=256, n_envs=2, segment=8)
+    assert 0 < len(losses) < 16
+    assert all(parameter.isfinite().all() for parameter in reader.parameters())
+
+
 def test_a_trained_agents_memory_serves_another_agent(tmp_path: Any) -> None:
     config = Config(n_envs=2, rollout=16, minibatch=16, dim=16, steps=32, previous_action=False, positions=False)
     train(config, tmp_path / "a", quiet=True, tensorboard=False)

@@ -52,6 +52,15 @@ def test_bytes_and_floats_are_the_same(stream: Stream) -> None:
     assert stream.push(image).loss == pytest.approx(other.push(image.astype(np.float64) / 255).loss, rel=1e-5)
 
 
+def test_any_array_of_pixels_is_taken_as_it_is(stream: Stream) -> None:
+    image = (picture().astype(np.float32) / 255)[::-1]
+    expected = stream.picture(Frame(image))
+    for same in (image.astype(np.float64), image.astype(np.longdouble), image.astype(">f4")):
+        same.flags.writeable = False  # as what np.asarray makes of an image of Pillow
+        assert torch.equal(stream.picture(Frame(same)), expected)
+        assert torch.equal(stream.picture(Frame(same.copy())), expected)
+
+
 def test_the_whole_picture_is_seen() -> None:
     stream = Stream(models.build("small", size=32))
     image = np.zeros((20, 80, 3), dtype=np.uint8)
@@ -85,10 +94,11 @@ def test_learning_can_be_switched_off_and_on(stream: Stream) -> None:
 def test_a_frame_with_nan_is_refused_and_changes_nothing(stream: Stream) -> None:
     stream.push(picture())
     before, count = stream.state, stream.frames
-    broken = picture().astype(np.float32) / 255
-    broken[3, 4, 0] = np.nan
-    with pytest.raises(FrameError, match="frame 9: it has pixels that are not finite"):
-        stream.push(Frame(broken, index=9))
+    broken = picture() / 255
+    for value in (np.nan, np.inf, 1e300):
+        broken[3, 4, 0] = value
+        with pytest.raises(FrameError, match="frame 9: it has pixels that are not finite"):
+            stream.push(Frame(broken, index=9))
     assert stream.state is before
     assert stream.frames == count
 

@@ -139,15 +139,17 @@ class Stream:
     def picture(self, frame: Frame) -> Tensor:
         """The picture that the model sees: [3, size, size] in 0..1, on the stream's device."""
         image = frame.image
-        if image.dtype != np.uint8 and not np.isfinite(image).all():
-            raise FrameError(f"frame {frame.index}: it has pixels that are not finite; drop it, or repair it first")
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None]
+        if image.dtype != np.uint8:
+            with np.errstate(over="ignore"):
+                image = image.astype(np.float32)
+            if not np.isfinite(image).all():
+                raise FrameError(f"frame {frame.index}: it has pixels that are not finite; drop it, or repair it first")
+        image = np.require(image, requirements=("C", "W"))  # arrays that Pillow lends can only be read
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
         scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
         side = (self.size, self.size)
         if pixels.shape[-2:] != side:
-            pixels = F.interpolate(
-                pixels if image.dtype == np.uint8 else pixels.float(), side, mode="bilinear", antialias=True
-            )
+            pixels = F.interpolate(pixels, side, mode="bilinear", antialias=True)
         return pixels[0].float() * scale
 
     def _map(self, losses: Tensor) -> NDArray[np.float32]:

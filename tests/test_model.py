@@ -208,10 +208,11 @@ def test_the_one_frame_step_exports(memory: str) -> None:
         torch.testing.assert_close(flat, pack(state), rtol=0, atol=1e-12)
 
 
-def test_the_state_itself_exports() -> None:
+def test_the_state_itself_exports(tmp_path: Path) -> None:
     model = tiny()
     x, state = frames(1, 1), model.init_state(1)
-    exported = torch.export.export(model, (x, state)).module()
+    torch.export.save(torch.export.export(model, (x, state)), tmp_path / "model.pt2")
+    exported = torch.export.load(tmp_path / "model.pt2").module()
     output, end = exported(x, state)
     expected, expected_end = model(x, state)
     torch.testing.assert_close(output.prediction, expected.prediction, rtol=0, atol=1e-12)

@@ -12,7 +12,7 @@ from tttstream import memory as memories
 from tttstream.memory.base import Memory
 from tttstream.memory.ttt import TTTLayer
 from tttstream.motion import Past
-from tttstream.state import State
+from tttstream.state import State, exportable
 
 
 class _ModelFields(NamedTuple):
@@ -26,6 +26,7 @@ class ModelState(State, _ModelFields):
     __slots__ = ()
 
 
+@exportable
 class Losses(NamedTuple):
     """Inner loss of every token that a memory learns from, mean over heads and (watched) blocks: [B, T, tokens]."""
 

@@ -18,6 +18,7 @@ from tttstream.backbone import Backbone, Losses, ModelState
 from tttstream.errors import CheckpointError, ShapeError, StateError
 from tttstream.heads import Embedding, NextFrame
 from tttstream.motion import Costs, Motion, Past
+from tttstream.state import exportable
 from tttstream.tokens import PatchTokens
 
 FORMAT = "tttstream.model/1"
@@ -71,6 +72,7 @@ class ModelConfig:
         return self.size // self.patch
 
 
+@exportable
 class Output(NamedTuple):
     """What a model says of every frame.
 

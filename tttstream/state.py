@@ -36,6 +36,7 @@ register_pytree_flatten_spec(
 )
 
 S = TypeVar("S", bound="State")
+N = TypeVar("N")
 
 
 def _map(function: Callable[[Tensor], Tensor], node: Any) -> Any:
@@ -60,16 +61,22 @@ def _tensors(node: Any) -> list[Tensor]:
     return [leaf for item in tuple.__iter__(node) for leaf in _tensors(item)]
 
 
+def exportable(kind: type[N]) -> type[N]:
+    """Make a type of named tuples known to `torch.export.save`, and to `torch.load` as one that it may read."""
+    torch.serialization.add_safe_globals([kind])
+    _register_namedtuple(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
+    return kind
+
+
 class State:
     """Methods shared by the states of all memories and models. Mix it in before a NamedTuple of tensors."""
 
     __slots__ = ()
 
     def __init_subclass__(cls) -> None:
-        """Make the type known to `torch.export.save`, and to `torch.load` as one that it may read."""
+        """See `exportable`."""
         super().__init_subclass__()
-        torch.serialization.add_safe_globals([cls])
-        _register_namedtuple(cls, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}")
+        exportable(cls)
 
     def map(self: S, function: Callable[[Tensor], Tensor]) -> S:
         """A new state with `function` applied to every tensor."""

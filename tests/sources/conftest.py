@@ -21,14 +21,21 @@ def picture(index: int, side: int = 64) -> NDArray[np.uint8]:
 
 @pytest.fixture
 def make_video(tmp_path: Path) -> Callable[..., Path]:
-    """make_video(name, times_ms, codec=..., side=...): a video whose frames stand at these times in milliseconds."""
+    """make_video(name, times_ms, codec=..., side=..., …): a video whose frames stand at these times in milliseconds."""
 
-    def make(name: str, times: Sequence[int], codec: str = "libx264", side: int = 64, gop: int = 12) -> Path:
+    def make(
+        name: str,
+        times: Sequence[int],
+        codec: str = "libx264",
+        side: int = 64,
+        gop: int = 12,
+        pixels: str = "yuv420p",
+    ) -> Path:
         path = tmp_path / name
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=25)
             stream.width = stream.height = side
-            stream.pix_fmt = "yuv420p"
+            stream.pix_fmt = pixels
             stream.codec_context.gop_size = gop
             stream.codec_context.time_base = Fraction(1, 1000) if codec == "libx264" else Fraction(1, 25)
             for index, time in enumerate(times):

@@ -109,9 +109,18 @@ def cut(path: Path, share: float) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "codec"), [("cut.mkv", "libx264"), ("cut.avi", "mpeg4")])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("cut.mkv", "libx264"),
+        ("cut.avi", "mpeg4"),
+        ("cut.ts", "libx264"),
+        ("cut.ts", "mpeg2video"),
+        ("cut.m2ts", "libx264"),
+    ],
+)
 def test_a_file_cut_off_gives_what_can_be_read(make_video: MakeVideo, name: str, codec: str) -> None:
-    path = cut(make_video(name, STEADY, codec, gop=1), 0.5)
+    path = cut(make_video(name, STEADY, codec, gop=1), 0.51)
     with open_source(path) as source:
         count = len(images(source))
         assert source.truncated
@@ -123,6 +132,28 @@ def test_a_file_cut_off_gives_what_can_be_read(make_video: MakeVideo, name: str,
         assert abs(len(good) - count) <= 1
         assert source.truncated
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"), [("whole.gif", "gif", "rgb8"), ("whole.mjpeg", "mjpeg", "yuvj420p")]
+)
+def test_formats_that_name_no_length_are_judged_by_how_they_end(
+    make_video: MakeVideo, name: str, codec: str, pixels: str
+) -> None:
+    path = make_video(name, STEADY, codec, pixels=pixels)
+    with open_source(path) as source:
+        assert len(images(source)) == len(STEADY)
+        assert not source.truncated
+    with open_source(cut(path, 0.5)) as source:
+        assert 10 < len(images(source)) < 50
+        assert source.truncated
+
+
+def test_whole_transport_streams_are_not_called_truncated(make_video: MakeVideo) -> None:
+    for name in ("whole.ts", "whole.m2ts"):
+        with open_source(make_video(name, STEADY)) as source:
+            assert len(images(source)) == len(STEADY)
+            assert not source.truncated
 
 
 def test_damage_in_the_middle_is_counted(make_video: MakeVideo) -> None:

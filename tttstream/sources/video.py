@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
@@ -40,7 +41,8 @@ class Video(Source):
     path: file or URL. on_error: what to do with damage. "skip" passes over damaged frames, counts them in `skipped`,
     and ends where nothing more can be read; "raise" raises SourceError there, after the good frames before it.
     `truncated` turns true when a packet or frame is damaged, when reading breaks off, when the file ends well before
-    the time its header promises, or when an otherwise regular stream has a hole of more than a second.
+    the time its header promises or, where its format promises none, within one of its parts (MPEG-TS, GIF, Motion
+    JPEG), or when an otherwise regular stream has a hole of more than a second.
     `time_s` counts from the first frame and strictly increases; a variable rate is kept.
 
     Raises SourceError where the file cannot be opened, holds no video, or not one frame of it can be decoded.
@@ -135,7 +137,7 @@ class _Decoder:
     """
 
     def __init__(self, path: str, name: str, strict: bool) -> None:
-        self.name, self.strict = name, strict
+        self.path, self.name, self.strict = path, name, strict
         try:
             self.container = av.open(path, timeout=NETWORK_TIMEOUT_S if "://" in path else None)
         except FAILURES as error:
@@ -225,6 +227,8 @@ class _Decoder:
         missing = self.end - self.reach
         if missing > SLACK_S + 2 * self.second * tick:
             self._broke_off(f"the last {missing:.1f} of {self.end - self.start:.1f} s are missing")
+        elif ends_within(self.path, self.formats):
+            self._broke_off("the file ends in the middle of a part")
         elif self.longest * tick > HOLE_S and self.longest > 10 * self.second > 0:
             self._broke_off(f"{self.longest * tick:.1f} s are missing on the way")
 
@@ -249,6 +253,34 @@ def longest_stream(container: InputContainer, name: str) -> VideoStream:
     if not streams:
         raise SourceError(f"{name} holds no video stream")
     return max(streams, key=lambda stream: (_duration(stream), stream.frames, stream.width * stream.height))
+
+
+def ends_within(path: str, formats: set[str]) -> bool:
+    """Whether a file of a format without a length in its header ends inside one of its parts; False for other files."""
+    checks = {"mpegts": _ends_within_packet, "gif": _lacks(b";"), "mjpeg": _lacks(b"\xff\xd9")}
+    check = next((checks[name] for name in checks if name in formats), None)
+    if check is None or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return check(file)
+
+
+def _ends_within_packet(file: BinaryIO) -> bool:
+    """Whether a transport stream is no whole number of packets: of 188 bytes, with a time before or a check after."""
+    head = file.read(2 * 204)
+    size = next((n for n, at in ((188, 0), (192, 4), (204, 0)) if head[at::n][:2] == b"GG"), 0)
+    return size > 0 and os.fstat(file.fileno()).st_size % size > 0
+
+
+def _lacks(end: bytes) -> Callable[[BinaryIO], bool]:
+    """A check of whether a file's last bytes, padding aside, are others."""
+
+    def check(file: BinaryIO) -> bool:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - 4096))
+        return not file.read().rstrip(b"\0").endswith(end)
+
+    return check
 
 
 def _duration(stream: VideoStream) -> float:

@@ -16,7 +16,7 @@ from tttstream.errors import OutputError
 from tttstream.frames import Result
 from tttstream.memory import TTTLayer
 from tttstream.surprise import Normaliser
-from tttstream_agents.envs import make, vector
+from tttstream_agents.envs import make, tree, vector
 from tttstream_agents.errors import EnvError, TrainingError
 from tttstream_agents.ppo import Player
 from tttstream_agents.train import load_policy, read_config
@@ -128,8 +128,9 @@ def words(obs: Any, action: Any, reward: float, side: int) -> Picture:
 
 def describe(value: Any) -> str:
     """A short text of an observation or action."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
-    flat = np.concatenate([np.asarray(part).ravel() for part in parts])
+    parts: list[NDArray[Any]] = []
+    tree(lambda part: parts.append(np.asarray(part).ravel()), value)
+    flat = np.concatenate(parts)
     text = " ".join(f"{number:.3g}" for number in flat[:5])
     return text if len(flat) <= 5 else f"{text} … ({len(flat)})"
 

@@ -5,6 +5,8 @@ The reconstruction here walks token by token, with autograd for every inner grad
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -197,6 +199,11 @@ def test_other_mistakes_are_named() -> None:
         load_ttt_lm(theirs, 4, mini_batch=K)
     with pytest.raises(CheckpointError, match=r"b1: expected torch.float64.*torch.float32"):
         load_ttt_lm(theirs | {"b1": theirs["b1"].float()}, HEADS, mini_batch=K)
+    with pytest.raises(CheckpointError, match=r"q_proj.weight: expected a floating type, got torch.int64"):
+        load_ttt_lm({key: value.long() for key, value in theirs.items()}, HEADS, mini_batch=K)
+    for wrong in ({"base_lr": -1.0}, {"rope_theta": 0.0}, {"mini_batch": 0}, {"base_lr": math.nan}):
+        with pytest.raises(CheckpointError, match=f"{next(iter(wrong))}=.* above 0"):
+            load_ttt_lm(theirs, HEADS, **({"mini_batch": K} | wrong))
     with pytest.raises(CheckpointError, match=r"q_proj.weight"):
         load_ttt_lm({}, HEADS)
     whole = {f"model.{key}": value for key, value in nn.Linear(2, 2).state_dict().items()}

@@ -48,6 +48,7 @@ def test_discard_leaves_the_earlier_file_and_no_other(tmp_path: Path, make: Call
         (errno.ENOSPC, "the disk is full"),
         (errno.EACCES, "no permission"),
         (errno.EROFS, "read-only"),
+        (errno.ENOENT, "cannot be made"),
         (errno.EIO, "Input/output error"),
     ],
 )

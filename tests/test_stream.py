@@ -103,6 +103,13 @@ def test_a_frame_with_nan_is_refused_and_changes_nothing(stream: Stream) -> None
     assert stream.frames == count
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e30, 0.0), (4 / 255, -2.0)], ids=["bytes", "huge", "white"])
+def test_floats_that_are_not_made_for_0_to_1_are_refused(stream: Stream, scale: float, shift: float) -> None:
+    with pytest.raises(FrameError, match=r"lie in 0\.\.1, these in .* give uint8"):
+        stream.push(picture() * scale + shift)
+    stream.push(picture() / 255 * 1.2 - 0.1)  # as sharpened pictures are
+
+
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4)), np.zeros((4, 4, 4), dtype=np.uint8), np.zeros((4, 4, 3), dtype=np.int32)], ids=str
 )

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from tttstream.errors import FrameError
 
+MARGIN = 0.5  # how far floats may lie outside 0..1: sharpening and noise overshoot, 0..255 and whitening do so by more
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -30,6 +32,22 @@ class Frame:
             raise FrameError(f"frame {self.index}: expected an RGB array [height, width, 3], got {shape = }")
         if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
             raise FrameError(f"frame {self.index}: expected uint8 (0..255) or float (0..1), got {image.dtype}")
+
+    def pixels(self) -> NDArray[np.generic]:
+        """The image as uint8 or float32; FrameError where floats are not finite, or not made for 0..1."""
+        if self.image.dtype == np.uint8:
+            return self.image
+        with np.errstate(over="ignore"):
+            image = self.image.astype(np.float32)
+        low, high = float(image.min()), float(image.max())
+        if not np.isfinite(image).all():
+            raise FrameError(f"frame {self.index}: it has pixels that are not finite; drop it, or repair it first")
+        if low < -MARGIN or high > 1 + MARGIN:
+            raise FrameError(
+                f"frame {self.index}: pixels as floats lie in 0..1, these in {low:.3g}..{high:.3g}; "
+                "give uint8 for 0..255, and no whitened pictures"
+            )
+        return image
 
     def __repr__(self) -> str:
         height, width, _ = self.image.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -34,6 +35,9 @@ def load_ttt_lm(
     Raises:
         CheckpointError: a key is missing or unknown, or a tensor has another shape or type; the message names it.
     """
+    for name, value in (("mini_batch", mini_batch), ("base_lr", base_lr), ("rope_theta", rope_theta)):
+        if not 0 < value < math.inf:
+            raise CheckpointError(f"load_ttt_lm: {name}={value}: expected a number above 0")
     expected = _shapes(state_dict, heads, mini_batch)
     unknown, missing = sorted(set(state_dict) - set(expected)), sorted(set(expected) - set(state_dict))
     if unknown or missing:
@@ -43,6 +47,8 @@ def load_ttt_lm(
             f"without a prefix: {', '.join(expected)}"
         )
     like = state_dict["q_proj.weight"]
+    if not like.is_floating_point():
+        raise CheckpointError(f"load_ttt_lm: q_proj.weight: expected a floating type, got {like.dtype}")
     for key, shape in expected.items():
         tensor = state_dict[key]
         if list(tensor.shape) != shape:
@@ -50,11 +56,8 @@ def load_ttt_lm(
                 f"load_ttt_lm: {key}: expected shape {shape} for heads={heads}, mini_batch={mini_batch}, "
                 f"got {list(tensor.shape)}"
             )
-        if tensor.dtype != like.dtype or not tensor.is_floating_point():
-            raise CheckpointError(
-                f"load_ttt_lm: {key}: expected {like.dtype} as q_proj.weight, one floating type for all, "
-                f"got {tensor.dtype}"
-            )
+        if tensor.dtype != like.dtype:
+            raise CheckpointError(f"load_ttt_lm: {key}: expected {like.dtype} as q_proj.weight, got {tensor.dtype}")
 
     inner = "mlp" if "W2" in state_dict else "linear"
     taps = expected["conv_q.weight"][-1] if "conv_q.weight" in expected else 0

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tttstream.errors import OutputError, TTTStreamError
 
 _REASONS = {
+    errno.ENOENT: "that folder is not there and cannot be made; choose another folder",
     errno.ENOSPC: "the disk is full; free some space, or write to another disk",
     errno.EDQUOT: "the disk quota is used up; free some space, or write to another disk",
     errno.EACCES: "no permission to write there; choose another folder",

@@ -102,7 +102,8 @@ class Stream:
         """Look at one frame, learn from it, and say what came of it.
 
         frame: a Frame, or an RGB array [H, W, 3] of any size, uint8 or float in 0..1. It is resized to a square.
-        Raises FrameError for another shape or type, or for pixels that are not finite; the stream is unchanged then.
+        Raises FrameError for another shape or type, or for pixels that are not finite or as floats far from 0..1; the
+        stream is unchanged then.
         """
         arrived = time.perf_counter()
         frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
@@ -138,13 +139,7 @@ class Stream:
 
     def picture(self, frame: Frame) -> Tensor:
         """The picture that the model sees: [3, size, size] in 0..1, on the stream's device."""
-        image = frame.image
-        if image.dtype != np.uint8:
-            with np.errstate(over="ignore"):
-                image = image.astype(np.float32)
-            if not np.isfinite(image).all():
-                raise FrameError(f"frame {frame.index}: it has pixels that are not finite; drop it, or repair it first")
-        image = np.require(image, requirements=("C", "W"))  # arrays that Pillow lends can only be read
+        image = np.require(frame.pixels(), requirements=("C", "W"))  # arrays that Pillow lends can only be read
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
         scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
         side = (self.size, self.size)

@@ -124,9 +124,12 @@ def test_a_seed_repeats_bit_for_bit_and_another_does_not(tmp_path: Path) -> None
     assert videos[0] == videos[1] != videos[2]
 
 
-def test_no_overlay_means_none(tmp_path: Path) -> None:
+def test_no_overlay_means_none_also_of_an_earlier_run(tmp_path: Path) -> None:
+    assert watch("walk", "--max-frames", 3, "--out", tmp_path, "--embeddings") == 0
+    assert {"overlay.mp4", "embeddings.npy"} < set(os.listdir(tmp_path))
+    (tmp_path / "notes.txt").write_text("mine")
     assert watch("walk", "--max-frames", 3, "--out", tmp_path, "--no-overlay") == 0
-    assert "overlay.mp4" not in os.listdir(tmp_path)
+    assert set(os.listdir(tmp_path)) == {"frames.jsonl", "summary.json", "surprise.png", "notes.txt"}
 
 
 def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path: Path, clip: Callable[..., Path]) -> None:

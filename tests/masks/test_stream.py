@@ -117,6 +117,8 @@ def test_pixels_that_are_not_finite_change_nothing(
     before = pack(stream.state)
     with pytest.raises(FrameError, match="not finite"):
         stream.push(np.full((64, 97, 3), np.nan, np.float32))
+    with pytest.raises(FrameError, match=r"lie in 0\.\.1"):
+        stream.push(np.full((64, 97, 3), 200.0, np.float32))
     assert torch.equal(pack(stream.state), before)
 
 

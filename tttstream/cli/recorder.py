@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from tttstream.cli.measures import Latencies, Rate, Usage
 from tttstream.detection import Comparison, EventDetector
 from tttstream.frames import Frame, Result
-from tttstream.outputs import ArrayFile, OutputFile, OutputFolder, TextFile
+from tttstream.outputs import ArrayFile, OutputFile, OutputFolder, TextFile, saving
 from tttstream.sources.base import Event, Source
 from tttstream.views.chart import ChartFile
 from tttstream.views.overlay import Overlay, Picture, to_uint8
@@ -26,7 +26,12 @@ def number(value: float) -> float:
 
 
 class Record:
-    """The files of one source, and the counters that every kind of result has; without a folder it only keeps count."""
+    """The files of one source, and the counters that every kind of result has; without a folder it only keeps count.
+
+    OPTIONAL: the names of files that not every run writes: those of an earlier run go when this one's are published.
+    """
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("overlay.mp4",)
 
     def __init__(self, folder: Path | None, source: Source) -> None:
         self.source = source
@@ -69,9 +74,13 @@ class Record:
             file.finish()
 
     def publish(self) -> None:
-        """Give the finished files their names."""
+        """Give the finished files their names, and remove what would seem to belong to them."""
         for file in self._files:
             file.publish()
+        if self._folder is not None:
+            for name in set(self.OPTIONAL) - set(self.written):
+                with saving(self._folder.path / name):
+                    (self._folder.path / name).unlink(missing_ok=True)
 
     @property
     def written(self) -> list[str]:
@@ -92,6 +101,8 @@ class Recorder(Record):
     video: write overlay.mp4. pictures: draw the overlay for a window, with the speed in it. embeddings: write
     embeddings.npy. endless: nobody knows how many frames will come.
     """
+
+    OPTIONAL = ("overlay.mp4", "embeddings.npy")
 
     def __init__(
         self,

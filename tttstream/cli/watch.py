@@ -29,7 +29,8 @@ good order: everything is written, the summary says "interrupted": true, and the
 One source is written to DIR itself: frames.jsonl, summary.json, overlay.mp4, surprise.png. Several sources are taken
 one after another, each written to a folder of its own in DIR, named after the source, with one summary.json over all.
 Each source starts with the same memory, a fresh one or that of --load-state, so its results do not depend on its
-neighbours; with --carry the memory goes on from one source to the next (a recording in several files).
+neighbours; with --carry the memory goes on from one source to the next (a recording in several files). --save-state
+keeps the memory of the last source. What an earlier run left in DIR under these names goes: DIR tells of one run.
 A source that cannot be read is passed over with a line on standard error (with --on-error raise it ends the run).
 
 With --model mask --first-mask FILE the objects in the mask, one value each, are followed through one source: DIR holds

@@ -121,17 +121,13 @@ class MaskStream:
     def picture(self, frame: Frame | NDArray[np.generic]) -> Tensor:
         """The picture that the model sees, [3, h, w] in 0..1, both sides multiples of 16."""
         frame = frame if isinstance(frame, Frame) else Frame(frame)
-        image = frame.image
-        if image.dtype != np.uint8 and not np.isfinite(image).all():
-            raise FrameError(f"frame {frame.index}: it has pixels that are not finite; drop it, or repair it first")
-        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
+        image = np.require(frame.pixels(), requirements=("C", "W"))  # arrays that Pillow lends can only be read
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
         scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
         share = self.size / min(image.shape[:2])
         wanted = [max(WHOLE, round(side * share / WHOLE) * WHOLE) for side in image.shape[:2]]
         if list(pixels.shape[-2:]) != wanted:
-            pixels = F.interpolate(
-                pixels if image.dtype == np.uint8 else pixels.float(), wanted, mode="bilinear", antialias=True
-            )
+            pixels = F.interpolate(pixels, wanted, mode="bilinear", antialias=True)
         return pixels[0].to(self.model.dtype) * scale
 
     def given(self, mask: NDArray[np.generic], height: int, width: int) -> Tensor:

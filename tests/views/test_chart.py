@@ -10,7 +10,8 @@ import pytest
 from tttstream.errors import OutputError
 from tttstream.frames import Result
 from tttstream.sources.base import Event
-from tttstream.views.chart import ChartFile
+from tttstream.views.chart import ChartFile, expand
+from tttstream.views.overlay import compress
 from tttstream.views.trace import Envelope, Highlights, Trace
 
 IMAGE = np.zeros((40, 60, 3), dtype=np.uint8)
@@ -41,7 +42,18 @@ def test_highlights_are_the_peaks_and_stand_apart() -> None:
     peaks = {100: 9.0, 103: 8.5, 400: 7.0, 700: 5.0}
     for index in range(1000):
         highlights.add(index, IMAGE, result(index, peaks.get(index, 0.1)))
-    assert [moment.frame for moment in highlights.in_order(1000)] == [100, 400, 700]
+    assert [moment.frame for moment in highlights.in_order(1000, threshold=3.0, least=1)] == [100, 400, 700]
+    assert [moment.frame for moment in highlights.in_order(1000, threshold=8.0, least=2)] == [100, 400]
+    assert [moment.frame for moment in highlights.in_order(1000, threshold=6.0, least=0)] == [100, 400]
+
+
+def test_surprise_is_drawn_straight_to_the_knee_and_as_its_logarithm_beyond() -> None:
+    values = np.linspace(-5, 300, 1000)
+    heights = compress(values, 6.0)
+    np.testing.assert_array_equal(heights[values <= 6], values[values <= 6])
+    np.testing.assert_allclose(np.diff(compress(6.0 * np.exp([0.0, 1.0, 2.0]), 6.0)), 6.0)
+    assert (np.diff(heights) > 0).all()
+    np.testing.assert_allclose(expand(heights, 6.0), values)
 
 
 @pytest.mark.parametrize("count", [1, 2, 300, 5000])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tttstream.errors import OutputError
 from tttstream.outputs import OutputFile, saving
 from tttstream.sources.base import Event
-from tttstream.views.overlay import ALERT, BACKGROUND, CURVE, GRID, MUTED, RGB, TEXT, clock
+from tttstream.views.overlay import ALERT, BACKGROUND, CURVE, GRID, MUTED, RGB, TEXT, clock, compress
 from tttstream.views.trace import Envelope, Trace
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ def draw_chart(trace: Trace, title: str, planted: Sequence[Event], detected: Seq
         axes.tick_params(labelbottom=False)
     below.locator_params(axis="y", nbins=2, prune="lower")
     below.xaxis.set_major_formatter(lambda value, _: clock(value) if value % 1 else clock(value)[:-2])
-    _draw_highlights(figure, above, trace)
+    _draw_highlights(figure, above, trace, threshold)
     figure.text(0.06, 0.963, title, color=_hex(TEXT), fontsize=13, va="center")
     count = f"{trace.frames:,} frames".replace(",", "\u2009")
     figure.text(0.985, 0.963, count, color=_hex(MUTED), fontsize=9.5, va="center", ha="right")
@@ -115,11 +117,21 @@ def _draw_surprise(axes: Axes, trace: Trace, detected: Sequence[int], threshold:
     axes.fill_between(seconds, mean, 0, color=_hex(CURVE), alpha=0.14, linewidth=0)
     axes.plot(seconds, mean, color=_hex(CURVE), linewidth=1.2)
     axes.axhline(threshold, color=_hex(ALERT), linewidth=0.9, linestyle=(0, (4, 3)))
-    top = max(2 * threshold, 1.08 * float(high.max()))
+    knee = 2 * threshold
+    axes.set_yscale("function", functions=(partial(compress, knee=knee), partial(expand, knee=knee)))
+    top = max(knee, 1.2 * float(high.max()))
     axes.set_ylim(max(-4.0, float(mean.min()) - 0.5), top)
+    decades = [step * 10**power for power in range(1, 7) for step in (1, 3)]
+    axes.set_yticks([0, threshold, *(value for value in decades if knee < value < top)])
+    axes.yaxis.set_major_formatter("{x:g}")
     if detected:
         times = [trace.second_of(index) for index in detected]
         axes.plot(times, [top] * len(times), "v", color=_hex(ALERT), markersize=5, clip_on=False, label="detected")
+
+
+def expand(height: NDArray[np.generic], knee: float) -> NDArray[np.float64]:
+    """The surprise that `compress` puts at a height."""
+    return np.minimum(height, knee) * np.exp(np.maximum(np.asarray(height, np.float64) / knee - 1, 0))
 
 
 def _draw_planted(axes: Axes, trace: Trace, planted: Sequence[Event]) -> None:
@@ -133,10 +145,10 @@ def _draw_planted(axes: Axes, trace: Trace, planted: Sequence[Event]) -> None:
         axes.vlines([start for start, _ in bars], 0, top, alpha=0.8, linewidth=0.8, **place)
 
 
-def _draw_highlights(figure: Figure, axes: Axes, trace: Trace) -> None:
+def _draw_highlights(figure: Figure, axes: Axes, trace: Trace, threshold: float) -> None:
     from matplotlib.patches import ConnectionPatch
 
-    moments = trace.highlights.in_order(trace.frames)
+    moments = trace.highlights.in_order(trace.frames, threshold)
     tall, gap = 0.165, 0.008
     wide = tall * figure.get_figheight() / figure.get_figwidth()
     box, (first, last) = axes.get_position(), axes.get_xlim()

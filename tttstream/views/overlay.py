@@ -53,6 +53,13 @@ def fit(image: Picture, height: int, width: int) -> Picture:
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
 
 
+def compress(surprise: NDArray[np.generic], knee: float) -> NDArray[np.float64]:
+    """The height at which a surprise is drawn: itself up to the knee, from there on its logarithm, so that a cut of a
+    hundred deviations leaves the rest to be seen."""
+    beyond = np.maximum(np.asarray(surprise, np.float64), knee)
+    return np.minimum(surprise, knee) + knee * np.log(beyond / knee)
+
+
 def clock(seconds: float) -> str:
     """m:ss.t, with hours where there are any."""
     tenths = round(seconds * 10)
@@ -193,11 +200,10 @@ class Overlay:
 
     def _draw_curve(self, area: Picture) -> None:
         height, width = area.shape[0] - 8, area.shape[1]
-        wanted = max(2 * self.threshold, 1.1 * max(self._curve))
+        values = compress(np.array([0.0, self.threshold, *self._curve]), 2 * self.threshold)
+        wanted = max(2 * self.threshold, 1.1 * float(values.max()))
         self._top += (wanted - self._top) * (1.0 if wanted > self._top else 0.05)
         bottom = -2.0
-
-        values = np.array([0.0, self.threshold, *self._curve])
         shares = (np.clip(values, bottom, self._top) - bottom) / (self._top - bottom)
         zero, limit, *ys = np.round(4 + (1 - shares) * (height - 4)).astype(int).tolist()
         step = (width - 24) / (self._curve.maxlen or 1)

@@ -84,11 +84,11 @@ class Highlights:
                 kept.append(moment)
         return kept[: self.count]
 
-    def in_order(self, seen: int) -> list[Moment]:
-        """By time, those of at least one deviation; the best one where there are none."""
+    def in_order(self, seen: int, threshold: float = 3.0, least: int = 4) -> list[Moment]:
+        """By time, those above a threshold; the best `least` of all where fewer are."""
         best = self._spread(seen)
-        worth = [moment for moment in best if moment.surprise >= 1] or best[:1]
-        return sorted(worth, key=lambda moment: moment.frame)
+        above = sum(moment.surprise > threshold for moment in best)
+        return sorted(best[: max(above, least)], key=lambda moment: moment.frame)
 
 
 class Trace:

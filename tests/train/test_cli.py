@@ -93,6 +93,14 @@ class TestRun:
         assert main(words) == 0
         assert torch.load(next(here.rglob("*.ckpt")))["global_step"] == 4
 
+    def test_each_visit_has_its_own_time(self, here: Path) -> None:
+        words = ["fit", *PIECES, *SHORT, "--trainer.max_steps=1000000", "--trainer.max_time=00:00:00:02"]
+        assert main([*words, "--trainer.val_check_interval=1000000"]) == 0
+        (last,) = here.rglob("last.ckpt")
+        done = torch.load(last)["global_step"]
+        assert main([*words, "--trainer.val_check_interval=1000000", f"--ckpt_path={last}"]) == 0
+        assert max(torch.load(path)["global_step"] for path in here.rglob("last.ckpt")) > done
+
 
 class TestMistakes:
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: a bar, its pace, sample pictures, and the model folder for `tttstream watch`."""
+"""What a run shows and leaves behind, and how long it lasts: a bar, its pace, pictures, the folder for `watch`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from PIL import Image
@@ -101,6 +101,13 @@ class Pace(Callback):
     def _begin(self) -> None:
         self._since, self._frames = time.perf_counter(), 0
         self._waited = 0.0 if self._watch is None else self._watch.waited_s
+
+
+class Visit(Timer):
+    """Ends a run after so much time of its own; that of the runs that it goes on from does not count."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begin anew."""
 
 
 class Pictures(Callback):

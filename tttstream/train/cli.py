@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tttstream import presets
 from tttstream.errors import CheckpointError, ConfigError, TTTStreamError
 from tttstream.model import ModelConfig
-from tttstream.train.callbacks import Bar, Export, Pace, Pictures, Rows
+from tttstream.train.callbacks import Bar, Export, Pace, Pictures, Rows, Visit
 
 OUT = "out"
 LATEST = ("best", "last", "hpc")  # what Lightning itself finds
@@ -87,7 +87,11 @@ class TrainingCLI(LightningCLI):
         if given.get("logger") is None:
             table = CSVLogger(Path(given["default_root_dir"] or OUT).absolute(), name="train")
             changes["logger"] = [table, TensorBoardLogger(table.root_dir, name="", version=table.version)]
-        return super().instantiate_trainer(**changes)
+        trainer = super().instantiate_trainer(**changes, max_time=None)
+        if given.get("max_time") is not None:
+            callbacks: Any = trainer
+            callbacks.callbacks.insert(0, Visit(given["max_time"], verbose=False))
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Nothing of the configuration comes from a checkpoint; only that there is one is looked at here."""

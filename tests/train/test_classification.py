@@ -9,11 +9,12 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from tttstream.encoders import VisionTokens
 from tttstream.errors import CheckpointError, ConfigError, ShapeError
 from tttstream.train.classification import Classification, Encoder
-from tttstream.train.data import Batch
+from tttstream.train.data import Batch, VideoClip
 
 Make = Callable[..., Any]
 
@@ -23,6 +24,18 @@ def labelled(batch: Batch) -> Batch:
     row = torch.arange(len(batch.frames))[:, None].expand(batch.reset.shape)
     frames = (60 + 120 * row[:, :, None, None, None]).expand(batch.frames.shape).to(torch.uint8)
     return batch._replace(frames=frames.contiguous(), label=row, clip=row)
+
+
+class Losses(Callback):
+    """Notes the loss of every step, and stops after so many."""
+
+    def __init__(self, stop: int | None) -> None:
+        self.losses: list[float] = []
+        self.stop = stop
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses.append(float(outputs["loss"]))
+        trainer.should_stop = len(self.losses) == self.stop
 
 
 class TestTask:
@@ -62,8 +75,45 @@ class TestTask:
 
     def test_labels_beyond_the_classes(self, tiny: Make, moving: Make) -> None:
         batch = labelled(moving(rows=4).train_dataloader().data[0])
-        with pytest.raises(ConfigError, match="the data has a class 3, the task 2"):
+        with pytest.raises(ConfigError, match=r"the data has a label 3, the task 2 classes: set task.classes to 4"):
             Classification(tiny(), 2).loss(batch, torch.zeros(4, 4, 2))
+
+    def test_data_that_says_beforehand_that_it_does_not_fit(self, tiny: Make, moving: Make, trainer: Make) -> None:
+        for label, says in ((-1, "no video of train has a label"), (2, "the data has a label 2")):
+            data = moving()
+            data.clips = lambda part, label=label: [VideoClip("a.mp4", label)]
+            with pytest.raises(ConfigError, match=says):
+                trainer().fit(Classification(tiny(), 2), datamodule=data)
+
+    def test_what_is_drawn_at_random_is_the_same_after_a_resume(
+        self, tiny: Make, moving: Make, trainer: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        data = type(moving().train_dataloader().data)
+        original = data.__getitem__
+        monkeypatch.setattr(data, "__getitem__", lambda s, i: labelled(original(s, i)))
+
+        def fit(stop: int | None = None, resume: Path | None = None) -> tuple[Any, list[float]]:
+            torch.manual_seed(0)
+            task, seen = Classification(tiny(), 2, warmup=0), Losses(stop)
+            task.model.norm = torch.nn.Sequential(task.model.norm, torch.nn.Dropout(0.5))
+            run = trainer(max_steps=5, callbacks=[seen], max_epochs=-1)
+            torch.rand(stop or 0)  # a run and its resume do not come to training with the same random state
+            run.fit(task, datamodule=moving(), ckpt_path=resume)
+            return run, seen.losses
+
+        run, _ = fit(2)
+        run.save_checkpoint(tmp_path / "two.ckpt")
+        assert fit(resume=tmp_path / "two.ckpt")[1] == fit()[1][2:]
+
+    def test_a_process_without_clips_logs_as_the_others_do(self, tiny: Make, moving: Make) -> None:
+        task, names = Classification(tiny(), 2), []
+        task.log = lambda name, value, **options: names.append((name, options["batch_size"]))  # type: ignore[method-assign]
+        task.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+        batch = labelled(moving().train_dataloader().data[0])
+        task.on_validation_epoch_start()
+        task.validation_step(batch._replace(valid=torch.zeros_like(batch.valid)), 0)
+        task.on_validation_epoch_end()
+        assert names == [("val/frame_accuracy", 0), ("val/clip_accuracy", 0)]
 
     def test_frames_without_a_label_do_not_count(self, tiny: Make, moving: Make) -> None:
         batch = moving().train_dataloader().data[0]

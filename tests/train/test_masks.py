@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tttstream.errors import CheckpointError, ShapeError
+from tttstream.errors import CheckpointError, ConfigError, ShapeError
 from tttstream.masks import MixtureConfig, MixtureModel, load
 from tttstream.masks.baselines import NAMES, propagate
 from tttstream.masks.networks import Features
@@ -152,6 +152,34 @@ def test_data_without_masks_and_options_that_make_no_sense() -> None:
         task(objects=0)
     with pytest.raises(ShapeError, match="slots of at least 1"):
         task(slots=0)
+    with pytest.raises(ConfigError, match="lr cannot be negative"):
+        task(lr=-1.0)
+
+
+def test_what_predict_says_of_each_frame() -> None:
+    whole, measured = batch(), task().eval()
+    with torch.no_grad():
+        rows = measured.predict_step(whole, 0)
+    assert [(row["clip"], row["frame"]) for row in rows] == [(b, t) for b in range(2) for t in range(4)]
+    assert rows[0]["J"] == [None, None]
+    assert [value is None for value in rows[5]["J"]] == [False, True]
+    measured._states.clear()
+    with torch.no_grad():
+        segment = measured(whole, "predict")
+    found = segment.output.logits[0, 2].argmax(0)
+    assert rows[2]["share"] == pytest.approx([float((found == number).float().mean()) for number in (1, 2)], abs=1e-6)
+    truth = whole.mask[0, 2]  # type: ignore[index]
+    either = (found == 1) | (truth == 1)
+    assert rows[2]["J"][0] == pytest.approx(float(((found == 1) & (truth == 1)).sum() / either.sum()), abs=1e-4)
+
+
+def test_a_process_without_sequences_logs_as_the_others_do() -> None:
+    measured, logged = task().eval(), []
+    measured.log = lambda name, value, **options: logged.append((name, options["batch_size"], float(value)))  # type: ignore[method-assign]
+    whole = batch()
+    with torch.no_grad():
+        measured.validation_step(whole._replace(valid=torch.zeros_like(whole.valid)), 1)
+    assert logged == [("val/loss", 0, 0.0), ("val/J", 0, 0.0)]
 
 
 CONFIG = """
@@ -216,9 +244,10 @@ def test_fit_resume_export_and_test(tmp_path: Path) -> None:
     fit(tmp_path, 4, f"--ckpt_path={half}")
     assert losses(tmp_path, 2) == losses(tmp_path, 0)[2:]
     fit(tmp_path, 4, f"--ckpt_path={checkpoints[-1]}", command="test", length=6)
+    fit(tmp_path, 4, f"--ckpt_path={checkpoints[-1]}", command="predict", length=6)
     with pytest.raises(CheckpointError, match="another mask model"):
         fit(tmp_path, 4, f"--ckpt_path={half}", "--task.network.heads=3")
     with pytest.raises(CheckpointError, match="other objects or slots"):
         fit(tmp_path, 4, f"--ckpt_path={half}", "--task.slots=29")
     fit(tmp_path, 3, f"--ckpt_path={half}", "--task.network.first=3")
-    assert len(losses(tmp_path, 6)) == 1
+    assert len(losses(tmp_path, 7)) == 1

@@ -225,6 +225,29 @@ class TestMeasures:
         still = log_relative_error(target + 0.001, target, target)
         assert ((still > 0) & (still < 0.1)).all()
 
+    def test_frames_that_are_not_valid_do_not_count(self, tiny: Make, moving: Make) -> None:
+        measured, logged = task(tiny()), {}
+        measured.log_dict = lambda values, batch_size, sync_dist: logged.update(  # type: ignore[method-assign]
+            {name: (float(value), batch_size) for name, value in values.items()}
+        )
+        batch = moving().train_dataloader().data[1]
+        empty = torch.zeros_like(batch.frames[:1])
+        half = batch._replace(
+            frames=torch.cat([batch.frames[:1], empty]), valid=torch.tensor([[True] * 4, [False] * 4])
+        )
+        measured.validation_step(half, 1)
+        half_logged = dict(logged)
+        measured._states.clear()
+        measured.validation_step(batch.map(lambda item: item[:1]), 1)
+        assert half_logged.keys() == logged.keys()
+        for name, (value, count) in logged.items():
+            assert half_logged[name] == (pytest.approx(value, rel=1e-5), count), name
+
+    def test_segments_of_one_frame_are_refused(self, tiny: Make, moving: Make) -> None:
+        batch = moving(frames=1).train_dataloader().data[0]
+        with pytest.raises(ShapeError, match=r"set data.length to 2"):
+            task(tiny()).losses(batch, task(tiny())(batch, "train"))
+
     def test_octaves(self) -> None:
         assert octave(torch.tensor([0, 1, 2, 3, 4, 7, 8, 1_000_000])).tolist() == [0, 1, 2, 2, 3, 3, 4, 20]
 
@@ -266,7 +289,9 @@ class TestMeasures:
         torch.testing.assert_close(trained, whole)
 
     def test_a_horizon_as_long_as_the_segment_is_refused(self, tiny: Make, moving: Make) -> None:
-        with pytest.raises(ShapeError, match="horizon 4 needs segments of more than 4 frames"):
+        with pytest.raises(
+            ShapeError, match=r"horizon 4 needs segments of more frames than that, got 4: set data.length to 5"
+        ):
             task(tiny(), horizon=4)(moving().train_dataloader().data[0], "train")
 
     def test_rolling_out_neither_learns_nor_forgets(self, tiny: Make, moving: Make) -> None:

@@ -14,8 +14,7 @@ from tttstream.encoders import VisionTokens
 from tttstream.errors import ConfigError, ShapeError
 from tttstream.model import ModelConfig
 from tttstream.tokens import PatchTokens
-from tttstream.train.prediction import mean_where
-from tttstream.train.task import StreamTask
+from tttstream.train.task import StreamTask, mean_where
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -98,12 +97,15 @@ class Classification(StreamTask):
     ) -> None:
         if classes < 2:
             raise ShapeError(f"classification: expected at least two classes, got {classes}")
+        if not 0 <= smoothing < 1:
+            raise ConfigError(f"classification: smoothing must lie from 0 to below 1, got {smoothing}")
         shape = {**dataclasses.asdict(model), "classes": classes, "encoder": encoder and encoder.name}
         network = Classifier(model, classes, encoder)
         super().__init__(network, shape, learn=learn, lr=lr, weight_decay=weight_decay, warmup=warmup)
         self.classes, self.smoothing = classes, smoothing
         self._sums: dict[str, Tensor] = {}
         self._clips: dict[int, bool] = {}
+        self._seed = torch.initial_seed() % 2**31
 
     def forward(self, batch: Batch, stage: str) -> Said:
         """Go on with a stage's lanes over one segment."""
@@ -114,8 +116,7 @@ class Classification(StreamTask):
 
     def loss(self, batch: Batch, logits: Tensor) -> Tensor:
         """Cross-entropy over the frames that have a label. Raises ConfigError for a label beyond the classes."""
-        if int(batch.label.max()) >= self.classes:
-            raise ConfigError(f"the data has a class {int(batch.label.max())}, the task {self.classes}: set classes")
+        self._fits(int(batch.label.max()))
         labelled = batch.valid & (batch.label >= 0)
         each = F.cross_entropy(
             logits.flatten(0, 1).float(), batch.label.clamp(min=0).flatten(), reduction="none",
@@ -123,11 +124,35 @@ class Classification(StreamTask):
         )  # fmt: skip
         return mean_where(each.view_as(batch.label), labelled)
 
+    def _fits(self, label: int) -> None:
+        if label >= self.classes:
+            raise ConfigError(
+                f"the data has a label {label}, the task {self.classes} classes: set task.classes to {label + 1} or so"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Raises ConfigError where the data says beforehand that it has no labels, or some beyond the classes."""
+        super().setup(stage)
+        trainer: Any = self._trainer
+        listed = getattr(trainer and trainer.datamodule, "clips", None)
+        part = {"fit": "train", "validate": "val", "test": "test"}.get(stage)
+        if listed is None or part is None:
+            return
+        most = max(clip.label for clip in listed(part))
+        if most < 0:
+            raise ConfigError(f"classification: no video of {part} has a label; give data with classes")
+        self._fits(most)
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Let what an encoder draws at random follow from the step, so that a resumed run draws the same."""
+        step = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
+        torch.manual_seed((self._seed << 32) + step)
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """One segment of every lane."""
         said = self(batch, "train")
         loss = self.loss(batch, said.logits)
-        self.log_losses("train", {"loss": loss}, said.losses, len(batch.frames))
+        self.log_losses("train", {"loss": loss}, said.losses, batch.valid, batch.valid)
         return loss
 
     def so_far(self, batch: Batch, logits: Tensor, stage: str) -> Tensor:
@@ -145,11 +170,11 @@ class Classification(StreamTask):
 
     def _measure(self, batch: Batch, stage: str) -> None:
         said = self(batch, stage)
-        self.log_losses(stage, {"loss": self.loss(batch, said.logits)}, said.losses, len(batch.frames))
         labelled = batch.valid & (batch.label >= 0)
-        right = (said.logits.argmax(-1) == batch.label)[labelled].float()
-        if len(right):
-            self.log(f"{stage}/frame_accuracy", right.mean(), batch_size=len(right), sync_dist=True)
+        self.log_losses(stage, {"loss": self.loss(batch, said.logits)}, said.losses, batch.valid, labelled)
+        right = (said.logits.argmax(-1) == batch.label).float()
+        rate = mean_where(right, labelled)  # by every process, also by one that has no clip
+        self.log(f"{stage}/frame_accuracy", rate, batch_size=int(labelled.sum()), sync_dist=True)
         right = self.so_far(batch, said.logits, stage).argmax(-1) == batch.label
         for b, t in labelled.nonzero().tolist():  # in order, so that a clip's last frame has the last word
             self._clips[int(batch.clip[b, t])] = bool(right[b, t])
@@ -159,9 +184,9 @@ class Classification(StreamTask):
         self._clips = {}
 
     def _end(self, stage: str) -> None:
-        if self._clips:
-            rate = sum(self._clips.values()) / len(self._clips)
-            self.log(f"{stage}/clip_accuracy", rate, sync_dist=True)
+        count = len(self._clips)
+        rate = sum(self._clips.values()) / max(1, count)
+        self.log(f"{stage}/clip_accuracy", rate, batch_size=count, sync_dist=True)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """As training, measured."""

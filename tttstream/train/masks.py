@@ -18,6 +18,7 @@ from tttstream.masks.mixture import SETTINGS, MixtureConfig, MixtureModel, Mixtu
 from tttstream.masks.networks import STRIDE
 from tttstream.masks.propagator import MaskOutput
 from tttstream.state import pack, unpack
+from tttstream.train.task import not_negative
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -71,8 +72,9 @@ class MaskPropagation(LightningModule):
         warmup: int = 50,
     ) -> None:
         super().__init__()
-        if objects < 1 or warmup < 0:
-            raise ShapeError(f"masks: expected objects of at least 1 and warmup of 0 or more, got {objects}, {warmup}")
+        not_negative(forced=forced, lr=lr, weight_decay=weight_decay, warmup=warmup)
+        if objects < 1:
+            raise ShapeError(f"masks: expected objects of at least 1, got {objects}")
         if slots is not None and slots < 1:
             raise ShapeError(f"masks: expected slots of at least 1, got {slots}")
         self.model = MixtureModel(network)
@@ -156,10 +158,9 @@ class MaskPropagation(LightningModule):
         """J of the model, and pictures of the first batch."""
         segment = self(batch, "val")
         losses = self.losses(segment)
-        rows = int(segment.counted.sum())
-        if rows:
-            self.log("val/loss", torch.stack(list(losses.values())).sum(), batch_size=rows, sync_dist=True)
-            self.log("val/J", overlap(segment).mean(), prog_bar=True, batch_size=rows, sync_dist=True)
+        rows = int(segment.counted.sum())  # 0 in a process that has no sequence, which logs all the same
+        self.log("val/loss", torch.stack(list(losses.values())).sum(), batch_size=rows, sync_dist=True)
+        self.log("val/J", overlap(segment).sum() / max(1, rows), prog_bar=True, batch_size=rows, sync_dist=True)
         return {"pictures": painted(batch.frames, segment)} if batch_idx == 0 else {}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -168,11 +169,26 @@ class MaskPropagation(LightningModule):
             raise ShapeError("masks: the test wants each sequence in one segment: set data.length to its frames")
         segment = self(batch, "test")
         rows = int(segment.counted.sum())
-        self.log("test/J_model", overlap(segment).mean(), batch_size=rows, sync_dist=True)
+        self.log("test/J_model", overlap(segment).sum() / max(1, rows), batch_size=rows, sync_dist=True)
         for name in NAMES:
             output = propagate(name, self.model, batch.frames, segment.masks[:, 0])
             values = overlap(segment._replace(output=MaskOutput(output, segment.output.guess)))
-            self.log(f"test/J_{name}", values.mean(), batch_size=rows, sync_dist=True)
+            self.log(f"test/J_{name}", values.sum() / max(1, rows), batch_size=rows, sync_dist=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """A row for each frame: the share of the picture that each object takes up, and J where it was to be found."""
+        segment = self(batch, "predict")
+        numbers = torch.arange(1, self.objects + 1, device=self.device)[:, None, None]
+        share = (segment.output.logits.argmax(2, keepdim=True) == numbers).float().mean((3, 4))
+        found = torch.full(share.shape, math.nan, device=self.device)
+        found[segment.counted] = overlap(segment)
+        rows: list[dict[str, Any]] = []
+        for b, t in batch.valid.nonzero().tolist():
+            row: dict[str, Any] = {"clip": int(batch.clip[b, t]), "frame": int(batch.frame[b, t])}
+            row["share"] = [round(value, 6) for value in share[b, t].tolist()]
+            row["J"] = [None if math.isnan(value) else round(value, 4) for value in found[b, t].tolist()]
+            rows.append(row)
+        return rows
 
     def on_validation_epoch_start(self) -> None:
         """Validation starts from a fresh state; the training lanes wait."""
@@ -181,6 +197,10 @@ class MaskPropagation(LightningModule):
     def on_test_epoch_start(self) -> None:
         """As validation."""
         self._states["test"] = None
+
+    def on_predict_epoch_start(self) -> None:
+        """As validation."""
+        self._states["predict"] = None
 
     def setup(self, stage: str) -> None:
         """A new run begins with fresh lanes; a checkpoint brings its own right after this."""

@@ -124,7 +124,7 @@ class Novelty(Prediction):
         first = cut | ((away == 1) & (batch.position >= SETTLED))
         losses["cuts"] = contrast(inner.before, torch.where(first[..., None], 1.0, cover), first, settled | first, CUT)
         losses["loss"] = losses["loss"] + self.weight * (losses["things"] + losses["cuts"])
-        self.log_losses("train", losses, inner, len(batch.frames))
+        self.log_losses("train", losses, inner, batch.valid, batch.valid)
         return losses["loss"]
 
     def on_test_epoch_start(self) -> None:

@@ -13,7 +13,7 @@ from tttstream.errors import ConfigError, ShapeError
 from tttstream.model import FrameModel, ModelConfig, Output
 from tttstream.models import load
 from tttstream.train.metrics import QUALITIES, Table, octave, qualities
-from tttstream.train.task import StreamTask, join
+from tttstream.train.task import StreamTask, join, mean_where
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -119,7 +119,10 @@ class Prediction(StreamTask):
             rest, state = self.run_segment(frames[:, at:], state, reset[:, at:])
             output = join([known, rest])
         else:
-            raise ShapeError(f"prediction: horizon {self.horizon} needs segments of more than {count} frames")
+            raise ShapeError(
+                f"prediction: horizon {self.horizon} needs segments of more frames than that, got {count}: set "
+                f"data.length to {self.horizon + 1} or more"
+            )
         self.keep(stage, state)
         return Segment(output, ahead)
 
@@ -138,6 +141,8 @@ class Prediction(StreamTask):
     def losses(self, batch: Batch, segment: Segment) -> dict[str, Tensor]:
         """What is trained on a segment, by name; gradients come from `loss`, their sum."""
         target, goes_on = pixels(batch.frames), batch.valid & ~batch.reset
+        if target.shape[1] < 2:
+            raise ShapeError("prediction: segments of one frame have no next one: set data.length to 2 or more")
         error = log_relative_error(segment.output.prediction[:, :-1], target[:, :-1], target[:, 1:])
         losses = {"next": mean_where(error, goes_on[:, 1:])}
         if segment.ahead is not None:
@@ -150,7 +155,7 @@ class Prediction(StreamTask):
         """One segment of every lane."""
         segment = self(batch, "train")
         losses = self.losses(batch, segment)
-        self.log_losses("train", losses, segment.output.losses, len(batch.frames))
+        self.log_losses("train", losses, segment.output.losses, batch.valid, batch.valid)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, index: int) -> dict[str, Tensor] | None:
@@ -196,9 +201,9 @@ class Prediction(StreamTask):
 
     def _measure(self, batch: Batch, stage: str) -> Segment:
         segment = self(batch, stage)
-        self.log_losses(stage, self.losses(batch, segment), segment.output.losses, len(batch.frames))
         target, goes_on = pixels(batch.frames), batch.valid & ~batch.reset
         valid = goes_on[:, 1:]
+        self.log_losses(stage, self.losses(batch, segment), segment.output.losses, batch.valid, valid)
         shown = [part[valid] for part in (segment.output.prediction[:, :-1], target[:, :-1], target[:, 1:])]
         self.table(stage, "position").update(octave(batch.position[:, 1:][valid]), _beside_copy(*shown))
         if segment.ahead is None:
@@ -240,11 +245,6 @@ def begun(config: ModelConfig, weights: str | None) -> FrameModel:
             raise ConfigError(f"weights: {weights} has the shape {kept.config}, the configuration says {config}")
         model.load_state_dict(kept.state_dict())
     return model
-
-
-def mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the values that count, 0 where none does."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def _beside_copy(predicted: Tensor, last: Tensor, target: Tensor) -> Tensor:

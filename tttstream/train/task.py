@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tttstream.backbone import Losses, ModelState
-from tttstream.errors import CheckpointError, ShapeError
+from tttstream.errors import CheckpointError, ConfigError, ShapeError
 from tttstream.memory.base import Memory
 from tttstream.memory.ttt import TTTLayer
 from tttstream.model import Output
@@ -51,8 +51,7 @@ class StreamTask(LightningModule):
         warmup: int = 100,
     ) -> None:
         super().__init__()
-        if recompute < 0 or warmup < 0:
-            raise ShapeError(f"task: recompute and warmup cannot be negative, got {recompute} and {warmup}")
+        not_negative(recompute=recompute, lr=lr, weight_decay=weight_decay, warmup=warmup)
         self.model, self.shape = model, shape
         for memory in self.memories():
             if not memory.bounded:
@@ -172,13 +171,33 @@ class StreamTask(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def log_losses(self, stage: str, losses: dict[str, Tensor], inner: Losses | None, rows: int) -> None:
-        """The losses by name, and the inner loss before and after each frame was learned (mean over tokens)."""
+    def log_losses(
+        self, stage: str, losses: dict[str, Tensor], inner: Losses | None, valid: Tensor, counted: Tensor
+    ) -> None:
+        """The losses by name, and the inner loss before and after each valid frame was learned (mean over tokens).
+
+        valid: bool [B, T]. counted: bool, the frames that the losses are means over. Segments that show fewer frames
+        count for less in the mean of a stage.
+        """
+        measured = stage != "train"
         values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(values, batch_size=int(counted.sum()) if measured else len(valid), sync_dist=measured)
         if inner is not None:
-            values[f"{stage}/inner_before"] = inner.before.detach().mean()
-            values[f"{stage}/inner_after"] = inner.after.detach().mean()
-        self.log_dict(values, batch_size=rows, sync_dist=stage != "train")
+            means = [mean_where(part.detach().mean(-1), valid) for part in inner]
+            values = {f"{stage}/inner_before": means[0], f"{stage}/inner_after": means[1]}
+            self.log_dict(values, batch_size=int(valid.sum()) if measured else len(valid), sync_dist=measured)
+
+
+def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the values that count, 0 where none does."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def not_negative(**settings: float) -> None:
+    """Raises ConfigError where one of a task's settings is below 0."""
+    for name, value in settings.items():
+        if value < 0:
+            raise ConfigError(f"task: {name} cannot be negative, got {value}")
 
 
 def join(outputs: list[Output]) -> Output:

@@ -120,16 +120,49 @@ class TestMistakes:
             (["--ckpt_path=away.ckpt"], "there is no checkpoint away.ckpt"),
             (["--ckpt_path=torn.ckpt"], "torn.ckpt cannot be read as a checkpoint"),
             (["--trainer.precision=bf17"], "precision"),
+            (["--trainer.accelerator=abacus"], "invalid accelerator name"),
+            (["--trainer.val_check_interval=0"], "trainer.val_check_interval must be at least"),
+            (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val must be at least 0, got -1"),
+            (["--trainer.default_root_dir=torn.ckpt"], "cannot write .*torn.ckpt"),
+            (["--seed_everything=-1"], "seed_everything must lie"),
+            (["--config=binary.yaml"], "binary.yaml cannot be read as text"),
+            (["--task.init_args.lr=-1"], "lr cannot be negative"),
+            (["--data.init_args.seed=-1"], "seed cannot be negative"),
+            (["--data.init_args.length=1"], "set data.length to 2"),
+            (["--data.init_args.train.count=0"], "walks: count must be at least 1"),
+            (
+                [
+                    "--data.init_args.transform=torchvision.transforms.v2.Normalize",
+                    "--data.init_args.transform.init_args.mean=[0]",
+                    "--data.init_args.transform.init_args.std=[1]",
+                ],
+                "transform: Normalize takes no uint8 frames",
+            ),
         ],
     )
     def test_one_line(self, here: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
         (here / "torn.ckpt").write_bytes(b"PK\x03\x04 half a file")
+        (here / "binary.yaml").write_bytes(b"\xff\xfe\x00")
         assert main(["fit", *PIECES, *SHORT, *words]) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tttstream: error: ")]
         assert len(lines) == 1
         assert re.search(says, lines[0]), lines[0]
         assert len(lines[0]) < 600
-        assert not list(here.rglob("*.ckpt")) or list(here.rglob("*.ckpt")) == [here / "torn.ckpt"]
+        assert {path.name for path in here.iterdir()} == {"torn.ckpt", "binary.yaml"}  # no folder of the run
+
+    def test_no_data(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["fit", "--config", "trainer/fast", "--config", "task/prediction"]) == 2
+        assert "error: there is no data: give a piece of data/" in capsys.readouterr().err
+
+    def test_a_full_disk_while_logging(
+        self, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
+
+        monkeypatch.setattr(cli.CSVLogger, "log_metrics", full)
+        assert main(["fit", *PIECES, *SHORT, "--trainer.log_every_n_steps=1"]) == 2
+        assert "cannot write metrics.csv: the disk is full" in capsys.readouterr().err
 
     def test_a_key_in_a_file(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (here / "mine.yaml").write_text("trainer:\n  max_step: 3\n")
@@ -157,6 +190,9 @@ class TestMistakes:
         for name, says in (("away", "there is no"), ("torn", "cannot be read"), ("other", "not written by")):
             assert main(["export", f"{name}.ckpt", "model"]) == 2
             assert says in capsys.readouterr().err
+        torch.save({"state_dict": {}, "tttstream": {"model": {"classes": 3}}}, here / "classes.ckpt")
+        assert main(["export", "classes.ckpt", "model"]) == 2
+        assert "holds a classifier" in capsys.readouterr().err
         assert not (here / "model").exists()
 
 

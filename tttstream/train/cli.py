@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,12 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tttstream import presets
 from tttstream.errors import CheckpointError, ConfigError, TTTStreamError
 from tttstream.model import ModelConfig
+from tttstream.outputs import OutputFolder, saving
 from tttstream.train.callbacks import Bar, Export, Pace, Pictures, Rows, Visit
 
 OUT = "out"
+BEGINNING = ("config.yaml", "hparams.yaml", "events.out")  # what a run writes before its first step
+LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "val_check_interval": 1e-6}  # what Lightning lets pass
 LATEST = ("best", "last", "hpc")  # what Lightning itself finds
 
 
@@ -28,7 +32,8 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong with the arguments or a config in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(_short(message)) from ex
+        own = _own(ex) if ex is not None else None
+        raise ConfigError(_short(message) if own is None else str(own)) from ex
 
 
 def _short(message: str) -> str:
@@ -47,6 +52,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, command: str, **options: Any) -> None:
         self._command = command
+        self._run: tuple[Path, OutputFolder] | None = None
         super().__init__(**options)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -66,6 +72,9 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Without Lightning's warning of arguments that do not come from the process."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+            raise ConfigError(f"seed_everything must lie from 0 to below 2 ** 32, got {seed}")
 
     def instantiate_classes(self) -> None:
         """Make the task, the data and the trainer."""
@@ -73,7 +82,7 @@ class TrainingCLI(LightningCLI):
             instantiate = getattr(self.parser, "instantiate", None) or self.parser.instantiate_classes  # before 4.50
             self.config_init = instantiate(self.config)
         except ValueError as error:
-            raise _own(error) from error
+            raise _own(error) or ConfigError(_short(str(error))) from error
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "task")
         self.trainer = self.instantiate_trainer()
@@ -81,17 +90,38 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **changes: Any) -> Trainer:
         """With a CSV and a TensorBoard log in one folder, where the configuration says nothing of loggers."""
         given = self._get(self.config_init, "trainer")
+        for name, least in LEAST.items():
+            if isinstance(given.get(name), (int, float)) and given[name] < least:
+                raise ConfigError(f"trainer.{name} must be at least {least}, got {given[name]}")
         if given.get("enable_progress_bar") is False:
             kept = [callback for callback in self.trainer_defaults["callbacks"] if not isinstance(callback, Bar)]
             self.trainer_defaults["callbacks"] = kept
         if given.get("logger") is None:
             table = CSVLogger(Path(given["default_root_dir"] or OUT).absolute(), name="train")
+            folder = OutputFolder(table.root_dir)
+            folder.discard()
+            self._run = (Path(table.log_dir), folder)
             changes["logger"] = [table, TensorBoardLogger(table.root_dir, name="", version=table.version)]
-        trainer = super().instantiate_trainer(**changes, max_time=None)
+        try:
+            trainer = super().instantiate_trainer(**changes, max_time=None)
+        except ValueError as error:
+            raise ConfigError(_short(str(error))) from error
         if given.get("max_time") is not None:
             callbacks: Any = trainer
             callbacks.callbacks.insert(0, Visit(given["max_time"], verbose=False))
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave no folder of a run that came to nothing."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception:
+            if self._run is not None:
+                run, folder = self._run
+                if all(path.name.startswith(BEGINNING) for path in run.glob("*")):
+                    shutil.rmtree(run, ignore_errors=True)
+                    folder.discard()
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """Nothing of the configuration comes from a checkpoint; only that there is one is looked at here."""
@@ -102,20 +132,22 @@ class TrainingCLI(LightningCLI):
 
 def _data_size(model: int, data: Any) -> int:
     """The side of the data's frames: that of the model. Raises ConfigError where another one was asked for."""
+    if data is None:
+        raise ConfigError("there is no data: give a piece of data/, such as --config data/walk")
     given = data.get("init_args", {}).get("size")
     if given not in (None, model):
         raise ConfigError(f"data.size is {given}, but the model's pictures are of {model}: set --model.size alone")
     return model
 
 
-def _own(error: ValueError) -> Exception:
-    """The error of ours that made the parser give up on a class, or else what the parser says."""
+def _own(error: Exception) -> TTTStreamError | None:
+    """The error of ours that made the parser give up on a class, if there is one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TTTStreamError):
             return cause
         cause = cause.__cause__ or cause.__context__
-    return ConfigError(_short(str(error)))
+    return None
 
 
 def resolve(words: Sequence[str]) -> list[str]:
@@ -139,6 +171,10 @@ def resolve(words: Sequence[str]) -> list[str]:
 
 def _config(name: str) -> str:
     if Path(name).is_file():
+        try:
+            Path(name).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the config {name} cannot be read as text: {error}") from error
         return name
     path = presets.find(name)
     if path is None:
@@ -151,9 +187,9 @@ def _config(name: str) -> str:
 
 def main(words: Sequence[str]) -> int:
     """Run one of the four commands with its arguments."""
-    # What Lightning 2.6 says of another product, and of torch's own future.
+    # What Lightning 2.6 says of another product, of torch's own future, and of a resumed run's folder.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`|The dirpath has changed")
     defaults: dict[str, Any] = {
         "default_root_dir": OUT,
         "plugins": [{"class_path": "tttstream.train.checkpoint.WholeFiles"}],
@@ -172,4 +208,9 @@ def main(words: Sequence[str]) -> int:
         )
     except MisconfigurationException as error:
         raise ConfigError(_short(str(error))) from error
+    except OSError as error:  # of a log, say, on a disk that is full
+        if isinstance(error, TTTStreamError) or error.errno is None:
+            raise
+        with saving(error.filename or OUT):
+            raise
     return 0

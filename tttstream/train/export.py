@@ -24,6 +24,11 @@ def read(path: Path) -> FrameModel | MixtureModel:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint of `tttstream fit`; is it complete?") from error
     saved = checkpoint.get("tttstream") if isinstance(checkpoint, dict) else None
+    if saved is not None and "classes" in saved.get("model", ()):
+        raise CheckpointError(
+            f"{path} holds a classifier, which `tttstream watch` cannot show: `tttstream test` measures it, and "
+            "`tttstream predict` writes what it says of videos"
+        )
     if saved is None or not {"model", "network"} & set(saved):
         raise CheckpointError(f"{path} was not written by `tttstream fit` for a model of frames or masks")
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}

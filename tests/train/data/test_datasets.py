@@ -184,6 +184,8 @@ class TestPathList:
         names = PathList(write(tmp_path / "names.txt", "a.mp4 sit\nmy videos/b.mp4 run\n"))
         assert found(names) == [("a.mp4", 1), ("b.mp4", 0)]
         assert names.classes == ["run", "sit"]
+        tabs = PathList(write(tmp_path / "tabs.txt", "a.mp4\t3\nmy videos/b.mp4\t 12\n"))
+        assert found(tabs) == [("a.mp4", 3), ("b.mp4", 12)]
         alone = PathList(write(tmp_path / "alone/list.txt", "a.mp4\nmy videos/b.mp4\n"), root=str(tmp_path))
         assert found(alone) == [("a.mp4", -1), ("b.mp4", -1)]
         (absolute,) = PathList(write(tmp_path / "abs.txt", f"{tmp_path / 'a.mp4'} 1\n"), root="/nowhere").clips()
@@ -194,6 +196,7 @@ class TestPathList:
         lines = write(tmp_path / "list.txt", "a.mp4 sit\na.mp4 stand\n")
         refused(PathList(lines, classes=["sit", "run"]), "list.txt line 2: unknown class 'stand'; expected one of 2")
         refused(PathList(write(tmp_path / "n.txt", "a.mp4 7\n"), classes=["sit", "run"]), "unknown class '7'")
+        refused(PathList(write(tmp_path / "below.txt", "a.mp4 0\na.mp4 -1\n")), "below.txt: the label -1 is negative")
         refused(PathList(lines, root=str(tmp_path / "none")), "check the root")
         refused(PathList(str(tmp_path / "absent.txt")), "no file")
         refused(PathList(write(tmp_path / "empty.txt", "\n\n")), "is empty")

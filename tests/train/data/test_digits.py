@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tttstream.errors import DataError
-from tttstream.train.data import DigitsClip, MovingDigits, PyAV
+from tttstream.train.data import DigitsClip, MovingDigits, PyAV, Walks
 from tttstream.train.data.clips import Shot
 from tttstream.train.data.digits import drawn_digit
+from tttstream.train.data.objects import MovingObjects
 
 
 def shot(frames: int = 200, **options: int | str) -> Shot:
@@ -109,5 +110,15 @@ def test_idx_files_that_are_none(tmp_path: Path) -> None:
 
 
 def test_at_least_one() -> None:
-    with pytest.raises(DataError, match="count must be at least 1, got 0"):
-        MovingDigits(0).clips()
+    for wrong, says in (
+        (MovingDigits(0), "count must be at least 1, got 0"),
+        (MovingDigits(1, digits=0), "digits must be at least 1"),
+        (MovingDigits(1, frames=0), "frames must be at least 1"),
+        (MovingDigits(1, size=4), "size >= 16"),
+        (MovingDigits(1, seed=-1), "seed >= 0"),
+        (Walks(1, frames=0), "frames must be at least 1"),
+        (Walks(1, seed=-1), "seed cannot be negative"),
+        (MovingObjects(1, seed=-1), "seed cannot be negative"),
+    ):
+        with pytest.raises(DataError, match=says):
+            wrong.clips()

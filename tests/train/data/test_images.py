@@ -47,6 +47,10 @@ def test_the_davis_tree(davis: Path) -> None:
         for part, year in (("val", 2016), ("val", 2017), ("train", 2017), (None, 2017))
     }
     assert list(names.values()) == [["bear"], ["camel"], ["bear"], ["bear", "camel"]]
+    for kind in ("JPEGImages", "Annotations"):
+        (davis / kind / "480p" / "bear").rename(davis / kind / "480p" / "brown bear")
+    (davis / "ImageSets" / "2017" / "mine.txt").write_text("brown bear\n")
+    assert [Path(clip.name).name for clip in Davis(str(davis), "mine", 2017).clips()] == ["brown bear"]
 
 
 @pytest.mark.parametrize(("year", "objects"), [(2016, [0, 1]), (2017, [0, 1, 2])])

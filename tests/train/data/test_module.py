@@ -217,7 +217,7 @@ def Named(name: str) -> Any:
     [
         ({"length": 0}, "length must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"workers": -1}, "workers cannot be negative"),
+        ({"workers": -1}, "workers and seed cannot be negative"),
         ({"bad_video": "ignore"}, "bad_video is 'ignore'"),
         ({"steps": 0}, "steps must be at least 1"),
     ],

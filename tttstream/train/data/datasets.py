@@ -195,6 +195,9 @@ class PathList(Index):
         root = path.parent if self.root is None else Path(self.root)
         lines = [_path_and_label(line) for line in read_lines(path)]
         names = {label for _, label in lines if label is not None}
+        below = next((name for name in names if name[0] == "-" and name[1:].isdigit()), None)
+        if below is not None:
+            raise DataError(f"{path}: the label {below} is negative; leave the label out for videos without a class")
         if not self.classes and not all(name.isdigit() for name in names):
             self.classes = sorted(names)
         labels = Labels(self.classes)
@@ -238,7 +241,8 @@ class Davis(Index):
         sets = Path(self.root, "ImageSets")
         path = next((p for p in (sets / str(self.year), sets / self.resolution) if p.is_dir()), sets)
         # Lines are names of sequences, or pairs of files as in 2016: /JPEGImages/480p/NAME/00000.jpg and its mask.
-        lines = [line.split()[0].strip("/").split("/") for line in read_lines(path / f"{self.part}.txt")]
+        rows = [line.split()[0] if "/" in line else line.strip() for line in read_lines(path / f"{self.part}.txt")]
+        lines = [row.strip("/").split("/") for row in rows]
         names = list(dict.fromkeys(line[-2] if len(line) > 1 else line[0] for line in lines))
         missing = [name for name in names if not (images / name).is_dir()]
         if missing:
@@ -252,7 +256,7 @@ def _clip(path: str, label: int) -> Clip:
 
 def _path_and_label(line: str) -> tuple[str, str | None]:
     """`path label` apart; a path may hold spaces, and a line may be a path alone."""
-    path, _, label = line.strip().rpartition(" ")
+    path, label = ["", *line.strip().rsplit(None, 1)][-2:]
     return (line.strip(), None) if not path or "." in label else (path.strip(), label)
 
 

@@ -15,6 +15,8 @@ from tttstream.train.data.digits import DigitsClip, read_idx
 from tttstream.train.data.generated import WalkClip
 from tttstream.train.data.images import ImagesClip
 
+LEAST = 16  # pixels: a picture in which a digit has way to go
+
 
 class Index(ABC):
     """A list of clips. classes: the names of the labels, in order; empty where clips have none."""
@@ -72,6 +74,9 @@ class Walks(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
+        _at_least_one("walks: frames", self.frames)
+        if self.seed < 0:
+            raise DataError(f"walks: seed cannot be negative, got {self.seed}")
         seeds = range(self.seed, self.seed + _at_least_one("walks: count", self.count))
         return [WalkClip(f"walk {seed}", seed=seed, size=self.size, frames=self.frames) for seed in seeds]
 
@@ -95,11 +100,16 @@ class MovingDigits(Index):
         """See Index."""
         if self.images is not None:
             read_idx(self.images)
+        _at_least_one("digits: frames", self.frames)
+        _at_least_one("digits: digits", self.digits)
+        if self.size < LEAST or self.seed < 0:
+            raise DataError(f"digits: expected size >= {LEAST} and seed >= 0, got {self.size} and {self.seed}")
         seeds = range(self.seed, self.seed + _at_least_one("digits: count", self.count))
         return [DigitsClip(f"digits {s}", -1, True, s, self.digits, self.size, self.frames, self.images) for s in seeds]
 
 
-def _at_least_one(what: str, value: int) -> int:
-    if value < 1:
+def _at_least_one(what: str, value: int | None) -> int:
+    """The value (1 where it is left open). Raises DataError where it is smaller."""
+    if value is not None and value < 1:
         raise DataError(f"{what} must be at least 1, got {value}")
-    return value
+    return 1 if value is None else value

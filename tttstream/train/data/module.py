@@ -79,8 +79,8 @@ class VideoData(LightningDataModule):
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise DataError(f"data: {name} must be at least 1, got {value}")
-        if workers < 0:
-            raise DataError(f"data: workers cannot be negative, got {workers}")
+        if min(workers, seed) < 0:
+            raise DataError(f"data: workers and seed cannot be negative, got {workers} and {seed}")
         if bad_video not in ("skip", "raise"):
             raise DataError(f"data: bad_video is {bad_video!r}, expected 'skip' or 'raise'")
         if fractions is not None and len(fractions) != 3:
@@ -194,6 +194,7 @@ class VideoData(LightningDataModule):
         with ThreadPoolExecutor(8) as pool:
             measured = pool.map(length, clips)
             lengths = list(tqdm(measured, "measuring videos", len(clips), disable=None, delay=1.0, leave=False))
+        bad |= {c.name: f"{c.name} holds no frames" for c, n in zip(clips, lengths, strict=True) if not n} | bad
         kept = [(clip, frames) for clip, frames in zip(clips, lengths, strict=True) if frames]
         if not kept:
             raise DataError(f"data: not one of {len(clips)} videos can be read: {named(bad)}")

@@ -78,6 +78,8 @@ class MovingObjects(Index):
         size = SIZE if self.size is None else self.size
         if min(self.count, self.frames, size, self.objects) < 1:
             raise DataError("objects: count, frames, size and objects must be at least 1")
+        if self.seed < 0:
+            raise DataError(f"objects: seed cannot be negative, got {self.seed}")
         if not 0 <= self.unrest <= 1:
             raise DataError(f"objects: unrest must lie between 0 and 1, got {self.unrest}")
         videos = tuple(clip.name for clip in self._videos())

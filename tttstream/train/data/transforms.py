@@ -24,7 +24,10 @@ def transformed(shot: Shot, transform: nn.Module, size: int, seed: int) -> tuple
     masks = None if shot.masks is None else tv_tensors.Mask(torch.from_numpy(shot.masks))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        out = transform(frames) if masks is None else transform(frames, masks)
+        try:
+            out = transform(frames) if masks is None else transform(frames, masks)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise DataError(f"transform: {type(transform).__name__} takes no uint8 frames: {error}") from error
     frames, masks = (out, None) if masks is None else out
     if tuple(frames.shape[1:]) != (3, size, size) or frames.dtype != torch.uint8:
         came = f"{frames.dtype} {list(frames.shape[1:])}"

@@ -124,5 +124,6 @@ def _load(model: Any, name: str, weights: str, size: int) -> None:
         if isinstance(model, VisionTransformer):
             state = interpolate_embeddings(size, model.patch_size, state)
         model.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the weights do not fit {name}: {str(error).splitlines()[0]}") from error
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"the weights do not fit {name}: {why[:200]}{' …' * (len(why) > 200)}") from error

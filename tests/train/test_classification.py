@@ -158,8 +158,11 @@ class TestEncoders:
         for name, says in (("away.pth", "there is no file"), ("torn.pth", "cannot be read")):
             with pytest.raises(CheckpointError, match=says):
                 VisionTokens("resnet18", 32, 8, weights=str(tmp_path / name))
-        with pytest.raises(CheckpointError, match="do not fit resnet34"):
+        with pytest.raises(CheckpointError, match=r"do not fit resnet34: .* Missing key"):
             VisionTokens("resnet34", 32, 8, weights=str(tmp_path / "weights.pth"))
+        torch.save([1], tmp_path / "list.pth")
+        with pytest.raises(CheckpointError, match="do not fit resnet18"):
+            VisionTokens("resnet18", 32, 8, weights=str(tmp_path / "list.pth"))
 
     def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

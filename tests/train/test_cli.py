@@ -119,6 +119,7 @@ class TestMistakes:
             (["--data.init_args.bad_video=maybe"], "bad_video is 'maybe'"),
             (["--ckpt_path=away.ckpt"], "there is no checkpoint away.ckpt"),
             (["--ckpt_path=torn.ckpt"], "torn.ckpt cannot be read as a checkpoint"),
+            (["--ckpt_path=."], "cannot be read as a checkpoint"),
             (["--trainer.precision=bf17"], "precision"),
             (["--trainer.accelerator=abacus"], "invalid accelerator name"),
             (["--trainer.val_check_interval=0"], "trainer.val_check_interval must be at least"),
@@ -183,6 +184,15 @@ class TestMistakes:
         checkpoint = next((run / "checkpoints").glob("*.ckpt"))
         assert main(["fit", *PIECES, *SHORT, "--model.depth=1", f"--ckpt_path={checkpoint}"]) == 2
         assert "the checkpoint is of another model: depth 2, here 1" in capsys.readouterr().err
+
+    def test_a_checkpoint_that_is_none(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        torch.save({"weight": torch.zeros(2)}, here / "weights.pth")
+        torch.save([1], here / "list.ckpt")
+        for name in ("weights.pth", "list.ckpt"):
+            assert main(["fit", *PIECES, *SHORT, f"--ckpt_path={name}"]) == 2
+            assert f"{name} is no checkpoint of a run" in capsys.readouterr().err
+        assert main(["test", *PIECES, *SHORT, "--ckpt_path=best"]) == 2
+        assert "there is no checkpoint best: give a file" in capsys.readouterr().err
 
     def test_export_of_something_else(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (here / "torn.ckpt").write_bytes(b"nothing")

@@ -35,11 +35,14 @@ class WholeFiles(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As Lightning's. Raises CheckpointError for a file that is no checkpoint."""
         try:
-            return super().load_checkpoint(path, *args, **kwargs)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"{path} cannot be read as a checkpoint: is it complete, and one of `tttstream fit`?"
             ) from error
+        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+            raise CheckpointError(f"{path} is no checkpoint of a run: give one that `tttstream fit` wrote")
+        return checkpoint
 
 
 def _cause(error: BaseException) -> BaseException:

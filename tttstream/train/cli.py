@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 import re
 import shutil
@@ -25,6 +26,7 @@ from tttstream.train.callbacks import Bar, Export, Pace, Pictures, Rows, Visit
 OUT = "out"
 BEGINNING = ("config.yaml", "hparams.yaml", "events.out")  # what a run writes before its first step
 LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "val_check_interval": 1e-6}  # what Lightning lets pass
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LATEST = ("best", "last", "hpc")  # what Lightning itself finds
 
 
@@ -126,7 +128,8 @@ class TrainingCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing of the configuration comes from a checkpoint; only that there is one is looked at here."""
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in LATEST and not Path(path).exists():
+        known = LATEST if self._command == "fit" else ()
+        if path and path not in known and not Path(path).exists():
             raise CheckpointError(f"there is no checkpoint {path}: give a file that `tttstream fit` wrote")
 
 
@@ -208,8 +211,8 @@ def main(words: Sequence[str]) -> int:
         )
     except MisconfigurationException as error:
         raise ConfigError(_short(str(error))) from error
-    except OSError as error:  # of a log, say, on a disk that is full
-        if isinstance(error, TTTStreamError) or error.errno is None:
+    except OSError as error:  # of a log, say
+        if isinstance(error, TTTStreamError) or error.errno not in FULL:
             raise
         with saving(error.filename or OUT):
             raise

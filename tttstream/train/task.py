@@ -76,7 +76,7 @@ class StreamTask(LightningModule):
         if not bool(batch.reset[:, 0].all()):
             raise ShapeError(
                 f"{stage}: a batch of {len(batch.frames)} rows after one of {state.rows}: rows that go on must keep "
-                "their place"
+                "their place, also when a run is resumed: keep batch_size"
             )
         return None
 

@@ -211,7 +211,7 @@ class TestCheckpoints:
         self, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         writer = WholeFiles()
-        writer.save_checkpoint({"step": 1}, here / "last.ckpt")
+        writer.save_checkpoint({"state_dict": {}, "step": 1}, here / "last.ckpt")
 
         def full(*_: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -219,7 +219,7 @@ class TestCheckpoints:
         monkeypatch.setattr(torch, "save", full)
         with pytest.raises(cli.TTTStreamError, match=r"last.ckpt: the disk is full"):
             writer.save_checkpoint({"step": 2}, here / "last.ckpt")
-        assert writer.load_checkpoint(here / "last.ckpt") == {"step": 1}
+        assert writer.load_checkpoint(here / "last.ckpt")["step"] == 1
         assert os.listdir(here) == ["last.ckpt"]
 
     def test_a_really_full_disk(self, here: Path) -> None:

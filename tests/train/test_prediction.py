@@ -259,6 +259,22 @@ class TestMeasures:
         assert 0 < ssim < 1
         assert qualities(target, target)[0].tolist() == pytest.approx([0, 100, 1])
 
+    def test_ssim_by_its_definition(self) -> None:
+        target = torch.rand(2, 3, 24, 20, dtype=torch.float64)
+        noisy = (target + 0.1 * torch.randn_like(target)).clamp(0, 1)
+        bell = torch.exp(-((torch.arange(11) - 5) ** 2) / (2 * 1.5**2)).double()
+        window = (bell[:, None] * bell / bell.sum() ** 2)[None, None]
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.conv2d(values.flatten(0, 1)[:, None], window).view(2, 3, 14, 10)
+
+        x, y = mean(noisy), mean(target)
+        xx, yy, xy = mean(noisy**2) - x**2, mean(target**2) - y**2, mean(noisy * target) - x * y
+        c1, c2 = 0.01**2, 0.03**2
+        ssim = (2 * x * y + c1) * (2 * xy + c2) / ((x**2 + y**2 + c1) * (xx + yy + c2))
+        assert qualities(noisy, target)[:, 2].tolist() == pytest.approx(ssim.mean((1, 2, 3)).tolist(), abs=1e-5)
+        assert qualities(noisy[..., :8], target[..., :8])[:, 2].isfinite().all()
+
     def test_a_table_means_row_by_row(self) -> None:
         table = Table(3, ["a", "b"])
         table.update(torch.tensor([0, 2, 7]), torch.tensor([[1.0, 2], [3, 4], [5, 6]]))

@@ -12,17 +12,27 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 LEAST_MSE = 1e-10
 """A still picture predicted exactly counts as 100 dB, so that means stay finite."""
 
+HALF = 5
+"""Half a window of SSIM, in pixels."""
+
 QUALITIES = ("mse", "psnr", "ssim")
 
 
 def qualities(predicted: Tensor, target: Tensor) -> Tensor:
-    """Frames [n, 3, H, W] in 0..1 -> [n, 3]: MSE, PSNR in dB and SSIM (Wang et al. 2004, 11 x 11 Gaussian window)."""
+    """Frames [n, 3, H, W] in 0..1 -> [n, 3]: MSE, PSNR in dB and SSIM (Wang et al. 2004, 11 x 11 Gaussian window).
+
+    SSIM is the mean over the windows that lie in the picture, and over colours; a picture smaller than a window is
+    continued by its reflection.
+    """
     predicted, target = predicted.float().clamp(0, 1), target.float()
     mse = (predicted - target).square().mean((1, 2, 3))
     psnr = -10 * mse.clamp(min=LEAST_MSE).log10()
-    ssim = structural_similarity_index_measure(predicted, target, data_range=1.0, reduction="none")
-    assert isinstance(ssim, Tensor)
-    return torch.stack([mse, psnr, ssim.view(-1)], dim=1)
+    _, ssim = structural_similarity_index_measure(
+        predicted, target, data_range=1.0, reduction="none", return_full_image=True
+    )
+    if min(ssim.shape[-2:]) > 2 * HALF:  # torchmetrics reflects every picture
+        ssim = ssim[..., HALF:-HALF, HALF:-HALF]
+    return torch.stack([mse, psnr, ssim.mean((1, 2, 3))], dim=1)
 
 
 def octave(position: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def steps(card: str) -> list[Step]:
         pytest += ["-n", "8"]  # compiling kernels takes most of the time, on one core each
     kernels = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "kernels").glob("test_*triton*.py"))
     bench = [sys.executable, "kernels/bench/run.py", "--device", "cuda", "--minutes", "8", "--resume"]
-    moving = ["--config", "task/mask", "--config", "data/objects", "--data.batch_size=32"]
+    moving = ["--config", "task/mask", "--config", "data/objects", "--model.size=112", "--data.batch_size=32"]
     if (CLIPS / "train").is_dir():
         moving += [f"--data.{part}.folders=[{CLIPS / 'train'}]" for part in ("train", "val")]
     crops = ["--config", "data/base", "--data.batch_size=64"]

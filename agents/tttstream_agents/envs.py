@@ -97,6 +97,16 @@ class Position(NamedTuple):
     actions: NDArray[Any]
 
 
+def smallest(space: spaces.Space[Any]) -> np.dtype[Any]:
+    """A small type that holds every action of a space: a byte for those from 0 to 255."""
+    if isinstance(space, spaces.Discrete):
+        return np.result_type(*(np.min_scalar_type(int(end)) for end in (space.start, space.start + space.n - 1)))
+    if isinstance(space, spaces.MultiDiscrete):
+        ends = space.start.min(), (space.start + space.nvec).max() - 1
+        return np.result_type(*(np.min_scalar_type(int(end)) for end in ends))
+    return np.dtype(object if space.dtype is None else space.dtype)
+
+
 class Episodes(gym.Wrapper[Any, Any, Any, Any]):
     """Each episode begins from a seed of its own, and what was done in it is kept, so that play can be resumed.
 
@@ -108,6 +118,7 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.run, self.index, self.limit = seed, index, limit
         self.episode, self.steps, self.over, self._done = -1, 0, False, bytearray()
+        self._kept = smallest(env.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin the next episode, from its own seed unless one is given."""
@@ -122,7 +133,7 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
             return obs, 0.0, False, False, info
         self.steps += 1
         if self.steps <= self.limit:
-            self._done += np.asarray(action, dtype=self.action_space.dtype).tobytes()
+            self._done += np.asarray(action, self._kept).tobytes()
         obs, reward, terminated, truncated, info = self.env.step(action)
         return obs, reward, bool(terminated), bool(truncated), info
 
@@ -130,7 +141,7 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         """Where this environment stands."""
         if self.steps > self.limit:
             self._done = bytearray()
-        actions = np.frombuffer(bytes(self._done), dtype=self.action_space.dtype)
+        actions = np.frombuffer(bytes(self._done), self._kept).astype(self.action_space.dtype)
         return Position(self.episode, self.steps, actions.reshape(-1, *(self.action_space.shape or ())))
 
     def seek(self, positions: Sequence[Position]) -> Any:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from tttstream.errors import CheckpointError, OutputError
 from tttstream_agents import config as configs
 from tttstream_agents.config import Config
-from tttstream_agents.envs import Episodes, make, vector
+from tttstream_agents.envs import Episodes, make, smallest, vector
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.evaluate import evaluate
 from tttstream_agents.train import Run, load_policy, train
@@ -119,6 +121,39 @@ def test_an_environment_is_taken_up_inside_its_episode(script: Any, over: bool) 
     if over:
         assert again.step(0)[0].tolist() == first.reset()[0].tolist()
     assert again.step(1)[0].tolist() == first.step(1)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("space", "size"),
+    [
+        (spaces.Discrete(4), 1),
+        (spaces.Discrete(4, start=-2), 2),
+        (spaces.Discrete(300), 2),
+        (spaces.MultiDiscrete([3, 256]), 1),
+        (spaces.Box(-1.0, 1.0, (3,)), 4),
+    ],
+    ids=str,
+)
+def test_actions_are_kept_small_and_given_back_as_they_were(space: spaces.Space[Any], size: int) -> None:
+    class Still(gym.Env[Any, Any]):
+        observation_space, action_space = spaces.Discrete(2), space
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            return 0, {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return 0, 0.0, False, False, {}
+
+    assert smallest(space).itemsize == size
+    env = Episodes(Still(), 0, 0)
+    env.reset()
+    space.seed(0)
+    actions = [space.sample() for _ in range(50)]
+    for action in actions:
+        env.step(action)
+    kept = env.position().actions
+    assert kept.dtype == space.dtype
+    np.testing.assert_array_equal(kept, actions)
 
 
 def test_an_episode_too_long_to_be_replayed_is_begun_anew(script: Any) -> None:

@@ -105,10 +105,12 @@ class TestTask:
         run.save_checkpoint(tmp_path / "two.ckpt")
         assert fit(resume=tmp_path / "two.ckpt")[1] == fit()[1][2:]
 
-    def test_a_process_without_clips_logs_as_the_others_do(self, tiny: Make, moving: Make) -> None:
+    def test_a_process_without_clips_logs_as_the_others_do(
+        self, tiny: Make, moving: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         task, names = Classification(tiny(), 2), []
-        task.log = lambda name, value, **options: names.append((name, options["batch_size"]))  # type: ignore[method-assign]
-        task.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+        monkeypatch.setattr(task, "log", lambda name, value, **options: names.append((name, options["batch_size"])))
+        monkeypatch.setattr(task, "log_dict", lambda *_, **__: None)
         batch = labelled(moving().train_dataloader().data[0])
         task.on_validation_epoch_start()
         task.validation_step(batch._replace(valid=torch.zeros_like(batch.valid)), 0)

@@ -168,14 +168,19 @@ def test_what_predict_says_of_each_frame() -> None:
         segment = measured(whole, "predict")
     found = segment.output.logits[0, 2].argmax(0)
     assert rows[2]["share"] == pytest.approx([float((found == number).float().mean()) for number in (1, 2)], abs=1e-6)
-    truth = whole.mask[0, 2]  # type: ignore[index]
+    assert whole.mask is not None
+    truth = whole.mask[0, 2]
     either = (found == 1) | (truth == 1)
     assert rows[2]["J"][0] == pytest.approx(float(((found == 1) & (truth == 1)).sum() / either.sum()), abs=1e-4)
 
 
-def test_a_process_without_sequences_logs_as_the_others_do() -> None:
+def test_a_process_without_sequences_logs_as_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
     measured, logged = task().eval(), []
-    measured.log = lambda name, value, **options: logged.append((name, options["batch_size"], float(value)))  # type: ignore[method-assign]
+
+    def log(name: str, value: Tensor, **options: Any) -> None:
+        logged.append((name, options["batch_size"], float(value)))
+
+    monkeypatch.setattr(measured, "log", log)
     whole = batch()
     with torch.no_grad():
         measured.validation_step(whole._replace(valid=torch.zeros_like(whole.valid)), 1)

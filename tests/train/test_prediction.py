@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch import Tensor
 
 from tttstream.errors import CheckpointError, ConfigError, ShapeError
 from tttstream.model import ModelConfig
@@ -225,11 +226,15 @@ class TestMeasures:
         still = log_relative_error(target + 0.001, target, target)
         assert ((still > 0) & (still < 0.1)).all()
 
-    def test_frames_that_are_not_valid_do_not_count(self, tiny: Make, moving: Make) -> None:
+    def test_frames_that_are_not_valid_do_not_count(
+        self, tiny: Make, moving: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         measured, logged = task(tiny()), {}
-        measured.log_dict = lambda values, batch_size, sync_dist: logged.update(  # type: ignore[method-assign]
-            {name: (float(value), batch_size) for name, value in values.items()}
-        )
+
+        def log_dict(values: dict[str, Tensor], batch_size: int, sync_dist: bool) -> None:
+            logged.update({name: (float(value), batch_size) for name, value in values.items()})
+
+        monkeypatch.setattr(measured, "log_dict", log_dict)
         batch = moving().train_dataloader().data[1]
         empty = torch.zeros_like(batch.frames[:1])
         half = batch._replace(

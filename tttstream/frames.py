@@ -34,7 +34,7 @@ class Frame:
             raise FrameError(f"frame {self.index}: expected uint8 (0..255) or float (0..1), got {image.dtype}")
 
     def pixels(self) -> NDArray[np.generic]:
-        """The image [H, W, 3] as uint8 or float32. Raises FrameError for floats that are not finite, or far from 0..1."""
+        """The image [H, W, 3] as uint8 or float32; FrameError where floats are not finite or far from 0..1."""
         if self.image.dtype == np.uint8:
             return self.image
         with np.errstate(over="ignore"):

@@ -53,13 +53,16 @@ def state_dict(
 
 
 def rotated(x: Tensor, position: int, theta: float) -> Tensor:
-    """[H, D] with every pair (2d, 2d + 1) turned by position * theta^(-2d / D), the angle rounded to float32."""
+    """[H, D] with every pair (2d, 2d + 1) turned by position * theta^(-2d / D), the angles rounded to float32.
+
+    All angles of a mini-batch are made in one go, as the release does: float32 powers and cosines may round otherwise
+    one by one than side by side, depending on the processor.
+    """
+    angles = torch.arange(64, dtype=torch.float32)[:, None] * (1.0 / theta ** (torch.arange(0, WIDTH, 2) / WIDTH))
+    cos, sin = angles.cos()[position].double(), angles.sin()[position].double()
     y = x.clone()
-    for d in range(0, WIDTH, 2):
-        angle = torch.tensor(position, dtype=torch.float32) * (1.0 / torch.tensor(theta) ** (d / WIDTH))
-        cos, sin = float(angle.cos()), float(angle.sin())
-        y[:, d] = cos * x[:, d] - sin * x[:, d + 1]
-        y[:, d + 1] = sin * x[:, d] + cos * x[:, d + 1]
+    y[:, ::2] = cos * x[:, ::2] - sin * x[:, 1::2]
+    y[:, 1::2] = sin * x[:, ::2] + cos * x[:, 1::2]
     return y
 
 

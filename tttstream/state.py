@@ -205,4 +205,5 @@ def load(path: str | os.PathLike[str], like: S | Memory) -> S:
             f"{path} holds the state of another memory: {json.dumps(came)}, expected {json.dumps(expected)}"
         )
     ordered = iter(tensors[name] for name, _ in template.leaves())
-    return template.map(lambda leaf: next(ordered).to(leaf))  # type: ignore[return-value]
+    # copied, since a file's tensors lie at any address, and products of matrices may round by where their numbers lie
+    return template.map(lambda leaf: next(ordered).to(leaf, copy=True))  # type: ignore[return-value]

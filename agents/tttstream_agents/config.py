@@ -63,7 +63,9 @@ class Config:
     recompute: bool = option(False, "compute the states of segment beginnings anew before each further epoch")
     autoreset: str = option("next_step", "when an environment begins its next episode", ("next_step", "same_step"))
     workers: int = option(0, "0: environments in this process; 1: each in one of its own")
-    stop_return: float = option(float("inf"), "stop early once the last 100 episodes return this on average")
+    stop_return: float = option(
+        float("inf"), "stop early, with the policy that played them, once the last 100 episodes return this on average"
+    )
     checkpoint_every: int = option(10, "updates between checkpoints")
     device: str = option("cpu", "cpu, cuda or auto")
 

@@ -67,7 +67,9 @@ class Logs:
             for name, number in row.items():
                 if math.isfinite(number):
                     self._board.add_scalar(name, number, int(row["steps"]))
-        text = f"return {row['return']:.3f}, length {row['length']:.0f}, entropy {row['entropy']:.2f}"
+        text = f"return {row['return']:.3f}, length {row['length']:.0f}"
+        if not math.isnan(row["entropy"]):
+            text += f", entropy {row['entropy']:.2f}"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(int(row["steps"]) - self._bar.n)

@@ -8,6 +8,7 @@ gradients, in one parallel call. So the memory that training takes does not grow
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -23,6 +24,9 @@ from tttstream_agents.envs import one_line, stack, tree
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.trunk import PolicyState
+
+MEASURED = ("policy_loss", "value_loss", "entropy", "grad_norm", "kl", "clipped", "first_ratio")
+"""What `learn` measures; kl is an estimate (ratio - 1 - log ratio), clipped a share, first_ratio 0 but for rounding."""
 
 
 class Step(NamedTuple):
@@ -212,10 +216,10 @@ def refresh(policy: MemoryPolicy, rollout: Rollout, batch: int) -> PolicyState:
 
 
 def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollout, config: Config) -> dict[str, float]:
-    """Some epochs over a rollout. Returns the means of what was measured."""
+    """Some epochs over a rollout. Returns the means of what was `MEASURED`, NaN where nothing could be learned."""
     segments = rollout.starts.shape[1]
     states, count = rollout.states, 0
-    sums: dict[str, float] = {}
+    sums = dict.fromkeys(MEASURED, 0.0)
     for epoch in range(config.epochs):
         if config.recompute and epoch:
             states = refresh(policy, rollout, config.n_envs)
@@ -247,14 +251,15 @@ def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollo
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
             optimizer.step()
             with torch.no_grad():
-                measured = {
-                    "policy_loss": policy_loss, "value_loss": value_loss, "entropy": spread, "grad_norm": norm,
-                    "kl": (ratio - 1 - log_ratio).mean(), "clipped": ((ratio - 1).abs() > config.clip).float().mean(),
-                    "first_ratio": (ratio - 1).abs().max() if count == 0 else torch.zeros(()),
-                }  # fmt: skip
-            sums = {key: sums.get(key, 0.0) + float(number.detach()) for key, number in measured.items()}
+                measured = (
+                    policy_loss, value_loss, spread, norm, (ratio - 1 - log_ratio).mean(),
+                    ((ratio - 1).abs() > config.clip).float().mean(),
+                    (ratio - 1).abs().max() if count == 0 else torch.zeros(()),
+                )  # fmt: skip
+            for name, number in zip(MEASURED, measured, strict=True):
+                sums[name] += float(number.detach())
             count += 1
-        if config.target_kl and sums.get("kl", 0.0) / max(count, 1) > config.target_kl:
+        if config.target_kl and sums["kl"] > config.target_kl * count:
             break
-    means = {key: total / max(count, 1) for key, total in sums.items()}
-    return {**means, "first_ratio": sums.get("first_ratio", 0.0)}
+    means = {name: total / count if count else math.nan for name, total in sums.items()}
+    return {**means, "first_ratio": sums["first_ratio"]}

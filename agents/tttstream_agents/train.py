@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import time
@@ -27,7 +28,7 @@ from tttstream_agents.envs import Position, make, one_line, tree, vector
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.logs import Logs, Row
 from tttstream_agents.policy import MemoryPolicy
-from tttstream_agents.ppo import Collector, Player, learn
+from tttstream_agents.ppo import MEASURED, Collector, Player, learn
 
 FORMAT = "tttstream.agent/1"
 CHECKPOINT = "checkpoint.pt"
@@ -97,26 +98,33 @@ class Run:
         return self.updates * self.per_update
 
     @property
+    def reached(self) -> bool:
+        """Whether the last 100 episodes have the return to stop at."""
+        return len(self.recent) == self.recent.maxlen and self.mean(0) >= self.config.stop_return
+
+    @property
     def finished(self) -> bool:
         """Whether all steps are done, or the return to stop at is reached."""
-        full = len(self.recent) == self.recent.maxlen
-        return self.steps >= self.config.steps or (full and self.mean(0) >= self.config.stop_return)
+        return self.steps >= self.config.steps or self.reached
 
     def mean(self, part: int) -> float:
         """Mean return (0) or length (1) of the last 100 episodes; NaN before the first."""
         return float(np.mean([one[part] for one in self.recent])) if self.recent else float("nan")
 
     def update(self) -> Row:
-        """Play a rollout and learn from it."""
+        """Play a rollout and learn from it, but where it reached the return to stop at: the policy that did is kept,
+        since one more update might spoil it."""
         began = time.perf_counter()
         if self.config.anneal:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr * max(0.0, 1 - self.steps / self.config.steps)
         rollout = self.collector.collect()
-        measured = learn(self.policy, self.optimizer, rollout, self.config)
         self.updates += 1
         self.episodes += len(rollout.ended)
         self.recent.extend(rollout.ended)
+        measured = dict.fromkeys(MEASURED, math.nan)
+        if not self.reached:
+            measured = learn(self.policy, self.optimizer, rollout, self.config)
         error, target = (rollout.target - rollout.value)[rollout.valid], rollout.target[rollout.valid]
         explained = 1 - float(error.var() / target.var().clamp(min=1e-12))
         return {

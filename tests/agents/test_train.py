@@ -286,6 +286,25 @@ def test_it_learns_to_remember(tmp_path: Path, repeat_first: Any) -> None:
     assert result.lengths.tolist() == [10] * 40
 
 
+def test_the_policy_that_reached_the_return_is_kept(tmp_path: Path, repeat_first: Any) -> None:
+    """One more update may spoil it. Here the first rollout has over 100 episodes, so nothing is learned at all."""
+
+    def one_step() -> Any:
+        return repeat_first(steps=1)
+
+    config = dataclasses.replace(SMALL, n_envs=16, rollout=32, minibatch=128, steps=5_000, stop_return=-1.0)
+    assert fast(tmp_path, config, make_env=one_step)["steps"] == 512
+    fresh = Run(config, one_step)
+    kept = load_policy(tmp_path, fresh.envs)
+    torch.testing.assert_close(kept.state_dict(), fresh.policy.state_dict(), rtol=0, atol=0)
+    assert [row["policy_loss"] for row in table(tmp_path)] == [""]
+
+    later = dataclasses.replace(config, stop_return=2.0, steps=1_024)  # with a higher aim it learns on
+    assert fast(tmp_path, later, make_env=one_step, resume=True)["steps"] == 1_024
+    assert table(tmp_path)[1]["policy_loss"]
+    fresh.close()
+
+
 @pytest.mark.parametrize("mode", ["next_step", "same_step"])
 def test_evaluation_counts_each_environments_first_episodes(script: Any, mode: str) -> None:
     envs = vector(script, 3, 0, mode)

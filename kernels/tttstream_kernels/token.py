@@ -53,7 +53,11 @@ def token_causal(
     packed = Packed(cut.pack_with_one(call.q), keys, base, square, eta, tau)
     seed, rule = _seed(call, state, cut)
     lost = None if poison is None else poison.sum(1, keepdim=True)
+    # what is done with makes room for what comes: memory beyond it would be asked of the system again in every call
+    if not return_loss:
+        del target, by_head
     z, before, after, ends = scan(inner, packed, cut, heads, seed, rule, lost, return_loss)
+    del packed, keys, base
 
     y = cut.addcmul(call.q + call.beta, call.gamma, standardise(z))
     errors = (normalise(z.view_as(by_head), gamma, beta) - by_head for z in (before, after) if z is not None)

@@ -40,6 +40,28 @@ def token_causal(
     if not cut.waves:
         zero = call.eta[..., 0] * 0.0
         return call.q * 0.0, state, Loss(zero, zero) if return_loss else None
+    packed, target, poison = _pack(call, cut, tau)
+    seed, rule = _seed(call, state, cut)
+    lost = None if poison is None else poison.sum(1, keepdim=True)
+    # what is done with makes room for what comes: memory beyond it would be asked of the system again in every call
+    if not return_loss:
+        del target
+    z, before, after, ends = scan(inner, packed, cut, heads, seed, rule, lost, return_loss)
+    del packed
+
+    y = cut.addcmul(call.q + call.beta, call.gamma, standardise(z))
+    losses = _losses(call, cut, target, before, after) if before is not None and after is not None else []
+    if poison is not None:
+        own_nan, later_nan = cut.unpack(poison), cut.unpack(poison.cumsum(1))
+        y = y + later_nan
+        losses = [part + nan for part, nan in zip(losses, (own_nan, later_nan), strict=False)]
+    loss = Loss(*(cut.masked(part)[..., 0] for part in losses)) if return_loss else None
+    return cut.masked(y), _merge(call, state, cut, ends), loss
+
+
+def _pack(call: Call, cut: Uniform | Ragged, tau: Tensor) -> tuple[Packed, Tensor, Tensor | None]:
+    """The call's tokens as blocks, what they are to be mapped to (v - k) [S, K, D], and NaN where a token is not
+    finite, else 0 [S, K, 1] (None where all are), which is then taken out."""
     keys, eta = cut.pack_with_one(call.k), cut.pack(call.eta)
     target = cut.pack(call.v) - keys[..., :-1]
     poison = None
@@ -48,26 +70,16 @@ def token_causal(
         keys, eta, target = (torch.where(poison == 0.0, x, 0.0) for x in (keys, eta, target))
     gamma, beta = call.gamma[:, None], call.beta[:, None]
     square = (gamma * gamma).expand(sum(cut.waves), *gamma.shape).flatten(0, 1)
-    by_head = target.unflatten(0, (-1, heads))
-    base = torch.addcmul(gamma * beta, gamma, by_head, value=-1).flatten(0, 1)
-    packed = Packed(cut.pack_with_one(call.q), keys, base, square, eta, tau)
-    seed, rule = _seed(call, state, cut)
-    lost = None if poison is None else poison.sum(1, keepdim=True)
-    # what is done with makes room for what comes: memory beyond it would be asked of the system again in every call
-    if not return_loss:
-        del target, by_head
-    z, before, after, ends = scan(inner, packed, cut, heads, seed, rule, lost, return_loss)
-    del packed, keys, base
+    base = torch.addcmul(gamma * beta, gamma, target.unflatten(0, (-1, len(gamma))), value=-1).flatten(0, 1)
+    return Packed(cut.pack_with_one(call.q), keys, base, square, eta, tau), target, poison
 
-    y = cut.addcmul(call.q + call.beta, call.gamma, standardise(z))
-    errors = (normalise(z.view_as(by_head), gamma, beta) - by_head for z in (before, after) if z is not None)
-    losses = [cut.unpack(half_square(error).flatten(0, 1)[..., None]) for error in errors]
-    if poison is not None:
-        own_nan, later_nan = cut.unpack(poison), cut.unpack(poison.cumsum(1))
-        y = y + later_nan
-        losses = [part + nan for part, nan in zip(losses, (own_nan, later_nan), strict=False)]
-    loss = Loss(*(cut.masked(part)[..., 0] for part in losses)) if return_loss else None
-    return cut.masked(y), _merge(call, state, cut, ends), loss
+
+def _losses(call: Call, cut: Uniform | Ragged, target: Tensor, *seen: Tensor) -> list[Tensor]:
+    """The errors of the keys' outputs z [S, K, D] before their normalisation: [B, T, H, 1] each."""
+    gamma, beta = call.gamma[:, None], call.beta[:, None]
+    by_head = target.unflatten(0, (-1, len(gamma)))
+    errors = (normalise(z.view_as(by_head), gamma, beta) - by_head for z in seen)
+    return [cut.unpack(half_square(error).flatten(0, 1)[..., None]) for error in errors]
 
 
 def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, Rule]:

@@ -28,6 +28,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "paper": {"update": Update(), "base_lr": 1.0},
     "learned numbers": {"update": LEARNED},
     "no rotary, unit_qk, gate, insert": {"rotary": False, "unit_qk": True, "gate": True, "insert": 0.3},
+    "convolution": {"conv": 3},
+    "convolution of one token, unit_qk": {"conv": 1, "unit_qk": True},
 }
 inner_models = pytest.mark.parametrize("inner", ["linear", "mlp"])
 
@@ -80,7 +82,7 @@ def test_a_step_is_a_forward_of_one_token(
 
 @inner_models
 def test_a_step_writes_to_nothing_that_it_is_given(inner: str) -> None:
-    layer, x = build(inner, {"gate": True}), tokens(2, 2 * K)
+    layer, x = build(inner, {"gate": True, "conv": 3}), tokens(2, 2 * K)
     state = layer.init_state(2)
     before = [parameter.detach().clone() for parameter in layer.parameters()]
     with torch.no_grad():
@@ -160,7 +162,7 @@ def test_a_lost_row_stays_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"update": Update(momentum=0.5)}, {"update": Update(follow=True)}, {"conv": 3}, {"backend": "triton"}]
+    "options", [{"update": Update(momentum=0.5)}, {"update": Update(follow=True)}, {"backend": "triton"}]
 )
 def test_what_a_step_does_not_cover_goes_through_forward(options: dict[str, Any]) -> None:
     layer, x = build("linear", options), tokens(1, 1)
@@ -197,6 +199,14 @@ def test_a_step_is_short(inner: str, most: int) -> None:
         with Count() as count:
             layer(x[:, 1:2], state)
     assert count.calls <= most
+
+
+def test_a_step_leaves_what_it_keeps_at_addresses_of_its_own() -> None:
+    """A view into the tokens seen would keep all of them alive, and lie where products round otherwise."""
+    layer = build("linear", {"conv": 3}, torch.float32)
+    with torch.no_grad():
+        _, state = layer(tokens(2, 1).float(), layer.init_state(2))
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in state.tensors())
 
 
 @inner_models

@@ -54,7 +54,7 @@ class Rotary(nn.Module):
         frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=dtype) / width)
         angles = torch.arange(mini_batch, dtype=dtype)[:, None] * frequencies
         self.turns = Constant(torch.stack([angles.cos(), angles.sin()], dim=-1))
-        self._complex_turns: tuple[Tensor | None, list[Tensor]] = None, []
+        self._factors: tuple[Tensor | None, Tensor, list[Tensor]] = None, self.turns.value, []
 
     def forward(self, x: Tensor, place: Tensor | None) -> Tensor:
         """x [B, T, ..., D] rotated by the angles of its place [B, T]; None: all rows begin a mini-batch."""
@@ -74,19 +74,20 @@ class Rotary(nn.Module):
 
     def turned(self, views: Tensor, place: int | Tensor) -> Tensor:
         """q, k and v [3, R, 1, D] of one token, q and k rotated by the angles of its place, one for all or [R]."""
-        turns = self.complex_turns
-        turn = turns[place] if isinstance(place, int) else torch.stack(turns)[place].transpose(0, 1).squeeze(2)
+        together, by_place = self.factors
+        turn = by_place[place] if isinstance(place, int) else together[place].transpose(0, 1).squeeze(2)
         return (views.view(turn.dtype) * turn).view(views.dtype)
 
     @property
-    def complex_turns(self) -> list[Tensor]:
-        """For every place the complex factors [3, 1, 1, D / 2] of q, k and v, which is not turned."""
-        value, (of, turns) = self.turns.value, self._complex_turns
+    def factors(self) -> tuple[Tensor, list[Tensor]]:
+        """Complex factors of q, k and v (which is not turned) at every place, [K, 3, 1, 1, D / 2], and one by one."""
+        value, (of, together, by_place) = self.turns.value, self._factors
         if of is not value:
             turn = torch.view_as_complex(value)[:, None, None, None]
-            turns = list(torch.cat([turn, turn, torch.ones_like(turn)], dim=1))
-            self._complex_turns = value, turns
-        return turns
+            together = torch.cat([turn, turn, torch.ones_like(turn)], dim=1)
+            by_place = list(together)
+            self._factors = value, together, by_place
+        return together, by_place
 
 
 class ShortConv(nn.Module):
@@ -120,6 +121,12 @@ class ShortConv(nn.Module):
                 tap = torch.where(ages >= lag, tap, 0.0)
             views = views + self.weight[:, self.taps - 1 - lag, None, None].to(x.dtype) * tap
         return views[0], views[1], self._next(past, window, reset, lengths, tokens)
+
+    def one(self, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` of one token without a reset: x [B, dim] -> (q and k [2, B, dim], the next window)."""
+        past = torch.cat([window, x.unsqueeze(1)], dim=1)
+        views = (self.weight.unsqueeze(1) * past).sum(2).add_(self.bias.unsqueeze(1))
+        return views, past[:, 1:].contiguous()
 
     def _next(self, past: Tensor, window: Tensor, reset: Tensor | None, lengths: Tensor | None, tokens: int) -> Tensor:
         """The last taps - 1 tokens of each row as of its end, those before its last reset zero."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def suits(layer: TTTLayer) -> bool:
     """Whether there is such a step of this layer: tokens one by one, nothing but sums inside a mini-batch, and not the
     other backend."""
-    return layer.causal == "token" and layer.conv is None and op.covers(layer._update) and layer.backend != "triton"
+    return layer.causal == "token" and op.covers(layer._update) and layer.backend != "triton"
 
 
 def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | None) -> tuple[Tensor, TTTState] | None:
@@ -54,8 +54,12 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     heads, width, tokens = layer.heads, layer.width, layer.tokens
     places = [int(p) % tokens if math.isfinite(p) else 0 for p in phase.tolist()]  # NaN: a row that is lost
     seen = x.view(rows, dim)
-    views = _call(modules["project"], seen)
-    if rows == 1:
+    views, conv = _call(modules["project"], seen), layer.conv
+    if conv is not None:
+        shared, v = views.split(dim, dim=-1)
+        qk, window = conv.one(shared, window)
+        views = torch.cat([qk, v.unsqueeze(0)]).view(3, rows * heads, 1, width)
+    elif rows == 1:
         views = views.view(3, heads, 1, width)
     else:
         views = views.view(rows, 3, heads, width).transpose(0, 1).reshape(3, rows * heads, 1, width)
@@ -97,12 +101,13 @@ def _call(module: nn.Module | None, x: Tensor) -> Tensor:
 
 
 def traced(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | None) -> tuple[Tensor, TTTState] | None:
-    """`step` for a compiler: with any phases, reading none; None also for resets and learned numbers."""
+    """`step` for a compiler: with any phases, reading none; None also for resets, learned numbers and convolutions."""
     if (
         state is None
         or reset is not None
         or torch.is_grad_enabled()
         or not layer.one_by_one
+        or layer.conv is not None
         or layer._numbers
         or not x.is_cpu
     ):

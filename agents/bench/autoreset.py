@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--env", default="popgym-RepeatFirstEasy-v0")
     parser.add_argument("--memory", default="ttt_linear")
     parser.add_argument("--steps", type=int, default=150_000)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "autoreset")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--device-name", default="two CPU cores", help="what the table says it was measured on")
@@ -74,14 +74,14 @@ def main() -> int:
         f"{args.env}, {args.memory}, preset popgym, {args.seeds} seed(s), {args.device_name}. "
         f"Torch {torch.__version__}, {datetime.date.today()}. "
         f"Command: `python agents/bench/autoreset.py --env {args.env} --steps {args.steps} --seeds {args.seeds}`. "
-        "In use: mean return of 64 episodes with a fresh memory on each first observation.",
+        "In use: mean return of 64 episodes with a fresh memory on each first observation. One number a seed.",
         "",
         "| handling of resets in training | steps | return in training (last 100 episodes) | return in use |",
         "|---|---|---|---|",
     ]
     for name, found in curves.items():
-        steps, ends = (np.mean([curve[part][-1] for curve in found]) for part in (0, 1))
-        lines.append(f"| {name} | {steps:,.0f} | {ends:.2f} | {np.mean(used[name]):.2f} |")
+        ends, uses = (", ".join(f"{value:.2f}" for value in part) for part in ([c[1][-1] for c in found], used[name]))
+        lines.append(f"| {name} | {found[0][0][-1]:,.0f} | {ends} | {uses} |")
     args.docs.mkdir(parents=True, exist_ok=True)
     file = TextFile(args.docs / "autoreset.md")
     with file:

@@ -2,13 +2,17 @@
 
     python agents/bench/length.py out/popgym/popgym-RepeatFirstEasy-v0/*-seed0 --most 100000
 
-Return (1 is perfect, -0.5 is chance), milliseconds a step and resident memory, for each trained agent. The cards are
-drawn with replacement, since popgym's own deck takes longer with every card dealt. Writes docs/results/length.md.
+Return (1 is perfect, -0.5 is chance), milliseconds a step and resident memory, for each trained agent, which has a
+process of its own. The cards are drawn with replacement, since popgym's own deck takes longer with every card dealt.
+Writes docs/results/length.md, anew after every agent: a million steps take a quarter of an hour each.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import functools
+import multiprocessing
 import os
 import sys
 import time
@@ -47,7 +51,7 @@ class Endless(gym.Env[Any, Any]):
 
 
 def measure(folder: Path, lengths: list[int], n_envs: int) -> list[tuple[float, float, float]]:
-    """(return a step since the beginning, milliseconds a step of one environment, MB resident) at each length."""
+    """(return a step since the beginning, CPU milliseconds a step of all environments, MB resident) at each length."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     envs = vector(Endless, n_envs, 0)
@@ -71,28 +75,35 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="folders that `tttstream-agents train --out` wrote")
     parser.add_argument("--most", type=int, default=1_000_000)
     parser.add_argument("--n-envs", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=1, help="agents side by side")
+    parser.add_argument("--made-by", default="`agents/bench/popgym_bench.py`", help="what the table says of the runs")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--device-name", default="two CPU cores, one thread", help="what it was measured on")
     args = parser.parse_args()
     lengths = [length for length in (100, 1000, 10_000, 100_000, 1_000_000) if length <= args.most]
+    config = read_config(args.runs[0])
     lines = [
         "# RepeatFirst, longer than it was trained",
         "",
-        f"Trained at 51 steps, {args.n_envs} environments side by side, likeliest actions, {args.device_name}. Cells: "
-        f"return a step (1 is perfect, -0.5 is chance), CPU milliseconds a step of all {args.n_envs}, MB resident. "
-        f"Command: `python agents/bench/length.py RUN... --most {args.most}`.",
+        f"Trained at 51 steps (learning rate {config.lr:g}, seed {config.seed}, stopped at a mean return of "
+        f"{config.stop_return:g}), {args.n_envs} environments side by side, likeliest actions, {args.device_name}. "
+        "Cells: return a step (1 is perfect, -0.5 is chance), CPU milliseconds a step of all of them, MB resident. "
+        f"Command: `python agents/bench/length.py RUN... --most {args.most}`, with runs of {args.made_by}; "
+        f"{datetime.date.today()}, torch {torch.__version__}.",
         "",
         f"| memory | {' | '.join(f'{length:,} steps' for length in lengths)} |",
         f"|---|{'---|' * len(lengths)}",
     ]
-    for folder in args.runs:
-        cells = [f"{r:.2f}, {ms:.1f} ms, {mb:.0f} MB" for r, ms, mb in measure(folder, lengths, args.n_envs)]
-        lines.append(f"| {read_config(folder).memory} | {' | '.join(cells)} |")
-        print(lines[-1], file=sys.stderr, flush=True)
     args.docs.mkdir(parents=True, exist_ok=True)
-    file = TextFile(args.docs / "length.md")
-    with file:
-        file.write("\n".join([*lines, ""]))
+    work = functools.partial(measure, lengths=lengths, n_envs=args.n_envs)
+    with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
+        for folder, found in zip(args.runs, pool.imap(work, args.runs), strict=True):
+            cells = [f"{r:.2f}, {ms:.1f} ms, {mb:.0f} MB" for r, ms, mb in found]
+            lines.append(f"| {read_config(folder).memory} | {' | '.join(cells)} |")
+            print(lines[-1], file=sys.stderr, flush=True)
+            file = TextFile(args.docs / "length.md")
+            with file:
+                file.write("\n".join([*lines, ""]))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -10,22 +9,20 @@ import torch
 
 from tttstream import folders
 from tttstream.errors import CheckpointError, ShapeError
-from tttstream.masks.mixture import MixtureConfig, MixtureModel
+from tttstream.masks.mixture import FORMAT, MixtureConfig, MixtureModel
 
-FORMAT = "tttstream.mixture/1"
-"""What config.json calls a model."""
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 NAMES = ("mask",)
 """Trained models that ship inside the package."""
 
 
 def save(model: MixtureModel, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-    """Write a model into a folder, each file under a temporary name first. dtype: of the file, such as float16."""
-    folders.write(model, dataclasses.asdict(model.config), FORMAT, folder, dtype)
+    """`model.save(folder, dtype)`, beside `load`."""
+    model.save(folder, dtype)
 
 
 def load(name_or_folder: str | os.PathLike[str] = "mask") -> MixtureModel:
-    """A mask model by name, with the weights that ship, or from a folder that `save` wrote.
+    """A mask model by name, with the weights that ship, or from a folder that `MixtureModel.save` wrote.
 
     Raises CheckpointError where there is none, or where what is there does not fit together.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import NamedTuple
 
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tttstream import folders
 from tttstream.errors import ShapeError
 from tttstream.masks.networks import STRIDE, Contour, Encoder, Features
 from tttstream.masks.propagator import SURE, ObjectState, Propagator, together
+
+FORMAT = "tttstream.mixture/1"
+"""What config.json calls a model."""
 
 Inner = tuple[Tensor, Tensor, Tensor]
 """The inner model's weights: slots, says and mass of MixtureState."""
@@ -112,10 +116,9 @@ class MixtureModel(Propagator[MixtureState]):
         self.contour = Contour(config.width, config.contour) if config.contour else None
 
     def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors into a folder; dtype: of the file, such as float16."""
-        from tttstream.masks.folder import save
-
-        save(self, folder, dtype)
+        """Write config.json and model.safetensors into a folder, each file under a temporary name first. dtype: of the
+        file, such as float16."""
+        folders.write(self, asdict(self.config), FORMAT, folder, dtype)
 
     def init_state(self, batch: int, objects: int = 1, slots: int | None = None) -> MixtureState:
         """See Propagator. slots: components, those of the configuration unless given; no weight depends on it."""

@@ -52,13 +52,14 @@ def state_dict(
     }
 
 
-def rotated(x: Tensor, position: int, theta: float) -> Tensor:
+def rotated(x: Tensor, position: int, theta: float, mini_batch: int) -> Tensor:
     """[H, D] with every pair (2d, 2d + 1) turned by position * theta^(-2d / D), the angles rounded to float32.
 
     All angles of a mini-batch are made in one go, as the release does: float32 powers and cosines may round otherwise
     one by one than side by side, depending on the processor.
     """
-    angles = torch.arange(64, dtype=torch.float32)[:, None] * (1.0 / theta ** (torch.arange(0, WIDTH, 2) / WIDTH))
+    frequencies = 1.0 / theta ** (torch.arange(0, WIDTH, 2) / WIDTH)
+    angles = torch.arange(mini_batch, dtype=torch.float32)[:, None] * frequencies
     cos, sin = angles.cos()[position].double(), angles.sin()[position].double()
     y = x.clone()
     y[:, ::2] = cos * x[:, ::2] - sin * x[:, 1::2]
@@ -93,7 +94,7 @@ def by_the_paper(p: dict[str, Tensor], x: Tensor, base_lr: float, theta: float) 
                 q += p["conv_q.weight"][:, 0, 3 - lag] * seen
                 k += p["conv_k.weight"][:, 0, 3 - lag] * seen
         q, k, v = (part.view(HEADS, WIDTH) for part in (q, k, p["v_proj.weight"] @ x[t]))
-        q, k = rotated(q, i, theta)[:, None], rotated(k, i, theta)[:, None]
+        q, k = (rotated(part, i, theta, mini_batch)[:, None] for part in (q, k))
         at = [w.clone().requires_grad_() for w in weights]
         loss = 0.5 * (inner_model(k, at, p["ttt_norm_weight"], p["ttt_norm_bias"]) - v[:, None]).square().sum()
         rate = (p["learnable_ttt_lr_weight"][:, 0] @ x[t] + p["learnable_ttt_lr_bias"][:, 0]).sigmoid()

@@ -27,6 +27,8 @@ from tttstream_agents.trunk import PolicyState
 
 MEASURED = ("policy_loss", "value_loss", "entropy", "grad_norm", "kl", "clipped", "first_ratio")
 """What `learn` measures; kl is an estimate (ratio - 1 - log ratio), clipped a share, first_ratio 0 but for rounding."""
+NOTHING = dict.fromkeys(MEASURED, math.nan)
+"""What is measured where nothing is learned."""
 
 
 class Step(NamedTuple):
@@ -216,7 +218,7 @@ def refresh(policy: MemoryPolicy, rollout: Rollout, batch: int) -> PolicyState:
 
 
 def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollout, config: Config) -> dict[str, float]:
-    """Some epochs over a rollout. Returns the means of what was `MEASURED`, NaN where nothing could be learned."""
+    """Some epochs over a rollout. Returns the means of what was `MEASURED`."""
     segments = rollout.starts.shape[1]
     states, count = rollout.states, 0
     sums = dict.fromkeys(MEASURED, 0.0)
@@ -261,5 +263,6 @@ def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollo
             count += 1
         if config.target_kl and sums["kl"] > config.target_kl * count:
             break
-    means = {name: total / count if count else math.nan for name, total in sums.items()}
-    return {**means, "first_ratio": sums["first_ratio"]}
+    if not count:
+        return NOTHING
+    return {**{name: total / count for name, total in sums.items()}, "first_ratio": sums["first_ratio"]}

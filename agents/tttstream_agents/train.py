@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import pickle
 import time
@@ -28,7 +27,7 @@ from tttstream_agents.envs import Position, make, one_line, tree, vector
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.logs import Logs, Row
 from tttstream_agents.policy import MemoryPolicy
-from tttstream_agents.ppo import MEASURED, Collector, Player, learn
+from tttstream_agents.ppo import NOTHING, Collector, Player, learn
 
 FORMAT = "tttstream.agent/1"
 CHECKPOINT = "checkpoint.pt"
@@ -122,9 +121,7 @@ class Run:
         self.updates += 1
         self.episodes += len(rollout.ended)
         self.recent.extend(rollout.ended)
-        measured = dict.fromkeys(MEASURED, math.nan)
-        if not self.reached:
-            measured = learn(self.policy, self.optimizer, rollout, self.config)
+        measured = NOTHING if self.reached else learn(self.policy, self.optimizer, rollout, self.config)
         error, target = (rollout.target - rollout.value)[rollout.valid], rollout.target[rollout.valid]
         explained = 1 - float(error.var() / target.var().clamp(min=1e-12))
         return {

@@ -132,13 +132,15 @@ def test_parameters_may_change_between_steps(inner: str, monkeypatch: pytest.Mon
             state = new
 
 
-def test_hooks_of_the_layers_inside_are_called() -> None:
-    layer, called = build("linear", {}), []
-    for name in ("project", "rate", "norm", "out"):
+@pytest.mark.parametrize("conv", [0, 3])
+def test_hooks_of_the_layers_inside_are_called(conv: int) -> None:
+    layer, called = build("linear", {"conv": conv}), []
+    names = ["project", *(["conv"] if conv else []), "rate", "norm", "out"]
+    for name in names:
         getattr(layer, name).register_forward_hook(lambda *_, name=name: called.append(name))
     with torch.no_grad():
         layer(tokens(1, 1), layer.init_state(1))
-    assert called == ["project", "rate", "norm", "out"]
+    assert called == names
 
 
 def test_a_lost_row_stays_alone() -> None:

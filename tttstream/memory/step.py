@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tttstream.memory.positions import ShortConv
 from tttstream_kernels import InnerState
 from tttstream_kernels import step as op
 from tttstream_kernels.inner import Dense
@@ -30,7 +31,9 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     a graph, a compiler, autocast, other types, other devices, or an argument that is not as it should be."""
     if state is None or torch.is_grad_enabled() or not layer.one_by_one or not isinstance(state, layer.state_type):
         return None
-    modules, inner = layer._modules, layer.inner
+    modules, inner, conv = layer._modules, layer.inner, layer.conv
+    if conv is not None and (conv.__class__ is not ShortConv or conv._forward_hooks or conv._forward_pre_hooks):
+        return None
     parameters: dict[str, Any] = layer._parameters  # a module's attributes take three times as long to look up
     start, gamma, beta, scale = (parameters.get(name) for name in ("start", "gamma", "beta", "scale"))
     if start is None or gamma is None or beta is None or scale is None:  # somebody parametrises them
@@ -54,7 +57,7 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     heads, width, tokens = layer.heads, layer.width, layer.tokens
     places = [int(p) % tokens if math.isfinite(p) else 0 for p in phase.tolist()]  # NaN: a row that is lost
     seen = x.view(rows, dim)
-    views, conv = _call(modules["project"], seen), layer.conv
+    views = _call(modules["project"], seen)
     if conv is not None:
         shared, v = views.split(dim, dim=-1)
         qk, window = conv.one(shared, window)

@@ -89,7 +89,7 @@ def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
     from tttstream_kernels.blocks import block_of, launch_options
     from tttstream_kernels.token_parts_triton import numerics
 
-    sizes = [(64, 16)] if quick else [(64, 16), (64, 64), (128, 16), (16, 16)]
+    sizes = [(64, 16)] if quick else [(64, 16), (64, 64), (128, 16), (128, 32), (16, 16)]
     types = [(torch.bfloat16, "bf16")] if quick else [(torch.bfloat16, "bf16"), (torch.float32, "fp32")]
     for inner in ("linear", "mlp"):
         for way in ("forward", "backward"):

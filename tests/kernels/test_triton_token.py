@@ -11,15 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from tttstream_kernels import MLP, Inner, InnerState, Linear, ShapeError, Update, init_state, triton_unavailable, ttt
+from tttstream_kernels import MLP, Inner, InnerState, Linear, Update, init_state, triton_unavailable, ttt
 from tttstream_kernels.testing import TOLERANCE, definition, framed, poisoned
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from tttstream_kernels import token_triton
-from tttstream_kernels.step_triton import token_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INNERS: list[Inner] = [Linear(), MLP()]
@@ -329,83 +327,6 @@ def test_inputs_stay_as_they_are(inner: Inner) -> None:
             assert torch.equal(leaves[name], value), name
 
 
-def arguments(inner: Inner, tokens: int = 20) -> list[Tensor]:
-    case = Case(inner, tokens)
-    return [case.copy(False)[name] for name in ("q", "k", "v", "eta", "start", "gamma", "beta")]
-
-
-@inners
-def test_under_the_compiler_and_recomputed(inner: Inner) -> None:
-    """torch.compile without a break, resets and phases given as tensors; activation checkpointing."""
-    state = init_state(inner, 3, HEADS[inner.name], 16, Update(), "token", torch.zeros((), device=DEVICE))
-    state = state._replace(phase=torch.tensor([3.0, 0.0, 15.0], device=DEVICE))
-    reset = torch.zeros(3, 20, dtype=torch.bool, device=DEVICE)
-    reset[1, 6] = True
-
-    def call(*given: Tensor) -> tuple[Tensor, Tensor]:
-        y, new, loss = ttt(inner, *given, state=state, reset=reset, update=Update(longest=2.0), return_loss=True,
-                           backend="triton")  # fmt: skip
-        assert loss is not None
-        return y, new.delta.sum() + loss.after.sum() + new.phase.sum()
-
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    results = []
-    for run in (call, compiled, lambda *given: checkpoint(call, *given, use_reentrant=False)):
-        given = arguments(inner)
-        y, more = run(*given)
-        results.append((y, more, *torch.autograd.grad(y.square().sum() + more, given)))
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
-
-
-@inners
-def test_under_autocast(inner: Inner) -> None:
-    given = arguments(inner)
-    y, state, _ = ttt(inner, *given, backend="triton")
-    with torch.autocast(DEVICE, torch.bfloat16):
-        again, same, _ = ttt(inner, *given, backend="triton")
-    assert torch.equal(again, y)
-    assert torch.equal(same.delta, state.delta)
-
-
-def test_no_gradient_of_a_gradient() -> None:
-    given = arguments(Linear())
-    y, _, _ = ttt(Linear(), *given, backend="triton")
-    (first,) = torch.autograd.grad(y.square().sum(), given[0], create_graph=True)
-    with pytest.raises(RuntimeError, match=r"through tttstream\.token_backward"):
-        torch.autograd.grad(first.sum(), given[1])
-
-
-def op_arguments(inner: Inner, tokens: int = 19) -> tuple[Any, ...]:
-    """Positional arguments of `tttstream::token`; every segment holds a block's beginning, so all checkpoints fill."""
-    case = Case(inner, tokens, rows=2, heads=2)
-    leaves = {name: x.detach().contiguous().requires_grad_() for name, x in case.copy(False).items()}
-    weights, pending = (torch.randn(2, 2, inner.size(16), device=DEVICE).requires_grad_() for _ in range(2))
-    forget, limit = (torch.rand(2, device=DEVICE).requires_grad_() for _ in range(2))
-    phase = torch.tensor([14, 0], dtype=torch.int32, device=DEVICE)
-    before = [leaves[name] for name in ("q", "k", "v", "eta")]
-    shared = [leaves[name] for name in ("start", "gamma", "beta", "tau")]
-    return (inner.name, *before, weights, pending, *shared, forget, limit, phase, None, None, False, 3, 16)
-
-
-CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_static")
-
-
-@inners
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck looks
-def test_the_ops_are_registered_as_torch_wants_them(inner: Inner) -> None:
-    torch.library.opcheck(token_triton.token, op_arguments(inner), test_utils=CHECKS)
-    leaves = {name: x.detach().contiguous() for name, x in Case(inner, 1, rows=2, heads=2).copy(False).items()}
-    state = torch.randn(2, 2, 2, inner.size(16), device=DEVICE).unbind(0)
-    phase = torch.tensor([15.0, 0.0], device=DEVICE)
-    streams = [leaves[name] for name in ("q", "k", "v", "eta")]
-    weights = [leaves[name] for name in ("start", "gamma", "beta", "tau")]
-    options = (None, 0.1, None, 2.0, False, None, torch.tensor([[True], [False]], device=DEVICE), True)
-    given = (inner.name, *streams, *state, phase, *weights, *options)
-    torch.library.opcheck(token_step, given, test_utils=CHECKS[:3])
-
-
 @inners
 def test_a_mini_batch_in_several_blocks(inner: Inner, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a whole one does not fit into a multiprocessor: its sums go on from block to block."""
@@ -433,14 +354,6 @@ def test_a_bad_number_in_several_blocks(inner: Inner, monkeypatch: pytest.Monkey
     assert [row.nonzero().flatten().tolist() for row in bad] == [list(range(9, 35)), list(range(20, 40))]
 
 
-def test_a_mistake_is_named() -> None:
-    given = arguments(Linear())
-    with pytest.raises(ShapeError, match=r"eta: expected shape \[3, 20, 2, 1\]"):
-        ttt(Linear(), *given[:3], given[3][:, :-1], *given[4:], backend="triton")
-    with pytest.raises(ShapeError, match="gamma: expected shape"):
-        ttt(Linear(), *given[:5], given[5][:1], given[6], backend="triton")
-
-
 REAL = [(64, 16, 2048), (128, 16, 512), (64, 64, 1024), (128, 64, 512), (16, 32, 4096), (32, 16, 1024)]
 
 
@@ -457,26 +370,3 @@ def test_real_sizes(inner: Inner, dtype: torch.dtype, sizes: tuple[int, int, int
     if inner.name == "mlp" and width == 16:  # the reference itself, in float32, misses the tolerance at full steps
         case.leaves["eta"] /= 8
     case.check(case.op("reference"))
-
-
-@pytest.mark.gpu
-@inners
-def test_a_step_in_a_cuda_graph(inner: Inner) -> None:
-    with torch.no_grad():
-        given = [x.contiguous() for x in arguments(inner, 1)]
-        state = init_state(inner, 3, HEADS[inner.name], 16, Update(), "token", given[0])
-        for _ in range(3):
-            ttt(inner, *given, state=state, backend="triton")
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y, new, _ = ttt(inner, *given, state=state, backend="triton")
-            for old, fresh in zip(state, new, strict=True):
-                old.copy_(fresh)
-        expected = init_state(inner, 3, HEADS[inner.name], 16, Update(), "token", given[0])
-        for old in state:
-            old.zero_()
-        for _ in range(20):
-            graph.replay()
-            out, expected, _ = ttt(inner, *given, state=expected, backend="triton")
-            torch.testing.assert_close(y, out)
-            torch.testing.assert_close(state.delta, expected.delta)

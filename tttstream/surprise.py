@@ -39,9 +39,10 @@ class Normaliser:
         expected = self.level + self.slope
         unexpected = value - expected
         deviation = max(math.sqrt(self.variance), self.FLOOR)
-        score = unexpected / deviation if self.count >= self.warmup else 0.0
+        first = self.count < 2 or math.isnan(self.level)
+        score = 0.0 if first or self.count < self.warmup else unexpected / deviation
         self.count += 1
-        if self.count < 3:
+        if first:
             self.level = value
             return score
         recent = 4.0 / (self.count + 3.0)
@@ -53,6 +54,10 @@ class Normaliser:
         self.slope += follow * self.bend * change
         self.variance = (1.0 - step) * self.variance + step * change * change
         return score
+
+    def restart(self) -> None:
+        """Another stream of the same kind begins, whose level and slope are its own. The next frame scores 0."""
+        self.level, self.slope = math.nan, 0.0
 
     def state(self) -> dict[str, float]:
         """What `restore` needs to go on bit for bit."""

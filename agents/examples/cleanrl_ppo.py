@@ -8,10 +8,11 @@ What differs from a PPO without memory is marked with "memory:".
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import inspect
 import json
 import math
 import random
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,7 @@ def main(args: Args) -> dict[str, Any]:
         autoreset_mode=AutoresetMode.SAME_STEP,  # memory: then done comes with the first observation of an episode
     )
     assert isinstance(envs.single_action_space, gym.spaces.Discrete), "only discrete actions"
+    assert args.num_steps > 1, "a gradient step on one step of play cannot normalise its advantage"
     numbers, actions = int(np.prod(envs.single_observation_space.shape)), int(envs.single_action_space.n)
     agent = Agent(numbers, actions, args.dim, args.heads)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
@@ -175,6 +177,8 @@ def main(args: Args) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in dataclasses.fields(Args):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    sentences = re.findall(r'^ +(\w+): .*\n +"""(.*)"""$', inspect.getsource(Args), re.MULTILINE)
+    for name, sentence in sentences:
+        default = getattr(Args, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=sentence)
     print(json.dumps(main(Args(**vars(parser.parse_args())))))

@@ -71,7 +71,10 @@ class Numbers(nn.Module):
 
     def fault(self, x: Tensor) -> str | None:
         """What is wrong with x, if anything."""
-        return None if not x.is_floating_point() or bool(x.isfinite().all()) else "NaN or infinity"
+        dtype = torch.get_default_dtype()
+        if not x.is_floating_point() or bool(x.to(dtype).isfinite().all()):
+            return None
+        return f"a number beyond {dtype}" if bool(x.isfinite().all()) else "NaN or infinity"
 
 
 class Picture(nn.Module):

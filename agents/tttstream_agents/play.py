@@ -97,6 +97,8 @@ def watch(
         note = f"return {total:+.2f}" + ("" if surprised else ", a memory without surprise")
         speed = 1e3 / took if live else None
         seen = headed(image[..., :3], width)
+        if over:
+            normaliser.restart()
         yield overlay.draw(seen, result, event=over, fps=speed, state_bytes=state_bytes, note=note), over
         step, total = step + 1, 0.0 if over else total
 

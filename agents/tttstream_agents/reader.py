@@ -35,7 +35,8 @@ class Reading(NamedTuple):
 class MemoryReader(nn.Module):
     """Encoder, norm, TTT memory. Its outer weights are not trained by the agent that uses it.
 
-    space: of one observation. dim: D. memory: ttt_linear or ttt_mlp. options: what the memory takes besides.
+    space: of one observation. dim: D. memory: ttt_linear or ttt_mlp. options: what the memory takes besides; None
+    for {"mini_batch": 1}, a step on every observation, so that the next one can be compared with it.
     The weights are random (a fixed `seed`), those of a trained policy (`from_run`), or learned by predicting what
     comes next in random play (`pretrain`).
     """
@@ -51,9 +52,11 @@ class MemoryReader(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if options is None:
+            options = {"mini_batch": 1} if memory in ("ttt_linear", "ttt_mlp") else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            built = memories.build(memory, dim=dim, heads=heads, **(options or {}))
+            built = memories.build(memory, dim=dim, heads=heads, **options)
             if not isinstance(built, TTTLayer):
                 raise StateError(f"a MemoryReader needs a TTT memory, which alone is surprised; got {memory!r}")
             self.space, self.dim, self.memory = space, dim, built
@@ -122,6 +125,7 @@ def pretrain(
     """
     if min(steps, n_envs, segment - 1) < 1:
         raise TrainingError(f"expected steps, n_envs >= 1 and segment >= 2, got {steps}, {n_envs}, {segment}")
+    reader.requires_grad_(True)
     envs = vector(make_env, n_envs, seed, "same_step")
     envs.action_space.seed(seed)
     optimizer = torch.optim.Adam(reader.parameters(), lr=lr)

@@ -1,4 +1,4 @@
-"""RLlib's new API stack: an RLModule with a memory, for PPO and its like, on as many machines as Ray has.
+"""RLlib's new API stack: an RLModule with a memory, for PPO, APPO and IMPALA, on as many machines as Ray has.
 
     config = PPOConfig().environment("CartPole-v1").rl_module(
         rl_module_spec=RLModuleSpec(TTTRLModule, model_config={"memory": "ttt_linear", "max_seq_len": 64})
@@ -27,7 +27,13 @@ from tttstream_agents.trunk import PolicyState, Trunk
 try:
     from ray.rllib.core.columns import Columns
     from ray.rllib.core.distribution.torch.torch_distribution import TorchMultiCategorical
-    from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
+    from ray.rllib.core.learner.utils import make_target_network
+    from ray.rllib.core.rl_module.apis import (
+        TARGET_NETWORK_ACTION_DIST_INPUTS,
+        InferenceOnlyAPI,
+        TargetNetworkAPI,
+        ValueFunctionAPI,
+    )
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
     from ray.rllib.core.rl_module.torch import TorchRLModule
 except ModuleNotFoundError as error:
@@ -44,7 +50,47 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class TTTRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
+class Policy(nn.Module):
+    """All that acts: from observations and a state to features and the numbers of a distribution of actions."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], chosen: Any) -> None:
+        super().__init__()
+        self.encoder, self.action = Encoder(observation_space), action_heads.build(action_space)
+        previous, memory = chosen["previous_action"], chosen["memory"]
+        sizes = {name: value for name, value in chosen.items() if name not in ("previous_action", "memory")}
+        self.trunk = Trunk(self.encoder.size, action_space if previous else None, memory, **sizes)
+        if not all(one.bounded for one in self.trunk.memories):
+            raise ShapeError("memory 'attention' grows, a state of RLlib cannot: take 'window'")
+        self.actor = head(chosen["dim"], self.action.outputs)
+        with torch.no_grad():
+            for parameter in self.actor[-1].parameters():  # every action equally likely at first
+                parameter.mul_(0.01)
+        self._fresh = self.trunk.initial_state(1)
+
+    def remember(self, batch: dict[str, Any], acting: bool = False) -> tuple[Tensor, PolicyState]:
+        """Features [S, T, D] and the state after. Sequences begin where episodes do, so no step inside is a start."""
+        parts = self.encoder.tensors(batch[Columns.OBS], leading=2, check=acting)
+        x = self.encoder(parts).transpose(0, 1)
+        state = unpack(cast(Tensor, batch[Columns.STATE_IN]["memory"]), self._fresh)
+        starts = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        actions = None if acting else batch[Columns.ACTIONS].transpose(0, 1)
+        features, state = self.trunk.remember(x, state, starts, actions=actions)
+        return features.transpose(0, 1), state
+
+    def inputs(self, features: Tensor) -> Tensor:
+        """What RLlib's distribution of actions is made of."""
+        outputs: Tensor = self.actor(features)
+        if isinstance(self.action, action_heads.Gaussian):
+            outputs = torch.cat([outputs, self.action.log_std.expand_as(outputs)], -1)
+        return outputs
+
+
+def head(dim: int, outputs: int) -> nn.Sequential:
+    """From features to an actor's or a critic's numbers."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, outputs))
+
+
+class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFunctionAPI):
     """A policy with a memory under RLlib's names: STATE_IN and STATE_OUT hold {"memory": [S, n]}, zeros where fresh.
 
     model_config: memory, dim, depth, heads, positions, previous_action, options as `MemoryPolicy`, and RLlib's own
@@ -70,29 +116,29 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             raise SpaceError(f"cannot act in {space}: expected Box, or Discrete or MultiDiscrete from 0")
         if isinstance(space, spaces.MultiDiscrete):
             self.action_dist_cls = TorchMultiCategorical.get_partial_dist_cls(input_lens=space.nvec.tolist())
-        self.encoder, self.action = Encoder(self.observation_space), action_heads.build(space)
-        dim = chosen["dim"]
-        self.trunk = Trunk(
-            self.encoder.size, space if chosen.pop("previous_action") else None, chosen.pop("memory"), **chosen
-        )
-        if not all(one.bounded for one in self.trunk.memories):
-            raise ShapeError("memory 'attention' grows, a state of RLlib cannot: take 'window'")
-        self.actor, self.critic = (
-            nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, outputs))
-            for outputs in (self.action.outputs, 1)
-        )
-        with torch.no_grad():
-            for parameter in self.actor[-1].parameters():  # every action equally likely at first
-                parameter.mul_(0.01)
-        self._fresh = self.trunk.initial_state(1)
+        self.policy = Policy(self.observation_space, space, chosen)
+        self.critic = head(chosen["dim"], 1)
 
     def get_non_inference_attributes(self) -> list[str]:
         """What env runners can do without."""
-        return ["critic"]
+        return ["critic", "_old_policy"]
 
     def get_initial_state(self) -> dict[str, Any]:
         """A fresh memory of one environment."""
-        return {"memory": np.zeros(pack(self._fresh).shape[1], np.float32)}
+        fresh = self.policy.trunk.initial_state(1)
+        return {"memory": np.zeros(pack(fresh).shape[1], np.float32)}
+
+    def make_target_networks(self) -> None:
+        """A copy of all that acts, for APPO, which calls this."""
+        self._old_policy = make_target_network(self.policy)
+
+    def get_target_network_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(what is trained, its copy)."""
+        return [(self.policy, self._old_policy)]
+
+    def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the copy would have done."""
+        return {TARGET_NETWORK_ACTION_DIST_INPUTS: self._old_policy.inputs(self._old_policy.remember(batch)[0])}
 
     def _forward_exploration(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         return self._act(batch, explore=True)
@@ -102,37 +148,21 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     @torch.no_grad()
     def _act(self, batch: dict[str, Any], explore: bool) -> dict[str, Any]:
-        features, state = self._remember(batch, acting=True)
-        inputs = self._inputs(features)
+        features, state = self.policy.remember(batch, acting=True)
+        inputs = self.policy.inputs(features)
         distribution = self.get_exploration_action_dist_cls().from_logits(inputs)
         actions = (distribution if explore else distribution.to_deterministic()).sample()
-        state = self.trunk.acted(state, actions[:, -1])
+        state = self.policy.trunk.acted(state, actions[:, -1])
         return {
             Columns.ACTIONS: actions, Columns.ACTION_LOGP: distribution.logp(actions),
             Columns.ACTION_DIST_INPUTS: inputs, Columns.STATE_OUT: {"memory": pack(state)},
         }  # fmt: skip
 
     def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
-        features, _state = self._remember(batch)
-        return {Columns.ACTION_DIST_INPUTS: self._inputs(features), Columns.EMBEDDINGS: features}
+        features, _state = self.policy.remember(batch)
+        return {Columns.ACTION_DIST_INPUTS: self.policy.inputs(features), Columns.EMBEDDINGS: features}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         """Values [S, T] of a training batch; embeddings: the features, where they are known."""
-        features = self._remember(batch)[0] if embeddings is None else embeddings
+        features = self.policy.remember(batch)[0] if embeddings is None else embeddings
         return self.critic(features).squeeze(-1)
-
-    def _inputs(self, features: Tensor) -> Tensor:
-        outputs = self.actor(features)
-        if isinstance(self.action, action_heads.Gaussian):
-            outputs = torch.cat([outputs, self.action.log_std.expand_as(outputs)], -1)
-        return outputs
-
-    def _remember(self, batch: dict[str, Any], acting: bool = False) -> tuple[Tensor, PolicyState]:
-        """Features [S, T, D] and the state after. Sequences begin where episodes do, so no step inside is a start."""
-        parts = self.encoder.tensors(batch[Columns.OBS], leading=2, check=acting)
-        x = self.encoder(parts).transpose(0, 1)
-        state = unpack(cast(Tensor, batch[Columns.STATE_IN]["memory"]), self._fresh)
-        starts = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        actions = None if acting else batch[Columns.ACTIONS].transpose(0, 1)
-        features, state = self.trunk.remember(x, state, starts, actions=actions)
-        return features.transpose(0, 1), state

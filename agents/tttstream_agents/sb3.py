@@ -9,6 +9,7 @@ Letters: T steps of a rollout, B environments, L steps of a segment, S segments,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from tttstream.errors import DependencyError, ShapeError
 from tttstream.state import pack, unpack
-from tttstream_agents.errors import ObservationError, TrainingError
+from tttstream_agents.errors import ObservationError, SpaceError, TrainingError
 from tttstream_agents.trunk import PolicyState, Trunk
 
 try:
@@ -32,13 +33,24 @@ try:
         RNNStates,
     )
     from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-    from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
+    from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 except ModuleNotFoundError as error:
     raise DependencyError(f"{error.name} is not installed: pip install 'tttstream[sb3]'") from error
 
 __all__ = ["RecurrentPPO", "TTTCnnPolicy", "TTTMultiInputPolicy", "TTTPolicy"]
 
 Pair = tuple[Tensor, Tensor]
+OF_LSTM = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs")
+
+
+class Flat(FlattenExtractor):
+    """Stable-Baselines3's, with a plain number for its size, which of MultiDiscrete is NumPy's there."""
+
+    def __init__(self, observation_space: spaces.Space[Any]) -> None:
+        if isinstance(observation_space, spaces.Dict):
+            raise SpaceError("TTTPolicy sees one row of numbers: for a Dict take TTTMultiInputPolicy")
+        super().__init__(observation_space)
+        self._features_dim: int = int(self.features_dim)
 
 
 class TTTPolicy(RecurrentActorCriticPolicy):
@@ -63,13 +75,17 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         positions: bool = True,
         previous_action: bool = True,
         options: dict[str, Any] | None = None,
+        features_extractor_class: Any = Flat,
         **kwargs: Any,
     ) -> None:
+        foreign = [name for name in OF_LSTM if name in kwargs]
+        if foreign:
+            raise ShapeError(f"policy_kwargs: {', '.join(foreign)} describe an LSTM: say memory, dim, depth and heads")
         if not kwargs.get("share_features_extractor", True):
             raise ShapeError("actor and critic share one memory, so they need one features extractor, not two")
         super().__init__(
             observation_space, action_space, lr_schedule, lstm_hidden_size=dim, shared_lstm=True,
-            enable_critic_lstm=False, **kwargs,
+            enable_critic_lstm=False, features_extractor_class=features_extractor_class, **kwargs,
         )  # fmt: skip
         self.memory_kwargs: dict[str, Any] = {
             "memory": memory, "dim": dim, "depth": depth, "heads": heads, "positions": positions,
@@ -195,10 +211,11 @@ class _Segments:
         self._plain.add(self, *args, **kwargs)
 
     def get(self: Any, batch_size: int | None = None) -> Iterator[Any]:
-        """Whole segments in random order, `batch_size` steps at a time, or as near to that as whole segments allow.
+        """Whole segments in random order, `batch_size` steps at a time, or as near to that as whole segments allow,
+        and never a step alone, whose advantage cannot be normalised.
 
         Tensors [S * L, ...], segment after segment, and the states [1, S, n] where they begin. Where L does not
-        divide T the last ones are filled up; the mask is 0 there.
+        divide T the last ones are filled up with their last step; the mask is 0 there.
         """
         if not self.full:
             raise TrainingError("the rollout buffer is not full yet")
@@ -206,26 +223,29 @@ class _Segments:
         states = torch.cat(self.states).to(self.device)
         each = count if batch_size is None else max(1, batch_size // length)
         order = np.random.permutation(count)
-        mask = np.ones((self.buffer_size, self.n_envs), np.float32)
+        steps = np.arange(len(self.states) * length).reshape(-1, length)  # of each segment, some beyond the end
+        real = (steps < self.buffer_size).sum(1)[order // self.n_envs]
+        batches, begin = [], 0
+        for end in [*range(each, count, each), count]:
+            if real[begin:end].sum() >= 2:
+                batches.append(order[begin:end])
+                begin = end
+        batches[-1] = np.concatenate([batches[-1], order[begin:]])
 
-        def cut(
-            x: Any, rows: Any
-        ) -> Tensor:  # [T, B, ...] -> [S * L, ...]; segment k of environment b is row k * B + b
-            spare = -self.buffer_size % length
-            if spare:
-                x = np.concatenate([x, np.zeros((spare, *x.shape[1:]), x.dtype)])
-            pieces = x.reshape(-1, length, *x.shape[1:])[rows // self.n_envs, :, rows % self.n_envs]
-            return self.to_torch(pieces.reshape(-1, *x.shape[2:]))
+        def cut(x: Any, rows: Any) -> Tensor:
+            """[T, B, ...] -> [S * L, ...]; segment k of environment b is row k * B + b."""
+            taken = np.minimum(steps[rows // self.n_envs], self.buffer_size - 1)
+            return self.to_torch(x[taken, rows[:, None] % self.n_envs].reshape(-1, *x.shape[2:]))
 
-        for first in range(0, count, each):
-            rows = order[first : first + each]
+        for rows in batches:
             flat = states[torch.as_tensor(rows, device=states.device)][None]
             obs = self.observations
             yield self._samples(
                 {key: cut(x, rows) for key, x in obs.items()} if isinstance(obs, dict) else cut(obs, rows),
                 cut(self.actions, rows).float(), cut(self.values, rows), cut(self.log_probs, rows),
                 cut(self.advantages, rows), cut(self.returns, rows), RNNStates((flat, flat), (flat, flat)),
-                cut(self.episode_starts, rows), cut(mask, rows),
+                cut(self.episode_starts, rows),
+                self.to_torch((steps[rows // self.n_envs] < self.buffer_size).astype(np.float32).flatten()),
             )  # fmt: skip
 
 
@@ -245,9 +265,10 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
     """sb3-contrib's RecurrentPPO with the policies of this file and a buffer that does not grow with their state.
 
     policy: "TTTPolicy", "TTTCnnPolicy", "TTTMultiInputPolicy", or a class derived from them.
-    segment: steps of a training sequence; None for n_steps, or batch_size where that is less. batch_size counts steps,
-    in whole segments. Further arguments as sb3-contrib's. `save` keeps the live memory of every environment too: what
-    is loaded with force_reset=False, in the environments it played in, goes on inside their episodes.
+    segment: steps of a training sequence; None for n_steps, or where batch_size is less for parts of n_steps as equal
+    as can be and no longer than it. batch_size counts steps, in whole segments. Further arguments as sb3-contrib's.
+    `save` keeps the live memory of every environment too: what is loaded with force_reset=False, in the environments it
+    played in, goes on inside their episodes.
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {
@@ -273,7 +294,13 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
                 f"expected one of {', '.join(self.policy_aliases)}, got {type(self.policy).__name__}; "
                 "for an LSTM: policy_kwargs={'memory': 'lstm'}"
             )
-        segment = min(steps, self.batch_size) if self.segment is None else self.segment
+        if steps * self.n_envs < 2:
+            raise TrainingError("a rollout of one step teaches nothing: raise n_steps")
+        if self.batch_size < 1:
+            raise TrainingError(f"batch_size must be at least 1, got {self.batch_size}")
+        segment = self.segment
+        if segment is None:
+            segment = math.ceil(steps / math.ceil(steps / self.batch_size))
         if not 1 <= segment <= steps:
             raise TrainingError(f"segment must be between 1 and n_steps = {steps}, got {segment}")
         kind = DictSegmentBuffer if isinstance(self.observation_space, spaces.Dict) else SegmentBuffer

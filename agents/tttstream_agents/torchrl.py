@@ -42,9 +42,10 @@ class TTTModule(TensorDictModuleBase):
     memory, dim, depth, heads, positions, options: as `tttstream_agents.MemoryPolicy`.
 
     Outside of recurrent mode (the default, and what collectors use) each element is one step of its own, with its own
-    state. In it (`with set_recurrent_mode(True)`, and what losses use) the last dimension is time, rows start from the
-    state of their first step, episodes may end and begin inside, all steps are computed in parallel, and no next state
-    is written.
+    state. In it (`with set_recurrent_mode(True)`, and what losses use) the last dimension is time, and all steps are
+    computed in parallel. A row starts from the state that lies at its first step, and anew from the one that lies where
+    `init_key` is true inside: zeros where an episode begins, the state of that time where a replay buffer's slice does.
+    Every step then has the row's last state for its next one, which is what a burn-in takes.
     """
 
     def __init__(
@@ -114,12 +115,34 @@ class TTTModule(TensorDictModuleBase):
         if starts is None:
             raise StateError(f"there is no {self.init_key!r}: append torchrl.envs.InitTracker() to the environment")
         starts = lay(starts.reshape(shape)).bool()
-        state = self.trunk.initial_state(rows) if flat is None else unpack(lay(flat)[0], self._fresh)
-        features, state = self.trunk.remember(x, state, starts)
+        features, end = self._remember(x, None if flat is None else lay(flat), starts)
         tensordict.set(self.out_key, features.transpose(0, 1).reshape(*shape, -1))
-        if not recurrent:
-            tensordict.set(("next", self.state_key), pack(state).reshape(*shape, -1))
+        tensordict.set(("next", self.state_key), end[:, None].expand(-1, steps, -1).reshape(*shape, -1))
         return tensordict
+
+    def _remember(self, x: Tensor, flat: Tensor | None, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [T, S, D] of x [T, S, N] with the packed states [T, S, n], and the packed states [S, n] after it."""
+        steps, rows = starts.shape
+        starts = starts.clone()
+        starts[0] = False  # a row's first state is what lies there
+        if flat is None or not bool(flat[starts].any()):
+            state = self.trunk.initial_state(rows) if flat is None else unpack(flat[0], self._fresh)
+            features, state = self.trunk.remember(x, state, starts)
+            return features, pack(state)
+        starts[0] = True
+        row, begin = starts.T.nonzero().unbind(1)  # of each piece
+        lengths = torch.cat([row * steps + begin, starts.new_full((1,), steps * rows, dtype=torch.long)]).diff()
+        places, parts, ends = [], [], flat.new_empty(len(row), flat.shape[-1])
+        for length in lengths.unique().tolist():  # pieces of a length go together
+            piece = (lengths == length).nonzero().squeeze(1)
+            span, own = begin[piece] + torch.arange(length, device=x.device)[:, None], row[piece]
+            state = unpack(flat[begin[piece], own], self._fresh)
+            part, state = self.trunk.remember(x[span, own], state, torch.zeros_like(span, dtype=torch.bool))
+            places.append((span * rows + own).flatten())
+            parts.append(part.flatten(0, 1))
+            ends = ends.index_copy(0, piece, pack(state))
+        features = torch.cat(parts)[torch.cat(places).argsort()]
+        return features.unflatten(0, (steps, rows)), ends[starts.sum(0).cumsum(0) - 1]
 
     def _numbers(self, tensordict: TensorDictBase, key: Any, leading: int) -> Tensor:
         x = tensordict.get(key)
@@ -135,16 +158,20 @@ def state_values(value: Any, data: TensorDictBase, key: str = "state_value") -> 
     """Write the values that GAE(value_network=None) reads into what a collector gave: of each observation and of the
     one after it, each by the memory as it was at that very step, also where an episode ended. Returns data.
 
-    value: the whole value operator, the memory included.
+    value: the whole value operator, the memory included. Raises StateError where the states after the steps are not in
+    data: call this before they are dropped.
     """
+    memories = [module for module in value.modules() if isinstance(module, TTTModule)]
+    for memory in memories:
+        if ("next", memory.state_key) not in data.keys(True):
+            raise StateError(f"no ('next', {memory.state_key!r}): call state_values before it is left out")
     with set_recurrent_mode(False):
         data.set(key, value(data.copy()).get(key))
         after = data.get("next").copy()
         for name in value.in_keys:
             if name not in after.keys(True):
                 after.set(name, torch.zeros_like(data.get(name)))
-        inits = [module.init_key for module in value.modules() if isinstance(module, TTTModule)]
-        for name in inits:  # what follows a step is never a beginning
-            after.set(name, torch.zeros_like(data.get(name)))
+        for memory in memories:  # what follows a step is never a beginning
+            after.set(memory.init_key, torch.zeros_like(data.get(memory.init_key)))
         data.set(("next", key), value(after).get(key))
     return data

@@ -28,7 +28,7 @@ def _reader_for(space: spaces.Space[Any], reader: MemoryReader | None) -> Memory
     reader = MemoryReader(space) if reader is None else reader
     if reader.space != space:
         raise SpaceError(f"the reader was made for observations of {reader.space}, the environment gives {space}")
-    return reader.eval()
+    return reader.eval().requires_grad_(False)
 
 
 def _wider(space: spaces.Space[Any], numbers: int) -> spaces.Box:
@@ -37,18 +37,20 @@ def _wider(space: spaces.Space[Any], numbers: int) -> spaces.Box:
     if not isinstance(flat, spaces.Box):
         raise SpaceError(f"cannot lay out observations of {space} as one row of numbers")
     more = np.full(numbers, np.inf, np.float32)
-    low, high = (edge.astype(np.float32) for edge in (flat.low, flat.high))
+    with np.errstate(over="ignore"):  # bounds beyond float32 are none
+        low, high = (edge.astype(np.float32) for edge in (flat.low, flat.high))
     return spaces.Box(np.concatenate([low, -more]), np.concatenate([high, more]), dtype=np.float32)
 
 
-class TTTMemoryObservation(gym.Wrapper[Any, Any, Any, Any]):
+class TTTMemoryObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Observations become one row: flat observation, readout of the memory, surprise; info["surprise"] has it too.
 
     The memory begins anew with each reset. reader: the memory with its weights; random ones where not given.
     """
 
     def __init__(self, env: gym.Env[Any, Any], reader: MemoryReader | None = None) -> None:
-        super().__init__(env)
+        gym.utils.RecordConstructorArgs.__init__(self, reader=reader)
+        gym.Wrapper.__init__(self, env)
         self.reader = _reader_for(env.observation_space, reader)
         self.observation_space = _wider(env.observation_space, self.reader.dim + 1)
         self._state = self.reader.initial_state(1)
@@ -128,38 +130,71 @@ class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         return row, reward, terminated, truncated, info
 
 
-class SurpriseReward(gym.Wrapper[Any, Any, Any, Any]):
-    """Adds `scale` times the surprise, in deviations above this environment's usual, to the reward.
+class Bonus:
+    """What surprise earns, in deviations above what was to be expected, up to `most` of them, times `scale`.
 
-    env: a TTTMemoryObservation, or one with it inside. Only what is above usual is rewarded, up to `most` deviations.
+    A fresh memory is surprised by everything, and less so with every step. So what is expected goes on from the
+    episode's own past, and the first `warmup` steps of every episode earn nothing; what a deviation is comes from all
+    episodes.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], scale: float = 0.01, most: float = 5.0) -> None:
-        super().__init__(env)
-        self.scale, self.most, self._normaliser = scale, most, Normaliser()
+    def __init__(self, scale: float, most: float, warmup: int) -> None:
+        self.scale, self.most, self.warmup = scale, most, warmup
+        self.normaliser, self.age = Normaliser(), 0
+
+    def restart(self) -> None:
+        """An episode begins."""
+        self.normaliser.restart()
+        self.age = 0
+
+    def of(self, surprise: float) -> float:
+        """What the episode's next step earns."""
+        score = self.normaliser.push(surprise)
+        self.age += 1
+        return self.scale * min(max(score, 0.0), self.most) if self.age > self.warmup else 0.0
+
+
+class SurpriseReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Adds to the reward what the step's surprise earns (see `Bonus`).
+
+    env: a TTTMemoryObservation, or one with it inside.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], scale: float = 0.01, most: float = 5.0, warmup: int = 8) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, scale=scale, most=most, warmup=warmup)
+        gym.Wrapper.__init__(self, env)
+        self._bonus = Bonus(scale, most, warmup)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        self._bonus.restart()
+        return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """One step; info["extrinsic_reward"] keeps the environment's own."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         if "surprise" not in info:
             raise EnvError("no info['surprise']: put a TTTMemoryObservation inside this wrapper")
-        bonus = self.scale * min(max(self._normaliser.push(info["surprise"]), 0.0), self.most)
+        bonus = self._bonus.of(info["surprise"])
         return obs, float(reward) + bonus, terminated, truncated, {**info, "extrinsic_reward": reward}
 
 
 class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
     """SurpriseReward for a vector of environments; the step on which an environment begins anew earns nothing."""
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], scale: float = 0.01, most: float = 5.0) -> None:
+    def __init__(
+        self, env: VectorEnv[Any, Any, Any], scale: float = 0.01, most: float = 5.0, warmup: int = 8
+    ) -> None:  # fmt: skip
         super().__init__(env)
-        self.scale, self.most = scale, most
-        self._normalisers = [Normaliser() for _ in range(env.num_envs)]
+        self._bonus = [Bonus(scale, most, warmup) for _ in range(env.num_envs)]
         self._same_step = env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
         self._over = np.zeros(env.num_envs, dtype=bool)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode everywhere."""
         self._over[:] = False
+        for bonus in self._bonus:
+            bonus.restart()
         return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -171,8 +206,10 @@ class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
         surprise = info["surprise"]
         if self._same_step and done.any():  # the observation that this reward came with is the last, not the first
             surprise = np.where(done, info["final_surprise"], surprise)
-        bonus = np.zeros(self.num_envs)
+        earned = np.zeros(self.num_envs)
         for row in np.flatnonzero(~self._over):
-            bonus[row] = self.scale * min(max(self._normalisers[row].push(float(surprise[row])), 0.0), self.most)
+            earned[row] = self._bonus[row].of(float(surprise[row]))
+        for row in np.flatnonzero(done):
+            self._bonus[row].restart()
         self._over = np.zeros_like(done) if self._same_step else done
-        return obs, reward + bonus, terminated, truncated, {**info, "extrinsic_reward": reward}
+        return obs, reward + earned, terminated, truncated, {**info, "extrinsic_reward": reward}

@@ -206,6 +206,7 @@ def test_frame_stack_keeps_the_contract(frames: int) -> None:
     [
         (np.array([[np.nan, 0]], "f4"), "NaN or infinity"),
         (np.array([[0, np.inf]], "f4"), "NaN or infinity"),
+        (np.array([[0, 1e300]], "f8"), r"a number beyond torch.float32"),
         (np.zeros((1, 3), "f4"), r"expected shape \['any', 2\], got \[1, 3\]"),
         (np.zeros(2, "f4"), "expected shape"),
     ],

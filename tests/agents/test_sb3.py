@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 
 from tttstream.errors import ShapeError
-from tttstream_agents.errors import ObservationError, TrainingError
+from tttstream_agents.errors import ObservationError, SpaceError, TrainingError
 
 sb3_contrib = pytest.importorskip("sb3_contrib", reason="Stable-Baselines3 is absent: pip install 'tttstream[sb3]'")
 
@@ -22,6 +22,7 @@ from sb3_contrib.ppo_recurrent.policies import MlpLstmPolicy  # noqa: E402
 from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
 from stable_baselines3.common.evaluation import evaluate_policy  # noqa: E402
 from stable_baselines3.common.monitor import Monitor  # noqa: E402
+from stable_baselines3.common.torch_layers import FlattenExtractor  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
 
 from tttstream.state import pack  # noqa: E402
@@ -129,7 +130,7 @@ def test_the_buffer_keeps_states_only_where_segments_begin() -> None:
     assert numbers > 256
     batches = [len(data.mask) for data in made.rollout_buffer.get(24)]
     assert batches == [24] * 3
-    assert model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0])).rollout_buffer.segment == 10  # batch_size < n_steps
+    assert model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0])).rollout_buffer.segment == 6  # batch_size < n_steps
 
 
 def alone(made: Any, first: int, last: int, env: int, extra: Any = None) -> torch.Tensor:
@@ -222,6 +223,44 @@ def test_a_loaded_model_goes_on_inside_its_episodes(tmp_path: Path) -> None:
                           made.predict(obs, deterministic=True)[0])  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("n_steps", "batch_size", "n_envs", "segment"),
+    [(13, 12, 1, None), (3, 2, 1, None), (5, 1, 1, None), (2, 64, 1, None), (20, 13, 2, 1), (11, 5, 2, 5)],
+)
+def test_no_step_is_learned_alone(n_steps: int, batch_size: int, n_envs: int, segment: int | None) -> None:
+    """The advantage of one step has no deviation: every batch holds two or more, and every step is in one."""
+    sizes = {"n_steps": n_steps, "batch_size": batch_size, "segment": segment}
+    made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0]), n_envs, **sizes)
+    collect(made, rollouts=1)
+    check_first_ratio(made)
+    assert min(int(data.mask.sum()) for data in made.rollout_buffer.get(batch_size)) >= 2
+    made.train()
+    assert all(parameter.isfinite().all() for parameter in made.policy.parameters())
+
+
+def test_segments_are_as_equal_as_can_be() -> None:
+    made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0]), n_steps=20, batch_size=16)
+    assert made.rollout_buffer.segment == 10
+
+
+class Direction(FlattenExtractor):
+    """Which way an observation points, of one of zeros NaN."""
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        flat = super().forward(observations)
+        return flat / flat.norm(dim=-1, keepdim=True)
+
+
+def test_what_fills_up_a_segment_was_played() -> None:
+    """A network never sees an observation that the environment did not give."""
+    made = model(
+        "TTTPolicy", lambda: Noise(BOX, ACTIONS[3]), tiny={**TINY, "features_extractor_class": Direction}, segment=7
+    )  # fmt: skip
+    collect(made, rollouts=1)
+    check_first_ratio(made)
+    made.train()
+
+
 def test_sb3_contribs_own_algorithm_takes_the_policy_too() -> None:
     env = DummyVecEnv([lambda: Noise(BOX, ACTIONS[0])] * 2)
     stock = sb3_contrib.RecurrentPPO(TTTPolicy, env, policy_kwargs=TINY, **SMALL)
@@ -258,3 +297,15 @@ def test_wrong_choices_are_named() -> None:
         model("TTTPolicy", noise, tiny={"memory": "attention"})
     with pytest.raises(ShapeError, match="one features extractor"):
         model("TTTPolicy", noise, tiny={"share_features_extractor": False})
+    with pytest.raises(ShapeError, match="n_lstm_layers, lstm_kwargs describe an LSTM"):
+        model("TTTPolicy", noise, tiny={"n_lstm_layers": 2, "lstm_kwargs": {}})
+    with pytest.raises(SpaceError, match="take TTTMultiInputPolicy"):
+        model("TTTPolicy", lambda: Noise(OBSERVATIONS["TTTMultiInputPolicy"], ACTIONS[0]))
+    with pytest.raises(TrainingError, match="raise n_steps"):
+        model("TTTPolicy", noise, 1, n_steps=1)
+
+
+def test_choices_are_observations_too() -> None:
+    made = model("TTTPolicy", lambda: Noise(spaces.MultiDiscrete([3, 4]), ACTIONS[0]))
+    collect(made)
+    check_first_ratio(made)

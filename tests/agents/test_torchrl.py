@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     from tensordict.nn import TensorDictModule, TensorDictSequential
     from torchrl.collectors import Collector
     from torchrl.envs import Compose, GymWrapper, InitTracker, RewardSum, SerialEnv, TransformedEnv
+    from torchrl.envs.transforms import BurnInTransform
     from torchrl.modules import MLP, ActorValueOperator, OneHotCategorical, ProbabilisticActor, set_recurrent_mode
     from torchrl.modules.utils import get_primers_from_module
     from torchrl.objectives import ClipPPOLoss
@@ -72,6 +73,33 @@ def test_recurrent_mode_says_what_the_collector_said(script: Any, memory: str) -
             value = op.get_value_operator()(rows.copy())["state_value"]
         torch.testing.assert_close((again - log_prob).exp(), torch.ones_like(again), atol=1e-5, rtol=0)
         torch.testing.assert_close(value.reshape(acted.shape), acted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("memory", ["ttt_linear", "gru"])
+def test_a_slice_begins_with_the_state_of_its_time(script: Any, memory: str) -> None:
+    """As torchrl's SliceSampler marks them: `is_init` where a slice begins, inside an episode too, slices of several
+    lengths one after another."""
+    op = operator(2, memory=memory)
+    data = collect(script, op)
+    rows = data.reshape(-1)[: 3 * 29].clone()  # slices that cross the rows of the collector's environments
+    cuts = [0, 5, 12, 17, 24, 30, 37, 60, 64]
+    rows["is_init"][cuts] = True
+    with set_recurrent_mode(True), torch.no_grad():
+        again = op.get_policy_operator().get_dist(rows.copy()).log_prob(rows["action"])
+        state = op[0](rows[:24].copy())["next", "memory"]
+    torch.testing.assert_close(again, rows["action_log_prob"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(state[-1], rows["next", "memory"][23], atol=1e-4, rtol=1e-4)
+
+
+def test_a_replay_buffer_burns_in(script: Any) -> None:
+    op = operator(2)
+    data = collect(script, op, rollouts=1)
+    burnt = BurnInTransform(modules=[TTTModule(2, in_key="observation", dim=16, heads=1)], burn_in=5)
+    burnt.modules[0].load_state_dict(op[0].state_dict())
+    with set_recurrent_mode(True):
+        rest = burnt(data.clone().exclude(("next", "memory")))
+    fresh = ~data["is_init"][:, 5, 0]  # the next episode's state is the environment's to set
+    torch.testing.assert_close(rest["memory"][fresh, 0], data["memory"][fresh, 5], atol=1e-4, rtol=1e-4)
 
 
 def test_values_are_those_of_each_episode_played_alone(script: Any) -> None:
@@ -142,6 +170,13 @@ def test_several_observations_and_other_names() -> None:
     policy = TensorDictSequential(memory)
     assert policy(td)["out"].shape == (4, 8)
     assert td["next", "m"].shape == (4, memory.state_size)
+
+
+def test_values_need_the_states_after_the_steps(script: Any) -> None:
+    op = operator(2)
+    data = collect(script, op, rollouts=1).exclude(("next", "memory"))
+    with pytest.raises(StateError, match="before it is left out"):
+        state_values(op.get_value_operator(), data)
 
 
 def test_wrong_calls_are_named() -> None:

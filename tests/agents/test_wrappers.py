@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tttstream.errors import StateError
@@ -88,7 +89,7 @@ def test_nested_observations(script: Any, mode: AutoresetMode) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_surprise_is_rewarded(script: Any, mode: AutoresetMode) -> None:
     """A vector pays what a single environment pays, and nothing for the step that begins an episode."""
-    single = SurpriseReward(TTTMemoryObservation(script()), scale=1.0)
+    single = SurpriseReward(TTTMemoryObservation(script()), scale=1.0, warmup=1)
     paid = []
     for _ in range(8):
         single.reset()
@@ -100,7 +101,7 @@ def test_surprise_is_rewarded(script: Any, mode: AutoresetMode) -> None:
     assert max(paid) > 0
     assert min(paid) == 0
     vector = SyncVectorEnv([script], autoreset_mode=mode)
-    env = SurpriseVectorReward(TTTMemoryVectorObservation(vector), scale=1.0)
+    env = SurpriseVectorReward(TTTMemoryVectorObservation(vector), scale=1.0, warmup=1)
     env.reset()
     found, begins = [], False
     for _ in range(24):
@@ -112,6 +113,53 @@ def test_surprise_is_rewarded(script: Any, mode: AutoresetMode) -> None:
             found.append(bonus)
         begins = bool((terminated | truncated)[0])
     np.testing.assert_allclose(found, paid[: len(found)], atol=1e-3)
+
+
+class Odd(gym.Env[Any, Any]):
+    """One observation all along, but for a single other one at step 20 of 40."""
+
+    def __init__(self) -> None:
+        self.observation_space, self.action_space = spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.array([0.5, -0.2, 0.1, 0.3], np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        row = np.array([0.5, -0.2, 0.1, 0.3], np.float32)
+        return -row[::-1] if self.time == 20 else row, 0.0, False, self.time >= 40, {}
+
+
+def test_what_is_rewarded_is_the_event_and_not_the_beginning() -> None:
+    """A fresh memory knows nothing in every episode; that is no news after the first."""
+    env, paid = SurpriseReward(TTTMemoryObservation(Odd()), scale=1.0), np.zeros((30, 41))
+    for episode in paid:
+        env.reset()
+        for step in range(1, 41):
+            episode[step] = env.step(0)[1]
+    mean = paid[10:].mean(0)
+    assert not mean[:9].any()
+    assert mean[20] > 2.0
+    assert mean[20] > 0.5 * mean.sum()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of wrapped environments and infinite bounds
+def test_gymnasium_finds_nothing_wrong_and_makes_them_again() -> None:
+    env = SurpriseReward(TTTMemoryObservation(gym.make("CartPole-v1")))
+    check_env(env, skip_render_check=True)
+    again = gym.make(env.spec)
+    assert isinstance(again, SurpriseReward)
+    np.testing.assert_array_equal(again.reset(seed=3)[0], env.reset(seed=3)[0])
+
+
+def test_a_readers_weights_stand_still_until_it_is_trained() -> None:
+    reader = MemoryReader(Odd().observation_space, dim=8)
+    TTTMemoryObservation(Odd(), reader)
+    assert not any(parameter.requires_grad for parameter in reader.parameters())
+    pretrain(reader, Odd, steps=64, n_envs=2, segment=8)
+    assert all(parameter.requires_grad for parameter in reader.parameters())
 
 
 def test_pretraining_on_random_play_learns_to_foresee() -> None:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from tttstream.cli.main import guarded
 from tttstream_agents import __version__
 from tttstream_agents.config import Config, build, read
+from tttstream_agents.errors import TrainingError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,13 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
         parser_of = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
         parser_of.add_argument("run_folder", metavar="DIR", help="the folder that `train --out` wrote")
         parser_of.add_argument("--env", help="another environment of the same spaces, e.g. a longer one")
-        parser_of.add_argument("--seed", type=int, default=1, help="of the episodes and of the draws (1)")
+        parser_of.add_argument("--seed", type=natural, default=1, help="of the episodes and of the draws (1)")
         parser_of.add_argument("--deterministic", action="store_true", help="take the likeliest action, draw none")
         episodes = 100 if name == "eval" else 3
         parser_of.add_argument("--episodes", type=int, default=episodes, help=f"whole episodes to play ({episodes})")
         parser_of.set_defaults(run=function)
         if name == "eval":
             parser_of.add_argument("--n-envs", type=int, default=8, help="environments side by side (8)")
+            parser_of.add_argument("--max-steps", type=int, default=10_000, help="cut episodes off there (10000)")
             parser_of.add_argument("--out", help="also write the result there, as JSON")
         else:
             parser_of.add_argument("--out", help="write this MP4; without it a window opens")
@@ -70,10 +72,19 @@ def _add(group: Any, field: dataclasses.Field[Any]) -> None:
     if kind is bool:
         settings["action"] = argparse.BooleanOptionalAction
     else:
-        settings["type"], settings["metavar"] = _json if kind is dict else kind, kind.__name__.upper()
+        settings["type"] = _json if kind is dict else kind
+        settings["metavar"] = "JSON" if kind is dict else kind.__name__.upper()
         if field.metadata["choices"]:
             settings["choices"], settings["metavar"] = field.metadata["choices"], None
     group.add_argument(f"--{field.name.replace('_', '-')}", **settings)
+
+
+def natural(text: str) -> int:
+    """A number from 0 that fits a seed."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise ValueError(text)
+    return value
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -108,6 +119,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     import torch
+    from gymnasium.wrappers import TimeLimit
 
     from tttstream.outputs import TextFile
     from tttstream_agents.envs import make, vector
@@ -116,11 +128,14 @@ def _eval(args: argparse.Namespace) -> int:
 
     folder = Path(args.run_folder)
     env_id = args.env or read_config(folder).env
+    if args.max_steps < 1:
+        raise TrainingError(f"--max-steps must be at least 1, got {args.max_steps}")
     torch.manual_seed(args.seed)
     make(env_id).close()  # a mistake in its name shows itself before the vector is made
-    envs = vector(lambda: make(env_id), max(1, min(args.n_envs, args.episodes)), args.seed)
+    count = max(1, min(args.n_envs, args.episodes))
+    envs = vector(lambda: TimeLimit(make(env_id), args.max_steps), count, args.seed, unseen=True)
     try:
-        result = evaluate(load_policy(folder, envs), envs, args.episodes, args.deterministic)
+        result = evaluate(load_policy(folder, envs), envs, args.episodes, args.deterministic, progress=True)
     finally:
         envs.close()
     values = {

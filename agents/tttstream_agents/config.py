@@ -48,7 +48,7 @@ class Config:
     n_envs: int = option(16, "environments side by side")
     rollout: int = option(128, "steps played in each of them between two updates")
     segment: int = option(0, "steps of a training sequence, a divisor of rollout; 0 for the whole rollout")
-    minibatch: int = option(512, "steps in a gradient step")
+    minibatch: int = option(512, "steps in a gradient step, in whole segments")
     epochs: int = option(4, "passes over a rollout")
     lr: float = option(3e-4, "learning rate of Adam")
     anneal: bool = option(False, "let the learning rate fall to 0 over the run")
@@ -76,11 +76,15 @@ class Config:
         for name, (low, high) in RANGES.items():
             if not low <= getattr(self, name) <= high:  # so NaN is refused too
                 raise TrainingError(f"{name} must lie between {low:g} and {high:g}, got {getattr(self, name)}")
-        if self.seed < 0 or self.workers < 0:
-            raise TrainingError(f"seed and workers cannot be negative, got {self.seed} and {self.workers}")
+        if not 0 <= self.seed < 2**63 or self.workers < 0:
+            raise TrainingError(f"seed (below 2^63) and workers cannot be negative: {self.seed}, {self.workers}")
         object.__setattr__(self, "segment", self.segment or self.rollout)
         if self.segment < 1 or self.rollout % self.segment:
             raise TrainingError(f"segment must divide rollout = {self.rollout}, got {self.segment}")
+        if self.minibatch < self.segment:
+            raise TrainingError(
+                f"minibatch must hold a segment of {self.segment} steps, got {self.minibatch}: give a shorter segment"
+            )
         if self.autoreset not in ("next_step", "same_step"):
             raise TrainingError(f"autoreset must be next_step or same_step, got {self.autoreset!r}")
         if self.segment < self.rollout and self.memory == "attention":

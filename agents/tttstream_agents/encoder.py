@@ -60,21 +60,24 @@ class Numbers(nn.Module):
         low, high = (torch.as_tensor(edge.astype(np.float64)).flatten() for edge in (space.low, space.high))
         bounded = (high - low < UNBOUNDED) & (high > low)
         middle, half = torch.where(bounded, (low + high) / 2, 0), torch.where(bounded, (high - low) / 2, 1)
+        self.exact = middle, half  # for numbers that come in float64, which may lie close together far from zero
         self.register_buffer("middle", middle.float(), persistent=False)
         self.register_buffer("reach", half.float(), persistent=False)
         self.register_buffer("bounded", bounded, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        flat = x.reshape(*x.shape[: x.dim() - len(self.shape)], self.size).to(torch.get_default_dtype())
-        return torch.where(self.bounded, (flat - self.middle) / self.reach, flat.sign() * flat.abs().log1p())
+        dtype = torch.get_default_dtype()
+        flat, (middle, reach) = x.reshape(*x.shape[: x.dim() - len(self.shape)], self.size), (self.middle, self.reach)
+        if x.dtype == torch.float64:
+            middle, reach = (edge.to(x.device) for edge in self.exact)
+        else:
+            flat = flat.to(dtype)
+        return torch.where(self.bounded, (flat - middle) / reach, flat.sign() * flat.abs().log1p()).to(dtype)
 
     def fault(self, x: Tensor) -> str | None:
         """What is wrong with x, if anything."""
-        dtype = torch.get_default_dtype()
-        if not x.is_floating_point() or bool(x.to(dtype).isfinite().all()):
-            return None
-        return f"a number beyond {dtype}" if bool(x.isfinite().all()) else "NaN or infinity"
+        return None if not x.is_floating_point() or bool(x.isfinite().all()) else "NaN or infinity"
 
 
 class Picture(nn.Module):
@@ -83,7 +86,7 @@ class Picture(nn.Module):
     def __init__(self, space: spaces.Box, width: int = 32) -> None:
         super().__init__()
         self.numbers, self.shape = Numbers(space), space.shape
-        self.last = len(self.shape) == 3 and self.shape[2] < self.shape[0]  # channels last
+        self.last = len(self.shape) == 3 and channels_last(self.shape)
         channels = 1 if len(self.shape) == 2 else self.shape[2] if self.last else self.shape[0]
         height, across = self.shape[:2] if self.last or len(self.shape) == 2 else self.shape[1:]
         layers: list[nn.Module] = []
@@ -97,7 +100,8 @@ class Picture(nn.Module):
         """See the class."""
         leading = x.shape[: x.dim() - len(self.shape)]
         pixels = self.numbers(x).reshape(-1, *(self.shape if len(self.shape) == 3 else (1, *self.shape)))
-        return self.layers(pixels.movedim(-1, 1) if self.last else pixels).reshape(*leading, self.size)
+        pixels = (pixels.movedim(-1, 1) if self.last else pixels).to(next(self.layers.parameters()).dtype)
+        return self.layers(pixels).reshape(*leading, self.size)
 
     def fault(self, x: Tensor) -> str | None:
         """What is wrong with x, if anything."""
@@ -130,10 +134,12 @@ class Encoder(nn.Module):
         out: list[Tensor] = []
         for path, child in zip(self.paths, self.parts, strict=True):
             module = cast(Part, child)
-            x, shape = torch.as_tensor(pick(obs, path), device=device), tuple(module.shape)
+            x, shape = tensor(pick(obs, path), device, path), tuple(module.shape)
             if x.dim() != leading + len(shape) or tuple(x.shape[leading:]) != shape:
                 wanted = [*["any"] * leading, *shape]
                 raise ObservationError(f"{name(path)}: expected shape {wanted}, got {list(x.shape)}")
+            if 0 in x.shape[:leading]:
+                raise ObservationError(f"{name(path)}: expected one or more of them, got {list(x.shape)}")
             if out and x.shape[:leading] != out[0].shape[:leading]:
                 raise ObservationError(f"{name(path)}: has {list(x.shape[:leading])} rows, others have another number")
             fault = module.fault(x) if check else None
@@ -145,6 +151,16 @@ class Encoder(nn.Module):
     def forward(self, obs: list[Tensor]) -> Tensor:
         """obs: what `tensors` gave -> [*, N]."""
         return torch.cat([module(x) for module, x in zip(self.parts, obs, strict=True)], dim=-1)
+
+
+def tensor(x: Any, device: torch.device, path: tuple[str | int, ...]) -> Tensor:
+    """A part of an observation as a tensor."""
+    if isinstance(x, np.ndarray) and any(stride < 0 for stride in x.strides):
+        x = np.ascontiguousarray(x)  # torch knows no steps backwards
+    try:
+        return torch.as_tensor(x, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ObservationError(f"{name(path)}: expected numbers, got {type(x).__name__}") from error
 
 
 def choices(space: spaces.Space[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[int, ...]]:
@@ -181,6 +197,15 @@ def part(path: tuple[str | int, ...], space: spaces.Space[Any]) -> Part:
         f"{name(path)}: cannot see a {type(space).__name__}; expected Box, Discrete, MultiDiscrete, MultiBinary, "
         "or a Dict or Tuple of them: leave that part out with an observation wrapper"
     )
+
+
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether a picture is [H, W, C] and not [C, H, W]: two equal sides are its height and width, else the channels are
+    the fewer."""
+    first, second, third = shape
+    if (first == second) != (second == third):
+        return first == second
+    return third < first
 
 
 def is_picture(space: spaces.Box) -> bool:

@@ -14,7 +14,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from tttstream.errors import DependencyError
-from tttstream_agents.errors import EnvError
+from tttstream_agents.encoder import leaves, name, pick
+from tttstream_agents.errors import EnvError, ObservationError
 
 REGISTER = {"popgym": "popgym", "MiniGrid": "minigrid", "BabyAI": "minigrid", "ALE": "ale_py"}
 """Packages that make their environments known only when they are imported, by the beginning of their names."""
@@ -45,7 +46,7 @@ def make(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
     Texts are left out of dictionaries of observations; MiniGrid's cells become choices, which is what they are.
     Raises EnvError, or DependencyError where a package is missing.
     """
-    package = next((name for start, name in REGISTER.items() if env_id.startswith(start)), None)
+    package = next((package for start, package in REGISTER.items() if env_id.startswith(start)), None)
     mode = {} if render_mode is None else {"render_mode": render_mode}  # some take no such argument
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # older versions, checks that fail on third-party environments
@@ -56,11 +57,10 @@ def make(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
                     gym.register_envs(import_module(package))
             env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **mode)  # type: ignore[arg-type]
         except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-            what = getattr(error, "name", None) or one_line(error)
-            raise DependencyError(
-                f"{env_id} needs a package that is not installed ({what}): pip install 'tttstream[agents]'"
-            ) from error
-        except gym.error.Error as error:
+            what = getattr(error, "name", None) or " ".join(str(error).split())
+            advice = ": pip install 'tttstream[agents]'" if package is not None else ""
+            raise DependencyError(f"{env_id} needs a package that is not installed ({what}){advice}") from error
+        except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:  # no such name, or no such version
             raise EnvError(f"there is no environment {env_id!r}: {one_line(error)}") from error
         except Exception as error:  # an environment is foreign code and may raise anything
             raise EnvError(f"{env_id} cannot be made: {one_line(error)}") from error
@@ -77,8 +77,7 @@ class Seen(gym.ObservationWrapper[Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         assert isinstance(env.observation_space, spaces.Dict)
-        texts = ("Text", "MissionSpace")
-        parts = {k: s for k, s in env.observation_space.spaces.items() if type(s).__name__ not in texts}
+        parts = dict(without_texts(env.observation_space).spaces)
         picture = parts.get("image")
         if type(env.unwrapped).__module__.startswith("minigrid") and picture is not None and picture.shape is not None:
             parts["image"] = spaces.MultiDiscrete(np.broadcast_to(self.CELL, picture.shape).copy(), dtype=np.int64)
@@ -86,7 +85,23 @@ class Seen(gym.ObservationWrapper[Any, Any, Any]):
 
     def observation(self, observation: Any) -> Any:
         """Without the texts."""
-        return {key: observation[key] for key in self.observation_space.spaces}  # type: ignore[attr-defined]
+        return only(self.observation_space, observation)
+
+
+def without_texts(space: spaces.Dict) -> spaces.Dict:
+    """What is left of a dictionary, and of those in it, without texts: gymnasium's, and the missions of MiniGrid."""
+    parts = {}
+    for key, part in space.spaces.items():
+        if not isinstance(part, spaces.Text) and not any(
+            kind.__name__ == "MissionSpace" for kind in type(part).__mro__
+        ):
+            parts[key] = without_texts(part) if isinstance(part, spaces.Dict) else part
+    return spaces.Dict(parts)
+
+
+def only(space: spaces.Space[Any], obs: Any) -> Any:
+    """The parts of an observation that a space has."""
+    return {key: only(part, obs[key]) for key, part in space.spaces.items()} if isinstance(space, spaces.Dict) else obs
 
 
 class Position(NamedTuple):
@@ -110,21 +125,27 @@ def smallest(space: spaces.Space[Any]) -> np.dtype[Any]:
 class Episodes(gym.Wrapper[Any, Any, Any, Any]):
     """Each episode begins from a seed of its own, and what was done in it is kept, so that play can be resumed.
 
-    seed, index: of the run and of this environment in its vector. limit: actions kept; an episode that is longer
-    cannot be taken up, and a resumed run begins a new one in its place.
+    seed, index: of the run and of this environment in its vector. unseen: episodes that no training begins with.
+    limit: actions kept; an episode that is longer cannot be taken up, and a resumed run begins a new one in its place.
+    What is not of the declared shape is an ObservationError here, before a vector's shared memory spreads it out.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], seed: int, index: int, limit: int = 100_000) -> None:
+    def __init__(
+        self, env: gym.Env[Any, Any], seed: int, index: int, unseen: bool = False, limit: int = 100_000
+    ) -> None:  # fmt: skip
         super().__init__(env)
-        self.run, self.index, self.limit = seed, index, limit
+        self.run, self.index, self.unseen, self.limit = seed, index, unseen, limit
+        self._parts = [(path, part.shape) for path, part in leaves(env.observation_space)]
         self.episode, self.steps, self.over, self._done = -1, 0, False, bytearray()
         self._kept = smallest(env.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin the next episode, from its own seed unless one is given."""
         self.episode, self.steps, self.over, self._done = self.episode + 1, 0, False, bytearray()
-        own = np.random.SeedSequence([self.run, self.index, self.episode]).generate_state(1)[0]
-        return self.env.reset(seed=int(own) if seed is None else seed, options=options)
+        numbers = [self.run, self.index, self.episode, *[1] * self.unseen]
+        own = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+        obs, info = self.env.reset(seed=own if seed is None else seed, options=options)
+        return self._checked(obs), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment's; after an episode's end (only when play was resumed there) the next one begins."""
@@ -135,7 +156,15 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         if self.steps <= self.limit:
             self._done += np.asarray(action, self._kept).tobytes()
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs, reward, bool(terminated), bool(truncated), info
+        amount = np.asarray(reward, dtype=np.float64).item()
+        return self._checked(obs), amount, bool(terminated), bool(truncated), info
+
+    def _checked(self, obs: Any) -> Any:
+        for path, shape in self._parts:
+            found = np.shape(pick(obs, path))
+            if shape is not None and found != shape:
+                raise ObservationError(f"{name(path)}: expected shape {list(shape)}, got {list(found)}")
+        return obs
 
     def position(self) -> Position:
         """Where this environment stands."""
@@ -158,10 +187,15 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def vector(
-    make_env: Callable[[], gym.Env[Any, Any]], n_envs: int, seed: int, autoreset: str = "next_step", workers: int = 0
+    make_env: Callable[[], gym.Env[Any, Any]],
+    n_envs: int,
+    seed: int,
+    autoreset: str = "next_step",
+    workers: int = 0,
+    unseen: bool = False,
 ) -> SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]:
     """`n_envs` of what `make_env` gives, each in an `Episodes`, in this process or (workers > 0) one process each."""
     mode = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP}[autoreset]
-    makers = [lambda index=index: Episodes(make_env(), seed, index) for index in range(n_envs)]
+    makers = [lambda index=index: Episodes(make_env(), seed, index, unseen) for index in range(n_envs)]
     kind: Any = AsyncVectorEnv if workers else SyncVectorEnv
     return kind(makers, autoreset_mode=mode)

@@ -30,6 +30,10 @@ class Categorical(nn.Module):
     def _log_probs(self, outputs: Tensor) -> list[Tensor]:
         return [logits.log_softmax(-1) for logits in outputs.split(self.choices.sizes, dim=-1)]
 
+    def fault(self, action: Tensor) -> str | None:
+        """What is wrong with actions, if anything."""
+        return self.choices.fault(action)
+
     def sample(self, outputs: Tensor, deterministic: bool = False) -> Tensor:
         """An action [*, shape] for outputs [*, P]: drawn, or the likeliest."""
         picked, first = [], 0
@@ -64,6 +68,10 @@ class Gaussian(nn.Module):
 
     def _flat(self, action: Tensor) -> Tensor:
         return action.reshape(*action.shape[: action.dim() - len(self.numbers.shape)], self.outputs)
+
+    def fault(self, action: Tensor) -> str | None:
+        """What is wrong with actions, if anything."""
+        return self.numbers.fault(action)
 
     def sample(self, outputs: Tensor, deterministic: bool = False) -> Tensor:
         """An action [*, shape] for outputs [*, P]: drawn, or the mean."""

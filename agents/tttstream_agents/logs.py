@@ -25,8 +25,14 @@ def read_csv(path: Path) -> list[Row]:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror}") from error
-    whole = [row for row in rows if None not in row.values()]
-    return [{key: float(value) if value else math.nan for key, value in row.items()} for row in whole]
+    try:
+        whole = [row for row in rows if None not in row.values()]
+        found = [{key: float(value) if value else math.nan for key, value in row.items()} for row in whole]
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"{path} is not the metrics.csv of an agent: {error}") from error
+    if any("steps" not in row for row in found):
+        raise TrainingError(f"{path} is not the metrics.csv of an agent: it has no steps")
+    return found
 
 
 class Logs:
@@ -50,7 +56,7 @@ class Logs:
         if tensorboard and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done or None)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
         terminal = sys.stderr.isatty() and not quiet
         self._bar: Any = tqdm(total=steps, initial=done, unit=" steps", dynamic_ncols=True) if terminal else None
         self._next_line = time.monotonic() + self.EVERY_S

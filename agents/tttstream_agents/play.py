@@ -42,15 +42,14 @@ def play(
 
     An environment that draws nothing is shown as the words of its observation.
     """
-    if min(episodes, max_steps) < 1 or width < 120:
+    if min(episodes, max_steps) < 1 or not 120 <= width <= 4096:
         raise TrainingError(
-            f"expected at least 1 episode, 1 step and 120 pixels of width; got {episodes}, {max_steps} and {width}"
+            f"expected at least 1 episode, 1 step and 120 to 4096 pixels of width; got {episodes}, {max_steps}, {width}"
         )
     name = env_id or read_config(folder).env
-    modes = make(name).metadata.get("render_modes") or []
-    mode = "rgb_array" if "rgb_array" in modes else None
+    mode = "rgb_array" if draws(name) else None
     torch.manual_seed(seed)
-    envs = vector(lambda: make(name, mode), 1, seed, "same_step")
+    envs = vector(lambda: make(name, mode), 1, seed, "same_step", unseen=True)
     with ExitStack() as stack:
         stack.callback(envs.close)
         player = Player(envs, load_policy(folder, envs))
@@ -62,6 +61,22 @@ def play(
             if not show.show(picture) or steps >= max_steps or done >= episodes:
                 break
     return steps, done
+
+
+def draws(name: str) -> bool:
+    """Whether an environment gives pictures. Some that say so take no such argument, or draw nothing."""
+    env = make(name)
+    env.close()
+    if "rgb_array" not in (env.metadata.get("render_modes") or []):
+        return False
+    try:
+        env = make(name, "rgb_array")
+        env.reset(seed=0)
+        picture = env.render()
+        env.close()
+    except Exception:  # an environment is foreign code and may raise anything
+        return False
+    return isinstance(picture, np.ndarray) and picture.ndim == 3
 
 
 def watch(

@@ -106,6 +106,9 @@ class MemoryPolicy(Trunk):
         if actions.shape != (steps, batch, *cast("tuple[int, ...]", self.action_space.shape)):
             shape = [steps, batch, *cast("tuple[int, ...]", self.action_space.shape)]
             raise ObservationError(f"expected actions of shape {shape}, got {list(actions.shape)}")
+        fault = self.action.fault(actions)
+        if fault:
+            raise ObservationError(f"the actions hold {fault}: expected {self.action_space}")
         x, state = self.remember(self.encoder(parts), state, starts, rewards, actions)
         outputs, value = self.actor(x), self.critic(x).squeeze(-1)
         return self.action.log_prob(outputs, actions), self.action.entropy(outputs), value, state
@@ -122,7 +125,8 @@ class MemoryPolicy(Trunk):
 
     def to_env(self, action: Tensor) -> NDArray[Any]:
         """Actions as the environment takes them: numpy, of the space's type, a Box's cut at its bounds."""
-        array = action.detach().cpu().numpy()
+        action = action.detach().cpu()
+        array = (action.float() if action.dtype == torch.bfloat16 else action).numpy()
         if isinstance(self.action_space, spaces.Box):
             array = np.clip(array, self.action_space.low, self.action_space.high)
         return array.astype(self.action_space.dtype)

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -75,11 +76,14 @@ class Player:
         self.came = torch.zeros(batch, device=self.device)
 
     def call(self, name: str, *args: Any) -> Any:
-        """Call the environments; whatever they raise becomes an EnvError."""
+        """Call the environments; whatever they raise becomes an EnvError, and is said once."""
+        said, gym.logger.min_level = gym.logger.min_level, 60  # above all that it says
         try:
             return getattr(self.envs, name)(*args)
         except Exception as error:  # an environment is foreign code and may raise anything
             raise EnvError(f"the environment failed in {name}: {one_line(error)}") from error
+        finally:
+            gym.logger.min_level = said
 
     def step(self, deterministic: bool = False) -> Step:
         """Act once in every environment."""
@@ -88,10 +92,10 @@ class Player:
             obs, self.state, starts, came, deterministic=deterministic
         )
         self.obs, reward, ended, cut, info = self.call("step", self.policy.to_env(action))
-        if not np.isfinite(reward).all():
-            raise ObservationError(f"the environment gave a reward that is not finite: {reward}")
         terminated, truncated = (torch.as_tensor(flag, device=self.device) for flag in (ended, cut & ~ended))
         self.came = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
+        if not bool(self.came.isfinite().all()):
+            raise ObservationError(f"the environment gave a reward that is not finite in float32: {reward}")
         final_value = torch.zeros_like(value)
         if self.same_step:
             self.starts = terminated | truncated
@@ -247,7 +251,7 @@ def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollo
             spread = entropy[valid].mean()
             loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * spread
             if not bool(loss.isfinite()):
-                raise TrainingError(f"the loss is {float(loss)}: lower lr, or look at the size of the rewards")
+                raise TrainingError(f"the loss is {float(loss.detach())}: lower lr, or look at the size of the rewards")
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)

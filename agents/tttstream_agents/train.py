@@ -29,6 +29,7 @@ from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.ppo import NOTHING, Collector, Player, learn
 
 FORMAT = "tttstream.agent/1"
+KEPT = ("config", "policy", "optimizer", "updates", "episodes", "recent", "memory", "obs", "positions", "random")
 CHECKPOINT = "checkpoint.pt"
 MakeEnv = Callable[[], gym.Env[Any, Any]]
 
@@ -58,7 +59,7 @@ def usable(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
         raise TrainingError(f"device {device!r} cannot be used, take cpu, cuda or auto: {one_line(error)}") from error
     return device
@@ -122,7 +123,7 @@ class Run:
         self.recent.extend(rollout.ended)
         measured = NOTHING if self.reached else learn(self.policy, self.optimizer, rollout, self.config)
         error, target = (rollout.target - rollout.value)[rollout.valid], rollout.target[rollout.valid]
-        explained = 1 - float(error.var() / target.var().clamp(min=1e-12))
+        explained = 1 - float(error.var(correction=0) / target.var(correction=0).clamp(min=1e-12))
         return {
             "steps": self.steps, "episodes": self.episodes, "return": self.mean(0), "length": self.mean(1),
             **measured, "explained": explained, "fps": self.per_update / (time.perf_counter() - began),
@@ -156,6 +157,14 @@ class Run:
     def restore(self, path: Path) -> None:
         """Go on where `save` was called: weights, draws, memories, and every environment inside its episode."""
         values = read_checkpoint(path)
+        try:
+            self._take(path, values)
+        except TTTStreamError:
+            raise
+        except Exception as error:  # of values that are not what `save` wrote
+            raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
+
+    def _take(self, path: Path, values: dict[str, Any]) -> None:
         player, device = self.player, self.player.device
         try:
             self.policy.load_state_dict(values["policy"])
@@ -183,6 +192,9 @@ class Run:
         """Close the environments; one that failed may fail again, which would hide the first failure."""
         with suppress(Exception):
             self.envs.close()
+            return
+        with suppress(Exception):
+            self.envs.close(terminate=True)  # processes that no longer answer
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -195,6 +207,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {one_line(error)[:200]}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of an agent: expected format {FORMAT!r}")
+    missing = [name for name in KEPT if name not in values]
+    if missing:
+        raise CheckpointError(f"{path} is damaged: it has no {', '.join(missing)}")
     return values
 
 
@@ -235,9 +250,13 @@ def train(
     """Train an agent and write metrics.csv, checkpoint.pt and summary.json into a folder; returns the summary.
 
     make_env: makes an environment, in place of config.env by name. resume: go on from the folder's checkpoint.
-    minutes: stop with a checkpoint after the update in which they are over.
+    minutes: from 0; stop with a checkpoint after the update in which they are over.
     quiet: no bar and no lines. An environment that fails ends the run with an EnvError; the last checkpoint stays.
     """
+    if not minutes >= 0:
+        raise TrainingError(f"minutes must be 0 or more, got {minutes}")
+    if not str(out):
+        raise TrainingError("out must name a folder")
     made = OutputFolder(out)
     folder, checkpoint = made.path, made.path / CHECKPOINT
     began = time.perf_counter()
@@ -246,18 +265,18 @@ def train(
         _check_folder(folder, config, resume)
         run = Run(config, make_env)
         stack.callback(run.close)
+        if resume:
+            run.restore(checkpoint)
+        logs = stack.enter_context(closing(Logs(folder, config.steps, run.steps, quiet, tensorboard)))
+        stop = stack.enter_context(Stop())
+        going = True
         try:
-            if resume:
-                run.restore(checkpoint)
-            logs = stack.enter_context(closing(Logs(folder, config.steps, run.steps, quiet, tensorboard)))
-            stop = stack.enter_context(Stop())
-            going = True
             while going and not run.finished:
                 logs.write(run.update())
                 going = not stop.asked and time.perf_counter() - began < 60 * minutes
                 if run.updates % config.checkpoint_every == 0 or run.finished or not going:
                     run.save(checkpoint)
-        except (EnvError, ObservationError) as error:
+        except (EnvError, ObservationError, TrainingError) as error:
             kept = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
             raise type(error)(f"{error} (after {run.steps} steps; {kept})") from error
     summary = {

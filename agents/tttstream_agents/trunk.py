@@ -107,7 +107,10 @@ class Trunk(nn.Module):
         self.positions = positions
         self.played = Played(action_space)
         self.mix = mix(numbers + self.played.width + rewards + positions * 2 * len(WAVES), dim)
-        built = [memories.build(memory, dim=dim, heads=heads, **(options or {})) for _ in range(depth)]
+        try:
+            built = [memories.build(memory, dim=dim, heads=heads, **(options or {})) for _ in range(depth)]
+        except TypeError as error:
+            raise ShapeError(f"memory {memory!r} cannot be made with options {options}: {error}") from error
         self.blocks = nn.ModuleList(Block(one) for one in built)
         self.norm = nn.LayerNorm(dim)
 

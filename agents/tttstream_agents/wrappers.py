@@ -42,6 +42,12 @@ def _wider(space: spaces.Space[Any], numbers: int) -> spaces.Box:
     return spaces.Box(np.concatenate([low, -more]), np.concatenate([high, more]), dtype=np.float32)
 
 
+def _narrow(flat: Any) -> NDArray[np.float32]:
+    """A flat observation in float32; what lies beyond that becomes the largest there is."""
+    most = np.finfo(np.float32).max
+    return np.clip(np.asarray(flat), -most, most).astype(np.float32)
+
+
 class TTTMemoryObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Observations become one row: flat observation, readout of the memory, surprise; info["surprise"] has it too.
 
@@ -60,7 +66,7 @@ class TTTMemoryObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordCons
             tree(lambda x: np.asarray(x)[None], obs), self._state, [start]
         )
         flat = spaces.utils.flatten(self.env.observation_space, obs)
-        row = np.concatenate([np.asarray(flat), readout[0].numpy(), surprise.numpy()]).astype(np.float32)
+        row = np.concatenate([_narrow(flat), readout[0].numpy(), surprise.numpy()])
         return row, {**info, "surprise": float(surprise)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -94,8 +100,8 @@ class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
     def _row(self, obs: Any, readout: torch.Tensor, surprise: torch.Tensor) -> NDArray[np.float32]:
         space = self.env.single_observation_space
         singles = [tree(lambda x, i=i: x[i], obs) for i in range(len(surprise))]
-        flat = np.stack([np.asarray(spaces.utils.flatten(space, one)) for one in singles])
-        return np.concatenate([flat, readout.numpy(), surprise.numpy()[:, None]], 1).astype(np.float32)
+        flat = np.stack([_narrow(spaces.utils.flatten(space, one)) for one in singles])
+        return np.concatenate([flat, readout.numpy(), surprise.numpy()[:, None]], 1)
 
     def _read(self, obs: Any, info: dict[str, Any], starts: NDArray[Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
         readout, surprise, self._state = self.reader.read(obs, self._state, starts)

@@ -22,12 +22,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_train_eval_resume(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", str(run), "--episodes", "4", "--out", str(run / "eval.json")]) == 0
+    assert main(["eval", str(run), "--episodes", "11", "--out", str(run / "eval.json")]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert values["episodes"] == 4
+    assert values["episodes"] == 11
     assert values == json.loads((run / "eval.json").read_text())
-    assert main(["eval", str(run), "--episodes", "4"]) == 0
+    assert main(["eval", str(run), "--episodes", "11"]) == 0
     assert json.loads(capsys.readouterr().out) == values
+    assert main(["eval", str(run), "--episodes", "3", "--max-steps", "5"]) == 0
+    assert json.loads(capsys.readouterr().out)["length"] == 5
     assert main(["train", "--resume", "--steps", "96", "--out", str(run), "--quiet", "--no-tensorboard"]) == 0
     assert "done: 96 steps" in capsys.readouterr().out
 
@@ -59,6 +61,14 @@ def test_play_of_an_environment_that_draws_nothing(tmp_path: Path, memory: str) 
     assert (tmp_path / "a.mp4").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("env", ["popgym-NoisyPositionOnlyCartPoleEasy-v0", "popgym-PositionOnlyCartPoleMedium-v0"])
+def test_play_where_drawing_fails(tmp_path: Path, env: str) -> None:
+    """One names a mode that it does not take, the other draws nothing in it: both are shown in words."""
+    folder = tmp_path / "run"
+    assert main(["train", "--env", env, "--out", str(folder), *TINY]) == 0
+    assert main(["play", str(folder), "--out", str(tmp_path / "a.mp4"), "--max-steps", "3"]) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -73,6 +83,13 @@ def test_play_of_an_environment_that_draws_nothing(tmp_path: Path, memory: str) 
         ("train --device abacus", "device 'abacus' cannot be used, take cpu, cuda or auto"),
         ("train --env NoSuch-v0", "error: there is no environment 'NoSuch-v0'"),
         ("train --env popgym-BattleshipEasy-v0 --dim 30 --heads 4", "multiple of heads"),
+        ("train --device meta", "device 'meta' cannot be used"),
+        ("train --seed 99999999999999999999999", "seed (below 2^63)"),
+        ("train --minutes nan", "minutes must be 0 or more, got nan"),
+        ("train --minibatch 3", "minibatch must hold a segment of 128 steps, got 3"),
+        ('train --options {"mini_batch":"a"}', "memory 'ttt_linear' cannot be made with options {'mini_batch': 'a'}"),
+        ('train --options {"dim":3}', "memory 'ttt_linear' cannot be made with options {'dim': 3}"),
+        ('train --memory framestack --options {"frames":"x"}', "cannot be made with options"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:
@@ -95,6 +112,8 @@ def test_other_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["eval", str(tmp_path)], "there is no checkpoint"),
         (["eval", str(run), "--env", "Acrobot-v1"], "other spaces"),
         (["eval", str(run), "--episodes", "0"], "at least 1"),
+        (["eval", str(run), "--max-steps", "0"], "at least 1"),
+        (["play", str(run), "--size", "100000", "--out", str(tmp_path / "a.mp4")], "120 to 4096 pixels"),
         (["play", str(run)], "give --out FILE.mp4"),
         (["play", str(run), "--out", str(tmp_path / "no" / "a.mp4")], "cannot write"),
         (["train", "--out", str(run)], "already holds a run"),

@@ -13,6 +13,7 @@ from tttstream.errors import ShapeError, StateError
 from tttstream.state import pack, unpack
 from tttstream.testing import assert_close, unroll
 from tttstream_agents import MemoryPolicy, memories
+from tttstream_agents.encoder import Encoder, Picture
 from tttstream_agents.errors import ObservationError, SpaceError
 
 BOX = spaces.Box(np.array([-1, -np.inf], "f4"), np.array([3, np.inf], "f4"))
@@ -206,7 +207,8 @@ def test_frame_stack_keeps_the_contract(frames: int) -> None:
     [
         (np.array([[np.nan, 0]], "f4"), "NaN or infinity"),
         (np.array([[0, np.inf]], "f4"), "NaN or infinity"),
-        (np.array([[0, 1e300]], "f8"), r"a number beyond torch.float32"),
+        (None, "expected numbers, got NoneType"),
+        (np.zeros((0, 2), "f4"), "one or more"),
         (np.zeros((1, 3), "f4"), r"expected shape \['any', 2\], got \[1, 3\]"),
         (np.zeros(2, "f4"), "expected shape"),
     ],
@@ -253,3 +255,49 @@ def test_a_gpu_says_what_the_cpu_says() -> None:
     for a, b in zip(here, there, strict=True):
         torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=0)
     assert policy.act(played["obs"][0], None, starts[0], played["rewards"][0])[0].is_cuda
+
+
+@pytest.mark.parametrize(
+    ("space", "actions"),
+    [(spaces.Discrete(3, start=5), torch.zeros(1, 2).long()), (ACTIONS["box"], torch.full((1, 2, 2), torch.nan))],
+    ids=["choice", "number"],
+)
+def test_an_impossible_action_has_no_probability(space: Any, actions: torch.Tensor) -> None:
+    with pytest.raises(ObservationError, match="the actions hold"):
+        MemoryPolicy(BOX, space).evaluate(np.zeros((1, 2, 2), "f4"), actions, None)
+
+
+def test_numbers_in_float64_are_read_in_it() -> None:
+    """Close together far from zero, and beyond what float32 holds."""
+    near = Encoder(spaces.Box(1e9, 1e9 + 4, (2,), np.float64))
+    seen = near(near.tensors(np.array([[1e9 + 1, 1e9 + 3]]), leading=1))
+    torch.testing.assert_close(seen, torch.tensor([[-0.5, 0.5]]))
+    far = Encoder(spaces.Box(-np.inf, np.inf, (1,), np.float64))
+    torch.testing.assert_close(far(far.tensors(np.array([[1e300]]), leading=1)), torch.tensor([[690.7755]]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"), [((7, 7, 20), 20), ((20, 7, 7), 20), ((5, 40, 30), 5), ((40, 30, 5), 5), ((8, 8, 8), 8)]
+)
+def test_channels_are_the_odd_side_or_the_fewer(shape: tuple[int, ...], channels: int) -> None:
+    assert Picture(spaces.Box(0, 1, shape, np.float32)).layers[0].in_channels == channels
+
+
+@pytest.mark.parametrize("observation", [BOX, spaces.Box(0, 255, (16, 16, 3), np.uint8)], ids=["row", "picture"])
+def test_a_policy_in_bfloat16(observation: Any) -> None:
+    policy = MemoryPolicy(observation, ACTIONS["box"], dim=16, heads=1).to(torch.bfloat16)
+    action, _, _, _ = policy.act(observation.sample()[None], None)
+    assert policy.to_env(action).dtype == np.float32
+
+
+def test_a_policy_made_in_float64() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        policy, obs = MemoryPolicy(BOX, ACTIONS["discrete"], dim=16, heads=1), np.zeros((1, 2))
+        action, log_prob, value, state = policy.act(obs, None)
+        again, _, _, _ = policy.evaluate(obs[None], action[None], None)
+        policy.act(obs, state)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(again[0], log_prob, atol=1e-12, rtol=0)

@@ -95,7 +95,7 @@ def test_both_modes_play_the_same_episodes_and_learn_the_same(script: Any) -> No
     """Without the rows that do not count, NEXT_STEP is SAME_STEP (values and advantages; the actions fixed)."""
     found = {}
     for mode in MODES:
-        play = collector(script, mode, dataclasses.replace(SMALL, rollout=48, segment=48))
+        play = collector(script, mode, dataclasses.replace(SMALL, rollout=48, segment=48, minibatch=48))
         act = play.player.policy.act
         play.player.policy.act = lambda *a, act=act, **k: act(*a, **{**k, "deterministic": True})  # type: ignore[method-assign]
         rollout = play.collect()

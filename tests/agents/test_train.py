@@ -23,7 +23,8 @@ from tttstream_agents.config import Config
 from tttstream_agents.envs import Episodes, make, smallest, vector
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.evaluate import evaluate
-from tttstream_agents.train import Run, load_policy, train
+from tttstream_agents.logs import read_csv
+from tttstream_agents.train import FORMAT, Run, load_policy, read_checkpoint, train
 
 SMALL = Config(n_envs=2, rollout=16, segment=8, minibatch=16, dim=16, epochs=2, steps=16 * 2 * 8, checkpoint_every=3)
 
@@ -356,3 +357,27 @@ def test_numbers_of_yaml_are_read(tmp_path: Path) -> None:
     config = configs.build(configs.read(str(tmp_path / "a.yaml")), "a")
     assert (config.lr, config.stop_return, config.options) == (1e-3, 1.0, {"mini_batch": 4})
     assert configs.build(json.loads(config.to_json()), "json") == config
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    for content in (b"abc", b"", b"PK\x03\x04" + bytes(50)):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+            read_checkpoint(path)
+    torch.save({"format": FORMAT}, path)
+    with pytest.raises(CheckpointError, match="is damaged: it has no config, policy"):
+        load_policy(tmp_path, gym.make("CartPole-v1"))
+    run = Run(SMALL)
+    run.save(path)
+    for name, value in (("memory", []), ("random", torch.zeros(3)), ("recent", 7)):
+        torch.save({**read_checkpoint(path), name: value}, tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match="is damaged"):
+            Run(SMALL).restore(tmp_path / "other.pt")
+
+
+def test_a_foreign_table_is_named(tmp_path: Path) -> None:
+    for text in ("a,b\n1,2\n", "steps,x\none,2\n"):
+        (tmp_path / "metrics.csv").write_text(text)
+        with pytest.raises(TrainingError, match=r"not the metrics.csv of an agent"):
+            read_csv(tmp_path / "metrics.csv")

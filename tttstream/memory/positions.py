@@ -35,7 +35,8 @@ class Constant(nn.Module):
     def __init__(self, value: Tensor) -> None:
         super().__init__()
         self.exact = value.double()
-        self.register_buffer("value", value.float(), persistent=False)
+        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+        self.register_buffer("value", value.to(dtype), persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Constant:
         super()._apply(fn, recurse)

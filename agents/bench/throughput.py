@@ -45,7 +45,8 @@ def sb3(kind: Any, policy: str, env: str, **policy_kwargs: Any) -> tuple[Callabl
 
 def own(memory: str, env: str) -> tuple[Callable[[], Any], Any]:
     """(one update, the policy) of our own PPO."""
-    run = Run(Config(env=env, memory=memory, n_envs=ENVS, rollout=STEPS, minibatch=BATCH, epochs=EPOCHS))
+    sizes = {"n_envs": ENVS, "rollout": STEPS, "minibatch": BATCH, "epochs": EPOCHS, "target_kl": 0.0}
+    run = Run(Config(env=env, memory=memory, **sizes))
     return run.update, run.policy
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -184,6 +185,27 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
             _, _, terminated, truncated, _ = self.step(action)
             self.over = terminated or truncated
         return None if known else first
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Gymnasium says nothing of its own: what goes wrong is said once, by us."""
+    said, gym.logger.min_level = gym.logger.min_level, 60
+    try:
+        yield
+    finally:
+        gym.logger.min_level = said
+
+
+def close(envs: Any) -> None:
+    """Close a vector of environments, also one that failed or whose processes no longer answer."""
+    with quiet():
+        try:
+            envs.close()
+        except Exception:  # an environment is foreign code and may raise anything
+            for process in getattr(envs, "processes", ()):
+                process.terminate()
+            envs.closed = True
 
 
 def vector(

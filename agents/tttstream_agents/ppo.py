@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 
 from tttstream.state import pack, unpack
 from tttstream_agents.config import Config
-from tttstream_agents.envs import one_line, stack, tree
+from tttstream_agents.envs import one_line, quiet, stack, tree
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.trunk import PolicyState
@@ -77,13 +76,13 @@ class Player:
 
     def call(self, name: str, *args: Any) -> Any:
         """Call the environments; whatever they raise becomes an EnvError, and is said once."""
-        said, gym.logger.min_level = gym.logger.min_level, 60  # above all that it says
         try:
-            return getattr(self.envs, name)(*args)
+            with quiet():
+                return getattr(self.envs, name)(*args)
+        except (EOFError, ConnectionError) as error:
+            raise EnvError(f"the environment failed in {name}: its process died") from error
         except Exception as error:  # an environment is foreign code and may raise anything
             raise EnvError(f"the environment failed in {name}: {one_line(error)}") from error
-        finally:
-            gym.logger.min_level = said
 
     def step(self, deterministic: bool = False) -> Step:
         """Act once in every environment."""

@@ -8,7 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +22,7 @@ from tttstream.errors import CheckpointError, TTTStreamError
 from tttstream.outputs import OutputFolder, TextFile, saving
 from tttstream_agents import config as configs
 from tttstream_agents.config import Config
-from tttstream_agents.envs import Position, make, one_line, tree, vector
+from tttstream_agents.envs import Position, close, make, one_line, tree, vector
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.logs import Logs, Row
 from tttstream_agents.policy import MemoryPolicy
@@ -189,12 +189,8 @@ class Run:
             torch.cuda.set_rng_state(values["random_cuda"])
 
     def close(self) -> None:
-        """Close the environments; one that failed may fail again, which would hide the first failure."""
-        with suppress(Exception):
-            self.envs.close()
-            return
-        with suppress(Exception):
-            self.envs.close(terminate=True)  # processes that no longer answer
+        """Close the environments."""
+        close(self.envs)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from tttstream_agents.envs import Episodes, Seen, make, vector
+from tttstream_agents.envs import Episodes, Seen, close, make, vector
 from tttstream_agents.errors import EnvError
 from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.ppo import Player
@@ -58,6 +60,24 @@ def test_what_is_not_as_declared_is_named(
         player.step()
     assert capfd.readouterr() == ("", "")
     envs.close()
+
+
+class Dying(Faulty):
+    """Its process ends in the middle of a step, as where there is no memory left."""
+
+    def step(self, action: Any) -> Any:
+        os._exit(9)
+
+
+def test_a_process_that_dies_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    envs = vector(Dying, 2, 0, workers=1)
+    player = Player(envs, MemoryPolicy(BOX, Faulty.action_space, dim=8, heads=1))
+    with pytest.raises(EnvError, match="in step: its process died"):
+        player.step()
+    close(envs)
+    del player, envs
+    gc.collect()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_reward_in_an_array_of_one_is_a_number() -> None:

@@ -71,3 +71,19 @@ def test_it_goes_on_where_it_was() -> None:
         first.push(value)
     second.restore(first.state())
     assert [second.push(value) for value in values[137:]] == whole[137:]
+
+
+def test_a_restart_forgets_the_level_and_keeps_the_deviation() -> None:
+    """The loss of a fresh memory is no event; a rise after it is, on the scale of all that came before."""
+    normaliser = Normaliser()
+    for value in losses(100, 1.0, 0.05):
+        normaliser.push(value)
+    variance = normaliser.variance
+    normaliser.restart()
+    assert normaliser.push(50.0) == 0.0
+    assert normaliser.variance == variance
+    again = Normaliser()
+    again.restore(normaliser.state())
+    for one in (normaliser, again):
+        assert one.push(20.0) < 0.0
+    assert normaliser.push(20.0 * 50) == again.push(20.0 * 50) > 3.0

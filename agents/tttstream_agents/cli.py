@@ -141,6 +141,7 @@ def _eval(args: argparse.Namespace) -> int:
     values = {
         "env": env_id, "episodes": len(result.returns), "return": float(result.returns.mean()),
         "deviation": float(result.returns.std()), "length": float(result.lengths.mean()),
+        "cut": int((result.lengths >= args.max_steps).sum()),
     }  # fmt: skip
     print(json.dumps(values))
     if args.out:

@@ -28,8 +28,10 @@ def test_train_eval_resume(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert values == json.loads((run / "eval.json").read_text())
     assert main(["eval", str(run), "--episodes", "11"]) == 0
     assert json.loads(capsys.readouterr().out) == values
+    assert values["cut"] == 0
     assert main(["eval", str(run), "--episodes", "3", "--max-steps", "5"]) == 0
-    assert json.loads(capsys.readouterr().out)["length"] == 5
+    values = json.loads(capsys.readouterr().out)
+    assert (values["length"], values["cut"]) == (5, 3)
     assert main(["train", "--resume", "--steps", "96", "--out", str(run), "--quiet", "--no-tensorboard"]) == 0
     assert "done: 96 steps" in capsys.readouterr().out
 

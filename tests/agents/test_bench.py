@@ -84,3 +84,14 @@ def test_throughput_is_counted_for_all_alike(root: Path, monkeypatch: pytest.Mon
     rows = [line for line in (tmp_path / "throughput.md").read_text().splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 9
     assert "(1.00×)" in rows[0]
+
+
+def test_a_readout_is_scored(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("stable_baselines3")
+    monkeypatch.syspath_prepend(str(root / "agents" / "bench"))
+    import readout  # type: ignore[import-not-found]
+
+    env = "popgym-RepeatFirstEasy-v0"
+    make_reader = readout.readers(env, 0)
+    for name in ("no memory", "random reader"):
+        assert -1 <= readout.score(env, make_reader[name](), 1024, 0) <= 1

@@ -122,7 +122,7 @@ def _eval(args: argparse.Namespace) -> int:
     from gymnasium.wrappers import TimeLimit
 
     from tttstream.outputs import TextFile
-    from tttstream_agents.envs import make, vector
+    from tttstream_agents.envs import close, make, vector
     from tttstream_agents.evaluate import evaluate
     from tttstream_agents.train import load_policy, read_config
 
@@ -137,7 +137,7 @@ def _eval(args: argparse.Namespace) -> int:
     try:
         result = evaluate(load_policy(folder, envs), envs, args.episodes, args.deterministic, progress=True)
     finally:
-        envs.close()
+        close(envs)
     values = {
         "env": env_id, "episodes": len(result.returns), "return": float(result.returns.mean()),
         "deviation": float(result.returns.std()), "length": float(result.lengths.mean()),

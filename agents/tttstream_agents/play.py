@@ -16,7 +16,7 @@ from tttstream.errors import OutputError
 from tttstream.frames import Result
 from tttstream.memory import TTTLayer
 from tttstream.surprise import Normaliser
-from tttstream_agents.envs import make, tree, vector
+from tttstream_agents.envs import close, make, tree, vector
 from tttstream_agents.errors import EnvError, TrainingError
 from tttstream_agents.ppo import Player
 from tttstream_agents.train import load_policy, read_config
@@ -51,7 +51,7 @@ def play(
     torch.manual_seed(seed)
     envs = vector(lambda: make(name, mode), 1, seed, "same_step", unseen=True)
     with ExitStack() as stack:
-        stack.callback(envs.close)
+        stack.callback(close, envs)
         player = Player(envs, load_policy(folder, envs))
         fps = float(envs.envs[0].metadata.get("render_fps") or FPS)  # type: ignore[union-attr]
         show = stack.enter_context(Screen(out, fps))

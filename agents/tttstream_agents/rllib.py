@@ -125,8 +125,7 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
 
     def get_initial_state(self) -> dict[str, Any]:
         """A fresh memory of one environment."""
-        fresh = self.policy.trunk.initial_state(1)
-        return {"memory": np.zeros(pack(fresh).shape[1], np.float32)}
+        return {"memory": pack(self.policy.trunk.initial_state(1))[0].numpy()}
 
     def make_target_networks(self) -> None:
         """A copy of all that acts, for APPO, which calls this."""

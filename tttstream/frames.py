@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tttstream.errors import FrameError
 
+MOST_NUMBERS = 64  # of a pose: it says where a frame was taken, and is no picture and no embedding
 MARGIN = 0.5  # how far floats may lie outside 0..1: sharpening and noise overshoot, 0..255 and whitening do so by more
 
 
@@ -19,11 +20,16 @@ class Frame:
     image: [H, W, 3] RGB, uint8 0..255 or float 0..1.
     index: its number in the source, from 0.
     time_s: presentation time in seconds from the start of the source.
+    pose: where it was taken, [P] float64, 1 to 64 finite numbers of any meaning that stays the same along a stream
+        (position, pan and tilt, joint angles); None where that is not known. It is kept as a read-only copy.
+
+    Raises FrameError where the image is no RGB array or the pose no such vector.
     """
 
     image: NDArray[np.generic]
     index: int = 0
     time_s: float = 0.0
+    pose: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         image = self.image
@@ -32,6 +38,8 @@ class Frame:
             raise FrameError(f"frame {self.index}: expected an RGB array [height, width, 3], got {shape = }")
         if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
             raise FrameError(f"frame {self.index}: expected uint8 (0..255) or float (0..1), got {image.dtype}")
+        if self.pose is not None:
+            object.__setattr__(self, "pose", _pose(self.pose, self.index))
 
     def pixels(self) -> NDArray[np.generic]:
         """The image [H, W, 3] as uint8 or float32; FrameError where floats are not finite or far from 0..1."""
@@ -51,7 +59,25 @@ class Frame:
 
     def __repr__(self) -> str:
         height, width, _ = self.image.shape
-        return f"Frame(index={self.index}, time_s={self.time_s:.3f}, {width}x{height} {self.image.dtype})"
+        pose = "" if self.pose is None else f", pose=[{' '.join(f'{number:.4g}' for number in self.pose)}]"
+        return f"Frame(index={self.index}, time_s={self.time_s:.3f}, {width}x{height} {self.image.dtype}{pose})"
+
+
+def _pose(given: NDArray[np.generic], index: int) -> NDArray[np.float64]:
+    """A read-only float64 copy of a pose, which its giver may go on to change."""
+    try:
+        found = np.asarray(given)
+    except ValueError as error:
+        raise FrameError(f"frame {index}: its pose is no vector of numbers ({error})") from error
+    if found.dtype.kind not in "iuf":
+        raise FrameError(f"frame {index}: expected a pose of real numbers, got {found.dtype} ({given!r:.60})")
+    if found.ndim != 1 or not 1 <= found.size <= MOST_NUMBERS:
+        raise FrameError(f"frame {index}: expected a pose of 1 to {MOST_NUMBERS} numbers, got the shape {found.shape}")
+    pose = np.array(found, np.float64)
+    if not np.isfinite(pose).all():
+        raise FrameError(f"frame {index}: its pose has numbers that are not finite ({pose.tolist()!s:.80})")
+    pose.flags.writeable = False
+    return pose
 
 
 @dataclass(frozen=True, eq=False)

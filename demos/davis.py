@@ -3,7 +3,8 @@
     python demos/davis.py DAVIS --model mask
 
 Reads DAVIS/JPEGImages/480p/SEQUENCE/*.jpg and DAVIS/Annotations/480p/SEQUENCE/*.png. Of the annotations only the first
-of a sequence is shown to the methods. Where a mask has several objects they are followed together and each counts.
+of a sequence is shown to the methods. Where a mask has several objects they are followed together and each counts; void
+pixels do not (docs/masks.md).
 frames/s: of the processor time of one core, reading files left out.
 
     python demos/davis.py --generated 24 --videos FOLDER
@@ -21,37 +22,41 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from tttstream.masks import load
 from tttstream.masks.baselines import METHODS, follow
+from tttstream.masks.labels import VOID, Labels, compact
 from tttstream.masks.metrics import evaluate
-from tttstream.train.data import PyAV
+from tttstream.train.data import ImagesClip, PyAV
+from tttstream.train.data.clips import Clip
 from tttstream.train.data.objects import SIZE, MovingObjects
 
-Labels = NDArray[np.uint8]
 Sequence = tuple[str, list[NDArray[np.uint8]], list[Labels]]
 """Name, frames and masks."""
 SEED = 910_000
 
 
-def read(root: Path, sequence: str) -> tuple[list[NDArray[np.uint8]], list[Labels]]:
+def read(clip: Clip, frames: int) -> tuple[list[NDArray[np.uint8]], list[Labels]]:
     """Frames and masks of a sequence."""
-    images, masks = [], []
-    for path in sorted((root / "JPEGImages" / "480p" / sequence).glob("*.jpg")):
-        mask = Image.open(root / "Annotations" / "480p" / sequence / f"{path.stem}.png")
-        values = np.asarray(mask if mask.mode == "P" else mask.convert("L"))
-        images.append(np.asarray(Image.open(path).convert("RGB")))
-        masks.append(values if mask.mode == "P" and values.max() < 128 else (values > 127).astype(np.uint8))
-    return images, masks
+    reader = clip.open(PyAV())
+    shot = reader.read(np.arange(frames))
+    if shot.masks is None or reader.damage is not None:
+        raise SystemExit(reader.damage)
+    return list(shot.frames), list(shot.masks.astype(np.int32))
+
+
+def davis(root: Path, names: list[str] | None) -> Iterator[Sequence]:
+    """Sequences of a DAVIS tree."""
+    images, masks = (root / kind / "480p" for kind in ("JPEGImages", "Annotations"))
+    for name in names or sorted(path.name for path in images.iterdir()):
+        clip = ImagesClip(str(images / name), masked=True, masks=str(masks / name))
+        yield name, *read(clip, clip.count(PyAV()) or 0)
 
 
 def generated(count: int, videos: list[str] | None) -> Iterator[Sequence]:
     """Generated sequences of objects that move over frames of these videos and over photographs."""
     for clip in MovingObjects(count=count, frames=24, size=SIZE, seed=SEED, folders=videos).clips():
-        shot = clip.open(PyAV()).read(np.arange(24))
-        assert shot.masks is not None
-        yield clip.name, list(shot.frames), list(shot.masks)
+        yield clip.name, *read(clip, 24)
 
 
 def main() -> None:
@@ -69,21 +74,22 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load(args.model)
     if args.generated is None:
-        names = args.sequences or sorted(path.name for path in (args.root / "JPEGImages" / "480p").iterdir())
-        sequences: Iterator[Sequence] = ((name, *read(args.root, name)) for name in names)
+        sequences = davis(args.root, args.sequences)
     else:
         sequences = generated(args.generated, args.videos)
     print("| sequence | method | J mean | J recall | J decay | F mean | F recall | F decay | frames/s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     every: dict[str, list[list[float]]] = {method: [] for method in args.methods}
     for name, images, truths in sequences:
+        first, numbers = compact(truths[0])
+        voids = [truth == VOID for truth in truths]
         for method in args.methods:
             began = time.thread_time()
-            found = follow(method, model, images, truths[0], args.size)
+            found = follow(method, model, images, first, args.size)
             fps = len(images) / (time.thread_time() - began)
             scores = []
-            for number in range(1, int(truths[0].max()) + 1):
-                j, f = evaluate([mask == number for mask in found], [truth == number for truth in truths])
+            for place, number in enumerate(numbers, start=1):
+                j, f = evaluate([m == place for m in found], [truth == number for truth in truths], voids)
                 scores.append([*j, *f, fps])
             every[method] += scores
             if args.root is not None:

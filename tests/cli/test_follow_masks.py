@@ -1,8 +1,11 @@
 """`tttstream watch --model mask`: masks, overlay and numbers come out, and a mistake is said in one line."""
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from PIL import Image
 from tttstream.cli.follow_masks import read_mask
 from tttstream.cli.main import main
 from tttstream.errors import ShapeError, SourceError
-from tttstream.masks import MixtureConfig, MixtureModel, save
+from tttstream.masks import MixtureConfig, MixtureModel, labels, save
 from tttstream.views.masks import mask_image, palette
 
 FRAMES, HEIGHT, WIDTH = 6, 36, 52
@@ -29,13 +32,13 @@ def work(tmp_path: Path) -> Path:
         image[8:20, 6 + 2 * t : 18 + 2 * t] = (250, 40, 40)
         image[22:34, 30 - t : 42 - t] = (40, 250, 40)
         Image.fromarray(image).save(tmp_path / "frames" / f"{t:03d}.png")
-    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-    labels[8:20, 6:18] = 255
-    Image.fromarray(labels).save(tmp_path / "grey.png")
-    labels[8:20, 6:18] = 2
-    labels[22:34, 30:42] = 7
-    mask_image(labels, palette()).save(tmp_path / "palette.png")
-    Image.fromarray(palette()[labels]).save(tmp_path / "colour.png")
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[8:20, 6:18] = 255
+    Image.fromarray(mask).save(tmp_path / "grey.png")
+    mask[8:20, 6:18] = 2
+    mask[22:34, 30:42] = 7
+    mask_image(mask, palette()).save(tmp_path / "palette.png")
+    Image.fromarray(palette()[mask]).save(tmp_path / "colour.png")
     return tmp_path
 
 
@@ -84,7 +87,84 @@ def test_a_run_goes_on_where_another_was_saved(work: Path) -> None:
     names = sorted(path.name for path in (work / "out" / "masks").iterdir())
     assert names == [f"{t:05d}.png" for t in range(3, FRAMES)]
     assert [(work / "out" / "masks" / name).read_bytes() for name in names] == whole[3:]
-    assert watch(work, "--load-state", str(work / "state")) == 0
+    assert watch(work, "--load-state", str(work / "state"), "--no-overlay") == 0
+    summary = json.loads((work / "out" / "summary.json").read_text())
+    assert summary["objects"] == [2, 7]  # the saved stream knows what its objects are called
+    masks = [np.asarray(Image.open(work / "out" / "masks" / name)) for name in names]
+    for name, mask in zip(names, masks, strict=True):
+        with Image.open(io.BytesIO(whole[int(name[:5])])) as image:
+            assert np.array_equal(mask, np.asarray(image))
+
+
+def test_another_mask_than_the_one_it_began_with_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--no-overlay", "--max-frames", "2"]
+    assert watch(work, "--first-mask", str(work / "palette.png"), *words, "--save-state", str(work / "state")) == 0
+    assert watch(work, "--first-mask", str(work / "colour.png"), *words, "--load-state", str(work / "state")) == 2
+    assert "shows the objects [1, 2], the stream" in capsys.readouterr().err
+
+
+BOXES = (np.s_[8:20, 6:18], np.s_[22:34, 30:42])
+
+
+def boxes(one: Any, two: Any, ground: Any = 0, dtype: Any = np.uint8) -> np.ndarray:
+    pixels = np.zeros((HEIGHT, WIDTH, *np.shape(one)), dtype)
+    pixels[:] = ground
+    pixels[BOXES[0]], pixels[BOXES[1]] = one, two
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "numbers", "mode"),
+    [
+        ("grey.png", boxes(9, 4), [4, 9], "P"),
+        ("16.png", boxes(300, 40_000, dtype=np.uint16), [300, 40_000], "I;16"),
+        ("255.png", boxes(255, 3, dtype=np.uint16), [3, 255], "I;16"),
+        ("32.tif", boxes(70_000, 5, dtype=np.int32), [5, 70_000], "I"),
+        ("rgba.png", boxes((200, 0, 0, 255), (0, 90, 0, 9), (70, 80, 90, 0)), [1, 2], "P"),
+        ("alpha.png", boxes((0, 0, 0, 255), (0, 0, 0, 255), (0, 0, 0, 0)), [1], "P"),
+    ],
+)
+def test_what_is_written_has_the_numbers_of_the_mask(
+    work: Path, name: str, pixels: np.ndarray, numbers: list[int], mode: str
+) -> None:
+    Image.fromarray(pixels).save(work / name)
+    assert watch(work, "--first-mask", str(work / name), "--no-overlay", "--max-frames", "2") == 0
+    assert json.loads((work / "out" / "summary.json").read_text())["objects"] == numbers
+    lines = [json.loads(line) for line in (work / "out" / "frames.jsonl").read_text().splitlines()]
+    assert [entry["object"] for entry in lines[1]["objects"]] == numbers
+    written = sorted((work / "out" / "masks").iterdir())
+    assert [path.suffix for path in written] == [".tiff" if mode == "I" else ".png"] * 2
+    with Image.open(written[0]) as image:
+        assert image.mode == mode
+    first = labels.read_mask(written[0]).labels
+    assert np.array_equal(first, labels.read_mask(work / name).labels)  # what is written is read as what was given
+    assert set(np.unique(labels.read_mask(written[1]).labels)) <= {0, *numbers}
+
+
+def test_void_is_no_object(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = boxes(1, 2)
+    mask[20:22, 4:44], mask[8:20, 18] = 255, 255
+    Image.fromarray(mask).save(work / "void.png")
+    mask_image(mask, palette()).save(work / "void-palette.png")
+    for name in ("void", "void-palette"):
+        assert watch(work, "--first-mask", str(work / f"{name}.png"), "--no-overlay", "--max-frames", "2") == 0
+        assert "255 is void" in capsys.readouterr().err
+        assert json.loads((work / "out" / "summary.json").read_text())["objects"] == [1, 2]
+        with Image.open(work / "out" / "masks" / "00000.png") as image:
+            assert np.array_equal(np.asarray(image), np.where(mask == 255, 0, mask))
+
+
+def test_objects_of_a_colour_mask_keep_their_colours(work: Path) -> None:
+    red, green = (250, 20, 10), (10, 200, 20)
+    Image.fromarray(boxes(red, green)).save(work / "mask.png")
+    assert watch(work, "--first-mask", str(work / "mask.png"), "--max-frames", "2") == 0
+    with Image.open(work / "out" / "masks" / "00000.png") as image:
+        assert np.array_equal(np.asarray(image.convert("RGB")), boxes(red, green))
+    with av.open(str(work / "out" / "overlay.mp4")) as container:
+        first = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+    middles = [first[13:15, 11:13].mean((0, 1)), first[27:29, 35:37].mean((0, 1))]  # on red and green ground
+    assert middles[0][0] > 180 > 90 > middles[0][1]
+    assert middles[1][1] > 150 > 90 > middles[1][0]
 
 
 def test_masks_of_all_kinds_say_the_same(work: Path) -> None:
@@ -107,7 +187,14 @@ def test_images_that_are_no_masks(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="shows no object"):
         read_mask(path)
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
-    with pytest.raises(ShapeError, match="63 values"):
+    with pytest.raises(SourceError, match="63 values"):
+        read_mask(path)
+    Image.fromarray(np.full((8, 8), 255, np.uint16)).save(path)
+    assert read_mask(path).numbers == [255]
+    both = np.zeros((8, 8, 2), np.uint8)
+    both[:4] = 255, 0
+    Image.fromarray(both).save(path)
+    with pytest.raises(ShapeError, match="shows no object"):
         read_mask(path)
 
 
@@ -116,6 +203,8 @@ def test_images_that_are_no_masks(tmp_path: Path) -> None:
     [
         ([], "give --first-mask"),
         (["--first-mask", "small.png"], "the frames are 52x36"),
+        (["--first-mask", "turned.png"], "turned upright?"),
+        (["--first-mask", "mask.jpg"], "keep masks as PNG"),
         (["--first-mask", "nowhere.png"], "there is no file"),
         (["--first-mask", "grey.png", "--embeddings"], "leave it out"),
         (["--first-mask", "grey.png", "--carry"], "leave it out"),
@@ -127,6 +216,8 @@ def test_mistakes_are_one_line_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(work)
     Image.fromarray(np.ones((8, 8), np.uint8)).save("small.png")
+    Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save("turned.png")
+    Image.fromarray(boxes(255, 255)).save("mask.jpg")
     assert watch(work, *options) == 2
     error = capsys.readouterr().err.strip()
     assert said in error

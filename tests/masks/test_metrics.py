@@ -103,6 +103,26 @@ def test_the_first_and_the_last_frame_do_not_count() -> None:
     assert j == f == (1.0, 1.0, 0.0)
 
 
+def test_void_pixels_do_not_count() -> None:
+    """The upper half is void: what stands there is neither right nor wrong."""
+    void = box(0, 0, 240, 854)
+    truth, below = box(200, 100, 300, 200), box(240, 100, 300, 200)
+    for wrong in (box(0, 0, 240, 854), box(0, 500, 200, 600), box(0, 0, 0, 0)):
+        assert region_similarity(below | wrong, truth, void) == 1.0
+        assert contour_accuracy(below | wrong, truth, void=void) == 1.0
+    assert region_similarity(box(270, 100, 300, 200), truth, void) == 0.5
+    assert region_similarity(void, box(100, 100, 200, 200), void) == 1.0
+    nothing = box(0, 0, 0, 0)
+    found, truths, voids = [below | void] * 4, [truth] * 4, [void, void, nothing, void]
+    j, f = evaluate(found, truths, voids)
+    assert j.mean == pytest.approx((1 + 100 * 100 / (240 * 854 + 60 * 100)) / 2)
+    assert f.recall == 0.5
+    with pytest.raises(ShapeError, match=r"void pixels \[480, 854\]"):
+        region_similarity(truth, truth, np.zeros((4, 4), bool))
+    with pytest.raises(ShapeError, match="void pixels for each of 4 masks, got 3"):
+        evaluate(found, truths, voids[:3])
+
+
 @pytest.mark.parametrize("other", [np.zeros((4, 5), bool), np.zeros((4, 4, 1), bool)])
 def test_masks_of_other_sizes_are_refused(other: Mask) -> None:
     for measure in (region_similarity, contour_accuracy):

@@ -86,12 +86,30 @@ def test_another_models_stream_is_refused(make_model: Make, tmp_path: Path) -> N
         stream.load(tmp_path / "bare.safetensors")
 
 
+def test_void_is_left_out_of_what_is_learned(make_model: Make, video: tuple[list[np.ndarray], np.ndarray]) -> None:
+    """An object whose border is void is learned as one that goes on under it, and written as it was given."""
+    frames, _ = video
+    whole = np.zeros((64, 97), np.int16)
+    whole[16:48, 32:64] = 1
+    striped = whole.copy()
+    striped[16:48:2] = -1  # every second row of what the model sees as one
+    stream, other = MaskStream(make_model(torch.float32)), MaskStream(make_model(torch.float32))
+    first = stream.push(frames[0], striped)
+    assert np.array_equal(first.mask, np.maximum(striped, 0))
+    other.push(frames[0], whole)
+    assert torch.equal(pack(stream.state), pack(other.state))
+    third = MaskStream(make_model(torch.float32))
+    third.push(frames[0], np.maximum(striped, 0))
+    assert not torch.equal(pack(third.state), pack(other.state))
+
+
 @pytest.mark.parametrize(
     ("mask", "said"),
     [
         (np.zeros((64, 97), np.uint8), "shows no object"),
         (np.full((64, 97), 3, np.uint8), "has object 3"),
-        (np.full((64, 97), -1, np.int64), "has object"),
+        (np.full((64, 97), -1, np.int64), "has objects nowhere"),
+        (np.full((64, 97), -2, np.int64), "has object -2"),
         (np.ones((64, 96), np.uint8), r"\[64, 97\] like the frame"),
         (np.ones((64, 97), np.float32), "whole numbers"),
         (np.ones((64, 97, 3), np.uint8), "whole numbers"),

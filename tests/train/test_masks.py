@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tttstream.errors import CheckpointError, ConfigError, ShapeError
 from tttstream.masks import MixtureConfig, MixtureModel, load
 from tttstream.masks.baselines import NAMES, propagate
-from tttstream.masks.networks import Features
+from tttstream.masks.networks import STRIDE, Features
 from tttstream.train.data import Batch
 from tttstream.train.export import read
 from tttstream.train.masks import MaskPropagation, overlap
@@ -72,6 +73,50 @@ def test_overlap_by_hand() -> None:
     shifted = perfect.roll(5, -1)
     values = overlap(segment._replace(output=segment.output._replace(logits=shifted)))
     assert values[0] == pytest.approx(50 / 150)
+
+
+def test_void_pixels_count_in_no_loss_and_no_overlap() -> None:
+    """What the model says where nobody knows changes nothing; elsewhere it does."""
+    whole = batch()
+    assert whole.mask is not None
+    void = torch.zeros_like(whole.mask, dtype=torch.bool)
+    void[:, 1:, 8:24, 10:30] = True
+    segment = task().eval()(whole._replace(mask=whole.mask.masked_fill(void, -1)), "val")
+    learner = task()
+    before, values = learner.losses(segment), overlap(segment)
+    for where, same in ((void, True), (~void, False)):
+        moved = segment.output.logits + torch.where(where[:, :, None], 20 * torch.randn(2, 4, 3, 32, 32), 0.0)
+        other = segment._replace(output=segment.output._replace(logits=moved))
+        after = learner.losses(other)
+        for name in ("pixels", "dice"):
+            assert torch.allclose(after[name], before[name], atol=1e-6) == same, name
+        assert torch.allclose(overlap(other), values) == same
+    coarse = F.max_pool2d((~void).float(), STRIDE) == 0  # cells of which nothing is known
+    assert coarse.any()
+    told = segment.output._replace(guess=segment.output.guess + 9 * coarse[:, :, None])
+    assert torch.equal(learner.losses(segment._replace(output=told))["guess"], before["guess"])
+    everything = segment._replace(known=torch.zeros_like(segment.known), masks=torch.zeros_like(segment.masks))
+    assert all(torch.isfinite(loss) for loss in learner.losses(everything).values())
+
+
+def test_the_numbers_of_objects_do_not_matter() -> None:
+    """They are those of the files, with gaps; a sequence follows those that its first frame shows, in order."""
+    whole = batch()
+    assert whole.mask is not None
+    table = torch.tensor([0, 300, 70_000])
+    plain, other = task().eval(), task().eval()
+    expected, renamed = plain(whole, "val"), other(whole._replace(mask=table[whole.mask]), "val")
+    assert torch.equal(renamed.output.logits, expected.output.logits)
+    assert torch.equal(renamed.masks, expected.masks)
+    assert renamed.numbers[:, -1].tolist() == [[300, 70_000], [300, -2]]
+    lanes = task().eval()
+    parts = [lanes(piece(whole._replace(mask=table[whole.mask]), begin, begin + 2), "val") for begin in (0, 2)]
+    assert torch.equal(torch.cat([part.masks for part in parts], 1), expected.masks)
+    with torch.no_grad():
+        rows = task().eval().predict_step(whole._replace(mask=table[whole.mask]), 0)
+    assert [rows[0]["objects"], rows[4]["objects"]] == [[300, 70_000], [300, None]]
+    crowd = torch.where(whole.mask == 0, 9, whole.mask)
+    assert task().eval()(whole._replace(mask=crowd), "val").numbers[:, 0].tolist() == [[1, 2], [1, 9]]
 
 
 def test_training_finds_the_objects() -> None:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tttstream.cli.loop import Step, follow
 from tttstream.cli.progress import Interrupt
 from tttstream.cli.recorder import Record, number
 from tttstream.errors import ShapeError, SourceError
 from tttstream.frames import Frame
-from tttstream.masks import MaskResult, MaskStream, load
+from tttstream.masks import MaskResult, MaskStream, labels, load
 from tttstream.outputs import OutputFile, TextFile, saving
 from tttstream.state import metadata
-from tttstream.views.masks import Labels, MaskOverlay, mask_image, palette
+from tttstream.views.masks import LARGEST, MaskOverlay, distinct, mask_image, palette
 from tttstream.views.overlay import Picture, size_text
 from tttstream.views.video import VideoWriter
 
@@ -28,60 +28,59 @@ if TYPE_CHECKING:
     from tttstream.sources.base import Source
     from tttstream.views.window import Window
 
-MOST = 32  # objects; an image with more values than that is a picture, not a mask
-
 
 class FirstMask(NamedTuple):
-    """What an image of a mask says: labels [H, W], 1 … for the objects; the number of each object in the image, which
-    it keeps in what is written; and the colours of all numbers."""
+    """What a mask says: labels [H, W], 1 … for the objects, VOID where nobody knows; the number of each object in the
+    file, which it keeps in what is written; and the colours of numbers, [256, 3], as far as they are written in 8 bits.
+    """
 
-    labels: Labels
+    labels: NDArray[np.int16]
     numbers: list[int]
     colours: NDArray[np.uint8]
 
+    @classmethod
+    def saved(cls, stream: MaskStream) -> FirstMask:
+        """Of a stream that was saved: its objects, and no pixels."""
+        return cls(np.zeros((0, 0), np.int16), stream.numbers, palette())
+
 
 def read_mask(path: Path) -> FirstMask:
-    """Read a mask: an image with a palette, a grey or a coloured one; every value but black (0) is an object."""
-    try:
-        with Image.open(path) as image:
-            indexed = image.mode == "P"
-            colours = palette()
-            if indexed:
-                own = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-                colours[: len(own)] = own
-            pixels = np.array(image if indexed or image.mode in ("L", "1") else image.convert("RGB")).astype(np.int64)
-    except FileNotFoundError as error:
-        raise SourceError(f"--first-mask: there is no file {path}") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise SourceError(f"--first-mask {path} cannot be read as an image: {error}") from error
-    if pixels.ndim == 3:
-        pixels = pixels @ np.array([65536, 256, 1])
-    values = [int(value) for value in np.unique(pixels) if value != 0]
-    if not values:
-        raise ShapeError(f"--first-mask {path} shows no object: every pixel is 0 (black)")
-    if len(values) > MOST:
+    """Read the mask of a first frame, by the rule of `tttstream.masks.labels`."""
+    mask = labels.read_mask(path)
+    places, numbers = labels.compact(mask.labels)
+    void = bool((places == labels.VOID).any())
+    if not numbers:
         raise ShapeError(
-            f"--first-mask {path} has {len(values)} values besides 0, more than {MOST} objects: is it a mask? "
-            "Draw it without smoothing, and keep it as PNG"
+            f"--first-mask {path} shows no object: every pixel is 0 (black)" + (" or void" if void else "")
         )
-    labels = (np.searchsorted(values, pixels) + 1) * (pixels != 0)
-    return FirstMask(labels.astype(np.uint8), values if indexed else list(range(1, len(values) + 1)), colours)
+    if void:
+        print(f"tttstream: --first-mask {path}: 255 is void (unknown), no object", file=sys.stderr)
+    colours = palette()
+    for own, colour in mask.colours.items():
+        if own < len(colours):
+            colours[own] = colour
+    return FirstMask(places, numbers, colours)
 
 
 class MaskFolder(OutputFile):
-    """PNG images of masks in a folder that appears when all are there, in the place of one that had its name."""
+    """Images of masks in a folder that appears when all are there, in the place of one that had its name.
 
-    def __init__(self, path: Path, colours: NDArray[np.uint8]) -> None:
+    PNG, and TIFF where a number has more than 16 bits. numbers, colours: those of a FirstMask.
+    """
+
+    def __init__(self, path: Path, numbers: list[int], colours: NDArray[np.uint8]) -> None:
         super().__init__(path)
-        self._colours = colours
+        self._colours, self._largest = colours, max(numbers)
+        self._kind = "png" if self._largest < 1 << 16 else "tiff"
         with saving(self.path):
             shutil.rmtree(self.part, ignore_errors=True)
             self.part.mkdir()
 
-    def write(self, index: int, mask: Labels) -> None:
-        """Add the mask of a frame."""
+    def write(self, index: int, mask: NDArray[np.int32]) -> None:
+        """Add the mask of a frame: the numbers of its objects, [H, W]."""
         with saving(self.path):
-            mask_image(mask, self._colours).save(self.part / f"{index:05d}.png", format="png")
+            image = mask_image(mask, self._colours, self._largest)
+            image.save(self.part / f"{index:05d}.{self._kind}", format=self._kind)
 
     def publish(self) -> None:
         """See OutputFile."""
@@ -106,15 +105,16 @@ class MaskRecorder(Record):
 
     def __init__(self, folder: Path | None, source: Source, mask: FirstMask, *, video: bool, endless: bool) -> None:
         super().__init__(folder, source)
-        self.overlay = MaskOverlay(mask.colours)
-        self._numbers = np.array([0, *mask.numbers], np.uint8)
+        own = [mask.colours[n] if n <= LARGEST else mask.colours[place] for place, n in enumerate(mask.numbers, 1)]
+        self.overlay = MaskOverlay(distinct(np.array([(0, 0, 0), *own], np.uint8)))
+        self._numbers = np.array([0, *mask.numbers], np.int32)
         self._video: VideoWriter | None = None
         if self._folder is None:
             return
         try:
             path = self._folder.path
             self._lines = self._own(TextFile(path / "frames.jsonl"))
-            self._masks = self._own(MaskFolder(path / "masks", mask.colours))
+            self._masks = self._own(MaskFolder(path / "masks", mask.numbers, mask.colours))
             if video:
                 self._video = self._own(VideoWriter(path / "overlay.mp4", source.fps or 25.0, endless=endless))
         except BaseException:
@@ -124,28 +124,27 @@ class MaskRecorder(Record):
     def add(self, frame: Frame, result: MaskResult) -> Picture:
         """Take in one frame and its result; the picture drawn of it."""
         self._count(result.latency_ms)
-        mask = self._numbers[result.mask]
-        picture = self.overlay.draw(frame.image, mask)
+        picture = self.overlay.draw(frame.image, result.mask)
         if self._folder is not None:
             self._lines.write_json(
                 {
                     "index": result.index,
                     "time_s": round(result.time_s, 6),
-                    "objects": [self._object(mask, place, result) for place in range(1, len(self._numbers))],
+                    "objects": [self._object(place, result) for place in range(1, len(self._numbers))],
                     "latency_ms": round(result.latency_ms, 3),
                 }
             )
-            self._masks.write(result.index, mask)
+            self._masks.write(result.index, self._numbers[result.mask])
             if self._video is not None:
                 self._video.write(picture, result.time_s)
         return picture
 
-    def _object(self, mask: Labels, place: int, result: MaskResult) -> dict[str, Any]:
-        rows, columns = np.nonzero(mask == self._numbers[place])
+    def _object(self, place: int, result: MaskResult) -> dict[str, Any]:
+        rows, columns = np.nonzero(result.mask == place)
         box = [int(v) for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)] if len(rows) else None
         return {
             "object": int(self._numbers[place]),
-            "share": number(len(rows) / mask.size),
+            "share": number(len(rows) / result.mask.size),
             "box": box,  # left, top, right, bottom, the last two exclusive
             "confidence": number(float(result.confidence[place - 1])),
         }
@@ -176,15 +175,18 @@ def start(args: argparse.Namespace, source: Source) -> tuple[MaskStream, FirstMa
     if args.load_state is None:
         first = read_mask(args.first_mask)
         stream = MaskStream(model, objects=len(first.numbers), size=args.size)
+        stream.numbers = first.numbers
     else:
         stream = MaskStream(model, size=args.size)
         stream.load(args.load_state, source if saved_source(args.load_state) == source.name else None)
-        numbers = list(range(1, stream.objects + 1))
-        first = FirstMask(np.zeros((0, 0), np.uint8), numbers, palette())
+        first = FirstMask.saved(stream)
         if args.first_mask is not None:
             first = read_mask(args.first_mask)._replace(labels=first.labels)
-        if len(first.numbers) != stream.objects:
-            raise ShapeError(f"--first-mask shows {len(first.numbers)} objects, {args.load_state} {stream.objects}")
+        if first.numbers != stream.numbers:
+            raise ShapeError(
+                f"--first-mask shows the objects {first.numbers}, the stream in {args.load_state} follows "
+                f"{stream.numbers}: give the mask it began with, or leave it out"
+            )
     stream.learn = not args.no_learn
     return stream, first
 
@@ -251,9 +253,14 @@ def step_of(stream: MaskStream, first: FirstMask, recorder: MaskRecorder, args: 
         nonlocal wanted
         if wanted and frame.image.shape[:2] != first.labels.shape:
             height, width = first.labels.shape
+            turned = (
+                " (is it of the video before it was turned upright?)"
+                if frame.image.shape[1::-1] == (height, width)
+                else ""
+            )
             raise ShapeError(
                 f"--first-mask {args.first_mask} is {width}x{height} pixels, the frames are "
-                f"{frame.image.shape[1]}x{frame.image.shape[0]}: give a mask of the frames' own size"
+                f"{frame.image.shape[1]}x{frame.image.shape[0]}: give a mask of the frames' own size{turned}"
             )
         result = stream.push(frame, first.labels if wanted else None)
         wanted = False

@@ -33,8 +33,11 @@ neighbours; with --carry the memory goes on from one source to the next (a recor
 keeps the memory of the last source. What an earlier run left in DIR under these names goes: DIR tells of one run.
 A source that cannot be read is passed over with a line on standard error (with --on-error raise it ends the run).
 
-With --model mask --first-mask FILE the objects in the mask, one value each, are followed through one source: DIR holds
-masks (PNG images of object numbers), overlay.mp4, frames.jsonl and summary.json.
+With --model mask --first-mask FILE the objects in the mask are followed through one source: DIR holds masks (images
+with the numbers of that mask), overlay.mp4, frames.jsonl and summary.json. FILE is as large as the first frame, PNG or
+another image without loss. Grey and palette images number the objects, 0 is the background, and 255 in 8 bits is void
+(unknown) unless 0 and 255 are all there is: then it is the object. In RGB each colour is an object, black the
+background. What is transparent is background. JPEG and smoothed edges are refused. All of it: docs/masks.md.
 
 --show without --out writes nothing. Keys in the window: q quit, f forget, l learning on/off, space pause.
 Exit codes: 0 done, 2 something in the way, said in one line; a source in the way leaves none of its files behind.

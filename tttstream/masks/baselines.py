@@ -46,17 +46,22 @@ def propagate(name: str, model: Propagator[Any], frames: Tensor, masks: Tensor) 
 
 
 def follow(
-    method: str, model: Propagator[Any], images: Sequence[NDArray[np.generic]], mask: Labels, size: int | None = None
+    method: str,
+    model: Propagator[Any],
+    images: Sequence[NDArray[np.generic]],
+    mask: NDArray[Any],
+    size: int | None = None,
 ) -> list[Labels]:
     """Masks [H, W] of every image [H, W, 3] by one of `METHODS`, from the first one's mask, at the images' own size.
 
-    size: short side in pixels at which the model looks, its own unless given.
+    mask: as `MaskStream.push` takes it, the objects numbered 1, 2 … without gaps (see `labels.compact`). size: short
+    side in pixels at which the model looks, its own unless given.
     """
     stream = MaskStream(model, objects=int(mask.max()), size=size, learn=method != "frozen")
     if method in ("model", "frozen"):
         return [stream.push(image, mask if index == 0 else None).mask for index, image in enumerate(images)]
     if method == "copy":
-        return [mask] * len(images)
+        return [np.maximum(mask, 0).astype(np.uint8)] * len(images)
     frames = torch.stack([stream.picture(image) for image in images])[None]
     first = F.interpolate(stream.given(mask, *mask.shape)[None], frames.shape[-2:], mode="area")
     logits = propagate(method, model, frames, first)[0]

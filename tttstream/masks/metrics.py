@@ -28,20 +28,21 @@ class Score(NamedTuple):
     decay: float
 
 
-def region_similarity(mask: Mask, truth: Mask) -> float:
-    """J: intersection over union of two masks [H, W]; 1 where both are empty."""
-    mask, truth = _pair(mask, truth)
+def region_similarity(mask: Mask, truth: Mask, void: Mask | None = None) -> float:
+    """J: intersection over union of two masks [H, W]; 1 where both are empty. void [H, W]: pixels that do not count."""
+    mask, truth = _pair(mask, truth, void)
     union = np.count_nonzero(mask | truth)
     return 1.0 if union == 0 else float(np.count_nonzero(mask & truth) / union)
 
 
-def contour_accuracy(mask: Mask, truth: Mask, tolerance: float = TOLERANCE) -> float:
+def contour_accuracy(mask: Mask, truth: Mask, tolerance: float = TOLERANCE, void: Mask | None = None) -> float:
     """F: harmonic mean of precision and recall of the contour pixels of two masks [H, W].
 
     A contour pixel is right where the other contour, dilated by a disk, covers it. The disk's radius is the tolerance
-    times the diagonal, rounded up to whole pixels; a tolerance of 1 or more is the radius itself.
+    times the diagonal, rounded up to whole pixels; a tolerance of 1 or more is the radius itself. void [H, W]: pixels
+    that belong to neither mask, as the benchmark takes them.
     """
-    mask, truth = _pair(mask, truth)
+    mask, truth = _pair(mask, truth, void)
     radius = tolerance if tolerance >= 1 else math.ceil(tolerance * math.hypot(*mask.shape))
     ours, theirs = contour(mask), contour(truth)
     count, wanted = np.count_nonzero(ours), np.count_nonzero(theirs)
@@ -76,22 +77,33 @@ def summarise(values: Sequence[float]) -> Score:
     return Score(float(found.mean()), float((found > 0.5).mean()), float(first.mean() - last.mean()))
 
 
-def evaluate(masks: Sequence[Mask], truths: Sequence[Mask]) -> tuple[Score, Score]:
-    """J and F of one object over a sequence of masks [H, W], the first and the last frame left out."""
+def evaluate(masks: Sequence[Mask], truths: Sequence[Mask], voids: Sequence[Mask] | None = None) -> tuple[Score, Score]:
+    """J and F of one object over a sequence of masks [H, W], the first and the last frame left out.
+
+    voids: for each frame the pixels [H, W] that do not count, because nobody knows what is there.
+    """
     if len(masks) != len(truths) or len(masks) < 3:
         raise ShapeError(f"expected two sequences of at least 3 masks alike, got {len(masks)} and {len(truths)}")
-    pairs = list(zip(masks, truths, strict=True))[1:-1]
+    if voids is not None and len(voids) != len(masks):
+        raise ShapeError(f"expected void pixels for each of {len(masks)} masks, got {len(voids)}")
+    unknown: Sequence[Mask | None] = [None] * len(masks) if voids is None else voids
+    triples = list(zip(masks, truths, unknown, strict=True))[1:-1]
     return (
-        summarise([region_similarity(mask, truth) for mask, truth in pairs]),
-        summarise([contour_accuracy(mask, truth) for mask, truth in pairs]),
+        summarise([region_similarity(mask, truth, void) for mask, truth, void in triples]),
+        summarise([contour_accuracy(mask, truth, void=void) for mask, truth, void in triples]),
     )
 
 
-def _pair(mask: Mask, truth: Mask) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _pair(mask: Mask, truth: Mask, void: Mask | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     mask, truth = np.asarray(mask, dtype=bool), np.asarray(truth, dtype=bool)
     if mask.ndim != 2 or mask.shape != truth.shape:
         raise ShapeError(f"expected two masks [H, W] of one size, got {list(mask.shape)} and {list(truth.shape)}")
-    return mask, truth
+    if void is None:
+        return mask, truth
+    known = ~np.asarray(void, dtype=bool)
+    if known.shape != mask.shape:
+        raise ShapeError(f"expected void pixels {list(mask.shape)} as the masks, got {list(known.shape)}")
+    return mask & known, truth & known
 
 
 def _dilate(points: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:

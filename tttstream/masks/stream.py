@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tttstream import state as states
 from tttstream.errors import CheckpointError, FrameError, ShapeError
 from tttstream.frames import Frame
+from tttstream.masks.labels import VOID
 from tttstream.masks.networks import WHOLE
 from tttstream.masks.propagator import ObjectState, Propagator
 
@@ -49,7 +50,8 @@ class MaskStream:
 
     model: a MixtureModel. objects: how many it can follow at the same time. size: short side in pixels
     at which it looks at the frames, the model's own unless given. learn: whether the memory learns from the masks
-    it predicts.
+    it predicts. numbers: what the objects 1, 2 … are called in the files of their masks; kept for who writes files,
+    and with a saved stream.
 
     >>> stream = MaskStream(tttstream.masks.load("mask"))
     >>> result = stream.push(first_frame, mask=first_mask)
@@ -67,6 +69,7 @@ class MaskStream:
         if self.size < WHOLE:
             raise ShapeError(f"mask stream: size is {self.size}, expected a short side of at least {WHOLE} pixels")
         self.objects, self.learn, self.frames = objects, learn, 0
+        self.numbers = list(range(1, objects + 1))
         self.state: ObjectState = model.init_state(1, objects)
 
     @property
@@ -79,7 +82,8 @@ class MaskStream:
 
         frame: a Frame, or an RGB array [H, W, 3], uint8 or float in 0..1. mask: [H, W] whole numbers, 0 the background
         and 1 … `objects`; bool for one object. It is taken as true for the objects that it shows, which are learned
-        anew; the others are followed as before. Until an object was given once it is nowhere.
+        anew; the others are followed as before. Until an object was given once it is nowhere. Pixels of VOID (-1), of
+        which nobody knows, are left out of what is learned where others are near, and are no object's in the result.
 
         Raises FrameError for what cannot be used; the stream is unchanged then.
         """
@@ -91,6 +95,10 @@ class MaskStream:
         if mask is not None:
             shown = self.given(mask, height, width)
             masks = F.interpolate(shown[None], pixels.shape[-2:], mode="area")[None]
+            void = torch.from_numpy(np.asarray(mask) == VOID)
+            if bool(void.any()):  # the share of an object is its share of the pixels that are known
+                known = F.interpolate((~void).to(masks.dtype)[None, None], pixels.shape[-2:], mode="area")
+                masks = masks / known.clamp(min=1e-3)
             given = shown.flatten(1).any(1)[None, None]
         with torch.inference_mode():
             output, state = self.model(pixels[None, None], self.state, masks=masks, given=given, learn=self.learn)
@@ -103,8 +111,8 @@ class MaskStream:
             sizes = torch.bincount(labels.flatten(), minlength=self.objects + 1)
             sums = torch.bincount(labels.flatten(), share.flatten().double(), minlength=self.objects + 1)
         found = labels.to(torch.uint8).numpy()
-        if given is not None:  # what was given stands to the pixel
-            whole = np.asarray(mask).astype(np.uint8)
+        if mask is not None and given is not None:  # what was given stands to the pixel
+            whole = np.maximum(np.asarray(mask), 0).astype(np.uint8)
             again = np.concatenate([[False], given[0, 0].numpy()])
             found = np.where(whole > 0, whole, np.where(again[found], 0, found))
         self.state = state
@@ -139,10 +147,12 @@ class MaskStream:
                 f"got {mask.dtype} {list(mask.shape)}"
             )
         numbers = np.unique(mask)
-        if numbers[0] < 0 or numbers[-1] > self.objects:
-            raise FrameError(f"the mask has object {numbers[-1]}, the stream follows {self.objects}: say objects=…")
-        if numbers[-1] == 0:
-            raise FrameError("the mask shows no object: every pixel is 0")
+        if numbers[0] < VOID or numbers[-1] > self.objects:
+            wrong = numbers[0] if numbers[0] < VOID else numbers[-1]
+            raise FrameError(f"the mask has object {wrong}, the stream follows {self.objects}: say objects=…")
+        if numbers[-1] <= 0:
+            empty, void = "shows no object: every pixel is 0", "has objects nowhere: all is 0 or void (-1)"
+            raise FrameError(f"the mask {void if numbers[0] == VOID else empty}")
         labels = torch.from_numpy(np.ascontiguousarray(mask).astype(np.int64))
         return (labels == torch.arange(1, self.objects + 1)[:, None, None]).to(self.model.dtype)
 
@@ -158,6 +168,7 @@ class MaskStream:
             "learn": self.learn,
             "size": self.size,
             "objects": self.objects,
+            "numbers": self.numbers,
             "source": None if source is None else {"name": source.name, "position": source.position()},
         }
         states.save(self.state, path, masks=json.dumps(meta))
@@ -177,4 +188,5 @@ class MaskStream:
         if source is not None and meta["source"] is not None:
             source.seek(meta["source"]["position"])
         self.state, self.objects = state, int(meta["objects"])
+        self.numbers = meta.get("numbers", list(range(1, self.objects + 1)))  # files of 0.1 do not say
         self.frames, self.learn, self.size = int(meta["frames"]), bool(meta["learn"]), int(meta["size"])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tttstream.errors import CheckpointError, ShapeError
 from tttstream.masks.baselines import NAMES, propagate
+from tttstream.masks.labels import VOID
 from tttstream.masks.mixture import SETTINGS, MixtureConfig, MixtureModel, MixtureState
 from tttstream.masks.networks import STRIDE
 from tttstream.masks.propagator import MaskOutput
@@ -23,6 +24,7 @@ from tttstream.train.task import not_negative
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
 
+NOBODY = -2  # no object has this number, and it is not that of void
 SPREAD = 401  # pixels over which the middle of a training frame is moved, so that large frames hold nothing new
 BLUR = 32  # pixels that count as found in every picture: where an object has left, a few wrong ones are no whole loss
 
@@ -31,11 +33,15 @@ class Segment(NamedTuple):
     """One segment as the model saw it.
 
     masks: [B, T, O, H, W] the truth of each object. counted: bool [B, T, O], where the model had to find it.
+    known: bool [B, T, H, W], the pixels that count. numbers: int64 [B, T, O], what the data call the objects, NOBODY
+    where there are not so many.
     """
 
     output: MaskOutput
     masks: Tensor
     counted: Tensor
+    known: Tensor
+    numbers: Tensor
 
 
 class MaskPropagation(LightningModule):
@@ -51,7 +57,8 @@ class MaskPropagation(LightningModule):
     The loss is cross-entropy of the pixels, one minus the soft Dice of each object, and the cross-entropy of the
     memory's own guess token by token, which teaches the keys: those of a frame to lie near the components that say
     what is true of it, and those that the components are made of to lie near what will be like them. Validation
-    reports J of the model; the test also that of the baselines.
+    reports J of the model; the test also that of the baselines. Void pixels count nowhere. Where the first frame of a
+    sequence shows more objects than are followed, those of the lowest numbers are; the others are background.
 
     Args:
         network: the model's shape. objects: how many are followed in a sequence. forced: see above.
@@ -81,12 +88,14 @@ class MaskPropagation(LightningModule):
         self.objects, self.forced, self.slots = objects, forced, slots
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self._states: dict[str, MixtureState | None] = {}
+        self._numbers: dict[str, Tensor] = {}
 
     def forward(self, batch: Batch, stage: str) -> Segment:
         """Go on with a stage's lanes over one segment."""
         if batch.mask is None:
             raise ShapeError("masks: the data has no masks: take data/objects, or a DAVIS tree")
-        masks = (batch.mask[:, :, None] == torch.arange(1, self.objects + 1, device=self.device)[:, None, None]).float()
+        numbers = self.numbers(batch.mask, batch.reset, stage)
+        masks = (batch.mask[:, :, None] == numbers[..., None, None]).float()
         given = batch.reset[:, :, None] & masks.flatten(3).any(3)
         state = self._states.get(stage)
         if state is None or state.rows != len(masks):
@@ -107,7 +116,26 @@ class MaskPropagation(LightningModule):
             offset=self.offset(batch.clip[:, 0]),
         )
         self._states[stage] = state.detach()
-        return Segment(output, masks, torch.stack(counted, 1))
+        return Segment(output, masks, torch.stack(counted, 1), batch.mask != VOID, numbers)
+
+    def numbers(self, mask: Tensor, reset: Tensor, stage: str) -> Tensor:
+        """The numbers [B, T, O] of the objects that are followed in each frame of masks [B, T, H, W]: those that the
+        first frame of a sequence shows, in order; a lane goes on with those it had."""
+        rows, count = reset.shape
+        now = self._numbers.get(stage)
+        if now is None or len(now) != rows:
+            now = torch.arange(1, self.objects + 1).repeat(rows, 1)
+        now, every = now.to(mask.device), []
+        for t in range(count):
+            now = now.clone()
+            for b in reset[:, t].nonzero().flatten().tolist():
+                shown = mask[b, t].unique()
+                shown = shown[shown > 0][: self.objects]
+                now[b] = NOBODY
+                now[b, : len(shown)] = shown
+            every.append(now)
+        self._numbers[stage] = now
+        return torch.stack(every, 1)
 
     def offset(self, clip: Tensor) -> Tensor | None:
         """Where the middle of a sequence's frames lies [B, 2] in training; its number decides, so that it stays."""
@@ -126,7 +154,7 @@ class MaskPropagation(LightningModule):
 
     def losses(self, segment: Segment) -> dict[str, Tensor]:
         """What is trained on a segment, by name."""
-        output, masks, counted = segment
+        output, masks, counted = segment.output, segment.masks, segment.counted
         shown = counted.any(2)
         if not bool(shown.any()):
             zero = output.logits.sum() * 0
@@ -134,14 +162,18 @@ class MaskPropagation(LightningModule):
         logits, weight = output.logits[shown], counted[shown].float()
         truth = masks[shown] * weight[..., None, None]
         label = (truth * torch.arange(1, truth.shape[1] + 1, device=truth.device)[:, None, None]).sum(1).long()
-        share = logits.softmax(1)[:, 1:]
+        known = segment.known[shown][:, None].float()
+        share = logits.softmax(1)[:, 1:] * known
         both = (share * truth).sum((2, 3))
         dice = 1 - (2 * both + BLUR) / ((share + truth).sum((2, 3)) + BLUR)
-        coarse = F.avg_pool2d(truth, STRIDE)
+        told = F.avg_pool2d(known, STRIDE)
+        coarse = F.avg_pool2d(truth, STRIDE) / told.clamp(min=1e-6)
+        told = (told > 0).float()
         guess = F.binary_cross_entropy_with_logits(output.guess[shown], coarse, reduction="none")
-        guess = (guess * (1 + 3 * coarse)).mean((2, 3))
+        guess = (guess * (1 + 3 * coarse) * told).sum((2, 3)) / told.sum((2, 3)).clamp(min=1)
+        pixels = F.cross_entropy(logits, label, reduction="none") * known[:, 0]
         return {
-            "pixels": F.cross_entropy(logits, label),
+            "pixels": pixels.sum() / known.sum().clamp(min=1),
             "dice": (dice * weight).sum() / weight.sum(),
             "guess": (guess * weight).sum() / weight.sum(),
         }
@@ -176,7 +208,8 @@ class MaskPropagation(LightningModule):
             self.log(f"test/J_{name}", values.sum() / max(1, rows), batch_size=rows, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """A row for each frame: the share of the picture that each object takes up, and J where it was to be found."""
+        """A row for each frame: the numbers of the objects (null where there are fewer), the share of the picture that
+        each takes up, and J where it was to be found."""
         segment = self(batch, "predict")
         numbers = torch.arange(1, self.objects + 1, device=self.device)[:, None, None]
         share = (segment.output.logits.argmax(2, keepdim=True) == numbers).float().mean((3, 4))
@@ -185,6 +218,7 @@ class MaskPropagation(LightningModule):
         rows: list[dict[str, Any]] = []
         for b, t in batch.valid.nonzero().tolist():
             row: dict[str, Any] = {"clip": int(batch.clip[b, t]), "frame": int(batch.frame[b, t])}
+            row["objects"] = [None if n == NOBODY else n for n in segment.numbers[b, t].tolist()]
             row["share"] = [round(value, 6) for value in share[b, t].tolist()]
             row["J"] = [None if math.isnan(value) else round(value, 4) for value in found[b, t].tolist()]
             rows.append(row)
@@ -205,17 +239,21 @@ class MaskPropagation(LightningModule):
     def setup(self, stage: str) -> None:
         """A new run begins with fresh lanes; a checkpoint brings its own right after this."""
         self._states.clear()
+        self._numbers.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the task, the model's shape and the training lanes of every process."""
-        state, lanes = self._states.get("train"), None
+        state, lanes, numbers = self._states.get("train"), None, None
         if state is not None:
             packed = pack(state).to(self.device)
             every = self.all_gather(packed)
             assert isinstance(every, Tensor)
             lanes = every.view(self.trainer.world_size, *packed.shape).cpu()
+            named = self.all_gather(self._numbers["train"].to(self.device))
+            assert isinstance(named, Tensor)
+            numbers = named.view(self.trainer.world_size, -1, self.objects).cpu()
         network = dataclasses.asdict(self.model.config)
-        checkpoint["tttstream"] = {"task": type(self).__name__, "network": network, "lanes": lanes}
+        checkpoint["tttstream"] = {"task": type(self).__name__, "network": network, "lanes": lanes, "numbers": numbers}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what another task or model wrote; go on with the training lanes."""
@@ -231,6 +269,8 @@ class MaskPropagation(LightningModule):
             if lanes.shape[2] != pack(like).shape[1]:
                 raise CheckpointError("the checkpoint's lanes have other objects or slots: give the task those it had")
             self._states["train"] = unpack(lanes[trainer.global_rank % len(lanes)], like)
+            if saved.get("numbers") is not None:  # earlier checkpoints have 1, 2 …
+                self._numbers["train"] = saved["numbers"][trainer.global_rank % len(lanes)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, warm-up, and a cosine where the number of steps is known."""
@@ -252,9 +292,10 @@ class MaskPropagation(LightningModule):
 
 
 def overlap(segment: Segment) -> Tensor:
-    """J of each object in each frame where it was to be found, [n]; 1 where it is neither there nor found."""
+    """J of each object in each frame where it was to be found, [n]; 1 where it is neither there nor found. Void pixels
+    do not count."""
     numbers = torch.arange(1, segment.masks.shape[2] + 1, device=segment.masks.device)[:, None, None]
-    found = segment.output.logits.argmax(2, keepdim=True) == numbers
+    found = (segment.output.logits.argmax(2, keepdim=True) == numbers) & segment.known[:, :, None]
     truth = segment.masks > 0.5
     both, either = ((part).sum((3, 4)) for part in (found & truth, found | truth))
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)[segment.counted]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -12,6 +12,13 @@ from PIL import Image
 from tttstream.views.overlay import Picture, fit, to_uint8
 
 Labels = NDArray[np.uint8]
+RGB = tuple[int, int, int]
+
+DARK: RGB = (12, 12, 12)
+"""The outer line around an object; the inner one is a light shade of its colour, so that one shows on any ground."""
+
+LARGEST = 254
+"""The largest number in an image of 8 bits: 255 would be read as void."""
 
 
 def palette() -> NDArray[np.uint8]:
@@ -23,15 +30,39 @@ def palette() -> NDArray[np.uint8]:
     return colours.astype(np.uint8)
 
 
-def mask_image(mask: Labels, colours: NDArray[np.uint8]) -> Image.Image:
-    """A mask [H, W] as an image whose pixels are object numbers and are shown in colour."""
-    image = Image.fromarray(mask)
+def mask_image(mask: NDArray[np.integer[Any]], colours: NDArray[np.uint8], largest: int = LARGEST) -> Image.Image:
+    """A mask [H, W] as an image whose pixels are object numbers.
+
+    largest: the largest number that may come. Up to 254 the pixels have 8 bits and are shown in these colours
+    [256, 3]; up to 65535 they are grey with 16 bits, beyond that with 32, which PNG has not got (TIFF has).
+    """
+    if largest > LARGEST:
+        return Image.fromarray(mask.astype(np.uint16 if largest <= 65535 else np.int32))
+    image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(colours.tobytes())
     return image
 
 
+def distinct(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Colours [n, 3] of the objects 0, 1 …, of which 0 is the background: one that is almost black, or that an object
+    before it has, gives way to the palette's."""
+    spare = palette()
+    found = np.zeros_like(colours)
+    seen: set[tuple[int, ...]] = set()
+    for number in range(1, len(colours)):
+        choices = [colours[number], *np.roll(spare[1:], -(number - 1), axis=0)]
+        free = (c for c in choices if c.max() >= 32 and tuple(c.tolist()) not in seen)
+        found[number] = next(free, colours[number])
+        seen.add(tuple(found[number].tolist()))
+    return found
+
+
 class MaskOverlay:
-    """Draws frames with their masks over them, at most `width` pixels wide, always of the size of the first."""
+    """Draws frames with their masks over them, at most `width` pixels wide, always of the size of the first.
+
+    colours: [n, 3], of the objects 1 … n - 1. An object is tinted, and has a dark line around it and a light one inside
+    that, so that its outline can be seen on any ground.
+    """
 
     def __init__(self, colours: NDArray[np.uint8], width: int = 960, opacity: float = 0.5) -> None:
         self._colours, self._width, self._opacity = colours, width, opacity
@@ -50,8 +81,21 @@ class MaskOverlay:
         small = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
         mixed = cv2.addWeighted(picture, 1 - self._opacity, self._colours[small], self._opacity, 0)
         picture[small > 0] = mixed[small > 0]
-        for number in np.unique(small[small > 0]):
-            outlines, _ = cv2.findContours((small == number).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-            colour = tuple(int(value) for value in self._colours[number])
-            cv2.drawContours(picture, outlines, -1, colour, 2 if width > 480 else 1, cv2.LINE_AA)
+        _outline(picture, small, self._colours, 2 if width > 480 else 1)
         return picture
+
+
+def _outline(picture: Picture, mask: Labels, colours: NDArray[np.uint8], thick: int) -> None:
+    """Draw the outlines of all objects, in place: dark outside, light inside, each `thick` pixels wide."""
+    kernel = np.ones((3, 3), np.uint8)
+    inner = np.zeros(mask.shape, np.uint8)
+    outer = np.zeros(mask.shape, bool)
+    for number in np.unique(mask[mask > 0]):
+        # beyond the picture an object goes on: there is no line along the picture's edge
+        own = (mask == number).astype(np.uint8)
+        core = cv2.erode(own, kernel, iterations=thick, borderType=cv2.BORDER_CONSTANT, borderValue=(1,))
+        inner[(own > core)] = number
+        outer |= cv2.dilate(own, kernel, iterations=thick) > own
+    picture[outer & (inner == 0)] = DARK
+    light = (colours // 3 + 170).astype(np.uint8)  # a third of the colour, two thirds of white
+    picture[inner > 0] = light[inner[inner > 0]]

@@ -17,7 +17,8 @@ class Batch(NamedTuple):
     label: int64 [B, T], the class of the clip, -1 where there is none.
     valid: bool [B, T], False where there is nothing to show, which happens in evaluations only: a row has run out of
         videos, or a video broke off. Zeros stand there, and they do not count.
-    mask: int64 [B, T, H, W], the object that each pixel belongs to, 0 the background; None where no clip has masks.
+    mask: int64 [B, T, H, W], the number of the object that each pixel belongs to, 0 the background, -1 where nobody
+        knows (void); None where no clip has masks. Numbers are those of the files and may have gaps.
     """
 
     frames: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,11 @@ Numbers = NDArray[np.int64]
 
 
 class Shot(NamedTuple):
-    """Frames in a row: uint8 RGB [n, H, W, 3], and the object that each pixel belongs to, [n, H, W], if known."""
+    """Frames in a row: uint8 RGB [n, H, W, 3], and the object that each pixel belongs to, [n, H, W], if known: 0 the
+    background, -1 (`tttstream.masks.labels.VOID`) where nobody knows."""
 
     frames: Pixels
-    masks: NDArray[np.uint8] | None = None
+    masks: NDArray[np.integer[Any]] | None = None
 
 
 class Reader(ABC):

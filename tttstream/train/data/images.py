@@ -8,21 +8,21 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tttstream.errors import SourceError
+from tttstream.masks.labels import Labels, MaskSequence
 from tttstream.sources.folder import IMAGES, listed, pixels
 from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot
 
-MOST_OBJECTS = 254  # 255 says "unknown" in some data sets
+MASKS = (".png", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".gif", ".jpg", ".jpeg")  # the last two to be refused
 
 
 @dataclass(frozen=True)
 class ImagesClip(Clip):
     """The images of a folder in natural order. name: the folder.
 
-    masks: a folder of indexed or grey images of the same names, whose pixels number the objects, 0 the background.
-    merge: take all objects together as one, as DAVIS 2016 does.
+    masks: a folder of images of the same names, PNG or others without loss, read by the rule of
+    `tttstream.masks.labels`. merge: take all objects together as one, as DAVIS 2016 does.
     """
 
     masks: str | None = None
@@ -41,15 +41,16 @@ class _ImagesReader(Reader):
     def __init__(self, clip: ImagesClip) -> None:
         self._clip, self._paths = clip, _images(clip.name)
         self.frames = len(self._paths)
+        self._masks = None if clip.masks is None else _masks(clip.name, clip.masks)
         self._shape = _read(self._paths[0]).shape
 
     def read(self, indices: Numbers) -> Shot:
         """See Reader."""
         frames: list[NDArray[np.uint8]] = []
-        masks: list[NDArray[np.uint8]] = []
+        masks: list[Labels] = []
         try:
-            for path in (self._paths[index] for index in indices if index < len(self._paths)):
-                frame, mask = self._frame(path), self._mask(path)
+            for index in (int(index) for index in indices if index < len(self._paths)):
+                frame, mask = self._frame(self._paths[index]), self._mask(index)
                 frames.append(frame)
                 masks += [] if mask is None else [mask]
         except SourceError as error:
@@ -67,14 +68,14 @@ class _ImagesReader(Reader):
             raise SourceError(f"{path} is {came} pixels and the first image of its folder {first}; use one size")
         return frame
 
-    def _mask(self, path: Path) -> NDArray[np.uint8] | None:
-        if self._clip.masks is None:
+    def _mask(self, index: int) -> Labels | None:
+        if self._masks is None:
             return None
-        mask = read_mask(Path(self._clip.masks, path.stem + ".png"), self._clip.merge)
+        mask = self._masks[index].labels
         if mask.shape != self._shape[:2]:
             came, expected = (f"{width}×{height}" for height, width in (mask.shape, self._shape[:2]))
-            raise SourceError(f"the mask of {path} is {came} pixels, expected {expected} as the image")
-        return mask
+            raise SourceError(f"the mask of {self._paths[index]} is {came} pixels, expected {expected} as the image")
+        return np.minimum(mask, 1) if self._clip.merge else mask
 
 
 @lru_cache(maxsize=4096)
@@ -85,25 +86,23 @@ def _images(folder: str) -> list[Path]:
     return found
 
 
+@lru_cache(maxsize=4096)
+def _masks(folder: str, masks: str) -> MaskSequence:
+    """The masks of a folder's images, which lie in another folder under the same names."""
+    try:
+        there = {path.stem + path.suffix.lower(): path for path in Path(masks).iterdir()}
+    except OSError as error:
+        raise SourceError(f"{masks} cannot be listed: {error.strerror}") from error
+
+    def mask(image: Path) -> Path:
+        found = (there.get(image.stem + suffix) for suffix in MASKS)
+        return next((path for path in found if path is not None), Path(masks, image.stem + ".png"))
+
+    return MaskSequence([mask(path) for path in _images(folder)])
+
+
 def _read(path: Path) -> NDArray[np.uint8]:
     try:
         return pixels(path)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         raise SourceError(f"{path} cannot be read as an image ({error})") from error
-
-
-def read_mask(path: Path, merge: bool = False) -> NDArray[np.uint8]:
-    """The objects that the pixels of a mask belong to, [H, W], 0 the background; 1 for all objects with `merge`.
-
-    A mask of one object may be black and white. Raises SourceError where it cannot be read.
-    """
-    try:
-        with Image.open(path) as file:
-            mask = np.array(file if file.mode in ("P", "L", "1") else file.convert("L")).astype(np.uint8)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise SourceError(f"{path} cannot be read as a mask ({error})") from error
-    if merge:
-        return (mask > 0).astype(np.uint8)
-    return (
-        np.where(mask == 255, 1, mask) if set(np.unique(mask)) <= {0, 255} else np.where(mask > MOST_OBJECTS, 0, mask)
-    )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from tttstream.errors import DataError
+from tttstream.masks.labels import VOID
 from tttstream.train.data.clips import Shot
 
 
@@ -18,10 +23,11 @@ def fitted(size: int) -> nn.Module:
 
 def transformed(shot: Shot, transform: nn.Module, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """Frames uint8 [n, 3, size, size] and masks int64 [n, size, size] after a transform whose choices follow from
-    the seed. Raises DataError where it gives frames of another size.
+    the seed; numbers of objects stay what they are. Raises DataError where it gives frames of another size.
     """
     frames = tv_tensors.Video(torch.from_numpy(shot.frames).permute(0, 3, 1, 2))
-    masks = None if shot.masks is None else tv_tensors.Mask(torch.from_numpy(shot.masks))
+    codes, numbers = (None, None) if shot.masks is None else _coded(shot.masks)
+    masks = None if codes is None else tv_tensors.Mask(torch.from_numpy(codes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -34,4 +40,19 @@ def transformed(shot: Shot, transform: nn.Module, size: int, seed: int) -> tuple
         raise DataError(
             f"transform: expected uint8 frames [3, {size}, {size}] to come out, got {came}; end it with a crop"
         )
-    return frames.as_subclass(Tensor), None if masks is None else masks.as_subclass(Tensor).long()
+    if masks is None:
+        return frames.as_subclass(Tensor), None
+    found = masks.as_subclass(Tensor).long()
+    return frames.as_subclass(Tensor), found if numbers is None else torch.from_numpy(numbers)[found]
+
+
+def _coded(masks: NDArray[np.integer[Any]]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """Masks as transforms keep them exactly, and what each code stands for (None: itself). 0 stays 0, since transforms
+    fill with it; torchvision computes in float32, which knows whole numbers up to 2 to the power of 24."""
+    if masks.dtype == np.uint8:
+        return masks, None
+    known = np.unique(masks) if masks.max() >= 1 << 16 else np.flatnonzero(np.bincount((masks - VOID).ravel())) + VOID
+    numbers = np.array([0, *known[known != 0]], np.int64)
+    order = np.argsort(numbers)
+    kind = np.uint8 if len(numbers) <= 256 else np.int32
+    return order.astype(kind)[np.searchsorted(numbers, masks, sorter=order)], numbers

@@ -1,0 +1,327 @@
+"""Masks as people keep them: one rule for numbers, void and colours, for whoever reads a mask from a file.
+
+The rule, which docs/masks.md tells in full:
+
+- Grey and palette images, of 1 to 32 bits: the value of a pixel is the number of its object, 0 the background.
+- 255 in an image of 8 bits is void: nobody knows what is there. In a black and white mask, whose values are 0 and 255
+  alone, it is the object, number 1; so it is in an image of 1 bit.
+- Colour images: one object for each colour, black the background. The objects are numbered 1, 2 … in the order of
+  their colours (by red, then green, then blue). There is no void.
+- What is fully transparent is background. If all that can be seen is black, it is one object, number 1.
+- Of a sequence the first mask that shows anything says how to read the others.
+- Whatever would change the numbers is refused: JPEG, smoothed edges, several pages, 16 bits a colour channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import DependencyError, SourceError
+
+VOID = -1
+"""What stands in labels where nobody knows which object is there: left out of losses and of scores."""
+
+MOST = 32
+"""Values beyond which an image is looked at more closely: it may be a picture and no mask."""
+
+Labels = NDArray[np.int32]
+"""The number of the object that each pixel belongs to, [H, W]: 0 the background, VOID where nobody knows."""
+
+RGB = tuple[int, int, int]
+
+
+class Mask(NamedTuple):
+    """A mask that was read: its labels, and the colours that its file gives to numbers (none for a grey image)."""
+
+    labels: Labels
+    colours: dict[int, RGB]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a file holds. values: int32 [H, W], 0 where nothing is; the 24 bits of red, green and blue where `coloured`.
+
+    palette: the colours of its values, [256, 3]. eight: whether 255 is the largest value that it can hold.
+    """
+
+    values: NDArray[np.int32]
+    coloured: bool = False
+    eight: bool = False
+    palette: NDArray[np.uint8] | None = None
+
+
+class _Key(NamedTuple):
+    """How to read the masks of a sequence, by the first that shows anything: its file, kind, and values."""
+
+    path: Path
+    coloured: bool
+    black_and_white: bool
+    values: tuple[int, ...]
+
+
+class MaskSequence:
+    """The masks of the frames of one sequence, read by one rule (see above).
+
+    paths: their files in order. Black and white or numbers, grey or coloured: the first mask that shows anything
+    decides, and a later one that says otherwise is refused. Colours are numbered in the first mask; those that appear
+    later go on from there, so that a colour has the same number in all masks.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Mask:
+        """The mask of a frame. Raises SourceError, which names the file, where it cannot be read as a mask."""
+        path, key = self._paths[index], self._key
+        stored = _stored(path)
+        if key is None or not stored.values.any():
+            return Mask(np.zeros_like(stored.values), {})
+        if stored.coloured != key.coloured:
+            kinds = ("numbers", "colours") if stored.coloured else ("colours", "numbers")
+            raise SourceError(f"{key.path} tells objects by {kinds[0]}, {path} by {kinds[1]}: keep all masks alike")
+        if stored.coloured:
+            return self._of_colours(stored.values)
+        values = _different(stored)
+        if stored.eight and key.black_and_white and values != [255]:
+            raise SourceError(
+                f"{key.path} is black and white (0 and 255 alone), {path} has other numbers: whether 255 is an object "
+                "or void is unclear; number the objects 1, 2 … in all masks"
+            )
+        meaning = 1 if key.black_and_white else VOID
+        labels = stored.values
+        if stored.eight:
+            labels = np.where(labels == 255, meaning, labels).astype(np.int32)
+        numbers = {value: meaning if stored.eight and value == 255 else value for value in values}
+        colours = {} if stored.palette is None else dict(zip(values, stored.palette[values].tolist(), strict=True))
+        return Mask(labels, {numbers[value]: tuple(rgb) for value, rgb in colours.items() if numbers[value] != VOID})
+
+    @cached_property
+    def _key(self) -> _Key | None:
+        """What the first mask that shows anything says; files that cannot be read are passed over."""
+        for path in self._paths:
+            try:
+                stored = _stored(path)
+            except SourceError:
+                if len(self._paths) == 1:
+                    raise
+                continue
+            values = _different(stored)
+            if values:
+                return _Key(path, stored.coloured, stored.eight and values == [255], tuple(values))
+        return None
+
+    @cached_property
+    def _legend(self) -> NDArray[np.int32]:
+        """The colours of all masks, in the order of their numbers from 1."""
+        assert self._key is not None
+        first, later = self._key.values, set[int]()
+        for path in self._paths if len(self._paths) > 1 else ():
+            try:
+                later.update(_different(_stored(path)))
+            except SourceError:  # said where this mask is asked for
+                continue
+        return np.array([*first, *sorted(later.difference(first))], np.int32)
+
+    def _of_colours(self, values: NDArray[np.int32]) -> Mask:
+        order = np.argsort(self._legend)
+        place = order[np.searchsorted(self._legend, values, sorter=order).clip(max=len(order) - 1)]
+        labels = np.where(values > 0, place + 1, 0).astype(np.int32)
+        colours = {n: (int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for n, v in enumerate(self._legend, start=1)}
+        return Mask(labels, colours)
+
+
+def read_mask(path: Path) -> Mask:
+    """One mask by itself. Raises SourceError, which names the file, where it cannot be read as a mask."""
+    return MaskSequence([path])[0]
+
+
+def compact(labels: Labels) -> tuple[NDArray[np.int16], list[int]]:
+    """Labels with their objects numbered 1, 2 … without gaps, void and background as they were; and the number that
+    each of them had."""
+    numbers = [int(number) for number in np.unique(labels) if number > 0]
+    places = np.searchsorted(numbers, labels) + 1
+    return np.where(labels > 0, places, labels).astype(np.int16), numbers
+
+
+def _different(stored: _Stored) -> list[int]:
+    """The values besides 0, in order."""
+    values = stored.values
+    found = np.flatnonzero(np.bincount(values.ravel(), minlength=256)) if stored.eight else np.unique(values)
+    return [int(value) for value in found if value]
+
+
+def _stored(path: Path) -> _Stored:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise DependencyError("reading masks needs Pillow: pip install pillow") from error
+    try:
+        with Image.open(path) as file:
+            _refuse_lossy(path, file)
+            scale = _scale(file)
+            file.load()
+            stored = _values(path, ImageOps.exif_transpose(file), scale)
+    except FileNotFoundError as error:
+        raise SourceError(f"there is no file {path}: it cannot be read as a mask") from error
+    except SourceError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SourceError(f"{path} cannot be read as a mask ({error})") from error
+    _refuse_pictures(path, stored)
+    return stored
+
+
+def _refuse_lossy(path: Path, file: Any) -> None:
+    """Refuse what cannot hold the numbers of a mask, by the header of its file."""
+    if file.format in ("JPEG", "MPO", "JPEG2000"):
+        raise SourceError(f"{path} is a {file.format} image, which changes the numbers of a mask: keep masks as PNG")
+    pages = getattr(file, "n_frames", 1)
+    if pages > 1:
+        raise SourceError(f"{path} holds {pages} images: keep one mask in a file")
+    _, raw, largest = _layout(file)
+    if file.mode in ("LA", "RGB", "RGBA") and (";16" in raw or largest > 255):
+        raise SourceError(f"{path} has 16 bits a channel: keep numbers as a grey image of 16 bits, colours in 8 bits")
+
+
+def _layout(file: Any) -> tuple[str, str, int]:
+    """Codec, raw mode, and largest value of an image file that is not yet loaded."""
+    if not file.tile:
+        return "", "", 0
+    codec, args = file.tile[0][0], file.tile[0][3]
+    words = args if isinstance(args, tuple) else (args,)
+    raw = words[0] if words and isinstance(words[0], str) else ""
+    largest = words[1] if codec.startswith("ppm") and len(words) > 1 and isinstance(words[1], int) else 0
+    return codec, raw, largest
+
+
+def _scale(file: Any) -> float:
+    """What Pillow multiplied grey values of few bits by, so that white is white: the number in the file is lost."""
+    _, raw, largest = _layout(file)
+    if file.mode == "L" and raw.startswith(("L;2", "L;4")):
+        return 85.0 if raw.startswith("L;2") else 17.0
+    if largest and file.mode in ("L", "I"):
+        return (255 if file.mode == "L" else 65535) / largest
+    return 1.0
+
+
+def _values(path: Path, image: Any, scale: float) -> _Stored:
+    """The values of an image that was turned upright, with 0 where it is transparent."""
+    mode, transparent = image.mode, image.info.get("transparency")
+    if mode == "RGBX":
+        image, mode = image.convert("RGB"), "RGB"
+    eight, coloured = mode in ("1", "L", "LA", "P", "PA"), mode in ("RGB", "RGBA")
+    if not (eight or coloured or mode in ("I", "F") or mode.startswith("I;16")):
+        raise SourceError(f"{path} is an image of mode {mode}: keep masks as grey, palette or RGB images, such as PNG")
+    pixels = np.asarray(image)
+    alpha = pixels[..., -1] if mode in ("LA", "PA", "RGBA") else None
+    if coloured:
+        values = pixels[..., :3].astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    else:
+        whole = pixels[..., 0] if alpha is not None else pixels
+        if mode == "1":
+            whole = whole.astype(np.uint8) * 255
+        values = np.rint(whole / scale) if scale != 1 else whole
+        if not (np.isfinite(values) & (values == np.rint(values)) & (values >= 0) & (values < 2**31)).all():
+            raise SourceError(
+                f"{path} has values that are no whole numbers from 0 to 2147483647: expected object numbers"
+            )
+        values = values.astype(np.int32)
+    if transparent is not None and alpha is None:
+        alpha = _opacity(values, transparent)
+    if alpha is not None:
+        values = _seen(path, values, alpha, 0xFFFFFF if coloured else 255 if eight else 1)
+    palette = None
+    if mode in ("P", "PA"):
+        palette = np.zeros((256, 3), np.uint8)
+        own = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(own)] = own
+    return _Stored(values, coloured, eight, palette)
+
+
+def _opacity(values: NDArray[np.int32], transparent: Any) -> NDArray[np.uint8]:
+    """The opacity of each pixel where a file has it by value: of one value or colour, or of all in a palette."""
+    if isinstance(transparent, bytes):
+        table = np.full(256, 255, np.uint8)
+        table[: len(transparent)] = np.frombuffer(transparent, np.uint8)
+        return table[values]
+    if isinstance(transparent, tuple):
+        red, green, blue = transparent
+        transparent = red << 16 | green << 8 | blue
+    return np.where(values == transparent, 0, 255).astype(np.uint8)
+
+
+def _seen(path: Path, values: NDArray[np.int32], alpha: NDArray[np.uint8], white: int) -> NDArray[np.int32]:
+    """Values with 0 where they are transparent. Where all that is seen is 0 (black), only opacity tells anything: what
+    is seen is `white` then."""
+    shown = alpha > 0
+    seen = np.where(shown, values, 0).astype(np.int32)
+    opacities = np.unique(seen[shown].astype(np.int64) * 256 + alpha[shown])
+    if len(opacities) > len(np.unique(seen[shown])):
+        raise SourceError(f"{path} is smoothed: its opacity changes inside an object; draw masks without smoothing")
+    if not seen.any() and shown.any() and not shown.all():
+        return np.where(shown, white, 0).astype(np.int32)
+    return seen
+
+
+def _refuse_pictures(path: Path, stored: _Stored) -> None:
+    """Refuse images with smoothed edges, and pictures: their values lie side by side instead of in areas.
+
+    A value is thin where most of its pixels lie in no 2 × 2 square of it. Smoothed edges are thin values between those
+    of their neighbours, more of them than of values with an area; where 255 alone has an area, one is enough.
+    """
+    known = np.array([0, *_different(stored)])
+    if len(known) <= 2:
+        return
+    places = np.searchsorted(known, stored.values)
+    across, down = places[:, 1:] == places[:, :-1], places[1:] == places[:-1]
+    square = across[1:] & across[:-1] & down[:, 1:]
+    inside = np.zeros(places.shape, bool)
+    for rows in (slice(None, -1), slice(1, None)):
+        for columns in (slice(None, -1), slice(1, None)):
+            inside[rows, columns] |= square
+    counts = np.bincount(places.ravel(), minlength=len(known))
+    shares = np.bincount(places[inside], minlength=len(known)) / counts.clip(min=1)
+    objects = known != 0
+    thin = objects & (shares < 0.5)
+    solid = objects & ~thin
+    many = int(objects.sum())
+    if many > MOST and thin.sum() > many / 2:
+        raise SourceError(
+            f"{path} has {many} values besides 0, more than {MOST} and few with an area of its own: is it a mask? "
+            "Draw masks without smoothing, and keep them as PNG"
+        )
+    only = stored.eight and known[solid].tolist() == [255]
+    if (thin.any() and only) or (solid.any() and thin.sum() > max(1, solid.sum())):
+        edge = thin[places]
+        if _between(stored, edge) > 0.5:
+            raise SourceError(
+                f"{path} is smoothed: {thin.sum()} values lie only along edges; draw masks without smoothing"
+            )
+
+
+def _between(stored: _Stored, edge: NDArray[np.bool_]) -> float:
+    """The share of the pixels in `edge` that lie between values around them in some channel and beyond in none."""
+    values = stored.values
+    if stored.coloured:
+        channels = [values >> 16, values >> 8 & 255, values & 255]
+    elif stored.palette is not None:
+        channels = [stored.palette[values.clip(max=len(stored.palette) - 1), c].astype(np.int32) for c in range(3)]
+    else:
+        channels = [values]
+    between, beyond = np.zeros(edge.shape, bool), np.zeros(edge.shape, bool)
+    for channel in channels:
+        around = np.lib.stride_tricks.sliding_window_view(np.pad(channel, 1, mode="edge"), (3, 3))[edge]
+        low, high, own = around.min((1, 2)), around.max((1, 2)), channel[edge]
+        between[edge] |= (low < own) & (own < high)
+        beyond[edge] |= (low < high) & ((own == low) | (own == high))
+    return float((between & ~beyond)[edge].mean())

@@ -23,11 +23,12 @@ from tttstream.cli.main import main as tttstream
 CHOICES = ("--model small", "--model base", "--model base --embeddings", "--model base --no-overlay")
 
 
-def watch(source: str, frames: int, words: list[str]) -> float:
+def watch(source: str, frames: int, size: int, words: list[str]) -> float:
     """Milliseconds of CPU time of a frame in one run: all threads, loading included."""
+    sized = ["--max-frames", str(frames), "--size", str(size)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         began = time.process_time()
-        code = tttstream(["watch", source, "--max-frames", str(frames), "--out", folder, *words])
+        code = tttstream(["watch", source, *sized, "--out", folder, *words])
         took = time.process_time() - began
         if code:
             raise SystemExit(code)
@@ -40,14 +41,15 @@ def main() -> None:
     parser.add_argument("source", help="what `tttstream watch` takes")
     parser.add_argument("--choices", nargs="*", default=CHOICES, help='options of a run, such as "--model small"')
     parser.add_argument("--frames", type=int, default=200, help="of each run")
+    parser.add_argument("--size", type=int, default=128, help="side in pixels that every model sees (default: 128)")
     parser.add_argument("--rounds", type=int, default=5, help="each choice runs so often; the least time counts")
     args = parser.parse_args()
     found: dict[str, list[float]] = {choice: [] for choice in args.choices}
-    watch(args.source, 20, [])  # what only a first run pays
+    watch(args.source, 20, args.size, [])  # what only a first run pays
     for choice in tqdm([*args.choices] * args.rounds, desc="runs"):
-        found[choice].append(watch(args.source, args.frames, shlex.split(choice)))
+        found[choice].append(watch(args.source, args.frames, args.size, shlex.split(choice)))
     print(
-        f"`python demos/watch_cost.py {args.source} --frames {args.frames} --rounds {args.rounds}`, "
+        f"`python demos/watch_cost.py {args.source} --frames {args.frames} --size {args.size} --rounds {args.rounds}`, "
         f"{datetime.date.today()}, {os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}; least of "
         f"{args.rounds} runs.\n\n"
         "| `tttstream watch` with | CPU time of a frame, ms | frames a CPU second |\n"

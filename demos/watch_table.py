@@ -21,14 +21,15 @@ def main() -> None:
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/summary.json"))]
     if not runs:
         parser.error(f"{folder} has no summary.json of a source below it: expected the --out of `tttstream watch`")
-    model = runs[0]["model"]
+    model, size = runs[0]["model"], runs[0]["size"]
     machine = f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}"
     print(
         "# `tttstream watch` over real videos\n\n"
-        f"`tttstream watch ../shared/videos --model {model} --out {folder}`, `tttstream watch "
-        f"../shared/videos/masks/davis/JPEGImages/480p/car-shadow --model {model} --out {folder}/car-shadow`, "
+        f"`tttstream watch ../shared/videos --model {model} --size {size} --out {folder}`, "
+        f"`tttstream watch ../shared/videos/masks/davis/JPEGImages/480p/car-shadow --model {model} --size {size} --out "
+        f"{folder}/car-shadow`, "
         f"then `python demos/watch_table.py {folder}`; "
-        f"{datetime.date.today()}, {machine}, {model} model, {runs[0]['size']} pixels, decoding and overlay "
+        f"{datetime.date.today()}, {machine}, {model} model, {size} pixels, decoding and overlay "
         "included. Resident memory is the process's, which takes one source after another.\n\n"
         "| source | frames | skipped | truncated | events | fps | latency, ms: p50 / p95 / p99 | resident, MB |\n"
         "|---|---:|---:|---|---:|---:|---:|---:|"

@@ -20,8 +20,6 @@ from tttstream.frames import Frame
 from tttstream.views.overlay import Overlay
 from tttstream.views.window import KEYS, Window
 
-SIZE = 128  # side in pixels of the square that the model sees, as `tttstream watch` has it
-
 
 def looped(path: str) -> Iterator[Frame]:
     """The frames of a file at its own pace, again and again, with time going on."""
@@ -79,7 +77,7 @@ def main() -> int:
     parser.add_argument("--model", default="base", help="name or folder of the model (default: base)")
     args = parser.parse_args()
     try:
-        stream = tttstream.Stream(models.load(args.model, size=SIZE), embed=False)
+        stream = tttstream.Stream(models.load(args.model), embed=False)
         with Window("tttstream webcam") as window:
             if args.file:
                 watch(looped(args.file), stream, window)

@@ -165,6 +165,7 @@ class Stream:
         """Write all that is needed to go on bit for bit: memory, normaliser, counters, and the source's position."""
         meta = {
             "fingerprint": self.model.fingerprint(),
+            "size": self.size,
             "frames": self.frames,
             "learn": self.learn,
             "embed": self._embed,

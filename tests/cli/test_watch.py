@@ -21,6 +21,7 @@ from tttstream.cli.main import main
 from tttstream.cli.recorder import Recorder
 from tttstream.cli.watch import folder_names
 from tttstream.frames import Frame
+from tttstream.models import build
 from tttstream.sources.base import Source
 from tttstream.sources.walk import Walk
 from tttstream.views.video import VideoWriter
@@ -61,6 +62,29 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]
         return path
 
     return make
+
+
+def test_the_size_is_the_one_the_model_was_trained_at(clip: Callable[[str, int], Path], tmp_path: Path) -> None:
+    """Unless --size says otherwise; a saved stream goes on at its own."""
+    build("small", size=32, dim=32, depth=1, heads=2).save(tmp_path / "own")
+    words = ["watch", str(clip("four", 4)), "--no-overlay"]
+    for name, options, size in (
+        ("base", ["--max-frames", "2"], 64),
+        ("small", ["--model", "small", "--max-frames", "1"], 128),
+        ("own", ["--model", str(tmp_path / "own")], 32),
+        ("said", ["--model", str(tmp_path / "own"), "--size", "48", "--save-state", str(tmp_path / "state")], 48),
+        (
+            "loaded",
+            ["--model", str(tmp_path / "own"), "--load-state", str(tmp_path / "state"), "--max-frames", "1"],
+            48,
+        ),
+    ):
+        words[1] = str(clip("four again", 4)) if name == "loaded" else words[1]
+        assert main([*words, *options, "--out", str(tmp_path / name)]) == 0
+        assert summary(tmp_path / name)["size"] == size, name
+    words = ["watch", "walk", "--max-frames", "1", "--no-overlay", "--out", str(tmp_path / "walk")]
+    assert main(words) == 0
+    assert summary(tmp_path / "walk")["size"] == 64
 
 
 class TestResults:

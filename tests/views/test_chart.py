@@ -1,6 +1,7 @@
 """The chart and what is kept for it: constant memory, true extremes, highlights apart from each other, a PNG."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,8 +11,8 @@ import pytest
 from tttstream.errors import OutputError
 from tttstream.frames import Result
 from tttstream.sources.base import Event
-from tttstream.views.chart import ChartFile, expand
-from tttstream.views.overlay import compress
+from tttstream.views.chart import ChartFile, draw_chart, expand
+from tttstream.views.overlay import clock, compress
 from tttstream.views.trace import Envelope, Highlights, Trace
 
 IMAGE = np.zeros((40, 60, 3), dtype=np.uint8)
@@ -68,6 +69,46 @@ def test_the_chart_is_drawn(tmp_path: Path, count: int) -> None:
     assert image.shape == (832, 1560, 3)
     assert image.std() > 5
     assert os.listdir(tmp_path) == ["surprise.png"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("step", [0.04, 0.0, 10.0])
+def test_a_very_short_run_shows_every_frame_with_its_time(count: int, step: float) -> None:
+    """One point a frame that lies inside the chart, also where the time stands still."""
+    trace = Trace()
+    for index in range(count):
+        trace.add(IMAGE, replace(result(index, 4.0 * index), time_s=5 + step * index))
+    figure = draw_chart(trace, "a title", [], [count - 1], 3.0)
+    above, _, below = figure.axes[:3]
+    for axes, values in zip(figure.axes[:3], ([0, 4, 8], [10] * 3, [7] * 3), strict=True):
+        curve = next(line for line in axes.lines if line.get_marker() == "o")
+        np.testing.assert_allclose(curve.get_xydata(), [(i, values[i]) for i in range(count)], rtol=1e-5)
+        low, high = axes.get_xlim()
+        assert low < 0
+        assert high > count - 1
+        assert axes.get_ylim()[0] < min(values) or min(values) == 0
+        assert axes.get_ylim()[1] > max(values[:count])
+    mark = next(line for line in above.lines if line.get_marker() == "v")
+    assert list(np.ravel(mark.get_xdata())) == [count - 1]
+    said = [text.get_text() for text in below.get_xticklabels()]
+    assert said == [f"frame {i} · {clock(5 + step * i, 2)}" for i in range(count)]
+    assert f"{count} frame{'s' * (count > 1)}" in [text.get_text() for text in figure.texts]
+
+
+@pytest.mark.parametrize(("count", "step"), [(9, 0.04), (40, 1 / 240), (30, 0.05), (400, 0.04), (5000, 1.0)])
+def test_times_under_the_chart_can_be_told_apart(count: int, step: float) -> None:
+    trace = Trace()
+    for index in range(count):
+        trace.add(IMAGE, replace(result(index, 0.0), time_s=step * index))
+    axes = draw_chart(trace, "", [], [], 3.0).axes[2]
+    low, high = axes.get_xlim()
+    ticks = [value for value in axes.get_xticks() if low <= value <= high]
+    said = axes.xaxis.get_major_formatter().format_ticks(ticks)
+    assert len(ticks) >= 3
+    for value, text in zip(ticks, said, strict=True):
+        minutes, seconds = text.rsplit(":", 1)
+        hours, minutes = minutes.split(":") if ":" in minutes else ("0", minutes)
+        assert 3600 * int(hours) + 60 * int(minutes) + float(seconds) == pytest.approx(value, abs=1e-9)
 
 
 def test_a_chart_never_drawn_is_no_file(tmp_path: Path) -> None:

@@ -73,5 +73,7 @@ def test_text_for_people() -> None:
     assert clock(5.04) == "0:05.0"
     assert clock(59.96) == "1:00.0"
     assert clock(3723.4) == "1:02:03.4"
+    assert clock(5.125, 3) == "0:05.125"
+    assert clock(59.996, 2) == "1:00.00"
     assert size_text(67_600) == "68 kB"
     assert size_text(1_234_567) == "1.2 MB"

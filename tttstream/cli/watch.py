@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tttstream.views.window import Window
 
 OUT = "watch-results"
-SIZE = 128
 LARGEST = 4096  # of the sides in pixels that are taken: beyond, one frame fills the memory of most machines
 EPILOG = f"""\
 SOURCE is a video file or URL, a folder of images or of videos, a camera number, gym:ENV_ID, or walk (an endless camera
@@ -59,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         metavar="PX",
         type=int,
-        help="side of the square that the model sees (default: 128; masks: short side)",
+        help="side of the square that the model sees (masks: short side); default: what it was trained at, or that of "
+        "--load-state",
     )
     add("--on-error", choices=("skip", "raise"), default="skip", help="what a damaged frame or source does to the run")
     add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame (slower)")
@@ -119,8 +119,6 @@ def run(args: argparse.Namespace) -> int:
         follow_masks.check(args, specs)
     elif args.first_mask is not None:
         raise ShapeError(f"--first-mask is for a model of masks, {args.model} is none: add --model mask")
-    elif args.size is None:
-        args.size = SIZE
     if args.show:
         from tttstream.views.window import Window
 
@@ -162,7 +160,8 @@ def make_stream(args: argparse.Namespace) -> Stream:
 
     torch.set_num_threads(1)  # frames are small: a second thread waits more than it works, and decoding wants the core
     torch.manual_seed(args.seed)
-    model = models.load(args.model, seed=args.seed, size=args.size)
+    size = saved_size(args.load_state) if args.size is None and args.load_state is not None else args.size
+    model = models.load(args.model, seed=args.seed, size=size)
     return Stream(model, device=args.device, backend=args.backend, learn=not args.no_learn, embed=args.embeddings)
 
 
@@ -212,14 +211,14 @@ def watch(
             summary = {
                 "source": spec,
                 "model": args.model,
-                "size": args.size,
+                "size": stream.size,
                 "seed": args.seed,
                 "learn": not args.no_learn,
                 "interrupted": interrupted,
                 "state_bytes": stream.state_bytes,
                 **recorder.summary(),
             }
-            recorder.finish(summary, f"{source.name} · {args.model} model, {args.size} px")
+            recorder.finish(summary, f"{source.name} · {args.model} model, {stream.size} px")
             if args.save_state is not None:
                 stream.save(args.save_state, source)
             recorder.publish()
@@ -238,6 +237,15 @@ def saved_source(path: Path) -> str | None:
 
     place = json.loads(metadata(path).get("stream", "{}")).get("source")
     return None if place is None else str(place["name"])
+
+
+def saved_size(path: Path) -> int | None:
+    """The size at which a saved stream saw its frames; None where it does not say."""
+    import json
+
+    from tttstream.state import metadata
+
+    return json.loads(metadata(path).get("stream", "{}")).get("size")
 
 
 def write_index(out: Path, summaries: list[dict[str, Any]], failed: dict[str, str]) -> None:

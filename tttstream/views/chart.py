@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -60,29 +61,29 @@ def draw_chart(trace: Trace, title: str, planted: Sequence[Event], detected: Seq
 
     figure = Figure(figsize=(12, 6.4), dpi=130, facecolor=_hex(BACKGROUND))
     rows = figure.add_gridspec(
-        3, 1, height_ratios=(6, 2, 1.7), left=0.06, right=0.985, top=0.72, bottom=0.05, hspace=0.16
+        3, 1, height_ratios=(6, 2, 1.7), left=0.06, right=0.98, top=0.72, bottom=0.05, hspace=0.16
     )
     above = figure.add_subplot(rows[0])
     middle, below = (figure.add_subplot(rows[i], sharex=above) for i in (1, 2))
     labels = ("surprise, σ", "learned, %", "latency, ms")
     for axes, label in zip((above, middle, below), labels, strict=True):
         _dress(axes, label)
-    above.set_xlim(trace.first_s, max(trace.last_s, trace.first_s + 0.1))
+    above.set_xlim(*trace.limits())
     _draw_surprise(above, trace, detected, threshold)
     _draw_planted(above, trace, planted)
     _draw_band(middle, trace, trace.learned, GREEN, 100.0)
     _draw_band(below, trace, trace.latency, MUTED, 1.0)
     low, high = np.percentile(100 * trace.learned.curves()[2], (1, 99))  # the first frame would flatten the rest
     middle.set_ylim(min(0.0, 1.2 * float(low)) - 1, max(1.0, 1.2 * float(high)))
-    below.set_ylim(0, 1.6 * float(np.percentile(trace.latency.curves()[2], 98)))
+    below.set_ylim(0, max(1e-3, 1.6 * float(np.percentile(trace.latency.curves()[2], 98))))
     for axes in (above, middle):
         axes.tick_params(labelbottom=False)
     below.locator_params(axis="y", nbins=2, prune="lower")
-    below.xaxis.set_major_formatter(lambda value, _: clock(value) if value % 1 else clock(value)[:-2])
+    _draw_times(below, trace)
     _draw_highlights(figure, above, trace, threshold)
     figure.text(0.06, 0.963, title, color=_hex(TEXT), fontsize=13, va="center")
-    count = f"{trace.frames:,} frames".replace(",", "\u2009")
-    figure.text(0.985, 0.963, count, color=_hex(MUTED), fontsize=9.5, va="center", ha="right")
+    count = f"{trace.frames:,} frame{'' if trace.frames == 1 else 's'}".replace(",", "\u2009")
+    figure.text(0.98, 0.963, count, color=_hex(MUTED), fontsize=9.5, va="center", ha="right")
     handles, names = above.get_legend_handles_labels()
     style: dict[str, Any] = {"fontsize": 9, "labelcolor": _hex(MUTED), "frameon": False, "handlelength": 1.2}
     figure.legend(handles, names, loc="center right", bbox_to_anchor=(0.91, 0.963), ncols=len(names), **style)
@@ -100,22 +101,41 @@ def _dress(axes: Axes, label: str) -> None:
         spine.set_visible(False)
 
 
+def _draw_times(axes: Axes, trace: Trace) -> None:
+    """Times under the chart: of each frame in a short run, else round ones with the digits that tell them apart."""
+    if trace.short:
+        names = [
+            f"frame {trace.first_index + number} · {clock(time_s, 2)}" for number, time_s in enumerate(trace.times)
+        ]
+        axes.set_xticks(range(trace.frames), names)
+        return
+    first, last = trace.limits()
+    axes.locator_params(axis="x", nbins=10, steps=[1, 2, 5, 10])
+    places = max(1, math.ceil(-math.log10((last - first) / 10)))
+    axes.xaxis.set_major_formatter(lambda value, _: clock(value, places) if value % 1 else clock(value)[:-2])
+
+
+def _marker(trace: Trace) -> dict[str, Any]:
+    """How the frames of a short run are drawn: a line through one or two of them is hardly seen."""
+    return {"marker": "o", "markersize": 5} if trace.short else {}
+
+
 def _draw_band(axes: Axes, trace: Trace, envelope: Envelope, colour: RGB, factor: float) -> None:
     numbers, low, mean, high = envelope.curves()
-    seconds = trace.seconds(numbers)
+    along = trace.along(numbers)
     if envelope.width > 1:
-        axes.fill_between(seconds, low * factor, high * factor, color=_hex(colour), alpha=0.25, linewidth=0)
-    axes.plot(seconds, mean * factor, color=_hex(colour), linewidth=1.0)
+        axes.fill_between(along, low * factor, high * factor, color=_hex(colour), alpha=0.25, linewidth=0)
+    axes.plot(along, mean * factor, color=_hex(colour), linewidth=1.0, **_marker(trace))
 
 
 def _draw_surprise(axes: Axes, trace: Trace, detected: Sequence[int], threshold: float) -> None:
     numbers, _, mean, high = trace.surprise.curves()
-    seconds = trace.seconds(numbers)
+    along = trace.along(numbers)
     if trace.surprise.width > 1:
-        axes.fill_between(seconds, mean, high, color=_hex(CURVE), alpha=0.35, linewidth=0)
-        axes.plot(seconds, high, color=_hex(CURVE), linewidth=0.7, alpha=0.8)  # a peak is narrower than a pixel
-    axes.fill_between(seconds, mean, 0, color=_hex(CURVE), alpha=0.14, linewidth=0)
-    axes.plot(seconds, mean, color=_hex(CURVE), linewidth=1.2)
+        axes.fill_between(along, mean, high, color=_hex(CURVE), alpha=0.35, linewidth=0)
+        axes.plot(along, high, color=_hex(CURVE), linewidth=0.7, alpha=0.8)  # a peak is narrower than a pixel
+    axes.fill_between(along, mean, 0, color=_hex(CURVE), alpha=0.14, linewidth=0)
+    axes.plot(along, mean, color=_hex(CURVE), linewidth=1.2, **_marker(trace))
     axes.axhline(threshold, color=_hex(ALERT), linewidth=0.9, linestyle=(0, (4, 3)))
     knee = 2 * threshold
     axes.set_yscale("function", functions=(partial(compress, knee=knee), partial(expand, knee=knee)))
@@ -125,8 +145,8 @@ def _draw_surprise(axes: Axes, trace: Trace, detected: Sequence[int], threshold:
     axes.set_yticks([0, threshold, *(value for value in decades if knee < value < top)])
     axes.yaxis.set_major_formatter("{x:g}")
     if detected:
-        times = [trace.second_of(index) for index in detected]
-        axes.plot(times, [top] * len(times), "v", color=_hex(ALERT), markersize=5, clip_on=False, label="detected")
+        places = [trace.place_of(index) for index in detected]
+        axes.plot(places, [top] * len(places), "v", color=_hex(ALERT), markersize=5, clip_on=False, label="detected")
 
 
 def expand(height: NDArray[np.generic], knee: float) -> NDArray[np.float64]:
@@ -138,7 +158,7 @@ def _draw_planted(axes: Axes, trace: Trace, planted: Sequence[Event]) -> None:
     top = 1.0 if len(planted) <= 40 else 0.06  # many of them would hide the curve: a rug under it
     for number, kind in enumerate(dict.fromkeys(event.kind for event in planted)):
         colour = _hex(KINDS[number % len(KINDS)])
-        spans = [(trace.second_of(e.start), trace.second_of(e.stop)) for e in planted if e.kind == kind]
+        spans = [(trace.place_of(e.start), trace.place_of(e.stop)) for e in planted if e.kind == kind]
         bars = [(start, stop - start) for start, stop in spans]
         place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": colour}
         axes.broken_barh(bars, (0, top), alpha=0.22, linewidth=0, label=f"planted {kind}", **place)
@@ -152,18 +172,19 @@ def _draw_highlights(figure: Figure, axes: Axes, trace: Trace, threshold: float)
     tall, gap = 0.165, 0.008
     wide = tall * figure.get_figheight() / figure.get_figwidth()
     box, (first, last) = axes.get_position(), axes.get_xlim()
-    centres = [box.x0 + (moment.time_s - first) / (last - first) * box.width for moment in moments]
+    feet = [float(trace.along(np.array([moment.frame], np.float32))[0]) for moment in moments]
+    centres = [box.x0 + (foot - first) / (last - first) * box.width for foot in feet]
     for i in range(len(centres)):  # push neighbours apart to the right, then back from the right edge
         centres[i] = max(centres[i], centres[i - 1] + wide + gap if i else box.x0 + wide / 2)
     for i in reversed(range(len(centres))):
         limit = centres[i + 1] - wide - gap if i + 1 < len(centres) else box.x1 - wide / 2
         centres[i] = min(centres[i], limit)
-    for moment, centre in zip(moments, centres, strict=True):
+    for moment, centre, place in zip(moments, centres, feet, strict=True):
         thumb = figure.add_axes((centre - wide / 2, 0.77, wide, tall))
         thumb.imshow(moment.picture, interpolation="bilinear")
         thumb.set(xticks=(), yticks=())
         for spine in thumb.spines.values():
             spine.set_color(_hex(GRID))
-        foot = (moment.time_s, axes.get_ylim()[1])
+        foot = (place, axes.get_ylim()[1])
         line: dict[str, Any] = {"color": _hex(MUTED), "linewidth": 0.7, "alpha": 0.8}
         figure.add_artist(ConnectionPatch((0.5, 0), foot, thumb.transAxes, axes.transData, **line))

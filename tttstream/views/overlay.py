@@ -60,12 +60,13 @@ def compress(surprise: NDArray[np.generic], knee: float) -> NDArray[np.float64]:
     return np.minimum(surprise, knee) + knee * np.log(beyond / knee)
 
 
-def clock(seconds: float) -> str:
-    """m:ss.t, with hours where there are any."""
-    tenths = round(seconds * 10)
-    minutes, tenths = divmod(tenths, 600)
+def clock(seconds: float, places: int = 1) -> str:
+    """m:ss.t, with hours where there are any. places: digits behind the point, at least 1."""
+    unit = 10**places
+    minutes, parts = divmod(round(seconds * unit), 60 * unit)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{tenths / 10:04.1f}" if hours else f"{minutes}:{tenths / 10:04.1f}"
+    rest = f"{parts / unit:0{places + 3}.{places}f}"
+    return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"
 
 
 def size_text(count: int) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.frames import Result
 from tttstream.views.overlay import fit, to_uint8
+
+SHORT = 8
+"""Frames up to which a run is drawn frame by frame, each with its own time."""
 
 
 class Envelope:
@@ -98,6 +101,7 @@ class Trace:
         self.surprise, self.learned, self.latency = Envelope(), Envelope(), Envelope()
         self.highlights = Highlights()
         self.first_s = self.last_s = 0.0
+        self.times: list[float] = []  # of the first `SHORT` frames
         self.first_index = 0
 
     @property
@@ -110,15 +114,31 @@ class Trace:
         if not self.frames:
             self.first_s, self.first_index = result.time_s, result.index
         self.last_s = result.time_s
+        if self.frames < SHORT:
+            self.times.append(result.time_s)
         self.highlights.add(self.frames, image, result)
         self.surprise.add(result.surprise)
         self.learned.add(result.learned)
         self.latency.add(result.latency_ms)
 
-    def seconds(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The times of frame numbers, evenly spaced between the first and the last."""
-        return self.first_s + numbers * ((self.last_s - self.first_s) / max(1, self.frames - 1))
+    @property
+    def short(self) -> bool:
+        """Whether the run is so short that it is drawn frame by frame."""
+        return self.frames <= SHORT
 
-    def second_of(self, index: int) -> float:
-        """The time of the frame with this index in the source."""
-        return float(self.seconds(np.array([index - self.first_index], dtype=np.float32))[0])
+    def along(self, numbers: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """Where frame numbers lie along the chart: at their times, evenly spaced between the first and the last; in a
+        short run at the numbers themselves."""
+        if self.short:
+            return numbers
+        return self.first_s + numbers * ((self.last_s - self.first_s) / (self.frames - 1))
+
+    def place_of(self, index: int) -> float:
+        """Where the frame with this index in the source lies along the chart."""
+        return float(self.along(np.array([index - self.first_index], dtype=np.float32))[0])
+
+    def limits(self) -> tuple[float, float]:
+        """Where the chart begins and ends."""
+        if self.short:
+            return -0.5, self.frames - 0.5
+        return self.first_s, max(self.last_s, self.first_s + 0.1)

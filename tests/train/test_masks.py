@@ -232,6 +232,17 @@ def test_a_process_without_sequences_logs_as_the_others_do(monkeypatch: pytest.M
     assert logged == [("val/loss", 0, 0.0), ("val/J", 0, 0.0)]
 
 
+def test_pictures_of_validation_say_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = task().eval()
+    monkeypatch.setattr(measured, "log", lambda *_, **__: None)
+    with torch.no_grad():
+        said = measured.validation_step(batch(2, 3), 0)
+        assert measured.validation_step(batch(2, 3), 1) == {}
+    assert said["pictures"].shape == (2, 3, 3, 32, 32)
+    words = [f"frame {t}: {'found' if t else 'given'}" for t in range(3)]
+    assert said["labels"] == [[f"clip {b}, {word}" for word in words] for b in range(2)]
+
+
 CONFIG = """
 model: {{size: 48}}
 trainer: {{accelerator: cpu, devices: 1, max_steps: {steps}, limit_val_batches: 1, num_sanity_val_steps: 0,

@@ -248,6 +248,24 @@ class TestMeasures:
         for name, (value, count) in logged.items():
             assert half_logged[name] == (pytest.approx(value, rel=1e-5), count), name
 
+    def test_pictures_say_what_they_are(self, tiny: Make, moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        batch = moving().train_dataloader().data[1]
+        batch = batch._replace(clip=torch.full_like(batch.clip, 3))
+        batch.valid[1, -1] = False
+        for horizon, expected in (
+            (1, [["clip 3, frame 6", "clip 3, frame 7: came", "predicted", "difference, 4 times"],
+                 ["clip 3, frame 6", "no frame: came", "predicted", "difference, 4 times"]]),
+            (2, [[f"clip 3, frame {t}: {what}" for t in (6, 7)] for what in ("came", "predicted")]
+                + [["clip 3, frame 6: came", "no frame: came"], ["clip 3, frame 6: predicted", "no frame: predicted"]]),
+        ):  # fmt: skip
+            measured = task(tiny(), horizon=horizon)
+            monkeypatch.setattr(measured, "log_dict", lambda *_, **__: None)
+            with torch.no_grad():
+                said = measured.validation_step(batch, 0)
+            assert said is not None
+            assert said["labels"] == expected
+            assert list(said["pictures"].shape[:2]) == [len(expected), len(expected[0])]
+
     def test_segments_of_one_frame_are_refused(self, tiny: Make, moving: Make) -> None:
         batch = moving(frames=1).train_dataloader().data[0]
         with pytest.raises(ShapeError, match=r"set data.length to 2"):

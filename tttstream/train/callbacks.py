@@ -19,6 +19,8 @@ from tttstream.masks import MixtureModel
 from tttstream.model import FrameModel
 from tttstream.outputs import TextFile, saving
 from tttstream.train.export import read
+from tttstream.views.overlay import Picture
+from tttstream.views.sheet import sheet
 
 NAMES = {"train/loss": "loss", "train/inner_before": "inner", "train/inner_after": "after", "val/loss": "val"}
 
@@ -114,7 +116,7 @@ class Pictures(Callback):
     """Writes the pictures that the first validation batch returns under "pictures": rows of columns of frames.
 
     They lie in the run's folder as pictures/step_….png and in TensorBoard. The task's `validation_step` returns them
-    as [rows, columns, 3, H, W] in 0..1.
+    as [rows, columns, 3, H, W] in 0..1, and under "labels" what each of them is, as lists of rows of words.
     """
 
     def on_validation_batch_end(
@@ -131,23 +133,22 @@ class Pictures(Callback):
             return
         if trainer.sanity_checking or trainer.log_dir is None:
             return
-        sheet = tiled(outputs["pictures"])
+        whole = labelled(outputs["pictures"], outputs.get("labels"))
         path = Path(trainer.log_dir) / "pictures" / f"step_{trainer.global_step:07d}.png"
         part = path.with_name(f".{path.name}.part")
         with saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(sheet.permute(1, 2, 0).cpu().numpy()).save(part, format="png")
+            Image.fromarray(whole).save(part, format="png")
             part.replace(path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("pictures", sheet, trainer.global_step)
+                logger.experiment.add_image("pictures", whole, trainer.global_step, dataformats="HWC")
 
 
-def tiled(pictures: Tensor) -> Tensor:
-    """[rows, columns, 3, H, W] in 0..1 -> one picture, uint8 [3, rows * H, columns * W]."""
-    sheet = (pictures.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-    rows, columns, channels, height, width = sheet.shape
-    return sheet.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+def labelled(pictures: Tensor, labels: list[list[str]] | None = None) -> Picture:
+    """[rows, columns, 3, H, W] in 0..1 and what each is, if anybody says -> one picture of them all."""
+    shown = (pictures.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+    return sheet(shown.permute(0, 1, 3, 4, 2).cpu().numpy(), labels or [[""] * shown.shape[1]] * shown.shape[0])
 
 
 class Rows(Callback):

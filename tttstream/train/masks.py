@@ -19,7 +19,7 @@ from tttstream.masks.mixture import SETTINGS, MixtureConfig, MixtureModel, Mixtu
 from tttstream.masks.networks import STRIDE
 from tttstream.masks.propagator import MaskOutput
 from tttstream.state import pack, unpack
-from tttstream.train.task import not_negative
+from tttstream.train.task import named, not_negative
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -186,14 +186,21 @@ class MaskPropagation(LightningModule):
         self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=len(batch.frames))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """J of the model, and pictures of the first batch."""
         segment = self(batch, "val")
         losses = self.losses(segment)
         rows = int(segment.counted.sum())  # 0 in a process that has no sequence, which logs all the same
         self.log("val/loss", torch.stack(list(losses.values())).sum(), batch_size=rows, sync_dist=True)
         self.log("val/J", overlap(segment).sum() / max(1, rows), prog_bar=True, batch_size=rows, sync_dist=True)
-        return {"pictures": painted(batch.frames, segment)} if batch_idx == 0 else {}
+        if batch_idx:
+            return {}
+        given = batch.reset.tolist()
+        labels = [
+            [f"{named(batch, b, t)}: {'given' if now else 'found'}" for t, now in enumerate(row)]
+            for b, row in enumerate(given)
+        ]
+        return {"pictures": painted(batch.frames, segment), "labels": labels}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """J of the model and of each baseline, for sequences that lie within one segment."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from tttstream.errors import ConfigError, ShapeError
 from tttstream.model import FrameModel, ModelConfig, Output
 from tttstream.models import load
 from tttstream.train.metrics import QUALITIES, Table, octave, qualities
-from tttstream.train.task import StreamTask, join, mean_where
+from tttstream.train.task import StreamTask, join, mean_where, named
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -158,11 +158,11 @@ class Prediction(StreamTask):
         self.log_losses("train", losses, segment.output.losses, batch.valid, batch.valid)
         return losses["loss"]
 
-    def validation_step(self, batch: Batch, index: int) -> dict[str, Tensor] | None:
+    def validation_step(self, batch: Batch, index: int) -> dict[str, Any] | None:
         """As training, measured; of the first batch also pictures.
 
         Pictures: a row for each lane with the last frame, the one that came, the one predicted and four times their
-        difference; with a horizon, a row of the frames that came above one of those predicted.
+        difference; with a horizon, a row of the frames that came above one of those predicted. Labels say so.
         """
         segment = self._measure(batch, "val")
         if index:
@@ -170,10 +170,19 @@ class Prediction(StreamTask):
         target, predicted = pixels(batch.frames), segment.output.prediction
         if segment.ahead is not None:
             true = target[:4, -self.horizon :]
-            return {"pictures": torch.stack([true, segment.ahead[:4].float()], 1).flatten(0, 1)}
+            labels = [
+                [f"{named(batch, row, t)}: {what}" for t in range(-self.horizon, 0)]
+                for row in range(len(true))
+                for what in ("came", "predicted")
+            ]
+            return {"pictures": torch.stack([true, segment.ahead[:4].float()], 1).flatten(0, 1), "labels": labels}
         last, true, said = target[:4, -2], target[:4, -1], predicted[:4, -2].float().clamp(0, 1)
         wrong = (4 * (said - true).abs()).clamp(max=1)
-        return {"pictures": torch.stack([last, true, said, wrong], 1)}
+        labels = [
+            [named(batch, row, -2), f"{named(batch, row, -1)}: came", "predicted", "difference, 4 times"]
+            for row in range(len(true))
+        ]
+        return {"pictures": torch.stack([last, true, said, wrong], 1), "labels": labels}
 
     def test_step(self, batch: Batch, index: int) -> None:
         """As validation, on other videos."""

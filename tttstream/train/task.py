@@ -188,6 +188,14 @@ class StreamTask(LightningModule):
             self.log_dict(values, batch_size=int(valid.sum()) if measured else len(valid), sync_dist=measured)
 
 
+def named(batch: Batch, row: int, t: int) -> str:
+    """What a frame of a batch is called above its picture."""
+    if not batch.valid[row, t]:
+        return "no frame"
+    clip = int(batch.clip[row, t])
+    return f"{'' if clip < 0 else f'clip {clip}, '}frame {int(batch.frame[row, t])}"
+
+
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:
     """The mean of the values that count, 0 where none does."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)

@@ -223,6 +223,7 @@ def test_what_cannot_hold_a_mask_is_refused_in_one_line(tmp_path: Path) -> None:
         "pages.tif": "holds 2 images",
         "animated.png": "holds 2 images",
         "cmyk.tif": "mode CMYK",
+        "odd.png": "shows number 2 in black and number 0 in a colour",
         "deep.png": "16 bits a channel",
         "deep-grey.png": "16 bits a channel",
         "half.tif": "no whole numbers",
@@ -237,6 +238,7 @@ def test_what_cannot_hold_a_mask_is_refused_in_one_line(tmp_path: Path) -> None:
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     pages[0].save(tmp_path / "animated.png", save_all=True, append_images=pages[1:])
     Image.new("CMYK", (4, 4)).save(tmp_path / "cmyk.tif")
+    kept(tmp_path / "odd.png", drawn(1, 2), [9, 9, 9, 200, 0, 0, 0, 0, 0])
     png(tmp_path / "deep.png", drawn((300, 0, 0), (301, 0, 0), dtype=np.uint16), 16, kind=2)
     png(tmp_path / "deep-grey.png", drawn((300, 65535), (301, 65535), dtype=np.uint16), 16, kind=4)
     kept(tmp_path / "half.tif", drawn(0.5, dtype=np.float32))

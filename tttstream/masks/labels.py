@@ -245,6 +245,12 @@ def _values(path: Path, image: Any, scale: float) -> _Stored:
         palette = np.zeros((256, 3), np.uint8)
         own = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
         palette[: len(own)] = own
+        black = own.any(1).argmin() if own[0].any() else 0
+        if black and not own[black].any() and (values == black).any():
+            raise SourceError(
+                f"{path} shows number {black} in black and number 0 in a colour: which is the background is unclear; "
+                "give the background the number 0"
+            )
     return _Stored(values, coloured, eight, palette)
 
 

@@ -86,7 +86,7 @@ def draw_chart(trace: Trace, title: str, planted: Sequence[Event], detected: Seq
     figure.text(0.98, 0.963, count, color=_hex(MUTED), fontsize=9.5, va="center", ha="right")
     handles, names = above.get_legend_handles_labels()
     style: dict[str, Any] = {"fontsize": 9, "labelcolor": _hex(MUTED), "frameon": False, "handlelength": 1.2}
-    figure.legend(handles, names, loc="center right", bbox_to_anchor=(0.91, 0.963), ncols=len(names), **style)
+    figure.legend(handles, names, loc="center right", bbox_to_anchor=(0.9, 0.963), ncols=len(names), **style)
     return figure
 
 

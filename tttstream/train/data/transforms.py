@@ -51,6 +51,7 @@ def _coded(masks: NDArray[np.integer[Any]]) -> tuple[NDArray[Any], NDArray[np.in
     fill with it; torchvision computes in float32, which knows whole numbers up to 2 to the power of 24."""
     if masks.dtype == np.uint8:
         return masks, None
+    masks = masks.astype(np.int64)
     known = np.unique(masks) if masks.max() >= 1 << 16 else np.flatnonzero(np.bincount((masks - VOID).ravel())) + VOID
     numbers = np.array([0, *known[known != 0]], np.int64)
     order = np.argsort(numbers)

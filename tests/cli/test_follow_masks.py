@@ -191,6 +191,10 @@ def test_images_that_are_no_masks(tmp_path: Path) -> None:
         read_mask(path)
     Image.fromarray(np.full((8, 8), 255, np.uint16)).save(path)
     assert read_mask(path).numbers == [255]
+    many = np.kron(np.arange(256).reshape(16, 16) + 1, np.ones((2, 2))).astype(np.uint16)
+    Image.fromarray(many).save(path)
+    with pytest.raises(ShapeError, match="shows 256 objects, at most 255"):
+        read_mask(path)
     both = np.zeros((8, 8, 2), np.uint8)
     both[:4] = 255, 0
     Image.fromarray(both).save(path)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tttstream.sources.base import Source
     from tttstream.views.window import Window
 
+MOST = 255  # objects of a MaskStream
+
 
 class FirstMask(NamedTuple):
     """What a mask says: labels [H, W], 1 … for the objects, VOID where nobody knows; the number of each object in the
@@ -53,6 +55,8 @@ def read_mask(path: Path) -> FirstMask:
         raise ShapeError(
             f"--first-mask {path} shows no object: every pixel is 0 (black)" + (" or void" if void else "")
         )
+    if len(numbers) > MOST:
+        raise ShapeError(f"--first-mask {path} shows {len(numbers)} objects, at most {MOST} can be followed")
     if void:
         print(f"tttstream: --first-mask {path}: 255 is void (unknown), no object", file=sys.stderr)
     colours = palette()

@@ -231,7 +231,8 @@ def _values(path: Path, image: Any, scale: float) -> _Stored:
         if mode == "1":
             whole = whole.astype(np.uint8) * 255
         values = np.rint(whole / scale) if scale != 1 else whole
-        if not (np.isfinite(values) & (values == np.rint(values)) & (values >= 0) & (values < 2**31)).all():
+        plain = values.dtype.kind == "u" or (np.isfinite(values) & (values == np.rint(values)) & (values >= 0)).all()
+        if not plain or values.max(initial=0) >= 2**31:
             raise SourceError(
                 f"{path} has values that are no whole numbers from 0 to 2147483647: expected object numbers"
             )

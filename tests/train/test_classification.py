@@ -85,6 +85,43 @@ class TestTask:
             with pytest.raises(ConfigError, match=says):
                 trainer().fit(Classification(tiny(), 2), datamodule=data)
 
+    def test_classes_that_no_video_teaches_are_said_in_a_line(
+        self, tiny: Make, moving: Make, trainer: Make, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def said(classes: int, names: list[str] | None = None, **parts: list[int]) -> list[str]:
+            caplog.clear()
+            data = moving()
+            data.clips = lambda part: [VideoClip("a.mp4", label) for label in parts[part]]
+            data.classes, data.validated = names or [], "val" in parts
+            task, run = Classification(tiny(), classes), trainer()
+            run._data_connector.attach_data(task, datamodule=data)
+            task.trainer = run
+            task.setup("fit")
+            return [line for line in caplog.messages if line.startswith("classification")]
+
+        assert said(3, train=[0, 1, 2, 2], val=[1]) == []
+        assert said(6, train=[0, 5, 2, 2]) == ["classification: train has no video of 3 of the 6 classes: 1, 3, 4"]
+        (line,) = said(5, train=[0, 1, 2])
+        assert line.endswith("train has no video of 2 of the 5 classes: 3, 4: set task.classes to 3?")
+        (line,) = said(3, train=[1, 2, 2])
+        assert line.endswith("train has no video of 1 of the 3 classes: 0: do its numbers begin at 1?")
+        one, two = said(3, ["run", "sit", "walk"], train=[0, 1, 0], val=[2, 2, 1, 0])
+        assert one.endswith("train has no video of 1 of the 3 classes: 2 (walk)")
+        assert two == "classification: 2 of 4 videos of val are of classes that train has no video of: 2 (walk)"
+        (line,) = said(2, train=[0, 1, -1], val=[0])
+        assert line == "classification: 1 of 3 videos of train have no label and do not count"
+        for names, parts, says in (
+            (
+                ["run", "sit"],
+                {"train": [0, 1]},
+                r"has 2 classes \(run, sit\), the task 3: set task.classes to 2",
+            ),
+            ([], {"train": [0, 1, 2], "val": [-1]}, "no video of val has a label"),
+            ([], {"train": [0, 1, 2], "val": [3]}, "the data has a label 3, the task 3 classes"),
+        ):
+            with pytest.raises(ConfigError, match=says):
+                said(3, names, **parts)
+
     def test_what_is_drawn_at_random_is_the_same_after_a_resume(
         self, tiny: Make, moving: Make, trainer: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,6 +20,8 @@ from tttstream.train.task import StreamTask, mean_where
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,17 +135,53 @@ class Classification(StreamTask):
             )
 
     def setup(self, stage: str) -> None:
-        """Raises ConfigError where the data says beforehand that it has no labels, or some beyond the classes."""
+        """Compare the data's labels with the task, before anything is read; see `labelled`."""
         super().setup(stage)
         trainer: Any = self._trainer
-        listed = getattr(trainer and trainer.datamodule, "clips", None)
-        part = {"fit": "train", "validate": "val", "test": "test"}.get(stage)
-        if listed is None or part is None:
+        data = trainer and trainer.datamodule
+        listed = getattr(data, "clips", None)
+        if listed is None or stage == "predict":
             return
-        most = max(clip.label for clip in listed(part))
-        if most < 0:
+        names = list(getattr(data, "classes", ()))
+        if names and len(names) != self.classes:
+            raise ConfigError(
+                f"the data has {len(names)} classes ({_some(names)}), the task {self.classes}: set task.classes to "
+                f"{len(names)}"
+            )
+        parts = {"fit": ("train", *(["val"] if getattr(data, "validated", False) else [])), "validate": ("val",)}
+        taught: set[int] | None = None
+        for part in parts.get(stage, (stage,)):
+            found = self.labelled(part, [clip.label for clip in listed(part)], names, taught)
+            taught = found if part == "train" else taught
+
+    def labelled(self, part: str, labels: Sequence[int], names: Sequence[str], taught: set[int] | None) -> set[int]:
+        """The classes of a part. Raises ConfigError where it has none, or some beyond those of the task; says in one
+        line which classes train has no video of, and which of another part train does not teach."""
+        found = {label for label in labels if label >= 0}
+        if not found:
             raise ConfigError(f"classification: no video of {part} has a label; give data with classes")
-        self._fits(most)
+        self._fits(max(found))
+        if part == "train" and (missing := sorted({*range(self.classes)} - found)):
+            called = _some([f"{n} ({names[n]})" if names else str(n) for n in missing])
+            first = ": do its numbers begin at 1?" if missing == [0] else ""
+            first = f": set task.classes to {max(found) + 1}?" if not names and min(missing) > max(found) else first
+            logger.warning(
+                "classification: train has no video of %d of the %d classes: %s%s",
+                len(missing), self.classes, called, first,
+            )  # fmt: skip
+        if taught is not None and (new := sorted(found - taught)):
+            count = sum(label in new for label in labels)
+            called = _some([f"{n} ({names[n]})" if names else str(n) for n in new])
+            logger.warning(
+                "classification: %d of %d videos of %s are of classes that train has no video of: %s",
+                count, len(labels), part, called,
+            )  # fmt: skip
+        if -1 in labels:
+            count = sum(label < 0 for label in labels)
+            logger.warning(
+                "classification: %d of %d videos of %s have no label and do not count", count, len(labels), part
+            )
+        return found
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Let what an encoder draws at random follow from the step, so that a resumed run draws the same."""
@@ -235,3 +275,7 @@ class Classification(StreamTask):
         """Fresh lanes and sums."""
         super().on_predict_epoch_start()
         self._begin("predict")
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

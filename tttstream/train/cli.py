@@ -7,6 +7,7 @@ import errno
 import logging
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from tttstream import presets
 from tttstream.errors import CheckpointError, ConfigError, TTTStreamError
@@ -188,8 +190,29 @@ def _config(name: str) -> str:
     return str(path)
 
 
+class _Lines(logging.Handler):
+    """Writes what this package logs as lines on standard error, by the first process of a run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging."""
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(f"tttstream: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
 def main(words: Sequence[str]) -> int:
     """Run one of the four commands with its arguments."""
+    own, lines = logging.getLogger("tttstream"), _Lines()
+    level = own.level
+    own.addHandler(lines)
+    own.setLevel(logging.INFO)
+    try:
+        return _main(words)
+    finally:
+        own.setLevel(level)
+        own.removeHandler(lines)
+
+
+def _main(words: Sequence[str]) -> int:
     # What Lightning 2.6 says of another product, of torch's own future, and of a resumed run's folder.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`|The dirpath has changed")

@@ -52,6 +52,8 @@ class TestClassFolders:
         index = ClassFolders(str(tmp_path))
         assert found(index) == [("x.avi", 0), ("2.mp4", 1), ("10.mp4", 1)]
         assert index.classes == ["a", "b"]
+        touch(tmp_path / "__MACOSX/z.mp4")
+        assert ClassFolders(str(tmp_path)).clips() == index.clips()
 
     def test_folders_of_images(self, tmp_path: Path) -> None:
         touch(tmp_path / "run/one/1.jpg", tmp_path / "run/two/1.jpg", tmp_path / "sit/three/1.jpg")
@@ -68,6 +70,8 @@ class TestClassFolders:
         refused(ClassFolders(str(tmp_path)), "class folder .*b holds no video; fill or remove it")
         refused(ClassFolders(str(tmp_path / "a")), "holds no folders; expected one for each class")
         refused(ClassFolders(str(tmp_path / "none")), "no folder .*none")
+        touch(tmp_path / "parts/train/a/1.mp4", tmp_path / "parts/val/a/1.mp4")
+        refused(ClassFolders(str(tmp_path / "parts")), "holds the parts train, val, no classes: give the folder of one")
 
 
 class TestUCF101:
@@ -229,12 +233,14 @@ def test_labels_come_with_the_frames(movie: Callable[..., Path], tmp_path: Path)
     assert data.classes == ["run", "sit"]
 
 
-def test_parts_must_have_the_same_classes(tmp_path: Path) -> None:
-    touch(tmp_path / "train/run/1.mp4", tmp_path / "train/sit/2.mp4", tmp_path / "val/sit/3.mp4")
-    train, val = ClassFolders(str(tmp_path / "train")), ClassFolders(str(tmp_path / "val"))
-    with pytest.raises(DataError, match="val has 1 classes that are not the 2 of train"):
-        VideoData(train, val).clips("val")
-    val = ClassFolders(str(tmp_path / "val"), classes=["run", "sit"])
-    data = VideoData(train, val)
+def test_parts_have_the_classes_of_train_in_its_order(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("train/run/1.mp4", "train/sit/2.mp4", "val/sit/3.mp4", "more/jump/4.mp4")))
+    parts = [ClassFolders(str(tmp_path / name)) for name in ("train", "val", "more")]
+    data = VideoData(*parts)
     assert [clip.label for clip in data.clips("val")] == [1]
     assert data.classes == ["run", "sit"]
+    with pytest.raises(DataError, match="more: 'jump' is not one of the 2 classes of train; give both the same"):
+        data.clips("test")
+    data = VideoData(parts[0], ClassFolders(str(tmp_path / "val"), classes=["sit", "run"]))
+    with pytest.raises(DataError, match="val has 2 classes that are not the 2 of train, or in another order"):
+        data.clips("val")

@@ -193,15 +193,19 @@ class TestParts:
             ([0.5, 0.4, 0.2], "sum to 1"),
             ([1.5, -0.5, 0.0], "at least 0"),
             ([0.0, 0.0, 1.0], "no video falls to train"),
+            ([float("nan"), 0.5, 0.5], "sum to 1"),
         ],
     )
     def test_fractions_that_make_no_sense(self, folder: Path, fractions: list[float], message: str) -> None:
         with pytest.raises(DataError, match=message):
             VideoData(Videos(str(folder)), fractions=fractions).clips("train")
 
-    def test_a_part_that_is_missing(self, folder: Path) -> None:
+    def test_a_part_that_is_missing(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        for data in (VideoData(Videos(str(folder))), VideoData(Videos(str(folder)), fractions=[0.8, 0.0, 0.2])):
+            assert not data.validated
+            assert data.val_dataloader() == []
+        assert caplog.messages == ["data: nothing is given for val: there is no validation, and no best checkpoint"] * 2
         data = VideoData(Videos(str(folder)))
-        assert data.val_dataloader() == []
         with pytest.raises(DataError, match=r"nothing is given for test; give data\.test"):
             data.test_dataloader()
         with pytest.raises(DataError, match="nothing is given for train"):

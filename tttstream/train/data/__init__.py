@@ -8,7 +8,6 @@ from tttstream.train.data.datasets import (
     ClassFolders,
     Davis,
     Kinetics,
-    PathList,
     SomethingSomething,
 )
 from tttstream.train.data.digits import DigitsClip
@@ -19,6 +18,7 @@ from tttstream.train.data.lanes import Schedule, Window
 from tttstream.train.data.loader import LaneLoader
 from tttstream.train.data.mixture import Mixture
 from tttstream.train.data.module import BadVideoWarning, VideoData
+from tttstream.train.data.pathlist import PathList
 from tttstream.train.data.shards import Shards
 from tttstream.train.data.transforms import fitted
 from tttstream.train.data.video import Decord, PyAV

@@ -77,13 +77,21 @@ class VideoClip(Clip):
 
     def open(self, decoder: Decoder) -> Reader:
         """See Clip."""
-        reader = decoder.open(self.name)
-        return reader if (self.start, self.stop) == (0, None) else _Part(reader, self.start, self.stop)
+        return piece(decoder.open(self.name), self.start, self.stop)
 
     def count(self, decoder: Decoder) -> int | None:
         """See Clip."""
-        frames = decoder.count(self.name)
-        return max(0, min(frames, frames if self.stop is None else self.stop) - self.start)
+        return length(decoder.count(self.name), self.start, self.stop)
+
+
+def piece(reader: Reader, start: int, stop: int | None) -> Reader:
+    """The frames [start, stop) of a clip (stop None: to the end)."""
+    return reader if (start, stop) == (0, None) else _Part(reader, start, stop)
+
+
+def length(frames: int, start: int, stop: int | None) -> int:
+    """How many of so many frames lie in [start, stop)."""
+    return max(0, min(frames, frames if stop is None else stop) - start)
 
 
 class _Part(Reader):
@@ -92,7 +100,7 @@ class _Part(Reader):
     def __init__(self, reader: Reader, start: int, stop: int | None) -> None:
         self._reader, self._start = reader, start
         if reader.frames is not None:
-            self.frames = max(0, min(reader.frames, reader.frames if stop is None else stop) - start)
+            self.frames = length(reader.frames, start, stop)
         self.damage = reader.damage
 
     def read(self, indices: Numbers) -> Shot:

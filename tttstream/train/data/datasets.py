@@ -1,4 +1,4 @@
-"""Labelled data sets as they lie on people's disks: folders, split files, csv, json, lists, and the DAVIS tree."""
+"""Labelled data sets as they lie on people's disks: folders, split files, csv, json, and the DAVIS tree."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from tttstream.train.data.images import ImagesClip
 from tttstream.train.data.indices import Index
 from tttstream.train.data.listing import Labels, below, entries, read_json, read_lines, read_rows, subfolders
 
+NO_CLASSES = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})  # what systems put beside them
+PARTS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
+
 
 @dataclass
 class ClassFolders(Index):
@@ -24,17 +27,22 @@ class ClassFolders(Index):
     """
 
     root: str
-    classes: Sequence[str] = ()
+    classes: Sequence[str] = field(default_factory=list)
+
+    named = True
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        found = subfolders(Path(self.root))
+        found = [name for name in subfolders(Path(self.root)) if name not in NO_CLASSES]
         if not found:
             raise DataError(f"{self.root} holds no folders; expected one for each class with videos inside")
+        if not self.classes and {name.casefold() for name in found} <= PARTS:
+            raise DataError(f"{self.root} holds the parts {', '.join(found)}, no classes: give the folder of one part")
         self.classes = self.classes or found
         unknown = sorted({*found} - {*self.classes})
         if unknown:
-            raise DataError(f"{self.root}: {unknown[0]!r} is not one of the {len(self.classes)} classes given")
+            given = "of train; give both the same classes" if self.shared else "given"
+            raise DataError(f"{self.root}: {unknown[0]!r} is not one of the {len(self.classes)} classes {given}")
         clips: list[Clip] = []
         for name in found:
             try:
@@ -117,7 +125,9 @@ class Kinetics(Index):
 
     csv: str
     root: str
-    classes: Sequence[str] = ()
+    classes: Sequence[str] = field(default_factory=list)
+
+    named = True
 
     def clips(self) -> list[Clip]:
         """See Index."""
@@ -178,37 +188,6 @@ class SomethingSomething(Index):
 
 
 @dataclass
-class PathList(Index):
-    """A text file with a line `path label` for each video; the label a number, a name, or left out.
-
-    file: the list. root: what its paths are relative to, the folder of the file unless given. classes: the names in
-    the order of their labels; else numbers stand as they are, and names are sorted.
-    """
-
-    file: str
-    root: str | None = None
-    classes: Sequence[str] = ()
-
-    def clips(self) -> list[Clip]:
-        """See Index."""
-        path = Path(self.file)
-        root = path.parent if self.root is None else Path(self.root)
-        lines = [_path_and_label(line) for line in read_lines(path)]
-        names = {label for _, label in lines if label is not None}
-        below = next((name for name in names if name[0] == "-" and name[1:].isdigit()), None)
-        if below is not None:
-            raise DataError(f"{path}: the label {below} is negative; leave the label out for videos without a class")
-        if not self.classes and not all(name.isdigit() for name in names):
-            self.classes = sorted(names)
-        labels = Labels(self.classes)
-        clips: list[Clip] = []
-        for number, (name, label) in enumerate(lines, start=1):
-            value = -1 if label is None else labels.number(label, f"{path} line {number}")
-            clips.append(_clip(str(root / name), value))
-        return _present(clips, path, root)
-
-
-@dataclass
 class Davis(Index):
     """The DAVIS tree: JPEGImages/480p/SEQUENCE, Annotations/480p/SEQUENCE, ImageSets/YEAR/val.txt.
 
@@ -252,12 +231,6 @@ class Davis(Index):
 
 def _clip(path: str, label: int) -> Clip:
     return ImagesClip(path, label) if Path(path).is_dir() else VideoClip(path, label)
-
-
-def _path_and_label(line: str) -> tuple[str, str | None]:
-    """`path label` apart; a path may hold spaces, and a line may be a path alone."""
-    path, label = ["", *line.strip().rsplit(None, 1)][-2:]
-    return (line.strip(), None) if not path or "." in label else (path.strip(), label)
 
 
 def _one_of(what: str, value: str, known: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tttstream.errors import SourceError
 from tttstream.masks.labels import Labels, MaskSequence
 from tttstream.sources.folder import IMAGES, listed, pixels
-from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot
+from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot, length, piece
 
 MASKS = (".png", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".gif", ".jpg", ".jpeg")  # the last two to be refused
 
@@ -23,18 +23,21 @@ class ImagesClip(Clip):
 
     masks: a folder of images of the same names, PNG or others without loss, read by the rule of
     `tttstream.masks.labels`. merge: take all objects together as one, as DAVIS 2016 does.
+    start, stop: the images [start, stop) of it, None: to the end.
     """
 
     masks: str | None = None
     merge: bool = False
+    start: int = 0
+    stop: int | None = None
 
     def open(self, decoder: Decoder) -> Reader:
         """See Clip."""
-        return _ImagesReader(self)
+        return piece(_ImagesReader(self), self.start, self.stop)
 
     def count(self, decoder: Decoder) -> int | None:
         """See Clip."""
-        return len(_images(self.name))
+        return length(len(_images(self.name)), self.start, self.stop)
 
 
 class _ImagesReader(Reader):

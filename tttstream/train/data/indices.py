@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from typing import ClassVar
 
 from tttstream.errors import DataError, SourceError
 from tttstream.sources.folder import expand
@@ -22,10 +23,18 @@ class Index(ABC):
     """A list of clips. classes: the names of the labels, in order; empty where clips have none."""
 
     classes: Sequence[str] = ()
+    named: ClassVar[bool] = False
+    """Whether the names of the classes are those that are found, where none are given."""
+    shared = False
 
     @abstractmethod
     def clips(self) -> list[Clip]:
         """All clips, in an order that is the same each time. Raises DataError where there is none."""
+
+    def share(self, classes: Sequence[str]) -> None:
+        """Take the classes of the data that this is trained beside, in their order, where none were given."""
+        if self.named and classes and not self.classes:
+            self.classes, self.shared = list(classes), True
 
     def sized(self, size: int) -> Index:
         """The same for data of `size` × `size` pixels: where clips are drawn, at which size they are. Raises DataError

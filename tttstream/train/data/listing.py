@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
+import logging
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +15,23 @@ from typing import Any
 from tttstream.errors import DataError
 from tttstream.sources.folder import VIDEOS, natural
 
+logger = logging.getLogger(__name__)
+
 
 class Labels:
     """The numbers of classes by their names; a number stands for itself."""
 
     def __init__(self, classes: Sequence[str]) -> None:
+        twice = [name for name, count in Counter(classes).items() if count > 1]
+        if twice:
+            raise DataError(f"two classes are called {twice[0]!r}; give each a name of its own")
         self._numbers = {name: number for number, name in enumerate(classes)}
 
     def number(self, name: str, where: str) -> int:
         """The number of a class. Raises DataError, which says where, for one that is not known."""
         if name in self._numbers:
             return self._numbers[name]
-        if name.isdigit() and (not self._numbers or int(name) < len(self._numbers)):
+        if re.fullmatch("[0-9]+", name) and (not self._numbers or int(name) < len(self._numbers)):
             return int(name)
         some = f"one of {len(self._numbers)}, such as {next(iter(self._numbers))!r}" if self._numbers else "a number"
         raise DataError(f"{where}: unknown class {name!r}; expected {some}")
@@ -50,10 +59,17 @@ def below(root: Path) -> list[str]:
 def read_text(path: Path) -> str:
     """A text file as a whole."""
     try:
-        return path.read_text("utf-8-sig")
+        data = path.read_bytes()
+        wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as some spreadsheets write
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+        if "\0" in text or (wide and "\ufeff" in text):
+            raise ValueError("it holds bytes that are no text")
+        return text
     except FileNotFoundError as error:
         raise DataError(f"no file {path}; give the split or label file that lists the videos") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read as text: {error}; save it as UTF-8") from error
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as text: {error}") from error
 
 

@@ -15,9 +15,10 @@ from tttstream.errors import DataError, SourceError
 from tttstream.train.data.clips import Clip, Decoder
 from tttstream.train.data.indices import Index
 from tttstream.train.data.lanes import FOREVER, Schedule, Window
+from tttstream.train.data.listing import logger
 from tttstream.train.data.loader import LaneLoader
 from tttstream.train.data.reading import Footage, named
-from tttstream.train.data.split import cut
+from tttstream.train.data.split import cut, shared
 from tttstream.train.data.transforms import fitted
 from tttstream.train.data.video import PyAV
 
@@ -107,6 +108,11 @@ class VideoData(LightningDataModule):
         index = self._indices[part]
         return [] if index is None else list(index.classes)
 
+    @property
+    def validated(self) -> bool:
+        """Whether there is something to validate on."""
+        return self._indices["val"] is not None or bool(self._fractions and self._fractions[1] > 0)
+
     def clips(self, part: str) -> list[Clip]:
         """The clips of "train", "val" or "test"; `Batch.clip` counts in this list.
 
@@ -120,6 +126,11 @@ class VideoData(LightningDataModule):
                     f"data: {part} has {len(index.classes)} classes that are not the {len(classes)} of train, or in "
                     "another order; give both the same `classes`"
                 )
+            if part != "train" and "train" in self._clips and (both := shared(self._clips["train"], self._clips[part])):
+                logger.warning(
+                    "data: %d videos of %s are among those of train too, such as %s: what is measured on them says "
+                    "nothing of others", len(both), part, both[0],
+                )  # fmt: skip
         return self._clips[part]
 
     def _list(self, part: str) -> list[Clip]:
@@ -132,6 +143,8 @@ class VideoData(LightningDataModule):
                 raise DataError(
                     f"data: nothing is given for {part}; give data.{part}, or fractions to cut it from train"
                 )
+            if train is not None and index is not train and index.named:
+                index.share(self.classes)
             return index.clips()
         assert train is not None
         clips = cut(train.clips(), self._fractions)[list(self._indices).index(part)]
@@ -214,7 +227,10 @@ class VideoData(LightningDataModule):
 
     def val_dataloader(self) -> LaneLoader | list[Any]:
         """See LightningDataModule; nothing where there is nothing to validate on."""
-        return self.loader("val") if self._indices["val"] is not None or self._fractions is not None else []
+        if self.validated:
+            return self.loader("val")
+        logger.warning("data: nothing is given for val: there is no validation, and no best checkpoint")
+        return []
 
     def test_dataloader(self) -> LaneLoader:
         """See LightningDataModule."""

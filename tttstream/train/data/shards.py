@@ -6,7 +6,7 @@ import glob
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from tttstream.errors import DataError, SourceError
@@ -28,7 +28,7 @@ class Shards(Index):
     """
 
     shards: str | list[str]
-    classes: Sequence[str] = ()
+    classes: Sequence[str] = field(default_factory=list)
 
     def clips(self) -> list[Clip]:
         """See Index."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 
 from tttstream.errors import DataError
@@ -15,7 +16,7 @@ def cut(clips: Sequence[Clip], fractions: Sequence[float]) -> list[list[Clip]]:
     All clips of one file land in the same part, in every run, wherever the folder stands, and whatever other files
     there are; only a part that would stay empty, which happens with few files, takes one from the part with most.
     """
-    if any(part < 0 for part in fractions) or abs(sum(fractions) - 1) > 1e-6:
+    if not (all(part >= 0 for part in fractions) and abs(sum(fractions) - 1) <= 1e-6):  # NaN fails both
         raise DataError(f"fractions must be at least 0 and sum to 1, got {list(fractions)}")
     files: list[dict[str, list[Clip]]] = [{} for _ in fractions]
     for clip in clips:
@@ -27,6 +28,12 @@ def cut(clips: Sequence[Clip], fractions: Sequence[float]) -> list[list[Clip]]:
             name = min(most, key=_place)
             part[name] = most.pop(name)
     return [[clip for found in part.values() for clip in found] for part in files]
+
+
+def shared(some: Sequence[Clip], others: Sequence[Clip]) -> list[str]:
+    """The names of the videos of `others` that are among `some`, pieces of one video and links to it included."""
+    paths = {os.path.realpath(clip.name) for clip in some}
+    return [name for name in dict.fromkeys(clip.name for clip in others) if os.path.realpath(name) in paths]
 
 
 def _place(name: str) -> float:

@@ -144,7 +144,8 @@ class Encoder(nn.Module):
                 raise ObservationError(f"{name(path)}: has {list(x.shape[:leading])} rows, others have another number")
             fault = module.fault(x) if check else None
             if fault:
-                raise ObservationError(f"{name(path)} holds {fault}")
+                row = next((i for i, one in enumerate(x) if module.fault(one)), None) if leading else None
+                raise ObservationError(f"{name(path)} holds {fault}", row)
             out.append(x)
         return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from tttstream_agents.errors import EnvError, ObservationError
 
 REGISTER = {"popgym": "popgym", "MiniGrid": "minigrid", "BabyAI": "minigrid", "ALE": "ale_py"}
 """Packages that make their environments known only when they are imported, by the beginning of their names."""
+INSTALL = {"popgym": "'tttstream[agents]'", "minigrid": "'tttstream[agents]'", "ale_py": "ale-py"}
+"""What to install for them."""
 
 
 def tree(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
@@ -59,7 +62,7 @@ def make(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
             env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **mode)  # type: ignore[arg-type]
         except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
             what = getattr(error, "name", None) or " ".join(str(error).split())
-            advice = ": pip install 'tttstream[agents]'" if package is not None else ""
+            advice = f": pip install {INSTALL[package]}" if package is not None else ""
             raise DependencyError(f"{env_id} needs a package that is not installed ({what}){advice}") from error
         except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:  # no such name, or no such version
             raise EnvError(f"there is no environment {env_id!r}: {one_line(error)}") from error
@@ -129,7 +132,10 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
     seed, index: of the run and of this environment in its vector. unseen: episodes that no training begins with.
     limit: actions kept; an episode that is longer cannot be taken up, and a resumed run begins a new one in its place.
     What is not of the declared shape is an ObservationError here, before a vector's shared memory spreads it out.
+    Observations are copied: an environment may write each one over the last.
     """
+
+    copies = True
 
     def __init__(
         self, env: gym.Env[Any, Any], seed: int, index: int, unseen: bool = False, limit: int = 100_000
@@ -165,7 +171,7 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
             found = np.shape(pick(obs, path))
             if shape is not None and found != shape:
                 raise ObservationError(f"{name(path)}: expected shape {list(shape)}, got {list(found)}")
-        return obs
+        return deepcopy(obs)
 
     def position(self) -> Position:
         """Where this environment stands."""

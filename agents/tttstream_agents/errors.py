@@ -12,7 +12,11 @@ class SpaceError(TTTStreamError, ValueError):
 
 
 class ObservationError(TTTStreamError, ValueError):
-    """An observation, action or reward that does not fit its space, or is not finite."""
+    """An observation, action or reward that does not fit its space, or is not finite. row: which of a batch, if one."""
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class EnvError(TTTStreamError, RuntimeError):

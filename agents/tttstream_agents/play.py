@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -98,7 +99,7 @@ def watch(
             losses = player.policy.surprise(player.obs, player.state, player.starts, player.came)
             before, after = (float(loss[0]) for loss in losses)
         surprise = normaliser.push(before) if surprised else 0.0
-        drawn = player.call("render") if renders else None
+        drawn = copy.deepcopy(player.call("render")) if renders else None  # the next step may draw over it
         seen, last = player.obs, float(player.came[0])
         taken = player.step(deterministic)
         took = 1e3 * (time.perf_counter() - began)

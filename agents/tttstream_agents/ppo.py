@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from tttstream.state import pack, unpack
 from tttstream_agents.config import Config
-from tttstream_agents.envs import one_line, quiet, stack, tree
+from tttstream_agents.envs import one_line, quiet, tree
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.trunk import PolicyState
+from tttstream_agents.vectors import Overwritten, final_obs, keep_last, mode_of, own
 
 MEASURED = ("policy_loss", "value_loss", "entropy", "grad_norm", "kl", "clipped", "first_ratio")
 """What `learn` measures; kl is an estimate (ratio - 1 - log ratio), clipped a share, first_ratio 0 but for rounding."""
@@ -62,13 +63,13 @@ class Player:
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], policy: MemoryPolicy) -> None:
-        mode = envs.metadata.get("autoreset_mode")
-        if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
-            raise EnvError(f"expected environments that reset themselves (NEXT_STEP or SAME_STEP), got {mode}")
-        self.envs, self.policy, self.same_step = envs, policy, mode == AutoresetMode.SAME_STEP
+        self.envs, self.policy, self.same_step = envs, policy, mode_of(envs) == AutoresetMode.SAME_STEP
         self.device = next(policy.parameters()).device
-        batch = envs.num_envs
-        self.obs = self.call("reset")[0]
+        batch, self.steps = envs.num_envs, 0
+        if self.same_step:
+            keep_last(envs)
+            self.overwritten = Overwritten(envs)
+        self.obs = own(self.call("reset")[0])
         self.state = policy.initial_state(batch)
         self.starts = torch.ones(batch, dtype=torch.bool, device=self.device)
         self.valid = torch.ones_like(self.starts)
@@ -87,23 +88,25 @@ class Player:
     def step(self, deterministic: bool = False) -> Step:
         """Act once in every environment."""
         obs, starts, valid, came = self.obs, self.starts, self.valid, self.came
-        action, log_prob, value, self.state = self.policy.act(
-            obs, self.state, starts, came, deterministic=deterministic
-        )
+        action, log_prob, value, self.state = self._act(obs, self.state, starts, came, deterministic)
         self.obs, reward, ended, cut, info = self.call("step", self.policy.to_env(action))
-        terminated, truncated = (torch.as_tensor(flag, device=self.device) for flag in (ended, cut & ~ended))
-        self.came = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
+        self.obs, self.steps = own(self.obs), self.steps + 1
+        terminated, truncated = (torch.tensor(np.asarray(x), device=self.device) for x in (ended, cut & ~ended))
+        self.came = torch.tensor(np.asarray(reward), dtype=torch.float32, device=self.device)
         if not bool(self.came.isfinite().all()):
-            raise ObservationError(f"the environment gave a reward that is not finite in float32: {reward}")
+            row = int((~self.came.isfinite()).nonzero()[0])
+            raise ObservationError(
+                f"environment {row} gave a reward that is not finite in float32, {reward[row]}, in step {self.steps}",
+                row,
+            )
         final_value = torch.zeros_like(value)
         if self.same_step:
             self.starts = terminated | truncated
             if truncated.any():  # ask the old memory, before it is reset
                 rows = truncated.nonzero().squeeze(1)
-                last = stack([info["final_obs"][row] for row in rows.tolist()])
-                final_value[rows] = self.policy.act(
-                    last, pick(self.state, rows), None, self.came[rows], deterministic=True
-                )[2]
+                last = final_obs(info, rows.tolist())
+                self.overwritten.look(last, self.obs, rows.tolist())
+                final_value[rows] = self._act(last, pick(self.state, rows), None, self.came[rows], True, rows)[2]
         else:
             self.starts, self.valid = ~valid, ~(terminated | truncated)
         return Step(
@@ -112,7 +115,19 @@ class Player:
 
     def next_value(self) -> Tensor:
         """The value of the observation that is to be answered next, [B]. Changes nothing."""
-        return self.policy.act(self.obs, self.state, self.starts, self.came, deterministic=True)[2]
+        return self._act(self.obs, self.state, self.starts, self.came, True)[2]
+
+    def _act(
+        self, obs: Any, state: PolicyState, starts: Tensor | None, came: Tensor, deterministic: bool, rows: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor, PolicyState]:
+        """As the policy; an observation that it refuses is named by its environment (one of `rows`) and step."""
+        try:
+            return self.policy.act(obs, state, starts, came, deterministic=deterministic)
+        except ObservationError as error:
+            if error.row is None:
+                raise
+            row = error.row if rows is None else int(rows[error.row])
+            raise ObservationError(f"environment {row}, after {self.steps} steps in it: {error}", row) from error
 
 
 def advantages(

@@ -9,8 +9,8 @@ Letters: T steps of a rollout, B environments, L steps of a segment, S segments,
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -18,29 +18,37 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from tttstream.errors import DependencyError, ShapeError
+from tttstream.errors import DependencyError, ShapeError, StateError
 from tttstream.state import pack, unpack
+from tttstream_agents.envs import tree
 from tttstream_agents.errors import ObservationError, SpaceError, TrainingError
-from tttstream_agents.trunk import PolicyState, Trunk
+from tttstream_agents.trunk import PolicyState, Trunk, check_sizes
+from tttstream_agents.vectors import keep_last
 
 try:
     import sb3_contrib
-    from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
     from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-    from sb3_contrib.common.recurrent.type_aliases import (
-        RecurrentDictRolloutBufferSamples,
-        RecurrentRolloutBufferSamples,
-        RNNStates,
-    )
-    from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+    from sb3_contrib.common.recurrent.type_aliases import RNNStates
     from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 except ModuleNotFoundError as error:
     raise DependencyError(f"{error.name} is not installed: pip install 'tttstream[sb3]'") from error
+
+from tttstream_agents.sb3_segments import DictSegmentBuffer, SegmentBuffer
 
 __all__ = ["RecurrentPPO", "TTTCnnPolicy", "TTTMultiInputPolicy", "TTTPolicy"]
 
 Pair = tuple[Tensor, Tensor]
 OF_LSTM = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs")
+
+
+LOST = "what the memory says is no longer finite: lower learning_rate, or look at the size of rewards and observations"
+
+
+def finite(obs: Any) -> bool:
+    """Whether observations, arrays or tensors in a dictionary or none, hold neither NaN nor infinity."""
+    found: list[bool] = []
+    tree(lambda x: found.append(bool(torch.as_tensor(x).isfinite().all())), obs)
+    return all(found)
 
 
 class Flat(FlattenExtractor):
@@ -81,8 +89,17 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         foreign = [name for name in OF_LSTM if name in kwargs]
         if foreign:
             raise ShapeError(f"policy_kwargs: {', '.join(foreign)} describe an LSTM: say memory, dim, depth and heads")
+        known = [*inspect.signature(RecurrentActorCriticPolicy).parameters][3:]
+        unknown = sorted(set(kwargs) - set(known))
+        if unknown:
+            own = [
+                name for name, one in inspect.signature(TTTPolicy).parameters.items() if one.kind == one.KEYWORD_ONLY
+            ]
+            both = [*own, *(name for name in known if name not in (*own, *OF_LSTM))]
+            raise ShapeError(f"policy_kwargs: unknown {', '.join(unknown)}; known are {', '.join(both)}")
         if not kwargs.get("share_features_extractor", True):
             raise ShapeError("actor and critic share one memory, so they need one features extractor, not two")
+        check_sizes(dim=dim, depth=depth, heads=heads)
         super().__init__(
             observation_space, action_space, lr_schedule, lstm_hidden_size=dim, shared_lstm=True,
             enable_critic_lstm=False, features_extractor_class=features_extractor_class, **kwargs,
@@ -117,10 +134,18 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         self, obs: Any, states: tuple[Tensor, ...], episode_starts: Tensor, actions: Tensor | None = None
     ) -> tuple[Tensor, PolicyState]:
         """Latents [S * L, dim] and the state after; S sequences of L steps each, one below the other."""
-        rows = states[0].shape[1]
         features = cast(Tensor, self.extract_features(obs, self.features_extractor))
-        if not features.isfinite().all():
-            raise ObservationError("an observation holds NaN or infinity")
+        count, size, flat = len(features), self.lstm_hidden_state_shape[2], states[0]
+        rows = flat.shape[1] if flat.dim() == 3 else 0
+        if flat.shape != (1, rows, size) or not rows or count % rows or (actions is None and rows != count):
+            raise StateError(f"expected a state of shape {[1, count, size]}, got {list(flat.shape)}")
+        if episode_starts.numel() != count:
+            raise ObservationError(f"expected episode_start of shape {[count]}, got {list(episode_starts.shape)}")
+        bad = ~features.isfinite().all(-1)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            what = "the features of an observation hold" if finite(obs) else "an observation holds"
+            raise ObservationError(f"{what} NaN or infinity", row if rows == count > 1 else None)
 
         def sequence(x: Tensor) -> Tensor:
             return x.view(rows, -1, *x.shape[1:]).transpose(0, 1)
@@ -129,8 +154,25 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         if actions is not None:
             done = sequence(actions.reshape(-1, *cast("tuple[int, ...]", self.action_space.shape)))
         state = unpack(states[0][0], self._fresh)
-        latent, state = self.trunk.remember(sequence(features), state, sequence(episode_starts) > 0, actions=done)
+        starts = sequence(episode_starts.reshape(-1)) > 0
+        latent, state = self.trunk.remember(sequence(features), state, starts, actions=done)
+        if not latent.isfinite().all():
+            raise TrainingError(LOST)
         return latent.transpose(0, 1).flatten(0, 1), state
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """Actions for observations of one environment or of several, and the state for the next call, as sb3-contrib's.
+
+        state: what the call before gave, a pair of arrays [1, B, n]; None for a fresh one. episode_start [B]: true
+        where an episode begins. Raises StateError or ObservationError where they are of other environments.
+        """
+        if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+            raise StateError(
+                f"expected the state that predict gave before, a pair of arrays, got {type(state).__name__}"
+            )
+        return super().predict(observation, state, episode_start, deterministic)
 
     def forward(
         self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
@@ -192,75 +234,6 @@ class TTTMultiInputPolicy(TTTPolicy):
         super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
 
 
-class _Segments:
-    """A rollout buffer that keeps [B, n] states where segments of L steps begin, and nothing of those in between."""
-
-    segment: int
-    _plain: ClassVar[type[RolloutBuffer]]
-    _samples: ClassVar[Any]
-
-    def reset(self: Any) -> None:
-        """Empty it."""
-        self._plain.reset(self)
-        self.states: list[Tensor] = []
-
-    def add(self: Any, *args: Any, lstm_states: RNNStates, **kwargs: Any) -> None:
-        """One step, as sb3-contrib's; lstm_states are those before it."""
-        if self.pos % self.segment == 0:
-            self.states.append(lstm_states.pi[0][0])
-        self._plain.add(self, *args, **kwargs)
-
-    def get(self: Any, batch_size: int | None = None) -> Iterator[Any]:
-        """Whole segments in random order, `batch_size` steps at a time, or as near to that as whole segments allow,
-        and never a step alone, whose advantage cannot be normalised.
-
-        Tensors [S * L, ...], segment after segment, and the states [1, S, n] where they begin. Where L does not
-        divide T the last ones are filled up with their last step; the mask is 0 there.
-        """
-        if not self.full:
-            raise TrainingError("the rollout buffer is not full yet")
-        length, count = self.segment, self.n_envs * len(self.states)
-        states = torch.cat(self.states).to(self.device)
-        each = count if batch_size is None else max(1, batch_size // length)
-        order = np.random.permutation(count)
-        steps = np.arange(len(self.states) * length).reshape(-1, length)  # of each segment, some beyond the end
-        real = (steps < self.buffer_size).sum(1)[order // self.n_envs]
-        batches, begin = [], 0
-        for end in [*range(each, count, each), count]:
-            if real[begin:end].sum() >= 2:
-                batches.append(order[begin:end])
-                begin = end
-        batches[-1] = np.concatenate([batches[-1], order[begin:]])
-
-        def cut(x: Any, rows: Any) -> Tensor:
-            """[T, B, ...] -> [S * L, ...]; segment k of environment b is row k * B + b."""
-            taken = np.minimum(steps[rows // self.n_envs], self.buffer_size - 1)
-            return self.to_torch(x[taken, rows[:, None] % self.n_envs].reshape(-1, *x.shape[2:]))
-
-        for rows in batches:
-            flat = states[torch.as_tensor(rows, device=states.device)][None]
-            obs = self.observations
-            yield self._samples(
-                {key: cut(x, rows) for key, x in obs.items()} if isinstance(obs, dict) else cut(obs, rows),
-                cut(self.actions, rows).float(), cut(self.values, rows), cut(self.log_probs, rows),
-                cut(self.advantages, rows), cut(self.returns, rows), RNNStates((flat, flat), (flat, flat)),
-                cut(self.episode_starts, rows),
-                self.to_torch((steps[rows // self.n_envs] < self.buffer_size).astype(np.float32).flatten()),
-            )  # fmt: skip
-
-
-class SegmentBuffer(_Segments, RecurrentRolloutBuffer):
-    """See `_Segments`."""
-
-    _plain, _samples = RolloutBuffer, RecurrentRolloutBufferSamples
-
-
-class DictSegmentBuffer(_Segments, RecurrentDictRolloutBuffer):
-    """See `_Segments`; for dictionaries of observations."""
-
-    _plain, _samples = DictRolloutBuffer, RecurrentDictRolloutBufferSamples
-
-
 class RecurrentPPO(sb3_contrib.RecurrentPPO):
     """sb3-contrib's RecurrentPPO with the policies of this file and a buffer that does not grow with their state.
 
@@ -282,18 +255,30 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
 
     def __init__(self, policy: Any, env: Any, *args: Any, segment: int | None = None, **kwargs: Any) -> None:
         self.segment = segment
+        kind = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
+        if not (isinstance(kind, type) and issubclass(kind, TTTPolicy)):
+            raise TrainingError(
+                f"expected one of {', '.join(self.policy_aliases)}, got {getattr(policy, '__name__', policy)}; "
+                "for an LSTM: policy_kwargs={'memory': 'lstm'}"
+            )
         super().__init__(policy, env, *args, **kwargs)
 
+    @staticmethod
+    def _wrap_env(*args: Any, **kwargs: Any) -> Any:
+        env = sb3_contrib.RecurrentPPO._wrap_env(*args, **kwargs)
+        keep_last(env)
+        return env
+
     def _setup_model(self) -> None:
+        if self._last_obs is not None and (count := len(np.atleast_1d(self._last_episode_starts))) != self.n_envs:
+            raise TrainingError(
+                f"this model was saved in {count} environments and is to go on in {self.n_envs}: give as many, or load "
+                "with force_reset=True, so that all begin anew"
+            )
         steps = self.n_steps
         self.n_steps = 1  # the buffer that sb3-contrib makes is at once replaced
         super()._setup_model()
         self.n_steps = steps
-        if not isinstance(self.policy, TTTPolicy):
-            raise TrainingError(
-                f"expected one of {', '.join(self.policy_aliases)}, got {type(self.policy).__name__}; "
-                "for an LSTM: policy_kwargs={'memory': 'lstm'}"
-            )
         if steps * self.n_envs < 2:
             raise TrainingError("a rollout of one step teaches nothing: raise n_steps")
         if self.batch_size < 1:
@@ -316,6 +301,26 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
         if self.live_state.shape[1] != self.n_envs:  # loaded for another number of environments, which are reset
             self._set_live_state(self.live_state.new_zeros(1, self.n_envs, self.live_state.shape[2]))
         return super()._setup_learn(*args, **kwargs)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        """As sb3-contrib's. What is not finite is an ObservationError that names the environment and the step."""
+        try:
+            return super().collect_rollouts(*args, **kwargs)
+        except ObservationError as error:
+            who = "an environment" if error.row is None and self.n_envs > 1 else f"environment {error.row or 0}"
+            raise ObservationError(f"{who}, after {self.num_timesteps // self.n_envs} steps in it: {error}") from error
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: Any = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        for row, info in enumerate(infos):
+            if info.get("TimeLimit.truncated") and not finite(info.get("terminal_observation", ())):
+                raise ObservationError("the last observation of an episode holds NaN or infinity", row)
+
+    def train(self) -> None:
+        """As sb3-contrib's. Raises TrainingError where weights are no longer finite."""
+        super().train()
+        if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
+            raise TrainingError(LOST)
 
     @property
     def live_state(self) -> Tensor:

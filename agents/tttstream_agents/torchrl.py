@@ -10,6 +10,7 @@ Letters: S rows, T steps, N numbers of an observation, D width, n numbers of a p
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,9 @@ class TTTModule(TensorDictModuleBase):
     computed in parallel. A row starts from the state that lies at its first step, and anew from the one that lies where
     `init_key` is true inside: zeros where an episode begins, the state of that time where a replay buffer's slice does.
     Every step then has the row's last state for its next one, which is what a burn-in takes.
+
+    Raises StateError where an episode goes on outside of recurrent mode and no state lies there, as it is without the
+    primer.
     """
 
     def __init__(
@@ -97,6 +101,17 @@ class TTTModule(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """See the class."""
+        try:
+            return self._forward(tensordict)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            raise StateError(
+                "a memory cannot run under vmap: GAE(value_network=…, deactivate_vmap=True), or "
+                "GAE(value_network=None) on what state_values(value, data) gave"
+            ) from error
+
+    def _forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         shape = tensordict.shape
         recurrent = self.recurrent_mode
         if recurrent and not shape:
@@ -114,11 +129,58 @@ class TTTModule(TensorDictModuleBase):
         starts, flat = tensordict.get(self.init_key, None), tensordict.get(self.state_key, None)
         if starts is None:
             raise StateError(f"there is no {self.init_key!r}: append torchrl.envs.InitTracker() to the environment")
+        if starts.numel() != math.prod(shape):
+            raise ShapeError(
+                f"{self.init_key!r} must hold one flag for each of {list(shape)}, got {list(starts.shape)}"
+            )
         starts = lay(starts.reshape(shape)).bool()
-        features, end = self._remember(x, None if flat is None else lay(flat), starts)
+        if flat is not None and flat.shape != (*shape, self.state_size):
+            raise StateError(
+                f"{self.state_key!r} must be of shape {[*shape, self.state_size]}, got {list(flat.shape)}: is it of "
+                "another memory?"
+            )
+        flat = None if flat is None else lay(flat)
+        if recurrent:
+            self._check_order(flat, starts, len(shape))
+        else:
+            self._check_carried(x, flat, starts)
+        features, end = self._remember(x, flat, starts)
         tensordict.set(self.out_key, features.transpose(0, 1).reshape(*shape, -1))
         tensordict.set(("next", self.state_key), end[:, None].expand(-1, steps, -1).reshape(*shape, -1))
         return tensordict
+
+    def _check_carried(self, x: Tensor, flat: Tensor | None, starts: Tensor) -> None:
+        """Raise StateError where an episode goes on without a state of the step before. Outside of recurrent mode."""
+        going = ~starts
+        if flat is None and bool(going.any()):
+            raise StateError(
+                f"there is no {self.state_key!r} inside an episode, so nothing would be remembered: append "
+                "memory.make_tensordict_primer() to the environment, after InitTracker()"
+            )
+        # a state that has seen a step is never all zeros, but for one of the age alone; where the observation is zeros
+        # too, the specs are tried out
+        if flat is not None and flat.shape[-1] > 1 and bool((going & ~flat.any(-1) & x.any(-1)).any()):
+            warnings.warn(
+                f"{self.state_key!r} is all zeros inside an episode, so nothing is remembered of its beginning: is "
+                f"{('next', self.state_key)} among the out_keys of the policy, and was it played by this policy?",
+                stacklevel=4,
+            )
+
+    def _check_order(self, flat: Tensor | None, starts: Tensor, dimensions: int) -> None:
+        """Raise ShapeError where the rows of one dimension are environments and not time. In recurrent mode."""
+        if flat is None and not bool(starts[0].all()):
+            warnings.warn(
+                f"a row begins inside an episode, and no {self.state_key!r} lies there: its memory begins with zeros",
+                stacklevel=4,
+            )
+        if flat is None or dimensions > 1 or len(starts) < 2:
+            return
+        age = flat[..., -1]  # of one environment it grows with every step
+        if bool((~starts[1:] & ~starts[:-1] & flat[1:].any(-1) & (age[1:] == age[:-1])).any()):
+            raise ShapeError(
+                "recurrent mode reads the last dimension as time, but the states along it do not follow one another: "
+                "environments play outside of recurrent mode"
+            )
 
     def _remember(self, x: Tensor, flat: Tensor | None, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Features [T, S, D] of x [T, S, N] with the packed states [T, S, n], and the packed states [S, n] after it."""
@@ -145,11 +207,14 @@ class TTTModule(TensorDictModuleBase):
         return features.unflatten(0, (steps, rows)), ends[starts.sum(0).cumsum(0) - 1]
 
     def _numbers(self, tensordict: TensorDictBase, key: Any, leading: int) -> Tensor:
-        x = tensordict.get(key)
+        x = tensordict.get(key, None)
+        if x is None:
+            raise ObservationError(f"there is no observation {key!r}: in_keys are {self.observation_keys}")
         x = x.unsqueeze(-1) if x.dim() == leading else x.flatten(leading)
         x = x.to(self.trunk.norm.weight.dtype)
         if not self.recurrent_mode and not bool(x.isfinite().all()):
-            raise ObservationError(f"{key!r} holds NaN or infinity")
+            row = (~x.isfinite()).nonzero()[0, :leading].tolist()
+            raise ObservationError(f"{key!r} holds NaN or infinity" + (f" in row {row}" if row else ""))
         return x
 
 
@@ -159,12 +224,16 @@ def state_values(value: Any, data: TensorDictBase, key: str = "state_value") -> 
     one after it, each by the memory as it was at that very step, also where an episode ended. Returns data.
 
     value: the whole value operator, the memory included. Raises StateError where the states after the steps are not in
-    data: call this before they are dropped.
+    data: call this before they are dropped; ObservationError where a reward is not finite.
     """
     memories = [module for module in value.modules() if isinstance(module, TTTModule)]
     for memory in memories:
         if ("next", memory.state_key) not in data.keys(True):
             raise StateError(f"no ('next', {memory.state_key!r}): call state_values before it is left out")
+    reward = data.get(("next", "reward"), None)
+    if reward is not None and not bool(reward.isfinite().all()):
+        place = (~reward.isfinite()).nonzero()[0, : data.dim()].tolist()  # row, step
+        raise ObservationError(f"the reward at {place} is not finite")
     with set_recurrent_mode(False):
         data.set(key, value(data.copy()).get(key))
         after = data.get("next").copy()

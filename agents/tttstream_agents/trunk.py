@@ -50,6 +50,13 @@ def mix(numbers: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(numbers, dim), nn.GELU(), nn.Linear(dim, dim))
 
 
+def check_sizes(**sizes: Any) -> None:
+    """Raise ShapeError where a size is not a whole number from 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ShapeError(f"{name} must be a whole number of at least 1, got {size!r}")
+
+
 class Played(nn.Module):
     """Actions [*, shape] as numbers [*, A], never all zero, which stands for none. Without a space A is 0."""
 
@@ -102,8 +109,7 @@ class Trunk(nn.Module):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ShapeError(f"depth must be at least 1, got {depth}")
+        check_sizes(dim=dim, depth=depth, heads=heads)
         self.positions = positions
         self.played = Played(action_space)
         self.mix = mix(numbers + self.played.width + rewards + positions * 2 * len(WAVES), dim)

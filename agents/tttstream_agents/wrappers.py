@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from tttstream.errors import ShapeError
 from tttstream.memory.ttt import TTTState
 from tttstream.surprise import Normaliser
-from tttstream_agents.envs import stack, tree
+from tttstream_agents.envs import tree
 from tttstream_agents.errors import EnvError, SpaceError
 from tttstream_agents.reader import MemoryReader
+from tttstream_agents.vectors import Overwritten, final_obs, keep_last, mode_of
 
 
 def _reader_for(space: spaces.Space[Any], reader: MemoryReader | None) -> MemoryReader:
@@ -88,9 +89,10 @@ class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], reader: MemoryReader | None = None) -> None:
         super().__init__(env)
-        self._mode = env.metadata.get("autoreset_mode")
-        if self._mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
-            raise EnvError(f"expected environments that reset themselves (NEXT_STEP or SAME_STEP), got {self._mode}")
+        self._mode = mode_of(env)
+        if self._mode == AutoresetMode.SAME_STEP:
+            keep_last(env)
+            self._overwritten = Overwritten(env)
         self.reader = _reader_for(env.single_observation_space, reader)
         self.single_observation_space = _wider(env.single_observation_space, self.reader.dim + 1)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
@@ -104,6 +106,8 @@ class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         return np.concatenate([flat, readout.numpy(), surprise.numpy()[:, None]], 1)
 
     def _read(self, obs: Any, info: dict[str, Any], starts: NDArray[Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        if isinstance(info, list):
+            raise EnvError("the infos are a list: put DictInfoToList around TTTMemoryVectorObservation, not inside it")
         readout, surprise, self._state = self.reader.read(obs, self._state, starts)
         return self._row(obs, readout, surprise), {**info, "surprise": surprise.numpy()}
 
@@ -122,7 +126,8 @@ class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         begun = done if self._mode == AutoresetMode.SAME_STEP else self._over
         if self._mode == AutoresetMode.SAME_STEP and done.any():
             rows = done.nonzero()[0]
-            last = stack([info["final_obs"][row] for row in rows])
+            last = final_obs(info, rows)
+            self._overwritten.look(last, obs, rows)
             old = cast(TTTState, self._state[torch.as_tensor(rows)])
             seen = self.reader.read(last, old, np.zeros(len(rows), dtype=bool))
             final = np.full(self.num_envs, None, dtype=object)
@@ -182,7 +187,7 @@ class SurpriseReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         if "surprise" not in info:
             raise EnvError("no info['surprise']: put a TTTMemoryObservation inside this wrapper")
         bonus = self._bonus.of(info["surprise"])
-        return obs, float(reward) + bonus, terminated, truncated, {**info, "extrinsic_reward": reward}
+        return obs, float(reward) + bonus, terminated, truncated, {**info, "extrinsic_reward": float(reward)}
 
 
 class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -193,7 +198,7 @@ class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
     ) -> None:  # fmt: skip
         super().__init__(env)
         self._bonus = [Bonus(scale, most, warmup) for _ in range(env.num_envs)]
-        self._same_step = env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
+        self._same_step = mode_of(env) == AutoresetMode.SAME_STEP
         self._over = np.zeros(env.num_envs, dtype=bool)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -206,6 +211,8 @@ class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One step; info["extrinsic_reward"] keeps the environments' own."""
         obs, reward, terminated, truncated, info = self.env.step(actions)
+        if isinstance(info, list):
+            raise EnvError("the infos are a list: put DictInfoToList around SurpriseVectorReward, not inside it")
         if "surprise" not in info:
             raise EnvError("no info['surprise']: put a TTTMemoryVectorObservation inside this wrapper")
         done = terminated | truncated
@@ -218,4 +225,4 @@ class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
         for row in np.flatnonzero(done):
             self._bonus[row].restart()
         self._over = np.zeros_like(done) if self._same_step else done
-        return obs, reward + earned, terminated, truncated, {**info, "extrinsic_reward": reward}
+        return obs, reward + earned, terminated, truncated, {**info, "extrinsic_reward": np.array(reward)}

@@ -15,13 +15,17 @@ class Script(gym.Env[Any, Any]):
     steps; each second one is truncated, the others terminated.
 
     nested: observations in a dictionary with a tuple. drawn: the number of each episode comes from its seed.
-    faults: {total step: what happens}, of "nan", "raise", "reward".
+    faults: {total step: what happens}, of "nan", "raise", "reward". reuse: each observation is written over the last.
     """
 
     LENGTHS = (3, 5, 4)
 
-    def __init__(self, nested: bool = False, drawn: bool = False, faults: dict[int, str] | None = None) -> None:
-        self.nested, self.drawn, self.faults = nested, drawn, faults or {}
+    def __init__(
+        self, nested: bool = False, drawn: bool = False, faults: dict[int, str] | None = None, reuse: bool = False
+    ) -> None:
+        self.nested, self.drawn, self.faults, self.reuse = nested, drawn, faults or {}, reuse
+        self.shared: Any = np.zeros(2, np.float32)
+        self.whole = {"a": (self.shared,), "b": 1}
         box = spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.observation_space = (
             spaces.Dict({"a": spaces.Tuple((box,)), "b": spaces.Discrete(2)}) if nested else box
@@ -33,6 +37,9 @@ class Script(gym.Env[Any, Any]):
         obs = np.array([self.episode, self.time], np.float32)
         if self.faults.get(self.total) == "nan":
             obs[1] = np.nan
+        if self.reuse:
+            self.shared[:] = obs
+            return self.whole if self.nested else self.shared
         return {"a": (obs,), "b": 1} if self.nested else obs
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:

@@ -9,23 +9,30 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers.vector import DictInfoToList
 
 from tttstream.state import pack
 from tttstream.testing import assert_close
 from tttstream_agents.config import Config
 from tttstream_agents.envs import vector
-from tttstream_agents.errors import EnvError
+from tttstream_agents.errors import EnvError, ObservationError
 from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.ppo import Collector, Player, advantages, learn, refresh
+from tttstream_agents.vectors import Copied
 
 SMALL = Config(n_envs=2, rollout=24, segment=8, minibatch=16, dim=16, epochs=1, gamma=0.9, gae_lambda=0.8)
 MODES = ("next_step", "same_step")
 
 
-def collector(make_env: Any, mode: str = "next_step", config: Config = SMALL, memory: str = "ttt_linear") -> Collector:
+def collector(
+    make_env: Any, mode: str = "next_step", config: Config = SMALL, memory: str = "ttt_linear", envs: Any = None
+) -> Collector:
+    """make_env: of one environment; envs: a vector in its place."""
     torch.manual_seed(0)
-    envs = vector(make_env, config.n_envs, 0, mode)
+    envs = vector(make_env, config.n_envs, 0, mode) if envs is None else envs
     policy = MemoryPolicy(
         envs.single_observation_space, envs.single_action_space, memory, dim=16, previous_reward=True
     )  # fmt: skip
@@ -217,3 +224,130 @@ def test_actions_reach_the_environment_inside_their_bounds() -> None:
     raw = torch.cat([player.step().action for _ in range(20)])
     assert float(raw.abs().max()) > 2
     assert np.abs(seen).max() <= 2
+
+
+class Reused(VectorEnv[Any, Any, Any]):
+    """Two scripts that reset themselves on the SAME step; every array that comes back is written over by the next."""
+
+    def __init__(self, script: Any, metadata: Any) -> None:
+        self.singles, self.num_envs, self.metadata = [script(), script()], 2, metadata
+        self.single_observation_space, self.single_action_space = script().observation_space, spaces.Discrete(3)
+        self.observation_space = batch_space(self.single_observation_space, 2)
+        self.action_space = batch_space(self.single_action_space, 2)
+        self.obs, self.reward = np.zeros((2, 2), np.float32), np.zeros(2, np.float32)
+        self.ended, self.cut = np.zeros(2, bool), np.zeros(2, bool)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        for row, env in enumerate(self.singles):
+            self.obs[row] = env.reset()[0]
+        return self.obs, {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        info = {"final_obs": np.full(2, None, dtype=object)}
+        for row, env in enumerate(self.singles):
+            self.obs[row], self.reward[row], self.ended[row], self.cut[row], _ = env.step(actions[row])
+            if self.ended[row] or self.cut[row]:
+                info["final_obs"][row] = self.obs[row].copy()
+                self.obs[row] = env.reset()[0]
+        return self.obs, self.reward, self.ended, self.cut, info
+
+
+SAME = AutoresetMode.SAME_STEP
+VECTORS = {
+    "own": lambda script: vector(lambda: script(reuse=True), 2, 0, "same_step"),
+    "own, in processes": lambda script: vector(lambda: script(reuse=True), 2, 0, "same_step", workers=1),
+    "sync": lambda script: SyncVectorEnv([lambda: script(reuse=True)] * 2, copy=False, autoreset_mode=SAME),
+    "a list of infos": lambda script: DictInfoToList(
+        SyncVectorEnv([lambda: script(reuse=True)] * 2, copy=False, autoreset_mode=SAME)
+    ),
+    "shared memory": lambda script: AsyncVectorEnv(
+        [lambda: Copied(script(reuse=True))] * 2, copy=False, autoreset_mode=SAME
+    ),
+    "no metadata but an attribute": lambda script: SyncVectorEnv([lambda: script(reuse=True)] * 2, autoreset_mode=SAME),
+    "all arrays": lambda script: Reused(script, {"autoreset_mode": "SameStep"}),
+}
+
+
+def same_rollouts(found: Any, expected: Any) -> None:
+    for name in ("obs", "starts", "valid", "came", "value", "advantage"):
+        assert_close(getattr(found, name), getattr(expected, name), 1e-6)
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_what_is_kept_is_copied(script: Any, kind: str) -> None:
+    """Environments and vectors that write each array over the last train on the same numbers as those that do not."""
+    made = VECTORS[kind](script)
+    if kind.startswith("no metadata"):
+        made.metadata.pop("autoreset_mode")
+    play = collector(None, envs=made)
+    found = [play.collect(), play.collect()]
+    made.close()
+    again = collector(script, "same_step")
+    for one in found:
+        same_rollouts(one, again.collect())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_kept_is_copied_in_dictionaries_too(script: Any, mode: str) -> None:
+    kind = {"next_step": AutoresetMode.NEXT_STEP, "same_step": SAME}[mode]
+    envs = SyncVectorEnv([lambda: script(True, reuse=True)] * 2, copy=False, autoreset_mode=kind)
+    found, expected = collector(None, envs=envs).collect(), collector(lambda: script(True), mode).collect()
+    assert torch.equal(found.obs["a"][0], expected.obs["a"][0])
+    for name in ("value", "advantage"):
+        assert_close(getattr(found, name), getattr(expected, name), 1e-6)
+
+
+def test_a_process_that_writes_over_the_last_observation_is_named(script: Any) -> None:
+    """What it sends is lost before it comes here."""
+
+    class Constant(script):  # type: ignore[misc]
+        def _obs(self) -> Any:
+            self.shared[:] = self.time
+            return self.shared
+
+    envs = AsyncVectorEnv([Constant] * 2, autoreset_mode=SAME)
+    play = collector(None, envs=envs)
+    with pytest.warns(UserWarning, match="Copied around it"):
+        play.collect()
+    envs.close()
+
+
+def test_vectors_that_do_not_say_how_they_reset_themselves(script: Any) -> None:
+    for metadata, says in (
+        ({}, r"do not say how they reset themselves: set envs.metadata\['autoreset_mode'\]"),
+        (None, "do not say how they reset"),
+        ({"autoreset_mode": "sometimes"}, "must be an AutoresetMode, got 'sometimes'"),
+        ({"autoreset_mode": AutoresetMode.DISABLED}, "got autoreset DISABLED"),
+    ):
+        with pytest.raises(EnvError, match=says):
+            collector(None, envs=Reused(script, metadata))
+
+    class Silent(Reused):
+        def step(self, actions: Any) -> Any:
+            return (*super().step(actions)[:4], {})
+
+    with pytest.raises(EnvError, match="gave no info\\['final_obs'\\]"):
+        collector(None, envs=Silent(script, {"autoreset_mode": SAME})).collect()
+
+
+@pytest.mark.parametrize(
+    ("fault", "step", "mode", "says"),
+    [
+        ("nan", 2, "next_step", r"environment 1, after 2 steps in it: observation holds NaN"),
+        ("nan", 2, "same_step", r"environment 1, after 2 steps in it: observation holds NaN"),
+        (
+            "nan",
+            8,
+            "same_step",
+            r"environment 1, after 8 steps in it: observation holds NaN",
+        ),  # the end of a cut episode
+        ("reward", 3, "same_step", r"environment 1 gave a reward that is not finite in float32, inf, in step 3"),
+        ("reward", 3, "next_step", r"environment 1 gave a reward that is not finite in float32, inf, in step 3"),
+    ],
+)
+def test_what_is_not_finite_is_named_by_environment_and_step(
+    script: Any, fault: str, step: int, mode: str, says: str
+) -> None:
+    makers = iter([script, lambda: script(faults={step: fault})])
+    with pytest.raises(ObservationError, match=says):
+        collector(lambda: next(makers)(), mode).collect()

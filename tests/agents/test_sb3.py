@@ -13,7 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ShapeError, StateError
 from tttstream_agents.errors import ObservationError, SpaceError, TrainingError
 
 sb3_contrib = pytest.importorskip("sb3_contrib", reason="Stable-Baselines3 is absent: pip install 'tttstream[sb3]'")
@@ -279,18 +279,70 @@ def test_it_learns_to_remember(repeat_first: Any) -> None:
     assert mean > 0.6
 
 
-def test_a_bad_observation_is_named(script: Any) -> None:
-    made = model("TTTPolicy", lambda: script(faults={5: "nan"}))
-    with pytest.raises(ObservationError, match="NaN or infinity"):
+@pytest.mark.parametrize(
+    ("fault", "step", "says"),
+    [
+        ("nan", 5, "environment 1, after 5 steps in it: an observation holds NaN"),
+        ("nan", 8, "environment 1, after 8 steps in it: the last observation of an episode holds NaN"),
+        ("reward", 15, "environment 1, after 15 steps in it: gave a reward that is not finite in float32, inf"),
+    ],
+)
+def test_what_is_not_finite_is_named_by_environment_and_step(script: Any, fault: str, step: int, says: str) -> None:
+    makers = [script, lambda: script(faults={step: fault}), script]
+    made = RecurrentPPO("TTTPolicy", DummyVecEnv(makers), policy_kwargs=TINY, **SMALL)
+    with pytest.raises(ObservationError, match=says):
         made.learn(100)
+    assert all(parameter.isfinite().all() for parameter in made.policy.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_rewards_too_large_to_learn_from_are_not_silent(script: Any) -> None:
+    class Rich(script):  # type: ignore[misc]
+        def step(self, action: Any) -> Any:
+            obs, _, *others = super().step(action)
+            return (obs, 3e38, *others)
+
+    with pytest.raises(TrainingError, match="no longer finite: lower learning_rate"):
+        model("TTTPolicy", Rich).learn(100)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_environment_that_writes_each_observation_over_the_last(script: Any, nested: bool) -> None:
+    """Stable-Baselines3 keeps the last observation of an episode past the reset."""
+
+    class Flat(script):  # type: ignore[misc]
+        def __init__(self, reuse: bool) -> None:
+            super().__init__(reuse=reuse)
+            if nested:
+                self.observation_space = spaces.Dict({"a": self.observation_space})
+
+        def _obs(self) -> Any:
+            obs = super()._obs()
+            return {"a": obs} if nested else obs
+
+    found = []
+    for reuse in (False, True):
+        made = model("TTTMultiInputPolicy" if nested else "TTTPolicy", lambda reuse=reuse: Flat(reuse), n_steps=30)
+        collect(made, 1)
+        found.append((made.rollout_buffer.rewards, made.rollout_buffer.values))
+    np.testing.assert_array_equal(*(np.stack(one) for one in found))
 
 
 def test_wrong_choices_are_named() -> None:
     def noise() -> Noise:
         return Noise(BOX, ACTIONS[0])
 
-    with pytest.raises(TrainingError, match="'memory': 'lstm'"):
-        RecurrentPPO(MlpLstmPolicy, DummyVecEnv([noise]), **SMALL)
+    for policy in (MlpLstmPolicy, "MlpLstmPolicy", "MlpPolicy", None):
+        with pytest.raises(TrainingError, match=r"expected one of TTTPolicy, .*'memory': 'lstm'"):
+            RecurrentPPO(policy, DummyVecEnv([noise]), policy_kwargs={"memory": "lstm"}, **SMALL)
+    with pytest.raises(ShapeError, match=r"unknown memroy; known are memory, dim, .*net_arch"):
+        model("TTTPolicy", noise, tiny={"memroy": "gru"})
+    with pytest.raises(ShapeError, match="unknown netarch"):
+        model("TTTCnnPolicy", lambda: Noise(OBSERVATIONS["TTTCnnPolicy"], ACTIONS[0]), tiny={"netarch": [3]})
+    with pytest.raises(ShapeError, match="dim must be a whole number of at least 1, got '64'"):
+        model("TTTPolicy", noise, tiny={"dim": "64"})
+    with pytest.raises(ShapeError, match="no option minibatch"):
+        model("TTTPolicy", noise, tiny={"options": {"minibatch": 4}})
     with pytest.raises(TrainingError, match="between 1 and n_steps = 12, got 13"):
         model("TTTPolicy", noise, segment=13)
     with pytest.raises(ShapeError, match="take 'window'"):
@@ -303,6 +355,40 @@ def test_wrong_choices_are_named() -> None:
         model("TTTPolicy", lambda: Noise(OBSERVATIONS["TTTMultiInputPolicy"], ACTIONS[0]))
     with pytest.raises(TrainingError, match="raise n_steps"):
         model("TTTPolicy", noise, 1, n_steps=1)
+
+
+def test_predict_names_what_does_not_fit() -> None:
+    made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0]))
+    size = made.policy.lstm_hidden_state_shape[2]
+    obs = np.zeros((2, 3), np.float32)
+    _, state = made.predict(obs)
+    with pytest.raises(StateError, match=rf"state of shape \[1, 3, {size}\], got \[1, 2, {size}\]"):
+        made.predict(np.zeros((3, 3), np.float32), state)
+    with pytest.raises(StateError, match=rf"state of shape \[1, 1, {size}\], got \[1, 2, {size}\]"):
+        made.predict(obs[0], state)
+    with pytest.raises(StateError, match=rf"state of shape \[1, 2, {size}\], got \[1, 2, 7\]"):
+        made.predict(obs, (np.zeros((1, 2, 7)),) * 2)
+    with pytest.raises(StateError, match=rf"state of shape \[1, 2, {size}\], got \[2, {size}\]"):
+        made.predict(obs, (np.zeros((2, size)),) * 2)
+    with pytest.raises(StateError, match="a pair of arrays, got ndarray"):
+        made.predict(obs, state[0])
+    with pytest.raises(ObservationError, match=r"episode_start of shape \[2\], got \[3\]"):
+        made.predict(obs, state, np.zeros(3, bool))
+    alone = made.predict(obs[0], (state[0][:, :1],) * 2, True, deterministic=True)
+    among = made.predict(obs, state, np.array([True, False]), deterministic=True)
+    np.testing.assert_allclose(alone[1][0][0, 0], among[1][0][0, 0], atol=1e-6)
+    with pytest.raises(ObservationError, match="NaN or infinity"):
+        made.predict(np.full((2, 3), np.nan, np.float32))
+
+
+def test_going_on_needs_as_many_environments(tmp_path: Path) -> None:
+    made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0]))
+    made.learn(36)
+    made.save(tmp_path / "model.zip")
+    fewer = DummyVecEnv([lambda: Noise(BOX, ACTIONS[0])])
+    with pytest.raises(TrainingError, match="saved in 3 environments and is to go on in 1"):
+        RecurrentPPO.load(tmp_path / "model.zip", env=fewer, device="cpu", force_reset=False)
+    RecurrentPPO.load(tmp_path / "model.zip", env=fewer, device="cpu").learn(12, reset_num_timesteps=False)
 
 
 def test_choices_are_observations_too() -> None:

@@ -179,6 +179,56 @@ def test_values_need_the_states_after_the_steps(script: Any) -> None:
         state_values(op.get_value_operator(), data)
 
 
+def test_without_the_primer_the_second_step_says_so(script: Any) -> None:
+    """In a collector, in a rollout, and in a call by hand; the first step of an episode needs no state."""
+    op = operator(2)
+    policy = op.get_policy_operator()
+    bare = TransformedEnv(SerialEnv(3, [lambda: GymWrapper(script())] * 3), InitTracker())
+    policy(bare.reset())
+    with pytest.raises(StateError, match="make_tensordict_primer"):
+        bare.rollout(2, policy)
+    collector = Collector(bare, policy, frames_per_batch=30, total_frames=30)
+    with pytest.raises(StateError, match="make_tensordict_primer"):
+        list(collector)
+    begin = torch.tensor([[True], [False], [True]])
+    with pytest.raises(StateError, match="make_tensordict_primer"):
+        op[0](TensorDict({"observation": torch.ones(3, 2), "is_init": begin}, [3]))
+    policy(environment(script, op).fake_tensordict())  # a trial of the specs
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_state_that_is_not_carried_is_warned_of(script: Any) -> None:
+    op = operator(2)
+    data = collect(script, op, rollouts=1)
+    lost = data[:, 1].clone()
+    lost["memory"].zero_()
+    with pytest.warns(UserWarning, match="among the out_keys"):
+        op[0](lost)
+    with set_recurrent_mode(True), pytest.warns(UserWarning, match="begins with zeros"):
+        op[0](data[:, 1:].exclude("memory"))
+
+
+def test_recurrent_mode_is_not_for_playing(script: Any) -> None:
+    """There the environments side by side would be read as steps one after another."""
+    with set_recurrent_mode(True), pytest.raises(ShapeError, match="play outside of recurrent mode"):
+        collect(script, operator(2))
+
+
+def test_estimates_that_need_vmap_say_what_to_do(script: Any) -> None:
+    op = operator(2)
+    gae = GAE(gamma=0.99, lmbda=0.95, value_network=op.get_value_operator())
+    with pytest.raises(StateError, match="deactivate_vmap=True"):
+        gae(collect(script, op, rollouts=1))
+
+
+def test_a_reward_that_is_not_finite_is_named(script: Any) -> None:
+    op = operator(2)
+    data = collect(script, op, rollouts=1)
+    data["next", "reward"][1, 4] = torch.nan
+    with pytest.raises(ObservationError, match=r"the reward at \[1, 4\] is not finite"):
+        state_values(op.get_value_operator(), data)
+
+
 def test_wrong_calls_are_named() -> None:
     memory = TTTModule(3, in_key="observation", dim=8, heads=1)
     begin = torch.ones(2, 1, dtype=torch.bool)
@@ -188,6 +238,15 @@ def test_wrong_calls_are_named() -> None:
         memory(TensorDict({"observation": torch.ones(2, 4), "is_init": begin}, [2]))
     with pytest.raises(ObservationError, match="NaN or infinity"):
         memory(TensorDict({"observation": torch.full((2, 3), torch.nan), "is_init": begin}, [2]))
+    bad = torch.tensor([[0.0, 0, 0], [0, torch.inf, 0]])
+    with pytest.raises(ObservationError, match=r"NaN or infinity in row \[1\]"):
+        memory(TensorDict({"observation": bad, "is_init": begin}, [2]))
+    with pytest.raises(ShapeError, match=r"one flag for each of \[2\], got \[2, 3\]"):
+        memory(TensorDict({"observation": torch.ones(2, 3), "is_init": begin.expand(2, 3)}, [2]))
+    with pytest.raises(StateError, match=rf"of shape \[2, {memory.state_size}\], got \[2, 7\]"):
+        memory(TensorDict({"observation": torch.ones(2, 3), "is_init": begin, "memory": torch.ones(2, 7)}, [2]))
+    with pytest.raises(ObservationError, match="no observation 'observation'"):
+        memory(TensorDict({"is_init": begin}, [2]))
     with set_recurrent_mode(True), pytest.raises(ShapeError, match="time dimension"):
         memory(TensorDict({"observation": torch.ones(3), "is_init": begin[0]}, []))
     with pytest.raises(ShapeError, match="take 'window'"):

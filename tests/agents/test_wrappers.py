@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import DictInfoToList
 
 from tttstream.errors import StateError
 from tttstream_agents import (
@@ -26,6 +27,11 @@ from tttstream_agents.errors import EnvError, SpaceError, TrainingError
 from tttstream_agents.train import train
 
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]
+
+
+def reused(script: Any) -> Any:
+    """One that writes each observation over the last."""
+    return lambda: script(reuse=True)
 
 
 def episodes(script: Any, reader: MemoryReader | None = None, count: int = 9) -> list[list[Any]]:
@@ -214,3 +220,39 @@ def test_mistakes_are_named(script: Any) -> None:
         env.step(0)
     with pytest.raises(EnvError, match="reset themselves"):
         TTTMemoryVectorObservation(SyncVectorEnv([script], autoreset_mode=AutoresetMode.DISABLED))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_environments_that_write_each_observation_over_the_last(script: Any, mode: AutoresetMode) -> None:
+    """Alone and in a vector that does so too: what they say, their last observations and their bonus are the same."""
+    for alone, copying in zip(episodes(reused(script)), episodes(script), strict=True):
+        np.testing.assert_array_equal(alone, copying)
+
+    def play(make: Any, copy: bool) -> list[Any]:
+        inner = SyncVectorEnv([make] * 2, copy=copy, autoreset_mode=mode)
+        env, found = SurpriseVectorReward(TTTMemoryVectorObservation(inner), warmup=1), []
+        found.append(env.reset()[0])
+        for _ in range(20):
+            obs, reward, terminated, truncated, info = env.step(np.zeros(2, dtype=int))
+            last = [one for one in info.get("final_obs", ()) if one is not None]
+            found += [obs, reward, info["surprise"], info["extrinsic_reward"], *last]
+            assert len(last) == (terminated | truncated).sum() or mode == AutoresetMode.NEXT_STEP
+        return found
+
+    for one, other in zip(play(reused(script), copy=False), play(script, copy=True), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_vectors_that_the_wrappers_cannot_read(script: Any) -> None:
+    listed = TTTMemoryVectorObservation(DictInfoToList(SyncVectorEnv([script])))
+    with pytest.raises(EnvError, match="put DictInfoToList around TTTMemoryVectorObservation"):
+        listed.reset()
+    inside = SurpriseVectorReward(DictInfoToList(TTTMemoryVectorObservation(SyncVectorEnv([script]))))
+    inside.reset()
+    with pytest.raises(EnvError, match="put DictInfoToList around SurpriseVectorReward"):
+        inside.step(np.zeros(1, dtype=int))
+    around = DictInfoToList(SurpriseVectorReward(TTTMemoryVectorObservation(SyncVectorEnv([script]))))
+    assert around.reset()[1][0]["surprise"] >= 0
+    disabled = SyncVectorEnv([script], autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(EnvError, match="got autoreset DISABLED"):
+        SurpriseVectorReward(disabled)

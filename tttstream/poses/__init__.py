@@ -1,0 +1,9 @@
+"""Where frames were taken: what the numbers of a pose mean, files of them, and a scale that stays."""
+
+from __future__ import annotations
+
+from tttstream.poses.form import Angle, Form, Number, Part, Quaternion, Rigid
+from tttstream.poses.scale import PoseScale
+from tttstream.poses.track import PoseMissing, Track
+
+__all__ = ["Angle", "Form", "Number", "Part", "PoseMissing", "PoseScale", "Quaternion", "Rigid", "Track"]

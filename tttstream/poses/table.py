@@ -1,0 +1,108 @@
+"""Text files of numbers: rows with the lines that they stand on, under names where the file has a header."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import SourceError
+
+COMMENTS = ("#", "%", "//")
+
+
+@dataclass(frozen=True)
+class Table:
+    """names: one for each column, None without a header. cells: [rows, columns], NaN where there is no number.
+    lines: of each row, counted from 1. odd: what stands in cells that are no numbers, by row and column; and by row
+    alone, what is wrong with a row of another length (its cells are NaN)."""
+
+    names: list[str] | None
+    cells: NDArray[np.float64]
+    lines: list[int]
+    odd: dict[tuple[int, int], str]
+    uneven: dict[int, str]
+
+    def words(self, column: int) -> bool:
+        """Whether a column holds words: no cell of it is a number, and one at least is not empty."""
+        texts = [self.odd.get((row, column)) for row in range(len(self.lines)) if row not in self.uneven]
+        return None not in texts and any(texts)
+
+
+def number(text: str) -> float | None:
+    """The number that a text says, as Python writes it but without underscores; None for other texts."""
+    try:
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
+
+
+def splitter(line: str) -> Callable[[str], list[str]]:
+    """How a line, and those after it, fall into cells: at commas, semicolons, tabs, or else at white space."""
+    mark = next((mark for mark in (",", ";", "\t") if mark in line), None)
+    if mark is None:
+        return str.split
+
+    def cells(line: str) -> list[str]:
+        found = next(csv.reader([line], delimiter=mark, skipinitialspace=True), []) if '"' in line else line.split(mark)
+        return [cell.strip() for cell in found]
+
+    return cells
+
+
+def read(path: Path, has_header: Callable[[list[str]], bool]) -> Table:
+    """Read a file. has_header: whether a comment of as many words as there are columns is their header.
+
+    Raises SourceError for what is no text, and for a file without a row.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise SourceError(f"there is no file of poses {os.fspath(path)}") from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path.name} is no text (UTF-8): expected csv with a header, TUM or KITTI poses") from error
+    except OSError as error:
+        raise SourceError(f"{path.name} cannot be read: {error.strerror}") from error
+    rows = [(at, line.strip()) for at, line in enumerate(lines, 1)]
+    comments = [line.lstrip("#%/ ") for _, line in rows if line.startswith(COMMENTS)]
+    rows = [(at, line) for at, line in rows if line and not line.startswith(COMMENTS)]
+    if not rows:
+        raise SourceError(f"{path.name} has no rows: expected csv with a header, TUM or KITTI poses")
+    split = splitter(rows[0][1])
+    names: list[str] | None = split(rows[0][1])
+    assert names is not None
+    if any(number(cell) is not None for cell in names) or not any(names):
+        count = len(names)
+        heads = [words for words in (splitter(line)(line) for line in comments) if len(words) == count]
+        names = next((words for words in reversed(heads) if has_header(words)), None)
+    else:
+        rows = rows[1:]
+        count = len(names)
+        if not rows:
+            raise SourceError(f"{path.name} has a header and no rows")
+    return _fill(names, count, rows, split)
+
+
+def _fill(names: list[str] | None, count: int, rows: list[tuple[int, str]], split: Callable[[str], list[str]]) -> Table:
+    cells = np.full((len(rows), count), np.nan)
+    odd: dict[tuple[int, int], str] = {}
+    uneven: dict[int, str] = {}
+    for row, (_, line) in enumerate(rows):
+        texts = split(line)
+        while len(texts) > count and not texts[-1]:  # a separator at the end
+            texts.pop()
+        if len(texts) != count:
+            uneven[row] = f"it has {len(texts)} values, expected {count}"
+            continue
+        for column, text in enumerate(texts):
+            value = number(text)
+            if value is None:
+                odd[row, column] = text
+            cells[row, column] = math.nan if value is None else value
+    return Table(names, cells, [at for at, _ in rows], odd, uneven)

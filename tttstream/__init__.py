@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tttstream import errors, inner, interop, memory, models, sources, state, views
     from tttstream.errors import TTTStreamError
     from tttstream.frames import Frame, Result
+    from tttstream.mapstream import MapStream
     from tttstream.memory import TTTLayer
     from tttstream.sources import open_source
     from tttstream.state import State, pack, unpack
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Frame",
+    "MapStream",
     "Result",
     "State",
     "Stream",
@@ -40,6 +42,7 @@ __all__ = [
 
 _MODULE_OF = {
     "Frame": "frames",
+    "MapStream": "mapstream",
     "Result": "frames",
     "State": "state",
     "Stream": "stream",

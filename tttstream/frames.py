@@ -92,6 +92,9 @@ class Result:
     surprise_map: [h, w] the loss per patch, same units as `loss`.
     embedding: [D] one vector of length 1 for the frame; [0] from a stream that was asked for none.
     latency_ms: wall time from the frame's arrival to this result.
+    expected: [S, S, 3] uint8, the picture that memory foretold for the frame's pose before it saw the frame; None from
+        a stream without a map.
+    familiar: 0..1, how well the place was known before the frame; None from a stream without a map.
     """
 
     index: int
@@ -102,3 +105,5 @@ class Result:
     latency_ms: float
     surprise_map: NDArray[np.float32] = field(repr=False)
     embedding: NDArray[np.float32] = field(repr=False)
+    expected: NDArray[np.uint8] | None = field(repr=False, default=None)
+    familiar: float | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tttstream import map as maps
 from tttstream.backbone import ModelState
 from tttstream.errors import CheckpointError, ShapeError
 from tttstream.model import FORMAT, FrameModel, ModelConfig, Output, load_folder
@@ -50,11 +51,20 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> FrameModel:
         return FrameModel(config).eval()
 
 
-def load(name_or_folder: str, *, seed: int = 0, size: int | None = None) -> FrameModel:
-    """A model from a folder that `FrameModel.save` wrote, a trained one by its name, or an untrained one by its size.
+def load(name_or_folder: str, *, seed: int = 0, size: int | None = None) -> Any:
+    """A model from a folder that its `save` wrote, a trained one by its name, or an untrained one by its size: a
+    FrameModel, or a `tttstream.map.MapModel` for "map" and the folders of maps.
 
-    size: side of the pictures, of the model's own choice unless given. seed: of an untrained one's weights.
+    size: side of the pictures, of the model's own choice unless given; a map has one size. seed: of an untrained
+    model's weights.
     """
+    if maps.is_map(name_or_folder):
+        model = maps.load(name_or_folder)
+        if size not in (None, model.config.size):
+            raise ShapeError(
+                f"the map {name_or_folder} sees {model.config.size} pixels, not {size}: leave the size out"
+            )
+        return model
     if name_or_folder in CONFIGS:
         return build(name_or_folder, seed=seed, **({} if size is None else {"size": size}))
     trained = shipped()

@@ -1,10 +1,11 @@
-"""Stream: one frame in, one result out, for ever. It owns the memory's state, the clock and the counters."""
+"""Session and Stream: one frame in, one result out, for ever, with the memory's state, the clock and the counters."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +45,105 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-class Stream:
+def place(layers: Iterable[TTTLayer], backend: str, device: torch.device) -> None:
+    """Let layers run on a backend. Raises BackendError where it cannot."""
+    for layer in layers:
+        choose_backend(
+            backend, layer.inner, layer.causal, update=layer.update, width=layer.width, mini_batch=layer.tokens,
+            dtype=layer.state_dtype, device=device,
+        )  # fmt: skip
+        layer.backend = backend
+
+
+class Session:
+    """What every stream has: a model on a device, the memory's state, the scale of surprise, the counter, and files.
+
+    model: on its device, not in training. state: of one row. learn: whether the memory learns from the frames; may be
+    switched any time. frames: how many came.
+    """
+
+    model: Any
+    state: Any
+
+    def __init__(self, model: Any, device: str, *, learn: bool) -> None:
+        self.device = choose_device(device)
+        self.model = model.to(self.device).eval()
+        self.learn = learn
+        self.reset()
+        self.frames = 0
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the square picture that the model sees."""
+        return int(self.model.config.size)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the memory, the same for ever."""
+        return int(self.state.nbytes)
+
+    def picture(self, frame: Frame) -> Tensor:
+        """The picture that the model sees: [3, size, size] in 0..1, on the stream's device."""
+        image = np.require(frame.pixels(), requirements=("C", "W"))  # arrays that Pillow lends can only be read
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
+        scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
+        side = (self.size, self.size)
+        if pixels.shape[-2:] != side:
+            pixels = F.interpolate(pixels, side, mode="bilinear", antialias=True)
+        return pixels[0].float() * scale
+
+    def reset(self) -> None:
+        """Forget everything that was learned from the stream, as if it began now."""
+        self.state = self._fresh()
+        self.normaliser = Normaliser()
+
+    def _fresh(self) -> Any:
+        return self.model.init_state(1)
+
+    def _more(self) -> dict[str, Any]:
+        """What a kind of stream saves besides."""
+        return {}
+
+    def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
+        """Write all that is needed to go on bit for bit: memory, normaliser, counters, and the source's position."""
+        meta = {
+            "fingerprint": self.model.fingerprint(),
+            "size": self.size,
+            "frames": self.frames,
+            "learn": self.learn,
+            "normaliser": self.normaliser.state(),
+            "source": None if source is None else {"name": source.name, "position": source.position()},
+            **self._more(),
+        }
+        states.save(self.state, path, stream=json.dumps(meta))
+
+    def load(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
+        """Go on where `save` was called. The model must be the same; a source given here is moved to its position.
+
+        Raises CheckpointError for another model's stream, and for a file that is no saved stream.
+        """
+        meta = _metadata(path)
+        if meta["fingerprint"] != self.model.fingerprint():
+            raise CheckpointError(
+                f"{path} was saved by another model: load it with the model, size and seed that wrote it"
+            )
+        if set(meta["normaliser"]) != set(self.normaliser.state()):
+            raise CheckpointError(
+                f"{path} was saved by a version with another scale of surprise: begin the stream anew"
+            )
+        state = self._restored(path, meta)
+        if source is not None and meta["source"] is not None:
+            source.seek(meta["source"]["position"])
+        self.state = state
+        self.frames, self.learn = int(meta["frames"]), bool(meta["learn"])
+        self.normaliser.restore(meta["normaliser"])
+
+    def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> Any:
+        """The state in a file whose metadata fit."""
+        return states.load(path, self.model.init_state(1))
+
+
+class Stream(Session):
     """A model that watches one stream.
 
     model: a FrameModel, with a memory that has an inner loss (any ttt one). device: "auto", "cpu", "cuda".
@@ -69,34 +168,14 @@ class Stream:
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
         if not layers:
             raise ShapeError(f"a stream needs a memory with an inner loss (ttt_…), got {model.config.memory!r}")
-        self.device = choose_device(device)
-        for layer in layers:
-            choose_backend(
-                backend, layer.inner, layer.causal, update=layer.update, width=layer.width, mini_batch=layer.tokens,
-                dtype=layer.state_dtype, device=self.device,
-            )  # fmt: skip
-            layer.backend = backend
-        self.model = model.to(self.device).eval()
-        self.learn = learn
+        place(layers, backend, choose_device(device))
         self._embed = embed
-        self.frames = 0
-        self.state = self._fresh()
-        self.normaliser = Normaliser()
-
-    @property
-    def size(self) -> int:
-        """Side in pixels of the square picture that the model sees."""
-        return self.model.config.size
+        super().__init__(model, device, learn=learn)
 
     @property
     def embed(self) -> bool:
         """Whether results carry an embedding."""
         return self._embed
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the memory, the same for ever."""
-        return self.state.nbytes
 
     def push(self, frame: Frame | NDArray[np.generic]) -> Result:
         """Look at one frame, learn from it, and say what came of it.
@@ -137,72 +216,30 @@ class Stream:
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
 
-    def picture(self, frame: Frame) -> Tensor:
-        """The picture that the model sees: [3, size, size] in 0..1, on the stream's device."""
-        image = np.require(frame.pixels(), requirements=("C", "W"))  # arrays that Pillow lends can only be read
-        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
-        scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
-        side = (self.size, self.size)
-        if pixels.shape[-2:] != side:
-            pixels = F.interpolate(pixels, side, mode="bilinear", antialias=True)
-        return pixels[0].float() * scale
-
     def _map(self, losses: Tensor) -> NDArray[np.float32]:
         config = self.model.config
         rows = 1 if config.registers else config.side
         return losses.view(rows, -1).float().cpu().numpy()
 
-    def reset(self) -> None:
-        """Forget everything that was learned from the stream, as if it began now."""
-        self.state = self._fresh()
-        self.normaliser = Normaliser()
-
     def _fresh(self) -> ModelState:
         state = self.model.init_state(1)
         return state if self._embed else self.model.watched(state)
 
-    def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
-        """Write all that is needed to go on bit for bit: memory, normaliser, counters, and the source's position."""
-        meta = {
-            "fingerprint": self.model.fingerprint(),
-            "size": self.size,
-            "frames": self.frames,
-            "learn": self.learn,
-            "embed": self._embed,
-            "normaliser": self.normaliser.state(),
-            "source": None if source is None else {"name": source.name, "position": source.position()},
-        }
-        states.save(self.state, path, stream=json.dumps(meta))
+    def _more(self) -> dict[str, Any]:
+        return {"embed": self._embed}
 
-    def load(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
-        """Go on where `save` was called. The model must be the same; a source given here is moved to its position.
-
-        A stream without embeddings goes on from one with them; the other way round what embeddings are made of would
-        have missed the frames. Raises CheckpointError then, and for a file that is no saved stream or belongs to
-        another model.
-        """
-        meta = _metadata(path)
-        if meta["fingerprint"] != self.model.fingerprint():
-            raise CheckpointError(
-                f"{path} was saved by another model: load it with the model, size and seed that wrote it"
-            )
+    def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> ModelState:
+        """See Session. A stream without embeddings goes on from one with them; the other way round what embeddings are
+        made of would have missed the frames."""
         embedded = meta.get("embed", True)  # files that do not say so had embeddings
         if self._embed and not embedded and self.model.config.surprise:
             raise CheckpointError(
                 f"{path} was saved without embeddings, and the memory behind them has not seen those frames: go on "
                 "without them (embed=False, no --embeddings)"
             )
-        if set(meta["normaliser"]) != set(self.normaliser.state()):
-            raise CheckpointError(
-                f"{path} was saved by a version with another scale of surprise: begin the stream anew"
-            )
         whole = self.model.init_state(1)
-        state = states.load(path, whole if embedded else self.model.watched(whole))
-        if source is not None and meta["source"] is not None:
-            source.seek(meta["source"]["position"])
-        self.state = state if self._embed else self.model.watched(state)
-        self.frames, self.learn = int(meta["frames"]), bool(meta["learn"])
-        self.normaliser.restore(meta["normaliser"])
+        state: ModelState = states.load(path, whole if embedded else self.model.watched(whole))
+        return state if self._embed else self.model.watched(state)
 
 
 def _metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -99,7 +99,8 @@ class Recorder(Record):
     """Takes in frames and results of one source, and writes its folder; without a folder it only keeps count.
 
     video: write overlay.mp4. pictures: draw the overlay for a window, with the speed in it. embeddings: write
-    embeddings.npy. endless: nobody knows how many frames will come.
+    embeddings.npy. endless: nobody knows how many frames will come. overlay: what draws the pictures, one of surprise
+    unless given.
     """
 
     OPTIONAL = ("overlay.mp4", "embeddings.npy")
@@ -113,11 +114,14 @@ class Recorder(Record):
         pictures: bool = False,
         embeddings: bool = False,
         endless: bool = False,
+        overlay: Overlay | None = None,
     ) -> None:
         super().__init__(folder, source)
         self.detector, self.trace = EventDetector(), Trace()
         self.comparison = None if source.events(0) is None else Comparison()
-        self.overlay = Overlay(self.detector.threshold) if pictures or (video and folder) else None
+        self.overlay = None
+        if pictures or (video and folder):
+            self.overlay = overlay or Overlay(self.detector.threshold)
         self._shown = pictures
         self._embeddings = embeddings
         self._lines: TextFile | None = None
@@ -144,7 +148,9 @@ class Recorder(Record):
         picture = None
         if self.overlay:
             fps = self.rate.late if self._shown else None
-            picture = self.overlay.draw(frame.image, result, event=begins, fps=fps, state_bytes=state_bytes, note=note)
+            picture = self.overlay.draw(
+                frame.image, result, event=begins, fps=fps, state_bytes=state_bytes, note=note, pose=frame.pose
+            )
         if self._folder is not None:
             self._write(result, picture)
         return picture
@@ -158,6 +164,7 @@ class Recorder(Record):
                 "time_s": round(result.time_s, 6),
                 "surprise": number(result.surprise),
                 "learned": number(result.learned),
+                **({} if result.familiar is None else {"familiar": number(result.familiar)}),
                 "latency_ms": round(result.latency_ms, 3),
             }
         )

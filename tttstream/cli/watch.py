@@ -14,16 +14,18 @@ if TYPE_CHECKING:
     from tttstream.cli.progress import Interrupt
     from tttstream.cli.recorder import Recorder
     from tttstream.frames import Frame
-    from tttstream.stream import Stream
-    from tttstream.views.overlay import Picture
+    from tttstream.mapstream import MapStream
+    from tttstream.stream import Session, Stream
+    from tttstream.views.overlay import Overlay, Picture
     from tttstream.views.window import Window
 
 OUT = "watch-results"
 LARGEST = 4096  # of the sides in pixels that are taken: beyond, one frame fills the memory of most machines
 EPILOG = f"""\
-SOURCE is a video file or URL, a folder of images or of videos, a camera number, gym:ENV_ID, or walk (an endless camera
-walk that needs no file). Cameras, environments and walk go on until --max-frames or Ctrl-C; Ctrl-C ends the run in
-good order: everything is written, the summary says "interrupted": true, and the exit code is 0.
+SOURCE is a video file or URL, a folder of images or of videos, a camera number, gym:ENV_ID, walk (an endless camera
+walk that needs no file) or places (an endless camera that returns to what it saw, with its pose). Cameras,
+environments, walk and places go on until --max-frames or Ctrl-C; Ctrl-C ends the run in good order: everything is
+written, the summary says "interrupted": true, and the exit code is 0.
 
 One source is written to DIR itself: frames.jsonl, summary.json, overlay.mp4, surprise.png. Several sources are taken
 one after another, each written to a folder of its own in DIR, named after the source, with one summary.json over all.
@@ -151,24 +153,41 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_stream(args: argparse.Namespace) -> Stream:
+def make_stream(args: argparse.Namespace) -> Stream | MapStream:
     """The model and the stream around it, as the options say."""
     import torch
 
     from tttstream import models
+    from tttstream.map import MapModel
+    from tttstream.mapstream import MapStream
     from tttstream.stream import Stream
 
     torch.set_num_threads(1)  # frames are small: a second thread waits more than it works, and decoding wants the core
     torch.manual_seed(args.seed)
     size = saved_size(args.load_state) if args.size is None and args.load_state is not None else args.size
     model = models.load(args.model, seed=args.seed, size=size)
+    if isinstance(model, MapModel):
+        if args.embeddings:
+            raise ShapeError("--embeddings is for models of frames, not for maps: leave it out")
+        return MapStream(model, device=args.device, backend=args.backend, learn=not args.no_learn)
     return Stream(model, device=args.device, backend=args.backend, learn=not args.no_learn, embed=args.embeddings)
+
+
+def make_overlay(stream: Session) -> Overlay | None:
+    """What draws a stream, None for the usual picture."""
+    from tttstream.mapstream import MapStream
+
+    if not isinstance(stream, MapStream):
+        return None
+    from tttstream.views.world import WorldOverlay
+
+    return WorldOverlay(stream)
 
 
 def watch(
     spec: str,
     folder: Path | None,
-    stream: Stream,
+    stream: Stream | MapStream,
     window: Window | None,
     interrupt: Interrupt,
     args: argparse.Namespace,
@@ -195,6 +214,7 @@ def watch(
             pictures=window is not None,
             embeddings=args.embeddings,
             endless=endless,
+            overlay=make_overlay(stream),
         )
 
         def step(frame: Frame) -> tuple[Picture | None, float]:

@@ -22,11 +22,13 @@ def open_source(
         an image or a folder of images (`folder.ImageFolder`);
         a camera, by number ("0" or 0) or as /dev/video0 (`camera.Camera`);
         "gym:ENV_ID", a gymnasium environment under random actions (`gym.Gym`);
-        "walk", an endless camera walk that needs no file (`walk.Walk`).
+        "walk", an endless camera walk that needs no file (`walk.Walk`);
+        "places", an endless camera that returns to what it saw, with its pose; no file either (`places.Places`).
         A file that is called "walk" or "0" is reached as "./walk".
     on_error: "skip" passes over damaged frames and counts them, "raise" raises SourceError at the first.
-    size: side in pixels of the frames of `walk`, 128 unless given. Every other source yields frames at their own size.
-    seed: of `walk` and of the actions in an environment.
+    size: side in pixels of the frames of `walk` and `places`, 128 unless given. Every other source yields frames at
+        their own size.
+    seed: of `walk`, of `places` and of the actions in an environment.
 
     Raises SourceError (or DependencyError, which names the package to install) in one line.
     """
@@ -37,6 +39,10 @@ def open_source(
         from tttstream.sources.walk import Walk
 
         return Walk(size=128 if size is None else size, seed=seed)
+    if text == "places":
+        from tttstream.sources.places import Places
+
+        return Places(size=128 if size is None else size, seed=seed)
     if text.startswith("gym:"):
         from tttstream.sources.gym import Gym
 
@@ -57,7 +63,7 @@ def _open_path(text: str, on_error: str) -> Source:
 
     path = Path(text)
     if not path.exists():
-        hint = "give a file, a folder, a URL, a camera number, gym:ENV_ID or walk"
+        hint = "give a file, a folder, a URL, a camera number, gym:ENV_ID, walk or places"
         raise SourceError(f"no such file or folder: {text!r}; {hint}")
     if path.is_dir():
         if expand([text]) != [text]:

@@ -13,11 +13,17 @@ from tttstream.frames import Frame
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a generated source planted: what, from which frame, to which frame (exclusive)."""
+    """Something that a generated source planted: what, from which frame, to which frame (exclusive).
+
+    where: the pose, or a part of one, at which it is seen, for what happened at a place. since: the frame in which it
+    happened, for what is seen only later.
+    """
 
     kind: str
     start: int
     stop: int
+    where: tuple[float, ...] | None = None
+    since: int | None = None
 
 
 class Source(ABC):

@@ -15,6 +15,7 @@ from tttstream.errors import SourceError
 from tttstream.frames import Frame
 from tttstream.sources.base import Event, Source
 from tttstream.sources.photographs import NAMES, Floats, Pixels, cutout, photograph, place
+from tttstream.sources.rendering import Lamp, Waves, draw_waves, exposed, warped
 
 FPS = 30.0
 SCENE, JITTER = 200, 50  # a scene starts every 200 frames, give or take 50
@@ -22,21 +23,11 @@ SPREAD = 1.9  # height of a place over the side of the picture
 OBJECT = 0.5  # side of an object, mask included, over the side of the picture
 REPERTOIRE = 4  # how many usual objects there are
 FAMILIAR_FROM = 2  # scenes with usual objects only, before the first novel one
+LIGHT = ("gain", "warmth", "side_x", "side_y")
 LOOK_BACK = 40  # how many scenes back a known place may lie
 
 # Streams of random numbers, one for each use.
 START, FRESH, DECK, PLACE, PATH, PASSES, OBJECTS, RETURN, NOISE = range(9)
-
-
-class Waves(NamedTuple):
-    """A smooth endless movement: a sum of sines, each row (amplitude, radians per frame, phase)."""
-
-    rows: NDArray[np.float64]
-
-    def at(self, t: float) -> float:
-        """The value at frame t."""
-        amplitude, speed, phase = self.rows
-        return float(np.sum(amplitude * np.sin(speed * t + phase)))
 
 
 class Pass(NamedTuple):
@@ -97,8 +88,7 @@ class Walk(Source):
         self._scene = lru_cache(4)(self._make_scene)
         self._texture = lru_cache(2)(self._make_texture)
         self._object = lru_cache(REPERTOIRE + 2)(self._make_object)
-        y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
-        self._x, self._y, self._vignette = x, y, (1.06 - 0.13 * (x * x + y * y)).astype(np.float32)
+        self._lamp = Lamp(size)
 
     def __iter__(self) -> Iterator[Frame]:
         while True:
@@ -146,13 +136,8 @@ class Walk(Source):
         picture = self._view(scene, t)
         for item in scene.passes:
             self._draw(picture, item, t)
-        self._light(picture, scene, t)
-        noise = self._rng(NOISE, index).standard_normal(picture.shape, dtype=np.float32)
-        noise *= np.sqrt(1.5 + 0.05 * picture)  # reading noise and photon noise, variance in grey levels squared
-        picture += noise
-        picture += 0.5
-        np.clip(picture, 0, 255, out=picture)
-        return Frame(picture.astype(np.uint8), index, index / FPS)
+        self._lamp.shine(picture, **{name: scene.moves[name].at(t) for name in LIGHT})
+        return Frame(exposed(picture, self._rng(NOISE, index)), index, index / FPS)
 
     # When and where: everything follows from the seed and a number.
 
@@ -209,18 +194,18 @@ class Walk(Source):
         rng = self._rng(PATH, number)
         pan, bob = (420.0, 300.0, 170.0), (17.0, 9.0, 5.3)
         moves = {
-            "x": _waves(rng, (0.32, 0.14, 0.05), pan),
-            "y": _waves(rng, (0.30, 0.14, 0.05), pan),
-            "shake_x": _waves(rng, (0.004, 0.002, 0.001), bob),
-            "shake_y": _waves(rng, (0.008, 0.003, 0.001), bob),
-            "zoom": _waves(rng, (0.12, 0.07), (350.0, 190.0)),
-            "roll": _waves(rng, (0.05, 0.02), (280.0, 120.0)),
-            "tilt_x": _waves(rng, (0.05, 0.03), (330.0, 150.0)),
-            "tilt_y": _waves(rng, (0.05, 0.03), (330.0, 150.0)),
-            "gain": _waves(rng, (0.13, 0.06, 0.015), (260.0, 90.0, 23.0)),
-            "warmth": _waves(rng, (0.05, 0.02), (400.0, 130.0)),
-            "side_x": _waves(rng, (0.12, 0.06), (310.0, 140.0)),
-            "side_y": _waves(rng, (0.10, 0.05), (310.0, 140.0)),
+            "x": draw_waves(rng, (0.32, 0.14, 0.05), pan),
+            "y": draw_waves(rng, (0.30, 0.14, 0.05), pan),
+            "shake_x": draw_waves(rng, (0.004, 0.002, 0.001), bob),
+            "shake_y": draw_waves(rng, (0.008, 0.003, 0.001), bob),
+            "zoom": draw_waves(rng, (0.12, 0.07), (350.0, 190.0)),
+            "roll": draw_waves(rng, (0.05, 0.02), (280.0, 120.0)),
+            "tilt_x": draw_waves(rng, (0.05, 0.03), (330.0, 150.0)),
+            "tilt_y": draw_waves(rng, (0.05, 0.03), (330.0, 150.0)),
+            "gain": draw_waves(rng, (0.13, 0.06, 0.015), (260.0, 90.0, 23.0)),
+            "warmth": draw_waves(rng, (0.05, 0.02), (400.0, 130.0)),
+            "side_x": draw_waves(rng, (0.12, 0.06), (310.0, 140.0)),
+            "side_y": draw_waves(rng, (0.10, 0.05), (310.0, 140.0)),
         }
         return Scene(start, stop, shown, shown != number, moves, tuple(self._passes(number, stop - start)))
 
@@ -270,14 +255,7 @@ class Walk(Source):
         # Tilting shifts the middle of the view; the third row must act on the picture, not on the place.
         camera[:2] += np.outer((x, y), camera[2]) * (1, 1, 0)
         centre = np.array([[1, 0, -(side - 1) / 2], [0, 1, -(side - 1) / 2], [0, 0, 1]])
-        seen = cv2.warpPerspective(
-            texture,
-            camera @ centre,
-            (side, side),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REFLECT_101,
-        )
-        return seen.astype(np.float32)
+        return warped(texture, camera @ centre, side, cv2.BORDER_REFLECT_101)
 
     def _overlay(self, item: Pass, t: int) -> tuple[slice, slice, Floats] | None:
         """Rows and columns of the picture that an object covers at a frame of its scene, and a `cutout` for there."""
@@ -315,20 +293,3 @@ class Walk(Source):
             area = picture[rows, columns]
             area *= 1 - piece[..., 3:]
             area += piece[..., :3]
-
-    def _light(self, picture: Floats, scene: Scene, t: int) -> None:
-        """Change the light in place: brightness, colour temperature, a bright side that wanders, darker corners."""
-        move = {name: scene.moves[name].at(t) for name in ("gain", "warmth", "side_x", "side_y")}
-        light = self._vignette + move["side_x"] * self._x + move["side_y"] * self._y
-        light *= 1 + move["gain"]
-        picture *= light[..., None]
-        picture *= np.array([1 + move["warmth"], 1, 1 - move["warmth"]], np.float32)
-
-
-def _waves(rng: np.random.Generator, amplitudes: tuple[float, ...], periods: tuple[float, ...]) -> Waves:
-    """Sines of about these amplitudes and periods in frames, at random phases."""
-    count = len(amplitudes)
-    speeds = 2 * np.pi / (np.array(periods) * rng.uniform(0.75, 1.3, count))
-    return Waves(
-        np.stack([np.array(amplitudes) * rng.uniform(0.7, 1.0, count), speeds, rng.uniform(0, 2 * np.pi, count)])
-    )

@@ -15,6 +15,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from PIL import Image
 from torch import Tensor
 
+from tttstream.map import MapModel
 from tttstream.masks import MixtureModel
 from tttstream.model import FrameModel
 from tttstream.outputs import TextFile, saving
@@ -211,7 +212,11 @@ class Export(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the class."""
         model = getattr(pl_module, "model", None)
-        if not isinstance(model, (FrameModel, MixtureModel)) or not trainer.is_global_zero or trainer.log_dir is None:
+        if (
+            not isinstance(model, (FrameModel, MapModel, MixtureModel))
+            or not trainer.is_global_zero
+            or trainer.log_dir is None
+        ):
             return
         run = Path(trainer.log_dir)
         model.save(run / "model")

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from tttstream.errors import CheckpointError, TTTStreamError
+from tttstream.map import MapConfig, MapModel
 from tttstream.masks import MixtureConfig, MixtureModel
 from tttstream.model import FrameModel, ModelConfig
 
 PREFIX = "model."
 
 
-def read(path: Path) -> FrameModel | MixtureModel:
+def read(path: Path) -> FrameModel | MapModel | MixtureModel:
     """The model in a checkpoint of `tttstream fit`. Raises CheckpointError where there is none."""
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -33,9 +34,11 @@ def read(path: Path) -> FrameModel | MixtureModel:
         raise CheckpointError(f"{path} was not written by `tttstream fit` for a model of frames or masks")
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     try:
-        model: FrameModel | MixtureModel
+        model: FrameModel | MapModel | MixtureModel
         if "network" in saved:
             model = MixtureModel(MixtureConfig(**saved["network"]))
+        elif saved["task"] == "Map":
+            model = MapModel(MapConfig(**saved["model"]))
         else:
             model = FrameModel(ModelConfig(**saved["model"]))
         model.load_state_dict(weights)

@@ -137,26 +137,38 @@ class Overlay:
         fps: float | None = None,
         state_bytes: int | None = None,
         note: str = "",
+        pose: NDArray[np.float64] | None = None,
     ) -> Picture:
         """The picture for a frame; the next call draws into the same array, so copy what you keep.
 
-        event: mark the frame on the curve. fps: the speed, for people who watch now; without it the frame's index is in
-        its place, so that a recording repeats bit for bit. note: a word in the picture's corner ("paused").
+        pose: where the frame was taken, if known; the world is drawn by it (`tttstream.views.world`). event: mark the
+        frame on the curve. fps: the speed, for people who watch now; without it the frame's index is in its place, so
+        that a recording repeats bit for bit. note: a word in the picture's corner ("paused").
         """
         frame = to_uint8(image)
         if self._canvas is None:
-            tall = round(self.width * frame.shape[0] / frame.shape[1])
-            self._height = max(160, min(tall, self.width)) // 2 * 2
+            self._height = self._tall(frame)
             self._canvas = np.empty((self._height + STRIP + PANEL, self.width, 3), dtype=np.uint8)
         self._seen += 1
         self._curve.append(result.surprise if math.isfinite(result.surprise) else 0.0)
         if event:
             self._events.append(self._seen)
         canvas = self._canvas
-        self._draw_frame(canvas[: self._height], frame, result, note)
+        self._draw_top(canvas[: self._height], frame, result, note, pose)
         self._draw_numbers(canvas[self._height : self._height + STRIP], result, fps, state_bytes)
         self._draw_curve(canvas[self._height + STRIP :])
         return canvas
+
+    def _tall(self, frame: Picture) -> int:
+        """The height of what stands above the numbers, px."""
+        tall = round(self.width * frame.shape[0] / frame.shape[1])
+        return int(max(160, min(tall, self.width)) // 2 * 2)
+
+    def _draw_top(
+        self, area: Picture, frame: Picture, result: Result, note: str, pose: NDArray[np.float64] | None
+    ) -> None:
+        """Draw what stands above the numbers."""
+        self._draw_frame(area, frame, result, note)
 
     def _draw_frame(self, area: Picture, frame: Picture, result: Result, note: str) -> None:
         height, width = frame.shape[:2]
@@ -184,7 +196,9 @@ class Overlay:
         texts = [
             ("time", clock(result.time_s)),
             ("surprise", f"{result.surprise:+.1f}"),
-            ("learned", f"{100 * result.learned:.0f} %"),
+            ("learned", f"{100 * result.learned:.0f} %")
+            if result.familiar is None
+            else ("familiar", f"{100 * result.familiar:.0f} %"),
             ("frame", str(result.index)) if fps is None else ("speed", f"{fps:.0f} fps"),
             ("memory", "-" if state_bytes is None else size_text(state_bytes)),
         ]

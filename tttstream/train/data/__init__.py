@@ -11,9 +11,9 @@ from tttstream.train.data.datasets import (
     SomethingSomething,
 )
 from tttstream.train.data.digits import DigitsClip
-from tttstream.train.data.generated import WalkClip
+from tttstream.train.data.generated import PlacesClip, WalkClip
 from tttstream.train.data.images import ImagesClip
-from tttstream.train.data.indices import Index, MovingDigits, Videos, Walks
+from tttstream.train.data.indices import Index, MovingDigits, PlacesWorlds, Videos, Walks
 from tttstream.train.data.lanes import Schedule, Window
 from tttstream.train.data.loader import LaneLoader
 from tttstream.train.data.mixture import Mixture
@@ -41,6 +41,8 @@ __all__ = [
     "Mixture",
     "MovingDigits",
     "PathList",
+    "PlacesClip",
+    "PlacesWorlds",
     "PyAV",
     "Reader",
     "Schedule",

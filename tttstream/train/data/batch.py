@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     label: Tensor
     valid: Tensor
     mask: Tensor | None = None
+    pose: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each tensor changed."""

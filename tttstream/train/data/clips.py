@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,12 @@ Numbers = NDArray[np.int64]
 
 
 class Shot(NamedTuple):
-    """Frames in a row: uint8 RGB [n, H, W, 3], and the object that each pixel belongs to, [n, H, W], if known: 0 the
-    background, -1 (`tttstream.masks.labels.VOID`) where nobody knows."""
+    """Frames in a row: uint8 RGB [n, H, W, 3], and if known the object that each pixel belongs to, [n, H, W]: 0 the
+    background, -1 (`tttstream.masks.labels.VOID`) where nobody knows; and where each frame was taken, [n, P]."""
 
     frames: Pixels
     masks: NDArray[np.integer[Any]] | None = None
+    poses: NDArray[np.float64] | None = None
 
 
 class Reader(ABC):
@@ -53,7 +54,10 @@ class Decoder(ABC):
 
 @dataclass(frozen=True)
 class Clip(ABC):
-    """A piece of footage by itself. name: for reports. label: its class, -1 for none. masked: it has object masks."""
+    """A piece of footage by itself. name: for reports. label: its class, -1 for none. masked: it has object masks.
+    pose: how many numbers say where a frame was taken, 0 where that is not known."""
+
+    pose: ClassVar[int] = 0
 
     name: str
     label: int = -1

@@ -1,11 +1,14 @@
-"""Generated footage that needs no file: the camera walk of `tttstream watch walk`."""
+"""Generated footage that needs no file: the cameras of `tttstream watch walk` and `tttstream watch places`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from tttstream.sources.photographs import HELD_OUT, NAMES
+from tttstream.sources.places import Places
 from tttstream.sources.walk import Walk
 from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot
 
@@ -33,3 +36,43 @@ class _WalkReader(Reader):
 
     def read(self, indices: Numbers) -> Shot:
         return Shot(np.stack([self._walk.frame(int(index)).image for index in indices]).astype(np.uint8, copy=False))
+
+
+STRIDES = (1, 2, 3, 4, 6, 8)
+TRAINED_ON = tuple(name for name in NAMES if name not in HELD_OUT)
+"""The photographs that shipped models may be trained on."""
+
+
+@dataclass(frozen=True)
+class PlacesClip(Clip):
+    """A camera in worlds of photographs, with its pose. seed: which one. size: side in pixels. frames: its length, None
+    for endless. held_out: whether of the photographs that the source `places` shows, instead of those for training.
+    speed: every how manieth frame is taken; drawn from STRIDES by the seed unless given."""
+
+    pose: ClassVar[int] = 5
+
+    seed: int = 0
+    size: int = 128
+    frames: int | None = None
+    held_out: bool = False
+    speed: int | None = None
+
+    def open(self, decoder: Decoder) -> Reader:
+        """See Clip."""
+        speed = STRIDES[self.seed % len(STRIDES)] if self.speed is None else self.speed
+        photographs = HELD_OUT if self.held_out else TRAINED_ON
+        return _PlacesReader(Places(size=self.size, seed=self.seed, photographs=photographs), speed, self.frames)
+
+    def count(self, decoder: Decoder) -> int | None:
+        """See Clip."""
+        return self.frames
+
+
+class _PlacesReader(Reader):
+    def __init__(self, places: Places, speed: int, frames: int | None) -> None:
+        self._places, self._speed, self.frames = places, speed, frames
+
+    def read(self, indices: Numbers) -> Shot:
+        shown = [self._places.frame(int(index) * self._speed) for index in indices]
+        poses = np.stack([frame.pose for frame in shown if frame.pose is not None])
+        return Shot(np.stack([frame.image for frame in shown]).astype(np.uint8, copy=False), poses=poses)

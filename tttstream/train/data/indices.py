@@ -13,7 +13,7 @@ from tttstream.errors import DataError, SourceError
 from tttstream.sources.folder import expand
 from tttstream.train.data.clips import Clip, VideoClip
 from tttstream.train.data.digits import DigitsClip, read_idx
-from tttstream.train.data.generated import WalkClip
+from tttstream.train.data.generated import PlacesClip, WalkClip
 from tttstream.train.data.images import ImagesClip
 
 LEAST = 16  # pixels: a picture in which a digit has way to go
@@ -88,6 +88,41 @@ class Walks(Index):
             raise DataError(f"walks: seed cannot be negative, got {self.seed}")
         seeds = range(self.seed, self.seed + _at_least_one("walks: count", self.count))
         return [WalkClip(f"walk {seed}", seed=seed, size=self.size, frames=self.frames) for seed in seeds]
+
+
+@dataclass
+class PlacesWorlds(Index):
+    """Cameras that walk, return, turn and zoom in worlds of photographs, with their poses; see PlacesClip.
+
+    count, frames, size, seed: as for Walks. held_out: take the photographs that no shipped model is trained on. speed:
+    every how manieth frame is taken, 1 to 8; another one for each camera unless given.
+    """
+
+    count: int = 8
+    frames: int | None = None
+    size: int = 64
+    seed: int = 0
+    held_out: bool = False
+    speed: int | None = None
+
+    def clips(self) -> list[Clip]:
+        """See Index."""
+        _at_least_one("places: frames", self.frames)
+        _at_least_one("places: speed", self.speed)
+        if self.seed < 0:
+            raise DataError(f"places: seed cannot be negative, got {self.seed}")
+        seeds = range(self.seed, self.seed + _at_least_one("places: count", self.count))
+        return [
+            PlacesClip(
+                f"places {seed}",
+                seed=seed,
+                size=self.size,
+                frames=self.frames,
+                held_out=self.held_out,
+                speed=self.speed,
+            )
+            for seed in seeds
+        ]
 
 
 @dataclass

@@ -38,6 +38,11 @@ class Footage:
         """Whether any clip has object masks; the rows of the others then hold background only."""
         return any(clip.masked for clip in self.clips)
 
+    @property
+    def pose(self) -> int:
+        """How many numbers say where a frame was taken, 0 where no clip says."""
+        return max(clip.pose for clip in self.clips)
+
 
 class Troubles:
     """What is wrong with the clips that a worker met. listed: by name, and why. dead: clips that cannot be read."""
@@ -48,10 +53,11 @@ class Troubles:
 
 
 class _Shown(NamedTuple):
-    """Frames of a visit, their masks, and the position of the first one."""
+    """Frames of a visit, their masks and poses, and the position of the first one."""
 
     frames: Tensor
     masks: Tensor | None
+    poses: Tensor | None
     first: int
 
 
@@ -60,7 +66,7 @@ class Lane:
 
     def __init__(self, footage: Footage, troubles: Troubles) -> None:
         self._footage, self._troubles = footage, troubles
-        self._masked = footage.masked
+        self._masked, self._pose = footage.masked, footage.pose
         self._visit: Visit | None = None
         self._reader: Reader | None = None
         self._clip = self._first = self._has = 0
@@ -70,6 +76,7 @@ class Lane:
         size = self._footage.size
         frames = torch.zeros(length, 3, size, size, dtype=torch.uint8)
         mask = torch.zeros(length, size, size, dtype=torch.int64) if self._masked else None
+        pose = torch.zeros(length, self._pose, dtype=torch.float64) if self._pose else None
         position, frame, clip, label = torch.tensor([0, -1, -1, -1]).repeat(length, 1).unbind(1)
         valid = torch.zeros(length, dtype=torch.bool)
         at = 0
@@ -81,12 +88,14 @@ class Lane:
                 frames[here], valid[here] = shown.frames, True
                 if mask is not None and shown.masks is not None:
                     mask[here] = shown.masks
+                if pose is not None and shown.poses is not None:
+                    pose[here] = shown.poses
                 position[here] = shown.first + torch.arange(len(shown.frames))
                 frame[here] = self._first + self._footage.window.stride * position[here]
                 clip[here], label[here] = self._clip, self._footage.clips[self._clip].label
                 done += len(shown.frames)
             at += piece.stop - piece.start
-        row = Batch(frames, position == 0, position, frame, clip, label, valid, mask)
+        row = Batch(frames, position == 0, position, frame, clip, label, valid, mask, pose)
         return row.map(lambda item: item[None])
 
     def _read(self, visit: Visit, start: int, stop: int) -> _Shown | None:
@@ -106,7 +115,8 @@ class Lane:
                     self._troubles.dead.add(self._clip)
                     self._open(visit, self._clip)
             if got:
-                return _Shown(*transformed(shot, footage.transform, footage.size, visit.seed), at)
+                poses = None if shot.poses is None else torch.from_numpy(shot.poses)
+                return _Shown(*transformed(shot, footage.transform, footage.size, visit.seed), poses, at)
         return None
 
     def _shot(self, reader: Reader, wanted: range) -> tuple[Shot, str]:

@@ -1,0 +1,269 @@
+"""Endless revisit: which memories still know, after tens of thousands of tokens, what they saw where?
+
+    python demos/revisit.py --minutes 60                       # go on with the queue; records in docs/results
+    python demos/revisit.py --only ttt_mlp --seeds 1 --rates 2e-3 --steps 300
+
+A walk on a torus of side × side cells, each a tile of a photograph (code: 32 whitened principal components). One token
+a view: its code, its place, and the place that is seen next. The memory says the next view's code before it is seen.
+Error over that of the mean code, on photographs that training never shows, by tokens since the place was last seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tttstream.map.memory import PlaceMemory
+from tttstream.outputs import TextFile
+from tttstream.sources.photographs import HELD_OUT, NAMES, photograph
+from tttstream_kernels import Update
+
+TILE, CODES, FEATURES, SCALE = 16, 32, 128, 0.8  # pixels, components, random Fourier features, their length in cells
+WHERE, WHAT, HEADS = 88, 64, 4
+LARGEST = 16  # side of the worlds in training, from SMALLEST on
+SMALLEST = 5
+SIDES = (6, 12, 16, 24)
+SPANS = (64, 1024, 4096, 16384)  # steps for which half of the world is left, a row each
+AGES = (1, 8, 64, 256, 1024, 4096, 16384)
+EXCHANGED = 2048  # tokens between two worlds in the test of youth
+MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ttt_mlp": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
+    "ttt_mlp_plain": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": Update()}),
+    "ttt_linear": ("ttt_linear", {"rotary": False, "mini_batch": 8}),
+    "gru": ("gru", {}),
+    "lstm": ("lstm", {}),
+    "window": ("window", {"window": 485}),  # as many bytes as ttt_mlp
+    "attention": ("attention", {}),
+}
+
+
+def tiles() -> tuple[Tensor, Tensor]:
+    """Codes [N, 32] of the tiles of photographs for training and of those held out."""
+    found: dict[bool, list[Tensor]] = {False: [], True: []}
+    for name in NAMES:
+        image = torch.from_numpy(np.ascontiguousarray(photograph(name))).permute(2, 0, 1).float()[None] / 255
+        small = F.interpolate(image, scale_factor=0.5, mode="area")[0]
+        cut = small.unfold(1, TILE, TILE // 2).unfold(2, TILE, TILE // 2).permute(1, 2, 0, 3, 4)
+        found[name in HELD_OUT].append(cut.reshape(-1, 3 * TILE * TILE))
+    train, held = torch.cat(found[False]), torch.cat(found[True])
+    mean = train.mean(0)
+    basis = torch.linalg.eigh((train - mean).mT @ (train - mean))[1].flip(1)[:, :CODES]
+    scale = ((train - mean) @ basis).std(0)
+    return (train - mean) @ basis / scale, (held - mean) @ basis / scale
+
+
+class Walks:
+    """Walks in worlds of tiles that go on from call to call, a row each.
+
+    pool: codes [N, 32]. sides: of the worlds [B]. spans: steps for which a row stays in one half of its world, 0 for no
+    halves.
+    """
+
+    def __init__(self, pool: Tensor, sides: list[int], seed: int, spans: list[int] | None = None) -> None:
+        self.pool, self.sides, self.rng = pool, np.array(sides), np.random.default_rng(seed)
+        self.spans = np.zeros(len(sides), int) if spans is None else np.array(spans)
+        rows, cells = len(sides), max(sides) ** 2
+        self.worlds = torch.zeros(rows, cells, CODES)
+        self.last = np.full((rows, cells), -1)
+        self.at = np.zeros((rows, 2), int)
+        self.way = self.rng.integers(0, 4, rows)
+        self.time = 0
+        draw = torch.Generator().manual_seed(5)
+        self.waves = torch.randn(2, FEATURES, generator=draw) / SCALE
+        self.phases = torch.rand(FEATURES, generator=draw) * 2 * math.pi
+        for row in range(rows):
+            self.exchange(row)
+
+    def exchange(self, row: int, side: int | None = None) -> None:
+        """Let another world take the place of a row's, of the same side unless given."""
+        if side is not None:
+            self.sides[row] = side
+        cells = self.worlds.shape[1]
+        self.worlds[row] = self.pool[torch.from_numpy(self.rng.integers(0, len(self.pool), cells))]
+        self.last[row] = -1
+        self.at[row] = self.rng.integers(0, self.sides[row], 2)
+
+    def walk(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(code, place, next place, next code, age) [B, count, …]; age -1 where the next place was never seen."""
+        moves, rows = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]), np.arange(len(self.sides))
+        path, age = np.zeros((len(rows), count + 1, 2), int), np.zeros((len(rows), count + 1), int)
+        for t in range(count + 1):
+            cell = self.at[:, 0] * self.sides + self.at[:, 1]
+            path[:, t] = self.at
+            age[:, t] = np.where(self.last[rows, cell] < 0, -1, self.time + t - self.last[rows, cell])
+            self.last[rows, cell] = self.time + t
+            if t == count:
+                break  # the last view is the first of the next call
+            turn = self.rng.random(len(rows)) < 0.3
+            self.way = np.where(turn, self.rng.integers(0, 4, len(rows)), self.way)
+            self.at = (self.at + moves[self.way]) % self.sides[:, None]
+            half = self.sides // 2
+            there = (self.time + t) // np.maximum(self.spans, 1) % 2 * half
+            inside = there + self.at[:, 1] % np.maximum(half, 1)
+            self.at[:, 1] = np.where(self.spans > 0, inside, self.at[:, 1])
+        self.time += count
+        cells = torch.from_numpy(path[..., 0] * self.sides[:, None] + path[..., 1])
+        codes = self.worlds.gather(1, cells[..., None].expand(-1, -1, CODES))
+        places = (torch.from_numpy(path).float() @ self.waves + self.phases).cos()
+        return codes[:, :-1], places[:, :-1], places[:, 1:], codes[:, 1:], torch.from_numpy(age[:, 1:])
+
+
+def build(name: str) -> PlaceMemory:
+    """The network around a memory; the same for all but the memory."""
+    memory, options = MEMORIES[name]
+    return PlaceMemory(CODES, FEATURES, where=WHERE, what=WHAT, memory=memory, heads=HEADS, options=options)
+
+
+def train(name: str, rate: float, seed: int, steps: int, pool: Tensor) -> tuple[PlaceMemory, list[float]]:
+    """A trained network, and the mean loss of every 50 steps. Streams go on from step to step, their state cut from the
+    graph; now and then a stream's world is exchanged, or a stream begins anew."""
+    torch.manual_seed(seed)
+    network, rng = build(name), np.random.default_rng(1000 + seed)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
+    walks = Walks(pool, [LARGEST] * 8, seed)
+    bounded, state, losses = network.memory.bounded, None, []
+    for step in tqdm(range(steps), f"{name} {rate:g} seed {seed}", disable=None):
+        begins = (rng.random(8) < (0.2 if bounded else 1.0)) | (step == 0)
+        for row in np.flatnonzero(begins | (rng.random(8) < 0.2)):
+            walks.exchange(int(row), int(rng.integers(SMALLEST, LARGEST + 1)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, step / 30) * (0.475 * (1 + math.cos(math.pi * step / steps)) + 0.05)
+        what, where, ask, target, age = walks.walk(512)
+        reset = torch.zeros(what.shape[:2], dtype=torch.bool)
+        reset[:, 0] = torch.from_numpy(begins)
+        answer, after = network(what, where, ask, state if bounded else None, reset)
+        state = after.detach() if bounded else None
+        loss = (answer[..., :CODES] - target).square().mean(-1)[age > 0].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return network.eval(), [round(float(np.mean(losses[i : i + 50])), 4) for i in range(0, steps, 50)]
+
+
+@torch.no_grad()
+def follow(network: PlaceMemory, walks: Walks, tokens: int, every: int = 512, reset: bool = False) -> dict[str, Any]:
+    """Errors over that of the mean code by age and by position in the stream. reset: begin anew at every call."""
+    state, errors, means, ages, took = None, [], [], [], 0.0
+    for _ in range(0, tokens, every):
+        what, where, ask, target, age = walks.walk(every)
+        began = time.perf_counter()
+        answer, state = network(what, where, ask, None if reset else state)
+        took += time.perf_counter() - began
+        errors.append((answer[..., :CODES] - target).square().mean(-1).numpy())
+        means.append((target - target.mean((0, 1))).square().mean(-1).numpy())
+        ages.append(age.numpy())
+    error, mean, age = (np.concatenate(part, 1) for part in (errors, means, ages))
+    old = age > 0
+    old[:, : tokens // 8] = False
+
+    def ratio(mask: NDArray[np.bool_]) -> float | None:
+        return round(float(error[mask].mean() / mean[mask].mean()), 4) if mask.any() else None
+
+    bins = list(zip(AGES, (*AGES[1:], 1 << 60), strict=True))
+    by_age = {
+        str(low): (ratio(old & (age >= low) & (age < high)), int((old & (age >= low) & (age < high)).sum()))
+        for low, high in bins
+    }
+    octaves = [512 * 2**k for k in range(int(math.log2(tokens // 512)) + 1)]
+    place = np.arange(tokens)[None]
+    by_position = {str(end): ratio((age > 0) & (place >= end // 2) & (place < end)) for end in octaves}
+    return {"age": by_age, "position": by_position, "ms_per_token": round(1e3 * took / error.size, 4)}
+
+
+@torch.no_grad()
+def youth(network: PlaceMemory, pool: Tensor, worlds: int) -> list[float]:
+    """The error in each of many worlds of 100 places, one after the other in one stream."""
+    walks, state, found = Walks(pool, [10] * 4, 77), None, []
+    for _ in tqdm(range(worlds), "youth", disable=None):
+        for row in range(4):
+            walks.exchange(row)
+        part, mean = [], []
+        for _ in range(EXCHANGED // 512):
+            what, where, ask, target, age = walks.walk(512)
+            answer, state = network(what, where, ask, state)
+            part.append((answer[..., :CODES] - target).square().mean(-1)[age > 0])
+            mean.append((target - target.mean((0, 1))).square().mean(-1)[age > 0])
+        found.append(round(float(torch.cat(part).mean() / torch.cat(mean).mean()), 4))
+    return found
+
+
+def measure(name: str, rate: float, seed: int, steps: int, tokens: int) -> dict[str, Any]:
+    """Train one network and measure it."""
+    pool, held = tiles()
+    began = time.perf_counter()
+    network, losses = train(name, rate, seed, steps, pool)
+    state: Any = network.init_state(1)
+    record: dict[str, Any] = {
+        "memory": name, "rate": rate, "seed": seed, "steps": steps, "tokens": tokens, "losses": losses,
+        "parameters": sum(p.numel() for p in network.parameters()), "torch": torch.__version__,
+        "state_bytes": state.nbytes if network.memory.bounded else None, "date": time.strftime("%Y-%m-%d"),
+        "minutes": round((time.perf_counter() - began) / 60, 1), "places": {},
+    }  # fmt: skip
+    length = tokens if network.memory.bounded else 2048
+    for side in SIDES:
+        walks = Walks(held, [side] * len(SPANS), 50 + side, list(SPANS))
+        record["places"][str(side * side)] = follow(network, walks, length)
+    if name.startswith("ttt"):
+        walks = Walks(held, [12] * len(SPANS), 62, list(SPANS))
+        record["reset_every_512"] = follow(network, walks, length, reset=True)
+        record["youth"] = youth(network, held, 64)
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no further run after so many")
+    parser.add_argument("--only", nargs="+", choices=tuple(MEMORIES), default=tuple(MEMORIES))
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 1e-3, 4e-3], help="of which the best counts")
+    parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/revisit.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    while time.monotonic() - began < 60 * args.minutes:
+        records = json.loads(args.out.read_text()) if args.out.exists() else []
+        job = following(records, args.only, args.rates, args.seeds, args.steps, args.tokens)
+        if job is None:
+            break
+        record = measure(*job, args.steps, args.tokens)
+        records = json.loads(args.out.read_text()) if args.out.exists() else []  # another process may have added to it
+        with TextFile(args.out) as file:
+            file.write(json.dumps([*records, record], indent=1) + "\n")
+
+
+def following(
+    records: list[dict[str, Any]], names: list[str], rates: list[float], seeds: int, steps: int, tokens: int
+) -> tuple[str, float, int] | None:
+    """The next run: every memory at every rate with seed 0, then the other seeds at the best rate of each."""
+    kept = [r for r in records if r["steps"] == steps and r["tokens"] == tokens]
+    done = {(r["memory"], r["rate"], r["seed"]) for r in kept}
+    for rate in rates:
+        for name in names:
+            if (name, rate, 0) not in done:
+                return name, rate, 0
+    for seed in range(1, seeds):
+        for name in names:
+            mine = [r for r in kept if r["memory"] == name and r["seed"] == 0 and r["rate"] in rates]
+            best = min(mine, key=lambda r: r["losses"][-1])["rate"]
+            if (name, best, seed) not in done:
+                return name, best, seed
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Where the patches of a picture lie in the world, and how that is told to a network."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tttstream.errors import ShapeError
+
+NUMBERS = 5
+"""Of a pose: x and y of the middle of the view, in sides of a view at zoom 1; log zoom; roll in radians; world."""
+
+
+def complete(pose: Tensor) -> Tensor:
+    """Poses [..., 2 to 5] -> [..., 5]: what is not said is 0. Raises ShapeError for other lengths."""
+    if not 2 <= pose.shape[-1] <= NUMBERS:
+        raise ShapeError(
+            f"map: a pose is x, y and perhaps log zoom, roll and number of the world; got {pose.shape[-1]} numbers"
+        )
+    return torch.cat([pose, pose.new_zeros(*pose.shape[:-1], NUMBERS - pose.shape[-1])], dim=-1)
+
+
+def patch_points(poses: Tensor, side: int, halves: bool = False) -> Tensor:
+    """Poses [..., 5] of views of side × side patches -> points [..., side * side, 5]: the same for each patch, in
+    reading order, x and y being those of its middle. halves: of the patches that overlap by half, [..., (2 side - 1)
+    ** 2, 5]; every other one of every other row is one of the former."""
+    count, step = (2 * side - 1, 0.5) if halves else (side, 1.0)
+    steps = (torch.arange(count, dtype=poses.dtype, device=poses.device) * step + 0.5) / side - 0.5
+    down, right = torch.meshgrid(steps, steps, indexing="ij")
+    right, down = right.flatten(), down.flatten()
+    x, y, log_zoom, roll, world = (number[..., None] for number in poses.unbind(-1))
+    c, s = log_zoom.exp() * roll.cos(), log_zoom.exp() * roll.sin()
+    parts = x + c * right - s * down, y + s * right + c * down, log_zoom, roll, world
+    return torch.stack(torch.broadcast_tensors(*parts), dim=-1)
+
+
+class PointFeatures(nn.Module):
+    """Points [..., 5] -> features [..., count + 2]: random Fourier features of x, y and the world (Rahimi and Recht,
+    2007), half of them of each scale, beside log zoom and roll.
+
+    scales: lengths in sides of a view beyond which two points have little in common. Worlds have nothing in common.
+    """
+
+    waves: Tensor
+    phases: Tensor
+
+    def __init__(self, count: int, scales: tuple[float, ...]) -> None:
+        super().__init__()
+        each = count // len(scales)
+        plane = torch.cat([torch.randn(2, each) / scale for scale in scales], dim=1)
+        self.count = plane.shape[1]
+        self.register_buffer("waves", torch.cat([plane, 2 * math.pi * torch.rand(1, self.count)]))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(self.count))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """See the class; angles are taken in float64, since the numbers of worlds may be large."""
+        angles = points[..., [0, 1, 4]].double() @ self.waves.double() + self.phases.double()
+        return torch.cat([angles.cos().to(self.waves.dtype), 4 * points[..., 2:4].to(self.waves.dtype)], dim=-1)

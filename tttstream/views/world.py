@@ -1,0 +1,135 @@
+"""The picture of a map at work: what it sees, what memory expected here, and the world as memory has it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.frames import Result
+from tttstream.mapstream import MapStream
+from tttstream.views.overlay import ALERT, BACKGROUND, MUTED, TEXT, Overlay, Picture, fit, size_text
+
+PANE, GAP, TITLE = 288, 12, 26  # pixels
+EVERY = 6  # frames between two drawings of the world
+PATH = 240  # frames of the path that are drawn
+MARKED = 150  # frames for which a changed place stays outlined
+CHANGED = 4.0  # squared error of a patch over what memory expected, from which it counts as changed
+KNOWN = 0.8  # how familiar a patch must be for that
+TITLES = ("what it sees", "what memory expected here", "the world as remembered")
+
+
+class Mark(NamedTuple):
+    """A place that was found changed: its middle x, y in the world, and the frame."""
+
+    x: float
+    y: float
+    frame: int
+
+
+class WorldOverlay(Overlay):
+    """Draws three panes above the numbers and the curve: the frame with changed places outlined, the picture that
+    memory foretold, and the world as memory has it, asked anew every few frames, with the path of the camera on it.
+
+    stream: whose memory is asked. The world is drawn as far as the camera came, in the frame's own world.
+    """
+
+    def __init__(self, stream: MapStream, threshold: float = 3.0) -> None:
+        super().__init__(threshold, width=3 * PANE + 4 * GAP, history=300)
+        self._stream = stream
+        self._path: deque[tuple[float, float]] = deque(maxlen=PATH)
+        self._marks: deque[Mark] = deque(maxlen=64)
+        self._number = math.nan
+        self._low, self._high = np.zeros(2), np.zeros(2)
+        self._world: Picture | None = None
+        self._drawn = (self._low, self._high)
+
+    def _tall(self, frame: Picture) -> int:
+        return TITLE + PANE + GAP
+
+    def _draw_top(
+        self, area: Picture, frame: Picture, result: Result, note: str, pose: NDArray[np.float64] | None
+    ) -> None:
+        at = np.zeros(5) if pose is None else np.pad(pose, (0, 5 - len(pose)))
+        self._follow(at, result)
+        cv2.rectangle(area, (0, 0), (area.shape[1], area.shape[0]), BACKGROUND, cv2.FILLED)
+        panes = [area[TITLE : TITLE + PANE, GAP + i * (PANE + GAP) :][:, :PANE] for i in range(3)]
+        self._draw_frame(panes[0], frame, result, note)
+        if result.expected is not None:
+            panes[1][:] = fit(result.expected, PANE, PANE)
+            unknown = 1 - (result.familiar or 0.0)
+            cv2.addWeighted(panes[1], 1 - 0.8 * unknown, np.full_like(panes[1], BACKGROUND), 0.8 * unknown, 0, panes[1])
+        self._draw_world(panes[2], at)
+        size = size_text(self._stream.state_bytes)
+        texts = [(GAP + i * (PANE + GAP), 6.0, title, 13, TEXT) for i, title in enumerate(TITLES)]
+        texts.append((GAP + 3 * (PANE + GAP) - 122, 8.0, f"from {size}, always", 11, MUTED))
+        self._write(area[:TITLE], texts)  # type: ignore[arg-type]
+
+    def _draw_frame(self, area: Picture, frame: Picture, result: Result, note: str) -> None:
+        area[:] = fit(frame, *area.shape[:2])
+        changed = cv2.resize(self._changed(result).astype(np.uint8) * 255, (PANE, PANE), interpolation=cv2.INTER_CUBIC)
+        outlines, _ = cv2.findContours((changed > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        cv2.drawContours(area, outlines, -1, BACKGROUND, 4, cv2.LINE_AA)
+        cv2.drawContours(area, outlines, -1, ALERT, 2, cv2.LINE_AA)
+        if note:
+            self._write(area[8:30, 10 : 20 + 9 * len(note)], [(4, 2, note, 14, TEXT)])
+
+    @staticmethod
+    def _changed(result: Result) -> NDArray[np.bool_]:
+        return (result.surprise_map > CHANGED) & ((result.familiar or 0.0) > KNOWN)
+
+    def _follow(self, at: NDArray[np.float64], result: Result) -> None:
+        """Take in where the camera is, and what changed there."""
+        if at[4] != self._number:  # another world
+            self._number, self._world = float(at[4]), None
+            self._path.clear()
+            self._marks.clear()
+            self._low, self._high = at[:2] - 0.5, at[:2] + 0.5
+        self._path.append((float(at[0]), float(at[1])))
+        reach = 0.5 * math.exp(at[2])
+        self._low, self._high = np.minimum(self._low, at[:2] - reach), np.maximum(self._high, at[:2] + reach)
+        changed = self._changed(result)
+        if changed.any():
+            side = len(changed)
+            rows, columns = np.nonzero(changed)
+            right, down = (columns.mean() + 0.5) / side - 0.5, (rows.mean() + 0.5) / side - 0.5
+            c, s = math.exp(at[2]) * math.cos(at[3]), math.exp(at[2]) * math.sin(at[3])
+            x, y = at[0] + c * right - s * down, at[1] + s * right + c * down
+            near = [m for m in self._marks if math.hypot(m.x - x, m.y - y) < 0.3]
+            for mark in near:
+                self._marks.remove(mark)
+                x, y = 0.7 * mark.x + 0.3 * x, 0.7 * mark.y + 0.3 * y
+            self._marks.append(Mark(x, y, self._seen))
+
+    def _draw_world(self, area: Picture, at: NDArray[np.float64]) -> None:
+        if self._world is None or self._seen % EVERY == 0:
+            low, high = np.floor(self._low * 4) / 4, np.ceil(self._high * 4) / 4
+            picture, familiar = self._stream.world(tuple(low), tuple(high), self._number)
+            known = cv2.resize(familiar, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
+            shown = picture * known + np.array(BACKGROUND, np.float32) * (1 - known)
+            scale = PANE / max(picture.shape[:2])
+            size = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
+            self._world = np.asarray(cv2.resize(shown.astype(np.uint8), size, interpolation=cv2.INTER_CUBIC), np.uint8)
+            self._drawn = low, high
+        world = self._world.copy()
+        low, high = self._drawn
+        scale = world.shape[1] / (high[0] - low[0])
+
+        def pixel(x: NDArray[np.float64]) -> NDArray[np.int32]:
+            return np.asarray(np.round((x - low) * scale), np.int32)
+
+        cv2.polylines(world, [pixel(np.array(self._path))], False, (210, 220, 235), 1, cv2.LINE_AA)
+        corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]) * math.exp(at[2])
+        turned = corners @ np.array([[math.cos(at[3]), math.sin(at[3])], [-math.sin(at[3]), math.cos(at[3])]])
+        cv2.polylines(world, [pixel(at[:2] + turned)], True, TEXT, 2, cv2.LINE_AA)
+        for mark in self._marks:
+            if self._seen - mark.frame < MARKED:
+                middle, half = np.array([mark.x, mark.y]), 0.24
+                box = pixel(np.stack([middle - half, middle + half]))
+                cv2.rectangle(world, tuple(box[0].tolist()), tuple(box[1].tolist()), ALERT, 2, cv2.LINE_AA)
+        top, left = (PANE - world.shape[0]) // 2, (PANE - world.shape[1]) // 2
+        area[top : top + world.shape[0], left : left + world.shape[1]] = world

@@ -12,9 +12,9 @@ from pathlib import PurePosixPath
 from tttstream.errors import DataError, SourceError
 from tttstream.sources.folder import VIDEOS
 from tttstream.train.data.clips import Clip, VideoClip
+from tttstream.train.data.files import MEMBER, member, members
 from tttstream.train.data.indices import Index
 from tttstream.train.data.listing import Labels
-from tttstream.train.data.video import MEMBER, member, members
 
 
 @dataclass

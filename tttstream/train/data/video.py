@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Iterator
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
 
 from tttstream.errors import DependencyError, SourceError
-from tttstream.sources.video import FAILURES, longest_stream, reason, upright
+from tttstream.sources.video import FAILURES, longest_stream, upright
 from tttstream.train.data.clips import Decoder, Numbers, Pixels, Reader, Shot
+from tttstream.train.data.files import content, decoded, demuxed, opened, short
+from tttstream.train.data.packets import START, Anchor, scan
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-MEMBER = "::"  # shard.tar::name is a video inside a tar
-CUT_S = 1.0  # seconds missing at the end that tell a file cut off from one whose header rounds
 NEAR = 64  # frames: to go on this far ahead, decoding is as quick as seeking
 
 
@@ -63,49 +60,23 @@ class Decord(Decoder):
         return scan(path).frames
 
 
-class Scan(NamedTuple):
-    """What the packets of a video say.
-
-    stamps: when its frames are shown, in ticks; None where it does not say so. damage: set where the file ends well
-    before the time its header promises.
-    """
-
-    frames: int
-    stamps: Numbers | None
-    damage: str | None
-
-
-@lru_cache(maxsize=4096)
-def scan(path: str) -> Scan:
-    """Read the packets of a video without decoding them. Raises SourceError where there are none."""
-    stamps: list[int | None] = []
-    reach = 0.0
-    with _container(path) as container:
-        stream = longest_stream(container, short(path))
-        for packet in _packets(container):
-            stamp = packet.dts if packet.pts is None else packet.pts
-            if stamp is not None and packet.time_base is not None:
-                reach = max(reach, float((stamp + (packet.duration or 0)) * packet.time_base))
-            if packet.stream is stream and packet.size and not packet.is_discard:
-                stamps.append(packet.pts)
-        promised = (container.duration or 0) / av.time_base
-        exact = "avi" not in container.format.name.split(",")  # AVI has no presentation times
-    if not stamps:
-        raise SourceError(f"{short(path)} holds no frames")
-    known = [stamp for stamp in stamps if stamp is not None]
-    exact = exact and len(set(known)) == len(stamps)
-    cut = f"the last {promised - reach:.1f} of {promised:.1f} s are missing" if promised - reach > CUT_S else None
-    return Scan(len(stamps), np.sort(np.array(known, np.int64)) if exact else None, cut)
+class _Misled(Exception):
+    """What was read is not what the scan says."""
 
 
 class _PyAVReader(Reader):
-    """Goes on where it stands when the next frame asked for is near, and seeks by time stamp when it is not."""
+    """Goes on where it stands when the next frame asked for is near, and else seeks to the key frame before it.
+
+    A seek is never believed: the packets from there on must be those that the scan met, and the first picture that
+    comes out must be the one in the first of them. Where they are not, the next place before is tried, at last the
+    start of the file.
+    """
 
     def __init__(self, path: str, short_side: int | None) -> None:
         self._path, self._short_side = path, short_side
         self._scan = scan(path)
         self.frames, self.damage = self._scan.frames, self._scan.damage
-        self._damaged = 0
+        self._damaged: set[int] = set()
         self._container: InputContainer | None = None
         self._pictures: Iterator[tuple[int, VideoFrame]] = iter(())
         self._next = 0
@@ -113,8 +84,18 @@ class _PyAVReader(Reader):
     def read(self, indices: Numbers) -> Shot:
         """See Reader."""
         wanted = [int(index) for index in indices if index < self._scan.frames]
-        if wanted and (self._container is None or not self._next <= wanted[0] <= self._next + NEAR):
-            self._go_to(wanted[0])
+        while wanted:
+            try:
+                if self._container is None or not self._next <= wanted[0] <= self._next + NEAR:
+                    self._go_to(wanted[0])
+                return Shot(_stacked(self._collected(wanted)))
+            except _Misled:  # what was noted of it may be wrong too
+                self.close()
+                self._damaged.clear()
+                self.damage = self._scan.damage
+        return Shot(_stacked([]))
+
+    def _collected(self, wanted: list[int]) -> list[Pixels]:
         frames: list[Pixels] = []
         while len(frames) < len(wanted):
             number, picture = next(self._pictures, (-1, None))
@@ -124,51 +105,77 @@ class _PyAVReader(Reader):
             # A frame that is missing (it was damaged) is stood for by the one after it.
             while len(frames) < len(wanted) and wanted[len(frames)] <= number:
                 frames.append(_pixels(picture, self._short_side))
-        return Shot(_stacked(frames))
+        return frames
 
-    def _go_to(self, index: int) -> None:
-        """Stand before a frame, or before an earlier one: the last key frame, or the first frame of all."""
-        container, stream = self._reopened()
-        if index and self._scan.stamps is not None:
+    def _go_to(self, frame: int) -> None:
+        """Stand before a frame, or before an earlier one: the last key frame that can be reached, or the start."""
+        for anchor in self._scan.before(frame):
+            self.close()
+            self._container = container = opened(self._path)
+            stream = longest_stream(container, short(self._path))
+            if anchor != START and not _sought(container, stream, int(self._scan.seeks[anchor.packet])):
+                self._scan.forget(anchor)
+                continue
+            pictures = self._good(decoded(stream, self._checked(demuxed(container, stream), anchor)), anchor)
             try:
-                container.seek(int(self._scan.stamps[index]), stream=stream)
-            except FAILURES:
-                container, stream = self._reopened()
-        self._next = 0
-        self._pictures = self._numbered(self._decoded(container, stream))
+                first = next(pictures, None)
+            except _Misled:
+                first = None
+            if anchor == START or (first and first[0] == anchor.packet and first[1].key_frame):
+                self._next = anchor.frame
+                self._pictures = self._numbered(chain([first] if first else [], pictures), anchor)
+                return
+            self._scan.forget(anchor)
 
-    def _reopened(self) -> tuple[InputContainer, VideoStream]:
-        self.close()
-        self._container = container = _container(self._path)
-        stream = longest_stream(container, short(self._path))
-        stream.codec_context.thread_count = 1  # the workers are the threads
-        return container, stream
+    def _checked(self, packets: Iterator[Packet[Any]], anchor: Anchor) -> Iterator[tuple[int, Packet[Any]]]:
+        """The packets from an anchor on with their numbers. Raises _Misled where others come, SourceError where the
+        file is no longer what it was.
+        """
+        index, latest = anchor.packet, self._scan.seeks[anchor.packet]
+        for packet in packets:
+            if self._scan.holds(index, packet):
+                yield index, packet
+                index += 1
+            elif anchor == START:
+                raise SourceError(f"{short(self._path)} has changed since it was first read")
+            elif index > anchor.packet:
+                self._scan.forget(anchor)
+                raise _Misled
+            elif packet.dts is not None and packet.dts > latest:
+                return  # the seek led behind the anchor
 
-    def _numbered(self, pictures: Iterator[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
-        """Pictures with their numbers: by their time stamps, or by counting from the start where there are none."""
-        number, stamps = -1, self._scan.stamps
-        for picture in pictures:
-            by_stamp = 0 if stamps is None or picture.pts is None else int(np.searchsorted(stamps, picture.pts))
-            number = max(number + 1, by_stamp)
+    def _good(
+        self, pictures: Iterator[tuple[int | None, VideoFrame | None]], anchor: Anchor
+    ) -> Iterator[tuple[int | None, VideoFrame]]:
+        """Pictures that are not damaged; the others are noted, if they come after the anchor."""
+        numbers = self._scan.numbers
+        for index, picture in pictures:
+            if picture is not None:
+                yield index, picture
+            elif index is not None and (numbers is None or numbers[index] >= anchor.frame):
+                self._note_damage(index)
+
+    def _numbered(
+        self, pictures: Iterator[tuple[int | None, VideoFrame]], anchor: Anchor
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """Pictures with their numbers: by their packets, or by counting where those do not tell them."""
+        number, numbers = anchor.frame - 1, self._scan.numbers
+        for index, picture in pictures:
+            last, number = number, number + 1
+            if numbers is not None:
+                number = -1 if index is None else int(numbers[index])
+                if number <= last:
+                    self._scan.distrust()
+                    raise _Misled
+                for missing in range(last + 1, number):
+                    self._note_damage(int(np.flatnonzero(numbers == missing)[0]))
+            elif index is not None and picture.key_frame:
+                self._scan.learn(Anchor(number, index))
             yield number, picture
 
-    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        """Pictures that are not damaged, until nothing more can be read."""
-        for packet in _packets(container, stream):
-            try:
-                pictures = stream.decode(packet)
-            except FAILURES:
-                self._note_damage()
-                continue
-            for picture in pictures:
-                if picture.is_corrupt:
-                    self._note_damage()
-                else:
-                    yield picture
-
-    def _note_damage(self) -> None:
-        self._damaged += 1
-        self.damage = f"damaged frames: {self._damaged}"
+    def _note_damage(self, packet: int) -> None:
+        self._damaged.add(packet)
+        self.damage = f"damaged frames: {len(self._damaged)}"
 
     def close(self) -> None:
         """See Reader."""
@@ -176,6 +183,15 @@ class _PyAVReader(Reader):
         if self._container is not None:
             self._container.close()
             self._container = None
+
+
+def _sought(container: InputContainer, stream: VideoStream, stamp: int) -> bool:
+    """Whether a container goes to a time stamp."""
+    try:
+        container.seek(stamp, stream=stream)
+    except FAILURES:
+        return False
+    return True
 
 
 def _pixels(picture: VideoFrame, short_side: int | None) -> Pixels:
@@ -200,13 +216,13 @@ class _DecordReader(Reader):
         self._path, self._short_side = path, short_side
         self._fallback: Reader | None = None
         self._shape: tuple[int, int, int] | None = None
-        self._count, _, self.damage = scan(path)
-        self.frames = self._count
+        self._scan = scan(path)
+        self.frames, self.damage = self._scan.frames, self._scan.damage
 
     def read(self, indices: Numbers) -> Shot:
         """See Reader."""
         if self._fallback is None:
-            wanted = indices[indices < self._count]
+            wanted = indices[indices < self._scan.frames]
             frames = self._by_decord(wanted) if len(wanted) else _stacked([])
             if frames is not None:
                 return Shot(frames)
@@ -222,12 +238,12 @@ class _DecordReader(Reader):
             raise DependencyError("decord is not installed: pip install decord, or choose the decoder PyAV") from error
         decord.logging.set_level(decord.logging.QUIET)
         try:
-            reader = decord.VideoReader(_file(self._path), num_threads=1)
+            reader = decord.VideoReader(content(self._path), num_threads=1)
             if self._short_side is not None:
                 height, width, _ = self._shape = self._shape or reader[0].shape
                 if min(width, height) > self._short_side:
                     width, height = reduced(width, height, self._short_side)
-                    reader = decord.VideoReader(_file(self._path), width=width, height=height, num_threads=1)
+                    reader = decord.VideoReader(content(self._path), width=width, height=height, num_threads=1)
             return reader.get_batch(indices).asnumpy() if len(reader) == self.frames else None
         except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError):
             return None
@@ -240,55 +256,3 @@ class _DecordReader(Reader):
 
 def _stacked(frames: list[Pixels]) -> Pixels:
     return np.stack(frames) if frames else np.zeros((0, 0, 0, 3), np.uint8)
-
-
-def _container(path: str) -> InputContainer:
-    try:
-        return av.open(_file(path))
-    except FAILURES as error:
-        raise SourceError(f"{short(path)} cannot be read as a video ({reason(error)})") from error
-
-
-def _packets(container: InputContainer, *streams: VideoStream) -> Iterator[Packet[Any]]:
-    """Packets of these streams, or of all, until the file ends or breaks off."""
-    packets = container.demux(*streams)
-    while True:
-        try:
-            packet = next(packets, None)
-        except FAILURES:
-            packet = None
-        if packet is None:
-            return
-        yield packet
-
-
-def _file(path: str) -> Any:
-    """The path itself, or the bytes of a video inside a tar."""
-    shard, inside, name = path.partition(MEMBER)
-    return io.BytesIO(member(shard, name)) if inside else path
-
-
-def member(shard: str, name: str) -> bytes:
-    """A file inside a tar. Raises SourceError where it cannot be read."""
-    try:
-        offset, size = members(shard)[name]
-        with open(shard, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-    except (KeyError, OSError) as error:
-        raise SourceError(f"{name} cannot be read from {shard}: {error}") from error
-
-
-@lru_cache(maxsize=4096)
-def members(shard: str) -> dict[str, tuple[int, int]]:
-    """Where the files of a tar stand in it: name → (offset, size). Raises SourceError where it is no tar."""
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            return {item.name: (item.offset_data, item.size) for item in tar if item.isfile()}
-    except (OSError, tarfile.TarError) as error:
-        raise SourceError(f"{shard} cannot be read as an uncompressed tar: {error}") from error
-
-
-def short(path: str) -> str:
-    """A path by its last part, for reports."""
-    return path.replace("\\", "/").rsplit("/", 1)[-1]

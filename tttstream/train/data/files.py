@@ -1,0 +1,107 @@
+"""Opens video files, also those that stand in a tar."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import av
+from av.codec.context import Flags
+
+from tttstream.errors import SourceError
+from tttstream.sources.video import FAILURES, reason
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+MEMBER = "::"  # shard.tar::name is a video inside a tar
+
+
+def opened(path: str) -> InputContainer:
+    """A video file, opened. Raises SourceError where it is none."""
+    try:
+        return av.open(content(path))
+    except FAILURES as error:
+        raise SourceError(f"{short(path)} cannot be read as a video ({reason(error)})") from error
+
+
+def demuxed(container: InputContainer, *streams: VideoStream) -> Iterator[Packet[Any]]:
+    """Packets of these streams, or of all, until the file ends or breaks off. Empty ones are left out: they hold no
+    picture, and a decoder takes the first of them for the end.
+    """
+    packets = container.demux(*streams)
+    while True:
+        try:
+            packet = next(packets, None)
+        except FAILURES:
+            packet = None
+        if packet is None:
+            return
+        if packet.size:
+            yield packet
+
+
+def decoded(
+    stream: VideoStream, packets: Iterator[tuple[int, Packet[Any]]]
+) -> Iterator[tuple[int | None, VideoFrame | None]]:
+    """The pictures in numbered packets, each with the number of its packet; None for one that is damaged."""
+    context = stream.codec_context
+    context.thread_count = 1  # the workers are the threads
+    context.flags |= Flags.copy_opaque
+    for index, packet in packets:
+        packet.opaque = index
+        try:
+            pictures = stream.decode(packet)
+        except FAILURES:
+            yield index, None
+            continue
+        for picture in pictures:
+            yield _origin(picture), None if picture.is_corrupt else picture
+    try:
+        last = stream.decode(None)
+    except FAILURES:
+        return
+    for picture in last:
+        yield _origin(picture), None if picture.is_corrupt else picture
+
+
+def _origin(picture: VideoFrame) -> int | None:
+    return picture.opaque if isinstance(picture.opaque, int) else None
+
+
+def content(path: str) -> Any:
+    """The path itself, or the bytes of a video inside a tar."""
+    shard, inside, name = path.partition(MEMBER)
+    return io.BytesIO(member(shard, name)) if inside else path
+
+
+def member(shard: str, name: str) -> bytes:
+    """A file inside a tar. Raises SourceError where it cannot be read."""
+    try:
+        offset, size = members(shard)[name]
+        with open(shard, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    except (KeyError, OSError) as error:
+        raise SourceError(f"{name} cannot be read from {shard}: {error}") from error
+
+
+@lru_cache(maxsize=4096)
+def members(shard: str) -> dict[str, tuple[int, int]]:
+    """Where the files of a tar stand in it: name → (offset, size). Raises SourceError where it is no tar."""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            return {item.name: (item.offset_data, item.size) for item in tar if item.isfile()}
+    except (OSError, tarfile.TarError) as error:
+        raise SourceError(f"{shard} cannot be read as an uncompressed tar: {error}") from error
+
+
+def short(path: str) -> str:
+    """A path by its last part, for reports."""
+    return path.replace("\\", "/").rsplit("/", 1)[-1]

@@ -1,0 +1,173 @@
+"""What the packets of a video tell without decoding: how many frames there are, and which packet holds which."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import SourceError
+from tttstream.sources.video import longest_stream
+from tttstream.train.data.clips import Numbers
+from tttstream.train.data.files import decoded, demuxed, opened, short
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+
+Flags = NDArray[np.bool_]
+
+CUT_S = 1.0  # seconds missing at the end that tell a file cut off from one whose header rounds
+UNKNOWN = np.iinfo(np.int64).min  # a time stamp or place that the file does not tell
+# Formats that keep a presentation time for each packet; what other packets say is made up. In MPEG streams several may
+# share one time; they then share its place too.
+TIMED = frozenset({"mov", "matroska", "mpegts", "mpeg", "flv", "nut"})
+REORDERED = 32  # packets: no codec puts a picture further from where it is shown
+ATTEMPTS = 4  # places to seek before the file is read from its start
+
+
+class Anchor(NamedTuple):
+    """A frame at which decoding may begin, and the packet that holds it."""
+
+    frame: int
+    packet: int
+
+
+START = Anchor(0, 0)
+
+
+@dataclass
+class Scan:
+    """What the packets of a video's pictures say.
+
+    frames: how many there should be. packets: what tells each from others, in the order of the file: its time stamp,
+    size and place. seeks: the time stamp that leads to each. keys: whether decoding may begin there. numbers: the frame
+    in each packet, below 0 where it is never shown; None where only decoding from the start tells. damage: set where
+    the file ends well before the time its header promises. anchors: where decoding may begin; with numbers all of
+    them, else those that were met so far.
+    """
+
+    frames: int
+    packets: Numbers
+    seeks: Numbers
+    keys: Flags
+    numbers: Numbers | None
+    formats: frozenset[str]
+    codec: str
+    damage: str | None
+    anchors: list[Anchor] = field(default_factory=lambda: [START])
+
+    def __post_init__(self) -> None:
+        if self.numbers is not None:
+            begin = np.flatnonzero(self.keys & (self.numbers > 0))
+            self.anchors += sorted(Anchor(int(self.numbers[packet]), int(packet)) for packet in begin)
+
+    def before(self, frame: int) -> Iterator[Anchor]:
+        """Where to begin in order to reach a frame: the nearest anchor, some before it, and the start."""
+        reach = bisect_right(self.anchors, Anchor(frame, len(self.packets)))
+        yield from self.anchors[max(1, reach - ATTEMPTS) : reach][::-1]
+        yield START
+
+    def learn(self, anchor: Anchor) -> None:
+        """Keep where decoding may begin."""
+        if self.keys[anchor.packet] and anchor.frame > self.anchors[-1].frame:
+            self.anchors.append(anchor)
+
+    def forget(self, anchor: Anchor) -> None:
+        """Never begin there again."""
+        self.keys[anchor.packet] = False
+        if anchor in self.anchors[1:]:
+            self.anchors.remove(anchor)
+
+    def distrust(self) -> None:
+        """Count frames from now on: the order of the packets is not the one of the pictures."""
+        self.numbers = None
+        self.anchors[:] = [START]
+
+    def holds(self, index: int, packet: Packet[Any]) -> bool:
+        """Whether this is the packet of that number."""
+        return index < len(self.packets) and tuple(self.packets[index]) == _identity(packet)
+
+    @property
+    def plain(self) -> bool:
+        """Whether no picture is shown before a key frame that comes ahead of it in the file, and each is shown."""
+        if self.numbers is None or not self.keys[0] or len(self.numbers) != self.frames:
+            return False
+        return bool((self.numbers[self.keys] == np.flatnonzero(self.keys)).all())
+
+
+@lru_cache(maxsize=4096)
+def scan(path: str) -> Scan:
+    """Read the packets of a video without decoding them. Raises SourceError where there are none."""
+    rows: list[tuple[int, ...]] = []
+    reach = 0.0
+    with opened(path) as container:
+        stream = longest_stream(container, short(path))
+        codec = stream.codec_context.name
+        for packet in demuxed(container):
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is not None and packet.time_base is not None:
+                reach = max(reach, float((stamp + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is stream:
+                visible = not packet.is_discard and not _hidden(codec, packet)
+                decoding = UNKNOWN if packet.dts is None else packet.dts
+                rows.append((*_identity(packet), decoding, packet.is_keyframe, visible))
+        promised = (container.duration or 0) / av.time_base
+        formats = frozenset(container.format.name.split(","))
+    table = np.array(rows, np.int64).reshape(-1, 6)
+    pts, dts, keys, shown = table[:, 0], table[:, 3], table[:, 4] > 0, table[:, 5] > 0
+    if not shown.any():
+        raise SourceError(f"{short(path)} holds no frames")
+    ordered = not stream.codec_context.codec.reorder or bool(formats & TIMED and len(set(table[:, 2])) == len(table))
+    numbers = _numbers(pts, dts, shown) if ordered else None
+    if numbers is not None and not (keys[0] and numbers[0] == 0):
+        numbers = _without_head(path, numbers)
+    cut = f"the last {promised - reach:.1f} of {promised:.1f} s are missing" if promised - reach > CUT_S else None
+    frames = int((shown if numbers is None else numbers >= 0).sum())
+    seeks = np.where(dts == UNKNOWN, pts, dts)
+    return Scan(frames, table[:, :3].copy(), seeks, keys & shown, numbers, formats, codec, cut)
+
+
+def _identity(packet: Packet[Any]) -> tuple[int, int, int]:
+    pts, place = packet.pts, packet.pos
+    return UNKNOWN if pts is None else pts, packet.size, UNKNOWN if place is None else place
+
+
+def _hidden(codec: str, packet: Packet[Any]) -> bool:
+    """Whether a packet of VP8 holds a picture that is only referred to (RFC 6386, 9.1: the bit show_frame)."""
+    return codec == "vp8" and not memoryview(packet)[0] >> 4 & 1
+
+
+def _numbers(pts: Numbers, dts: Numbers, shown: Flags) -> Numbers | None:
+    """The frame in each packet, by the order of the time stamps; None where they do not tell it for certain."""
+    stamps, known = pts[shown], dts[dts != UNKNOWN]
+    order = np.argsort(stamps)
+    certain = (
+        (stamps != UNKNOWN).all()
+        and (np.diff(stamps[order]) > 0).all()
+        and (np.diff(known) > 0).all()
+        and (pts >= dts)[shown].all()
+        and (np.abs(order - np.arange(len(order))) <= REORDERED).all()
+    )
+    if not certain:
+        return None
+    numbers = np.full(len(pts), -1, np.int64)
+    numbers[np.flatnonzero(shown)[order]] = np.arange(len(order))
+    return numbers
+
+
+def _without_head(path: str, numbers: Numbers) -> Numbers | None:
+    """Numbers that begin at the first picture that can be decoded, for a file that was cut at its start; None where
+    that is no key frame, so that what comes first is made of something missing.
+    """
+    with opened(path) as container:
+        stream = longest_stream(container, short(path))
+        for index, picture in decoded(stream, enumerate(demuxed(container, stream))):
+            if picture is not None:
+                return numbers - numbers[index] if picture.key_frame and index is not None else None
+    return None

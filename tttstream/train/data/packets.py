@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,9 +47,10 @@ class Scan:
 
     frames: how many there should be. packets: what tells each from others, in the order of the file: its time stamp,
     size and place. seeks: the time stamp that leads to each. keys: whether decoding may begin there. numbers: the frame
-    in each packet, below 0 where it is never shown; None where only decoding from the start tells. damage: set where
-    the file ends well before the time its header promises. anchors: where decoding may begin; with numbers all of
-    them, else those that were met so far.
+    in each packet, below 0 where it is never shown; None where only decoding from the start tells. formats, codec: as
+    FFmpeg calls them. fresh: whether each key frame of H.264 and HEVC makes a decoder begin anew. damage: set where the
+    file ends well before the time its header promises. anchors: where decoding may begin; with numbers all of them,
+    else those that were met so far.
     """
 
     frames: int
@@ -59,6 +60,7 @@ class Scan:
     numbers: Numbers | None
     formats: frozenset[str]
     codec: str
+    fresh: bool
     damage: str | None
     anchors: list[Anchor] = field(default_factory=lambda: [START])
 
@@ -94,9 +96,9 @@ class Scan:
         return index < len(self.packets) and tuple(self.packets[index]) == _identity(packet)
 
     @property
-    def plain(self) -> bool:
-        """Whether no picture is shown before a key frame that comes ahead of it in the file, and each is shown."""
-        if self.numbers is None or not self.keys[0] or len(self.numbers) != self.frames:
+    def closed(self) -> bool:
+        """Whether each packet holds a picture, and none is shown before a key frame that comes ahead of it."""
+        if self.numbers is None or len(self.numbers) != self.frames:
             return False
         return bool((self.numbers[self.keys] == np.flatnonzero(self.keys)).all())
 
@@ -105,10 +107,10 @@ class Scan:
 def scan(path: str) -> Scan:
     """Read the packets of a video without decoding them. Raises SourceError where there are none."""
     rows: list[tuple[int, ...]] = []
-    reach = 0.0
+    reach, fresh = 0.0, True
     with opened(path) as container:
         stream = longest_stream(container, short(path))
-        codec = stream.codec_context.name
+        codec, header = stream.codec_context.name, stream.codec_context.extradata or b""
         for packet in demuxed(container):
             stamp = packet.dts if packet.pts is None else packet.pts
             if stamp is not None and packet.time_base is not None:
@@ -116,6 +118,7 @@ def scan(path: str) -> Scan:
             if packet.stream is stream:
                 visible = not packet.is_discard and not _hidden(codec, packet)
                 decoding = UNKNOWN if packet.dts is None else packet.dts
+                fresh = fresh and (not packet.is_keyframe or _begins(codec, header, packet))
                 rows.append((*_identity(packet), decoding, packet.is_keyframe, visible))
         promised = (container.duration or 0) / av.time_base
         formats = frozenset(container.format.name.split(","))
@@ -130,7 +133,7 @@ def scan(path: str) -> Scan:
     cut = f"the last {promised - reach:.1f} of {promised:.1f} s are missing" if promised - reach > CUT_S else None
     frames = int((shown if numbers is None else numbers >= 0).sum())
     seeks = np.where(dts == UNKNOWN, pts, dts)
-    return Scan(frames, table[:, :3].copy(), seeks, keys & shown, numbers, formats, codec, cut)
+    return Scan(frames, table[:, :3].copy(), seeks, keys & shown, numbers, formats, codec, fresh, cut)
 
 
 def _identity(packet: Packet[Any]) -> tuple[int, int, int]:
@@ -141,6 +144,30 @@ def _identity(packet: Packet[Any]) -> tuple[int, int, int]:
 def _hidden(codec: str, packet: Packet[Any]) -> bool:
     """Whether a packet of VP8 holds a picture that is only referred to (RFC 6386, 9.1: the bit show_frame)."""
     return codec == "vp8" and not memoryview(packet)[0] >> 4 & 1
+
+
+# Where the header of a codec says how long lengths are, and whether the first byte of a unit begins anew.
+UNITS: dict[str, tuple[int, Callable[[int], bool]]] = {
+    "h264": (4, lambda unit: unit & 31 == 5),
+    "hevc": (21, lambda unit: 16 <= unit >> 1 & 63 <= 21),
+}
+
+
+def _begins(codec: str, header: bytes, packet: Packet[Any]) -> bool:
+    """Whether a packet makes the decoder begin anew; False also where its units have no lengths. True for codecs other
+    than H.264 and HEVC, whose key frames all do.
+    """
+    if codec not in UNITS:
+        return True
+    place, anew = UNITS[codec]
+    if len(header) <= place or header[0] != 1:
+        return False
+    prefix, data, at = (header[place] & 3) + 1, memoryview(packet), 0
+    while at + prefix < len(data):
+        if anew(data[at + prefix]):
+            return True
+        at += prefix + int.from_bytes(data[at : at + prefix], "big")
+    return False
 
 
 def _numbers(pts: Numbers, dts: Numbers, shown: Flags) -> Numbers | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+EXACT = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})  # codecs in which decord finds frames by number
 NEAR = 64  # frames: to go on this far ahead, decoding is as quick as seeking
 
 
@@ -42,8 +43,10 @@ class PyAV(Decoder):
 
 
 class Decord(Decoder):
-    """decord, opened anew for every read, for it would go on decoding into memory between two; what it cannot read
-    (AV1, damaged files) is left to PyAV.
+    """decord, opened anew for every read, for it would go on decoding into memory between two.
+
+    It reads MP4, MOV and Matroska with the codecs in EXACT where every picture needs its key frame alone;
+    elsewhere it takes one frame for another. All else, and what it cannot read (damaged files), is left to PyAV.
 
     short_side: as for PyAV.
     """
@@ -214,15 +217,17 @@ class _DecordReader(Reader):
 
     def __init__(self, path: str, short_side: int | None) -> None:
         self._path, self._short_side = path, short_side
-        self._fallback: Reader | None = None
+        found = scan(path)
+        exact = bool(found.formats & {"mov", "matroska"}) and found.codec in EXACT and found.closed and found.fresh
+        self._fallback: Reader | None = None if exact else _PyAVReader(path, short_side)
         self._shape: tuple[int, int, int] | None = None
-        self._scan = scan(path)
-        self.frames, self.damage = self._scan.frames, self._scan.damage
+        self._count, self.damage = found.frames, found.damage
+        self.frames = self._count
 
     def read(self, indices: Numbers) -> Shot:
         """See Reader."""
         if self._fallback is None:
-            wanted = indices[indices < self._scan.frames]
+            wanted = indices[indices < self._count]
             frames = self._by_decord(wanted) if len(wanted) else _stacked([])
             if frames is not None:
                 return Shot(frames)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tttstream.errors import SourceError
+from tttstream.poses import Feed
 from tttstream.sources import open_source
 from tttstream.sources.camera import Camera
 
@@ -124,3 +125,61 @@ def test_an_unknown_camera_fails_quickly_and_quietly(spec: int | str, capfd: pyt
 def test_a_missing_file_in_the_cameras_place() -> None:
     with pytest.raises(SourceError, match=r"there is no nowhere\.mp4"):
         Camera("nowhere.mp4")
+
+
+class TestPoses:
+    def test_a_callable_is_asked_at_each_capture(self, clip: str) -> None:
+        asked: list[float] = []
+
+        def where(moment: float) -> list[float] | None:
+            asked.append(moment)
+            return None if len(asked) == 2 else [moment, 1.0]
+
+        with Camera(clip, pose=where) as camera:
+            frames = [next(iter(camera))]
+            time.sleep(0.3)
+            frames += itertools.islice(camera, 2)
+            lost = camera.unposed
+        assert len(asked) >= 6
+        posed = [frame for frame in frames if frame.pose is not None]
+        assert len(posed) == 3 - lost
+        taken = [frame.pose[0] for frame in posed if frame.pose is not None]
+        assert set(taken) <= set(asked)
+        assert taken[-1] - taken[0] == pytest.approx(posed[-1].time_s - posed[0].time_s)
+
+    @pytest.mark.parametrize("bad", [None, [float("nan")], "here"])
+    def test_no_pose_is_counted_or_raised(self, clip: str, bad: object) -> None:
+        with Camera(clip, pose=lambda _: bad) as camera:  # type: ignore[arg-type,return-value]
+            frames = list(itertools.islice(camera, 3))
+            assert [frame.pose for frame in frames] == [None] * 3
+            assert camera.unposed == 3
+            assert camera.remarks()[0].startswith("3 frames without a pose, the first: frame 0 at 0.000 s")
+        with (
+            Camera(clip, pose=lambda _: bad, on_error="raise") as camera,  # type: ignore[arg-type,return-value]
+            pytest.raises(SourceError, match=r"camera.mp4 has no pose for frame 0"),
+        ):
+            next(iter(camera))
+
+    def test_a_callable_that_fails(self, clip: str) -> None:
+        with (
+            Camera(clip, pose=lambda _: [1 / 0]) as camera,
+            pytest.raises(SourceError, match="asking for a pose failed: ZeroDivisionError"),
+        ):
+            next(iter(camera))
+
+    def test_a_file_that_grows(self, clip: str, tmp_path: Path) -> None:
+        path = tmp_path / "odometry.txt"
+        path.write_text("1 2\n")
+        feed = Feed(path, tolerance=30)
+        with Camera(clip, pose=feed, loop=True) as camera:
+            first = next(iter(camera))
+            with open(path, "a") as file:
+                file.write("3 4\n5")
+            late = next(frame for frame in camera if frame.pose is not None and frame.pose[0] != 1)
+            assert camera.unposed == 0
+            assert camera.about.startswith("odometry.txt: its last line as it grows, stale after 30 s")
+            assert camera.pose_form is feed.form is not None
+        assert first.pose is not None
+        assert first.pose.tolist() == [1, 2]
+        assert late.pose is not None
+        assert late.pose.tolist() == [3, 4]

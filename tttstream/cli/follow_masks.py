@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tttstream.cli.loop import Step, follow
+from tttstream.cli.loop import Step, follow, opened
 from tttstream.cli.progress import Interrupt
-from tttstream.cli.recorder import Record, number
+from tttstream.cli.recorder import Record, number, place
 from tttstream.errors import ShapeError, SourceError
 from tttstream.frames import Frame
 from tttstream.masks import MaskResult, MaskStream, labels, load
@@ -134,6 +134,7 @@ class MaskRecorder(Record):
                 {
                     "index": result.index,
                     "time_s": round(result.time_s, 6),
+                    **place(frame),
                     "objects": [self._object(place, result) for place in range(1, len(self._numbers))],
                     "latency_ms": round(result.latency_ms, 3),
                 }
@@ -205,10 +206,8 @@ def run(args: argparse.Namespace, spec: str, out: Path | None, window: Window | 
     """Follow the objects through one source; returns the exit code."""
     import torch
 
-    from tttstream.sources import open_source
-
     torch.set_num_threads(1)
-    with open_source(spec, on_error=args.on_error, size=args.size, seed=args.seed) as source:
+    with opened(spec, args) as source:
         stream, first = start(args, source)
         endless = source.frames is None and args.max_frames is None
         recorder = MaskRecorder(out, source, first, video=not args.no_overlay, endless=endless)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -34,6 +35,15 @@ class Watching(Protocol):
         """Forget."""
 
 
+def opened(spec: str, args: argparse.Namespace) -> Source:
+    """The source of that name, as the options say."""
+    from tttstream.sources import open_source
+
+    more = {"poses": args.poses, "pose": args.pose, "pose_start": args.pose_start, "policy": args.policy}
+    more["pose_tolerance"] = args.pose_tolerance
+    return open_source(spec, on_error=args.on_error, size=args.size, seed=args.seed, **more)
+
+
 def follow(
     source: Source,
     stream: Watching,
@@ -45,6 +55,8 @@ def follow(
 ) -> bool:
     """Take every frame of a source; True if a person ended it."""
     known = [count for count in (source.frames, args.max_frames) if count is not None]
+    if source.about:
+        print(f"poses: {source.about}", file=sys.stderr)
     progress = Progress(source.name, min(known) if known else None)
     pace = None
     try:
@@ -70,6 +82,8 @@ def follow(
         return True
     finally:
         progress.close()
+        for remark in source.remarks():
+            print(f"{source.name}: {remark}", file=sys.stderr)
     return False
 
 

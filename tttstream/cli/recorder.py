@@ -25,6 +25,11 @@ def number(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def place(frame: Frame) -> dict[str, list[float]]:
+    """Where a frame was taken, as it stands in frames.jsonl."""
+    return {} if frame.pose is None else {"pose": frame.pose.tolist()}
+
+
 class Record:
     """The files of one source, and the counters that every kind of result has; without a folder it only keeps count.
 
@@ -60,11 +65,19 @@ class Record:
             "frames": self.frames,
             "skipped": self.source.skipped + self.rejected,
             "truncated": self.source.truncated,
+            **self._poses(),
             "seconds": round(self.rate.seconds, 3),
             "fps": round(self.rate.overall, 2),
             "latency_ms": {f"p{p}": round(self.latencies.percentile(p), 3) for p in (50, 95, 99)},
             "rss_mb": self.usage.summary(),
         }
+
+    def _poses(self) -> dict[str, Any]:
+        form = self.source.pose_form
+        if form is None and not self.source.unposed:
+            return {}
+        names = [] if form is None else list(form.names)
+        return {"poses": {"from": self.source.about, "numbers": names, "missing": self.source.unposed}}
 
     def _complete(self, summary: dict[str, Any]) -> None:
         """Write the summary, and complete all files under their temporary names."""
@@ -152,16 +165,17 @@ class Recorder(Record):
                 frame.image, result, event=begins, fps=fps, state_bytes=state_bytes, note=note, pose=frame.pose
             )
         if self._folder is not None:
-            self._write(result, picture)
+            self._write(frame, result, picture)
         return picture
 
-    def _write(self, result: Result, picture: Picture | None) -> None:
+    def _write(self, frame: Frame, result: Result, picture: Picture | None) -> None:
         assert self._folder is not None
         assert self._lines is not None
         self._lines.write_json(
             {
                 "index": result.index,
                 "time_s": round(result.time_s, 6),
+                **place(frame),
                 "surprise": number(result.surprise),
                 "learned": number(result.learned),
                 **({} if result.familiar is None else {"familiar": number(result.familiar)}),

@@ -64,6 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--load-state",
     )
     add("--on-error", choices=("skip", "raise"), default="skip", help="what a damaged frame or source does to the run")
+    add(
+        "--poses",
+        metavar="FILE",
+        help="where each frame was taken: csv, TUM or KITTI rows; of a camera, a growing file",
+    )
+    add("--pose", metavar="KEYS", help="the columns of that file, or values of an environment: x,y,yaw:deg, minigrid …")
+    add(
+        "--pose-start", metavar="N", type=float, help="what the clock of that file says at the first frame (default: 0)"
+    )
+    add("--pose-tolerance", metavar="S", type=float, help="how far in seconds a frame may be from a row, or a row late")
+    add("--policy", metavar="MODULE:NAME", help="plays gym:ENV: a callable (observation, info, env) -> action")
     add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame (slower)")
     add("--no-learn", action="store_true", help="do not let the memory learn")
     add("--save-state", metavar="FILE", type=Path, help="save memory and place in the source at the end")
@@ -114,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
 
     specs = expand(args.sources)
     out = args.out if args.out is not None or args.show else Path(OUT)
+    if args.poses is not None and len(specs) > 1:
+        raise ShapeError(f"--poses belongs to one source, {len(specs)} came: run them one by one")
     window, masks = None, is_masks(args.model)
     if masks:
         from tttstream.cli import follow_masks
@@ -195,11 +208,10 @@ def watch(
     single: bool,
 ) -> dict[str, Any]:
     """Watch one source from its start to its end; returns its summary."""
-    from tttstream.cli.loop import follow
+    from tttstream.cli.loop import follow, opened
     from tttstream.cli.recorder import Recorder
-    from tttstream.sources import open_source
 
-    with open_source(spec, on_error=args.on_error, size=args.size, seed=args.seed) as source:
+    with opened(spec, args) as source:
         if args.load_state is not None and not (args.carry and stream.frames):
             resumed = single and saved_source(args.load_state) == source.name
             stream.load(args.load_state, source if resumed else None)

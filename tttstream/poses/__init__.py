@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tttstream.poses.feed import Feed
 from tttstream.poses.form import Angle, Form, Number, Part, Quaternion, Rigid
 from tttstream.poses.scale import PoseScale
 from tttstream.poses.track import PoseMissing, Track
 
-__all__ = ["Angle", "Form", "Number", "Part", "PoseMissing", "PoseScale", "Quaternion", "Rigid", "Track"]
+__all__ = ["Angle", "Feed", "Form", "Number", "Part", "PoseMissing", "PoseScale", "Quaternion", "Rigid", "Track"]

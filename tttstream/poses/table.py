@@ -83,6 +83,8 @@ def read(path: Path, has_header: Callable[[list[str]], bool]) -> Table:
         names = next((words for words in reversed(heads) if has_header(words)), None)
     else:
         rows = rows[1:]
+        while not names[-1]:  # a separator at the end
+            names.pop()
         count = len(names)
         if not rows:
             raise SourceError(f"{path.name} has a header and no rows")

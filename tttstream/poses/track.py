@@ -158,7 +158,10 @@ class Track:
         if self.clock == "time":
             return self._timed(time_s + self._start)
         if place is None:
-            raise PoseMissing(f"{self.name}: after damage in the source nobody knows which row belongs to which frame")
+            raise PoseMissing(
+                f"{self.name}: after damage, or a hole in its times, nobody knows which frame a row belongs to (at "
+                f"{time_s:.3f} s); give the poses by time"
+            )
         wanted = place + self._start
         at = int(np.searchsorted(self._at, wanted))
         if at < len(self._at) and self._at[at] == wanted:
@@ -169,6 +172,11 @@ class Track:
         what = f"row {wanted:.0f}" if self.clock == "row" else f"frame {wanted:.0f}"
         end = ", its last one" if at == len(self._at) else ""
         raise PoseMissing(f"frame {place}: {self.name} has no {what} ({near}{end})")
+
+    def over(self, place: int | None, time_s: float) -> bool:
+        """Whether all rows lie before a frame, so that no later one has a pose."""
+        late = time_s - self.tolerance if self.clock == "time" else -np.inf if place is None else place
+        return bool(late + self._start > self._at[-1])
 
     def _timed(self, moment: float) -> Floats:
         late = bisect.bisect_left(self._at, moment)

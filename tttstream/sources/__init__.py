@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import ArrayLike
 
 from tttstream.errors import SourceError
 from tttstream.sources.base import Event, Source
@@ -13,7 +17,16 @@ __all__ = ["Event", "Source", "open_source"]
 
 
 def open_source(
-    spec: str | int | os.PathLike[str], *, on_error: str = "skip", size: int | None = None, seed: int = 0
+    spec: str | int | os.PathLike[str],
+    *,
+    on_error: str = "skip",
+    size: int | None = None,
+    seed: int = 0,
+    poses: str | os.PathLike[str] | Callable[[float], ArrayLike | None] | None = None,
+    pose: str | None = None,
+    pose_start: float | None = None,
+    pose_tolerance: float | None = None,
+    policy: str | Callable[[Any, dict[str, Any], Any], Any] | None = None,
 ) -> Source:
     """Open anything that yields frames.
 
@@ -29,12 +42,69 @@ def open_source(
     size: side in pixels of the frames of `walk` and `places`, 128 unless given. Every other source yields frames at
         their own size.
     seed: of `walk`, of `places` and of the actions in an environment.
+    poses: a file that says where each frame was taken (`tttstream.poses.Track`); of what is live, a file that grows
+        (`poses.Feed`), or of a camera a callable that takes a frame's time of capture and gives its pose.
+    pose: the columns of that file, or the values of an environment, that are the pose, with units: "x,y,yaw:deg".
+    pose_start, pose_tolerance: see Track; the tolerance of a file that grows is the age of its last line, 1 s.
+    policy: of an environment: a callable (observation, info, env) -> action, or "MODULE:CALLABLE"; random without.
 
     Raises SourceError (or DependencyError, which names the package to install) in one line.
     """
     if on_error not in ("skip", "raise"):
         raise SourceError(f"on_error is {on_error!r}, expected 'skip' or 'raise'")
     text = os.fspath(spec) if not isinstance(spec, int) else str(spec)
+    if policy is not None and not text.startswith("gym:"):
+        raise SourceError(f"a policy plays an environment (gym:ENV_ID), {text} is none")
+    if text.startswith("gym:"):
+        from tttstream.sources.gym import Gym
+
+        if poses is not None:
+            raise SourceError(f"{text} knows where it is: name its values with --pose KEY,KEY, without a file of poses")
+        return Gym(text.removeprefix("gym:"), seed=seed, pose=pose, policy=policy, on_error=on_error)
+    if poses is None and (pose, pose_start, pose_tolerance) != (None, None, None):
+        raise SourceError(f"{text}: which poses? Give the file that holds them, --poses FILE")
+    if re.fullmatch("-?[0-9]+", text) or text.startswith("/dev/video"):
+        from tttstream.sources.camera import Camera
+
+        given = _feed(poses, pose, pose_tolerance, pose_start)
+        return Camera(text if text.startswith("/") else int(text), on_error=on_error, pose=given)
+    if poses is not None and text == "places":
+        raise SourceError("places says itself where its frames were taken: leave out the file of poses")
+    source = _open(text, on_error, size, seed)
+    if poses is None:
+        return source
+    try:
+        return _posed(source, poses, pose, pose_start, pose_tolerance, on_error)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _posed(
+    source: Source, poses: Any, pose: str | None, start: float | None, tolerance: float | None, on_error: str
+) -> Source:
+    from tttstream.poses import Track
+    from tttstream.sources.posed import LivePosed, Posed
+
+    if source.live:
+        return LivePosed(source, _feed(poses, pose, tolerance, start), on_error=on_error)
+    if callable(poses):
+        raise SourceError(f"{source.name} is a recording: its poses are a file, a callable is for a camera")
+    return Posed(source, Track(poses, pose, start=start, tolerance=tolerance, on_error=on_error), on_error=on_error)
+
+
+def _feed(poses: Any, pose: str | None, tolerance: float | None, start: float | None) -> Any:
+    """What gives the poses of a live source, None where nothing does."""
+    from tttstream.poses import Feed
+
+    if start is not None:
+        raise SourceError("a live source has no start in a file of poses: its last line is the pose of now")
+    if poses is None or callable(poses):
+        return poses
+    return Feed(poses, pose) if tolerance is None else Feed(poses, pose, tolerance=tolerance)
+
+
+def _open(text: str, on_error: str, size: int | None, seed: int) -> Source:
     if text == "walk":
         from tttstream.sources.walk import Walk
 
@@ -43,14 +113,6 @@ def open_source(
         from tttstream.sources.places import Places
 
         return Places(size=128 if size is None else size, seed=seed)
-    if text.startswith("gym:"):
-        from tttstream.sources.gym import Gym
-
-        return Gym(text.removeprefix("gym:"), seed=seed)
-    if re.fullmatch("-?[0-9]+", text) or text.startswith("/dev/video"):
-        from tttstream.sources.camera import Camera
-
-        return Camera(text if text.startswith("/") else int(text), on_error=on_error)
     if "://" not in text:
         return _open_path(text, on_error)
     from tttstream.sources.video import Video

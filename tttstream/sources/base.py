@@ -9,6 +9,7 @@ from typing import Any
 
 from tttstream.errors import SourceError
 from tttstream.frames import Frame
+from tttstream.poses import Form
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Source(ABC):
     skipped: damaged frames passed over so far. truncated: true once the source broke off before its end, or a part of
     it turned out to be unreadable. frames: how many frames there are in all (as its header says), None where unknown
     or endless. Frames are numbered in the order in which they are yielded: a skipped one takes no number.
+    pose_form: what the poses of its frames are, None where they have none. unposed: frames without a pose so far, where
+    poses were asked for. about: what was understood of where poses come from, in one line. origin: what a clock said at
+    its time 0 in seconds, None where unknown.
     """
 
     name: str
@@ -41,6 +45,18 @@ class Source(ABC):
     live: bool = False
     skipped: int = 0
     truncated: bool = False
+    pose_form: Form | None = None
+    unposed: int = 0
+    about: str = ""
+    origin: float | None = None
+
+    def place(self, frame: Frame) -> int | None:
+        """The number of the frame just yielded if skipped ones count too; None where damage makes it unknown."""
+        return frame.index
+
+    def remarks(self) -> list[str]:
+        """What a person should know of how it went, each in one line."""
+        return []
 
     def _check(self, position: dict[str, Any]) -> None:
         """Refuse a position that another source gave."""

@@ -6,16 +6,18 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
+from tttstream.poses import Form
 from tttstream.sources.base import Source
+from tttstream.sources.posed import Asked
 
 try:
     import cv2
@@ -34,18 +36,30 @@ class Camera(Source):
     on_error: what happens where the camera is lost, that is, unplugged or silent for five seconds. "skip" ends the
     stream and sets `truncated`; "raise" raises SourceError. Frames are numbered as they are taken, `time_s` counts from
     the first one taken. `missed` is how many frames came and went unread.
+    pose: where the camera is: a callable that is called at each capture, in the camera's thread, with its time
+    (`time.monotonic()`) and gives a pose, or None where it is not known; or a `tttstream.poses.Feed`. A frame without a
+    pose counts in `unposed`; with "raise" it raises SourceError.
 
     Raises SourceError where there is no such camera or it gives no picture.
     """
 
     live = True
 
-    def __init__(self, device: int | str, *, loop: bool = False, on_error: str = "skip") -> None:
+    def __init__(
+        self,
+        device: int | str,
+        *,
+        loop: bool = False,
+        on_error: str = "skip",
+        pose: Callable[[float], ArrayLike | None] | None = None,
+    ) -> None:
         if isinstance(device, str) and (number := re.fullmatch(r"/dev/video(\d+)", os.path.realpath(device))):
             device = int(number[1])
         self.name = f"camera {device}" if isinstance(device, int) else os.path.basename(device)
         self._device, self._loop, self._strict = device, loop, on_error == "raise"
         self._is_file = isinstance(device, str)
+        self._asked = None if pose is None else Asked(pose, self.name, strict=self._strict)
+        self._pose, self.about = pose, str(getattr(pose, "text", ""))
         # OpenCV brings the process down at a negative number, and complains on stderr of a missing file.
         if device < 0 if isinstance(device, int) else not os.path.isfile(device):
             raise SourceError(
@@ -63,7 +77,7 @@ class Camera(Source):
         self._index, self._offset = 0, 0.0
         self._origin: float | None = None
         self._changed = threading.Condition()
-        self._newest: tuple[NDArray[np.uint8], float] | None = (np.asarray(first, np.uint8), time.monotonic())
+        self._newest: tuple[NDArray[np.uint8], float, Any] | None = self._captured(first)
         self._over = self._stop = False
         self._thread = threading.Thread(target=self._follow, name=f"tttstream {self.name}", daemon=True)
         self._thread.start()
@@ -82,16 +96,36 @@ class Camera(Source):
             if not ended:
                 self._lost()
             return None
-        image, moment = newest
+        image, moment, pose = newest
         if self._origin is None:
             self._origin = moment - self._offset
         self._index += 1
-        return Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self._index - 1, moment - self._origin)
+        frame = Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self._index - 1, moment - self._origin)
+        return frame if self._asked is None else self._asked.put(frame, pose)
 
     def _lost(self) -> None:
         self.truncated = True
         if self._strict:
             raise SourceError(f"{self.name} gives no more frames; see whether it is plugged in, and start again")
+
+    def _captured(self, image: Any) -> tuple[NDArray[np.uint8], float, Any]:
+        """A picture with the time of its capture, and what is said of the pose at that moment."""
+        moment = time.monotonic()
+        return np.asarray(image, np.uint8), moment, None if self._asked is None else self._asked.ask(moment)
+
+    @property
+    def pose_form(self) -> Form | None:  # type: ignore[override]
+        """What the poses are, None where that is unknown."""
+        return getattr(self._pose, "form", None)
+
+    @property
+    def unposed(self) -> int:  # type: ignore[override]
+        """Frames without a pose so far."""
+        return 0 if self._asked is None else self._asked.unposed
+
+    def remarks(self) -> list[str]:
+        """See Source."""
+        return [] if self._asked is None else self._asked.remarks()
 
     def _follow(self) -> None:
         """In a thread of its own: read every frame as it comes, keep the newest."""
@@ -114,9 +148,10 @@ class Camera(Source):
                     time.sleep(0.05)
                 continue
             failures = 0
+            captured = self._captured(image)
             with self._changed:
                 self.missed += self._newest is not None
-                self._newest = np.asarray(image, np.uint8), time.monotonic()
+                self._newest = captured
                 self._changed.notify_all()
         with self._changed:
             self._over = True

@@ -59,6 +59,10 @@ class ImageFolder(Source):
         if self._index == 0:
             raise SourceError(f"not one of the {len(self._paths)} images of {self.name} can be read")
 
+    def place(self, frame: Frame) -> int:
+        """See Source."""
+        return self._place - 1
+
     def position(self) -> dict[str, Any]:
         """The number of the next frame, and its place among the images."""
         return {"source": self.name, "index": self._index, "place": self._place, "skipped": self.skipped}

@@ -1,4 +1,4 @@
-"""Frames of a gymnasium environment that is played at random."""
+"""Frames of a gymnasium environment that is played at random or by a policy, with the pose of its agent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
+from tttstream.poses import Form, PoseMissing
 from tttstream.sources.base import Source
+from tttstream.sources.policy import Policy, found, fresh
+from tttstream.sources.probe import Probe
 
 try:
     import gymnasium
@@ -20,20 +23,41 @@ except ImportError as error:
     raise DependencyError("playing an environment needs gymnasium: pip install gymnasium") from error
 
 
+PATIENCE = 1000  # steps in a row without a pose, then the source is given up
+
+
 class Gym(Source):
-    """What an environment shows under random actions: one frame a step, and a new episode where one ends.
+    """What an environment shows under random actions or a policy: one frame a step, and a new episode where one ends.
 
     env_id: as gymnasium.make takes it, "CartPole-v1" or "module:ENV_ID"; it must render "rgb_array".
     seed: of the environment and of the actions; the same seed gives the same frames where the environment keeps to it.
     `episodes` counts those begun. time_s goes by the environment's own render_fps, 30 where it names none.
+    pose: the keys of the pose, as in `tttstream.sources.probe.Probe`. on_error: what happens to a frame without a pose:
+    "skip" passes over it, counted in `skipped` and `unposed` (its step takes time, but no number), "raise" raises
+    SourceError; a key that never was there raises it in any case.
+    policy: (observation, info, env) -> action, or its name "MODULE:CALLABLE". A class is made anew with the
+    environment; a function must give the same action for the same arguments, or positions cannot be found again.
 
     Raises SourceError where there is no such environment, it shows no pictures, or it fails; DependencyError where a
     package is missing that it needs, with the package's name.
     """
 
-    def __init__(self, env_id: str, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        seed: int = 0,
+        pose: str | None = None,
+        policy: str | Policy | None = None,
+        on_error: str = "skip",
+    ) -> None:
         self.name, self._id, self._seed = f"gym:{env_id}", env_id, seed
+        self._strict = on_error == "raise"
+        self._probe = None if pose is None else Probe(pose)
+        self._policy = None if policy is None else found(policy)
         self._env: gymnasium.Env[Any, Any] | None = None
+        self._seen: tuple[Any, Any] = None, None  # the last observation and info
+        self._first_missing = ""
         self._restart()
         self.fps = float(self._playing().metadata.get("render_fps") or 30)
 
@@ -49,8 +73,10 @@ class Gym(Source):
             warnings.simplefilter("ignore")  # of older versions, and of a render mode that is judged below
             env = self._env = self._guard(gymnasium.make, self._id, render_mode="rgb_array", disable_env_checker=True)
         env.action_space.seed(self._seed)
-        self._guard(env.reset, seed=self._seed)
-        self.episodes, self._index, self._ended = 1, 0, False
+        self._seen = self._guard(env.reset, seed=self._seed)
+        self._act = None if self._policy is None else fresh(self._policy)
+        self.episodes, self._index, self._steps, self._ended = 1, 0, 0, False
+        self.skipped = self.unposed = 0
         self._picture()
 
     def _guard(self, call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,35 +103,86 @@ class Gym(Source):
         return np.array(picture[..., :3])
 
     def _step(self) -> None:
-        """Take the random action that leads to the next frame."""
+        """Take the action that leads to the next frame."""
         env = self._playing()
         if self._ended:
-            self._guard(env.reset)
+            self._seen = self._guard(env.reset)
             self.episodes, self._ended = self.episodes + 1, False
             return
-        _, _, terminated, truncated, _ = self._guard(env.step, env.action_space.sample())
+        action = env.action_space.sample() if self._act is None else self._guard(self._act, *self._seen, env)
+        observation, _, terminated, truncated, info = self._guard(env.step, action)
+        self._seen = observation, info
         self._ended = bool(terminated or truncated)
 
     def __iter__(self) -> Iterator[Frame]:
+        without = 0
         while self._env is not None:
-            if self._index:
+            if self._steps:
                 self._step()
+            self._steps += 1
+            if (pose := self._pose()) is None and self._probe is not None:
+                self.skipped, self.unposed, without = self.skipped + 1, self.unposed + 1, without + 1
+                if without >= PATIENCE:
+                    raise SourceError(f"{self.name}: {without} steps in a row without a pose; {self.remarks()[0]}")
+                continue
+            without = 0
             self._index += 1
-            yield Frame(self._picture(), self._index - 1, (self._index - 1) / (self.fps or 30))
+            yield Frame(self._picture(), self._index - 1, (self._steps - 1) / (self.fps or 30), pose)
+
+    def _pose(self) -> NDArray[np.float64] | None:
+        """The pose of this step, None where it has none. Raises PoseMissing with "raise", or if none ever had one."""
+        if self._probe is None:
+            return None
+        try:
+            return self._probe(*self._seen, env=self._env)
+        except PoseMissing as missing:
+            # Many environments put into the info of a reset less than into that of a step.
+            if self._strict or (self._probe.form is None and self._steps > 1):
+                raise PoseMissing(f"{self.name}, step {self._steps - 1}: {missing}") from missing
+            self._first_missing = self._first_missing or f"step {self._steps - 1}: {missing}"
+            return None
+
+    @property
+    def pose_form(self) -> Form | None:  # type: ignore[override]
+        """What the poses are, None before the first."""
+        return None if self._probe is None else self._probe.form
+
+    def remarks(self) -> list[str]:
+        """See Source."""
+        why = self._first_missing or "between two games there is nothing to see"
+        return [f"{self.unposed} frames passed over without a pose, the first: {why}"] if self.unposed else []
 
     def position(self) -> dict[str, Any]:
         """The number of the next frame, which with the seed says everything."""
-        return {"source": self.name, "index": self._index, "seed": self._seed}
+        position = {"source": self.name, "index": self._index, "seed": self._seed}
+        more = {"steps": self._steps, "unposed": self.unposed, "policy": self._policy_name}
+        return position if self._probe is None and self._policy is None else position | more
+
+    @property
+    def _policy_name(self) -> str | None:
+        policy = self._policy
+        return (
+            None if policy is None else f"{policy.__module__}:{getattr(policy, '__qualname__', type(policy).__name__)}"
+        )
 
     def seek(self, position: dict[str, Any]) -> None:
         """Play from the start again, without showing it, up to the position."""
         self._check(position)
         if position["seed"] != self._seed:
             raise SourceError(f"{self.name}: the position is of seed {position['seed']}, this source has {self._seed}")
+        if position.get("policy") != self._policy_name:
+            raise SourceError(
+                f"{self.name}: the position is of the policy {position.get('policy')}, this source has "
+                f"{self._policy_name}"
+            )
+        steps = position.get("steps", position["index"])
+        if self._probe is None and steps != position["index"]:
+            raise SourceError(f"{self.name}: the position was taken with poses; go on with the same --pose")
         self._restart()
-        for _ in range(position["index"] - 1):
+        for _ in range(steps - 1):
             self._step()
-        self._index = position["index"]
+        self._index, self._steps = position["index"], steps
+        self.skipped = self.unposed = position.get("unposed", 0)
 
     def close(self) -> None:
         """Close the environment."""

@@ -32,6 +32,7 @@ HEADERS_WITH_DURATION = {"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"}
 NETWORK_TIMEOUT_S = 10.0
 HOLE_S = 1.0
 SLACK_S = 0.25
+EVEN = 8  # frames at one rate, after which a hole is not taken for a variable rate
 FAILURES = (av.error.FFmpegError, OSError, ValueError)  # FFmpeg's own are not all OSErrors
 
 
@@ -69,6 +70,7 @@ class Video(Source):
             raise SourceError(f"not one frame of {self.name} can be decoded; convert it, for example with ffmpeg")
         self._origin = self._pending[1]
         self._index, self._last = 0, self._pending
+        self._regular, self._hole = True, False
         return decoder
 
     def __iter__(self) -> Iterator[Frame]:
@@ -76,7 +78,30 @@ class Video(Source):
             image, stamp = picture
             time_s = float((stamp - self._origin) * self._decoder.tick)
             self._index += 1
+            self._judge(self._decoder)
             yield Frame(upright(image), self._index - 1, time_s)
+
+    def _judge(self, decoder: _Decoder) -> None:
+        """Whether the last frame stands where its number says.
+
+        Up to a damaged one all frames should, else the number of those after it is unknown. A file without a count of
+        its frames may have lost some where a regular rate has a hole, and nobody tells.
+        """
+        fits = self.skipped > 0 or self._by_time() == self._index - 1
+        self._hole |= self._regular and not fits and self._index > EVEN and not decoder.stream.frames
+        self._regular &= fits
+
+    def _by_time(self) -> int | None:
+        """The number of the last frame by its time, at a constant rate."""
+        if self._decoder is None or not self.fps:
+            return None
+        return round((float(self._last[1] * self._decoder.tick) - self._decoder.start) * self.fps)
+
+    def place(self, frame: Frame) -> int | None:
+        """See Source: after damage by its time, if the rate was constant before."""
+        if not self.skipped:
+            return None if self._hole else frame.index
+        return self._by_time() if self._regular else None
 
     def _next_picture(self) -> tuple[VideoFrame, int] | None:
         try:
@@ -93,7 +118,12 @@ class Video(Source):
         position: dict[str, Any] = {"source": self.name, "index": self._index}
         if self._index and self._decoder is not None:
             image, stamp = self._last
-            position |= {"stamp": stamp, "crc": _checksum(image), **self._decoder.history()}
+            position |= {
+                "stamp": stamp,
+                "crc": _checksum(image),
+                "even": [self._regular, self._hole],
+                **self._decoder.history(),
+            }
         return position
 
     def seek(self, position: dict[str, Any]) -> None:
@@ -112,6 +142,7 @@ class Video(Source):
                     f"{self.name} has changed: frame {index - 1} is not the one the position was taken at"
                 )
         self._index = index
+        self._regular, self._hole = position.get("even", (index == 0, False))
 
     def _jump(self, decoder: _Decoder, position: dict[str, Any]) -> bool:
         """Seek to the key frame before the position and decode up to it; False where that does not lead there."""

@@ -34,7 +34,7 @@ def open_source(
         a video file or URL (`tttstream.sources.video.Video`);
         an image or a folder of images (`folder.ImageFolder`);
         a camera, by number ("0" or 0) or as /dev/video0 (`camera.Camera`);
-        "gym:ENV_ID", a gymnasium environment under random actions (`gym.Gym`);
+        "gym:ENV_ID", a gymnasium environment under random actions or a policy (`gym.Gym`);
         "walk", an endless camera walk that needs no file (`walk.Walk`);
         "places", an endless camera that returns to what it saw, with its pose; no file either (`places.Places`).
         A file that is called "walk" or "0" is reached as "./walk".
@@ -58,7 +58,7 @@ def open_source(
     if text.startswith("gym:"):
         from tttstream.sources.gym import Gym
 
-        if poses is not None:
+        if (poses, pose_start, pose_tolerance) != (None, None, None):
             raise SourceError(f"{text} knows where it is: name its values with --pose KEY,KEY, without a file of poses")
         return Gym(text.removeprefix("gym:"), seed=seed, pose=pose, policy=policy, on_error=on_error)
     if poses is None and (pose, pose_start, pose_tolerance) != (None, None, None):

@@ -1,0 +1,96 @@
+"""`tttstream watch` with poses: in frames.jsonl, through a restart, and in one clear line where they are missing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tttstream.cli.main import main
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    (tmp_path / "poses.csv").write_text("x,yaw_deg\n" + "\n".join(f"{i / 3!r},{90 * i}" for i in range(12)))
+    return folder
+
+
+def watch(*words: object) -> int:
+    return main(["watch", *map(str, words), "--size", "32", "--no-overlay"])
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "latency_ms"} for row in found]
+
+
+def test_poses_of_a_folder(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    poses = tmp_path / "poses.csv"
+    assert watch(images, "--poses", poses, "--out", tmp_path / "whole") == 0
+    said = capsys.readouterr().err
+    assert "poses: poses.csv: csv, 12 rows one a frame: x, yaw_deg (in deg, as cosine and sine) (images has 12" in said
+    whole = rows(tmp_path / "whole")
+    turns = [[1, 0], [0, 1], [-1, 0], [0, -1]]
+    assert [row["pose"] for row in whole] == [[i / 3, *turns[i % 4]] for i in range(12)]
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["poses"]["numbers"] == ["x", "cos yaw_deg", "sin yaw_deg"]
+    assert summary["poses"]["missing"] == 0
+    state = tmp_path / "state"
+    assert watch(images, "--poses", poses, "--max-frames", 5, "--save-state", state, "--out", tmp_path / "a") == 0
+    assert watch(images, "--poses", poses, "--load-state", state, "--out", tmp_path / "b") == 0
+    assert rows(tmp_path / "a") + rows(tmp_path / "b") == whole
+
+
+def test_too_few(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    poses = tmp_path / "few.csv"
+    poses.write_text("x\n1\n2\nlost\n4\n")
+    assert watch(images, "--poses", poses, "--out", tmp_path / "out", "--on-error", "raise") == 2
+    assert "few.csv line 4: x is 'lost'" in capsys.readouterr().err
+    poses.write_text("x\n1\n2\n3\n4\n")
+    assert watch(images, "--poses", poses, "--out", tmp_path / "out", "--on-error", "raise") == 2
+    assert "frame 4: few.csv has no row 4 (after line 5, its last one)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert watch(images, "--poses", poses, "--out", tmp_path / "out") == 0
+    assert "8 frames passed over without a pose, the first: frame 4: few.csv has no row 4" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["frames"], summary["skipped"], summary["poses"]["missing"]) == (4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pose", "x"], "--poses FILE"),
+        (["--poses", "absent.csv"], "there is no file of poses absent.csv"),
+        (["--policy", "a:b"], "is none"),
+    ],
+)
+def test_in_one_line(
+    images: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert watch(images, *words, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not os.path.exists(tmp_path / "out")
+
+
+def test_one_file_is_of_one_source(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert watch(images, images, "--poses", "poses.csv") == 2
+    assert "--poses belongs to one source" in capsys.readouterr().err
+
+
+def test_an_environment(tmp_path: Path) -> None:
+    pytest.importorskip("minigrid")
+    words = ["gym:MiniGrid-Empty-6x6-v0", "--pose", "minigrid", "--max-frames", 6, "--out", tmp_path]
+    assert watch(*words) == 0
+    assert [len(row["pose"]) for row in rows(tmp_path)] == [4] * 6

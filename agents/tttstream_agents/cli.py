@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tttstream.cli.main import guarded
+from tttstream.cli.numbers import whole
 from tttstream_agents import __version__
 from tttstream_agents.config import Config, build, read
 from tttstream_agents.errors import TrainingError
@@ -50,16 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
         parser_of.add_argument("--seed", type=natural, default=1, help="of the episodes and of the draws (1)")
         parser_of.add_argument("--deterministic", action="store_true", help="take the likeliest action, draw none")
         episodes = 100 if name == "eval" else 3
-        parser_of.add_argument("--episodes", type=int, default=episodes, help=f"whole episodes to play ({episodes})")
+        parser_of.add_argument("--episodes", type=whole, default=episodes, help=f"whole episodes to play ({episodes})")
         parser_of.set_defaults(run=function)
         if name == "eval":
-            parser_of.add_argument("--n-envs", type=int, default=8, help="environments side by side (8)")
-            parser_of.add_argument("--max-steps", type=int, default=10_000, help="cut episodes off there (10000)")
+            parser_of.add_argument("--n-envs", type=whole, default=8, help="environments side by side (8)")
+            parser_of.add_argument("--max-steps", type=whole, default=10_000, help="cut episodes off there (10000)")
             parser_of.add_argument("--out", help="also write the result there, as JSON")
         else:
             parser_of.add_argument("--out", help="write this MP4; without it a window opens")
-            parser_of.add_argument("--max-steps", type=int, default=3000, help="stop after so many steps (3000)")
-            parser_of.add_argument("--size", type=int, default=480, help="width of the picture in pixels (480)")
+            parser_of.add_argument("--max-steps", type=whole, default=3000, help="stop after so many steps (3000)")
+            parser_of.add_argument("--size", type=whole, default=480, help="width of the picture in pixels (480)")
     return parser
 
 
@@ -72,7 +73,7 @@ def _add(group: Any, field: dataclasses.Field[Any]) -> None:
     if kind is bool:
         settings["action"] = argparse.BooleanOptionalAction
     else:
-        settings["type"] = _json if kind is dict else kind
+        settings["type"] = {dict: _json, int: whole}.get(kind, kind)
         settings["metavar"] = "JSON" if kind is dict else kind.__name__.upper()
         if field.metadata["choices"]:
             settings["choices"], settings["metavar"] = field.metadata["choices"], None
@@ -81,10 +82,13 @@ def _add(group: Any, field: dataclasses.Field[Any]) -> None:
 
 def natural(text: str) -> int:
     """A number from 0 that fits a seed."""
-    value = int(text)
+    value = whole(text)
     if not 0 <= value < 2**63:
         raise ValueError(text)
     return value
+
+
+natural.__name__ = whole.__name__
 
 
 def _json(text: str) -> dict[str, Any]:

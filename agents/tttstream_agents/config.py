@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tttstream.cli.numbers import whole
 from tttstream.presets import folder as shipped
 from tttstream_agents.errors import TrainingError
 
@@ -67,7 +68,7 @@ class Config:
         float("inf"), "stop early, with the policy that played them, once the last 100 episodes return this on average"
     )
     checkpoint_every: int = option(10, "updates between checkpoints")
-    device: str = option("cpu", "cpu, cuda or auto")
+    device: str = option("cpu", "cpu, cuda (cuda:1), mps or auto")
 
     def __post_init__(self) -> None:
         for name in ("steps", "dim", "depth", "heads", "n_envs", "rollout", "minibatch", "epochs", "checkpoint_every"):
@@ -108,6 +109,9 @@ def build(values: dict[str, Any], source: str) -> Config:
         kind = type(getattr(Config(), name))
         if name == "stop_return" and value is None:
             continue
+        if kind is int and isinstance(value, float | str):
+            with suppress(ValueError):
+                value = whole(str(value))  # YAML reads 1e6 as a word, and 1.0e+6 as no whole number
         if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
             with suppress(ValueError):
                 value = float(value)  # YAML reads 3e-4 as a word

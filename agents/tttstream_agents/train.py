@@ -60,8 +60,9 @@ def usable(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
-        raise TrainingError(f"device {device!r} cannot be used, take cpu, cuda or auto: {one_line(error)}") from error
+    except (RuntimeError, AssertionError, ImportError) as error:  # by what torch was built without
+        reason = one_line(error).split(". ")[0][:200]
+        raise TrainingError(f"device {device!r} cannot be used, take cpu, cuda or auto: {reason}") from error
     return device
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tttstream.errors import DependencyError
+from tttstream_agents import cli
 from tttstream_agents import config as configs
 from tttstream_agents.cli import main
+from tttstream_agents.envs import make
+from tttstream_agents.errors import TrainingError
 
 TINY = ["--n-envs=2", "--rollout=16", "--minibatch=16", "--dim=16", "--steps=64", "--no-tensorboard", "--quiet"]
 
@@ -85,6 +90,11 @@ def test_play_where_drawing_fails(tmp_path: Path, env: str) -> None:
         ("train --device abacus", "device 'abacus' cannot be used, take cpu, cuda or auto"),
         ("train --env NoSuch-v0", "error: there is no environment 'NoSuch-v0'"),
         ("train --env popgym-BattleshipEasy-v0 --dim 30 --heads 4", "multiple of heads"),
+        ("train --device mps", "device 'mps' cannot be used, take cpu, cuda or auto: NotImplementedError"),
+        ("train --device hpu", "device 'hpu' cannot be used"),
+        ("train --steps 1.5", "argument --steps: invalid whole number value: '1.5'"),
+        ("train --steps 1e999999999", "argument --steps: invalid whole number value"),
+        ("train --steps many", "argument --steps: invalid whole number value: 'many'"),
         ("train --device meta", "device 'meta' cannot be used"),
         ("train --seed 99999999999999999999999", "seed (below 2^63)"),
         ("train --minutes nan", "minutes must be 0 or more, got nan"),
@@ -104,6 +114,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert says in printed
     assert printed.startswith("tttstream-agents: error: ")
     assert printed.count("\n") == 1
+    assert len(printed) < 400
     assert not list(tmp_path.iterdir())
 
 
@@ -123,6 +134,33 @@ def test_other_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert main(words) == 2, words
         assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_whole_numbers_in_scientific_notation(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line, in a YAML file, for every option that counts."""
+    args = cli.build_parser().parse_args(["train", "--out=x", "--steps=1e6", "--seed", "2E+3", "--n-envs=16.0"])
+    assert (args.steps, args.seed, args.n_envs) == (1_000_000, 2000, 16)
+    file = tmp_path / "agent.yaml"
+    file.write_text("steps: 1e6\nrollout: 1.28e+2\nlr: 3e-4\n")
+    config = configs.build(configs.read(str(file)), "agent.yaml")
+    assert (config.steps, config.rollout, config.lr) == (1_000_000, 128, 3e-4)
+    assert isinstance(config.steps, int)
+    for text in ("steps: 1.5", "steps: 1e-6", "steps: true", "steps: .inf", "steps: 1e400"):
+        file.write_text(text)
+        with pytest.raises(TrainingError, match="steps must be a int"):
+            configs.build(configs.read(str(file)), "agent.yaml")
+    assert main(["eval", str(run), "--episodes", "1e0", "--max-steps", "0.5e1", "--n-envs", "1e0", "--seed=1e1"]) == 0
+    assert json.loads(capsys.readouterr().out)["length"] == 5
+
+
+def test_advice_names_what_brings_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, env, advice in (
+        ("ale_py", "ALE/Pong-v5", "pip install ale-py"),
+        ("minigrid", "MiniGrid-Empty-5x5-v0", r"pip install 'tttstream\[agents\]'"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(DependencyError, match=advice + "$"):
+            make(env)
 
 
 def test_shipped_presets_are_whole() -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from tttstream import __version__
+from tttstream.cli.numbers import plain
 
 # Each is a module of this package with `add_arguments(parser)` and `run(args) -> exit code`.
 COMMANDS = {
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if words and words[0] in TRAINING:
-        return int(import_module("tttstream.train.cli").main(words))
+        return int(import_module("tttstream.train.cli").main(plain(words)))
     args = build_parser(next((word for word in words if word in COMMANDS), None)).parse_args(words)
     return int(args.run(args))
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tttstream.cli.numbers import whole
 from tttstream.errors import OutputError, ShapeError, SourceError
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("sources", nargs="+", metavar="SOURCE", help="what to watch, see below")
     add("--model", metavar="DIR|NAME", default="base", help="a model by name or from its folder (default: base)")
     add("--out", metavar="DIR", type=Path, help="where the results are written")
-    add("--max-frames", metavar="N", type=int, help="end each source after N frames")
+    add("--max-frames", metavar="N", type=whole, help="end each source after N frames")
     add("--first-mask", metavar="FILE", type=Path, help="an image of the objects to follow (models of masks)")
     add(
         "--size",
         metavar="PX",
-        type=int,
+        type=whole,
         help="side of the square that the model sees (masks: short side); default: what it was trained at, or that of "
         "--load-state",
     )
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", default="auto", choices=("auto", "reference", "triton"), help="of the memory (default: auto)")
     add("--no-overlay", action="store_true", help="do not write overlay.mp4")
     add("--show", action="store_true", help="show the overlay in a window while it runs")
-    add("--seed", metavar="N", type=int, default=0, help="of walk, random actions and untrained weights (default: 0)")
+    add("--seed", metavar="N", type=whole, default=0, help="of walk, random actions and untrained weights (default: 0)")
 
 
 def check(args: argparse.Namespace) -> None:

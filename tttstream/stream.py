@@ -39,8 +39,8 @@ def choose_device(name: str) -> torch.device:
         raise ShapeError(f"device {name!r} is not here: PyTorch finds no CUDA GPU; use --device cpu")
     try:
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+    except (RuntimeError, AssertionError, ImportError) as error:  # by what PyTorch was built without
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise ShapeError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from error
     return device
 

@@ -110,13 +110,22 @@ def watch(
         result = Result(step, step / fps, surprise, before, learned, took, NOTHING, NOTHING[0])
         total += float(taken.reward[0])
         over = bool(taken.terminated[0] | taken.truncated[0])
-        note = f"return {total:+.2f}" + ("" if surprised else ", a memory without surprise")
+        note = f"return {total:+.2f}{remark(before, after) if surprised else ', a memory without surprise'}"
         speed = 1e3 / took if live else None
         seen = headed(image[..., :3], width)
         if over:
             normaliser.restart()
         yield overlay.draw(seen, result, event=over, fps=speed, state_bytes=state_bytes, note=note), over
         step, total = step + 1, 0.0 if over else total
+
+
+def remark(before: float, after: float) -> str:
+    """What a note adds where a step learned exactly nothing (loss before and after it).
+
+    Training chooses how far the weights move at each place of a mini-batch, and that may be 0: the step is then
+    answered with the weights of the mini-batch's beginning, and counts from the next place on.
+    """
+    return ", trained to wait here" if 0 < before == after else ""
 
 
 def headed(image: Picture, width: int) -> Picture:

@@ -10,18 +10,18 @@ Letters: S sequences, T steps, D width, n numbers of a packed state.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from tttstream.errors import DependencyError, ShapeError
+from tttstream.errors import DependencyError, ShapeError, StateError
 from tttstream.state import pack, unpack
 from tttstream_agents import heads as action_heads
 from tttstream_agents.encoder import Encoder
-from tttstream_agents.errors import SpaceError
+from tttstream_agents.errors import ObservationError, SpaceError
 from tttstream_agents.trunk import PolicyState, Trunk
 
 try:
@@ -48,6 +48,12 @@ DEFAULTS: dict[str, Any] = {
     "memory": "ttt_linear", "dim": 64, "depth": 1, "heads": 2, "positions": True, "previous_action": True,
     "options": None,
 }  # fmt: skip
+UNUSED: dict[str, Any] = {
+    field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    for field in dataclasses.fields(DefaultModelConfig)
+    if field.name not in ("max_seq_len", "vf_share_layers")  # RLlib adds the second itself
+}
+"""RLlib's own words for a model, which say nothing to this one, with the values that it gives them unasked."""
 
 
 class Policy(nn.Module):
@@ -71,11 +77,25 @@ class Policy(nn.Module):
         """Features [S, T, D] and the state after. Sequences begin where episodes do, so no step inside is a start."""
         parts = self.encoder.tensors(batch[Columns.OBS], leading=2, check=acting)
         x = self.encoder(parts).transpose(0, 1)
-        state = unpack(cast(Tensor, batch[Columns.STATE_IN]["memory"]), self._fresh)
+        state = unpack(self._state_in(batch, len(x[0])), self._fresh)
         starts = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         actions = None if acting else batch[Columns.ACTIONS].transpose(0, 1)
         features, state = self.trunk.remember(x, state, starts, actions=actions)
         return features.transpose(0, 1), state
+
+    def _state_in(self, batch: dict[str, Any], rows: int) -> Tensor:
+        """The packed states [S, n] of a batch; raises StateError where they are missing or of other sequences."""
+        given = batch.get(Columns.STATE_IN)
+        flat = given.get("memory") if isinstance(given, dict) else None
+        shape = [rows, pack(self._fresh).shape[1]]
+        if flat is None:
+            raise StateError(
+                f"there is no {Columns.STATE_IN!r} with 'memory' in the batch: give {{'memory': a tensor {shape}}}, at "
+                "first module.get_initial_state() for each row, then what came as 'state_out'"
+            )
+        if list(flat.shape) != shape:
+            raise StateError(f"{Columns.STATE_IN!r}: expected 'memory' of shape {shape}, got {list(flat.shape)}")
+        return torch.as_tensor(flat)
 
     def inputs(self, features: Tensor) -> Tensor:
         """What RLlib's distribution of actions is made of."""
@@ -108,6 +128,12 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
         if unknown:
             known = ", ".join([*DEFAULTS, "max_seq_len"])
             raise ShapeError(f"model_config: unknown {', '.join(unknown)}; known are {known}")
+        foreign = sorted(name for name, value in given.items() if name in rllibs and value != UNUSED.get(name, value))
+        if foreign:
+            raise ShapeError(
+                f"model_config: {', '.join(foreign)} would change nothing here: say memory (an LSTM: memory='lstm'), "
+                "dim, depth and heads"
+            )
         chosen = {**DEFAULTS, **{name: value for name, value in given.items() if name in DEFAULTS}}
         space = self.action_space
         if isinstance(space, spaces.Box):
@@ -158,6 +184,10 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
         }  # fmt: skip
 
     def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        for name in (Columns.REWARDS, Columns.ADVANTAGES, Columns.VALUE_TARGETS):
+            if name in batch and not bool(torch.as_tensor(batch[name]).isfinite().all()):
+                row = int((~torch.as_tensor(batch[name]).isfinite()).nonzero()[0, 0])
+                raise ObservationError(f"{name!r} of sequence {row} hold NaN or infinity: look at the rewards")
         features, _state = self.policy.remember(batch)
         return {Columns.ACTION_DIST_INPUTS: self.policy.inputs(features), Columns.EMBEDDINGS: features}
 

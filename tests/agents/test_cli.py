@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tttstream.errors import DependencyError
 from tttstream_agents import cli
@@ -15,6 +16,8 @@ from tttstream_agents import config as configs
 from tttstream_agents.cli import main
 from tttstream_agents.envs import make
 from tttstream_agents.errors import TrainingError
+from tttstream_agents.play import remark
+from tttstream_agents.train import load_policy
 
 TINY = ["--n-envs=2", "--rollout=16", "--minibatch=16", "--dim=16", "--steps=64", "--no-tensorboard", "--quiet"]
 
@@ -134,6 +137,24 @@ def test_other_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert main(words) == 2, words
         assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_step_that_training_made_wait_is_said_so(run: Path) -> None:
+    """Where the scale of a place in the mini-batch is 0, nothing is learned at once, and all of it one step later."""
+    env = make("CartPole-v1")
+    policy = load_policy(run, env)
+    with torch.no_grad():
+        policy.memories[0].scale[1] = -9.0  # type: ignore[index]
+    state, obs, found = policy.initial_state(1), env.reset(seed=0)[0], []
+    for step in range(3):
+        before, after = policy.surprise(obs[None], state, [step == 0])
+        found.append((float(before), float(after)))
+        state = policy.act(obs[None], state, [step == 0])[3]
+        obs = env.step(step % 2)[0]
+    assert [remark(*losses) for losses in found] == ["", ", trained to wait here", ""]
+    assert found[1][0] == found[1][1] > 0
+    assert found[2][1] < found[2][0]
+    assert remark(0.0, 0.0) == ""
 
 
 def test_whole_numbers_in_scientific_notation(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

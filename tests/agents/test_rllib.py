@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ShapeError, StateError
 from tttstream_agents.errors import ObservationError, SpaceError
 
 with warnings.catch_warnings():
@@ -23,6 +24,7 @@ with warnings.catch_warnings():
     from ray.rllib.algorithms.appo import APPOConfig
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.rllib.core.columns import Columns
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
     from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
     from ray.tune.registry import register_env
 
@@ -96,7 +98,30 @@ def test_wrong_choices_are_named() -> None:
         build(BOX, ACTIONS[0], memory="attention")
     with pytest.raises(SpaceError, match="from 0"):
         build(BOX, spaces.Discrete(3, start=1))
+    for wrong in ({"use_lstm": True}, {"fcnet_hiddens": [64]}, {"lstm_cell_size": 8, "memory": "lstm"}):
+        with pytest.raises(ShapeError, match=f"{next(iter(wrong))} would change nothing here: say memory"):
+            build(BOX, ACTIONS[0], **wrong)
+    build(BOX, ACTIONS[0], **dataclasses.asdict(DefaultModelConfig(max_seq_len=7)))
+    with pytest.raises(ShapeError, match="dim must be a whole number"):
+        build(BOX, ACTIONS[0], dim="64")
     module = build(BOX, ACTIONS[0])
+    size = len(module.get_initial_state()["memory"])
+    obs = torch.zeros(2, 1, 3)
+    for state_in in ({}, {Columns.STATE_IN: {}}, {Columns.STATE_IN: None}):
+        for forward in (module.forward_exploration, module.forward_inference):
+            with pytest.raises(StateError, match=r"no 'state_in' with 'memory' in the batch.*get_initial_state"):
+                forward({Columns.OBS: obs, **state_in})
+    with pytest.raises(StateError, match=rf"shape \[2, {size}\], got \[3, {size}\]"):
+        module.forward_inference({Columns.OBS: obs, Columns.STATE_IN: {"memory": torch.zeros(3, size)}})
+    with pytest.raises(StateError, match=rf"shape \[2, {size}\], got \[2, 5\]"):
+        module.forward_train({
+            Columns.OBS: obs, Columns.STATE_IN: {"memory": torch.zeros(2, 5)}, Columns.ACTIONS: torch.zeros(2, 1).long()
+        })  # fmt: skip
+    with pytest.raises(ObservationError, match="'rewards' of sequence 1 hold NaN"):
+        module.forward_train({
+            Columns.OBS: obs, Columns.STATE_IN: {"memory": torch.zeros(2, size)},
+            Columns.ACTIONS: torch.zeros(2, 1).long(), Columns.REWARDS: torch.tensor([[0.0], [torch.nan]]),
+        })  # fmt: skip
     state = {"memory": torch.as_tensor(module.get_initial_state()["memory"])[None]}
     with pytest.raises(ObservationError, match="NaN or infinity"):
         module.forward_exploration({Columns.OBS: torch.full((1, 1, 3), torch.nan), Columns.STATE_IN: state})

@@ -223,6 +223,65 @@ def measure(name: str, rate: float, seed: int, steps: int, tokens: int) -> dict[
     return record
 
 
+def report(records: list[dict[str, Any]], out: Path) -> None:
+    """Write the table, and draw the errors by age and world by world, of the runs at the best rate of each memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = ["# Endless revisit", "", __doc__.split("\n\n")[2].replace("\n", " "), ""]
+    lines += ["Means over seeds at the rate with the least training loss; (n): under 500 visits in every seed.", ""]
+    head = ["memory", "seeds", "rate", "parameters", "state", "ms a token", "places", *(f"age ≥ {age}" for age in AGES)]
+    lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name in MEMORIES:
+        mine = [r for r in records if r["memory"] == name]
+        if not mine:
+            continue
+        rate = min((r for r in mine if r["seed"] == 0), key=lambda r: r["losses"][-1])["rate"]
+        runs = [r for r in mine if r["rate"] == rate]
+        state = f"{runs[0]['state_bytes'] / 1e3:.0f} kB" if runs[0]["state_bytes"] else "grows"
+        for places in runs[0]["places"]:
+            cells = []
+            for age in map(str, AGES):
+                found = [r["places"][places]["age"][age] for r in runs]
+                values = [value for value, _ in found if value is not None]
+                mark = "" if max(count for _, count in found) >= 500 else f" ({max(count for _, count in found)})"
+                cells.append(f"{np.mean(values):.3f}{mark}" if values else "")
+            took = np.mean([r["places"][places]["ms_per_token"] for r in runs])
+            about = [name, len(runs), f"{rate:g}", runs[0]["parameters"], state, f"{took:.3f}", places]
+            lines.append("| " + " | ".join(map(str, [*about, *cells])) + " |")
+        ages = [a for a in AGES if runs[0]["places"]["144"]["age"][str(a)][0] is not None]
+        error = [np.mean([r["places"]["144"]["age"][str(a)][0] for r in runs]) for a in ages]
+        left.plot(ages, error, marker="o", markersize=3, label=name)
+        if "youth" in runs[0]:
+            worlds = np.mean([r["youth"] for r in runs], 0)
+            right.plot(np.arange(1, len(worlds) + 1), worlds, label=name)
+            first, last = worlds[:8].mean(), worlds[-8:].mean()
+            note = (
+                f"{name}: another world every {EXCHANGED} tokens, {len(worlds)} times: error {first:.3f} in the first"
+            )
+            lines.insert(4, f"{note} eight worlds, {last:.3f} in the last eight.\n")
+    left.set(
+        xscale="log", xlabel="tokens since the place was last seen", ylabel="error (1: the mean code)", ylim=(0, 1.4)
+    )
+    left.set_title("144 places")
+    right.set(xlabel="world", ylim=(0, None))
+    right.set_title(f"another world every {EXCHANGED} tokens")
+    left.legend(fontsize=8)
+    figure.savefig(out.with_suffix(".png"), dpi=110)
+    plt.close(figure)
+    steps, tokens, date = (sorted({r[key] for r in records})[-1] for key in ("steps", "tokens", "date"))
+    lines += [
+        "",
+        f"Training: {steps} steps of 8 × 512 tokens; streams of {tokens} tokens; one thread of a CPU; {date}.",
+    ]
+    lines += ["", "Made by `python demos/revisit.py`, which goes on with the runs that are missing."]
+    with TextFile(out.with_suffix(".md")) as file:
+        file.write("\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no further run after so many")
@@ -244,6 +303,8 @@ def main() -> None:
         records = json.loads(args.out.read_text()) if args.out.exists() else []  # another process may have added to it
         with TextFile(args.out) as file:
             file.write(json.dumps([*records, record], indent=1) + "\n")
+    if args.out.exists():
+        report(json.loads(args.out.read_text()), args.out)
 
 
 def following(

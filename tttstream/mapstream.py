@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tttstream import state as states
-from tttstream.errors import FrameError
+from tttstream.errors import FrameError, ShapeError, StateError
 from tttstream.frames import Frame, Result
 from tttstream.map import MapModel, MapOutput
 from tttstream.map.poses import NUMBERS
@@ -34,6 +34,27 @@ class MapState(State, NamedTuple("_MapFields", [("memory", Any), ("recent", Any)
     __slots__ = ()
 
 
+class Extent(NamedTuple):
+    """How far a stream came in one world: two corners (x, y) of the box around its views, in sides of a view, and the
+    number of the world."""
+
+    low: tuple[float, float]
+    high: tuple[float, float]
+    world: float
+
+    def around(self, pose: NDArray[np.float64]) -> Extent:
+        """The box that holds the view from a pose [5] too; a new one where the pose is in another world."""
+        x, y, reach, world = float(pose[0]), float(pose[1]), 0.5 * math.exp(pose[2]), float(pose[4])
+        low, high = (x - reach, y - reach), (x + reach, y + reach)
+        if world == self.world:
+            low = min(low[0], self.low[0]), min(low[1], self.low[1])
+            high = max(high[0], self.high[0]), max(high[1], self.high[1])
+        return Extent(low, high, world)
+
+
+NOWHERE = Extent((0.0, 0.0), (0.0, 0.0), math.nan)
+
+
 class Imagined(NamedTuple):
     """A picture [S, S, 3] uint8 that memory draws of a pose, and how familiar every patch of it is [n, n], 0..1."""
 
@@ -44,9 +65,10 @@ class Imagined(NamedTuple):
 class MapStream(Session):
     """A map that learns one stream.
 
-    model: a MapModel. device, backend, learn: as for `tttstream.Stream`. A frame's pose is 2 to 5 numbers: x and y of
-    the middle of the view in sides of a view, and perhaps log zoom, roll in radians, and the number of the world.
-    Without a pose the camera is taken to stand still, in a world of its own.
+    model: a MapModel. device, backend, learn: as for `tttstream.Stream`. view: the side of a view at zoom 1, in the
+    units of x and y (metres, say). A frame's pose is 2 to 5 numbers: x and y of the middle of the view, and perhaps log
+    zoom, roll in radians, and the number of the world. Without a pose the camera is taken to stand still, in a world of
+    its own. extent: how far the stream came in its present world.
 
     >>> stream = MapStream(tttstream.models.load("map"))
     >>> for frame in tttstream.open_source("places"):
@@ -56,16 +78,33 @@ class MapStream(Session):
 
     model: MapModel
 
-    def __init__(self, model: MapModel, *, device: str = "auto", backend: str = "auto", learn: bool = True) -> None:
+    def __init__(
+        self, model: MapModel, *, view: float = 1.0, device: str = "auto", backend: str = "auto", learn: bool = True
+    ) -> None:
+        if not (math.isfinite(view) and view > 0):
+            raise ShapeError(f"map: the side of a view is {view} units of the poses: expected a number above 0")
+        self.view = view
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
         place(layers, backend, choose_device(device))
         super().__init__(model, device, learn=learn)
+
+    def reset(self) -> None:
+        """See Session."""
+        super().reset()
+        self.extent = NOWHERE
+
+    def _more(self) -> dict[str, Any]:
+        return {"view": self.view, "extent": None if math.isnan(self.extent.world) else self.extent}
 
     def _fresh(self) -> MapState:
         return MapState(*(self.model.init_state(1) for _ in MapState._fields))
 
     def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> MapState:
-        return states.load(path, self._fresh())
+        state = states.load(path, self._fresh())
+        self.view = float(meta["view"])  # what was learned has its scale
+        extent = meta["extent"]
+        self.extent = NOWHERE if extent is None else Extent(tuple(extent[0]), tuple(extent[1]), extent[2])
+        return state
 
     def push(self, frame: Frame | NDArray[np.generic]) -> Result:
         """Say what memory expected of one frame, compare, and learn the frame.
@@ -101,6 +140,7 @@ class MapStream(Session):
                 after = (output.codes[0, 0] - seen).square().mean()
                 learned = 1.0 - float(after / before.mean())
         self.frames += 1
+        self.extent = self.extent.around(pose[0, 0].cpu().numpy())
         return Result(
             index=frame.index,
             time_s=frame.time_s,
@@ -127,10 +167,15 @@ class MapStream(Session):
         grid = [part[0].unflatten(0, (2 * self.model.config.side - 1, -1)) for part in said]
         return MapOutput(*(part[::2, ::2].flatten(0, 1) for part in grid)), self._drawn(grid[0])
 
-    def world(self, low: tuple[float, float], high: tuple[float, float], number: float = 0.0) -> Imagined:
-        """The world as memory has it, from one corner (x, y) to the opposite one, in sides of a view: a picture of
-        config.size pixels a view [H, W, 3], and how familiar its half patches are. Memory is asked for patches that
-        overlap by half, which are blended."""
+    def world(self, extent: Extent | None = None) -> Imagined:
+        """The world as memory has it, as far as the stream came unless told otherwise: a picture of config.size pixels
+        a view [H, W, 3], and how familiar its patches are, which overlap by half and are blended. Nothing is learned.
+
+        Raises StateError where the stream has seen nothing yet.
+        """
+        low, high, number = self.extent if extent is None else extent
+        if math.isnan(number):
+            raise StateError("a map that has seen no frame has no world to draw: push frames, or load a state")
         config = self.model.config
         step = config.patch // 2
         counts = [max(1, round((b - a) * config.size / step) - 1) for a, b in zip(low, high, strict=True)]
@@ -150,7 +195,9 @@ class MapStream(Session):
             raise FrameError(
                 f"{what}: a map takes a pose of 2 to {NUMBERS} finite numbers (x, y, log zoom, roll, world), got {pose}"
             )
-        return torch.from_numpy(np.pad(numbers, (0, NUMBERS - len(numbers)))).to(self.device)[None, None]
+        numbers = np.pad(numbers, (0, NUMBERS - len(numbers)))
+        numbers[:2] /= self.view
+        return torch.from_numpy(numbers).to(self.device)[None, None]
 
     def _drawn(self, codes: Tensor) -> NDArray[np.uint8]:
         """Codes [rows, columns, C] of patches that overlap by half, as a picture."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from tttstream import MapStream
-from tttstream.errors import CheckpointError, FrameError
+from tttstream.errors import CheckpointError, FrameError, ShapeError, StateError
 from tttstream.frames import Frame
+from tttstream.mapstream import Extent
 from tttstream.sources import open_source
 from tttstream.sources.places import Places
 
@@ -40,6 +42,23 @@ def test_without_a_pose_a_still_camera_is_a_place_of_its_own(fresh: Fresh) -> No
     assert a == b
 
 
+def test_extent(fresh: Fresh) -> None:
+    stream, image = fresh(), np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(StateError, match="has seen no frame"):
+        stream.world()
+    for pose in ([1.0, 1.0], [2.0, 0.5], [1.0, 1.0, math.log(3.0)]):
+        stream.push(Frame(image, pose=np.array(pose)))
+    np.testing.assert_allclose((*stream.extent.low, *stream.extent.high), (-0.5, -0.5, 2.5, 2.5))
+    assert stream.world().picture.shape == (96, 96, 3)
+    stream.push(Frame(image, pose=np.array([5.0, 5.0, 0, 0, 1])))
+    assert stream.extent == Extent((4.5, 4.5), (5.5, 5.5), 1.0)
+    metres = MapStream(stream.model, view=20.0)
+    metres.push(Frame(image, pose=np.array([40.0, 10.0])))
+    assert metres.extent == Extent((1.5, 0.0), (2.5, 1.0), 0.0)
+    with pytest.raises(ShapeError, match="the side of a view is 0"):
+        MapStream(stream.model, view=0)
+
+
 @pytest.mark.parametrize("pose", [np.zeros(1), np.zeros(6)])
 def test_other_poses_are_refused_and_change_nothing(fresh: Fresh, pose: np.ndarray) -> None:
     stream, image = fresh(), np.zeros((32, 32, 3), np.uint8)
@@ -61,21 +80,20 @@ def test_imagine_and_world_learn_nothing(fresh: Fresh) -> None:
     picture, familiar = stream.imagine((1.5, 1.5))
     assert picture.shape == (32, 32, 3)
     assert familiar.shape == (4, 4)
-    world, known = stream.world((0.0, 0.0), (2.0, 1.0))
+    world, known = stream.world(Extent((0.0, 0.0), (2.0, 1.0), 0.0))
     assert world.shape == (32, 64, 3)
     assert known.shape == (7, 15)
     assert all(torch.equal(a, b) for a, b in zip(before, stream.state.tensors(), strict=True))
 
 
 def test_the_world_is_made_of_what_imagine_gives(fresh: Fresh) -> None:
-    """In the middle of a patch that no other overlaps with more weight, both draw the same."""
+    """A world as large as a view is that view."""
     stream = fresh()
     for frame in itertools.islice(Places(size=64), 5):
         stream.push(frame)
     picture = stream.imagine((0.5, 0.5)).picture.astype(int)
-    world = stream.world((0.0, 0.0), (1.0, 1.0)).picture.astype(int)
-    assert np.abs(picture[3:5, 3:5] - world[3:5, 3:5]).max() <= 40  # a quarter of the weight is of the neighbours
-    assert np.abs(picture - world).mean() < 20
+    world = stream.world(Extent((0.0, 0.0), (1.0, 1.0), 0.0)).picture.astype(int)
+    np.testing.assert_allclose(picture, world, atol=1)
 
 
 def test_it_does_not_learn_when_told_not_to(fresh: Fresh) -> None:

@@ -14,6 +14,7 @@ from tttstream.cli.numbers import plain
 # Each is a module of this package with `add_arguments(parser)` and `run(args) -> exit code`.
 COMMANDS = {
     "watch": "learn online from a video, a camera or the embedded walk, and show what surprises",
+    "imagine": "draw what a saved map remembers",
     "fit": "train a model on streams of video (Lightning's command line)",
     "validate": "measure a trained model on the validation videos",
     "test": "measure a trained model on the test videos",

@@ -178,6 +178,10 @@ class Track:
         late = time_s - self.tolerance if self.clock == "time" else -np.inf if place is None else place
         return bool(late + self._start > self._at[-1])
 
+    def poses(self) -> list[Floats]:
+        """The pose [P] of every row that can be used, in the order of the clock."""
+        return [self.form.encode(raw) for raw in self._raw]
+
     def _timed(self, moment: float) -> Floats:
         late = bisect.bisect_left(self._at, moment)
         early = max(late - 1, 0)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.frames import Result
-from tttstream.mapstream import MapStream
+from tttstream.mapstream import Extent, MapStream
 from tttstream.views.overlay import ALERT, BACKGROUND, MUTED, TEXT, Overlay, Picture, fit, size_text
 
 PANE, GAP, TITLE = 288, 12, 26  # pixels
@@ -31,6 +31,12 @@ class Mark(NamedTuple):
     frame: int
 
 
+def dimmed(picture: Picture, familiar: NDArray[np.float32]) -> Picture:
+    """A picture of a world [H, W, 3], dark where it is not familiar [h, w]."""
+    known = cv2.resize(familiar, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
+    return (picture * known + np.array(BACKGROUND, np.float32) * (1 - known)).astype(np.uint8)
+
+
 class WorldOverlay(Overlay):
     """Draws three panes above the numbers and the curve: the frame with changed places outlined, the picture that
     memory foretold, and the world as memory has it, asked anew every few frames, with the path of the camera on it.
@@ -43,10 +49,8 @@ class WorldOverlay(Overlay):
         self._stream = stream
         self._path: deque[tuple[float, float]] = deque(maxlen=PATH)
         self._marks: deque[Mark] = deque(maxlen=64)
-        self._number = math.nan
-        self._low, self._high = np.zeros(2), np.zeros(2)
         self._world: Picture | None = None
-        self._drawn = (self._low, self._high)
+        self._drawn = stream.extent
 
     def _tall(self, frame: Picture) -> int:
         return TITLE + PANE + GAP
@@ -55,6 +59,7 @@ class WorldOverlay(Overlay):
         self, area: Picture, frame: Picture, result: Result, note: str, pose: NDArray[np.float64] | None
     ) -> None:
         at = np.zeros(5) if pose is None else np.pad(pose, (0, 5 - len(pose)))
+        at[:2] /= self._stream.view
         self._follow(at, result)
         cv2.rectangle(area, (0, 0), (area.shape[1], area.shape[0]), BACKGROUND, cv2.FILLED)
         panes = [area[TITLE : TITLE + PANE, GAP + i * (PANE + GAP) :][:, :PANE] for i in range(3)]
@@ -84,14 +89,11 @@ class WorldOverlay(Overlay):
 
     def _follow(self, at: NDArray[np.float64], result: Result) -> None:
         """Take in where the camera is, and what changed there."""
-        if at[4] != self._number:  # another world
-            self._number, self._world = float(at[4]), None
+        if at[4] != self._drawn.world:  # another world
+            self._world = None
             self._path.clear()
             self._marks.clear()
-            self._low, self._high = at[:2] - 0.5, at[:2] + 0.5
         self._path.append((float(at[0]), float(at[1])))
-        reach = 0.5 * math.exp(at[2])
-        self._low, self._high = np.minimum(self._low, at[:2] - reach), np.maximum(self._high, at[:2] + reach)
         changed = self._changed(result)
         if changed.any():
             side = len(changed)
@@ -107,16 +109,16 @@ class WorldOverlay(Overlay):
 
     def _draw_world(self, area: Picture, at: NDArray[np.float64]) -> None:
         if self._world is None or self._seen % EVERY == 0:
-            low, high = np.floor(self._low * 4) / 4, np.ceil(self._high * 4) / 4
-            picture, familiar = self._stream.world(tuple(low), tuple(high), self._number)
-            known = cv2.resize(familiar, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
-            shown = picture * known + np.array(BACKGROUND, np.float32) * (1 - known)
-            scale = PANE / max(picture.shape[:2])
-            size = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
-            self._world = np.asarray(cv2.resize(shown.astype(np.uint8), size, interpolation=cv2.INTER_CUBIC), np.uint8)
-            self._drawn = low, high
+            (x0, y0), (x1, y1), number = self._stream.extent
+            self._drawn = Extent(  # the picture jumps less often than the box grows
+                (math.floor(x0 * 4) / 4, math.floor(y0 * 4) / 4), (math.ceil(x1 * 4) / 4, math.ceil(y1 * 4) / 4), number
+            )
+            shown = dimmed(*self._stream.world(self._drawn))
+            scale = PANE / max(shown.shape[:2])
+            size = round(shown.shape[1] * scale), round(shown.shape[0] * scale)
+            self._world = np.asarray(cv2.resize(shown, size, interpolation=cv2.INTER_CUBIC), np.uint8)
         world = self._world.copy()
-        low, high = self._drawn
+        low, high = np.array(self._drawn.low), self._drawn.high
         scale = world.shape[1] / (high[0] - low[0])
 
         def pixel(x: NDArray[np.float64]) -> NDArray[np.int32]:

@@ -1,0 +1,158 @@
+"""Change out of sight: does the map notice, at the next visit, what was exchanged, vanished, appeared or moved?
+
+    python demos/changes.py --frames 6000 --seeds 3
+
+On `places`, whose worlds show photographs that the shipped map was not trained on. Beside the map: the difference to
+the frame before, OpenCV's MOG2, and a dictionary that keeps the last view of every place and grows with the world.
+Every change gets the highest score of the second in which it comes into view, every second without a change its own.
+Noise on the poses, drift of the odometry and poses that come late: --noise, --drift (in sides of a view) and --late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tttstream import MapStream, models
+from tttstream.detection import Baselines, auroc
+from tttstream.frames import Frame
+from tttstream.mapstream import LAG
+from tttstream.outputs import TextFile
+from tttstream.sources.places import Places
+
+SECOND = 30
+SCORES = ("map", "dictionary", "frame_difference", "mog2")
+KINDS = ("exchanged", "vanished", "appeared", "moved")
+CELL = 0.125  # sides of a view: the dictionary keeps one view for each such cell of the world
+
+
+class Dictionary:
+    """Keeps the last view of every cell, and compares a frame with the nearest view that is old enough."""
+
+    def __init__(self) -> None:
+        self._views: dict[tuple[int, ...], tuple[int, NDArray[np.float64], NDArray[np.float32]]] = {}
+        self._waiting: list[tuple[int, NDArray[np.float64], NDArray[np.float32]]] = []
+
+    def score(self, frame: Frame, pose: NDArray[np.float64]) -> float:
+        """The mean squared difference where the two views overlap; 0 where there is none to compare with."""
+        image = cv2.resize(frame.image, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        self._waiting.append((frame.index, pose, image))
+        while self._waiting[0][0] <= frame.index - LAG:
+            view = self._waiting.pop(0)
+            self._views[self._cell(view[1])] = view
+        x, y, world = self._cell(pose)
+        near = [self._views.get((x + i, y + j, world)) for i in range(-4, 5) for j in range(-4, 5)]
+        found = min((v for v in near if v is not None), key=lambda v: np.abs(v[1] - pose).sum(), default=None)
+        if found is None:
+            return 0.0
+        here, there = (matrix(p) for p in (pose, found[1]))
+        to = np.linalg.inv(there) @ here
+        pixels = np.array([[64, 0, 31.5], [0, 64, 31.5], [0, 0, 1]])
+        warp = pixels @ to @ np.linalg.inv(pixels)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        seen = cv2.warpPerspective(np.dstack([found[2], np.ones((64, 64), np.float32)]), warp, (64, 64), flags=flags)
+        inside = seen[..., 3] > 0.999
+        return float(np.square(seen[..., :3] - image)[inside].mean()) if inside.any() else 0.0
+
+    @staticmethod
+    def _cell(pose: NDArray[np.float64]) -> tuple[int, ...]:
+        return round(pose[0] / CELL), round(pose[1] / CELL), int(pose[4])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the views that are kept."""
+        return sum(view[2].nbytes // 4 for view in self._views.values())  # as bytes, not as floats
+
+
+def matrix(pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From a place in the view to one in the world."""
+    c, s = math.exp(pose[2]) * math.cos(pose[3]), math.exp(pose[2]) * math.sin(pose[3])
+    return np.array([[c, -s, pose[0]], [s, c, pose[1]], [0, 0, 1.0]])
+
+
+def follow(args: argparse.Namespace, seed: int) -> dict[str, object]:
+    """The scores of every frame of one source, its changes, and the bytes that were kept."""
+    rng = np.random.default_rng(seed)
+    source, stream = Places(size=128, seed=seed), MapStream(models.load(args.model), device="cpu")
+    dictionary, baselines = Dictionary(), Baselines()
+    poses = [np.asarray(source.frame(0).pose)] * (args.late + 1)
+    drift, found = np.zeros(2), []
+    for index in tqdm(range(args.frames), f"seed {seed}", disable=None):
+        frame = source.frame(index)
+        drift += rng.normal(0, args.drift, 2)
+        pose = np.array(frame.pose)
+        pose[:2] += drift + rng.normal(0, args.noise, 2)
+        poses = [*poses[1:], pose]
+        told = Frame(frame.image, index, frame.time_s, poses[0])
+        result = stream.push(told)
+        found.append((result.surprise, dictionary.score(told, poses[0]), *baselines.scores(frame.image)))
+    events = [event for event in source.events(args.frames) if event.kind in (*KINDS, "scene")]
+    return {"scores": np.array(found), "events": events, "bytes": (stream.state_bytes, dictionary.nbytes)}
+
+
+def windows(run: dict[str, object], column: int) -> tuple[dict[str, list[float]], list[float]]:
+    """The highest score of the first second of every change, by kind, and of every second without one."""
+    scores, events = np.asarray(run["scores"])[:, column], list(run["events"])  # type: ignore[call-overload]
+    free = np.ones(len(scores), bool)
+    free[: 2 * SECOND] = False
+    changed: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for event in events:
+        free[max(0, event.start - SECOND) : event.stop + SECOND] = False
+        if event.kind in KINDS and event.start + SECOND <= len(scores):
+            changed[event.kind].append(float(scores[event.start - SECOND // 3 : event.start + 2 * SECOND // 3].max()))
+    quiet, at = [], 0
+    while at + SECOND <= len(scores):
+        if free[at : at + SECOND].all():
+            quiet.append(float(scores[at : at + SECOND].max()))
+            at += SECOND
+        else:
+            at += 1
+    return changed, quiet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="map")
+    parser.add_argument("--frames", type=int, default=6000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--noise", type=float, default=0.0)
+    parser.add_argument("--drift", type=float, default=0.0)
+    parser.add_argument("--late", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a Markdown file for the table")
+    args = parser.parse_args()
+    runs = [follow(args, seed) for seed in range(args.seeds)]
+    lines = [
+        "| score | AUROC | found at one false alarm a minute | " + " | ".join(KINDS) + " |",
+        "| --- " * (3 + len(KINDS)) + "|",
+    ]
+    for column, name in enumerate(SCORES):
+        parts = [windows(run, column) for run in runs]
+        quiet = np.array([value for _, part in parts for value in part])
+        every = {kind: np.array([v for changed, _ in parts for v in changed[kind]]) for kind in KINDS}
+        both = np.concatenate(list(every.values()))
+        limit = np.quantile(quiet, 1 - 1 / 60)
+        by_kind = " | ".join(f"{auroc(every[kind], quiet):.2f} ({len(every[kind])})" for kind in KINDS)
+        lines.append(f"| {name} | {auroc(both, quiet):.3f} | {(both > limit).mean():.2f} | {by_kind} |")
+    kept = np.array([run["bytes"] for run in runs]).max(0)
+    settings = f"noise {args.noise}, drift {args.drift}, late {args.late}"
+    lines += [
+        "",
+        f"{len(both)} changes, {len(quiet)} quiet seconds, {args.seeds} seeds of {args.frames} frames; {settings}.",
+        f"Kept: map {kept[0] / 1e6:.1f} MB, always; dictionary {kept[1] / 1e6:.1f} MB, growing.",
+        time.strftime("%Y-%m-%d"),
+    ]
+    print("\n".join(lines))
+    if args.out is not None:
+        with TextFile(args.out) as file:
+            file.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

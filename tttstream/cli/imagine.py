@@ -1,0 +1,70 @@
+"""`tttstream imagine`: draw what a saved map remembers, of its whole world or of poses that a file tells."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tttstream.errors import OutputError, SourceError
+
+EPILOG = """\
+STATE is what `tttstream watch SOURCE --model map --save-state STATE` wrote. Without --poses the world is drawn as far
+as that stream came, with unknown places dark: DIR/world.png. With --poses FILE (csv with a header, TUM or KITTI, see
+docs/poses.md) a picture is drawn of every row, in the units of the poses that the stream was given: DIR/00000.png and
+so on, and DIR/familiar.csv says how well each is known, from 0 to 1.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `tttstream imagine`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("state", metavar="STATE", type=Path, help="a saved stream of a map")
+    parser.add_argument("--model", metavar="DIR|NAME", default="map", help="the map that wrote it (default: map)")
+    parser.add_argument("--poses", metavar="FILE", type=Path, help="draw what is expected at these poses")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("imagined"), help="default: imagined")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw; returns the exit code."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from tttstream import map as maps
+    from tttstream.mapstream import MapStream
+    from tttstream.outputs import OutputFile, OutputFolder, TextFile
+    from tttstream.poses import Track
+    from tttstream.views.still import Still
+    from tttstream.views.world import dimmed
+
+    if not args.state.is_file():
+        raise SourceError(f"there is no saved stream {args.state}: `watch --model map --save-state` writes one")
+    if args.out.exists() and not args.out.is_dir():
+        raise OutputError(f"--out {args.out} is a file: give a folder")
+    stream = MapStream(maps.load(args.model), device="cpu")
+    stream.load(args.state)
+    track = None if args.poses is None else Track(args.poses)
+    folder, files, known = OutputFolder(args.out), list[OutputFile](), list[float]()
+    try:
+        if track is None:
+            files.append(Still(folder.path / "world.png", dimmed(*stream.world())))
+        for number, pose in enumerate(tqdm([] if track is None else track.poses(), "poses", disable=None)):
+            picture, familiar = stream.imagine(pose)
+            known.append(float(familiar.mean()))
+            files.append(Still(folder.path / f"{number:05d}.png", picture))
+        if known:
+            table = TextFile(folder.path / "familiar.csv")
+            files.append(table)
+            table.write("pose,familiar\n" + "".join(f"{i},{value:.4f}\n" for i, value in enumerate(known)))
+        for file in files:
+            file.finish()
+        for file in files:
+            file.publish()
+    except BaseException:
+        for file in files:
+            file.discard()
+        folder.discard()
+        raise
+    said = f"{len(known)} pictures, {np.mean(known):.2f} familiar in the mean" if known else "the world as remembered"
+    print(f"{said}: {folder.path} ({', '.join(file.path.name for file in files[:2])}{', …' if files[2:] else ''})")
+    return 0

@@ -128,6 +128,8 @@ def test_the_same_pose_gives_the_same_key_however_late(fresh: Fresh) -> None:
     stream = fresh()
     pose = torch.tensor([1.2, 0.7, 0.1, 0.05, 3.0], dtype=torch.float64)
     before = stream.model.features(stream.model.points(pose))
+    signs = stream.model.signs(pose[4])
     for frame in itertools.islice(Places(size=32), 20):
         stream.push(frame)
     assert torch.equal(before, stream.model.features(stream.model.points(pose)))
+    assert torch.equal(signs, stream.model.signs(pose[4]))

@@ -17,7 +17,7 @@ from tttstream import folders
 from tttstream.errors import CheckpointError, ShapeError
 from tttstream.map.codes import PatchCodes
 from tttstream.map.memory import PlaceMemory
-from tttstream.map.poses import NUMBERS, PointFeatures, complete, patch_points
+from tttstream.map.poses import NUMBERS, PointFeatures, WorldSigns, complete, patch_points
 
 FORMAT = "tttstream.map/1"
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -91,6 +91,7 @@ class MapModel(nn.Module):
         self.config = config
         self.codes = PatchCodes(config.patch, config.codes)
         self.features = PointFeatures(config.features, config.scales)
+        self.signs = WorldSigns(config.where)
         self.memory = PlaceMemory(
             config.codes, self.features.count + 2, where=config.where, what=config.what, memory=config.memory,
             heads=config.heads, options=config.options,
@@ -126,18 +127,19 @@ class MapModel(nn.Module):
             )
         points = self.points(poses)
         what = self.codes.encode(self.pixels(frames))
-        where = self.features(points)
-        asked = where if ask is None else self.features(ask)
+        ask = points if ask is None else ask
+        where, asked = self.features(points), self.features(ask)
+        signs = self.signs(points[..., 4]).flatten(1, 2), self.signs(ask[..., 4]).flatten(1, 2)
         tokens = what.shape[2]
         if reset is not None:  # of the first token of a frame
             reset = torch.cat([reset[..., None], reset.new_zeros(*reset.shape, tokens - 1)], dim=2).flatten(1)
         flat = (part.flatten(1, 2) for part in (what, where, asked))
-        answer, state = self.memory(*flat, state, reset)
+        answer, state = self.memory(*flat, state, reset, signs)
         return self._output(answer.unflatten(1, (-1, tokens))), state
 
     def imagine(self, points: Tensor, state: Any) -> MapOutput:
         """What memory says of points [B, Q, 5] ([B, Q, …]); nothing is learned."""
-        return self._output(self.memory.read(self.features(points), state))
+        return self._output(self.memory.read(self.features(points), state, self.signs(points[..., 4])))
 
     @staticmethod
     def _output(answer: Tensor) -> MapOutput:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tttstream.errors import ShapeError
 
+PRIME = 2147483647  # products of two numbers below it fit into 63 bits
 NUMBERS = 5
 """Of a pose: x and y of the middle of the view, in sides of a view at zoom 1; log zoom; roll in radians; world."""
 
@@ -37,10 +38,10 @@ def patch_points(poses: Tensor, side: int, halves: bool = False) -> Tensor:
 
 
 class PointFeatures(nn.Module):
-    """Points [..., 5] -> features [..., count + 2]: random Fourier features of x, y and the world (Rahimi and Recht,
-    2007), half of them of each scale, beside log zoom and roll.
+    """Points [..., 5] -> features [..., count + 2]: random Fourier features of x and y (Rahimi and Recht, 2007),
+    as many of each scale, beside log zoom and roll.
 
-    scales: lengths in sides of a view beyond which two points have little in common. Worlds have nothing in common.
+    scales: lengths in sides of a view beyond which two points have little in common.
     """
 
     waves: Tensor
@@ -49,12 +50,29 @@ class PointFeatures(nn.Module):
     def __init__(self, count: int, scales: tuple[float, ...]) -> None:
         super().__init__()
         each = count // len(scales)
-        plane = torch.cat([torch.randn(2, each) / scale for scale in scales], dim=1)
-        self.count = plane.shape[1]
-        self.register_buffer("waves", torch.cat([plane, 2 * math.pi * torch.rand(1, self.count)]))
+        self.register_buffer("waves", torch.cat([torch.randn(2, each) / scale for scale in scales], dim=1))
+        self.count = each * len(scales)
         self.register_buffer("phases", 2 * math.pi * torch.rand(self.count))
 
     def forward(self, points: Tensor) -> Tensor:
-        """See the class; angles are taken in float64, since the numbers of worlds may be large."""
-        angles = points[..., [0, 1, 4]].double() @ self.waves.double() + self.phases.double()
+        """See the class; angles are taken in float64, since x and y may be large."""
+        angles = points[..., :2].double() @ self.waves.double() + self.phases.double()
         return torch.cat([angles.cos().to(self.waves.dtype), 4 * points[..., 2:4].to(self.waves.dtype)], dim=-1)
+
+
+class WorldSigns(nn.Module):
+    """Numbers of worlds [...] -> signs [..., width], with which the keys of places are multiplied, so that two worlds
+    have nothing in common. They are those of a polynomial hash of the number; all of world 0 are 1."""
+
+    factors: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("factors", torch.randint(1, PRIME, (2, width)))
+
+    def forward(self, worlds: Tensor) -> Tensor:
+        """See the class."""
+        number = worlds.round().long()[..., None] % PRIME
+        square = number * number % PRIME
+        value = (square * self.factors[0] % PRIME + number * self.factors[1] % PRIME) % PRIME
+        return 1 - 2 * (value % 2)

@@ -59,6 +59,22 @@ class TestFolders:
             assert source.pose_form.names[:3] == ("tx", "ty", "tz")
         assert [round(x, 9) for _, _, x in shown(frames)] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
+    @pytest.mark.parametrize("name", ["1305031102.{:02d}", "1305031102{:02d}0000", "1305031102{:02d}0000000"])
+    def test_names_that_are_times(self, tmp_path: Path, name: str) -> None:
+        """As in the TUM and EuRoC data sets, an irregular recording, matched by the clock of both."""
+        images = tmp_path / "rgb"
+        images.mkdir()
+        late = [0, 3, 4, 9]
+        for value in late:
+            Image.new("RGB", (8, 8), (10 * value,) * 3).save(images / f"{name.format(value)}.png")
+        poses = write(tmp_path / "p.txt", "1305031101 -100 0 0 0 0 0 1\n1305031103 100 0 0 0 0 0 1\n")
+        with open_source(images, poses=poses) as source:
+            frames = list(source)
+        times = np.array([frame.time_s for frame in frames])
+        np.testing.assert_allclose(times / times[-1], np.array(late) / 9, atol=1e-5)
+        found = np.array([frame.pose for frame in frames])[:, 0]
+        np.testing.assert_allclose(found, 100 * times, atol=1e-4)
+
     def test_too_few_poses(self, folder: Path, tmp_path: Path) -> None:
         poses = write(tmp_path / "p.csv", "frame,x\n" + "\n".join(f"{i},{i}" for i in (0, 1, 2, 5, 6)))
         with open_source(folder, poses=poses) as source:

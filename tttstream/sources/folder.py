@@ -27,7 +27,9 @@ class ImageFolder(Source):
 
     path: the folder. fps: the rate they are shown at, 30 unless given. on_error: "skip" passes over an image that
     cannot be read and counts it, "raise" raises SourceError there. Time goes by the place in the folder, so a skipped
-    image leaves a gap. Images may differ in size; 16-bit greys are brought to 8 bits, transparency is dropped.
+    image leaves a gap. Where all names are times of the day it goes by these, and `origin` is the first: seconds as in
+    1305031102.175304.png, or 16 or 19 digits of micro- or nanoseconds. Images may differ in size; 16-bit greys are
+    brought to 8 bits, transparency is dropped.
 
     Raises SourceError where there is no image, or at the end where not one could be read.
     """
@@ -38,6 +40,13 @@ class ImageFolder(Source):
         self._paths = [folder] if folder.is_file() else listed(folder, IMAGES)
         if not self._paths:
             raise SourceError(f"{folder} holds no images ({', '.join(sorted(IMAGES))}); name a folder that does")
+        self._stamps = stamps(self._paths)
+        if self._stamps is not None:
+            self._stamps, self._paths = map(
+                list, zip(*sorted(zip(self._stamps, self._paths, strict=True)), strict=True)
+            )
+            self.origin = self._stamps[0]
+            self.fps = (len(self._stamps) - 1) / (self._stamps[-1] - self.origin)
         self.frames = len(self._paths)
         self._index = self._place = 0
 
@@ -55,7 +64,9 @@ class ImageFolder(Source):
                     ) from error
                 continue
             self._index += 1
-            yield Frame(image, self._index - 1, (self._place - 1) / (self.fps or 30.0))
+            place = self._place - 1
+            time_s = place / (self.fps or 30.0) if self._stamps is None else self._stamps[place] - self._stamps[0]
+            yield Frame(image, self._index - 1, time_s)
         if self._index == 0:
             raise SourceError(f"not one of the {len(self._paths)} images of {self.name} can be read")
 
@@ -116,6 +127,20 @@ def listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     except OSError as error:
         raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
     return sorted(filter(Path.is_file, entries), key=natural)
+
+
+def stamps(paths: list[Path]) -> list[float] | None:
+    """The times in seconds that are the names of files; None where they are not, or not all different."""
+    names = [path.stem for path in paths]
+    if all(re.fullmatch(r"\d{9,10}\.\d+", name) for name in names):
+        found = [float(name) for name in names]
+    elif len({len(name) for name in names}) == 1 and re.fullmatch(r"\d{16}|\d{19}", names[0]):
+        if not all(name.isdecimal() for name in names):
+            return None
+        found = [int(name) / 10.0 ** (len(name) - 10) for name in names]
+    else:
+        return None
+    return found if len(set(found)) == len(found) > 1 else None
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:

@@ -49,20 +49,21 @@ def make(path: Path, codec: str, gap: int = 12, b_frames: int = 0, **given: Any)
     time stamps, options of the codec and of the container.
     """
     stamps, more, container = given.get("stamps", range(COUNT)), given.get("options", {}), given.get("container", {})
+    scale = 8 * given.get("size", HEIGHT) // HEIGHT
     noise = np.random.default_rng(0).integers(30, 220, (HEIGHT // 8, WIDTH // 8, 3), np.uint8)
     suffix = path.suffix[1:]
     muxer = {"y4m": "yuv4mpegpipe", "mkv": "matroska"}.get(suffix, MUXERS.get(suffix))
     with av.open(str(path), "w", format=muxer, options=container) as file:
         stream: Any = file.add_stream(codec, rate=25, options=OPTIONS.get(codec, {}) | more)
-        stream.width, stream.height = WIDTH, HEIGHT
+        stream.width, stream.height = WIDTH * scale // 8, HEIGHT * scale // 8
         stream.pix_fmt = next((name for name, codecs in FORMATS.items() if codec in codecs), "yuv420p")
         stream.bit_rate, stream.gop_size = 1_000_000, gap
         stream.codec_context.thread_count = 1
         if codec in REORDERING:
             stream.codec_context.max_b_frames = b_frames
         for stamp in stamps:
-            picture = np.roll(noise, stamp, 1).repeat(8, 0).repeat(8, 1)
-            picture[:8] = 40 + 5 * (stamp % 41)
+            picture = np.roll(noise, stamp, 1).repeat(scale, 0).repeat(scale, 1)
+            picture[:scale] = 40 + 5 * (stamp % 41)
             frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=stream.pix_fmt)
             frame.pts, frame.time_base = stamp, Fraction(1, 25)
             file.mux(stream.encode(frame))
@@ -225,3 +226,16 @@ def test_watch_goes_on_where_it_stopped(tmp_path: Path, suffix: str) -> None:
             source.seek(position)
             rest = [frame.pixels() for frame in source]
         np.testing.assert_array_equal(np.stack(rest), expected[position["index"] :])
+
+
+@pytest.mark.parametrize("decoder", [PyAV(), PyAV(short_side=40), Decord()], ids=["pyav", "pyav-small", "decord"])
+def test_frames_of_another_size_are_brought_to_that_of_the_clip(tmp_path: Path, decoder: Decoder) -> None:
+    path = joined(tmp_path / "joined.ts", *(make(tmp_path / f"{n}.ts", "libx264", size=n) for n in (48, 96)))
+    scan.cache_clear()
+    reader = decoder.open(str(path))
+    shown = reader.read(np.arange(2 * COUNT)).frames
+    assert shown.shape == (2 * COUNT, *shown[0].shape)
+    if shown.shape[1:] == (48, 64, 3):
+        assert reader.damage == "the size of its frames changes from 64×48 to 128×96 pixels"
+    np.testing.assert_array_equal(decoder.open(str(path)).read(np.array([COUNT + 5])).frames[0], shown[COUNT + 5])
+    assert np.abs(shown[COUNT + 5].astype(int) - shown[5]).mean() < 12

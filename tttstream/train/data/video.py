@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from tttstream.errors import DependencyError, SourceError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 EXACT = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})  # codecs in which decord finds frames by number
+LOOK = 256  # frames in which to look for one of the size that the header tells
 NEAR = 64  # frames: to go on this far ahead, decoding is as quick as seeking
 
 
@@ -83,6 +86,8 @@ class _PyAVReader(Reader):
         self._container: InputContainer | None = None
         self._pictures: Iterator[tuple[int, VideoFrame]] = iter(())
         self._next = 0
+        self._header = (0, 0)
+        self._shape: tuple[int, int] | None = None
 
     def read(self, indices: Numbers) -> Shot:
         """See Reader."""
@@ -107,8 +112,24 @@ class _PyAVReader(Reader):
             self._next = number + 1
             # A frame that is missing (it was damaged) is stood for by the one after it.
             while len(frames) < len(wanted) and wanted[len(frames)] <= number:
-                frames.append(_pixels(picture, self._short_side))
+                frames.append(self._sized(_pixels(picture, self._short_side), (picture.width, picture.height)))
         return frames
+
+    def _sized(self, pixels: Pixels, size: tuple[int, int]) -> Pixels:
+        """A frame in the size of the clip, stretched where its own is another, as `watch` does.
+
+        size: the one of the picture as it is stored; where it is the one that the header says, so is the clip's.
+        """
+        shape = (pixels.shape[0], pixels.shape[1])
+        if size == self._header and self._shape in (None, shape):
+            self._shape = shape
+            return pixels
+        self._shape = _usual_shape(self._path, self._short_side)
+        if shape == self._shape:
+            return pixels
+        (height, width), (own_height, own_width) = self._shape, shape
+        self.damage = f"the size of its frames changes from {width}×{height} to {own_width}×{own_height} pixels"
+        return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
     def _go_to(self, frame: int) -> None:
         """Stand before a frame, or before an earlier one: the last key frame that can be reached, or the start."""
@@ -116,6 +137,7 @@ class _PyAVReader(Reader):
             self.close()
             self._container = container = opened(self._path)
             stream = longest_stream(container, short(self._path))
+            self._header = (stream.codec_context.width, stream.codec_context.height)
             if anchor != START and not _sought(container, stream, int(self._scan.seeks[anchor.packet])):
                 self._scan.forget(anchor)
                 continue
@@ -195,6 +217,24 @@ def _sought(container: InputContainer, stream: VideoStream, stamp: int) -> bool:
     except FAILURES:
         return False
     return True
+
+
+@lru_cache(maxsize=4096)
+def _usual_shape(path: str, short_side: int | None) -> tuple[int, int]:
+    """Height and width of the frames whose size the header tells, or where none of the first have it, of the first."""
+    with opened(path) as container:
+        stream = longest_stream(container, short(path))
+        header = (stream.codec_context.width, stream.codec_context.height)
+        first: tuple[int, int] | None = None
+        for _, picture in islice(decoded(stream, enumerate(demuxed(container, stream))), LOOK):
+            if picture is not None and (first is None or (picture.width, picture.height) == header):
+                height, width, _ = _pixels(picture, short_side).shape
+                first = height, width
+                if (picture.width, picture.height) == header:
+                    break
+    if first is None:
+        raise SourceError(f"{short(path)} has no frame that can be decoded at its start")
+    return first
 
 
 def _pixels(picture: VideoFrame, short_side: int | None) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -38,6 +39,15 @@ def write(
         finally:
             part.unlink(missing_ok=True)
             text.unlink(missing_ok=True)
+
+
+def fingerprint(model: nn.Module, config: dict[str, Any]) -> str:
+    """A hash of a configuration and of all weights."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,13 @@ def _pose(given: NDArray[np.generic], index: int) -> NDArray[np.float64]:
     return pose
 
 
+class Label(NamedTuple):
+    """A class and its probability."""
+
+    name: str
+    probability: float
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """What a stream says of one frame.
@@ -95,6 +103,9 @@ class Result:
     expected: [S, S, 3] uint8, the picture that memory foretold for the frame's pose before it saw the frame; None from
         a stream without a map.
     familiar: 0..1, how well the place was known before the frame; None from a stream without a map.
+    labels: of a classifier, the likeliest classes of the frame, at most five, the likeliest first. so_far: the same of
+        all frames since the last reset, by the mean of their log probabilities.
+    A classifier whose memory has no inner loss (gru, window …) has surprise, loss and learned 0.
     """
 
     index: int
@@ -107,3 +118,5 @@ class Result:
     embedding: NDArray[np.float32] = field(repr=False)
     expected: NDArray[np.uint8] | None = field(repr=False, default=None)
     familiar: float | None = None
+    labels: tuple[Label, ...] = ()
+    so_far: tuple[Label, ...] = ()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +94,15 @@ class Seen(NamedTuple):
     losses: Losses | None
 
 
+class Glance(NamedTuple):
+    """What a stream wants to know of a frame: losses as in `Output`; an embedding [1, 1, dim] where it was asked for;
+    logits [1, 1, classes] of a classifier."""
+
+    losses: Losses | None
+    embedding: Tensor | None
+    logits: Tensor | None = None
+
+
 class FrameModel(nn.Module):
     """Patch tokens, blocks of mixing inside the frame and memory over the stream, heads.
 
@@ -168,6 +175,19 @@ class FrameModel(nn.Module):
         kept = self.config.surprise
         return ModelState(state.blocks[:kept]) if kept else state
 
+    def glance(self, frames: Tensor, state: ModelState, *, learn: bool, embed: bool) -> tuple[Glance, ModelState]:
+        """What a stream needs of frames [1, 1, 3, size, size], and nothing beside it."""
+        if not embed:
+            losses, state = self.watch(frames, state, learn=learn)
+            return Glance(losses, None), state
+        seen, state = self.look(frames, state, learn=learn)
+        return Glance(seen.losses, self.embedding(seen.patches)), state
+
+    @property
+    def rows(self) -> int:
+        """Rows of the map of surprise."""
+        return 1 if self.config.registers else self.config.side
+
     def _checked(self, frames: Tensor, state: ModelState | None, reset: Tensor | None) -> Tensor:
         """The frames as floats, if all is as it should be."""
         size = self.config.size
@@ -200,11 +220,7 @@ class FrameModel(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of the configuration and of all weights: what a saved stream must match."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
-        for name, weight in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return folders.fingerprint(self, dataclasses.asdict(self.config))
 
     def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors into a folder, each under a temporary name first.

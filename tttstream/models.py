@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tttstream import classifier
 from tttstream import map as maps
 from tttstream.backbone import ModelState
 from tttstream.errors import CheckpointError, ShapeError
@@ -53,11 +54,13 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> FrameModel:
 
 def load(name_or_folder: str, *, seed: int = 0, size: int | None = None) -> Any:
     """A model from a folder that its `save` wrote, a trained one by its name, or an untrained one by its size: a
-    FrameModel, or a `tttstream.map.MapModel` for "map" and the folders of maps.
+    FrameModel, or a `tttstream.map.MapModel` for "map" and the folders of maps, or a `tttstream.classifier.Classifier`.
 
     size: side of the pictures, of the model's own choice unless given; a map has one size. seed: of an untrained
     model's weights.
     """
+    if classifier.is_classifier(name_or_folder):
+        return classifier.load(name_or_folder, size=size)
     if maps.is_map(name_or_folder):
         model = maps.load(name_or_folder)
         if size not in (None, model.config.size):

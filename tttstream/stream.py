@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream import state as states
-from tttstream.backbone import ModelState
+from tttstream.backbone import Losses, ModelState
+from tttstream.classifier import Classifier, Opinion
 from tttstream.errors import CheckpointError, FrameError, ShapeError
-from tttstream.frames import Frame, Result
+from tttstream.frames import Frame, Label, Result
 from tttstream.memory.ttt import TTTLayer
 from tttstream.model import FrameModel
 from tttstream.surprise import Normaliser
@@ -64,6 +65,8 @@ class Session:
 
     model: Any
     state: Any
+    surprises = True
+    """Whether there is a surprise at all."""
 
     def __init__(self, model: Any, device: str, *, learn: bool) -> None:
         self.device = choose_device(device)
@@ -87,10 +90,12 @@ class Session:
         image = np.require(frame.pixels(), requirements=("C", "W"))  # arrays that Pillow lends can only be read
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
         scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
+        return self._square(pixels)[0].float() * scale
+
+    def _square(self, pixels: Tensor) -> Tensor:
+        """Pictures [n, 3, H, W] at the model's size."""
         side = (self.size, self.size)
-        if pixels.shape[-2:] != side:
-            pixels = F.interpolate(pixels, side, mode="bilinear", antialias=True)
-        return pixels[0].float() * scale
+        return pixels if pixels.shape[-2:] == side else F.interpolate(pixels, side, mode="bilinear", antialias=True)
 
     def reset(self) -> None:
         """Forget everything that was learned from the stream, as if it began now."""
@@ -146,7 +151,8 @@ class Session:
 class Stream(Session):
     """A model that watches one stream.
 
-    model: a FrameModel, with a memory that has an inner loss (any ttt one). device: "auto", "cpu", "cuda".
+    model: a FrameModel, with a memory that has an inner loss (any ttt one), or a Classifier with any memory.
+    device: "auto", "cpu", "cuda".
     backend: "auto", "reference", "triton". learn: whether the memory learns from the frames; may be switched any time.
     embed: whether results carry an embedding, for good. Without, what only embeddings need is neither computed nor kept
         (of the shipped base the last block, its memory and the search for motion); the surprise is the same.
@@ -158,7 +164,7 @@ class Stream(Session):
 
     def __init__(
         self,
-        model: FrameModel,
+        model: FrameModel | Classifier,
         *,
         device: str = "auto",
         backend: str = "auto",
@@ -166,10 +172,10 @@ class Stream(Session):
         embed: bool = True,
     ) -> None:
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
-        if not layers:
+        if not layers and not isinstance(model, Classifier):
             raise ShapeError(f"a stream needs a memory with an inner loss (ttt_…), got {model.config.memory!r}")
         place(layers, backend, choose_device(device))
-        self._embed = embed
+        self._embed, self.surprises = embed, bool(layers)
         super().__init__(model, device, learn=learn)
 
     @property
@@ -187,24 +193,23 @@ class Stream(Session):
         arrived = time.perf_counter()
         frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
         picture = self.picture(frame)
-        embedding = np.empty(0, np.float32)
         with torch.no_grad():
-            if self._embed:
-                seen, state = self.model.look(picture[None, None], self.state, learn=self.learn)
-                losses = seen.losses
-                embedding = self.model.embedding(seen.patches)[0, 0].float().cpu().numpy()
-            else:
-                losses, state = self.model.watch(picture[None, None], self.state, learn=self.learn)
-        assert losses is not None
+            seen, state = self.model.glance(picture[None, None], self.state, learn=self.learn, embed=self._embed)
+        losses = seen.losses or Losses(*picture.new_zeros(2, 1, 1, self.model.rows))
+        embedding = np.empty(0, np.float32) if seen.embedding is None else seen.embedding[0, 0].float().cpu().numpy()
         before = losses.before[0, 0].double()
         loss, after = float(before.mean()), float(losses.after[0, 0].double().mean())
-        if not np.isfinite(loss):
+        if not np.isfinite(loss) or (seen.logits is not None and not bool(seen.logits.isfinite().all())):
             raise FrameError(
                 f"frame {frame.index}: the memory's loss is {loss}; reset the stream or load its last state"
             )
         self.state = state
         self.frames += 1
-        score = self.normaliser.push(loss)
+        score = self.normaliser.push(loss) if self.surprises else 0.0
+        labels: tuple[Label, ...] = ()
+        so_far: tuple[Label, ...] = ()
+        if self._opinion is not None:
+            labels, so_far = self._opinion.push(seen.logits[0, 0])
         return Result(
             index=frame.index,
             time_s=frame.time_s,
@@ -214,19 +219,27 @@ class Stream(Session):
             surprise_map=self._map(before),
             embedding=embedding,
             latency_ms=(time.perf_counter() - arrived) * 1e3,
+            labels=labels,
+            so_far=so_far,
         )
 
     def _map(self, losses: Tensor) -> NDArray[np.float32]:
-        config = self.model.config
-        rows = 1 if config.registers else config.side
-        return losses.view(rows, -1).float().cpu().numpy()
+        return losses.view(self.model.rows, -1).float().cpu().numpy()
+
+    def _square(self, pixels: Tensor) -> Tensor:
+        return self.model.fitted(pixels) if isinstance(self.model, Classifier) else super()._square(pixels)
+
+    def reset(self) -> None:
+        """See Session."""
+        super().reset()
+        self._opinion = Opinion(self.model.names) if isinstance(self.model, Classifier) else None
 
     def _fresh(self) -> ModelState:
         state = self.model.init_state(1)
         return state if self._embed else self.model.watched(state)
 
     def _more(self) -> dict[str, Any]:
-        return {"embed": self._embed}
+        return {"embed": self._embed, "opinion": None if self._opinion is None else self._opinion.state()}
 
     def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> ModelState:
         """See Session. A stream without embeddings goes on from one with them; the other way round what embeddings are
@@ -239,6 +252,8 @@ class Stream(Session):
             )
         whole = self.model.init_state(1)
         state: ModelState = states.load(path, whole if embedded else self.model.watched(whole))
+        if self._opinion is not None:
+            self._opinion.restore(meta["opinion"])
         return state if self._embed else self.model.watched(state)
 
 

@@ -202,7 +202,7 @@ class TestMistakes:
             assert says in capsys.readouterr().err
         torch.save({"state_dict": {}, "tttstream": {"model": {"classes": 3}}}, here / "classes.ckpt")
         assert main(["export", "classes.ckpt", "model"]) == 2
-        assert "holds a classifier" in capsys.readouterr().err
+        assert "holds a model that this version cannot build" in capsys.readouterr().err
         assert not (here / "model").exists()
 
 

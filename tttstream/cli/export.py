@@ -14,11 +14,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder."""
+    from tttstream.classifier import Classifier
+    from tttstream.masks import MixtureModel
     from tttstream.outputs import saving
     from tttstream.train.export import read
 
     model = read(args.checkpoint)
     with saving(args.folder):
         model.save(args.folder)
-    print(f"the model is in {args.folder}: `tttstream watch walk --model {args.folder}` watches with it")
+    masks = isinstance(model, MixtureModel)
+    what = "VIDEO" if masks or isinstance(model, Classifier) else "walk"
+    first = " --first-mask MASK.png" if masks else ""
+    print(f"the model is in {args.folder}: `tttstream watch {what} --model {args.folder}{first}` watches with it")
     return 0

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from tttstream.cli.measures import Latencies, Rate, Usage
 from tttstream.detection import Comparison, EventDetector
-from tttstream.frames import Frame, Result
+from tttstream.frames import Frame, Label, Result
 from tttstream.outputs import ArrayFile, OutputFile, OutputFolder, TextFile, saving
 from tttstream.sources.base import Event, Source
 from tttstream.views.chart import ChartFile
@@ -28,6 +28,11 @@ def number(value: float) -> float:
 def place(frame: Frame) -> dict[str, list[float]]:
     """Where a frame was taken, as it stands in frames.jsonl."""
     return {} if frame.pose is None else {"pose": frame.pose.tolist()}
+
+
+def told(labels: tuple[Label, ...]) -> list[dict[str, Any]]:
+    """Labels as they stand in frames.jsonl and summary.json."""
+    return [{"label": label.name, "probability": number(label.probability)} for label in labels]
 
 
 class Record:
@@ -113,7 +118,7 @@ class Recorder(Record):
 
     video: write overlay.mp4. pictures: draw the overlay for a window, with the speed in it. embeddings: write
     embeddings.npy. endless: nobody knows how many frames will come. overlay: what draws the pictures, one of surprise
-    unless given.
+    unless given. surprises: whether there is a surprise to write.
     """
 
     OPTIONAL = ("overlay.mp4", "embeddings.npy")
@@ -128,8 +133,11 @@ class Recorder(Record):
         embeddings: bool = False,
         endless: bool = False,
         overlay: Overlay | None = None,
+        surprises: bool = True,
     ) -> None:
         super().__init__(folder, source)
+        self._surprises = surprises
+        self._so_far: tuple[Label, ...] = ()
         self.detector, self.trace = EventDetector(), Trace()
         self.comparison = None if source.events(0) is None else Comparison()
         self.overlay = None
@@ -154,6 +162,7 @@ class Recorder(Record):
     def add(self, frame: Frame, result: Result, state_bytes: int, note: str = "") -> Picture | None:
         """Take in one frame and its result; the picture drawn of it, None where none is wanted."""
         begins = self.detector.update(result)
+        self._so_far = result.so_far
         self.trace.add(frame.image, result)
         if self.comparison:
             self.comparison.add(to_uint8(frame.image), result)
@@ -176,10 +185,11 @@ class Recorder(Record):
                 "index": result.index,
                 "time_s": round(result.time_s, 6),
                 **place(frame),
-                "surprise": number(result.surprise),
-                "learned": number(result.learned),
+                "surprise": number(result.surprise) if self._surprises else None,
+                "learned": number(result.learned) if self._surprises else None,
                 **({} if result.familiar is None else {"familiar": number(result.familiar)}),
                 "latency_ms": round(result.latency_ms, 3),
+                **({"labels": told(result.labels), "so_far": told(result.so_far)} if result.labels else {}),
             }
         )
         if self._video is not None and picture is not None:
@@ -202,6 +212,8 @@ class Recorder(Record):
             "events_total": self.detector.total,
             "events": events,
         }
+        if self._so_far:
+            summary["labels"] = told(self._so_far)
         if self.comparison:
             planted = self.planted()
             summary["planted"] = [asdict(event) for event in planted]

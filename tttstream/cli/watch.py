@@ -35,6 +35,9 @@ neighbours; with --carry the memory goes on from one source to the next (a recor
 keeps the memory of the last source. What an earlier run left in DIR under these names goes: DIR tells of one run.
 A source that cannot be read is passed over with a line on standard error (with --on-error raise it ends the run).
 
+With the folder of a classifier as --model, which `fit` and `export` write, the likeliest classes stand in the picture,
+in frames.jsonl (of the frame, and of all frames so far) and in summary.json (of all frames).
+
 With --model mask --first-mask FILE the objects in the mask are followed through one source: DIR holds masks (images
 with the numbers of that mask), overlay.mp4, frames.jsonl and summary.json. FILE is as large as the first frame, PNG or
 another image without loss. Grey and palette images number the objects, 0 is the background, and 255 in 8 bits is void
@@ -228,6 +231,7 @@ def watch(
             embeddings=args.embeddings,
             endless=endless,
             overlay=make_overlay(stream),
+            surprises=stream.surprises,
         )
 
         def step(frame: Frame) -> tuple[Picture | None, float]:
@@ -317,6 +321,9 @@ def report(spec: str, folder: Path | None, summary: dict[str, Any], recorder: Re
         f"{spec}: {summary['frames']} frames{extra}, {summary['fps']:.0f} fps, latency {latency['p50']:.1f} ms "
         f"(p95 {latency['p95']:.1f}), {summary['events_total']} events, state {summary['state_bytes'] / 1e3:.0f} kB"
     )
+    if "labels" in summary:
+        said = ", ".join(f"{item['label']} {100 * item['probability']:.0f}%" for item in summary["labels"][:3])
+        print(f"  over all frames: {said}")
     for name, found in summary.get("detection", {}).items():
         if found["auroc"] is not None:
             delay = "-" if found["delay_frames"] is None else f"{found['delay_frames']:g}"

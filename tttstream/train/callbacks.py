@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from PIL import Image
 from torch import Tensor
 
+from tttstream.classifier import Classifier
 from tttstream.map import MapModel
 from tttstream.masks import MixtureModel
 from tttstream.model import FrameModel
@@ -153,13 +156,18 @@ def labelled(pictures: Tensor, labels: list[list[str]] | None = None) -> Picture
 
 
 class Rows(Callback):
-    """Writes the rows that `predict_step` returns as lines of JSON: predictions.jsonl in the run's folder.
+    """Writes the rows that `predict_step` returns as lines of JSON: predictions.jsonl in the run's folder, and the rows
+    of a task's `clip_rows` as clips.jsonl.
 
     The number under "clip" is replaced by the clip's name, where the data has a list of clips.
+    csv: write tables instead, predictions.csv and clips.csv.
     """
 
     def __init__(self) -> None:
+        self.csv = False
         self._file: TextFile | None = None
+        self._clips: TextFile | None = None
+        self._rows: dict[TextFile, list[dict[str, Any]]] = {}
         self._names: list[str] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,7 +176,9 @@ class Rows(Callback):
         with saving(folder):
             folder.mkdir(parents=True, exist_ok=True)
         number = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        self._file = TextFile(folder / f"predictions{number}.jsonl")
+        ending = "csv" if self.csv else "jsonl"
+        self._file = TextFile(folder / f"predictions{number}.{ending}")
+        self._clips = TextFile(folder / f"clips{number}.{ending}") if hasattr(pl_module, "clip_rows") else None
         data: Any = trainer
         listed = getattr(data.datamodule, "clips", None)
         self._names = [] if listed is None else [clip.name for clip in listed("test")]
@@ -186,20 +196,43 @@ class Rows(Callback):
         if self._file is None or not isinstance(outputs, list):
             return
         for row in outputs:
-            clip = row.get("clip", -1)
-            named = {"clip": self._names[clip]} if 0 <= clip < len(self._names) else {}
-            self._file.write_json({**row, **named})
+            self._write(self._file, row)
+
+    def _write(self, file: TextFile, row: dict[str, Any]) -> None:
+        clip = row.get("clip", -1)
+        row = {**row, **({"clip": self._names[clip]} if 0 <= clip < len(self._names) else {})}
+        if self.csv:  # kept, for a later row may have columns that the first has not
+            self._rows.setdefault(file, []).append(row)
+        else:
+            file.write_json(row)
+
+    def _close(self, file: TextFile) -> None:
+        rows, text = self._rows.pop(file, []), io.StringIO()
+        if rows:
+            columns = dict.fromkeys(name for row in rows for name in row)
+            table = csv.DictWriter(text, columns, lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+            file.write(text.getvalue())
+        file.close()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the file its name."""
         if self._file is not None:
-            self._file.close()
+            self._close(self._file)
             print(f"one line a frame: {self._file.path}")
+        if self._clips is not None:
+            told: Any = pl_module
+            for row in told.clip_rows():
+                self._write(self._clips, row)
+            self._close(self._clips)
+            print(f"one line a clip: {self._clips.path}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing half-written."""
-        if self._file is not None:
-            self._file.discard()
+        for file in (self._file, self._clips):
+            if file is not None:
+                file.discard()
 
 
 class Export(Callback):
@@ -213,7 +246,7 @@ class Export(Callback):
         """See the class."""
         model = getattr(pl_module, "model", None)
         if (
-            not isinstance(model, (FrameModel, MapModel, MixtureModel))
+            not isinstance(model, (FrameModel, MapModel, MixtureModel, Classifier))
             or not trainer.is_global_zero
             or trainer.log_dir is None
         ):

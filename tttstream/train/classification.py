@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.backbone import Backbone, Losses, ModelState
-from tttstream.encoders import VisionTokens
-from tttstream.errors import ConfigError, ShapeError
+from tttstream.classifier import Classifier, Encoder, Said
+from tttstream.errors import CheckpointError, ConfigError, ShapeError
 from tttstream.model import ModelConfig
 from tttstream.tokens import PatchTokens
 from tttstream.train.task import StreamTask, mean_where
@@ -23,61 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """A torchvision backbone under the memory, in the place of the model's own patch tokens; see `VisionTokens`."""
-
-    name: str
-    weights: str = "none"
-    frozen: bool = True
-
-
-class Said(NamedTuple):
-    """logits: [B, T, classes] of every frame. losses: of the memory, None where it has none."""
-
-    logits: Tensor
-    losses: Losses | None
-
-
-class Classifier(nn.Module):
-    """Tokens of a frame, blocks of mixing and memory, and logits of every frame from the mean of its tokens.
-
-    Called as `said, state = model(frames [B, T, 3, size, size], state=None, reset=None)`.
-    """
-
-    def __init__(self, config: ModelConfig, classes: int, encoder: Encoder | None = None) -> None:
-        super().__init__()
-        self.config = config
-        side = config.side
-        self.tokens: nn.Module
-        if encoder is None:
-            self.tokens = PatchTokens(config.size, config.patch, config.dim, config.registers)
-            self.tokens.registers.requires_grad_(config.registers > 0)
-        elif config.registers:
-            raise ShapeError("classification: registers go with the model's own patches; with an encoder set 0")
-        else:
-            self.tokens = VisionTokens(
-                encoder.name, config.size, config.dim, weights=encoder.weights, frozen=encoder.frozen
-            )
-            side = self.tokens.side
-        self.backbone = Backbone(
-            config.dim, config.depth, config.heads, side, config.registers, config.memory, config.mlp_ratio,
-            config.options,
-        )  # fmt: skip
-        self.norm, self.head = nn.LayerNorm(config.dim), nn.Linear(config.dim, classes)
-
-    def init_state(self, batch: int) -> ModelState:
-        """A fresh state of `batch` streams, all zeros."""
-        return self.backbone.init_state(batch)
-
-    def forward(
-        self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
-    ) -> tuple[Said, ModelState]:
-        """See the class."""
-        frames = frames.to(self.head.weight.dtype) / (255.0 if frames.dtype == torch.uint8 else 1.0)
-        x, state, losses = self.backbone(self.tokens(frames), state, reset, learn)
-        return Said(self.head(self.norm(x).mean(2)), losses), state
+FIRST = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}  # the data of each command
 
 
 class Classification(StreamTask):
@@ -105,10 +50,14 @@ class Classification(StreamTask):
             raise ConfigError(f"classification: smoothing must lie from 0 to below 1, got {smoothing}")
         shape = {**dataclasses.asdict(model), "classes": classes, "encoder": encoder and encoder.name}
         network = Classifier(model, classes, encoder)
+        if isinstance(network.tokens, PatchTokens):
+            network.tokens.registers.requires_grad_(model.registers > 0)
         super().__init__(network, shape, learn=learn, lr=lr, weight_decay=weight_decay, warmup=warmup)
         self.classes, self.smoothing = classes, smoothing
         self._sums: dict[str, Tensor] = {}
         self._clips: dict[int, bool] = {}
+        self._told: dict[int, dict[str, Any]] = {}
+        self._named = False
         self._seed = torch.initial_seed() % 2**31
 
     def forward(self, batch: Batch, stage: str) -> Said:
@@ -140,14 +89,22 @@ class Classification(StreamTask):
         trainer: Any = self._trainer
         data = trainer and trainer.datamodule
         listed = getattr(data, "clips", None)
-        if listed is None or stage == "predict":
+        if listed is None:
             return
-        names = list(getattr(data, "classes", ()))
+        fitting = getattr(data, "fitting", self.model.fitting)
+        if fitting is None and stage == "fit":
+            logger.info("classification: `tttstream watch` takes the middle square, not the eval_transform of the data")
+        self.model.fitting = fitting or self.model.fitting
+        of_part = getattr(data, "classes_of", lambda _: getattr(data, "classes", ()))
+        names = list(of_part(FIRST[stage]))
         if names and len(names) != self.classes:
             raise ConfigError(
                 f"the data has {len(names)} classes ({_some(names)}), the task {self.classes}: set task.classes to "
                 f"{len(names)}"
             )
+        self.model.names, self._named = names or self.model.names, bool(names)
+        if stage == "predict":
+            return
         parts = {"fit": ("train", *(["val"] if getattr(data, "validated", False) else [])), "validate": ("val",)}
         taught: set[int] | None = None
         for part in parts.get(stage, (stage,)):
@@ -182,6 +139,22 @@ class Classification(StreamTask):
                 "classification: %d of %d videos of %s have no label and do not count", count, len(labels), part
             )
         return found
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the names of the classes, and how pictures become squares."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["tttstream"] |= {"names": list(self.model.names), "fitting": self.model.fitting}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what other classes, or the same in another order, were learned from; take the names."""
+        super().on_load_checkpoint(checkpoint)
+        names = checkpoint["tttstream"].get("names")
+        if names and self._named and names != list(self.model.names):
+            raise CheckpointError(
+                f"the checkpoint's classes are {_some(names)}; those of the data are {_some(self.model.names)}, or in "
+                "another order: give the data the same `classes`"
+            )
+        self.model.names = names or self.model.names
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Let what an encoder draws at random follow from the step, so that a resumed run draws the same."""
@@ -237,21 +210,33 @@ class Classification(StreamTask):
         self._measure(batch, "test")
 
     def predict_step(self, batch: Batch, index: int) -> list[dict[str, Any]]:
-        """A row for each frame: its class by itself, and that of its clip so far, with the clip's probability."""
+        """A row for each frame: its class by itself, and that of its clip so far, with their names and probabilities.
+
+        probability is that of the clip's class. `clip_rows` has a row for each clip afterwards.
+        """
         said = self(batch, "predict")
-        mean = self.so_far(batch, said.logits, "predict") / (batch.position[..., None] + 1)
-        share, guess = mean.softmax(-1).max(-1)
-        alone = said.logits.argmax(-1)
-        return [
-            {
-                "clip": int(batch.clip[b, t]),
+        mean = (self.so_far(batch, said.logits, "predict") / (batch.position[..., None] + 1)).softmax(-1)
+        (share, guess), (sure, alone) = mean.max(-1), said.logits.float().softmax(-1).max(-1)
+        names, rows = self.model.names, []
+        for b, t in batch.valid.nonzero().tolist():
+            clip, judged = int(batch.clip[b, t]), int(guess[b, t])
+            of_clip = {"clip_class": judged, "clip_name": names[judged], "probability": round(float(share[b, t]), 4)}
+            row = {
+                "clip": clip,
                 "frame": int(batch.frame[b, t]),
                 "class": int(alone[b, t]),
-                "clip_class": int(guess[b, t]),
-                "probability": round(float(share[b, t]), 4),
+                "name": names[int(alone[b, t])],
+                "frame_probability": round(float(sure[b, t]), 4),
             }
-            for b, t in batch.valid.nonzero().tolist()
-        ]
+            rows.append(row | of_clip)
+            label = int(batch.label[b, t])
+            true = {"label": label, "label_name": names[label], "right": label == judged} if label >= 0 else {}
+            self._told[clip] = {"clip": clip, "frames": int(batch.position[b, t]) + 1, **of_clip, **true}
+        return rows
+
+    def clip_rows(self) -> list[dict[str, Any]]:
+        """What was predicted of each clip of which anything was seen, from all its frames."""
+        return [self._told[clip] for clip in sorted(self._told)]
 
     def on_validation_epoch_start(self) -> None:
         """Fresh lanes and sums."""
@@ -275,6 +260,7 @@ class Classification(StreamTask):
         """Fresh lanes and sums."""
         super().on_predict_epoch_start()
         self._begin("predict")
+        self._told = {}
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

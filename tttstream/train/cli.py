@@ -68,6 +68,8 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
         parser.add_class_arguments(ModelConfig, "model")
+        if self._command == "predict":
+            parser.add_argument("--csv", type=bool, default=False, help="write tables instead of lines of JSON")
         parser.add_lightning_class_args(LightningModule, "task", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
         parser.link_arguments("model", "task.init_args.model")
@@ -100,6 +102,9 @@ class TrainingCLI(LightningCLI):
         if given.get("enable_progress_bar") is False:
             kept = [callback for callback in self.trainer_defaults["callbacks"] if not isinstance(callback, Bar)]
             self.trainer_defaults["callbacks"] = kept
+        for callback in self.trainer_defaults["callbacks"]:
+            if isinstance(callback, Rows):
+                callback.csv = bool(self._command == "predict" and self._get(self.config_init, "csv"))
         if given.get("logger") is None:
             table = CSVLogger(Path(given["default_root_dir"] or OUT).absolute(), name="train")
             folder = OutputFolder(table.root_dir)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tttstream.classifier import Classifier, Encoder
 from tttstream.errors import CheckpointError, TTTStreamError
 from tttstream.map import MapConfig, MapModel
 from tttstream.masks import MixtureConfig, MixtureModel
@@ -16,7 +17,7 @@ from tttstream.model import FrameModel, ModelConfig
 PREFIX = "model."
 
 
-def read(path: Path) -> FrameModel | MapModel | MixtureModel:
+def read(path: Path) -> FrameModel | MapModel | MixtureModel | Classifier:
     """The model in a checkpoint of `tttstream fit`. Raises CheckpointError where there is none."""
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -25,23 +26,32 @@ def read(path: Path) -> FrameModel | MapModel | MixtureModel:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint of `tttstream fit`; is it complete?") from error
     saved = checkpoint.get("tttstream") if isinstance(checkpoint, dict) else None
-    if saved is not None and "classes" in saved.get("model", ()):
-        raise CheckpointError(
-            f"{path} holds a classifier, which `tttstream watch` cannot show: `tttstream test` measures it, and "
-            "`tttstream predict` writes what it says of videos"
-        )
     if saved is None or not {"model", "network"} & set(saved):
-        raise CheckpointError(f"{path} was not written by `tttstream fit` for a model of frames or masks")
+        raise CheckpointError(
+            f"{path} was not written by `tttstream fit` for a model of frames, classes, places or masks"
+        )
     weights = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
     try:
-        model: FrameModel | MapModel | MixtureModel
+        model: FrameModel | MapModel | MixtureModel | Classifier
         if "network" in saved:
             model = MixtureModel(MixtureConfig(**saved["network"]))
+        elif "classes" in saved["model"]:
+            model = _classifier(saved)
         elif saved["task"] == "Map":
             model = MapModel(MapConfig(**saved["model"]))
         else:
             model = FrameModel(ModelConfig(**saved["model"]))
         model.load_state_dict(weights)
-    except (RuntimeError, TypeError, TTTStreamError) as error:
+    except (KeyError, RuntimeError, TypeError, TTTStreamError) as error:
         raise CheckpointError(f"{path} holds a model that this version cannot build") from error
     return model.eval()
+
+
+def _classifier(saved: dict[str, Any]) -> Classifier:
+    """The classifier of a checkpoint, without its weights; one that says no names has numbers."""
+    shape = dict(saved["model"])
+    classes, encoder = shape.pop("classes"), shape.pop("encoder")
+    fitting = saved.get("fitting", "crop")
+    return Classifier(
+        ModelConfig(**shape), classes, encoder and Encoder(encoder), names=saved.get("names", ()), fitting=fitting
+    )

@@ -250,7 +250,7 @@ def begun(config: ModelConfig, weights: str | None) -> FrameModel:
     model = FrameModel(config)
     if weights is not None:
         kept = load(weights, size=config.size)
-        if kept.config != config:
+        if not isinstance(kept, FrameModel) or kept.config != config:
             raise ConfigError(f"weights: {weights} has the shape {kept.config}, the configuration says {config}")
         model.load_state_dict(kept.state_dict())
     return model

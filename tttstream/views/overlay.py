@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tttstream.frames import Result
+from tttstream.frames import Label, Result
 
 RGB = tuple[int, int, int]
 Picture = NDArray[np.uint8]
@@ -25,6 +26,8 @@ ALERT: RGB = (255, 166, 87)
 OUTLINE: RGB = (250, 250, 160)
 
 COLUMNS = 5
+LABELS = 3  # classes that are shown of a frame
+BAR: RGB = (40, 86, 140)
 STRIP = 46  # height of the row of numbers, px
 PANEL = 92  # height of the curve, px
 
@@ -72,6 +75,16 @@ def clock(seconds: float, places: int = 1) -> str:
 def size_text(count: int) -> str:
     """Bytes for people: 1.2 MB."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def shortened(text: str, width: float, size: int) -> str:
+    """A text on one line that is no wider than so many pixels."""
+    text = " ".join(text.split())
+    if font(size).getlength(text) <= width:
+        return text
+    while text and font(size).getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
 
 
 class HeatLayer:
@@ -182,8 +195,26 @@ class Overlay:
         self._heat.over(inside, result.surprise_map)
         if result.surprise > self.threshold:
             cv2.rectangle(area, (1, 1), (area.shape[1] - 2, area.shape[0] - 2), ALERT, 2)
+        if result.labels:
+            self._draw_labels(area, result.labels[:LABELS])
         if note:
             self._write(area[8:30, 10 : 20 + 9 * len(note)], [(4, 2, note, 14, TEXT)])
+
+    def _draw_labels(self, area: Picture, labels: Sequence[Label]) -> None:
+        """The likeliest classes in the lower left corner, each over a bar as long as it is probable."""
+        width, height = min(area.shape[1] - 20, 220), 20
+        top = area.shape[0] - 8 - height * len(labels)
+        board = area[top : top + height * len(labels), 10 : 10 + width]
+        board //= 4
+        texts: list[tuple[float, float, str, int, RGB]] = []
+        for place, (name, probability) in enumerate(labels):
+            y = place * height
+            cv2.rectangle(board, (0, y + 1), (round(probability * (width - 1)), y + height - 2), BAR, cv2.FILLED)
+            texts += [
+                (6, y + 2, shortened(name, width - 60, 13), 13, TEXT),
+                (width - 44, y + 2, f"{100 * probability:.0f} %", 13, TEXT),
+            ]
+        self._write(board, texts)
 
     def _write(self, area: Picture, texts: list[tuple[float, float, str, int, RGB]]) -> None:
         board = Image.fromarray(area)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import nn
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 from tttstream.errors import DataError, SourceError
@@ -92,6 +93,7 @@ class VideoData(LightningDataModule):
         self.size, self.length, self.batch_size, self.workers, self.seed = size, length, batch_size, workers, seed
         self._windows = (window or Window(), eval_window or Window(start="centre"))
         self._transforms = (transform or fitted(size), eval_transform or fitted(size))
+        self.fitting = _fitting(eval_transform, size)
         self._decoder = decoder or PyAV()
         self._steps = (steps, eval_steps)
         self._strict = bad_video == "raise"
@@ -106,6 +108,12 @@ class VideoData(LightningDataModule):
         part = next((part for part, index in self._indices.items() if index is not None), "train")
         self.clips(part)
         index = self._indices[part]
+        return [] if index is None else list(index.classes)
+
+    def classes_of(self, part: str) -> list[str]:
+        """The names of the labels of a part; see `classes`."""
+        self.clips(part)
+        index = self._indices[part] or self._indices["train"]
         return [] if index is None else list(index.classes)
 
     @property
@@ -249,3 +257,10 @@ class VideoData(LightningDataModule):
         self._listed |= bad.keys()
         if bad:
             warnings.warn(f"{len(bad)} videos could not be read in full: {named(bad)}", BadVideoWarning, stacklevel=2)
+
+
+def _fitting(transform: nn.Module | None, size: int) -> str | None:
+    """How evaluations make pictures square, as `Classifier.fitting` says it; None for a transform of one's own."""
+    if transform is None:
+        return "crop"
+    return "squeeze" if isinstance(transform, v2.Resize) and list(transform.size or []) == [size, size] else None

@@ -21,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY) ## the main job on the embedded default; the results are in out/demo
-	$(BIN)/tttstream watch walk --max-frames 600 --seed 0 --out $(DEMO)
+demo: $(READY) ## a map learns worlds that need no file, and says what it expects there; the results are in out/demo
+	$(BIN)/tttstream watch places --model map --max-frames 900 --seed 0 --out $(DEMO)
 	@echo "The results are in $(DEMO):" && ls $(DEMO)
 
 test: lint types contracts ## formatting, lint, types, import contracts and all tests

@@ -17,7 +17,7 @@ from tttstream import state as states
 from tttstream.errors import FrameError, ShapeError, StateError
 from tttstream.frames import Frame, Result
 from tttstream.map import MapModel, MapOutput
-from tttstream.map.poses import NUMBERS
+from tttstream.map.poses import NUMBERS, Plane
 from tttstream.memory.ttt import TTTLayer
 from tttstream.state import State
 from tttstream.stream import Session, choose_device, place
@@ -68,7 +68,8 @@ class MapStream(Session):
     model: a MapModel. device, backend, learn: as for `tttstream.Stream`. view: the side of a view at zoom 1, in the
     units of x and y (metres, say). A frame's pose is 2 to 5 numbers: x and y of the middle of the view, and perhaps log
     zoom, roll in radians, and the number of the world. Without a pose the camera is taken to stand still, in a world of
-    its own. extent: how far the stream came in its present world.
+    its own. plane: turns the poses of a source into these numbers, `Plane(source.pose_form)`. extent: how far the
+    stream came in its present world.
 
     >>> stream = MapStream(tttstream.models.load("map"))
     >>> for frame in tttstream.open_source("places"):
@@ -84,6 +85,7 @@ class MapStream(Session):
         if not (math.isfinite(view) and view > 0):
             raise ShapeError(f"map: the side of a view is {view} units of the poses: expected a number above 0")
         self.view = view
+        self.plane = Plane(None)
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
         place(layers, backend, choose_device(device))
         super().__init__(model, device, learn=learn)
@@ -119,7 +121,8 @@ class MapStream(Session):
         """
         arrived = time.perf_counter()
         frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
-        picture, pose = self.picture(frame), self._pose(frame.pose, f"frame {frame.index}")
+        given = None if frame.pose is None else self.plane(frame.pose)
+        picture, pose = self.picture(frame), self._pose(given, f"frame {frame.index}")
         with torch.inference_mode():
             expected, drawn = self._expected(pose, self.state.before)
             seen = self.model.codes.encode(picture)

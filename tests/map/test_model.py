@@ -15,7 +15,8 @@ from tttstream.errors import CheckpointError, ShapeError
 from tttstream.map import MapConfig, MapModel, load
 from tttstream.map.codes import PatchCodes
 from tttstream.map.memory import PlaceMemory
-from tttstream.map.poses import PointFeatures, WorldSigns, complete, patch_points
+from tttstream.map.poses import Plane, PointFeatures, WorldSigns, complete, patch_points
+from tttstream.poses import Angle, Form, Number, Quaternion, Rigid
 from tttstream.sources.places import Places
 
 
@@ -62,6 +63,18 @@ def test_short_poses_are_completed_and_long_ones_refused() -> None:
     assert complete(torch.tensor([1.0, 2.0])).tolist() == [1, 2, 0, 0, 0]
     with pytest.raises(ShapeError, match="got 6 numbers"):
         complete(torch.zeros(6))
+
+
+def test_plane() -> None:
+    numbers = [Number(name) for name in ("x", "y", "log_zoom")]
+    assert Plane(None)(np.array([1.0, 2.0])).tolist() == [1, 2]
+    assert Plane(Form(numbers[:2]))(np.array([1.0, 2.0])).tolist() == [1, 2]
+    form = Form([numbers[0], Angle("roll", "deg"), *numbers[1:]])
+    pose = form.encode(np.array([3.0, 90.0, 4.0, 0.1]))
+    np.testing.assert_allclose(Plane(form)(pose), [3, 4, 0.1, np.pi / 2, 0], atol=1e-12)
+    for parts in ([numbers[0], Angle("roll", "deg")], [Quaternion("q")], [Rigid()], [*numbers, *numbers]):
+        with pytest.raises(ShapeError, match="a map lies in a plane"):
+            Plane(Form(parts))
 
 
 def test_features_part_far_points() -> None:

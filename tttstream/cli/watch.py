@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tttstream.cli.progress import Interrupt
     from tttstream.cli.recorder import Recorder
     from tttstream.frames import Frame
+    from tttstream.map.poses import Plane
     from tttstream.mapstream import MapStream
     from tttstream.stream import Session, Stream
     from tttstream.views.overlay import Overlay, Picture
@@ -222,6 +223,8 @@ def watch(
             stream.learn = not args.no_learn
         elif not args.carry:
             stream.reset()
+        if isinstance(stream, MapStream):
+            stream.plane = Plane(source.pose_form)
         endless = source.frames is None and args.max_frames is None
         recorder = Recorder(
             folder,

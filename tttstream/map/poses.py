@@ -4,14 +4,46 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tttstream.errors import ShapeError
+from tttstream.poses import Form
 
 PRIME = 2147483647  # products of two numbers below it fit into 63 bits
 NUMBERS = 5
 """Of a pose: x and y of the middle of the view, in sides of a view at zoom 1; log zoom; roll in radians; world."""
+
+
+class Plane:
+    """Turns the poses of a source into those of a map.
+
+    form: what their numbers are, None for those of a map. One angle among them is the roll; the others are x, y, log
+    zoom and the number of the world, in this order, as far as there are any. Raises ShapeError for other forms.
+    """
+
+    def __init__(self, form: Form | None) -> None:
+        angles = () if form is None else form.directions
+        self._angle = angles if len(angles) == 2 else None
+        if form is None:
+            return
+        plain = len(form.names) - len(angles)
+        if len(angles) not in (0, 2) or not 2 <= plain <= NUMBERS - bool(angles):
+            raise ShapeError(
+                f"a map lies in a plane: its poses are x, y and perhaps log zoom, an angle of roll, and the number of "
+                f"the world; these are {', '.join(form.names)}. Choose some, such as --pose x,y"
+            )
+
+    def __call__(self, pose: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A pose of the source [P] -> 2 to 5 numbers."""
+        if self._angle is None:
+            return pose
+        cosine, sine = self._angle
+        rest = np.delete(pose, self._angle)
+        x, y, log_zoom, world = np.pad(rest, (0, 4 - len(rest)))
+        return np.array([x, y, log_zoom, math.atan2(pose[sine], pose[cosine]), world])
 
 
 def complete(pose: Tensor) -> Tensor:

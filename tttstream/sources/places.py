@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tttstream.errors import SourceError
 from tttstream.frames import Frame
+from tttstream.poses import Form, Number
 from tttstream.sources.base import Event, Source
 from tttstream.sources.photographs import HELD_OUT, NAMES, Floats, Pixels, cutout, photograph, place
 from tttstream.sources.rendering import Lamp, Waves, draw_waves, exposed, warped
@@ -95,6 +96,7 @@ class Places(Source):
 
     name = "places"
     fps = FPS
+    pose_form = Form([Number(name) for name in ("x", "y", "log_zoom", "roll", "world")])
 
     def __init__(self, *, size: int = 128, seed: int = 0, photographs: tuple[str, ...] = HELD_OUT) -> None:
         if not 16 <= size <= 4096:

@@ -58,7 +58,8 @@ class WorldOverlay(Overlay):
     def _draw_top(
         self, area: Picture, frame: Picture, result: Result, note: str, pose: NDArray[np.float64] | None
     ) -> None:
-        at = np.zeros(5) if pose is None else np.pad(pose, (0, 5 - len(pose)))
+        at = np.zeros(2) if pose is None else self._stream.plane(pose)
+        at = np.pad(at, (0, 5 - len(at)))
         at[:2] /= self._stream.view
         self._follow(at, result)
         cv2.rectangle(area, (0, 0), (area.shape[1], area.shape[0]), BACKGROUND, cv2.FILLED)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tttstream.cli.progress import Interrupt
     from tttstream.cli.recorder import Recorder
     from tttstream.frames import Frame
-    from tttstream.map.poses import Plane
     from tttstream.mapstream import MapStream
     from tttstream.stream import Session, Stream
     from tttstream.views.overlay import Overlay, Picture
@@ -215,6 +214,8 @@ def watch(
     """Watch one source from its start to its end; returns its summary."""
     from tttstream.cli.loop import follow, opened
     from tttstream.cli.recorder import Recorder
+    from tttstream.map.poses import Plane
+    from tttstream.mapstream import MapStream
 
     with opened(spec, args) as source:
         if args.load_state is not None and not (args.carry and stream.frames):

@@ -23,6 +23,7 @@ from tttstream.masks import MixtureModel
 from tttstream.model import FrameModel
 from tttstream.outputs import TextFile, saving
 from tttstream.train.export import read
+from tttstream.train.stopping import folder
 from tttstream.views.overlay import Picture
 from tttstream.views.sheet import sheet
 
@@ -44,6 +45,12 @@ class Bar(TQDMProgressBar):
         if "train/frames_per_s" in found:
             shown["frames/s"] = f"{float(found['train/frames_per_s']):.0f}"
         return shown
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the line, so that what is said of the error stands on its own."""
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
 
 
 class _Stopwatch(PassThroughProfiler):
@@ -135,10 +142,10 @@ class Pictures(Callback):
         """See the class."""
         if not isinstance(outputs, dict) or "pictures" not in outputs or not trainer.is_global_zero:
             return
-        if trainer.sanity_checking or trainer.log_dir is None:
+        if trainer.sanity_checking:
             return
         whole = labelled(outputs["pictures"], outputs.get("labels"))
-        path = Path(trainer.log_dir) / "pictures" / f"step_{trainer.global_step:07d}.png"
+        path = folder(trainer) / "pictures" / f"step_{trainer.global_step:07d}.png"
         part = path.with_name(f".{path.name}.part")
         with saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,13 +179,13 @@ class Rows(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file; each process has its own."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        with saving(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        run = Path(trainer.log_dir or trainer.default_root_dir)  # of rank 0; all ranks are here
+        with saving(run):
+            run.mkdir(parents=True, exist_ok=True)
         number = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
         ending = "csv" if self.csv else "jsonl"
-        self._file = TextFile(folder / f"predictions{number}.{ending}")
-        self._clips = TextFile(folder / f"clips{number}.{ending}") if hasattr(pl_module, "clip_rows") else None
+        self._file = TextFile(run / f"predictions{number}.{ending}")
+        self._clips = TextFile(run / f"clips{number}.{ending}") if hasattr(pl_module, "clip_rows") else None
         data: Any = trainer
         listed = getattr(data.datamodule, "clips", None)
         self._names = [] if listed is None else [clip.name for clip in listed("test")]
@@ -245,13 +252,9 @@ class Export(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the class."""
         model = getattr(pl_module, "model", None)
-        if (
-            not isinstance(model, (FrameModel, MapModel, MixtureModel, Classifier))
-            or not trainer.is_global_zero
-            or trainer.log_dir is None
-        ):
+        if not isinstance(model, (FrameModel, MapModel, MixtureModel, Classifier)) or not trainer.is_global_zero:
             return
-        run = Path(trainer.log_dir)
+        run = folder(trainer)
         model.save(run / "model")
         written = [run / "model"]
         kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]

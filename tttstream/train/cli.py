@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +19,22 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from tttstream import presets
+from tttstream import errors, presets
 from tttstream.errors import CheckpointError, ConfigError, TTTStreamError
 from tttstream.model import ModelConfig
 from tttstream.outputs import OutputFolder, saving
 from tttstream.train.callbacks import Bar, Export, Pace, Pictures, Rows, Visit
+from tttstream.train.data.loader import lost
+from tttstream.train.stopping import Signals, Stop, Stopped, is_chief
 
 OUT = "out"
 BEGINNING = ("config.yaml", "hparams.yaml", "events.out")  # what a run writes before its first step
 LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "val_check_interval": 1e-6}  # what Lightning lets pass
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LATEST = ("best", "last", "hpc")  # what Lightning itself finds
+AFTER_CHIEF = 2.0  # seconds: what fails on every rank is said by the first one
 
 
 class _Parser(LightningArgumentParser):
@@ -107,30 +112,50 @@ class TrainingCLI(LightningCLI):
                 callback.csv = bool(self._command == "predict" and self._get(self.config_init, "csv"))
         if given.get("logger") is None:
             table = CSVLogger(Path(given["default_root_dir"] or OUT).absolute(), name="train")
-            folder = OutputFolder(table.root_dir)
-            folder.discard()
-            self._run = (Path(table.log_dir), folder)
+            if is_chief():  # the other ranks write into its folder
+                folder = OutputFolder(table.root_dir)
+                folder.discard()
+                self._run = (Path(table.log_dir), folder)
             changes["logger"] = [table, TensorBoardLogger(table.root_dir, name="", version=table.version)]
         try:
             trainer = super().instantiate_trainer(**changes, max_time=None)
         except ValueError as error:
             raise ConfigError(_short(str(error))) from error
+        callbacks: Any = trainer
         if given.get("max_time") is not None:
-            callbacks: Any = trainer
             callbacks.callbacks.insert(0, Visit(given["max_time"], verbose=False))
+        callbacks.callbacks.append(Stop())
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leave no folder of a run that came to nothing."""
-        try:
-            super()._run_subcommand(subcommand)
-        except Exception:
-            if self._run is not None:
-                run, folder = self._run
-                if all(path.name.startswith(BEGINNING) for path in run.glob("*")):
-                    shutil.rmtree(run, ignore_errors=True)
-                    folder.discard()
-            raise
+        """Leave no process of a run that failed or was stopped, and no folder of one that came to nothing."""
+        chief = is_chief()
+        with Signals(chief, self._tidy) as signals:
+            signals.trainer = self.trainer
+            try:
+                super()._run_subcommand(subcommand)
+            except BaseException as error:
+                own = _reported(error)
+                if signals.asked and isinstance(error, ProcessExitedException):  # the spawned ranks were stopped
+                    own = Stopped(signals.asked)
+                if isinstance(own, TTTStreamError) and not chief:
+                    time.sleep(AFTER_CHIEF)
+                elif not isinstance(own, (TTTStreamError, Stopped)) and self.trainer.world_size > 1:
+                    time.sleep(2 * AFTER_CHIEF)
+                signals.kill()
+                self._tidy()
+                raise own from error
+
+    def _tidy(self) -> None:
+        """Remove half-written files, and the folder of a run that came to nothing."""
+        if self._run is None:
+            return
+        run, folder = self._run
+        for part in run.rglob(".*.part"):
+            part.unlink(missing_ok=True)
+        if all(path.name.startswith(BEGINNING) for path in run.glob("*")):
+            shutil.rmtree(run, ignore_errors=True)
+            folder.discard()
 
     def _parse_ckpt_path(self) -> None:
         """Nothing of the configuration comes from a checkpoint; only that there is one is looked at here."""
@@ -148,6 +173,15 @@ def _data_size(model: int, data: Any) -> int:
     if given not in (None, model):
         raise ConfigError(f"data.size is {given}, but the model's pictures are of {model}: set --model.size alone")
     return model
+
+
+def _reported(error: BaseException) -> BaseException:
+    """An error of ours where there is one behind what torch says of a worker or of a spawned rank; else the error."""
+    last = str(error).rstrip().rpartition("\n")[2]
+    spawned = re.match(r"tttstream[\w.]*\.(\w+Error): (.*)", last)
+    if isinstance(error, ProcessRaisedException) and spawned:
+        return getattr(errors, spawned[1], ConfigError)(spawned[2])
+    return lost(error) or error
 
 
 def _own(error: Exception) -> TTTStreamError | None:
@@ -237,6 +271,8 @@ def _main(words: Sequence[str]) -> int:
             load_from_checkpoint_support=False,
             args=resolve(words),
         )
+    except Stopped as stopped:
+        return int(stopped.code or 0)
     except MisconfigurationException as error:
         raise ConfigError(_short(str(error))) from error
     except OSError as error:  # of a log, say

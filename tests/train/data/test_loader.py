@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+import signal
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -27,6 +31,7 @@ from tttstream.train.data import (
     Walks,
     Window,
 )
+from tttstream.train.data.loader import lost
 
 Numbers = Callable[[Tensor], list[int]]
 LENGTHS = {"0.mp4": 7, "1.mp4": 9, "2.mp4": 11, "3.mp4": 13, "4.mp4": 15}
@@ -256,3 +261,83 @@ def test_a_loader_that_is_dropped_ends_its_workers_as_one_that_is_closed(
     dropped._parts = Dying()  # type: ignore[assignment]
     del dropped
     assert "killed by signal" in caplog.text
+
+
+def _workers(loader: LaneLoader) -> list[Any]:
+    workers: list[Any] = loader._parts._workers  # type: ignore[union-attr]
+    return workers
+
+
+def _gone(pids: list[int], limit_s: float = 30.0) -> bool:
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if not any(Path(f"/proc/{pid}").exists() and "Z" not in _status(pid) for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _status(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+class TestWorkers:
+    """Frames so large that none fits into a pipe: a worker that is killed holds it while it writes."""
+
+    @pytest.fixture
+    def large(self, folder: Path) -> LaneLoader:
+        return loader(Videos(str(folder)), size=256, length=16, workers=2)
+
+    @pytest.mark.parametrize("name", ["SIGKILL", "SIGBUS", "SIGSEGV"])
+    def test_one_that_is_killed_ends_the_run(self, large: LaneLoader, name: str) -> None:
+        batches = iter(large)
+        next(batches)
+        pids = [worker.pid for worker in _workers(large)]
+        os.kill(pids[0], getattr(signal, name))
+        with pytest.raises((DataError, RuntimeError)) as caught:  # RuntimeError where torch is heard outside the loader
+            taken(large, 1000)
+        error = lost(caught.value) or caught.value
+        assert re.match("a worker that reads data (was killed|ended)", str(error)), error
+        assert "data.workers=0" in str(error)
+        large.close()
+        assert _gone(pids)
+
+    def test_signals_to_the_group_leave_them(self, large: LaneLoader) -> None:
+        batches = iter(large)
+        next(batches)
+        for worker in _workers(large):
+            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, signal.SIGTERM)
+        pids = [worker.pid for worker in _workers(large)]
+        assert [batch.frames.shape[0] for batch in taken(large, 4)] == [2] * 4
+        assert _gone(pids)
+
+    def test_nothing_of_theirs_lies_in_shared_memory(self, large: LaneLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: Any) -> None:
+            raise RuntimeError("unable to allocate shared memory")
+
+        for name in ("_share_fd_cpu_", "_share_filename_cpu_"):
+            monkeypatch.setattr(torch.UntypedStorage, name, full)  # forked workers have it too
+        (batch,) = taken(large, 1)
+        assert batch.frames.shape == (2, 16, 3, 256, 256)
+
+    def test_they_end_with_their_parent(self, folder: Path) -> None:
+        """Killed while the workers wait for room in the pipe."""
+        import multiprocessing
+
+        def parent(pipe: Any) -> None:
+            large = loader(Videos(str(folder)), size=256, length=16, workers=2)
+            next(iter(large))
+            pipe.send([worker.pid for worker in _workers(large)])
+            time.sleep(60)
+
+        here, there = multiprocessing.Pipe()
+        process = multiprocessing.get_context("fork").Process(target=parent, args=(there,))
+        process.start()
+        pids = here.recv()
+        process.kill()
+        process.join()
+        assert _gone(pids)

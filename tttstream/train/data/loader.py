@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import re
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from itertools import count
 from typing import Any, NamedTuple
 
 import cv2
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from tttstream.errors import TTTStreamError
+from tttstream.errors import DataError, TTTStreamError
 from tttstream.train.data.batch import Batch
 from tttstream.train.data.lanes import Schedule
 from tttstream.train.data.reading import Footage, Lane, Troubles
@@ -20,10 +26,18 @@ from tttstream.train.data.reading import Footage, Lane, Troubles
 logger = logging.getLogger(__name__)
 
 
-class Rows(NamedTuple):
-    """What a worker sends: the rows of its lanes at one step, or what went wrong; and the bad videos met so far."""
+LOST = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: (\w+)|exited unexpectedly)", re.DOTALL)
+ALONE = "data.workers=0 reads in the main process"
 
-    batch: Batch | None
+
+class Rows(NamedTuple):
+    """What a worker sends: the rows of its lanes at one step, or what went wrong; and the bad videos met so far.
+
+    batch: tensors in this process; arrays between processes, which go through a pipe, where tensors would need room in
+    /dev/shm: containers have little, and a worker that finds none lets everyone wait.
+    """
+
+    batch: Any
     error: TTTStreamError | None
     bad: dict[str, str]
 
@@ -100,13 +114,19 @@ class LaneLoader:
             self._parts = self._start()
         parts = []
         for _ in range(max(1, self.workers)):
-            rows = next(self._parts)
+            try:
+                rows = next(self._parts)
+            except RuntimeError as error:
+                if (found := lost(error)) is None:
+                    raise
+                self.close()
+                raise found from error
             self.bad |= rows.bad
             if rows.error is not None:
                 self.close()
                 raise rows.error
             assert rows.batch is not None
-            parts.append(rows.batch)
+            parts.append(rows.batch if self.workers == 0 else rows.batch.map(torch.from_numpy))
         batch = Batch.woven(parts)
         return batch.map(Tensor.pin_memory) if self._pin else batch
 
@@ -116,6 +136,7 @@ class LaneLoader:
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=self._prefetch if self.workers else None,
+            collate_fn=_sent if self.workers else _kept,
             worker_init_fn=_start_worker,
         )
         # A forked worker that collected a decoder of this process would wait for its threads, which it has not.
@@ -123,6 +144,8 @@ class LaneLoader:
         gc.freeze()
         try:
             return iter(loader)
+        except OSError as error:
+            raise DataError(f"the {self.workers} workers that read data cannot be started: {error}; {ALONE}") from error
         finally:
             gc.unfreeze()
 
@@ -146,10 +169,42 @@ class LaneLoader:
                 if "killed by signal" not in str(error):
                     raise
                 logger.warning("a worker that had nothing more to do died while it ended: %s", error)
+            for worker in getattr(parts, "_workers", ()):  # one that torch could not end, as it heeds no SIGTERM
+                if worker.is_alive():
+                    worker.kill()
 
     def __del__(self) -> None:
         self.close()
 
 
+def lost(error: BaseException) -> DataError | None:
+    """What to say of an error by which torch reports a worker that has gone, wherever it came up; None for another."""
+    found = LOST.search(str(error))
+    if found is None:
+        return None
+    how = f"was killed ({found[1]})" if found[1] else "ended"
+    return DataError(f"a worker that reads data {how}: out of memory, a broken decoder, or someone ended it; {ALONE}")
+
+
+def _kept(rows: Any) -> Any:
+    return rows
+
+
+def _sent(rows: Any) -> Any:
+    return rows if rows.batch is None else rows._replace(batch=rows.batch.map(Tensor.numpy))
+
+
 def _start_worker(_: int) -> None:
+    """Signals to the whole group of processes are for the main one, which ends its workers; they end with it too."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has gone, whatever it waits for: a full pipe, say."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

@@ -1,0 +1,96 @@
+"""A run that is stopped: by a signal, by the failure of a rank; what it leaves, and how it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+from tttstream.train.prediction import Prediction
+from tttstream.train.stopping import Signals, Stop, Stopped
+
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Found .* in eval mode")
+Make = Callable[..., Any]
+
+
+class Notes(Callback):
+    """The losses of a run; sends this process a signal in a step, or in a batch of the validation after it."""
+
+    def __init__(self, number: int = 0, step: int = -1, batch: int | None = None) -> None:
+        self.losses: list[float] = []
+        self.measured: list[float] = []
+        self.number, self.step, self.batch = number, step, batch
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.batch is None and trainer.global_step == self.step:
+            self.step = -1  # only once: a second signal would end this process
+            os.kill(os.getpid(), self.number)
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == self.batch and trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self.measured.append(float(trainer.callback_metrics["val/loss"]))
+
+
+@pytest.fixture
+def fit(tiny: Make, moving: Any, trainer: Make, tmp_path: Path) -> Make:
+    def run(notes: Notes, resume: Path | None = None, **options: Any) -> Path:
+        folder = tmp_path / f"kept_{id(notes)}"
+        torch.manual_seed(0)
+        task = Prediction(tiny(), lr=1e-2, warmup=0)
+        torch.nn.init.normal_(task.model.next_frame.change.weight, std=0.02)
+        kept = ModelCheckpoint(dirpath=folder, filename="best", monitor="val/loss")
+        callbacks = [notes, EMAWeightAveraging(decay=0.5), kept, Stop()]
+        given: dict[str, Any] = {"max_steps": 9, "max_epochs": -1, "enable_checkpointing": True}
+        given |= {"limit_val_batches": 3, "val_check_interval": 3, "check_val_every_n_epoch": None}
+        made: Trainer = trainer(callbacks=callbacks[:3], **given, **options)
+        made.callbacks.append(callbacks[3])  # type: ignore[attr-defined]
+        with Signals(chief=True) as signals:
+            signals.trainer = made
+            made.fit(task, datamodule=moving(5), ckpt_path=resume)
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("step", "batch", "accumulate"),
+    [(3, None, 1), (4, None, 1), (2, None, 1), (3, 1, 1), (6, 2, 1), (6, 0, 1), (4, None, 2), (3, 0, 2)],
+    ids=["a step", "an epoch's end", "before validation", "in validation", "its end", "again", "added up", "in both"],
+)
+def test_it_goes_on_as_if_nothing_had_been(
+    fit: Make, tmp_path: Path, step: int, batch: int | None, accumulate: int
+) -> None:
+    options = {"accumulate_grad_batches": accumulate}
+    whole, first, second = Notes(), Notes(signal.SIGINT, step, batch), Notes()
+    fit(whole, **options)
+    with pytest.raises(Stopped) as caught:
+        fit(first, **options)
+    assert caught.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    fit(second, tmp_path / f"kept_{id(first)}" / "last.ckpt", **options)
+    assert first.losses + second.losses == whole.losses
+    assert first.measured + second.measured == whole.measured
+
+
+def test_sigterm_and_what_is_said(fit: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Stopped) as caught:
+        fit(notes := Notes(signal.SIGTERM, 3))
+    assert caught.value.code == 143
+    said = [line for line in capsys.readouterr().err.splitlines() if "stopped by" in line]
+    assert said[0].startswith("tttstream: stopped by SIGTERM after step 4; to go on: tttstream fit ")
+    assert said[0].endswith(f"--ckpt_path={tmp_path}/kept_{id(notes)}/last.ckpt")

@@ -109,3 +109,22 @@ def test_fully_sharded(tmp_path: Path) -> None:
     one, sharded = run(tmp_path / "one", 1, "auto", "gpu")[0], run(tmp_path / "sharded", 1, "fsdp", "gpu")[0]
     assert sharded["losses"] == pytest.approx(one["losses"], rel=1e-3)
     assert sharded["resumed"] == pytest.approx(sharded["losses"][3:], rel=1e-4)
+
+
+def test_the_command_with_every_callback(tmp_path: Path) -> None:
+    """Pictures, bar, both checkpoints, averaged weights and the export: no rank waits for one that has gone on."""
+    (tmp_path / "averaged.yaml").write_text(
+        "trainer:\n  callbacks+:\n    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging\n"
+    )
+    pieces = [f"--config={name}" for name in ("trainer/fast", "trainer/ddp", "model/tiny", "data/walk")]
+    words = [
+        *(sys.executable, "-m", "tttstream", "fit", *pieces, "--config=task/prediction", "--config=averaged.yaml"),
+        *("--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1"),
+        *("--model.dim=16", "--data.init_args.batch_size=1", "--data.init_args.length=4"),
+        *("--data.init_args.workers=0", "--trainer.num_sanity_val_steps=0", "--trainer.max_time=null"),
+    ]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    left = {path.name for path in (tmp_path / "out" / "train" / "version_0").iterdir()}
+    assert {"checkpoints", "config.yaml", "metrics.csv", "model", "best", "pictures"} <= left
+    assert [path.name for path in (tmp_path / "out" / "train").iterdir()] == ["version_0"]

@@ -23,7 +23,7 @@ from tttstream.masks import MixtureModel
 from tttstream.model import FrameModel
 from tttstream.outputs import TextFile, saving
 from tttstream.train.export import read
-from tttstream.train.stopping import folder
+from tttstream.train.stopping import folder, go_on, shown
 from tttstream.views.overlay import Picture
 from tttstream.views.sheet import sheet
 
@@ -263,3 +263,9 @@ class Export(Callback):
             read(Path(best)).save(run / "best")
             written.append(run / "best")
         print("the model is in", " and ".join(f"{folder}" for folder in written))
+        mask = " --first-mask MASK.png" if isinstance(model, MixtureModel) else ""
+        print(f"to see what it does: tttstream watch VIDEO --model {shown(written[-1])}{mask}")
+        paths = [best, *(callback.best_model_path for callback in kept)]
+        found = next((path for path in map(Path, filter(None, paths)) if path.is_file()), None)
+        if found is not None:
+            print(f"to measure it: {go_on(trainer, found, 'test')}")

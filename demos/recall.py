@@ -1,0 +1,109 @@
+"""How well does a map recall parts of a world that it has not seen for a while, in pixels?
+
+    python demos/recall.py --frames 5000 --seeds 3
+
+On `places`, whose worlds show photographs that the shipped map was not trained on. Every few frames the map is asked
+for the pose of an earlier frame of this world. The answer is held against what a perfect camera would see there now.
+The error is the squared error of the pixels over that of the mean colour of the view, by the frames since any of the
+view was last in sight. Beside it: the present frame, the mean of all frames, and the map with its memory frozen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tttstream import MapStream, models
+from tttstream.detection import auroc
+from tttstream.outputs import TextFile
+from tttstream.sources.places import EXTENT, Places
+from tttstream.train.map import in_view
+
+AGES = ((1, 64), (64, 256), (256, 1024), (1024, 1 << 30))
+ROWS = ("map", "frozen", "present frame", "mean frame")
+
+
+def reduced(picture: NDArray[np.generic]) -> NDArray[np.float64]:
+    """A picture [S, S, 3] in 0..255 as 64 × 64 in 0..1."""
+    pixels = torch.from_numpy(np.ascontiguousarray(picture, np.float32)).permute(2, 0, 1)[None]
+    small = F.interpolate(pixels, (64, 64), mode="bilinear", antialias=True)[0]
+    return np.asarray(small.permute(1, 2, 0).numpy(), np.float64) / 255
+
+
+def ask(args: argparse.Namespace, seed: int) -> tuple[list[tuple[int, list[float]]], list[float], list[float]]:
+    """(age, errors in the order of ROWS) of every question, and how familiar visited and unvisited poses are."""
+    rng, source = np.random.default_rng(seed), Places(size=128, seed=seed)
+    stream, frozen = (MapStream(models.load(args.model), device="cpu") for _ in range(2))
+    frozen.learn = False
+    poses: list[NDArray[np.float64]] = []
+    mean, found, visited, unvisited = np.zeros((64, 64, 3)), [], [], []
+    for index in tqdm(range(args.frames), f"seed {seed}", disable=None):
+        frame = source.frame(index)
+        stream.push(frame)
+        pose = np.array(frame.pose)
+        present = reduced(frame.image)
+        if poses and poses[-1][4] != pose[4]:
+            poses.clear()
+        poses.append(pose)
+        mean += (present - mean) / (index + 1)
+        if index % args.every or len(poses) < 100:
+            continue
+        asked = poses[int(rng.integers(len(poses)))]
+        points = stream.model.points(torch.from_numpy(asked)[None, None])
+        seen = in_view(points, torch.from_numpy(np.array(poses))[None], stream.model.config.side)[0, 0]
+        last = torch.where(seen, torch.arange(len(poses)), -1).amax(-1)
+        age = len(poses) - 1 - int(last.max())
+        truth = reduced(source.look(asked, index))
+        base = np.square(truth - truth.mean((0, 1))).mean()
+        answers = [stream.imagine(asked), frozen.imagine(asked)]
+        told = [reduced(answer.picture) for answer in answers]
+        found.append((age, [float(np.square(p - truth).mean() / base) for p in (*told, present, mean)]))
+        visited.append(float(answers[0].familiar.mean()))
+        other = np.array([*rng.uniform(0.5, EXTENT - 0.5, 2), 0, 0, pose[4]])
+        points = stream.model.points(torch.from_numpy(other)[None, None])
+        if not in_view(points, torch.from_numpy(np.array(poses))[None], stream.model.config.side).any():
+            unvisited.append(float(stream.imagine(other).familiar.mean()))
+        elsewhere = np.array([*asked[:4], pose[4] + 1 + rng.integers(50)])
+        unvisited.append(float(stream.imagine(elsewhere).familiar.mean()))
+    return found, visited, unvisited
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="map")
+    parser.add_argument("--frames", type=int, default=5000)
+    parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a Markdown file for the table")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    parts = [ask(args, seed) for seed in range(args.seeds)]
+    found = [item for part in parts for item in part[0]]
+    head = [f"age {low} to {high}" if high < 1 << 30 else f"over {low}" for low, high in AGES]
+    counts = [sum(low <= age < high for age, _ in found) for low, high in AGES]
+    lines = ["| error | " + " | ".join(f"{h} ({n})" for h, n in zip(head, counts, strict=True)) + " |"]
+    lines.append("| --- " * (1 + len(AGES)) + "|")
+    for column, name in enumerate(ROWS):
+        cells = []
+        for low, high in AGES:
+            values = [errors[column] for age, errors in found if low <= age < high]
+            cells.append(f"{np.median(values):.2f}" if values else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    known = auroc(np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts]))
+    lines += ["", f"Medians over {len(found)} questions, {args.seeds} seeds of {args.frames} frames."]
+    lines += [f"Visited against unvisited poses, by `familiar`: AUROC {known:.3f}.", time.strftime("%Y-%m-%d")]
+    print("\n".join(lines))
+    if args.out is not None:
+        with TextFile(args.out) as file:
+            file.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

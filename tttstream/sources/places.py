@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tttstream.errors import SourceError
 from tttstream.frames import Frame
 from tttstream.poses import Form, Number
-from tttstream.sources.base import Event, Source
+from tttstream.sources.base import Event
+from tttstream.sources.generated import Generated
 from tttstream.sources.photographs import HELD_OUT, NAMES, Floats, Pixels, cutout, photograph, place
 from tttstream.sources.rendering import Lamp, Waves, draw_waves, exposed, warped
 
@@ -36,7 +37,7 @@ UNSEEN = 45  # frames that a spot was wholly out of sight before it changes
 SIGHT = 0.36  # a thing counts as seen where its middle is this close to the middle of the view, in sides of the view
 
 # Streams of random numbers, one for each use.
-START, WORLD, PATH, FRESH, RETURN, SPOT, CHANGES, THINGS, NOISE = range(9)
+WORLD, PATH, FRESH, RETURN, SPOT, CHANGES, THINGS, NOISE = range(1, 9)
 LIGHT = ("gain", "warmth", "side_x", "side_y")
 
 
@@ -76,7 +77,7 @@ class Visit(NamedTuple):
         return at
 
 
-class Places(Source):
+class Places(Generated):
     """Endless footage of a camera that walks, returns, turns and zooms in a world of photographs, with its pose.
 
     size: side of the square frames in pixels. seed: all that happens follows from it, bit for bit on one machine; and
@@ -96,19 +97,16 @@ class Places(Source):
 
     name = "places"
     fps = FPS
+    stay, jitter = VISIT, JITTER
     pose_form = Form([Number(name) for name in ("x", "y", "log_zoom", "roll", "world")])
 
     def __init__(self, *, size: int = 128, seed: int = 0, photographs: tuple[str, ...] = HELD_OUT) -> None:
-        if not 16 <= size <= 4096:
-            raise SourceError(f"places: size is {size}, expected 16 to 4096 pixels")
-        if seed < 0:
-            raise SourceError(f"places: seed is {seed}, expected 0 or more")
+        super().__init__(size=size, seed=seed)
         if len(set(photographs)) < SHEETS or not set(photographs) <= set(NAMES):
             raise SourceError(
                 f"places: photographs are {photographs}, expected {SHEETS} or more of {', '.join(sorted(NAMES))}"
             )
-        self.size, self.seed, self.photographs = size, seed, tuple(photographs)
-        self._index = 0
+        self.photographs = tuple(photographs)
         for name in (*self.photographs, *NAMES):  # now, so that neither memory nor time of a frame changes later
             photograph(name)
         self._visit = lru_cache(8)(self._make_visit)
@@ -116,28 +114,8 @@ class Places(Source):
         self._thing = lru_cache(2 * KINDS)(self._make_thing)
         self._lamp = Lamp(size)
 
-    def __iter__(self) -> Iterator[Frame]:
-        while True:
-            self._index += 1
-            yield self.frame(self._index - 1)
-
-    def position(self) -> dict[str, Any]:
-        """The number of the next frame; with it the seed, size and photographs, which must be the same to go on."""
-        return {"source": self.name, "index": self._index, **self._settings()}
-
     def _settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, "size": self.size, "photographs": list(self.photographs)}
-
-    def seek(self, position: dict[str, Any]) -> None:
-        """Go on at a frame; any number of frames away costs the same."""
-        self._check(position)
-        differs = [name for name, value in self._settings().items() if position[name] != value]
-        if differs:
-            name = differs[0]
-            raise SourceError(
-                f"places: the position is of {name} {position[name]}, this source has {name} {self._settings()[name]}"
-            )
-        self._index = position["index"]
+        return {**super()._settings(), "photographs": list(self.photographs)}
 
     def events(self, until: int) -> list[Event]:
         """What begins before frame `until`, by time.
@@ -192,20 +170,6 @@ class Places(Source):
         return {(float(spots[i, 0]), float(spots[i, 1])): int(thing) for i, thing in at if thing >= 0}
 
     # When and where: everything follows from the seed and a number.
-
-    def _rng(self, *use: int) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64([self.seed, *use]))
-
-    def _start(self, number: int) -> int:
-        """The first frame of a visit."""
-        return 0 if number == 0 else number * VISIT + int(self._rng(START, number).integers(-JITTER, JITTER + 1))
-
-    def _number(self, index: int) -> int:
-        """The visit that a frame belongs to."""
-        number = index // VISIT
-        if index >= self._start(number + 1):
-            return number + 1
-        return number if index >= self._start(number) else number - 1
 
     def _fresh(self, number: int) -> bool:
         """Whether a visit shows a world for the first time."""

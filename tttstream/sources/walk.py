@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tttstream.errors import SourceError
 from tttstream.frames import Frame
-from tttstream.sources.base import Event, Source
+from tttstream.sources.base import Event
+from tttstream.sources.generated import Generated
 from tttstream.sources.photographs import NAMES, Floats, Pixels, cutout, photograph, place
 from tttstream.sources.rendering import Lamp, Waves, draw_waves, exposed, warped
 
@@ -27,7 +27,7 @@ LIGHT = ("gain", "warmth", "side_x", "side_y")
 LOOK_BACK = 40  # how many scenes back a known place may lie
 
 # Streams of random numbers, one for each use.
-START, FRESH, DECK, PLACE, PATH, PASSES, OBJECTS, RETURN, NOISE = range(9)
+FRESH, DECK, PLACE, PATH, PASSES, OBJECTS, RETURN, NOISE = range(1, 9)
 
 
 class Pass(NamedTuple):
@@ -57,7 +57,7 @@ class Scene(NamedTuple):
     passes: tuple[Pass, ...]
 
 
-class Walk(Source):
+class Walk(Generated):
     """Endless footage of a camera walk: pan, zoom, roll, changing light, sensor noise, objects that pass, cuts.
 
     size: side of the square frames in pixels. seed: all that happens follows from it, bit for bit on one machine; and
@@ -73,14 +73,10 @@ class Walk(Source):
 
     name = "walk"
     fps = FPS
+    stay, jitter = SCENE, JITTER
 
     def __init__(self, *, size: int = 128, seed: int = 0) -> None:
-        if not 16 <= size <= 4096:
-            raise SourceError(f"walk: size is {size}, expected 16 to 4096 pixels")
-        if seed < 0:
-            raise SourceError(f"walk: seed is {seed}, expected 0 or more")
-        self.size, self.seed = size, seed
-        self._index = 0
+        super().__init__(size=size, seed=seed)
         for name in NAMES:  # now, so that neither memory nor time of a frame changes later
             photograph(name)
         self._fresh_block = lru_cache(64)(self._make_fresh_block)
@@ -89,23 +85,6 @@ class Walk(Source):
         self._texture = lru_cache(2)(self._make_texture)
         self._object = lru_cache(REPERTOIRE + 2)(self._make_object)
         self._lamp = Lamp(size)
-
-    def __iter__(self) -> Iterator[Frame]:
-        while True:
-            self._index += 1
-            yield self.frame(self._index - 1)
-
-    def position(self) -> dict[str, Any]:
-        """The number of the next frame; with it the seed and size, which must be the same to go on."""
-        return {"source": self.name, "index": self._index, "seed": self.seed, "size": self.size}
-
-    def seek(self, position: dict[str, Any]) -> None:
-        """Go on at a frame; any number of frames away costs the same."""
-        self._check(position)
-        if (position["seed"], position["size"]) != (self.seed, self.size):
-            came = f"seed {position['seed']} and size {position['size']}"
-            raise SourceError(f"walk: the position is of {came}, this walk has seed {self.seed} and size {self.size}")
-        self._index = position["index"]
 
     def events(self, until: int) -> list[Event]:
         """What begins before frame `until`, by time.
@@ -140,20 +119,6 @@ class Walk(Source):
         return Frame(exposed(picture, self._rng(NOISE, index)), index, index / FPS)
 
     # When and where: everything follows from the seed and a number.
-
-    def _rng(self, use: int, number: int) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64([self.seed, use, number]))
-
-    def _start(self, number: int) -> int:
-        """The first frame of a scene."""
-        return 0 if number == 0 else number * SCENE + int(self._rng(START, number).integers(-JITTER, JITTER + 1))
-
-    def _number(self, index: int) -> int:
-        """The scene that a frame belongs to."""
-        number = index // SCENE
-        if index >= self._start(number + 1):
-            return number + 1
-        return number if index >= self._start(number) else number - 1
 
     def _make_fresh_block(self, block: int) -> NDArray[np.bool_]:
         fresh = self._rng(FRESH, block).random(8) < 0.55

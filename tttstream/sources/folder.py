@@ -17,8 +17,10 @@ from tttstream.sources.base import Source
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"})
 VIDEOS = frozenset(
-    {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov"}
-    | {".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
+    {".264", ".265", ".3g2", ".3gp", ".apng", ".asf", ".avi", ".avif", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"}
+    | {".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe"}
+    | {".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm"}
+    | {".wmv", ".y4m"}
 )
 
 
@@ -28,8 +30,8 @@ class ImageFolder(Source):
     path: the folder. fps: the rate they are shown at, 30 unless given. on_error: "skip" passes over an image that
     cannot be read and counts it, "raise" raises SourceError there. Time goes by the place in the folder, so a skipped
     image leaves a gap. Where all names are times of the day it goes by these, and `origin` is the first: seconds as in
-    1305031102.175304.png, or 16 or 19 digits of micro- or nanoseconds. Images may differ in size; 16-bit greys are
-    brought to 8 bits, transparency is dropped.
+    1305031102.175304.png, or 16 or 19 digits of micro- or nanoseconds. Images may differ in size; `pixels` says
+    how they are brought to 8 bits.
 
     Raises SourceError where there is no image, or at the end where not one could be read.
     """
@@ -51,6 +53,7 @@ class ImageFolder(Source):
         self._index = self._place = 0
 
     def __iter__(self) -> Iterator[Frame]:
+        why = ""
         while self._place < len(self._paths):
             path = self._paths[self._place]
             self._place += 1
@@ -58,6 +61,7 @@ class ImageFolder(Source):
                 image = pixels(path)
             except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
                 self.skipped += 1
+                why = why or f"{path.name}: {error}"
                 if self._strict:
                     raise SourceError(
                         f"{path.name} cannot be read as an image ({error}); remove it or skip it"
@@ -68,7 +72,7 @@ class ImageFolder(Source):
             time_s = place / (self.fps or 30.0) if self._stamps is None else self._stamps[place] - self._stamps[0]
             yield Frame(image, self._index - 1, time_s)
         if self._index == 0:
-            raise SourceError(f"not one of the {len(self._paths)} images of {self.name} can be read")
+            raise SourceError(f"not one of the {len(self._paths)} images of {self.name} can be read ({why})")
 
     def place(self, frame: Frame) -> int:
         """See Source."""
@@ -144,13 +148,35 @@ def stamps(paths: list[Path]) -> list[float] | None:
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:
-    """RGB [H, W, 3] of an image file, turned upright by its EXIF note."""
+    """RGB [H, W, 3] of an image file, turned upright by its EXIF note.
+
+    8 bits stay as they are; bits become 0 and 255; palettes, CMYK and greys become RGB; opacity is dropped. Of 16 bits
+    the upper 8 count. Floats stand for 0 to 1, whole numbers of 32 bits for those of 16. Raises ValueError where they
+    lie outside, or where 32 bits hold nothing above 255 and so may be meant as 8 (save them as 8 or 16 bits), and for
+    a file of several images (an animation, pages), of which one would stand for all.
+    """
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise DependencyError("reading images needs Pillow: pip install pillow") from error
     with Image.open(path) as file:
+        count = getattr(file, "n_frames", 1) if file.format in ("PNG", "WEBP", "TIFF", "GIF") else 1
+        if count > 1:
+            raise ValueError(f"it holds {count} images, expected one; convert it to a video or to single images")
         image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits in whole numbers, which Pillow would clip at 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+        if image.mode == "F":
+            image = Image.fromarray(_scaled(np.asarray(image), 0, 1, 255))
+        elif image.mode.startswith("I"):  # Pillow would clip it at 255
+            least = 256 if image.mode == "I" and file.format == "TIFF" else 0
+            image = Image.fromarray(_scaled(np.asarray(image), least, 65535, 1 / 256))
         return np.array(image.convert("RGB"))
+
+
+def _scaled(values: NDArray[Any], least: int, most: int, by: float) -> NDArray[np.uint8]:
+    """Values from 0 to `most` times `by`, in 8 bits; the greatest of them must be at least `least`, or 0."""
+    low, high = values.min(), values.max()
+    if not (low >= 0 and (high == 0 or least <= high <= most)):
+        expected = f"0 to {most}" + (f" with some from {least} on" if least else "")
+        raise ValueError(f"its values go from {low:g} to {high:g}, expected {expected}; save it with 8 or 16 bits")
+    scaled = values.astype(np.float64) * by
+    return np.asarray(np.floor(scaled) if by < 1 else np.round(scaled)).astype(np.uint8)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
 from tttstream.sources.base import Source
+from tttstream.sources.jpeg import is_whole
 
 try:
     import cv2  # noqa: F401 - before PyAV: where it comes after, the first window of OpenCV hangs
     import av  # isort: skip
+    from tttstream.sources.pictures import Display
 except ImportError as error:
     raise DependencyError("reading videos needs PyAV: pip install av") from error
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -33,20 +34,27 @@ NETWORK_TIMEOUT_S = 10.0
 HOLE_S = 1.0
 SLACK_S = 0.25
 EVEN = 8  # frames at one rate, after which a hole is not taken for a variable rate
+ROUNDING_S = 0.002  # of time stamps, in containers that count milliseconds
+NO_TIMES = 0x80  # FFmpeg's flag of formats without time stamps, which gives them 25 frames a second or so
+ARRIVAL_TICK = Fraction(1, 1_000_000)
 FAILURES = (av.error.FFmpegError, OSError, ValueError)  # FFmpeg's own are not all OSErrors
 
 
 class Video(Source):
-    """A video file or URL: its longest video stream, turned upright, with the presentation times of its frames.
+    """A video file or URL: its longest video stream, shown as `pictures.Display` says, with the times of its frames.
 
     path: file or URL. on_error: what to do with damage. "skip" passes over damaged frames, counts them in `skipped`,
     and ends where nothing more can be read; "raise" raises SourceError there, after the good frames before it.
     `truncated` turns true when a packet or frame is damaged, when reading breaks off, when the file ends well before
-    the time its header promises or, where its format promises none, within one of its parts (MPEG-TS, GIF, Motion
-    JPEG), or when an otherwise regular stream has a hole of more than a second.
-    `time_s` counts from the first frame and strictly increases; a variable rate is kept.
+    the time its header promises or, where its format promises none, within one of its parts (MPEG-TS, GIF), or when it
+    has a hole. A hole is more than a second in which a stream of constant rate has no frame and nothing at all was due:
+    no frame that is said to last so long, no sound. Everything else is a pause, as recordings of a variable rate have
+    them where nothing moves.
+    `time_s` counts from the first frame and strictly increases; a variable rate is kept. It is the time of presentation
+    or, where the format has none and data come by a pipe or the network (Motion JPEG of a camera), that of arrival;
+    such a source is live.
 
-    Raises SourceError where the file cannot be opened, holds no video, or not one frame of it can be decoded.
+    Raises SourceError where the file cannot be opened, holds no video, or not one frame of it can be decoded or shown.
     """
 
     def __init__(self, path: str, *, on_error: str = "skip") -> None:
@@ -68,6 +76,8 @@ class Video(Source):
         self._pending = next(self._pictures, None)
         if self._pending is None:
             raise SourceError(f"not one frame of {self.name} can be decoded; convert it, for example with ffmpeg")
+        self.live = self.live or decoder.by_arrival
+        decoder.display.show(self._pending[0])  # what cannot be shown is refused here
         self._origin = self._pending[1]
         self._index, self._last = 0, self._pending
         self._regular, self._hole = True, False
@@ -79,7 +89,7 @@ class Video(Source):
             time_s = float((stamp - self._origin) * self._decoder.tick)
             self._index += 1
             self._judge(self._decoder)
-            yield Frame(upright(image), self._index - 1, time_s)
+            yield Frame(self._decoder.display.show(image), self._index - 1, time_s)
 
     def _judge(self, decoder: _Decoder) -> None:
         """Whether the last frame stands where its number says.
@@ -177,7 +187,11 @@ class _Decoder:
             ) from error
         self.formats = set(self.container.format.name.split(","))
         self.stream = longest_stream(self.container, name)
-        self.tick = self.stream.time_base or Fraction(1, 1000)
+        self.display = Display.of(self.stream, name)
+        size = self.container.size  # negative where no end is known
+        timeless = bool(self.container.format.flags & NO_TIMES) or self.container.format.name.endswith("_pipe")
+        self.by_arrival = timeless and (size is None or size <= 0)
+        self.tick = ARRIVAL_TICK if self.by_arrival else self.stream.time_base or Fraction(1, 1000)
         rate = self.stream.average_rate
         self.fps = float(rate) if rate else None
         self.step = max(1, round(1 / (rate * self.tick))) if rate else 1
@@ -188,7 +202,13 @@ class _Decoder:
         self.exact = "avi" not in self.formats  # AVI has no presentation times
         self.stamp: int | None = None
         self.reach = self.start
+        self.arrived = 0.0  # when the last packet came, by the clock of the process
         self.longest, self.second = 0, 0  # the two longest intervals between frames so far
+        self.steps = {float(1 / known) for known in (rate, self.stream.base_rate) if known}
+        self.steady = bool(self.steps)  # whether all intervals of up to `HOLE_S` keep to the rate
+        self.judged = -(2**63)  # the intervals up to this time stamp were noted before a jump
+        self.due: float | None = None  # until when something lasts that was read
+        self.silent = 0.0  # the longest time in which nothing was due
 
     def _promised_end(self) -> float:
         """When the stream ends by the header, in the stream's own time in seconds; its start where nothing says it."""
@@ -202,7 +222,8 @@ class _Decoder:
 
     def history(self) -> dict[str, Any]:
         """What `jump` needs so that the rest is judged as if it had been read from the start."""
-        return {"exact": self.exact, "longest": self.longest, "second": self.second}
+        intervals = {"longest": self.longest, "second": self.second, "steady": self.steady, "silent": self.silent}
+        return {"exact": self.exact, **intervals}
 
     def jump(self, position: dict[str, Any]) -> bool:
         """Move to the last key frame at or before a time stamp; False where the container cannot."""
@@ -211,6 +232,8 @@ class _Decoder:
         except FAILURES:
             return False
         self.stamp, self.longest, self.second = None, position["longest"], position["second"]
+        self.steady, self.silent, self.due = position.get("steady", False), position.get("silent", 0.0), None
+        self.judged = position["stamp"]
         return True
 
     def __iter__(self) -> Iterator[tuple[VideoFrame, int]]:
@@ -220,14 +243,22 @@ class _Decoder:
                 continue
             # AVI stores decoding times only; what stands in pts there is a guess that jumps back and forth.
             stamp = picture.dts if "avi" in self.formats else picture.pts
+            if self.by_arrival:
+                stamp = round(self.arrived / ARRIVAL_TICK)
             if stamp is None or (self.stamp is not None and stamp <= self.stamp):
                 self.exact = False
                 stamp = 0 if self.stamp is None else self.stamp + self.step
-            if self.stamp is not None:
-                self.second, self.longest = sorted((self.second, self.longest, stamp - self.stamp))[1:]
+            if self.stamp is not None and stamp > self.judged:
+                self._note_interval(stamp - self.stamp)
             self.stamp = stamp
             yield picture, stamp
         self._judge_the_end()
+
+    def _note_interval(self, ticks: int) -> None:
+        self.second, self.longest = sorted((self.second, self.longest, ticks))[1:]
+        seconds, rounding = float(ticks * self.tick), max(ROUNDING_S, float(2 * self.tick))
+        if seconds <= HOLE_S and self.steady:
+            self.steady = any(abs(seconds - step) <= rounding for step in self.steps)
 
     def _pictures(self) -> Iterator[VideoFrame]:
         own_clock = _duration(self.stream) > 0
@@ -240,6 +271,8 @@ class _Decoder:
                 packet = None
             if packet is None:
                 return
+            self.arrived = time.monotonic()
+            self._note_silence(packet)
             mine = packet.stream is self.stream
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None and (mine or not own_clock):
@@ -247,11 +280,21 @@ class _Decoder:
             if not mine:
                 continue
             try:
-                pictures = self.stream.decode(packet)
+                pictures = decode(self.stream, packet)
             except FAILURES as error:
                 self._damaged(f"a damaged packet ({reason(error)})")
             else:
                 yield from pictures
+
+    def _note_silence(self, packet: Packet[Any]) -> None:
+        """How long nothing was due before a packet of any stream."""
+        start = packet.pts if packet.dts is None else packet.dts
+        if start is None or packet.time_base is None:
+            return
+        if self.due is not None and "avi" not in self.formats:  # in AVI, frames left out are written down as empty
+            self.silent = max(self.silent, float(start * packet.time_base) - self.due)
+        end = float((start + (packet.duration or 0)) * packet.time_base)
+        self.due = end if self.due is None else max(self.due, end)
 
     def _judge_the_end(self) -> None:
         tick = float(self.tick)
@@ -260,7 +303,7 @@ class _Decoder:
             self._broke_off(f"the last {missing:.1f} of {self.end - self.start:.1f} s are missing")
         elif ends_within(self.path, self.formats):
             self._broke_off("the file ends in the middle of a part")
-        elif self.longest * tick > HOLE_S and self.longest > 10 * self.second > 0:
+        elif self.steady and min(self.silent, self.longest * tick) > max(HOLE_S, 10 * min(self.steps)):
             self._broke_off(f"{self.longest * tick:.1f} s are missing on the way")
 
     def _damaged(self, what: str) -> None:
@@ -288,7 +331,7 @@ def longest_stream(container: InputContainer, name: str) -> VideoStream:
 
 def ends_within(path: str, formats: set[str]) -> bool:
     """Whether a file of a format without a length in its header ends inside one of its parts; False for other files."""
-    checks = {"mpegts": _ends_within_packet, "gif": _lacks(b";"), "mjpeg": _lacks(b"\xff\xd9")}
+    checks = {"mpegts": _ends_within_packet, "gif": _lacks(b";")}
     check = next((checks[name] for name in checks if name in formats), None)
     if check is None or not os.path.isfile(path):
         return False
@@ -330,11 +373,19 @@ def reason(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
-def upright(picture: VideoFrame) -> NDArray[np.uint8]:
-    """RGB pixels [H, W, 3], turned by the rotation that the file asks for (degrees counter-clockwise)."""
-    pixels = picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    return np.ascontiguousarray(np.rot90(pixels, round(picture.rotation / 90)))
+def decode(stream: VideoStream, packet: Packet[Any]) -> list[VideoFrame]:
+    """The pictures of a packet. Raises one of `FAILURES` for a damaged one.
+
+    Of a JPEG that is cut off FFmpeg makes a picture unless it is told to be strict.
+    """
+    if stream.codec_context.name == "mjpeg":
+        if not stream.codec_context.is_open:
+            stream.codec_context.options = {"err_detect": "explode"}
+        # Some writers of AVI leave the marker of the end out.
+        if packet.size and "avi" not in stream.container.format.name and not is_whole(bytes(packet)):
+            raise ValueError("a JPEG is cut off")
+    return stream.decode(packet)
 
 
 def _checksum(picture: VideoFrame) -> int:
-    return zlib.crc32(upright(picture).tobytes())
+    return zlib.crc32(picture.to_ndarray(format="rgb24").tobytes())

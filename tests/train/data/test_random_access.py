@@ -12,7 +12,8 @@ import av
 import numpy as np
 import pytest
 
-from tttstream.sources.video import Video, longest_stream, upright
+from tttstream.sources.pictures import Display
+from tttstream.sources.video import Video, longest_stream
 from tttstream.train.data import Decoder, Decord, PyAV, video
 from tttstream.train.data.clips import Pixels
 from tttstream.train.data.packets import scan
@@ -76,7 +77,7 @@ def in_sequence(path: Path) -> Pixels:
     with av.open(str(path)) as file:
         stream = longest_stream(file, path.name)
         stream.codec_context.thread_count = 1
-        return np.stack([upright(picture) for picture in file.decode(stream)])
+        return np.stack([Display(str(path)).show(picture) for picture in file.decode(stream)])
 
 
 def check(path: Path, decoder: Decoder, expected: Pixels, off: float = 0.0) -> None:

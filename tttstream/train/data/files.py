@@ -12,7 +12,7 @@ import av
 from av.codec.context import Flags
 
 from tttstream.errors import SourceError
-from tttstream.sources.video import FAILURES, reason
+from tttstream.sources.video import FAILURES, decode, reason
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -55,9 +55,9 @@ def decoded(
     context.thread_count = 1  # the workers are the threads
     context.flags |= Flags.copy_opaque
     for index, packet in packets:
-        packet.opaque = index
+        packet.opaque = [index]  # a list of its own: PyAV takes the addresses of these for their names
         try:
-            pictures = stream.decode(packet)
+            pictures = decode(stream, packet)
         except FAILURES:
             yield index, None
             continue
@@ -72,7 +72,7 @@ def decoded(
 
 
 def _origin(picture: VideoFrame) -> int | None:
-    return picture.opaque if isinstance(picture.opaque, int) else None
+    return picture.opaque[0] if isinstance(picture.opaque, list) else None
 
 
 def content(path: str) -> Any:

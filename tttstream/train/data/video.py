@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 
 from tttstream.errors import DependencyError, SourceError
-from tttstream.sources.video import FAILURES, longest_stream, upright
+from tttstream.sources.pictures import Display
+from tttstream.sources.video import FAILURES, longest_stream
 from tttstream.train.data.clips import Decoder, Numbers, Pixels, Reader, Shot
 from tttstream.train.data.files import content, decoded, demuxed, opened, short
 from tttstream.train.data.packets import START, Anchor, scan
@@ -49,7 +50,8 @@ class Decord(Decoder):
     """decord, opened anew for every read, for it would go on decoding into memory between two.
 
     It reads MP4, MOV and Matroska with the codecs in EXACT where every picture needs its key frame alone;
-    elsewhere it takes one frame for another. All else, and what it cannot read (damaged files), is left to PyAV.
+    elsewhere it takes one frame for another. All else, and what it cannot read (damaged files) or show (see `plain`),
+    is left to PyAV.
 
     short_side: as for PyAV.
     """
@@ -112,7 +114,7 @@ class _PyAVReader(Reader):
             self._next = number + 1
             # A frame that is missing (it was damaged) is stood for by the one after it.
             while len(frames) < len(wanted) and wanted[len(frames)] <= number:
-                frames.append(self._sized(_pixels(picture, self._short_side), (picture.width, picture.height)))
+                frames.append(self._sized(self._display.show(picture), (picture.width, picture.height)))
         return frames
 
     def _sized(self, pixels: Pixels, size: tuple[int, int]) -> Pixels:
@@ -138,6 +140,7 @@ class _PyAVReader(Reader):
             self._container = container = opened(self._path)
             stream = longest_stream(container, short(self._path))
             self._header = (stream.codec_context.width, stream.codec_context.height)
+            self._display = Display.of(stream, short(self._path), self._short_side)
             if anchor != START and not _sought(container, stream, int(self._scan.seeks[anchor.packet])):
                 self._scan.forget(anchor)
                 continue
@@ -224,11 +227,12 @@ def _usual_shape(path: str, short_side: int | None) -> tuple[int, int]:
     """Height and width of the frames whose size the header tells, or where none of the first have it, of the first."""
     with opened(path) as container:
         stream = longest_stream(container, short(path))
+        display = Display.of(stream, short(path), short_side)
         header = (stream.codec_context.width, stream.codec_context.height)
         first: tuple[int, int] | None = None
         for _, picture in islice(decoded(stream, enumerate(demuxed(container, stream))), LOOK):
             if picture is not None and (first is None or (picture.width, picture.height) == header):
-                height, width, _ = _pixels(picture, short_side).shape
+                height, width, _ = display.show(picture).shape
                 first = height, width
                 if (picture.width, picture.height) == header:
                     break
@@ -237,29 +241,35 @@ def _usual_shape(path: str, short_side: int | None) -> tuple[int, int]:
     return first
 
 
-def _pixels(picture: VideoFrame, short_side: int | None) -> Pixels:
-    if short_side is not None and min(picture.width, picture.height) > short_side:
-        width, height = reduced(picture.width, picture.height, short_side)
-        rotation = picture.rotation  # what `reformat` gives has none
-        small = picture.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-        return np.ascontiguousarray(np.rot90(small.to_ndarray(), round(rotation / 90)))
-    return upright(picture)
+@lru_cache(maxsize=4096)
+def plain(path: str) -> bool:
+    """Whether the first picture of a video is shown as it is stored: decord knows nothing else.
 
-
-def reduced(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """The size of a picture whose shorter side is reduced to `short_side` pixels."""
-    share = short_side / min(width, height)
-    return max(1, round(width * share)), max(1, round(height * share))
+    Raises SourceError for colours that cannot be converted, which decord would show wrongly.
+    """
+    with opened(path) as container:
+        stream = longest_stream(container, short(path))
+        for packet in demuxed(container, stream):
+            try:
+                pictures = stream.decode(packet)
+            except FAILURES:
+                return False
+            if pictures:
+                display = Display.of(stream, short(path))
+                display.show(pictures[0])
+                return display.as_stored(pictures[0])
+    return False
 
 
 class _DecordReader(Reader):
-    """Opens the file for each read; where decord gives up, or counts other frames than the packets say, PyAV reads."""
+    """Opens the file for each read; where decord gives up, or counts other frames than the packets say, PyAV reads, and
+    where pictures are not shown as they are stored."""
 
     def __init__(self, path: str, short_side: int | None) -> None:
         self._path, self._short_side = path, short_side
         found = scan(path)
         exact = bool(found.formats & {"mov", "matroska"}) and found.codec in EXACT and found.closed and found.fresh
-        self._fallback: Reader | None = None if exact else _PyAVReader(path, short_side)
+        self._fallback: Reader | None = None if exact and plain(path) else _PyAVReader(path, short_side)
         self._shape: tuple[int, int, int] | None = None
         self._count, self.damage = found.frames, found.damage
         self.frames = self._count
@@ -287,7 +297,7 @@ class _DecordReader(Reader):
             if self._short_side is not None:
                 height, width, _ = self._shape = self._shape or reader[0].shape
                 if min(width, height) > self._short_side:
-                    width, height = reduced(width, height, self._short_side)
+                    width, height = Display(self._path, short_side=self._short_side).size(width, height)
                     reader = decord.VideoReader(content(self._path), width=width, height=height, num_threads=1)
             return reader.get_batch(indices).asnumpy() if len(reader) == self.frames else None
         except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError):

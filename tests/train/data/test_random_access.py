@@ -91,10 +91,13 @@ def check(path: Path, decoder: Decoder, expected: Pixels, off: float = 0.0) -> N
         alone = decoder.open(name)
         for reader in (alone, kept):
             shown = reader.read(wanted).frames
+            assert reader.damage is None
+            if not len(wanted):  # beyond the end, where frames have no size
+                assert len(shown) == 0
+                continue
             assert shown.shape == expected[wanted].shape, window
             error = np.abs(shown.astype(int) - expected[wanted]).mean((1, 2, 3))
             assert (error <= off).all(), (window, error)
-            assert reader.damage is None
         alone.close()
     kept.close()
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tttstream.errors import CheckpointError
-from tttstream.outputs import saving
+from tttstream.errors import CheckpointError, OutputError
+from tttstream.outputs import OutputFolder, saving
 
 
 def write(
@@ -24,18 +24,20 @@ def write(
 ) -> None:
     """Write a model into a folder, each file under a temporary name first. dtype: of the weights in the file, their own
     unless given."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(folder)
     weights = {name: w.detach().to("cpu", dtype or w.dtype).contiguous() for name, w in model.state_dict().items()}
     part, text = path / "model.safetensors.part", path / "config.json.part"
-    with saving(path):
-        path.mkdir(parents=True, exist_ok=True)
+    with OutputFolder(path), saving(path):
         try:
             save_file(weights, part, metadata={"format": format})
             text.write_text(json.dumps({"format": format, **config}, indent=2) + "\n", encoding="utf-8")
             os.replace(part, path / "model.safetensors")
             os.replace(text, path / "config.json")
+        except SafetensorError as error:
+            raise OutputError(f"cannot write {part}: {error}") from error
         finally:
             part.unlink(missing_ok=True)
             text.unlink(missing_ok=True)

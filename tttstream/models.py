@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def load(name_or_folder: str, *, seed: int = 0, size: int | None = None) -> Any:
         return build(name_or_folder, seed=seed, **({} if size is None else {"size": size}))
     trained = shipped()
     folder = WEIGHTS / name_or_folder if name_or_folder in trained else Path(name_or_folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         known = f"{', '.join(trained) or 'none here'} (trained), {', '.join(CONFIGS)} (untrained), or a model's folder"
         raise CheckpointError(f"there is no model {name_or_folder!r}: expected one of {known}")
     return load_folder(folder, size=size)

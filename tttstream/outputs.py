@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tttstream.claims import Claim, beside
 from tttstream.errors import OutputError, TTTStreamError
+from tttstream.names import clean
 
 _REASONS = {
     errno.ENOENT: "that folder is not there and cannot be made; choose another folder",
@@ -26,6 +28,8 @@ _REASONS = {
     errno.ENOTDIR: "a part of that path is a file, not a folder; choose another folder",
     errno.EEXIST: "there is a file of that name, not a folder; choose another folder",
     errno.EISDIR: "there is a folder of that name; remove it, or choose another folder",
+    errno.ENAMETOOLONG: "that name is too long for the file system; choose a shorter one",
+    errno.ELOOP: "symbolic links lead in a circle there; choose another folder",
 }
 
 
@@ -41,17 +45,39 @@ def saving(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OutputError(f"cannot write {os.fspath(path)}: {reason}") from error
 
 
+def text_of(value: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON, in which names of files that are no valid text are written as they are shown."""
+    return json.dumps(clean(value), indent=indent)
+
+
 class OutputFile(ABC):
     """A file written piece by piece. `close()` finishes it and gives it its name, `discard()` leaves no trace of it.
 
+    Until then no other run can write it: that raises OutputError.
+
     Several files that belong together: `finish()` all of them, then `publish()` all of them. As a context manager it
-    closes at the end, and discards where an error passes.
+    closes at the end, and discards where an error passes. claim: False for one of many in a folder that is claimed.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, claim: bool = True) -> None:
         self.path = Path(path)
-        self.part = self.path.with_name(f".{self.path.name}.part")
-        self._finished = False
+        self.part = beside(self.path, ".part")
+        self._finished = self._published = False
+        with saving(self.path):
+            self._claim = Claim.on_file(self.path) if claim else None
+            try:
+                self._begin()
+            except BaseException:
+                self._remove()
+                self._release()
+                raise
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+
+    def _begin(self) -> None:  # noqa: B027
+        """Open the file under its temporary name."""
 
     @abstractmethod
     def _end(self) -> None:
@@ -60,6 +86,14 @@ class OutputFile(ABC):
     @abstractmethod
     def _abandon(self) -> None:
         """Give back the file handle, whatever happened. Must not raise for a file that is broken or closed."""
+
+    def _place(self) -> None:
+        """Give the finished file its name."""
+        os.replace(self.part, self.path)
+
+    def _remove(self) -> None:
+        """Remove the file under its temporary name, if it is there."""
+        self.part.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Complete the file under its temporary name."""
@@ -71,7 +105,9 @@ class OutputFile(ABC):
     def publish(self) -> None:
         """Give the finished file its name, in the place of one that had it before."""
         with saving(self.path):
-            os.replace(self.part, self.path)
+            self._place()
+        self._published = True
+        self._release()
 
     def close(self) -> None:
         """Finish and publish; a file that cannot be finished is discarded."""
@@ -87,7 +123,9 @@ class OutputFile(ABC):
         if not self._finished:
             self._abandon()
             self._finished = True
-        self.part.unlink(missing_ok=True)
+        if not self._published:  # else what has this name now is another run's
+            self._remove()
+            self._release()
 
     def __enter__(self) -> OutputFile:
         return self
@@ -102,10 +140,8 @@ class OutputFile(ABC):
 class TextFile(OutputFile):
     """Text, UTF-8; `write_json` puts one value on one line."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
-        with saving(self.path):
-            self._file = open(self.part, "w", encoding="utf-8")  # noqa: SIM115
+    def _begin(self) -> None:
+        self._file = open(self.part, "w", encoding="utf-8")  # noqa: SIM115
 
     def write(self, text: str) -> None:
         """Append text."""
@@ -114,7 +150,7 @@ class TextFile(OutputFile):
 
     def write_json(self, value: Mapping[str, Any]) -> None:
         """Append one line of JSON."""
-        self.write(json.dumps(value) + "\n")
+        self.write(text_of(value) + "\n")
 
     def _end(self) -> None:
         self._file.close()
@@ -128,15 +164,15 @@ class ArrayFile(OutputFile):
     """A .npy file [n, width] float32 that grows row by row: constant memory, `np.load` reads it as any other."""
 
     def __init__(self, path: str | os.PathLike[str], width: int) -> None:
-        super().__init__(path)
         self.width, self.rows = width, 0
-        with saving(self.path):
-            self._file = open(self.part, "wb")  # noqa: SIM115
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        self._file = open(self.part, "wb")  # noqa: SIM115
         try:
-            with saving(self.path):
-                self._write_header()
-        except OutputError:
-            self.discard()
+            self._write_header()
+        except BaseException:
+            self._abandon()
             raise
 
     def _write_header(self) -> None:
@@ -161,25 +197,45 @@ class ArrayFile(OutputFile):
 
 
 class OutputFolder:
-    """A folder for results. `discard()` removes the folders that this object made, as long as they are empty."""
+    """A folder for results, of this run alone until `release()`. Raises OutputError where another run has it.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    `discard()` releases it too, and removes the folders that this object made, as long as they are empty. claim: False
+    leaves it to others as well.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, claim: bool = True) -> None:
         self.path = Path(path)
-        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        probe = self.path / ".tttstream.part"
+        self._claim: Claim | None = None
+        self._made: list[Path] = []
         try:
             with saving(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-                probe.write_bytes(b"")
-                probe.unlink()
+                self._made = [folder for folder in (self.path, *self.path.parents) if not os.path.exists(folder)]
+                while self._claim is None:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    if not claim:
+                        break
+                    with suppress(FileNotFoundError):  # the run that made it has just removed it
+                        self._claim = Claim.on_folder(self.path)
         except OutputError:
             self.discard()
             raise
 
+    def release(self) -> None:
+        """Let others write there. Safe to call twice."""
+        if self._claim is not None:
+            self._claim.release()
+
     def discard(self) -> None:
         """Undo what the constructor made."""
+        self.release()
         for folder in self._made:
             try:
                 folder.rmdir()
             except OSError:
                 return  # not empty, or never made: it stays
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import site
 import sysconfig
 from pathlib import Path
@@ -27,4 +28,4 @@ def find(name: str) -> Path | None:
     """The file of a shipped configuration; None where there is none of that name."""
     root = folder()
     path = root / f"{name.removesuffix('.yaml')}.yaml"
-    return path if path.is_file() and root in path.resolve().parents else None
+    return path if os.path.isfile(path) and root in path.resolve().parents else None

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx._pytree import register_pytree_flatten_spec
 from torch.utils._pytree import _register_namedtuple
 
+from tttstream.claims import beside
 from tttstream.errors import CheckpointError, OutputError, StateError
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def save(state: State, path: str | os.PathLike[str], **texts: str) -> None:
     from safetensors.torch import save_file
 
     path = Path(path)
-    temporary = path.with_name(path.name + ".part")
+    temporary = beside(path, f".{os.getpid()}.part")
     tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in state.leaves()}
     try:
         save_file(tensors, temporary, metadata={"format": FORMAT, **texts})

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from tttstream.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The checkpoint and the folder."""
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a checkpoint that `tttstream fit` wrote")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="where config.json and model.safetensors go")
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", type=arguments.path, help="a checkpoint that `tttstream fit` wrote")
+    add("folder", metavar="DIR", type=arguments.path, help="where config.json and model.safetensors go")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder."""
     from tttstream.classifier import Classifier
     from tttstream.masks import MixtureModel
+    from tttstream.names import shown
     from tttstream.outputs import saving
     from tttstream.train.export import read
 
@@ -25,5 +28,6 @@ def run(args: argparse.Namespace) -> int:
     masks = isinstance(model, MixtureModel)
     what = "VIDEO" if masks or isinstance(model, Classifier) else "walk"
     first = " --first-mask MASK.png" if masks else ""
-    print(f"the model is in {args.folder}: `tttstream watch {what} --model {args.folder}{first}` watches with it")
+    folder = shown(str(args.folder))
+    print(f"the model is in {folder}: `tttstream watch {what} --model {folder}{first}` watches with it")
     return 0

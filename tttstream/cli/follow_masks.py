@@ -18,6 +18,7 @@ from tttstream.cli.recorder import Record, number, place
 from tttstream.errors import ShapeError, SourceError
 from tttstream.frames import Frame
 from tttstream.masks import MaskResult, MaskStream, labels, load
+from tttstream.names import shown
 from tttstream.outputs import OutputFile, TextFile, saving
 from tttstream.state import metadata
 from tttstream.views.masks import LARGEST, MaskOverlay, distinct, mask_image, palette
@@ -73,12 +74,13 @@ class MaskFolder(OutputFile):
     """
 
     def __init__(self, path: Path, numbers: list[int], colours: NDArray[np.uint8]) -> None:
-        super().__init__(path)
         self._colours, self._largest = colours, max(numbers)
         self._kind = "png" if self._largest < 1 << 16 else "tiff"
-        with saving(self.path):
-            shutil.rmtree(self.part, ignore_errors=True)
-            self.part.mkdir()
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        self._remove()
+        self.part.mkdir()
 
     def write(self, index: int, mask: NDArray[np.int32]) -> None:
         """Add the mask of a frame: the numbers of its objects, [H, W]."""
@@ -86,15 +88,12 @@ class MaskFolder(OutputFile):
             image = mask_image(mask, self._colours, self._largest)
             image.save(self.part / f"{index:05d}.{self._kind}", format=self._kind)
 
-    def publish(self) -> None:
-        """See OutputFile."""
-        with saving(self.path):
-            if self.path.is_dir():
-                shutil.rmtree(self.path)
-            self.part.replace(self.path)
+    def _place(self) -> None:
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        super()._place()
 
-    def discard(self) -> None:
-        """See OutputFile."""
+    def _remove(self) -> None:
         shutil.rmtree(self.part, ignore_errors=True)
 
     def _end(self) -> None:
@@ -239,12 +238,12 @@ def run(args: argparse.Namespace, spec: str, out: Path | None, window: Window | 
             raise
     latency = summary["latency_ms"]
     print(
-        f"{spec}: {summary['frames']} frames{', interrupted' if interrupted else ''}, "
+        f"{shown(spec)}: {summary['frames']} frames{', interrupted' if interrupted else ''}, "
         f"{summary['fps']:.1f} fps, latency {latency['p50']:.0f} ms (p95 {latency['p95']:.0f}), "
         f"{len(first.numbers)} object{'s' if len(first.numbers) > 1 else ''}, state {size_text(stream.state_bytes)}"
     )
     if out is not None:
-        print(f"results: {out} ({', '.join(recorder.written)})")
+        print(shown(f"results: {out} ({', '.join(recorder.written)})"))
     return 0
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from tttstream.cli import arguments
 from tttstream.errors import OutputError, SourceError
+from tttstream.names import shown
 
 EPILOG = """\
 STATE is what `tttstream watch SOURCE --model map --save-state STATE` wrote. Without --poses the world is drawn as far
@@ -19,10 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tttstream imagine`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("state", metavar="STATE", type=Path, help="a saved stream of a map")
-    parser.add_argument("--model", metavar="DIR|NAME", default="map", help="the map that wrote it (default: map)")
-    parser.add_argument("--poses", metavar="FILE", type=Path, help="draw what is expected at these poses")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("imagined"), help="default: imagined")
+    parser.add_argument("state", metavar="STATE", type=arguments.path, help="a saved stream of a map")
+    wrote = "the map that wrote it (default: map)"
+    parser.add_argument("--model", metavar="DIR|NAME", type=arguments.model, default="map", help=wrote)
+    parser.add_argument("--poses", metavar="FILE", type=arguments.path, help="draw what is expected at these poses")
+    parser.add_argument("--out", metavar="DIR", type=arguments.path, default=Path("imagined"), help="default: imagined")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
     from tttstream.views.still import Still
     from tttstream.views.world import dimmed
 
-    if not args.state.is_file():
+    if not os.path.isfile(args.state):
         raise SourceError(f"there is no saved stream {args.state}: `watch --model map --save-state` writes one")
-    if args.out.exists() and not args.out.is_dir():
+    if os.path.exists(args.out) and not os.path.isdir(args.out):
         raise OutputError(f"--out {args.out} is a file: give a folder")
     stream = MapStream(maps.load(args.model), device="cpu")
     stream.load(args.state)
@@ -47,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
     folder, files, known = OutputFolder(args.out), list[OutputFile](), list[float]()
     try:
         if track is None:
-            files.append(Still(folder.path / "world.png", dimmed(*stream.world())))
+            files.append(Still(folder.path / "world.png", dimmed(*stream.world()), claim=False))
         for number, pose in enumerate(tqdm([] if track is None else track.poses(), "poses", disable=None)):
             picture, familiar = stream.imagine(pose)
             known.append(float(familiar.mean()))
-            files.append(Still(folder.path / f"{number:05d}.png", picture))
+            files.append(Still(folder.path / f"{number:05d}.png", picture, claim=False))
         if known:
             table = TextFile(folder.path / "familiar.csv")
             files.append(table)
@@ -60,11 +64,14 @@ def run(args: argparse.Namespace) -> int:
             file.finish()
         for file in files:
             file.publish()
+        folder.release()
     except BaseException:
         for file in files:
             file.discard()
         folder.discard()
         raise
     said = f"{len(known)} pictures, {np.mean(known):.2f} familiar in the mean" if known else "the world as remembered"
-    print(f"{said}: {folder.path} ({', '.join(file.path.name for file in files[:2])}{', …' if files[2:] else ''})")
+    print(
+        shown(f"{said}: {folder.path} ({', '.join(file.path.name for file in files[:2])}{', …' if files[2:] else ''})")
+    )
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -64,6 +65,9 @@ def _run(words: list[str]) -> int:
 
 def guarded(program: str, job: Callable[[], int]) -> int:
     """The exit code of a program's job; what the user can mend is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a terminal of few letters is no reason to lose a run
     try:
         return job()
     except KeyboardInterrupt:
@@ -73,5 +77,7 @@ def guarded(program: str, job: Callable[[], int]) -> int:
 
         if not isinstance(error, TTTStreamError):
             raise
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        from tttstream.names import shown
+
+        print(f"{program}: error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tttstream.names import shortened
+
 
 class Progress:
     """Progress of one source on standard error. total: how many frames will come, None where unknown."""
@@ -18,11 +20,11 @@ class Progress:
     EVERY_S = 10.0
 
     def __init__(self, name: str, total: int | None) -> None:
-        self.name, self.total, self.frames = name, total, 0
+        self.name, self.total, self.frames = shortened(name, 40), total, 0
         self._next_line = time.monotonic() + self.EVERY_S
         self._bar: Any = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=name, unit=" frames", dynamic_ncols=True, smoothing=0.1)
+            self._bar = tqdm(total=total, desc=self.name, unit=" frames", dynamic_ncols=True, smoothing=0.1)
 
     def update(self, fps: float, surprise: float | None, state: str) -> None:
         """One more frame is done. surprise: None for a model that knows none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from tttstream.cli.measures import Latencies, Rate, Usage
 from tttstream.detection import Comparison, EventDetector
 from tttstream.frames import Frame, Label, Result
-from tttstream.outputs import ArrayFile, OutputFile, OutputFolder, TextFile, saving
+from tttstream.outputs import ArrayFile, OutputFile, OutputFolder, TextFile, saving, text_of
 from tttstream.sources.base import Event, Source
 from tttstream.views.chart import ChartFile
 from tttstream.views.overlay import Overlay, Picture, to_uint8
@@ -87,7 +86,7 @@ class Record:
     def _complete(self, summary: dict[str, Any]) -> None:
         """Write the summary, and complete all files under their temporary names."""
         assert self._folder is not None
-        self._own(TextFile(self._folder.path / "summary.json")).write(json.dumps(summary, indent=2) + "\n")
+        self._own(TextFile(self._folder.path / "summary.json")).write(text_of(summary, indent=2) + "\n")
         for file in self._files:
             file.finish()
 
@@ -99,6 +98,7 @@ class Record:
             for name in set(self.OPTIONAL) - set(self.written):
                 with saving(self._folder.path / name):
                     (self._folder.path / name).unlink(missing_ok=True)
+            self._folder.release()
 
     @property
     def written(self) -> list[str]:

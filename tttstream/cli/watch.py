@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
+import unicodedata
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tttstream.cli import arguments
 from tttstream.cli.numbers import whole
 from tttstream.errors import OutputError, ShapeError, SourceError
+from tttstream.names import clipped, shortened, shown
 
 if TYPE_CHECKING:
     from tttstream.cli.progress import Interrupt
@@ -21,18 +26,22 @@ if TYPE_CHECKING:
     from tttstream.views.window import Window
 
 OUT = "watch-results"
+LONGEST = 200  # bytes of a source's name that its folder is called by
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows keeps for devices
 LARGEST = 4096  # of the sides in pixels that are taken: beyond, one frame fills the memory of most machines
 EPILOG = f"""\
-SOURCE is a video file or URL, a folder of images or of videos, a camera number, gym:ENV_ID, walk (an endless camera
-walk that needs no file) or places (an endless camera that returns to what it saw, with its pose). Cameras,
-environments, walk and places go on until --max-frames or Ctrl-C; Ctrl-C ends the run in good order: everything is
-written, the summary says "interrupted": true, and the exit code is 0.
+SOURCE is a video file or URL, a folder of images or of videos, frame%05d.png for images with numbers, - for a video on
+the standard input (MPEG-TS, Matroska, or MP4 with its index in front), a camera number, gym:ENV_ID, walk (an endless
+camera walk that needs no file) or places (an endless camera that returns to what it saw, with its pose). Links to
+folders are followed, to each folder once. Cameras, environments, walk and places go on until --max-frames or Ctrl-C;
+Ctrl-C ends the run in good order: everything is written, the summary says "interrupted": true, and the exit code is 0.
 
 One source is written to DIR itself: frames.jsonl, summary.json, overlay.mp4, surprise.png. Several sources are taken
 one after another, each written to a folder of its own in DIR, named after the source, with one summary.json over all.
 Each source starts with the same memory, a fresh one or that of --load-state, so its results do not depend on its
 neighbours; with --carry the memory goes on from one source to the next (a recording in several files). --save-state
-keeps the memory of the last source. What an earlier run left in DIR under these names goes: DIR tells of one run.
+keeps the memory of the last source. What an earlier run left in DIR under these names goes: DIR tells of one run, and
+belongs to one run at a time. A second one says who has it, and ends (on network drives too, where they pass locks on).
 A source that cannot be read is passed over with a line on standard error (with --on-error raise it ends the run).
 
 With the folder of a classifier as --model, which `fit` and `export` write, the likeliest classes stand in the picture,
@@ -56,10 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="what to watch, see below")
-    add("--model", metavar="DIR|NAME", default="base", help="a model by name or from its folder (default: base)")
-    add("--out", metavar="DIR", type=Path, help="where the results are written")
+    known = "a model by name or from its folder (default: base)"
+    add("--model", metavar="DIR|NAME", type=arguments.model, default="base", help=known)
+    add("--out", metavar="DIR", type=arguments.path, help="where the results are written")
     add("--max-frames", metavar="N", type=whole, help="end each source after N frames")
-    add("--first-mask", metavar="FILE", type=Path, help="an image of the objects to follow (models of masks)")
+    add("--first-mask", metavar="FILE", type=arguments.path, help="an image of the objects to follow (models of masks)")
     add(
         "--size",
         metavar="PX",
@@ -81,8 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--policy", metavar="MODULE:NAME", help="plays gym:ENV: a callable (observation, info, env) -> action")
     add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame (slower)")
     add("--no-learn", action="store_true", help="do not let the memory learn")
-    add("--save-state", metavar="FILE", type=Path, help="save memory and place in the source at the end")
-    add("--load-state", metavar="FILE", type=Path, help="go on with a saved memory; in the same source, where it stood")
+    add("--save-state", metavar="FILE", type=arguments.path, help="save memory and place in the source at the end")
+    known = "go on with a saved memory; in the same source, where it stood"
+    add("--load-state", metavar="FILE", type=arguments.path, help=known)
     add("--carry", action="store_true", help="carry the memory on from one source to the next")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: auto)")
     add("--backend", default="auto", choices=("auto", "reference", "triton"), help="of the memory (default: auto)")
@@ -99,35 +110,47 @@ def check(args: argparse.Namespace) -> None:
         raise ShapeError(f"--max-frames is {args.max_frames}: expected 1 or more")
     if not 0 <= args.seed < 2**63:
         raise ShapeError(f"--seed is {args.seed}: expected 0 or more, below 2 to the power of 63")
-    if args.load_state is not None and not args.load_state.is_file():
+    if args.load_state is not None and not os.path.isfile(args.load_state):
         raise SourceError(f"--load-state: there is no file {args.load_state}")
-    if args.save_state is not None and (args.save_state.is_dir() or not args.save_state.absolute().parent.is_dir()):
+    if args.save_state is not None and (
+        os.path.isdir(args.save_state) or not os.path.isdir(args.save_state.absolute().parent)
+    ):
         raise OutputError(f"--save-state {args.save_state}: expected a file in a folder that is there")
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
+    if args.out is not None and os.path.exists(args.out) and not os.path.isdir(args.out):
         raise OutputError(f"--out {args.out} is a file: give a folder")
 
 
 def folder_names(specs: list[str]) -> list[str]:
     """One folder name for each source: its stem, with a number where two are alike."""
     names: list[str] = []
+    taken = {"summary.json"}
     for spec in specs:
         last = re.split(r"[/\\]", spec.removeprefix("gym:").rstrip("/\\").partition("?")[0])[-1]
-        stem = re.sub(r"[^\w.-]+", "_", Path(last).stem).strip(".") or "source"
+        stem = clipped(re.sub(r"[^\w.-]+", "_", Path(last).stem), LONGEST).strip(".") or "source"
+        stem = {"-": "stdin"}.get(stem, stem)
         name, count = f"camera-{stem}" if stem.isdigit() and spec == stem else stem, 2
-        while name in names:
+        while _folded(name) in taken or RESERVED.fullmatch(name):
             name, count = f"{stem}-{count}", count + 1
+        taken.add(_folded(name))
         names.append(name)
     return names
+
+
+def _folded(name: str) -> str:
+    """Alike for names that some file systems take for one: of other case, or of accents put on or built in."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch all sources; returns the exit code."""
     check(args)
+    from tttstream.claims import Claim
     from tttstream.cli.progress import Interrupt
     from tttstream.masks.folder import is_masks
-    from tttstream.sources.folder import expand
+    from tttstream.outputs import OutputFolder, saving
+    from tttstream.sources.listing import expand
 
-    specs = expand(args.sources)
+    specs = expand(args.sources, strict=False)
     out = args.out if args.out is not None or args.show else Path(OUT)
     if args.poses is not None and len(specs) > 1:
         raise ShapeError(f"--poses belongs to one source, {len(specs)} came: run them one by one")
@@ -144,9 +167,16 @@ def run(args: argparse.Namespace) -> int:
         window = Window()
     summaries: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    try:
+    with ExitStack() as stack:
+        if window is not None:
+            stack.callback(window.close)
+        if args.save_state is not None:
+            with saving(args.save_state):
+                stack.enter_context(Claim.on_file(args.save_state))
         if masks:
             return follow_masks.run(args, specs[0], out, window)
+        if len(specs) > 1 and out is not None:
+            stack.enter_context(OutputFolder(out))
         with Interrupt() as interrupt:
             stream = make_stream(args)
             for spec, name in zip(specs, folder_names(specs), strict=True):
@@ -156,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
                 except SourceError as error:
                     if len(specs) == 1 or args.on_error == "raise":
                         raise
-                    failed[spec] = " ".join(str(error).split())
+                    failed[spec] = shown(" ".join(str(error).split()))
                     print(f"tttstream: passed over: {failed[spec]}", file=sys.stderr)
                 if interrupt.asked:
                     break
@@ -164,9 +194,6 @@ def run(args: argparse.Namespace) -> int:
                 raise SourceError(f"none of the {len(specs)} sources could be read")
             if len(specs) > 1 and out is not None:
                 write_index(out, summaries, failed)
-    finally:
-        if window is not None:
-            window.close()
     return 0
 
 
@@ -259,7 +286,8 @@ def watch(
                 "state_bytes": stream.state_bytes,
                 **recorder.summary(),
             }
-            recorder.finish(summary, f"{source.name} · {args.model} model, {stream.size} px")
+            model = shortened(args.model, 24)
+            recorder.finish(summary, f"{shortened(source.name, 48)} · {model} model, {stream.size} px")
             if args.save_state is not None:
                 stream.save(args.save_state, source)
             recorder.publish()
@@ -291,9 +319,7 @@ def saved_size(path: Path) -> int | None:
 
 def write_index(out: Path, summaries: list[dict[str, Any]], failed: dict[str, str]) -> None:
     """summary.json over several sources: the sums, each source's own summary, and what could not be read."""
-    import json
-
-    from tttstream.outputs import TextFile
+    from tttstream.outputs import TextFile, text_of
 
     short = [{k: v for k, v in summary.items() if k not in ("events", "planted")} for summary in summaries]
     total = {
@@ -305,8 +331,8 @@ def write_index(out: Path, summaries: list[dict[str, Any]], failed: dict[str, st
     }
     file = TextFile(out / "summary.json")
     with file:
-        file.write(json.dumps(total, indent=2) + "\n")
-    print(f"summary of {len(summaries)} sources: {out / 'summary.json'}")
+        file.write(text_of(total, indent=2) + "\n")
+    print(shown(f"summary of {len(summaries)} sources: {out / 'summary.json'}"))
 
 
 def report(spec: str, folder: Path | None, summary: dict[str, Any], recorder: Recorder) -> None:
@@ -322,7 +348,7 @@ def report(spec: str, folder: Path | None, summary: dict[str, Any], recorder: Re
         if said
     )
     print(
-        f"{spec}: {summary['frames']} frames{extra}, {summary['fps']:.0f} fps, latency {latency['p50']:.1f} ms "
+        f"{shown(spec)}: {summary['frames']} frames{extra}, {summary['fps']:.0f} fps, latency {latency['p50']:.1f} ms "
         f"(p95 {latency['p95']:.1f}), {summary['events_total']} events, state {summary['state_bytes'] / 1e3:.0f} kB"
     )
     if "labels" in summary:
@@ -336,4 +362,4 @@ def report(spec: str, folder: Path | None, summary: dict[str, Any], recorder: Re
                 f"planted events, median delay {delay} frames"
             )
     if folder is not None:
-        print(f"results: {folder} ({', '.join(recorder.written)})")
+        print(shown(f"results: {folder} ({', '.join(recorder.written)})"))

@@ -28,7 +28,7 @@ def load(name_or_folder: str | os.PathLike[str] = "mask") -> MixtureModel:
     """
     name = os.fspath(name_or_folder)
     folder = SHIPPED / name if name in NAMES else Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(f"no mask model {name!r}: expected one of {', '.join(NAMES)}, or a model's folder")
     model = _model(folder)
     folders.fill(model, folder)
@@ -38,7 +38,7 @@ def load(name_or_folder: str | os.PathLike[str] = "mask") -> MixtureModel:
 def is_masks(folder: str | os.PathLike[str]) -> bool:
     """Whether a name or folder is that of a mask model."""
     name = os.fspath(folder)
-    return name in NAMES or (Path(name).is_dir() and folders.read(Path(name)).get("format") == FORMAT)
+    return name in NAMES or (os.path.isdir(name) and folders.read(Path(name)).get("format") == FORMAT)
 
 
 def _model(folder: Path) -> MixtureModel:

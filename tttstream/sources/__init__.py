@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from tttstream.errors import SourceError
 from tttstream.sources.base import Event, Source
+from tttstream.sources.listing import IMAGES, STDIN, inside, is_path, nothing_in, sequence, spelled
 
 __all__ = ["Event", "Source", "open_source"]
 
@@ -31,13 +35,13 @@ def open_source(
     """Open anything that yields frames.
 
     spec:
-        a video file or URL (`tttstream.sources.video.Video`);
-        an image or a folder of images (`folder.ImageFolder`);
+        a video file or URL (`tttstream.sources.video.Video`), a pipe, or "-", the standard input;
+        an image, a folder of images, or frame%05d.png for images with numbers (`folder.ImageFolder`);
         a camera, by number ("0" or 0) or as /dev/video0 (`camera.Camera`);
         "gym:ENV_ID", a gymnasium environment under random actions or a policy (`gym.Gym`);
         "walk", an endless camera walk that needs no file (`walk.Walk`);
         "places", an endless camera that returns to what it saw, with its pose; no file either (`places.Places`).
-        A file that is called "walk" or "0" is reached as "./walk".
+        A file that is called "walk" or "0" is reached as "./walk"; "~/x.mp4" lies in the home folder.
     on_error: "skip" passes over damaged frames and counts them, "raise" raises SourceError at the first.
     size: side in pixels of the frames of `walk` and `places`, 128 unless given. Every other source yields frames at
         their own size.
@@ -52,7 +56,7 @@ def open_source(
     """
     if on_error not in ("skip", "raise"):
         raise SourceError(f"on_error is {on_error!r}, expected 'skip' or 'raise'")
-    text = os.fspath(spec) if not isinstance(spec, int) else str(spec)
+    text = spelled(spec)
     if policy is not None and not text.startswith("gym:"):
         raise SourceError(f"a policy plays an environment (gym:ENV_ID), {text} is none")
     if text.startswith("gym:"):
@@ -64,10 +68,7 @@ def open_source(
     if poses is None and (pose, pose_start, pose_tolerance) != (None, None, None):
         raise SourceError(f"{text}: which poses? Give the file that holds them, --poses FILE")
     if re.fullmatch("-?[0-9]+", text) or text.startswith("/dev/video"):
-        from tttstream.sources.camera import Camera
-
-        given = _feed(poses, pose, pose_tolerance, pose_start)
-        return Camera(text if text.startswith("/") else int(text), on_error=on_error, pose=given)
+        return _open_camera(text, on_error, _feed(poses, pose, pose_tolerance, pose_start))
     if poses is not None and text == "places":
         raise SourceError("places says itself where its frames were taken: leave out the file of poses")
     source = _open(text, on_error, size, seed)
@@ -113,23 +114,38 @@ def _open(text: str, on_error: str, size: int | None, seed: int) -> Source:
         from tttstream.sources.places import Places
 
         return Places(size=128 if size is None else size, seed=seed)
-    if "://" not in text:
+    if is_path(text):
         return _open_path(text, on_error)
+    if text == STDIN and (sys.stdin is None or sys.stdin.isatty()):
+        raise SourceError("- is the standard input, and nothing is piped into it: `… | tttstream watch -`")
     from tttstream.sources.video import Video
 
     return Video(text, on_error=on_error)
 
 
-def _open_path(text: str, on_error: str) -> Source:
-    from tttstream.sources.folder import IMAGES, ImageFolder, expand
+def _open_camera(text: str, on_error: str, pose: Any) -> Source:
+    from tttstream.sources.camera import Camera
 
-    path = Path(text)
-    if not path.exists():
-        hint = "give a file, a folder, a URL, a camera number, gym:ENV_ID, walk or places"
-        raise SourceError(f"no such file or folder: {text!r}; {hint}")
+    try:
+        return Camera(text if text.startswith("/") else int(text), on_error=on_error, pose=pose)
+    except SourceError as error:
+        if os.path.exists(text) and not text.startswith("/"):
+            raise SourceError(f"{error}; the file or folder of that name is ./{text}") from error
+        raise
+
+
+def _open_path(text: str, on_error: str) -> Source:
+    from tttstream.sources.folder import ImageFolder
+
+    path, text = Path(text), text.rstrip(os.sep) or text
+    if not os.path.exists(path):
+        return _open_sequence(path, on_error)
     if path.is_dir():
-        if expand([text]) != [text]:
-            raise SourceError(f"{text} holds videos or folders, not images; take one of them: {expand([text])[0]}")
+        found = inside([path])[0]
+        if not found:
+            raise nothing_in(path)
+        if len(found) > 1 or found[0] != str(path):
+            raise SourceError(f"{text} holds videos or folders, not images; take one of them: {found[0]}")
         return ImageFolder(path, on_error=on_error)
     if path.is_file() and path.stat().st_size == 0:
         raise SourceError(f"{text} is empty (0 bytes)")
@@ -138,3 +154,36 @@ def _open_path(text: str, on_error: str) -> Source:
     from tttstream.sources.video import Video
 
     return Video(text, on_error=on_error)
+
+
+def _open_sequence(path: Path, on_error: str) -> Source:
+    """Images with numbers in their names; SourceError for what is no such pattern, which is then not there."""
+    if path.suffix.lower() in IMAGES and os.path.isdir(path.parent) and sequence(path):
+        from tttstream.sources.folder import ImageFolder
+
+        return ImageFolder(path, on_error=on_error)
+    raise SourceError(f"{_absence(path)}: {str(path)!r}; {_advice(path)}")
+
+
+def _absence(path: Path) -> str:
+    """Why a path cannot be opened."""
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as error:
+        if os.path.islink(path):
+            return f"the link leads nowhere (to {os.readlink(path)})"
+        reason = getattr(error, "errno", None)
+        if reason not in (errno.ENOENT, errno.ENOTDIR):
+            return f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+    return "no such file or folder"
+
+
+def _advice(path: Path) -> str:
+    """What to do about a path that is not there."""
+    if "%" in path.name and re.search(r"%\d*d", path.name):
+        return "frame%05d.png stands for images with numbers, and none fits; give videos one by one, or their folder"
+    if glob.has_magic(str(path)) and (found := glob.glob(str(path))):
+        return f"as a pattern it fits {len(found)}: leave out the quotes, or give a folder, or frame%05d.png for images"
+    if re.match(r"[A-Za-z]:\\", str(path)) and os.name != "nt":
+        return "that is a path of Windows; give it as it is called here"
+    return "give a file, a folder, a URL, a camera number, gym:ENV_ID, walk or places"

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
+from tttstream.names import shown
 from tttstream.poses import Form
 from tttstream.sources.base import Source
 from tttstream.sources.posed import Asked
@@ -55,7 +56,7 @@ class Camera(Source):
     ) -> None:
         if isinstance(device, str) and (number := re.fullmatch(r"/dev/video(\d+)", os.path.realpath(device))):
             device = int(number[1])
-        self.name = f"camera {device}" if isinstance(device, int) else os.path.basename(device)
+        self.name = f"camera {device}" if isinstance(device, int) else shown(os.path.basename(device))
         self._device, self._loop, self._strict = device, loop, on_error == "raise"
         self._is_file = isinstance(device, str)
         self._asked = None if pose is None else Asked(pose, self.name, strict=self._strict)

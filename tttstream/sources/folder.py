@@ -1,10 +1,10 @@
-"""Frames from a folder of images, and the list of sources that a folder of videos stands for."""
+"""Frames from a folder of images."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,30 @@ from numpy.typing import NDArray
 
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
+from tttstream.names import shown
 from tttstream.sources.base import Source
+from tttstream.sources.listing import IMAGES, VIDEOS, expand, listed, natural, sequence
 
-IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"})
-VIDEOS = frozenset(
-    {".264", ".265", ".3g2", ".3gp", ".apng", ".asf", ".avi", ".avif", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"}
-    | {".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe"}
-    | {".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm"}
-    | {".wmv", ".y4m"}
-)
+__all__ = ["IMAGES", "VIDEOS", "ImageFolder", "expand", "listed", "natural", "pixels"]
 
 
 class ImageFolder(Source):
-    """The images of one folder in natural order (2 before 10), not those of its subfolders; or one image.
+    """The images of one folder in natural order (2 before 10), not those of its subfolders; or one image; or those
+    that frame%05d.png stands for, by their numbers.
 
-    path: the folder. fps: the rate they are shown at, 30 unless given. on_error: "skip" passes over an image that
-    cannot be read and counts it, "raise" raises SourceError there. Time goes by the place in the folder, so a skipped
-    image leaves a gap. Where all names are times of the day it goes by these, and `origin` is the first: seconds as in
-    1305031102.175304.png, or 16 or 19 digits of micro- or nanoseconds. Images may differ in size; `pixels` says
-    how they are brought to 8 bits.
+    path: the folder, image or pattern. fps: the rate they are shown at, 30 unless given. on_error: "skip" passes over
+    an image that cannot be read and counts it, "raise" raises SourceError there. Time goes by the place in the folder,
+    so a skipped image leaves a gap. Where all names are times of the day it goes by these, and `origin` is the first:
+    seconds as in 1305031102.175304.png, or 16 or 19 digits of micro- or nanoseconds. Images may differ in size;
+    `pixels` says how they are brought to 8 bits.
 
     Raises SourceError where there is no image, or at the end where not one could be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fps: float = 30.0, on_error: str = "skip") -> None:
         folder = Path(path)
-        self.name, self.fps, self._strict = folder.name or str(folder), fps, on_error == "raise"
-        self._paths = [folder] if folder.is_file() else listed(folder, IMAGES)
+        self.name, self.fps, self._strict = shown(folder.name or str(folder)), fps, on_error == "raise"
+        self._paths = [folder] if os.path.isfile(folder) else sequence(folder) or listed(folder, IMAGES)
         if not self._paths:
             raise SourceError(f"{folder} holds no images ({', '.join(sorted(IMAGES))}); name a folder that does")
         self._stamps = stamps(self._paths)
@@ -90,47 +87,6 @@ class ImageFolder(Source):
                 f"{self.name} has changed: it holds {len(self._paths)} images, {position['place']} were read"
             )
         self._index, self._place, self.skipped = position["index"], position["place"], position["skipped"]
-
-
-def expand(specs: Iterable[str | int | os.PathLike[str]]) -> list[str]:
-    """Each source by itself: a folder of videos becomes its videos, subfolders included, in natural order.
-
-    A folder with videos in it stands for its videos; one with images for itself (an ImageFolder); one with neither
-    for the videos found below it, or else for the folders of images below it. Anything else passes through unchanged.
-    Raises SourceError for a folder with nothing to read.
-    """
-    sources: list[str] = []
-    for spec in map(str, specs):
-        sources += _inside(Path(spec)) if "://" not in spec and os.path.isdir(spec) else [spec]
-    return sources
-
-
-def _inside(folder: Path) -> list[str]:
-    if listed(folder, IMAGES) and not listed(folder, VIDEOS):
-        return [str(folder)]
-    tree = sorted((Path(here) for here, _, _ in os.walk(folder)), key=natural)
-    tree = [here for here in tree if not any(part.startswith(".") for part in here.relative_to(folder).parts)]
-    found = [path for here in tree for path in listed(here, VIDEOS)] or [h for h in tree if listed(h, IMAGES)]
-    if not found:
-        raise SourceError(f"{folder} holds neither images nor videos; name a file, or a folder that does")
-    return [str(path) for path in found]
-
-
-def natural(path: Path) -> list[list[tuple[str, int]]]:
-    """A sorting key by which 2 comes before 10, folder by folder."""
-    return [
-        [(text.casefold(), int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", part)]
-        for part in path.parts
-    ]
-
-
-def listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    """The files in a folder with one of these suffixes, in natural order, hidden ones left out."""
-    try:
-        entries = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "."]
-    except OSError as error:
-        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
-    return sorted(filter(Path.is_file, entries), key=natural)
 
 
 def stamps(paths: list[Path]) -> list[float] | None:

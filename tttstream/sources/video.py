@@ -12,8 +12,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
+from tttstream.names import shown
 from tttstream.sources.base import Source
 from tttstream.sources.jpeg import is_whole
+from tttstream.sources.listing import STDIN
+from tttstream.sources.pipes import Pipe, flows, handed, why
 
 try:
     import cv2  # noqa: F401 - before PyAV: where it comes after, the first window of OpenCV hangs
@@ -43,8 +46,9 @@ FAILURES = (av.error.FFmpegError, OSError, ValueError)  # FFmpeg's own are not a
 class Video(Source):
     """A video file or URL: its longest video stream, shown as `pictures.Display` says, with the times of its frames.
 
-    path: file or URL. on_error: what to do with damage. "skip" passes over damaged frames, counts them in `skipped`,
-    and ends where nothing more can be read; "raise" raises SourceError there, after the good frames before it.
+    path: file, URL, pipe, or - for the standard input. timeout_s: how long a URL may send nothing. on_error: what to do
+    with damage. "skip" passes over damaged frames, counts them in `skipped`, and ends where nothing more can be read;
+    "raise" raises SourceError there, after the good frames before it.
     `truncated` turns true when a packet or frame is damaged, when reading breaks off, when the file ends well before
     the time its header promises or, where its format promises none, within one of its parts (MPEG-TS, GIF), or when it
     has a hole. A hole is more than a second in which a stream of constant rate has no frame and nothing at all was due:
@@ -57,25 +61,29 @@ class Video(Source):
     Raises SourceError where the file cannot be opened, holds no video, or not one frame of it can be decoded or shown.
     """
 
-    def __init__(self, path: str, *, on_error: str = "skip") -> None:
-        self._path, self._strict = path, on_error == "raise"
-        self.name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    def __init__(self, path: str, *, on_error: str = "skip", timeout_s: float = NETWORK_TIMEOUT_S) -> None:
+        self._path, self._strict, self._timeout_s = path, on_error == "raise", timeout_s
+        self._once = flows(path)
+        self.name = shown(path if self._once else path.replace("\\", "/").rsplit("/", 1)[-1])
+        if path == STDIN:
+            self.name = "standard input"
         if "://" in path:  # the whole address, but a password must not reach a report
             url = urlsplit(path)
             self.live = url.scheme in LIVE_SCHEMES
-            self.name = urlunsplit(url._replace(netloc=url.netloc.rsplit("@", 1)[-1]))
+            self.name = shown(urlunsplit(url._replace(netloc=url.netloc.rsplit("@", 1)[-1])))
         self._decoder: _Decoder | None = None
         self._rewind()
 
     def _rewind(self) -> _Decoder:
         """Open the file anew and decode its first frame."""
         self.close()
-        self._decoder = decoder = _Decoder(self._path, self.name, self._strict)
+        self._decoder = decoder = _Decoder(self._path, self.name, self._strict, self._timeout_s)
         self.fps, self.frames = decoder.fps, decoder.frames
         self._pictures = iter(decoder)
         self._pending = next(self._pictures, None)
         if self._pending is None:
-            raise SourceError(f"not one frame of {self.name} can be decoded; convert it, for example with ffmpeg")
+            said = why(self._path, decoder.file, "convert it, for example with ffmpeg")
+            raise SourceError(f"not one frame of {self.name} can be decoded; {said}")
         self.live = self.live or decoder.by_arrival
         decoder.display.show(self._pending[0])  # what cannot be shown is refused here
         self._origin = self._pending[1]
@@ -139,11 +147,14 @@ class Video(Source):
     def seek(self, position: dict[str, Any]) -> None:
         """Go on after frame `index - 1`, found by its time stamp and checksum, or else by decoding from the start.
 
-        A live stream cannot be rewound: it goes on with what comes, and only the count is taken over.
+        A live stream and a pipe cannot be rewound: they go on with what comes, and only the count is taken over.
         """
         self._check(position)
-        decoder = self._rewind()
         index = position["index"]
+        if self._once:
+            self._index = index
+            return
+        decoder = self._rewind()
         if index and not self.live and not self._jump(decoder, position):
             self._rewind()
             passed = sum(1 for _ in zip(range(index), iter(self._next_picture, None), strict=False))
@@ -168,6 +179,8 @@ class Video(Source):
         """Close the file."""
         if self._decoder is not None:
             self._decoder.container.close()
+            if isinstance(self._decoder.file, Pipe):
+                self._decoder.file.close()
             self._decoder = None
 
 
@@ -177,14 +190,17 @@ class _Decoder:
     exact: whether time stamps alone lead back to a frame: they came from the file, increase, and nothing was damaged.
     """
 
-    def __init__(self, path: str, name: str, strict: bool) -> None:
-        self.path, self.name, self.strict = path, name, strict
+    def __init__(self, path: str, name: str, strict: bool, timeout_s: float) -> None:
+        self.path, self.name, self.strict, self.timeout_s = path, name, strict, timeout_s
+        self.file: Any = None
         try:
-            self.container = av.open(path, timeout=NETWORK_TIMEOUT_S if "://" in path else None)
+            self.file = handed(path)
+            self.container = av.open(self.file, timeout=timeout_s if "://" in path else None)
         except FAILURES as error:
-            raise SourceError(
-                f"{name} cannot be read as a video ({reason(error)}); is it complete, and a video?"
-            ) from error
+            if isinstance(error, av.error.ExitError):
+                raise SourceError(f"{name}: {self._said(error)}; see whether it sends, and start again") from error
+            said = why(path, self.file, reason(error))
+            raise SourceError(f"{name} cannot be read as a video ({said}); is it complete, and a video?") from error
         self.formats = set(self.container.format.name.split(","))
         self.stream = longest_stream(self.container, name)
         self.display = Display.of(self.stream, name)
@@ -219,6 +235,10 @@ class _Decoder:
         if self.stream.duration:
             return self.start + _duration(self.stream)
         return _duration(self.stream) or (self.container.duration or 0) / av.time_base
+
+    def _said(self, error: Exception) -> str:
+        """The reason of a failure; FFmpeg calls it an exit where the time is over."""
+        return f"no data for {self.timeout_s:g} s" if isinstance(error, av.error.ExitError) else reason(error)
 
     def history(self) -> dict[str, Any]:
         """What `jump` needs so that the rest is judged as if it had been read from the start."""
@@ -267,7 +287,7 @@ class _Decoder:
             try:
                 packet = next(packets, None)
             except FAILURES as error:
-                self._broke_off(f"reading failed ({reason(error)})")
+                self._broke_off(f"reading failed ({self._said(error)})")
                 packet = None
             if packet is None:
                 return
@@ -333,7 +353,7 @@ def ends_within(path: str, formats: set[str]) -> bool:
     """Whether a file of a format without a length in its header ends inside one of its parts; False for other files."""
     checks = {"mpegts": _ends_within_packet, "gif": _lacks(b";")}
     check = next((checks[name] for name in checks if name in formats), None)
-    if check is None or not os.path.isfile(path):
+    if check is None or path == STDIN or not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
         return check(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import logging
+import os
 import re
 import shutil
 import sys
@@ -161,7 +162,7 @@ class TrainingCLI(LightningCLI):
         """Nothing of the configuration comes from a checkpoint; only that there is one is looked at here."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         known = LATEST if self._command == "fit" else ()
-        if path and path not in known and not Path(path).exists():
+        if path and path not in known and not os.path.exists(path):
             raise CheckpointError(f"there is no checkpoint {path}: give a file that `tttstream fit` wrote")
 
 
@@ -214,7 +215,7 @@ def resolve(words: Sequence[str]) -> list[str]:
 
 
 def _config(name: str) -> str:
-    if Path(name).is_file():
+    if os.path.isfile(name):
         try:
             Path(name).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:

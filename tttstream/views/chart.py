@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.errors import OutputError
+from tttstream.names import shown
 from tttstream.outputs import OutputFile, saving
 from tttstream.sources.base import Event
 from tttstream.views.overlay import ALERT, BACKGROUND, CURVE, GRID, MUTED, RGB, TEXT, clock, compress
@@ -44,7 +46,8 @@ class ChartFile(OutputFile):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         figure = draw_chart(trace, title, planted, detected, threshold)
-        with saving(self.path), open(self.part, "wb") as file:
+        with saving(self.path), open(self.part, "wb") as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a sign of a name that no font here has
             FigureCanvasAgg(figure).print_png(file)
 
     def _end(self) -> None:
@@ -81,7 +84,8 @@ def draw_chart(trace: Trace, title: str, planted: Sequence[Event], detected: Seq
     below.locator_params(axis="y", nbins=2, prune="lower")
     _draw_times(below, trace)
     _draw_highlights(figure, above, trace, threshold)
-    figure.text(0.06, 0.963, title, color=_hex(TEXT), fontsize=13, va="center")
+    # a name may hold anything: no formula between two $, and no bytes that are no letters
+    figure.text(0.06, 0.963, shown(title), color=_hex(TEXT), fontsize=13, va="center", parse_math=False)
     count = f"{trace.frames:,} frame{'' if trace.frames == 1 else 's'}".replace(",", "\u2009")
     figure.text(0.98, 0.963, count, color=_hex(MUTED), fontsize=9.5, va="center", ha="right")
     handles, names = above.get_legend_handles_labels()

@@ -8,16 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tttstream.outputs import OutputFile, saving
+from tttstream.outputs import OutputFile
 
 
 class Still(OutputFile):
-    """A picture [H, W, 3] uint8, written as PNG."""
+    """A picture [H, W, 3] uint8, written as PNG. claim: see OutputFile."""
 
-    def __init__(self, path: Path, picture: NDArray[np.uint8]) -> None:
-        super().__init__(path)
-        with saving(self.path):
-            Image.fromarray(picture).save(self.part, format="png")
+    def __init__(self, path: Path, picture: NDArray[np.uint8], *, claim: bool = True) -> None:
+        self._picture = picture
+        super().__init__(path, claim=claim)
+
+    def _begin(self) -> None:
+        Image.fromarray(self._picture).save(self.part, format="png")
 
     def _end(self) -> None:
         pass

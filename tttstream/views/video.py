@@ -30,7 +30,6 @@ class VideoWriter(OutputFile):
     """
 
     def __init__(self, path: str | os.PathLike[str], fps: float = 25.0, *, endless: bool = False) -> None:
-        super().__init__(path)
         if not 0 < fps < math.inf:
             raise ShapeError(f"expected a frame rate above 0, got {fps}")
         self.frames = 0
@@ -38,10 +37,13 @@ class VideoWriter(OutputFile):
         self._first_s = 0.0
         self._last = -1
         self._size: tuple[int, int] | None = None
-        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if endless else {}
-        with saving(self.path):
-            self.part.touch()
-            self._container = av.open(os.fspath(self.part), "w", format="mp4", options=options)
+        self._options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if endless else {}
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        self.part.touch()
+        # absolute: FFmpeg takes what stands before a colon at the start of a path for a protocol
+        self._container = av.open(os.path.abspath(self.part), "w", format="mp4", options=self._options)
 
     def _open_stream(self, height: int, width: int) -> None:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tttstream.errors import DataError, SourceError
-from tttstream.sources.folder import IMAGES, expand, listed
+from tttstream.errors import DataError
+from tttstream.sources.listing import IMAGES, inside, listed
 from tttstream.train.data.clips import Clip, VideoClip
 from tttstream.train.data.images import ImagesClip
 from tttstream.train.data.indices import Index
-from tttstream.train.data.listing import Labels, below, entries, read_json, read_lines, read_rows, subfolders
+from tttstream.train.data.listing import Labels, below, entries, place, read_json, read_lines, read_rows, subfolders
 
 NO_CLASSES = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})  # what systems put beside them
 PARTS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
@@ -33,7 +34,8 @@ class ClassFolders(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        found = [name for name in subfolders(Path(self.root)) if name not in NO_CLASSES]
+        root = place(self.root, "root")
+        found = [name for name in subfolders(root) if name not in NO_CLASSES]
         if not found:
             raise DataError(f"{self.root} holds no folders; expected one for each class with videos inside")
         if not self.classes and {name.casefold() for name in found} <= PARTS:
@@ -44,11 +46,9 @@ class ClassFolders(Index):
             given = "of train; give both the same classes" if self.shared else "given"
             raise DataError(f"{self.root}: {unknown[0]!r} is not one of the {len(self.classes)} classes {given}")
         clips: list[Clip] = []
-        for name in found:
-            try:
-                paths = expand([Path(self.root, name)])
-            except SourceError as error:
-                raise DataError(f"class folder {Path(self.root, name)} holds no video; fill or remove it") from error
+        for name, paths in zip(found, inside([root / name for name in found]), strict=True):
+            if not paths:
+                raise DataError(f"class folder {root / name} holds no video; fill or remove it")
             clips += [_clip(path, self.classes.index(name)) for path in paths]
         return clips
 
@@ -70,14 +70,15 @@ class UCF101(Index):
     def clips(self) -> list[Clip]:
         """See Index."""
         _one_of("part", self.part, ("train", "test"))
-        self.classes = [line.split()[-1] for line in read_lines(Path(self.splits, "classInd.txt"))]
+        root, splits = place(self.root, "root"), place(self.splits, "splits")
+        self.classes = [line.split()[-1] for line in read_lines(splits / "classInd.txt")]
         labels = Labels(self.classes)
-        path = Path(self.splits, f"{self.part}list{self.fold:02d}.txt")
+        path = splits / f"{self.part}list{self.fold:02d}.txt"
         clips: list[Clip] = []
         for number, line in enumerate(read_lines(path), start=1):
             name = line.split()[0]
             label = labels.number(name.partition("/")[0], f"{path} line {number}")
-            clips.append(VideoClip(str(Path(self.root, name)), label))
+            clips.append(VideoClip(str(root / name), label))
         return _present(clips, path, self.root)
 
 
@@ -98,8 +99,9 @@ class HMDB51(Index):
     def clips(self) -> list[Clip]:
         """See Index."""
         mark = {"train": "1", "test": "2"}[_one_of("part", self.part, ("train", "test"))]
+        root, splits = place(self.root, "root"), place(self.splits, "splits")
         ending = f"_test_split{self.fold}.txt"
-        files = [path for path in entries(Path(self.splits)) if path.name.endswith(ending)]
+        files = [path for path in entries(splits) if path.name.endswith(ending)]
         if not files:
             raise DataError(f"{self.splits} holds no split files CLASS{ending}; give the folder that does")
         self.classes = [path.name.removesuffix(ending) for path in files]
@@ -110,7 +112,7 @@ class HMDB51(Index):
                 if marked not in ("0", "1", "2"):
                     raise DataError(f"{path} line {number}: expected `video 0`, `1` or `2`, got {line!r}")
                 if marked == mark:
-                    clips.append(VideoClip(str(Path(self.root, self.classes[label], name.strip())), label))
+                    clips.append(VideoClip(str(root / self.classes[label] / name.strip()), label))
         return _present(clips, self.splits, self.root)
 
 
@@ -131,17 +133,17 @@ class Kinetics(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        rows = read_rows(Path(self.csv), ("label", "youtube_id"))
-        self.classes = self.classes or sorted({row["label"] for row in rows})
+        rows = read_rows(place(self.csv, "csv"), ("label", "youtube_id"))
+        self.classes = self.classes or sorted({row["label"] for _, row in rows})
         labels = Labels(self.classes)
-        files = {path.rpartition("/")[2].rpartition(".")[0]: path for path in below(Path(self.root))}
+        files = {path.rpartition("/")[2].rpartition(".")[0]: path for path in below(place(self.root, "root"))}
         clips: list[Clip] = []
-        for number, row in enumerate(rows, start=2):
+        for number, row in rows:
             label = labels.number(row["label"], f"{self.csv} line {number}")
             times = [row.get("time_start") or "0", row.get("time_end") or "0"]
             try:
                 full = "_".join([row["youtube_id"], *(f"{int(float(time)):06d}" for time in times)])
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise DataError(f"{self.csv} line {number}: times in seconds expected, got {times}") from error
             path = files.get(full) or files.get(row["youtube_id"])
             if path is not None:
@@ -168,22 +170,27 @@ class SomethingSomething(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        numbers = read_json(Path(self.labels))
+        root = place(self.root, "root")
+        numbers = read_json(place(self.labels, "labels"))
         try:
             self.classes = [name for name, _ in sorted(numbers.items(), key=lambda item: int(item[1]))]
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{self.labels}: expected an object of templates and their numbers") from error
         labels = Labels(self.classes)
-        items = read_json(Path(self.annotations))
-        if not isinstance(items, list) or not all(isinstance(item, dict) and "id" in item for item in items):
+        items = read_json(place(self.annotations, "annotations"))
+        if not isinstance(items, list):
             raise DataError(f"{self.annotations}: expected a list of videos, each with an id and a template")
         clips: list[Clip] = []
         for number, item in enumerate(items, start=1):
-            label = -1
-            if "template" in item:
-                name = re.sub(r"[\[\]]", "", item["template"])
-                label = labels.number(name, f"{self.annotations} item {number}")
-            clips.append(VideoClip(str(Path(self.root, f"{item['id']}.webm")), label))
+            where = f"{self.annotations} item {number}"
+            name = item.get("id") if isinstance(item, dict) else None
+            if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
+                raise DataError(f"{where}: expected a video with an id and a template, got {item!r:.80}")
+            template = item.get("template")
+            if template is not None and not isinstance(template, str):
+                raise DataError(f"{where}: its template is {template!r:.80}, expected a text, or none for no label")
+            label = -1 if template is None else labels.number(re.sub(r"[\[\]]", "", template), where)
+            clips.append(VideoClip(str(root / f"{name}.webm"), label))
         return _present(clips, self.annotations, self.root)
 
 
@@ -203,10 +210,11 @@ class Davis(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        images, masks = (Path(self.root, name, self.resolution) for name in ("JPEGImages", "Annotations"))
+        root = place(self.root, "root")
+        images, masks = (root / name / self.resolution for name in ("JPEGImages", "Annotations"))
         clips: list[Clip] = []
         for name in self._sequences(images):
-            if not (masks / name).is_dir() or not listed(images / name, IMAGES):
+            if not os.path.isdir(masks / name) or not listed(images / name, IMAGES):
                 raise DataError(f"{self.root}: sequence {name} lacks its masks, {masks / name}, or its images")
             clips.append(ImagesClip(str(images / name), masked=True, masks=str(masks / name), merge=self.year == 2016))
         return clips
@@ -217,20 +225,20 @@ class Davis(Index):
             if not found:
                 raise DataError(f"{images} holds no sequences")
             return found
-        sets = Path(self.root, "ImageSets")
+        sets = place(self.root, "root") / "ImageSets"
         path = next((p for p in (sets / str(self.year), sets / self.resolution) if p.is_dir()), sets)
         # Lines are names of sequences, or pairs of files as in 2016: /JPEGImages/480p/NAME/00000.jpg and its mask.
         rows = [line.split()[0] if "/" in line else line.strip() for line in read_lines(path / f"{self.part}.txt")]
         lines = [row.strip("/").split("/") for row in rows]
         names = list(dict.fromkeys(line[-2] if len(line) > 1 else line[0] for line in lines))
-        missing = [name for name in names if not (images / name).is_dir()]
+        missing = [name for name in names if not os.path.isdir(images / name)]
         if missing:
             raise DataError(f"{path / self.part}.txt names the sequence {missing[0]}, which is not in {images}")
         return names
 
 
 def _clip(path: str, label: int) -> Clip:
-    return ImagesClip(path, label) if Path(path).is_dir() else VideoClip(path, label)
+    return ImagesClip(path, label) if os.path.isdir(path) else VideoClip(path, label)
 
 
 def _one_of(what: str, value: str, known: Sequence[str]) -> str:
@@ -243,6 +251,6 @@ def _present(clips: list[Clip], listing: str | Path, root: str | Path) -> list[C
     """The clips, unless there is none or not one file of them exists: then the root is wrong."""
     if not clips:
         raise DataError(f"{listing} lists no videos for this part")
-    if not any(Path(clip.name).exists() for clip in clips):
+    if not any(os.path.exists(clip.name) for clip in clips):
         raise DataError(f"not one of {len(clips)} videos listed in {listing} is below {root}; check the root")
     return clips

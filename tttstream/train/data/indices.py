@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from typing import ClassVar
 
 from tttstream.errors import DataError, SourceError
-from tttstream.sources.folder import expand
+from tttstream.sources.listing import expand, spelled
 from tttstream.train.data.clips import Clip, VideoClip
 from tttstream.train.data.digits import DigitsClip, read_idx
 from tttstream.train.data.generated import PlacesClip, WalkClip
@@ -55,10 +55,10 @@ class Videos(Index):
     def clips(self) -> list[Clip]:
         """See Index."""
         folders = [self.folders] if isinstance(self.folders, str) else self.folders
-        for folder in folders:
-            if not os.path.exists(folder):
-                raise DataError(f"no folder of videos {folder}; give a folder, a video file, or a list of them")
         try:
+            for folder in map(spelled, folders):
+                if not os.path.exists(folder):
+                    raise DataError(f"no folder of videos {folder}; give a folder, a video file, or a list of them")
             paths = expand(folders)
         except SourceError as error:
             raise DataError(str(error)) from error

@@ -7,13 +7,15 @@ import csv
 import json
 import logging
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tttstream.errors import DataError
-from tttstream.sources.folder import VIDEOS, natural
+from tttstream.names import expanded
+from tttstream.sources.listing import VIDEOS, listed, natural, trees
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,11 @@ class Labels:
         raise DataError(f"{where}: unknown class {name!r}; expected {some}")
 
 
+def place(text: str, what: str) -> Path:
+    """A file or folder as it was named, `~` made the home folder. Raises DataError where the name is empty."""
+    return Path(expanded(text, what, DataError))
+
+
 def entries(folder: Path) -> list[Path]:
     """What is in a folder, in natural order."""
     try:
@@ -46,14 +53,31 @@ def entries(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, hidden ones left out."""
-    return [path.name for path in entries(folder) if path.name[0] != "." and path.is_dir()]
+    """The names of the folders in a folder, hidden ones left out. A folder that links give further names goes by its
+    own, or by the first; a link that leads back to where it came from is none. Raises DataError for a link to nowhere.
+    """
+    visible = [path for path in entries(folder) if path.name[0] != "."]
+    lost = next((path for path in visible if not path.suffix and path.is_symlink() and not path.exists()), None)
+    if lost is not None:
+        raise DataError(f"{lost} is a link that leads nowhere (to {lost.readlink()}); mend or remove it")
+    above = {folder.resolve(), *folder.resolve().parents}
+    names: dict[Path, str] = {}
+    for path in sorted((path for path in visible if path.is_dir()), key=Path.is_symlink):
+        target = path.resolve()
+        if target in names:
+            warnings.warn(f"{path} is passed over: it is the folder {names[target]} under another name", stacklevel=2)
+        elif target not in above:
+            names[target] = path.name
+    return [path.name for path in visible if path.name in names.values()]
 
 
 def below(root: Path) -> list[str]:
-    """The videos below a folder."""
-    found = (path for path in entries(root) for path in (path, *sorted(path.rglob("*"))))
-    return [path.as_posix() for path in found if path.suffix.lower() in VIDEOS]
+    """The videos below a folder, those that links to folders lead to included."""
+    entries(root)
+    (tree,) = trees([root])
+    for path in tree.lost:
+        warnings.warn(f"{path} cannot be listed, or leads nowhere: what is in it counts as not there", stacklevel=2)
+    return [path.as_posix() for here in tree.folders for path in listed(here, VIDEOS)]
 
 
 def read_text(path: Path) -> str:
@@ -81,17 +105,30 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def read_rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a csv by their column names, some of which must be there."""
+def read_rows(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a csv by their column names, some of which must be there and filled; with the numbers of their lines.
+
+    Raises DataError, which names the row, where one has too few columns or too many.
+    """
+    table = csv.DictReader(read_text(path).splitlines(), skipinitialspace=True)
+    rows: list[tuple[int, dict[str, str]]] = []
     try:
-        rows = list(csv.DictReader(read_text(path).splitlines()))
+        for row in table:
+            missing = next((name for name in columns if name not in row), None)
+            if missing is not None:
+                raise DataError(f"{path} has no column {missing!r}; it has {', '.join(table.fieldnames or ())}")
+            where = f"{path} line {table.line_num}"
+            more: Any = row.pop(None, [])
+            if any(more):
+                raise DataError(f"{where} has more columns than the first line; put quotes around a text with commas")
+            empty = next((name for name in columns if not (row[name] or "").strip()), None)
+            if empty is not None:
+                raise DataError(f"{where} has no {empty}; expected {len(row)} columns: {', '.join(row)}")
+            rows.append((table.line_num, row))
     except csv.Error as error:
         raise DataError(f"{path} cannot be read as csv: {error}") from error
     if not rows:
         raise DataError(f"{path} is empty; expected a line of column names and one for each video")
-    missing = [name for name in columns if rows[0].get(name) is None]
-    if missing:
-        raise DataError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(str, rows[0]))}")
     return rows
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from tttstream.errors import DataError, SourceError
-from tttstream.sources.folder import VIDEOS
+from tttstream.names import expanded
+from tttstream.sources.listing import VIDEOS
 from tttstream.train.data.clips import Clip, VideoClip
 from tttstream.train.data.files import MEMBER, member, members
 from tttstream.train.data.indices import Index
@@ -70,7 +72,8 @@ def _expanded(pattern: str) -> list[str]:
         first, last = found.groups()
         numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
         return [path for n in numbers for path in _expanded(pattern[: found.start()] + n + pattern[found.end() :])]
-    paths = sorted(glob.glob(pattern))
+    pattern = expanded(pattern, "shards", DataError)
+    paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
     if not paths:
         raise DataError(f"no shard {pattern}; give a path, or a pattern with {{000..099}} or *")
     return paths

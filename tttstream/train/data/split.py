@@ -38,7 +38,7 @@ def shared(some: Sequence[Clip], others: Sequence[Clip]) -> list[str]:
 
 def _place(name: str) -> float:
     """A number from 0 to 1 that follows from a name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
 
 
 def _part(place: float, fractions: Sequence[float]) -> int:

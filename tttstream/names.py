@@ -1,0 +1,74 @@
+"""Names of files as text that can be printed, drawn and written: whatever bytes or signs are in them, on one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from tttstream.errors import TTTStreamError
+
+# Controls, halves of surrogate pairs, separators of lines and paragraphs; and what turns the direction of writing.
+_HIDDEN = ("Cc", "Cs", "Zl", "Zp")
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def shown(text: str) -> str:
+    """The text as valid Unicode on one line: bytes that are no UTF-8 as \\xe9, line ends and other controls as \\n."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(sign) if _is_hidden(sign) else sign for sign in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text as `shown`, its middle left out where it is longer than `most` characters."""
+    whole = shown(text)
+    if len(whole) <= most:
+        return whole
+    tail = (most - 1) // 2
+    return f"{whole[: most - 1 - tail]}…{whole[len(whole) - tail :]}"
+
+
+def clean(value: Any) -> Any:
+    """A value for JSON in which every text is as `shown`, but for the line ends in it."""
+    if isinstance(value, str):
+        return "".join(_escaped(sign) if unicodedata.category(sign) == "Cs" else sign for sign in value)
+    if isinstance(value, Mapping):
+        return {clean(key): clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def clipped(name: str, most: int) -> str:
+    """A file's name cut so that it takes at most `most` bytes, as file systems count them."""
+    return name.encode("utf-8", "surrogateescape")[:most].decode("utf-8", "ignore")
+
+
+def _is_hidden(sign: str) -> bool:
+    return sign in _TURNS or unicodedata.category(sign) in _HIDDEN
+
+
+def _escaped(sign: str) -> str:
+    if "\udc80" <= sign <= "\udcff":  # how Python keeps a byte that it could not decode
+        return f"\\x{ord(sign) - 0xDC00:02x}"
+    return sign.encode("unicode_escape").decode("ascii")
+
+
+def expanded(text: str, what: str, kind: type[TTTStreamError]) -> str:
+    """A path as a person wrote it, `~` made the home folder; a file of the very name comes first.
+
+    Raises an error of this kind for what a shell should have replaced: nothing at all (a variable that is not set),
+    $NAME, the ~ of somebody unknown.
+    """
+    if not text.strip():
+        raise kind(f"{what} is an empty text; is it a shell variable that is not set?")
+    if os.path.lexists(text):
+        return text
+    whole = os.path.expanduser(text)
+    if re.match(r"~[\w.-]*(/|$)", whole):
+        raise kind(f"{what} is {text}: there is no home folder of that name; ./{text} is a file of that name")
+    variable = re.search(r"(?:^|[/\\])(\$\{?[A-Za-z_]\w*\}?)", whole)
+    if variable:
+        raise kind(f"{what} is {text}: nobody replaced {variable[1]}; write out what it stands for")
+    return whole

@@ -1,0 +1,161 @@
+"""What a person's spelling of a source stands for: the files of a folder, of a pattern, and of links to folders."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from tttstream.errors import SourceError
+from tttstream.names import expanded
+
+IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"})
+VIDEOS = frozenset(
+    {".264", ".265", ".3g2", ".3gp", ".apng", ".asf", ".avi", ".avif", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"}
+    | {".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe"}
+    | {".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm"}
+    | {".wmv", ".y4m"}
+)
+STDIN = "-"
+
+
+def spelled(spec: str | int | os.PathLike[str]) -> str:
+    """A source as text: `file:` addresses made paths, `~` the home folder; a file of the very name comes first.
+
+    Raises SourceError for an empty one, and for one that a shell should have replaced.
+    """
+    text = str(spec) if isinstance(spec, int) else os.fspath(spec)
+    if text.lower().startswith("file:") and not os.path.lexists(text):
+        text = url2pathname(urlsplit(text).path)
+    return expanded(text, "the source", SourceError) if is_path(text) else text
+
+
+def is_path(text: str) -> bool:
+    """Whether a source's text is that of a file or folder: no walk or places, camera, environment, `-` or address."""
+    if text in ("walk", "places", STDIN) or text.startswith("gym:") or re.fullmatch("-?[0-9]+", text):
+        return False
+    return "://" not in text or os.path.lexists(text)
+
+
+def expand(specs: Iterable[str | int | os.PathLike[str]], *, strict: bool = True) -> list[str]:
+    """Each source by itself: a folder of videos becomes its videos, subfolders included, in natural order.
+
+    A folder with videos in it stands for its videos; one with images for itself (an ImageFolder); one with neither
+    for the videos found below it, or else for the folders of images below it. Links to folders are followed, to each
+    folder once. Folders that cannot be listed and links that lead nowhere come last, so that opening them says what is
+    wrong. Anything else passes through unchanged.
+
+    strict: raise SourceError for a folder with nothing to read; else it stands for itself, and opening it does.
+    """
+    sources: list[str] = []
+    for text in map(spelled, specs):
+        if not is_path(text) or not os.path.isdir(text):
+            sources.append(text)
+            continue
+        found = inside([Path(text)])[0]
+        if strict and not found:
+            raise nothing_in(text)
+        # ./0 and ./walk are files; without the dot they would be a camera and the walk
+        sources += [path if is_path(path) else os.path.join(".", path) for path in found] or [text]
+    return sources
+
+
+def nothing_in(folder: str | os.PathLike[str]) -> SourceError:
+    """The error of a folder with nothing to read."""
+    return SourceError(f"{os.fspath(folder)} holds neither images nor videos; name a file, or a folder that does")
+
+
+def inside(tops: Sequence[Path]) -> list[list[str]]:
+    """What each of these folders stands for, see `expand`; a folder that links lead to counts for one of them alone."""
+    found: list[list[str]] = []
+    for top, tree in zip(tops, trees(tops), strict=True):
+        if tree.folders and listed(top, IMAGES) and not listed(top, VIDEOS):
+            found.append([str(top)])
+            continue
+        readable: list[Path] = [path for here in tree.folders for path in listed(here, VIDEOS)]
+        readable = readable or [here for here in tree.folders if listed(here, IMAGES)]
+        found.append([str(path) for path in (*readable, *tree.lost)])
+    return found
+
+
+class Tree(NamedTuple):
+    """folders: the folder and those below it, in natural order. lost: what cannot be listed, and links to nowhere."""
+
+    folders: list[Path]
+    lost: list[Path]
+
+
+def trees(tops: Sequence[Path]) -> list[Tree]:
+    """The folders below each of these, hidden ones left out. Links to folders are followed, to each folder once, and
+    not where it lies below one of `tops` anyway: so circles end, and a folder goes by its own name where it has one.
+    """
+    found = [Tree([], []) for _ in tops]
+    seen: set[tuple[int, int]] = set()
+    pending = list(enumerate(tops))
+    linked = False
+    while pending:
+        links: list[tuple[int, Path]] = []
+        for number, top in pending:
+            tree = found[number]
+            for here, names, files in os.walk(top, onerror=_noting(tree.lost)):
+                identity = _identity(here)
+                if linked and identity in seen:
+                    names.clear()
+                    continue
+                seen.add(identity)
+                tree.folders.append(Path(here))
+                paths = {name: Path(here, name) for name in (*names, *files) if name[0] != "."}
+                links += [(number, paths[name]) for name in names if name in paths and paths[name].is_symlink()]
+                tree.lost.extend(p for p in paths.values() if not p.suffix and p.is_symlink() and not os.path.exists(p))
+                names[:] = [name for name in names if name in paths and not paths[name].is_symlink()]
+        pending, linked = sorted(links, key=lambda link: (link[0], natural(link[1]))), True
+    return [Tree(sorted(tree.folders, key=natural), sorted(tree.lost, key=natural)) for tree in found]
+
+
+def _noting(lost: list[Path]) -> Callable[[OSError], None]:
+    return lambda error: lost.append(Path(error.filename))
+
+
+def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def natural(path: Path) -> list[list[tuple[str, int]]]:
+    """A sorting key by which 2 comes before 10, folder by folder."""
+    return [
+        [(text.casefold(), int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", part)]
+        for part in path.parts
+    ]
+
+
+def listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """The files in a folder with one of these suffixes, in natural order, hidden ones left out.
+
+    Links that lead nowhere and files that may not be looked at are among them: opening them says so.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
+    paths = [folder / name for name in names if name[0] != "." and Path(name).suffix.lower() in suffixes]
+    return sorted((path for path in paths if os.path.isfile(path) or not os.path.exists(path)), key=natural)
+
+
+def sequence(pattern: Path) -> list[Path]:
+    """The files that frame%d.png or frame%05d.png stands for, by their numbers; none where it is no such pattern."""
+    parts = re.fullmatch(r"((?:[^%]|%%)*)%(\d*)d((?:[^%]|%%)*)", pattern.name)
+    if parts is None:
+        return []
+    head, width, tail = parts[1].replace("%%", "%"), int(parts[2] or 0), parts[3].replace("%%", "%")
+    numbered: list[tuple[int, Path]] = []
+    for path in listed(pattern.parent, frozenset({Path(tail).suffix.lower() or pattern.suffix.lower()})):
+        digits = path.name[len(head) : len(path.name) - len(tail)]
+        if digits.isdecimal() and path.name == f"{head}{int(digits):0{width}d}{tail}":
+            numbered.append((int(digits), path))
+    return [path for _, path in sorted(numbered)]

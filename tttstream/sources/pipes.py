@@ -1,0 +1,77 @@
+"""How FFmpeg is given a source: files by their whole path, pipes as files read once; and why one is refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from tttstream.sources.listing import STDIN, is_path
+
+INDEX_LAST = (
+    "it is MP4 or MOV with its index at the end, and what cannot be rewound needs it in front: write it with "
+    "-movflags +faststart, send MPEG-TS or Matroska, or give the file itself"
+)
+HEADS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # at byte 4 of an MP4 or MOV
+
+
+class Pipe:
+    """The standard input (-), a named pipe or /dev/fd/3, read from where it stands; keeps its first bytes."""
+
+    def __init__(self, path: str) -> None:
+        self._file: Any = sys.stdin.buffer if path == STDIN else open(path, "rb", buffering=0)  # noqa: SIM115
+        self._read = getattr(self._file, "read1", self._file.read)  # as much as there is, without a wait for more
+        self.head = b""
+
+    def read(self, count: int) -> bytes:
+        """Up to so many bytes; none at the end."""
+        data: bytes = self._read(count)
+        if len(self.head) < 8:
+            self.head += data[:8]
+        return data
+
+    @property
+    def has_index_last(self) -> bool:
+        """Whether what came begins as an MP4 or MOV does; where such a one cannot be read, it is for its index."""
+        return self.head[4:8] in HEADS
+
+    def close(self) -> None:
+        """Close a pipe that was opened here."""
+        if self._file is not sys.stdin.buffer:
+            self._file.close()
+
+
+def flows(path: str) -> bool:
+    """Whether a path is a pipe or the like, which can be read once and from its start only."""
+    if path == STDIN:
+        return not sys.stdin.seekable()
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
+
+
+def handed(path: str) -> Any:
+    """A source as `av.open` takes it. A file by its whole path: FFmpeg takes what stands before a colon at the start
+    of a path for a protocol."""
+    if flows(path):
+        return Pipe(path)
+    if path == STDIN:  # a file that the shell opened
+        sys.stdin.buffer.seek(0)
+        return sys.stdin.buffer
+    return os.path.abspath(path) if is_path(path) or "://" not in path else path
+
+
+def why(path: str, file: Any, said: str) -> str:
+    """Why a source cannot be read as a video, in words, where FFmpeg's own do not tell."""
+    if isinstance(file, Pipe):
+        if not file.head:
+            return "nothing came through it"
+        return INDEX_LAST if file.has_index_last else said
+    if "://" in path and PurePosixPath(urlsplit(path).path).suffix.lower() in (".mp4", ".mov", ".m4v", ".3gp"):
+        return f"{said}; perhaps its server cannot start in the middle of a file, and {INDEX_LAST}"
+    return said

@@ -270,7 +270,7 @@ class TestErrors:
             ("good.mp4 --seed -1", "--seed is -1"),
             (f"good.mp4 --seed {2**63}", "--seed is"),
             ("good.mp4 --max-frames 0", "--max-frames is 0"),
-            ("good.mp4 --max-frames ten", "invalid int value"),
+            ("good.mp4 --max-frames ten", "invalid whole number"),
             ("missing.mp4", "no such file or folder"),
             ("text.mp4", "text.mp4"),
             ("empty.mp4", "empty"),

@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
         folder.discard()
         raise
     said = f"{len(known)} pictures, {np.mean(known):.2f} familiar in the mean" if known else "the world as remembered"
-    print(
-        shown(f"{said}: {folder.path} ({', '.join(file.path.name for file in files[:2])}{', …' if files[2:] else ''})")
-    )
+    names = ", ".join(file.path.name for file in files[:2]) + (", …" if files[2:] else "")
+    print(shown(f"{said}: {folder.path} ({names})"))
     return 0

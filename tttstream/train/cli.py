@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,12 +26,14 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from tttstream import errors, presets
 from tttstream.errors import CheckpointError, ConfigError, TTTStreamError
 from tttstream.model import ModelConfig
+from tttstream.names import expanded
 from tttstream.outputs import OutputFolder, saving
 from tttstream.train.callbacks import Bar, Export, Pace, Pictures, Rows, Visit
 from tttstream.train.data.loader import lost
 from tttstream.train.stopping import Signals, Stop, Stopped, is_chief
 
 OUT = "out"
+VERSION = "version_"  # and a number: how Lightning calls the folders of runs
 BEGINNING = ("config.yaml", "hparams.yaml", "events.out")  # what a run writes before its first step
 LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "val_check_interval": 1e-6}  # what Lightning lets pass
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -63,7 +66,11 @@ class TrainingCLI(LightningCLI):
     def __init__(self, command: str, **options: Any) -> None:
         self._command = command
         self._run: tuple[Path, OutputFolder] | None = None
-        super().__init__(**options)
+        try:
+            super().__init__(**options)
+        except BaseException:
+            self._tidy()
+            raise
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Only the one that was asked for: each costs a second to describe."""
@@ -111,12 +118,13 @@ class TrainingCLI(LightningCLI):
         for callback in self.trainer_defaults["callbacks"]:
             if isinstance(callback, Rows):
                 callback.csv = bool(self._command == "predict" and self._get(self.config_init, "csv"))
+        root = given["default_root_dir"]
+        changes["default_root_dir"] = expanded(str(OUT if root is None else root), "default_root_dir", ConfigError)
         if given.get("logger") is None:
-            table = CSVLogger(Path(given["default_root_dir"] or OUT).absolute(), name="train")
+            table = CSVLogger(os.path.abspath(changes["default_root_dir"]), name="train")
             if is_chief():  # the other ranks write into its folder
-                folder = OutputFolder(table.root_dir)
-                folder.discard()
-                self._run = (Path(table.log_dir), folder)
+                self._run = run, _ = _take(table)
+                table = CSVLogger(table.save_dir, name="train", version=int(run.name.removeprefix(VERSION)))
             changes["logger"] = [table, TensorBoardLogger(table.root_dir, name="", version=table.version)]
         try:
             trainer = super().instantiate_trainer(**changes, max_time=None)
@@ -157,13 +165,29 @@ class TrainingCLI(LightningCLI):
         if all(path.name.startswith(BEGINNING) for path in run.glob("*")):
             shutil.rmtree(run, ignore_errors=True)
             folder.discard()
+            self._run = None  # from now on it may be another run's
 
     def _parse_ckpt_path(self) -> None:
         """Nothing of the configuration comes from a checkpoint; only that there is one is looked at here."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        known = LATEST if self._command == "fit" else ()
-        if path and path not in known and not os.path.exists(path):
+        given = self.config[self.config.subcommand]
+        path = given.get("ckpt_path")
+        if path is None or (self._command == "fit" and path in LATEST):
+            return
+        path = given["ckpt_path"] = expanded(str(path), "ckpt_path", CheckpointError)
+        if not os.path.exists(path):
             raise CheckpointError(f"there is no checkpoint {path}: give a file that `tttstream fit` wrote")
+
+
+def _take(table: CSVLogger) -> tuple[Path, OutputFolder]:
+    """Make the folder of a run, of a number that no other run has, however many start at once; and that of all runs."""
+    folder = OutputFolder(table.root_dir, claim=False)
+    number = int(table.version)
+    while True:
+        run = folder.path / f"{VERSION}{number}"
+        with saving(run), suppress(FileExistsError, FileNotFoundError):  # another run's; the last one tidied up
+            run.mkdir(parents=True)
+            return run, folder
+        number += 1
 
 
 def _data_size(model: int, data: Any) -> int:

@@ -83,9 +83,14 @@ class Video(Source):
         self._pending = next(self._pictures, None)
         if self._pending is None:
             said = why(self._path, decoder.file, "convert it, for example with ffmpeg")
+            self.close()
             raise SourceError(f"not one frame of {self.name} can be decoded; {said}")
         self.live = self.live or decoder.by_arrival
-        decoder.display.show(self._pending[0])  # what cannot be shown is refused here
+        try:
+            decoder.display.show(self._pending[0])  # what cannot be shown is refused here
+        except SourceError:
+            self.close()
+            raise
         self._origin = self._pending[1]
         self._index, self._last = 0, self._pending
         self._regular, self._hole = True, False
@@ -178,9 +183,7 @@ class Video(Source):
     def close(self) -> None:
         """Close the file."""
         if self._decoder is not None:
-            self._decoder.container.close()
-            if isinstance(self._decoder.file, Pipe):
-                self._decoder.file.close()
+            self._decoder.close()
             self._decoder = None
 
 
@@ -197,13 +200,19 @@ class _Decoder:
             self.file = handed(path)
             self.container = av.open(self.file, timeout=timeout_s if "://" in path else None)
         except FAILURES as error:
+            if isinstance(self.file, Pipe):
+                self.file.close()
             if isinstance(error, av.error.ExitError):
                 raise SourceError(f"{name}: {self._said(error)}; see whether it sends, and start again") from error
             said = why(path, self.file, reason(error))
             raise SourceError(f"{name} cannot be read as a video ({said}); is it complete, and a video?") from error
         self.formats = set(self.container.format.name.split(","))
-        self.stream = longest_stream(self.container, name)
-        self.display = Display.of(self.stream, name)
+        try:
+            self.stream = longest_stream(self.container, name)
+            self.display = Display.of(self.stream, name)
+        except SourceError:
+            self.close()
+            raise
         size = self.container.size  # negative where no end is known
         timeless = bool(self.container.format.flags & NO_TIMES) or self.container.format.name.endswith("_pipe")
         self.by_arrival = timeless and (size is None or size <= 0)
@@ -225,6 +234,12 @@ class _Decoder:
         self.judged = -(2**63)  # the intervals up to this time stamp were noted before a jump
         self.due: float | None = None  # until when something lasts that was read
         self.silent = 0.0  # the longest time in which nothing was due
+
+    def close(self) -> None:
+        """Close the container, and the pipe behind it."""
+        self.container.close()
+        if isinstance(self.file, Pipe):
+            self.file.close()
 
     def _promised_end(self) -> float:
         """When the stream ends by the header, in the stream's own time in seconds; its start where nothing says it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Iterator
 from functools import lru_cache
@@ -76,9 +77,15 @@ def _origin(picture: VideoFrame) -> int | None:
 
 
 def content(path: str) -> Any:
-    """The path itself, or the bytes of a video inside a tar."""
+    """The path itself, or the bytes of a video inside a tar. Whole, for FFmpeg takes what stands before a colon at the
+    start of a path for a protocol; a file with :: in its name comes before a tar."""
     shard, inside, name = path.partition(MEMBER)
-    return io.BytesIO(member(shard, name)) if inside else path
+    if os.path.exists(path) or not inside:
+        return path if "://" in path and not os.path.exists(path) else os.path.abspath(path)
+    while MEMBER in name and not os.path.isfile(shard):  # a tar whose own name has it
+        more, _, name = name.partition(MEMBER)
+        shard += MEMBER + more
+    return io.BytesIO(member(shard, name))
 
 
 def member(shard: str, name: str) -> bytes:

@@ -300,7 +300,7 @@ class _DecordReader(Reader):
                     width, height = Display(self._path, short_side=self._short_side).size(width, height)
                     reader = decord.VideoReader(content(self._path), width=width, height=height, num_threads=1)
             return reader.get_batch(indices).asnumpy() if len(reader) == self.frames else None
-        except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError):
+        except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, UnicodeEncodeError):  # of its name
             return None
 
     def close(self) -> None:

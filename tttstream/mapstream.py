@@ -114,7 +114,7 @@ class MapStream(Session):
         What is expected is said by the memory as it was LAG to 2 LAG frames ago. The surprise of a patch is its squared
         error over the error that memory itself expected there, times how familiar the patch is: about 1 where it shows
         what it showed, about 0 where the place is new. The loss of the frame is the mean over its patches, the surprise
-        the logarithm of that in units of `MapConfig.spread`.
+        the logarithm of that on the scale of `MapConfig.usual`.
 
         Raises FrameError for another shape, type or pose, or for pixels that are not finite; the stream is unchanged
         then.
@@ -147,7 +147,7 @@ class MapStream(Session):
         return Result(
             index=frame.index,
             time_s=frame.time_s,
-            surprise=math.log(loss + LEAST) / self.model.config.spread,
+            surprise=(math.log(loss + LEAST) - self.model.config.usual[0]) / self.model.config.usual[1],
             loss=loss,
             learned=learned,
             surprise_map=surprise.view(self.model.config.side, -1).float().cpu().numpy(),

@@ -29,8 +29,8 @@ class MapConfig:
 
     size: side of the square picture in pixels. patch: side of a patch. codes: components of a patch's code.
     features: random Fourier features of a point, scales: their lengths in sides of a view. where, what: widths of the
-    two parts of a token. memory, heads, options: of the memory, see `tttstream.memory.build`. spread: the deviation of
-    the logarithm of a stream's surprise where nothing has changed, its unit.
+    two parts of a token. memory, heads, options: of the memory, see `tttstream.memory.build`. usual: mean
+    and deviation of the logarithm of a stream's loss where nothing has changed, which give the surprise its scale.
     """
 
     size: int = 64
@@ -43,7 +43,7 @@ class MapConfig:
     memory: str = "ttt_mlp"
     heads: int = 4
     options: dict[str, Any] = field(default_factory=lambda: {"rotary": False})
-    spread: float = 0.4
+    usual: tuple[float, float] = (0.0, 0.4)
 
     def __post_init__(self) -> None:
         for name in ("size", "patch", "codes", "features", "where", "what", "heads"):
@@ -58,6 +58,7 @@ class MapConfig:
         if not scales or min(scales) <= 0 or self.features % len(scales):
             raise ShapeError(f"map: scales are lengths above 0 that share the features evenly, got {self.scales}")
         object.__setattr__(self, "scales", scales)
+        object.__setattr__(self, "usual", tuple(self.usual))
 
     @property
     def side(self) -> int:

@@ -18,7 +18,7 @@ PANE, GAP, TITLE = 288, 12, 26  # pixels
 EVERY = 6  # frames between two drawings of the world
 PATH = 240  # frames of the path that are drawn
 MARKED = 150  # frames for which a changed place stays outlined
-CHANGED = 4.0  # squared error of a patch over what memory expected, from which it counts as changed
+CHANGED = 8.0  # squared error of a patch over what memory expected, from which it counts as changed
 KNOWN = 0.8  # how familiar a patch must be for that
 TITLES = ("what it sees", "what memory expected here", "the world as remembered")
 

@@ -15,7 +15,7 @@ import torch
 
 from tttstream import models, presets
 from tttstream.cli.main import main
-from tttstream.train import cli
+from tttstream.train import cli, given
 from tttstream.train.checkpoint import WholeFiles
 
 PIECES = ["--config", "trainer/fast", "--config", "model/tiny", "--config", "data/walk", "--config", "task/prediction"]
@@ -154,6 +154,37 @@ class TestMistakes:
     def test_no_data(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["fit", "--config", "trainer/fast", "--config", "task/prediction"]) == 2
         assert "error: there is no data: give a piece of data/" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "part"),
+        [
+            (["test", "--config=data/mine"], "test"),
+            (["predict", "--config", "mine.yaml", "--data.train.folders=videos"], "test"),
+            (["validate", "--data=VideoData", "--data.test=Walks"], "val"),
+            (["fit", "-c", "mine.yaml", "--config=data/spliced"], None),
+            (["fit", "--config=data/spliced"], "train"),
+            (["test", "--config=data/videos"], None),
+            (["test", "--config=mine.yaml", "--data.test=Walks"], None),
+            (["test", "--config=mine.yaml", "--data.init_args.fractions=[0.8,0.1,0.1]"], None),
+            (["test", "--config=mine.yaml", "--help"], None),
+            (["test", "--config=mine.yaml", "--data=of.mine.Own"], None),
+            (["test", "--config=away.yaml"], None),
+        ],
+    )
+    def test_nothing_given_is_said_before_lightning_is_imported(
+        self, here: Path, words: list[str], part: str | None
+    ) -> None:
+        (here / "data").mkdir()
+        for name in ("mine.yaml", "data/mine"):
+            (here / name).write_text("data: {class_path: VideoData, init_args: {train: Videos, test: null}}\n")
+        assert given.without(words) == part
+
+    def test_nothing_given_for_test(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["test", "--data=VideoData", "--data.train=Walks"]) == 2
+        assert main(["test", *PIECES, *SHORT, "--data.init_args.test=null"]) == 2  # known after parsing
+        says = "tttstream: error: data: nothing is given for test; give data.test, or fractions to cut it from train"
+        assert capsys.readouterr().err.splitlines() == [says, says]
+        assert not (here / "out").exists()
 
     def test_a_full_disk_while_logging(
         self, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

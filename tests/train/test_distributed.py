@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 
@@ -111,20 +114,92 @@ def test_fully_sharded(tmp_path: Path) -> None:
     assert sharded["resumed"] == pytest.approx(sharded["losses"][3:], rel=1e-4)
 
 
-def test_the_command_with_every_callback(tmp_path: Path) -> None:
-    """Pictures, bar, both checkpoints, averaged weights and the export: no rank waits for one that has gone on."""
+def started(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """`tttstream fit` of a tiny model on camera walks; whoever holds its output is a process of the run."""
+    pieces = [f"--config={name}" for name in ("trainer/fast", "model/tiny", "data/walk", "task/prediction")]
+    given = [
+        *(sys.executable, "-m", "tttstream", "fit", *pieces, "--trainer.val_check_interval=1"),
+        *("--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0", "--trainer.max_time=null"),
+        *("--model.dim=16", "--data.init_args.batch_size=1", "--data.init_args.length=4"),
+        *("--data.init_args.workers=0", "--trainer.enable_progress_bar=false", *words),
+    ]
+    return subprocess.Popen(given, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def movies(folder: Path) -> None:
+    """Two videos of noise in a folder for each of two classes."""
+    for number in range(4):
+        path = folder / "videos" / f"class{number % 2}" / f"{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+            for _ in range(8):
+                picture = torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8).numpy()
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+
+
+FOLDERS = [f"--data.init_args.{part}=tttstream.train.data.ClassFolders" for part in ("train", "val", "test")]
+FOLDERS += [f"--data.init_args.{part}.init_args.root=videos" for part in ("train", "val", "test")]
+TASKS = {
+    "prediction": ["--config=trainer/ddp"],
+    "classification": ["--config=trainer/ddp", "--config=task/classification", "--task.init_args.classes=2", *FOLDERS],
+    "mask": [
+        *("--config=trainer/ddp", "--config=task/mask", "--config=data/objects", "--model.size=48"),
+        *("--task.init_args.slots=30", "--data.init_args.steps=5", "--data.init_args.workers=0"),
+    ],
+    "spawn": ["--trainer.strategy=ddp_spawn", "--trainer.devices=2"],
+}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.soak if k != "prediction" else []) for k in TASKS])
+def test_the_command_with_every_callback(tmp_path: Path, kind: str) -> None:
+    """Pictures, both checkpoints, averaged weights and the export: no rank waits for one that has gone on."""
     (tmp_path / "averaged.yaml").write_text(
         "trainer:\n  callbacks+:\n    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging\n"
     )
-    pieces = [f"--config={name}" for name in ("trainer/fast", "trainer/ddp", "model/tiny", "data/walk")]
-    words = [
-        *(sys.executable, "-m", "tttstream", "fit", *pieces, "--config=task/prediction", "--config=averaged.yaml"),
-        *("--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1"),
-        *("--model.dim=16", "--data.init_args.batch_size=1", "--data.init_args.length=4"),
-        *("--data.init_args.workers=0", "--trainer.num_sanity_val_steps=0", "--trainer.max_time=null"),
-    ]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    movies(tmp_path)
+    run = started(tmp_path, *TASKS[kind], "--config=averaged.yaml", "--trainer.max_steps=2")
+    said, _ = run.communicate(timeout=280)
+    assert run.returncode == 0, said[-3000:]
+    assert "sync_dist" not in said
     left = {path.name for path in (tmp_path / "out" / "train" / "version_0").iterdir()}
-    assert {"checkpoints", "config.yaml", "metrics.csv", "model", "best", "pictures"} <= left
+    assert {"checkpoints", "config.yaml", "metrics.csv", "model", "best"} <= left
+    assert "pictures" in left or kind == "classification"  # which draws none
     assert [path.name for path in (tmp_path / "out" / "train").iterdir()] == ["version_0"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [(None, signal.SIGINT), ("ddp", signal.SIGTERM), ("ddp_spawn", signal.SIGTERM)],
+    ids=["one", "two", "spawned"],
+)
+def test_a_signal_to_the_process_that_was_started(tmp_path: Path, kind: str | None, number: signal.Signals) -> None:
+    """It ends with 128 and the signal's number, a checkpoint, and no process that still holds its output."""
+    several = [f"--trainer.strategy={kind}", "--trainer.devices=2"] if kind else []
+    run = started(tmp_path, *several, "--trainer.max_steps=1000000")
+    folder = tmp_path / "out" / "train" / "version_0" / "checkpoints"
+    limit = time.monotonic() + 180
+    while not (folder / "best.ckpt").exists() and run.poll() is None and time.monotonic() < limit:
+        time.sleep(0.2)
+    run.send_signal(number)
+    said, _ = run.communicate(timeout=100)  # until the last process has closed it
+    assert run.returncode == 128 + number, said[-3000:]
+    assert said.count("tttstream: stopped by") == 1
+    assert (folder / "last.ckpt").exists()
+    assert not list(folder.glob(".*"))
+
+
+def test_a_rank_that_fails(tmp_path: Path) -> None:
+    """It takes the other one with it, which waits in the next step."""
+    (tmp_path / "breaks.py").write_text(
+        "from lightning.pytorch import Callback\n\n\nclass Break(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        if trainer.global_rank == 1:\n            raise RuntimeError('rank 1 broke')\n"
+    )
+    (tmp_path / "break.yaml").write_text("trainer: {callbacks+: [{class_path: breaks.Break}]}\n")
+    run = started(tmp_path, "--config=trainer/ddp", "--config=break.yaml")
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode == 1, said[-3000:]
+    assert "rank 1 broke" in said

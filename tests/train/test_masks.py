@@ -310,5 +310,10 @@ def test_fit_resume_export_and_test(tmp_path: Path) -> None:
         fit(tmp_path, 4, f"--ckpt_path={half}", "--task.network.heads=3")
     with pytest.raises(CheckpointError, match="other objects or slots"):
         fit(tmp_path, 4, f"--ckpt_path={half}", "--task.slots=29")
+    saved = torch.load(half)
+    saved["tttstream"]["lanes"] = saved["tttstream"]["lanes"].expand(2, -1, -1)
+    torch.save(saved, tmp_path / "two.ckpt")
+    with pytest.raises(CheckpointError, match="the lanes of 2 processes, this run has 1"):
+        fit(tmp_path, 4, f"--ckpt_path={tmp_path / 'two.ckpt'}")
     fit(tmp_path, 3, f"--ckpt_path={half}", "--task.network.first=3")
-    assert len(losses(tmp_path, 7)) == 1
+    assert len(losses(tmp_path, 8)) == 1

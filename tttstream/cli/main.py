@@ -58,9 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if words and words[0] in TRAINING:
+        _refuse_nothing(words)
         return int(import_module("tttstream.train.cli").main(plain(words)))
     args = build_parser(next((word for word in words if word in COMMANDS), None)).parse_args(words)
     return int(args.run(args))
+
+
+def _refuse_nothing(words: list[str]) -> None:
+    """Raises DataError where nothing is given for what the command works on, before Lightning is imported."""
+    given = import_module("tttstream.train.given")
+    part = given.without(words)
+    if part is not None:
+        from tttstream.errors import DataError  # here, as below
+
+        raise DataError(given.missing(part))
 
 
 def guarded(program: str, job: Callable[[], int]) -> int:

@@ -22,7 +22,9 @@ from tttstream.map import MapModel
 from tttstream.masks import MixtureModel
 from tttstream.model import FrameModel
 from tttstream.outputs import TextFile, saving
+from tttstream.train.data import VideoData
 from tttstream.train.export import read
+from tttstream.train.given import PARTS
 from tttstream.train.stopping import folder, go_on, shown
 from tttstream.views.overlay import Picture
 from tttstream.views.sheet import sheet
@@ -267,5 +269,17 @@ class Export(Callback):
         print(f"to see what it does: tttstream watch VIDEO --model {shown(written[-1])}{mask}")
         paths = [best, *(callback.best_model_path for callback in kept)]
         found = next((path for path in map(Path, filter(None, paths)) if path.is_file()), None)
-        if found is not None:
-            print(f"to measure it: {go_on(trainer, found, 'test')}")
+        command = _measures(trainer)
+        if found is not None and command is not None:
+            task: Any = pl_module
+            words = task.test_words() if command == "test" and hasattr(task, "test_words") else []
+            print("to measure it:", " ".join([go_on(trainer, found, command), *words]))
+
+
+def _measures(trainer: Trainer) -> str | None:
+    """The command that measures what was trained: test, validate where nothing is given for test, or none."""
+    untyped: Any = trainer
+    data = untyped.datamodule
+    if not isinstance(data, VideoData):
+        return "test"
+    return next((command for command in ("test", "validate") if data.gives(PARTS[command])), None)

@@ -24,12 +24,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from tttstream import errors, presets
-from tttstream.errors import CheckpointError, ConfigError, TTTStreamError
+from tttstream.errors import CheckpointError, ConfigError, DataError, TTTStreamError
 from tttstream.model import ModelConfig
 from tttstream.names import expanded
 from tttstream.outputs import OutputFolder, saving
 from tttstream.train.callbacks import Bar, Export, Pace, Pictures, Rows, Visit
+from tttstream.train.data import VideoData
 from tttstream.train.data.loader import lost
+from tttstream.train.given import PARTS, missing
 from tttstream.train.stopping import Signals, Stop, Stopped, is_chief
 
 OUT = "out"
@@ -104,6 +106,9 @@ class TrainingCLI(LightningCLI):
             raise _own(error) or ConfigError(_short(str(error))) from error
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "task")
+        part = PARTS[self._command]
+        if isinstance(self.datamodule, VideoData) and not self.datamodule.gives(part):
+            raise DataError(missing(part))
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **changes: Any) -> Trainer:

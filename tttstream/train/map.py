@@ -225,9 +225,9 @@ class Map(StreamTask):
         assert isinstance(table, Table)
         overall = table.overall()
         if overall:
-            self.log(f"{stage}/error", overall["error"] / overall["mean"])
+            self.log(f"{stage}/error", overall["error"] / overall["mean"], sync_dist=True)
         for row, means in table.means().items():
-            self.log(f"{stage}/error/age_{2**row // 2}", means["error"] / means["mean"])
+            self.log(f"{stage}/error/age_{2**row // 2}", means["error"] / means["mean"], sync_dist=True)
         table.reset()
 
 

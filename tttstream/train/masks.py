@@ -19,7 +19,7 @@ from tttstream.masks.mixture import SETTINGS, MixtureConfig, MixtureModel, Mixtu
 from tttstream.masks.networks import STRIDE
 from tttstream.masks.propagator import MaskOutput
 from tttstream.state import pack, unpack
-from tttstream.train.task import named, not_negative
+from tttstream.train.task import lanes_of, named, not_negative
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -214,6 +214,12 @@ class MaskPropagation(LightningModule):
             values = overlap(segment._replace(output=MaskOutput(output, segment.output.guess)))
             self.log(f"test/J_{name}", values.sum() / max(1, rows), batch_size=rows, sync_dist=True)
 
+    def test_words(self) -> list[str]:
+        """What the command `test` is given beside the run's configuration: segments as long as the sequences."""
+        trainer: Any = self.trainer
+        frames = getattr(trainer.datamodule, "eval_frames", None)
+        return [] if frames in (None, trainer.datamodule.length) else [f"--data.init_args.length={frames}"]
+
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """A row for each frame: the numbers of the objects (null where there are fewer), the share of the picture that
         each takes up, and J where it was to be found."""
@@ -272,12 +278,12 @@ class MaskPropagation(LightningModule):
             raise CheckpointError(f"the checkpoint is of another mask model: {saved['network']}")
         lanes, trainer = saved["lanes"], self._trainer
         if lanes is not None and trainer is not None and trainer.state.fn == "fit":
-            like = self.model.init_state(1, self.objects, self.slots)
+            own, like = lanes_of(lanes, trainer), self.model.init_state(1, self.objects, self.slots)
             if lanes.shape[2] != pack(like).shape[1]:
                 raise CheckpointError("the checkpoint's lanes have other objects or slots: give the task those it had")
-            self._states["train"] = unpack(lanes[trainer.global_rank % len(lanes)], like)
+            self._states["train"] = unpack(own, like)
             if saved.get("numbers") is not None:  # earlier checkpoints have 1, 2 …
-                self._numbers["train"] = saved["numbers"][trainer.global_rank % len(lanes)]
+                self._numbers["train"] = saved["numbers"][trainer.global_rank]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, warm-up, and a cosine where the number of steps is known."""

@@ -234,14 +234,16 @@ class Prediction(StreamTask):
         self._log_tables("test")
 
     def _log_tables(self, stage: str) -> None:
-        table = self.table(stage, "position")
-        self.log_dict({f"{stage}/{column}": value for column, value in table.overall().items()})
+        table = self.table(stage, "position")  # its sums are those of all processes, which log the same
+        self.log_dict({f"{stage}/{column}": value for column, value in table.overall().items()}, sync_dist=True)
         for row, means in table.means().items():
-            self.log_dict({f"{stage}/{name}/from_{2**row // 2}": means[name] for name in ("mse", "copy_mse")})
+            values = {f"{stage}/{name}/from_{2**row // 2}": means[name] for name in ("mse", "copy_mse")}
+            self.log_dict(values, sync_dist=True)
         table.reset()
         if self.horizon > 1:
             for row, means in self.table(stage, "horizon").means().items():
-                self.log_dict({f"{stage}/{name}/ahead_{row}": value for name, value in means.items()})
+                values = {f"{stage}/{name}/ahead_{row}": value for name, value in means.items()}
+                self.log_dict(values, sync_dist=True)
             self.table(stage, "horizon").reset()
 
 

@@ -160,13 +160,14 @@ class Stop(Callback):
     def __init__(self) -> None:
         self._signals: Signals | None = None
         self._step, self._stepped = 0, True
-        self._said = ""
+        self._said, self._spawned = "", False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_signals": None}  # a spawned rank has its own
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """In a spawned rank nobody has taken the signals yet."""
+        self._spawned = self._spawned or Signals.current is None
         self._signals = Signals.current or Signals(chief=False).__enter__()
 
     def _take(self) -> Signals:
@@ -247,7 +248,10 @@ class Stop(Callback):
             self._said += f"; to go on: {go_on(trainer, path)}"
         else:
             self._said += "; nothing was saved (trainer.enable_checkpointing is false)"
-        raise Stopped(asked)
+        stopped = Stopped(asked)
+        if self._spawned:  # there Lightning tells no callback of exceptions
+            self.on_exception(trainer, trainer.lightning_module, stopped)
+        raise stopped
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how to go on."""

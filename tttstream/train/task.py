@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -144,12 +144,7 @@ class StreamTask(LightningModule):
             raise CheckpointError(f"the checkpoint is of another model: {said}")
         lanes, trainer = saved["lanes"], self._trainer
         if lanes is not None and trainer is not None and trainer.state.fn == "fit":
-            if len(lanes) != trainer.world_size:
-                raise CheckpointError(
-                    f"the checkpoint holds the lanes of {len(lanes)} processes, this run has {trainer.world_size}: "
-                    "start as many as before"
-                )
-            self._states["train"] = unpack(lanes[trainer.global_rank], self.model.init_state(1))
+            self._states["train"] = unpack(lanes_of(lanes, trainer), self.model.init_state(1))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, warm-up, and a cosine where the number of steps is known."""
@@ -186,6 +181,19 @@ class StreamTask(LightningModule):
             means = [mean_where(part.detach().mean(-1), valid) for part in inner]
             values = {f"{stage}/inner_before": means[0], f"{stage}/inner_after": means[1]}
             self.log_dict(values, batch_size=int(valid.sum()) if measured else len(valid), sync_dist=measured)
+
+
+def lanes_of(lanes: Tensor, trainer: Trainer) -> Tensor:
+    """This process's lanes [rows, …] among those of a checkpoint [processes, rows, …].
+
+    Raises CheckpointError where this run has another number of processes.
+    """
+    if len(lanes) != trainer.world_size:
+        raise CheckpointError(
+            f"the checkpoint holds the lanes of {len(lanes)} processes, this run has {trainer.world_size}: "
+            "start as many as before"
+        )
+    return lanes[trainer.global_rank]
 
 
 def named(batch: Batch, row: int, t: int) -> str:

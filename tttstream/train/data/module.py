@@ -22,6 +22,7 @@ from tttstream.train.data.reading import Footage, named
 from tttstream.train.data.split import cut, shared
 from tttstream.train.data.transforms import fitted
 from tttstream.train.data.video import PyAV
+from tttstream.train.given import missing
 
 SIZE = 128
 
@@ -119,7 +120,18 @@ class VideoData(LightningDataModule):
     @property
     def validated(self) -> bool:
         """Whether there is something to validate on."""
-        return self._indices["val"] is not None or bool(self._fractions and self._fractions[1] > 0)
+        return self.gives("val")
+
+    def gives(self, part: str) -> bool:
+        """Whether anything is given for "train", "val" or "test"; nothing is opened."""
+        train = self._indices["train"] is not None
+        share = self._fractions[list(self._indices).index(part)] if self._fractions and train else 0.0
+        return self._indices[part] is not None or share > 0
+
+    @property
+    def eval_frames(self) -> int | None:
+        """How many frames of each clip validation and test show; None for all of them."""
+        return self._windows[1].frames
 
     def clips(self, part: str) -> list[Clip]:
         """The clips of "train", "val" or "test"; `Batch.clip` counts in this list.
@@ -144,13 +156,11 @@ class VideoData(LightningDataModule):
     def _list(self, part: str) -> list[Clip]:
         index, train = self._indices[part], self._indices["train"]
         if index is None and train is None:
-            raise DataError(f"data: nothing is given for {part}")
+            raise DataError(missing(part))
         whole = index is None or (part == "train" and None in (self._indices["val"], self._indices["test"]))
         if self._fractions is None or not whole:
             if index is None:
-                raise DataError(
-                    f"data: nothing is given for {part}; give data.{part}, or fractions to cut it from train"
-                )
+                raise DataError(missing(part))
             if train is not None and index is not train and index.named:
                 index.share(self.classes)
             return index.clips()

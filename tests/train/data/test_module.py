@@ -19,6 +19,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 import tttstream.train.data
+from tttstream.cli.main import main
 from tttstream.errors import DataError
 from tttstream.train.data import Batch, Decord, Index, MovingDigits, VideoData, Videos, Walks, Window
 from tttstream.train.data.split import cut
@@ -251,12 +252,38 @@ def instantiated(config: str) -> LightningDataModule:
 
 def test_the_readme(root: Path) -> None:
     text = (root / "tttstream" / "train" / "data" / "README.md").read_text("utf-8")
-    (example,) = re.findall(r"(?s)```yaml\n(.*?)```", text)
-    assert isinstance(instantiated(example), VideoData)
     for name, takes in re.findall(r"\| `(\w+)`[^|]* \| `([^|]*)` \|", text):
         index = getattr(tttstream.train.data, name)
         assert issubclass(index, Index)
         assert {word.strip() for word in takes.partition(":")[0].split(",")} <= {*signature(index).parameters}, name
+
+
+def test_the_commands_of_the_readme(
+    root: Path, movie: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example is trained and tested as it stands there, on another UCF101 of two classes."""
+    text = (root / "tttstream" / "train" / "data" / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"(?s)```yaml\n(.*?)```", text)
+    fit, test = re.findall(r"(?m)^tttstream (.*)$", text)
+    monkeypatch.chdir(tmp_path)
+    Path("ucf101.yaml").write_text(example, "utf-8")
+    Path("ucfTrainTestlist").mkdir()
+    for part in ("train", "test"):
+        names = [f"{kind}/v_{kind}_{part}{number}.avi" for kind in ("Run", "Sit") for number in range(2)]
+        Path(f"ucfTrainTestlist/{part}list01.txt").write_text("\n".join(names))
+        for name in names:
+            movie(f"UCF-101/{name}", 20)
+    Path("ucfTrainTestlist/classInd.txt").write_text("1 Run\n2 Sit\n")
+    short = ["--data.init_args.batch_size=2", "--data.init_args.workers=0", "--trainer.enable_progress_bar=false"]
+    short += [
+        "--trainer.log_every_n_steps=1",
+        "--trainer.max_steps=2",
+        "--model.depth=1",
+        "--model.dim=16",
+        "--trainer.enable_model_summary=false",
+    ]
+    assert main([*fit.replace("classes=101", "classes=2").split(), "--trainer.val_check_interval=2", *short]) == 0
+    assert main(test.split()) == 0
 
 
 def test_from_a_config(folder: Path) -> None:

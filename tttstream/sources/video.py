@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
 from tttstream.names import shown
 from tttstream.sources.base import Source
+from tttstream.sources.endings import ends_within
 from tttstream.sources.jpeg import is_whole
 from tttstream.sources.listing import STDIN
 from tttstream.sources.pipes import Pipe, flows, handed, why
@@ -362,34 +362,6 @@ def longest_stream(container: InputContainer, name: str) -> VideoStream:
     if not streams:
         raise SourceError(f"{name} holds no video stream")
     return max(streams, key=lambda stream: (_duration(stream), stream.frames, stream.width * stream.height))
-
-
-def ends_within(path: str, formats: set[str]) -> bool:
-    """Whether a file of a format without a length in its header ends inside one of its parts; False for other files."""
-    checks = {"mpegts": _ends_within_packet, "gif": _lacks(b";")}
-    check = next((checks[name] for name in checks if name in formats), None)
-    if check is None or path == STDIN or not os.path.isfile(path):
-        return False
-    with open(path, "rb") as file:
-        return check(file)
-
-
-def _ends_within_packet(file: BinaryIO) -> bool:
-    """Whether a transport stream is no whole number of packets: of 188 bytes, with a time before or a check after."""
-    head = file.read(2 * 204)
-    size = next((n for n, at in ((188, 0), (192, 4), (204, 0)) if head[at::n][:2] == b"GG"), 0)
-    return size > 0 and os.fstat(file.fileno()).st_size % size > 0
-
-
-def _lacks(end: bytes) -> Callable[[BinaryIO], bool]:
-    """A check of whether a file's last bytes, padding aside, are others."""
-
-    def check(file: BinaryIO) -> bool:
-        size = os.fstat(file.fileno()).st_size
-        file.seek(max(0, size - 4096))
-        return not file.read().rstrip(b"\0").endswith(end)
-
-    return check
 
 
 def _duration(stream: VideoStream) -> float:

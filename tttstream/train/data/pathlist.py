@@ -13,7 +13,7 @@ from tttstream.train.data.clips import Clip, VideoClip
 from tttstream.train.data.columns import Row, is_number
 from tttstream.train.data.images import ImagesClip
 from tttstream.train.data.indices import Index
-from tttstream.train.data.listing import Labels, logger
+from tttstream.train.data.listing import Labels, logger, place
 from tttstream.train.data.lists import read_list
 
 SEVERAL = re.compile(r"[\[({]?\s*[0-9.]+(\s*[,;|/\s]\s*[0-9.]+)+\s*[\])}]?")
@@ -45,7 +45,7 @@ class PathList(Index):
 
     def clips(self) -> list[Clip]:
         """See Index."""
-        file = Path(self.file)
+        file = place(self.file, "file")
         listing = read_list(file, self._place, self.columns)
         numbers = self._numbers(listing.rows)
         rows = self._of_part(listing.rows)
@@ -68,7 +68,7 @@ class PathList(Index):
 
     @property
     def _root(self) -> Path:
-        return Path(self.file).parent if self.root is None else Path(self.root)
+        return place(self.file, "file").parent if self.root is None else place(self.root, "root")
 
     def _place(self, path: str) -> Path:
         """Where a path of the list lies; backslashes part folders where no file has them in its name."""

@@ -74,14 +74,6 @@ def test_ranges_that_say_nothing_are_refused(tmp_path: Path, values: np.ndarray,
         ImagesClip(str(tmp_path)).open(PyAV())
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
-def test_several_images_in_one_file_are_not_taken_for_one(tmp_path: Path, name: str) -> None:
-    first, *others = (Image.new("RGB", (8, 6), (70 * n, 0, 255 - 70 * n)) for n in range(3))
-    first.save(tmp_path / name, save_all=True, append_images=others)
-    with open_source(tmp_path / name) as source, pytest.raises(SourceError, match="it holds 3 images, expected one"):
-        list(source)
-
-
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.bmp"])
 def test_an_image_cut_in_half_is_damaged(tmp_path: Path, name: str) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)

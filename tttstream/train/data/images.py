@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tttstream.errors import SourceError
 from tttstream.masks.labels import Labels, MaskSequence
-from tttstream.sources.folder import IMAGES, listed, pixels
+from tttstream.sources.folder import IMAGES, listed
+from tttstream.sources.pages import FAILURES, pixels
 from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot, length, piece
 
 MASKS = (".png", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".gif", ".jpg", ".jpeg")  # the last two to be refused
@@ -19,7 +20,7 @@ MASKS = (".png", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".gif", ".jpg", ".jpe
 
 @dataclass(frozen=True)
 class ImagesClip(Clip):
-    """The images of a folder in natural order. name: the folder.
+    """The images of a folder in natural order, one a file: files of several images are refused. name: the folder.
 
     masks: a folder of images of the same names, PNG or others without loss, read by the rule of
     `tttstream.masks.labels`. merge: take all objects together as one, as DAVIS 2016 does.
@@ -107,5 +108,5 @@ def _masks(folder: str, masks: str) -> MaskSequence:
 def _read(path: Path) -> NDArray[np.uint8]:
     try:
         return pixels(path)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
+    except FAILURES as error:
         raise SourceError(f"{path} cannot be read as an image ({error})") from error

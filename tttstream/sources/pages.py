@@ -1,0 +1,183 @@
+"""Image files: how many images one holds, and their pixels in 8 bits."""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import DependencyError
+
+SEVERAL = frozenset({".png", ".tif", ".tiff", ".webp"})
+"""Suffixes of files that may hold several images."""
+FAILURES = (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error)
+"""What Pillow raises for a file that is damaged, SyntaxError among it."""
+
+
+class Pages:
+    """The images of one file, upright by its EXIF note, each as it is shown: drawn over those before it.
+
+    path: the file. count: how many there are. Not counted are the thumbnails and masks of a TIFF (by NewSubfileType),
+    and the picture of an APNG that stands for it where animations are not understood. timed: whether each image has
+    a duration.
+
+    8 bits stay as they are; bits become 0 and 255; palettes, CMYK and greys become RGB; opacity is dropped. Of 16 bits
+    the upper 8 count. Floats stand for 0 to 1, whole numbers of 32 bits for those of 16.
+
+    Raises one of FAILURES where it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise DependencyError("reading images needs Pillow: pip install pillow") from error
+        self.path = path
+        with _Watched() as watched:
+            self._file: Any = Image.open(path)
+        self._cut = watched.cut and self._file.format == "TIFF"
+        try:
+            self._numbers = self._listed()
+        except BaseException:
+            self._file.close()
+            raise
+        self.count = len(self._numbers)
+        self.timed = self.count > 1 and self._file.format != "TIFF"
+        self._broken = False
+
+    def _listed(self) -> list[int]:
+        """The numbers that Pillow gives the images."""
+        file = self._file
+        if file.format == "TIFF":
+            return self._listed_tiff()
+        last = file.n_frames if file.format in ("PNG", "WEBP", "GIF") and getattr(file, "is_animated", False) else 1
+        return list(range(1 if last > 1 and getattr(file, "default_image", False) else 0, last))
+
+    def _listed_tiff(self) -> list[int]:
+        """A page that is damaged counts, and none behind it can be found."""
+        numbers = []
+        for number in count():
+            try:
+                self._seek(number)
+            except EOFError:
+                break
+            except FAILURES:
+                numbers.append(number)
+                break
+            if not (self._file.tag_v2.get(254, 0) & 5 or self._file.tag_v2.get(255) == 2):
+                numbers.append(number)
+        return numbers or [0]
+
+    def _seek(self, number: int) -> None:
+        file = self._file
+        if file.format == "PNG" and file.info.get("disposal") == 2 and file.tell() != number:
+            # Pillow takes an image away rightly (APNG_DISPOSE_OP_PREVIOUS) only if it was not shown: begin anew
+            from PIL import Image
+
+            file.close()
+            file = self._file = Image.open(self.path)
+        with _Watched() as watched:
+            file.seek(number)
+        if watched.cut or (self._cut and number == 0):
+            raise ValueError("it is cut off")
+
+    def read(self, page: int) -> NDArray[np.uint8]:
+        """RGB [H, W, 3] of an image by its place in the file; quick in sequence.
+
+        Raises ValueError where its values lie outside their range, or where 32 bits hold nothing above 255 and so may
+        be meant as 8 (save them as 8 or 16 bits); another of FAILURES where it is damaged, or drawn over one that is.
+        """
+        from PIL import Image, ImageOps
+
+        if page >= self.count:
+            raise ValueError(f"it has changed, and holds {self.count} images now")
+        if self._broken:
+            raise ValueError("an image before it, over which it is drawn, is damaged")
+        try:
+            self._seek(self._numbers[page])
+            self._file.load()
+        except FAILURES:
+            self._broken = self.timed
+            raise
+        file = self._file
+        image = ImageOps.exif_transpose(file)
+        if image.mode == "F":
+            image = Image.fromarray(_scaled(np.asarray(image), 0, 1, 255))
+        elif image.mode.startswith("I"):  # Pillow would clip it at 255
+            least = 256 if image.mode == "I" and file.format == "TIFF" else 0
+            image = Image.fromarray(_scaled(np.asarray(image), least, 65535, 1 / 256))
+        return np.array(image.convert("RGB"))
+
+    def duration(self) -> float:
+        """How long the image last read is shown in milliseconds, 0 where the file does not say."""
+        return float(self._file.info.get("duration", 0))
+
+    def first_duration(self) -> float:
+        """How long the first image is shown in milliseconds; 0 where that cannot be read."""
+        try:
+            self.read(0)
+        except FAILURES:
+            return 0.0
+        return self.duration()
+
+    def close(self) -> None:
+        """Give back the file."""
+        self._file.close()
+
+    def __enter__(self) -> Pages:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _Watched(warnings.catch_warnings):
+    """Notices that the directory of a TIFF is cut off, of which Pillow only warns."""
+
+    def __init__(self) -> None:
+        super().__init__(record=True)
+
+    def __enter__(self) -> _Watched:  # type: ignore[override]
+        self._told = super().__enter__() or []
+        warnings.simplefilter("always")
+        return self
+
+    @property
+    def cut(self) -> bool:
+        """Whether that was so."""
+        return any(re.match("Truncated File Read|Corrupt EXIF data", str(told.message)) for told in self._told)
+
+
+def count_pages(path: Path) -> int:
+    """How many images a file holds; 1 where its suffix is that of single ones, or where it is damaged."""
+    if path.suffix.lower() not in SEVERAL:
+        return 1
+    try:
+        with Pages(path) as pages:
+            return pages.count
+    except FAILURES:
+        return 1
+
+
+def pixels(path: Path) -> NDArray[np.uint8]:
+    """RGB [H, W, 3] of a file of one image, see Pages. Raises ValueError where it holds several."""
+    with Pages(path) as pages:
+        if pages.count > 1:
+            raise ValueError(f"it holds {pages.count} images, expected one; convert it to a video or to single images")
+        return pages.read(0)
+
+
+def _scaled(values: NDArray[Any], least: int, most: int, by: float) -> NDArray[np.uint8]:
+    """Values from 0 to `most` times `by`, in 8 bits; the greatest of them must be at least `least`, or 0."""
+    low, high = values.min(), values.max()
+    if not (low >= 0 and (high == 0 or least <= high <= most)):
+        expected = f"0 to {most}" + (f" with some from {least} on" if least else "")
+        raise ValueError(f"its values go from {low:g} to {high:g}, expected {expected}; save it with 8 or 16 bits")
+    scaled = values.astype(np.float64) * by
+    return np.asarray(np.floor(scaled) if by < 1 else np.round(scaled)).astype(np.uint8)

@@ -178,3 +178,31 @@ def test_training_refuses_them(tmp_path: Path, name: str) -> None:
     with pytest.raises(SourceError, match="it holds 3 images, expected one") as caught:
         ImagesClip(str(tmp_path)).open(PyAV())
     assert "\n" not in str(caught.value)
+
+
+def test_an_animation_under_the_suffix_of_single_images_is_refused(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    path = tmp_path / "moving.png"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:])
+    path = path.rename(tmp_path / "moving.bmp")
+    with pytest.raises(SourceError, match="holds 3 images; name it"), open_source(path) as source:
+        list(source)
+
+
+@pytest.mark.parametrize("blend", [0, 1])
+def test_a_stand_in_is_never_seen_through(blend: int, tmp_path: Path) -> None:
+    """The first image of an animation begins with nothing, not with the picture that stands for it."""
+    half = Image.new("RGBA", (8, 8), (0, 0, 255, 255))
+    half.paste((0, 0, 0, 0), (0, 0, 8, 4))
+    stand_in = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    others = [half, Image.new("RGBA", (8, 8), (0, 255, 0, 255))]
+    path = tmp_path / "moving.png"
+    stand_in.save(path, save_all=True, append_images=others, default_image=True, blend=blend)
+    if blend == 0:
+        with open_source(path) as source:
+            frames = [frame.image for frame in source]
+        assert len(frames) == 2
+        assert (frames[0][:4, :, 0] == 0).all()
+        return
+    with pytest.raises(SourceError, match="drawn over the picture"), open_source(path) as source:
+        list(source)

@@ -13,7 +13,7 @@ from tttstream.frames import Frame
 from tttstream.names import shown
 from tttstream.sources.base import Source
 from tttstream.sources.listing import IMAGES, VIDEOS, expand, listed, natural, sequence
-from tttstream.sources.pages import FAILURES, Pages, count_pages
+from tttstream.sources.pages import FAILURES, SEVERAL, Pages, count_pages
 
 __all__ = ["IMAGES", "VIDEOS", "ImageFolder", "expand", "listed", "natural"]
 
@@ -89,6 +89,10 @@ class ImageFolder(Source):
         if self._pages is None or self._pages.path != path:
             self.close()
             self._pages = Pages(path)
+            if self._pages.count > 1 and path.suffix.lower() not in SEVERAL:
+                raise ValueError(
+                    f"it holds {self._pages.count} images; name it .png, .webp, .gif or .tif for what it is"
+                )
         return self._pages
 
     def _time(self, place: int) -> float:

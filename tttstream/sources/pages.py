@@ -57,7 +57,12 @@ class Pages:
         if file.format == "TIFF":
             return self._listed_tiff()
         last = file.n_frames if file.format in ("PNG", "WEBP", "GIF") and getattr(file, "is_animated", False) else 1
-        return list(range(1 if last > 1 and getattr(file, "default_image", False) else 0, last))
+        if last == 1 or not getattr(file, "default_image", False):
+            return list(range(last))
+        self._seek(1)
+        if file.info.get("blend") == 1:  # APNG_BLEND_OP_OVER: Pillow would begin with the stand-in, not with nothing
+            raise ValueError("its first image is drawn over the picture that stands for it; convert it to a video")
+        return list(range(1, last))
 
     def _listed_tiff(self) -> list[int]:
         """A page that is damaged counts, and none behind it can be found."""

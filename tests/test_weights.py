@@ -23,8 +23,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def test_every_one_is_of_frames_or_of_masks() -> None:
-    assert sorted([*models.shipped(), *MASKS]) == NAMES
+def test_every_one_is_of_frames_of_masks_or_a_map() -> None:
+    assert sorted([*models.shipped(), *MASKS, "map"]) == NAMES
 
 
 def test_together_they_are_small() -> None:
@@ -34,7 +34,7 @@ def test_together_they_are_small() -> None:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", NAMES)
 def test_each_loads_and_has_a_card(name: str) -> None:
-    model = models.load(name) if name in models.shipped() else masks.load(name)
+    model = masks.load(name) if name in MASKS else models.load(name)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     text = (models.WEIGHTS / name / "card.md").read_text(encoding="utf-8")
     assert text.startswith(f"# {name}\n")

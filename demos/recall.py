@@ -1,4 +1,4 @@
-"""How well does a map recall parts of a world that it has not seen for a while, in pixels?
+"""Measure in pixels how well a map recalls parts of a world that are out of sight.
 
     python demos/recall.py --frames 5000 --seeds 3
 

@@ -95,7 +95,7 @@ class Walks:
         self.at[row] = self.rng.integers(0, self.sides[row], 2)
 
     def walk(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(code, place, next place, next code, age) [B, count, …]; age -1 where the next place was never seen."""
+        """(code, place, next place, next code, age) [B, count, …]. The age is -1 for a place that was never seen."""
         moves, rows = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]), np.arange(len(self.sides))
         path, age = np.zeros((len(rows), count + 1, 2), int), np.zeros((len(rows), count + 1), int)
         for t in range(count + 1):
@@ -185,7 +185,7 @@ def follow(network: PlaceMemory, walks: Walks, tokens: int, every: int = 512, re
 
 @torch.no_grad()
 def youth(network: PlaceMemory, pool: Tensor, worlds: int) -> list[float]:
-    """The error in each of many worlds of 100 places, one after the other in one stream."""
+    """The error in each world of a stream that passes through many worlds of 100 places."""
     walks, state, found = Walks(pool, [10] * 4, 77), None, []
     for _ in tqdm(range(worlds), "youth", disable=None):
         for row in range(4):

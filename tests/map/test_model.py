@@ -50,7 +50,7 @@ def test_an_error_in_codes_is_an_error_in_pixels() -> None:
     "pose", [(1.5, 1.5, 0.0, 0.0), (1.6, 1.4, 0.2, 0.0), (1.4, 1.7, 0.0, 0.5), (1.5, 1.2, -0.2, -0.3)]
 )
 def test_points_are_where_the_embedded_camera_shows_them(pose: tuple[float, ...]) -> None:
-    """The world, read at the points of the pixels, is the picture that the camera takes."""
+    """The texture of the world, sampled at the points of the pixels, equals the picture that the camera takes."""
     places = Places(size=128, seed=3)
     taken = places.look(np.array([*pose, 0.0]), 0)
     points = patch_points(torch.tensor([*pose, 0.0]).double(), 128).view(128, 128, 5).numpy()

@@ -24,7 +24,7 @@ TITLES = ("what it sees", "what memory expected here", "the world as remembered"
 
 
 class Mark(NamedTuple):
-    """A place that was found changed: its middle x, y in the world, and the frame."""
+    """A place that looked unlike what was expected: its middle x, y in the world, and the number of the frame."""
 
     x: float
     y: float

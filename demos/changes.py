@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tttstream import MapStream, models
-from tttstream.detection import Baselines, auroc
+from tttstream.evaluation.detection import Baselines, auroc
 from tttstream.frames import Frame
-from tttstream.mapstream import LAG
-from tttstream.outputs import TextFile
+from tttstream.io.outputs import TextFile
 from tttstream.sources.places import Places
+from tttstream.streams.map import LAG
 
 SECOND = 30
 SCORES = ("map", "dictionary", "frame_difference", "mog2")

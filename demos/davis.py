@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tttstream.evaluation.davis import evaluate
+from tttstream.evaluation.mask_baselines import METHODS, follow
+from tttstream.io.mask_files import VOID, Labels, compact
 from tttstream.masks import load
-from tttstream.masks.baselines import METHODS, follow
-from tttstream.masks.labels import VOID, Labels, compact
-from tttstream.masks.metrics import evaluate
 from tttstream.train.data import ImagesClip, PyAV
 from tttstream.train.data.clips import Clip
 from tttstream.train.data.objects import SIZE, MovingObjects

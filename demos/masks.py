@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tttstream.evaluation.davis import contour, region_similarity
 from tttstream.masks import MaskStream, load
-from tttstream.masks.metrics import contour, region_similarity
 from tttstream.train.data import PyAV
 from tttstream.train.data.objects import ObjectsClip
 from tttstream.views.masks import MaskOverlay, palette

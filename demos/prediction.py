@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import tttstream
 from tttstream.errors import TTTStreamError
-from tttstream.model import FrameModel
+from tttstream.models.frame import FrameModel
 from tttstream.train.metrics import qualities
 
 METHODS = {

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tttstream import MapStream, models
-from tttstream.detection import auroc
-from tttstream.outputs import TextFile
+from tttstream.evaluation.detection import auroc
+from tttstream.io.outputs import TextFile
 from tttstream.sources.places import EXTENT, Places
 from tttstream.train.map import in_view
 

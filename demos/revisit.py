@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tttstream.map.memory import PlaceMemory
-from tttstream.outputs import TextFile
+from tttstream.io.outputs import TextFile
+from tttstream.models.map.place_memory import PlaceMemory
 from tttstream.sources.photographs import HELD_OUT, NAMES, photograph
 from tttstream_kernels import Update
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import tttstream
 from tttstream import models
-from tttstream.detection import EventDetector
+from tttstream.evaluation.detection import EventDetector
 from tttstream.frames import Frame
 from tttstream.views.overlay import Overlay
 from tttstream.views.window import KEYS, Window

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tttstream.models.masks import MixtureModel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,7 +23,7 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, print_b
 settings.load_profile("repeatable")
 
 NEEDS = {
-    "av": ["cli", "sources", "train", "views/test_video.py", "views/test_window.py"],
+    "av": ["cli", "sources", "train", "views/test_writer.py", "views/test_window.py"],
     "gymnasium": ["agents", "cli", "sources"],
     "jsonargparse": ["train"],
     "lightning": ["train"],
@@ -58,3 +65,45 @@ def shared_videos() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder ../shared/videos is absent")
     return folder
+
+
+@pytest.fixture
+def make_mask_model() -> Callable[..., MixtureModel]:
+    """Makes a small model, every parameter moved a little; options are those of MixtureConfig."""
+
+    from tttstream.models.masks import MixtureConfig, MixtureModel
+
+    small = MixtureConfig(width=16, heads=2, head_width=8, placed=1, contour=8, slots=40, size=32)
+
+    def make(dtype: torch.dtype = torch.float64, **options: Any) -> MixtureModel:
+        torch.manual_seed(0)
+        model = MixtureModel(replace(small, **options))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture
+def mask_clip() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Makes frames [B, T, 3, 32, 48] and masks [B, T, O, 32, 48] of bright disks that move over noise."""
+
+    def make(rows: int = 2, count: int = 5, objects: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        y, x = torch.meshgrid(torch.arange(32.0), torch.arange(48.0), indexing="ij")
+        frames = 0.3 * torch.rand(rows, count, 3, 32, 48, generator=generator, dtype=torch.float64)
+        masks = torch.zeros(rows, count, objects, 32, 48, dtype=torch.float64)
+        for row in range(rows):
+            for number in range(objects):
+                at = 10 + torch.rand(2, generator=generator) * torch.tensor([12.0, 20.0])
+                colour = 0.5 + 0.5 * torch.rand(3, 1, 1, generator=generator, dtype=torch.float64)
+                for t in range(count):
+                    inside = (y - at[0] - t) ** 2 + (x - at[1] - 2 * t * (1 - 2 * number)) ** 2 < 36
+                    inside &= ~masks[row, t].any(0).bool()
+                    masks[row, t, number] = inside
+                    frames[row, t] = torch.where(inside, colour, frames[row, t])
+        return frames, masks
+
+    return make

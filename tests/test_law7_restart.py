@@ -12,7 +12,7 @@ import tttstream
 from tttstream import models, state
 from tttstream.errors import CheckpointError, StateError
 from tttstream.state import pack
-from tttstream.stream import Stream
+from tttstream.streams import Stream
 
 MEMORIES = ["ttt_linear", "ttt_mlp", "ttt_conv", "ttt_swiglu"]
 

@@ -6,21 +6,25 @@ Public names are imported when they are first used, so that `import tttstream` s
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tttstream import _moved
+
 __version__ = "0.1.0"
 
+_moved.install()
+
 if TYPE_CHECKING:
-    from tttstream import errors, inner, interop, memory, models, sources, state, views
+    from tttstream import errors, inner, interop, masks, memory, models, sources, state, streams, views
     from tttstream.errors import TTTStreamError
     from tttstream.frames import Frame, Result
-    from tttstream.mapstream import MapStream
     from tttstream.memory import TTTLayer
     from tttstream.sources import open_source
     from tttstream.state import State, pack, unpack
-    from tttstream.stream import Stream
+    from tttstream.streams import MapStream, MaskStream, Stream
 
 __all__ = [
     "Frame",
     "MapStream",
+    "MaskStream",
     "Result",
     "State",
     "Stream",
@@ -30,22 +34,25 @@ __all__ = [
     "errors",
     "inner",
     "interop",
+    "masks",
     "memory",
     "models",
     "open_source",
     "pack",
     "sources",
     "state",
+    "streams",
     "unpack",
     "views",
 ]
 
 _MODULE_OF = {
     "Frame": "frames",
-    "MapStream": "mapstream",
+    "MapStream": "streams",
+    "MaskStream": "streams",
     "Result": "frames",
     "State": "state",
-    "Stream": "stream",
+    "Stream": "streams",
     "TTTLayer": "memory",
     "TTTStreamError": "errors",
     "open_source": "sources",
@@ -59,6 +66,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"tttstream.{_MODULE_OF[name]}"), name)
     elif name in __all__:
         value = import_module(f"tttstream.{name}")
+    elif name in _moved.PLACES:
+        return _moved.moved(name, 2)
     else:
         raise AttributeError(f"module 'tttstream' has no attribute {name!r}")
     globals()[name] = value

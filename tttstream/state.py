@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.fx._pytree import register_pytree_flatten_spec
 from torch.utils._pytree import _register_namedtuple
 
-from tttstream.claims import beside
 from tttstream.errors import CheckpointError, OutputError, StateError
+from tttstream.io.claims import beside
 
 if TYPE_CHECKING:
     from tttstream.memory.base import Memory

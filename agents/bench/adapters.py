@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from tttstream.outputs import TextFile
+from tttstream.io.outputs import TextFile
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {"sb3_ppo": "--steps", "torchrl_ppo": "--steps", "rllib_ppo": "--steps", "cleanrl_ppo": "--total-timesteps"}

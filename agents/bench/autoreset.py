@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from tttstream.outputs import TextFile
+from tttstream.io.outputs import TextFile
 from tttstream_agents.config import Config, build, read
 from tttstream_agents.envs import make, vector
 from tttstream_agents.evaluate import evaluate

@@ -24,7 +24,7 @@ import psutil
 import torch
 from gymnasium import spaces
 
-from tttstream.outputs import TextFile
+from tttstream.io.outputs import TextFile
 from tttstream_agents.envs import vector
 from tttstream_agents.ppo import Player
 from tttstream_agents.train import load_policy, read_config

@@ -30,7 +30,7 @@ import torch
 from records import Record, draw, load, save, table, thinned
 
 from tttstream.errors import TTTStreamError
-from tttstream.outputs import TextFile
+from tttstream.io.outputs import TextFile
 from tttstream_agents.config import Config, build, read
 from tttstream_agents.envs import make
 from tttstream_agents.logs import read_csv

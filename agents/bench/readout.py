@@ -22,7 +22,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
-from tttstream.outputs import TextFile
+from tttstream.io.outputs import TextFile
 from tttstream_agents import MemoryReader, TTTMemoryObservation, pretrain
 from tttstream_agents.envs import make
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tttstream.outputs import TextFile
+from tttstream.io.outputs import TextFile
 
 POINTS = 60  # of a learning curve that are kept
 COLOURS = {

@@ -23,7 +23,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
-from tttstream.outputs import TextFile
+from tttstream.io.outputs import TextFile
 from tttstream_agents.config import Config
 from tttstream_agents.envs import make
 from tttstream_agents.sb3 import RecurrentPPO

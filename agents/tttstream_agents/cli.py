@@ -125,7 +125,7 @@ def _eval(args: argparse.Namespace) -> int:
     import torch
     from gymnasium.wrappers import TimeLimit
 
-    from tttstream.outputs import TextFile
+    from tttstream.io.outputs import TextFile
     from tttstream_agents.envs import close, make, vector
     from tttstream_agents.evaluate import evaluate
     from tttstream_agents.train import load_policy, read_config

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tttstream.cli.numbers import whole
-from tttstream.presets import folder as shipped
+from tttstream.io.presets import folder as shipped
 from tttstream_agents.errors import TrainingError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tttstream.outputs import TextFile, saving
+from tttstream.io.outputs import TextFile, saving
 from tttstream_agents.errors import TrainingError
 
 Row = dict[str, float]

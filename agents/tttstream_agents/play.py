@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tttstream.errors import OutputError
 from tttstream.frames import Result
 from tttstream.memory import TTTLayer
-from tttstream.surprise import Normaliser
+from tttstream.streams.normaliser import Normaliser
 from tttstream_agents.envs import close, make, tree, vector
 from tttstream_agents.errors import EnvError, TrainingError
 from tttstream_agents.ppo import Player
@@ -166,8 +166,8 @@ class Screen:
     """Where pictures go: an MP4, or a window at the environment's pace."""
 
     def __init__(self, out: str | None, fps: float) -> None:
-        from tttstream.views.video import VideoWriter
         from tttstream.views.window import Window
+        from tttstream.views.writer import VideoWriter
 
         self._pace = 1 / fps
         if out is not None:

@@ -17,9 +17,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from tttstream.cli.progress import Interrupt
 from tttstream.errors import CheckpointError, TTTStreamError
-from tttstream.outputs import OutputFolder, TextFile, saving
+from tttstream.io.interrupt import Interrupt
+from tttstream.io.outputs import OutputFolder, TextFile, saving
 from tttstream_agents import config as configs
 from tttstream_agents.config import Config
 from tttstream_agents.envs import Position, close, make, one_line, tree, vector

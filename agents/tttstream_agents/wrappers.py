@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tttstream.errors import ShapeError
 from tttstream.memory.ttt import TTTState
-from tttstream.surprise import Normaliser
+from tttstream.streams.normaliser import Normaliser
 from tttstream_agents.envs import tree
 from tttstream_agents.errors import EnvError, SpaceError
 from tttstream_agents.reader import MemoryReader

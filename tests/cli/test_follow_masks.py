@@ -14,7 +14,8 @@ from PIL import Image
 from tttstream.cli.follow_masks import read_mask
 from tttstream.cli.main import main
 from tttstream.errors import ShapeError, SourceError
-from tttstream.masks import MixtureConfig, MixtureModel, labels, save
+from tttstream.io import mask_files
+from tttstream.masks import MixtureConfig, MixtureModel, save
 from tttstream.views.masks import mask_image, palette
 
 FRAMES, HEIGHT, WIDTH = 6, 36, 52
@@ -136,9 +137,9 @@ def test_what_is_written_has_the_numbers_of_the_mask(
     assert [path.suffix for path in written] == [".tiff" if mode == "I" else ".png"] * 2
     with Image.open(written[0]) as image:
         assert image.mode == mode
-    first = labels.read_mask(written[0]).labels
-    assert np.array_equal(first, labels.read_mask(work / name).labels)  # what is written is read as what was given
-    assert set(np.unique(labels.read_mask(written[1]).labels)) <= {0, *numbers}
+    first = mask_files.read_mask(written[0]).labels
+    assert np.array_equal(first, mask_files.read_mask(work / name).labels)  # what is written is read as what was given
+    assert set(np.unique(mask_files.read_mask(written[1]).labels)) <= {0, *numbers}
 
 
 def test_void_is_no_object(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

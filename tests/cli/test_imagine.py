@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tttstream.cli.main import main
-from tttstream.map import MapConfig, MapModel
+from tttstream.models.map import MapConfig, MapModel
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tttstream.frames import Frame
 from tttstream.models import build
 from tttstream.sources.base import Source
 from tttstream.sources.walk import Walk
-from tttstream.views.video import VideoWriter
+from tttstream.views.writer import VideoWriter
 
 QUICK = ["--size", "32"]
 FILES = ["frames.jsonl", "overlay.mp4", "summary.json", "surprise.png"]
@@ -406,9 +406,9 @@ class TestFullDisk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         for target in (
-            "tttstream.views.video.VideoWriter._mux",
-            "tttstream.outputs.ArrayFile._write_header",
-            "tttstream.outputs.os.replace",
+            "tttstream.views.writer.VideoWriter._mux",
+            "tttstream.io.outputs.ArrayFile._write_header",
+            "tttstream.io.outputs.os.replace",
             "matplotlib.backends.backend_agg.FigureCanvasAgg.print_png",
         ):
             with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tttstream import TTTLayer
-from tttstream.model import FrameModel, ModelConfig
+from tttstream.models.frame import FrameModel, ModelConfig
 from tttstream_kernels.testing import TOLERANCE
 
 pytest.importorskip("triton", reason="triton is not installed")

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, Dataset
 
-from tttstream.model import ModelConfig
+from tttstream.models.frame import ModelConfig
 from tttstream.train.data import Batch
 
 SIZE = 16

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from tttstream import classifier, models
-from tttstream.classifier import Classifier, Encoder, Opinion
+from tttstream import models
 from tttstream.cli.main import main
 from tttstream.errors import CheckpointError, ShapeError
 from tttstream.frames import Frame
-from tttstream.model import ModelConfig
-from tttstream.stream import Stream
+from tttstream.models import classifier
+from tttstream.models.classifier import Classifier, Encoder, Opinion
+from tttstream.models.frame import ModelConfig
+from tttstream.streams import Stream
 from tttstream.train.classification import Classification
 from tttstream.train.export import read
 from tttstream.views.overlay import Overlay, shortened

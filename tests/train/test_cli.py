@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from tttstream import models, presets
+from tttstream import models
 from tttstream.cli.main import main
+from tttstream.io import presets
 from tttstream.train import cli, given
 from tttstream.train.checkpoint import WholeFiles
 

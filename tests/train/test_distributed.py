@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from conftest import MovingData
 from lightning.pytorch import Callback, Trainer
-from tttstream.model import ModelConfig
+from tttstream.models.frame import ModelConfig
 from tttstream.state import pack
 from tttstream.train.prediction import Prediction
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tttstream.cli.main import main
 from tttstream.errors import ConfigError, ShapeError
-from tttstream.map import MapConfig, load
+from tttstream.models.map import MapConfig, load
 from tttstream.train.data import Batch
 from tttstream.train.data.clips import Clip
 from tttstream.train.data.indices import PlacesWorlds

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import CheckpointError, ConfigError, ShapeError
+from tttstream.evaluation.mask_baselines import NAMES, propagate
 from tttstream.masks import MixtureConfig, MixtureModel, load
-from tttstream.masks.baselines import NAMES, propagate
-from tttstream.masks.networks import STRIDE, Features
+from tttstream.models.masks.networks import STRIDE, Features
 from tttstream.train.data import Batch
 from tttstream.train.export import read
 from tttstream.train.masks import MaskPropagation, overlap

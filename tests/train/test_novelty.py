@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tttstream.errors import ShapeError
+from tttstream.evaluation.spliced import DETECTORS, WARMUP, WINDOW, Spliced, alarms, judge, table
 from tttstream.state import pack
 from tttstream.train.novelty import Novelty, contrast
 from tttstream.train.planting import excursion, plant, sensor_noise
-from tttstream.train.spliced import DETECTORS, WARMUP, WINDOW, Spliced, alarms, judge, table
 
 Make = Callable[..., Any]
 

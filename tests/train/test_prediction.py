@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor
 
 from tttstream.errors import CheckpointError, ConfigError, ShapeError
-from tttstream.model import ModelConfig
+from tttstream.models.frame import ModelConfig
 from tttstream.state import pack
 from tttstream.train.metrics import Table, octave, qualities
 from tttstream.train.prediction import Prediction, log_relative_error

@@ -19,8 +19,8 @@ from PIL import Image, ImageGrab
 from tttstream.cli.main import main
 from tttstream.errors import OutputError
 from tttstream.views.overlay import BACKGROUND, PANEL, STRIP
-from tttstream.views.video import VideoWriter
 from tttstream.views.window import reachable_display
+from tttstream.views.writer import VideoWriter
 from tttstream_agents.cli import main as agents
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="displays of Linux")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tttstream.errors import ConfigError
-from tttstream.names import expanded
+from tttstream.io.names import expanded
 
 
 def path(text: str) -> Path:

@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder."""
-    from tttstream.classifier import Classifier
-    from tttstream.masks import MixtureModel
-    from tttstream.names import shown
-    from tttstream.outputs import saving
+    from tttstream.io.names import shown
+    from tttstream.io.outputs import saving
+    from tttstream.models.classifier import Classifier
+    from tttstream.models.masks import MixtureModel
     from tttstream.train.export import read
 
     model = read(args.checkpoint)

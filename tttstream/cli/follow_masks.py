@@ -13,17 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.cli.loop import Step, follow, opened
-from tttstream.cli.progress import Interrupt
 from tttstream.cli.recorder import Record, number, place
 from tttstream.errors import ShapeError, SourceError
 from tttstream.frames import Frame
-from tttstream.masks import MaskResult, MaskStream, labels, load
-from tttstream.names import shown
-from tttstream.outputs import OutputFile, TextFile, saving
+from tttstream.io import mask_files
+from tttstream.io.interrupt import Interrupt
+from tttstream.io.names import shown
+from tttstream.io.outputs import OutputFile, TextFile, saving
+from tttstream.models.masks import load
 from tttstream.state import metadata
+from tttstream.streams import MaskResult, MaskStream
 from tttstream.views.masks import LARGEST, MaskOverlay, distinct, mask_image, palette
 from tttstream.views.overlay import Picture, size_text
-from tttstream.views.video import VideoWriter
+from tttstream.views.writer import VideoWriter
 
 if TYPE_CHECKING:
     from tttstream.sources.base import Source
@@ -48,10 +50,10 @@ class FirstMask(NamedTuple):
 
 
 def read_mask(path: Path) -> FirstMask:
-    """Read the mask of a first frame, by the rule of `tttstream.masks.labels`."""
-    mask = labels.read_mask(path)
-    places, numbers = labels.compact(mask.labels)
-    void = bool((places == labels.VOID).any())
+    """Read the mask of a first frame, by the rule of `tttstream.io.mask_files`."""
+    mask = mask_files.read_mask(path)
+    places, numbers = mask_files.compact(mask.labels)
+    void = bool((places == mask_files.VOID).any())
     if not numbers:
         raise ShapeError(
             f"--first-mask {path} shows no object: every pixel is 0 (black)" + (" or void" if void else "")

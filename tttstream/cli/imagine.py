@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tttstream.cli import arguments
 from tttstream.errors import OutputError, SourceError
-from tttstream.names import shown
+from tttstream.io.names import shown
 
 EPILOG = """\
 STATE is what `tttstream watch SOURCE --model map --save-state STATE` wrote. Without --poses the world is drawn as far
@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from tttstream import map as maps
-    from tttstream.mapstream import MapStream
-    from tttstream.outputs import OutputFile, OutputFolder, TextFile
+    from tttstream.io.outputs import OutputFile, OutputFolder, TextFile
+    from tttstream.models import map as maps
     from tttstream.poses import Track
+    from tttstream.streams.map import MapStream
     from tttstream.views.still import Still
     from tttstream.views.world import dimmed
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from tttstream.cli.progress import Interrupt, Progress
+from tttstream.cli.progress import Progress
 from tttstream.cli.recorder import Record
 from tttstream.errors import FrameError
 from tttstream.frames import Frame
+from tttstream.io.interrupt import Interrupt
 from tttstream.views.overlay import Picture, size_text
 
 if TYPE_CHECKING:

@@ -88,7 +88,7 @@ def guarded(program: str, job: Callable[[], int]) -> int:
 
         if not isinstance(error, TTTStreamError):
             raise
-        from tttstream.names import shown
+        from tttstream.io.names import shown
 
         print(f"{program}: error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from tttstream.cli.measures import Latencies, Rate, Usage
-from tttstream.detection import Comparison, EventDetector
+from tttstream.evaluation.detection import Comparison, EventDetector
 from tttstream.frames import Frame, Label, Result
-from tttstream.outputs import ArrayFile, OutputFile, OutputFolder, TextFile, saving, text_of
+from tttstream.io.outputs import ArrayFile, OutputFile, OutputFolder, TextFile, saving, text_of
 from tttstream.sources.base import Event, Source
 from tttstream.views.chart import ChartFile
 from tttstream.views.overlay import Overlay, Picture, to_uint8
 from tttstream.views.trace import Trace
-from tttstream.views.video import VideoWriter
+from tttstream.views.writer import VideoWriter
 
 F = TypeVar("F", bound=OutputFile)
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from tttstream.cli import arguments
 from tttstream.cli.numbers import whole
 from tttstream.errors import OutputError, ShapeError, SourceError
-from tttstream.names import clipped, shortened, shown
+from tttstream.io.names import clipped, shortened, shown
 
 if TYPE_CHECKING:
-    from tttstream.cli.progress import Interrupt
     from tttstream.cli.recorder import Recorder
     from tttstream.frames import Frame
-    from tttstream.mapstream import MapStream
-    from tttstream.stream import Session, Stream
+    from tttstream.io.interrupt import Interrupt
+    from tttstream.streams import Session, Stream
+    from tttstream.streams.map import MapStream
     from tttstream.views.overlay import Overlay, Picture
     from tttstream.views.window import Window
 
@@ -144,10 +144,10 @@ def _folded(name: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Watch all sources; returns the exit code."""
     check(args)
-    from tttstream.claims import Claim
-    from tttstream.cli.progress import Interrupt
-    from tttstream.masks.folder import is_masks
-    from tttstream.outputs import OutputFolder, saving
+    from tttstream.io.claims import Claim
+    from tttstream.io.interrupt import Interrupt
+    from tttstream.io.outputs import OutputFolder, saving
+    from tttstream.models.masks.folder import is_masks
     from tttstream.sources.listing import expand
 
     specs = expand(args.sources, strict=False)
@@ -202,9 +202,9 @@ def make_stream(args: argparse.Namespace) -> Stream | MapStream:
     import torch
 
     from tttstream import models
-    from tttstream.map import MapModel
-    from tttstream.mapstream import MapStream
-    from tttstream.stream import Stream
+    from tttstream.models.map import MapModel
+    from tttstream.streams import Stream
+    from tttstream.streams.map import MapStream
 
     torch.set_num_threads(1)  # frames are small: a second thread waits more than it works, and decoding wants the core
     torch.manual_seed(args.seed)
@@ -219,7 +219,7 @@ def make_stream(args: argparse.Namespace) -> Stream | MapStream:
 
 def make_overlay(stream: Session) -> Overlay | None:
     """What draws a stream, None for the usual picture."""
-    from tttstream.mapstream import MapStream
+    from tttstream.streams.map import MapStream
 
     if not isinstance(stream, MapStream):
         return None
@@ -241,8 +241,8 @@ def watch(
     """Watch one source from its start to its end; returns its summary."""
     from tttstream.cli.loop import follow, opened
     from tttstream.cli.recorder import Recorder
-    from tttstream.map.poses import Plane
-    from tttstream.mapstream import MapStream
+    from tttstream.models.map.points import Plane
+    from tttstream.streams.map import MapStream
 
     with opened(spec, args) as source:
         if args.load_state is not None and not (args.carry and stream.frames):
@@ -319,7 +319,7 @@ def saved_size(path: Path) -> int | None:
 
 def write_index(out: Path, summaries: list[dict[str, Any]], failed: dict[str, str]) -> None:
     """summary.json over several sources: the sums, each source's own summary, and what could not be read."""
-    from tttstream.outputs import TextFile, text_of
+    from tttstream.io.outputs import TextFile, text_of
 
     short = [{k: v for k, v in summary.items() if k not in ("events", "planted")} for summary in summaries]
     total = {

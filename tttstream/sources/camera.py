@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
-from tttstream.names import shown
+from tttstream.io.names import shown
 from tttstream.poses import Form
 from tttstream.sources.base import Source
 from tttstream.sources.posed import Asked

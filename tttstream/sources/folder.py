@@ -10,7 +10,7 @@ from typing import Any
 
 from tttstream.errors import SourceError
 from tttstream.frames import Frame
-from tttstream.names import shown
+from tttstream.io.names import shown
 from tttstream.sources.base import Source
 from tttstream.sources.listing import IMAGES, VIDEOS, expand, listed, natural, sequence
 from tttstream.sources.pages import FAILURES, SEVERAL, Pages, count_pages

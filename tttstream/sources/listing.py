@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from tttstream.errors import SourceError
-from tttstream.names import expanded
+from tttstream.io.names import expanded
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"})
 VIDEOS = frozenset(

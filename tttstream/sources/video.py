@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
-from tttstream.names import shown
+from tttstream.io.names import shown
 from tttstream.sources.base import Source
 from tttstream.sources.endings import ends_within
 from tttstream.sources.jpeg import is_whole

@@ -17,11 +17,11 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from PIL import Image
 from torch import Tensor
 
-from tttstream.classifier import Classifier
-from tttstream.map import MapModel
-from tttstream.masks import MixtureModel
-from tttstream.model import FrameModel
-from tttstream.outputs import TextFile, saving
+from tttstream.io.outputs import TextFile, saving
+from tttstream.models.classifier import Classifier
+from tttstream.models.frame import FrameModel
+from tttstream.models.map import MapModel
+from tttstream.models.masks import MixtureModel
 from tttstream.train.data import VideoData
 from tttstream.train.export import read
 from tttstream.train.given import PARTS

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from tttstream.errors import CheckpointError
-from tttstream.outputs import saving
+from tttstream.io.outputs import saving
 
 
 class WholeFiles(TorchCheckpointIO):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.classifier import Classifier, Encoder, Said
 from tttstream.errors import CheckpointError, ConfigError, ShapeError
-from tttstream.model import ModelConfig
-from tttstream.tokens import PatchTokens
+from tttstream.models.classifier import Classifier, Encoder, Said
+from tttstream.models.frame import ModelConfig
+from tttstream.models.tokens import PatchTokens
 from tttstream.train.task import StreamTask, mean_where
 
 if TYPE_CHECKING:

@@ -23,11 +23,12 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from tttstream import errors, presets
+from tttstream import errors
 from tttstream.errors import CheckpointError, ConfigError, DataError, TTTStreamError
-from tttstream.model import ModelConfig
-from tttstream.names import expanded
-from tttstream.outputs import OutputFolder, saving
+from tttstream.io import presets
+from tttstream.io.names import expanded
+from tttstream.io.outputs import OutputFolder, saving
+from tttstream.models.frame import ModelConfig
 from tttstream.train.callbacks import Bar, Export, Pace, Pictures, Rows, Visit
 from tttstream.train.data import VideoData
 from tttstream.train.data.loader import lost

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from tttstream.classifier import Classifier, Encoder
 from tttstream.errors import CheckpointError, TTTStreamError
-from tttstream.map import MapConfig, MapModel
-from tttstream.masks import MixtureConfig, MixtureModel
-from tttstream.model import FrameModel, ModelConfig
+from tttstream.models.classifier import Classifier, Encoder
+from tttstream.models.frame import FrameModel, ModelConfig
+from tttstream.models.map import MapConfig, MapModel
+from tttstream.models.masks import MixtureConfig, MixtureModel
 
 PREFIX = "model."
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tttstream import presets
+from tttstream.io import presets
 
 PARTS = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
 """The part of the data without which a command has nothing to do."""

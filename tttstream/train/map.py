@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import ConfigError, ShapeError
-from tttstream.map import MapConfig, MapModel, MapOutput, load
+from tttstream.models.map import MapConfig, MapModel, MapOutput, load
 from tttstream.train.data.generated import TRAINED_ON
 from tttstream.train.metrics import Table, octave
 from tttstream.train.task import StreamTask

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import CheckpointError, ShapeError
-from tttstream.masks.baselines import NAMES, propagate
-from tttstream.masks.labels import VOID
-from tttstream.masks.mixture import SETTINGS, MixtureConfig, MixtureModel, MixtureState
-from tttstream.masks.networks import STRIDE
-from tttstream.masks.propagator import MaskOutput
+from tttstream.evaluation.mask_baselines import NAMES, propagate
+from tttstream.io.mask_files import VOID
+from tttstream.models.masks.mixture import SETTINGS, MixtureConfig, MixtureModel, MixtureState
+from tttstream.models.masks.networks import STRIDE
+from tttstream.models.masks.propagator import MaskOutput
 from tttstream.state import pack, unpack
 from tttstream.train.task import lanes_of, named, not_negative
 

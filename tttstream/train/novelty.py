@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import ConfigError, ShapeError
-from tttstream.model import ModelConfig
-from tttstream.outputs import TextFile, saving
+from tttstream.evaluation.spliced import Spliced, judge, table
+from tttstream.io.outputs import TextFile, saving
+from tttstream.models.frame import ModelConfig
 from tttstream.train.planting import excursion, plant, sensor_noise
 from tttstream.train.prediction import Prediction, Segment
-from tttstream.train.spliced import Spliced, judge, table
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch

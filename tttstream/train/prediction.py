@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tttstream.backbone import ModelState
 from tttstream.errors import ConfigError, ShapeError
-from tttstream.model import FrameModel, ModelConfig, Output
 from tttstream.models import load
+from tttstream.models.backbone import ModelState
+from tttstream.models.frame import FrameModel, ModelConfig, Output
 from tttstream.train.metrics import QUALITIES, Table, octave, qualities
 from tttstream.train.task import StreamTask, join, mean_where, named
 

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tttstream.backbone import Losses, ModelState
 from tttstream.errors import CheckpointError, ConfigError, ShapeError
 from tttstream.memory.base import Memory
 from tttstream.memory.ttt import TTTLayer
-from tttstream.model import Output
+from tttstream.models.backbone import Losses, ModelState
+from tttstream.models.frame import Output
 from tttstream.state import pack, unpack
 
 if TYPE_CHECKING:

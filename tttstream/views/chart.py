@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.errors import OutputError
-from tttstream.names import shown
-from tttstream.outputs import OutputFile, saving
+from tttstream.io.names import shown
+from tttstream.io.outputs import OutputFile, saving
 from tttstream.sources.base import Event
 from tttstream.views.overlay import ALERT, BACKGROUND, CURVE, GRID, MUTED, RGB, TEXT, clock, compress
 from tttstream.views.trace import Envelope, Trace

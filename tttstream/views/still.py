@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tttstream.outputs import OutputFile
+from tttstream.io.outputs import OutputFile
 
 
 class Still(OutputFile):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.frames import Result
-from tttstream.mapstream import Extent, MapStream
+from tttstream.streams.map import Extent, MapStream
 from tttstream.views.overlay import ALERT, BACKGROUND, MUTED, TEXT, Overlay, Picture, fit, size_text
 
 PANE, GAP, TITLE = 288, 12, 26  # pixels

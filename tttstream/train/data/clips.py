@@ -15,7 +15,7 @@ Numbers = NDArray[np.int64]
 
 class Shot(NamedTuple):
     """Frames in a row: uint8 RGB [n, H, W, 3], and if known the object that each pixel belongs to, [n, H, W]: 0 the
-    background, -1 (`tttstream.masks.labels.VOID`) where nobody knows; and where each frame was taken, [n, P]."""
+    background, -1 (`tttstream.io.mask_files.VOID`) where nobody knows; and where each frame was taken, [n, P]."""
 
     frames: Pixels
     masks: NDArray[np.integer[Any]] | None = None

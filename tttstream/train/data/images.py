@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.errors import SourceError
-from tttstream.masks.labels import Labels, MaskSequence
+from tttstream.io.mask_files import Labels, MaskSequence
 from tttstream.sources.folder import IMAGES, listed
 from tttstream.sources.pages import FAILURES, pixels
 from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot, length, piece
@@ -23,7 +23,7 @@ class ImagesClip(Clip):
     """The images of a folder in natural order, one a file: files of several images are refused. name: the folder.
 
     masks: a folder of images of the same names, PNG or others without loss, read by the rule of
-    `tttstream.masks.labels`. merge: take all objects together as one, as DAVIS 2016 does.
+    `tttstream.io.mask_files`. merge: take all objects together as one, as DAVIS 2016 does.
     start, stop: the images [start, stop) of it, None: to the end.
     """
 

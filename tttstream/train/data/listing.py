@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tttstream.errors import DataError
-from tttstream.names import expanded
+from tttstream.io.names import expanded
 from tttstream.sources.listing import VIDEOS, listed, natural, trees
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from tttstream.errors import DataError, SourceError
-from tttstream.names import expanded
+from tttstream.io.names import expanded
 from tttstream.sources.listing import VIDEOS
 from tttstream.train.data.clips import Clip, VideoClip
 from tttstream.train.data.files import MEMBER, member, members

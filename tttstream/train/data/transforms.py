@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from tttstream.errors import DataError
-from tttstream.masks.labels import VOID
+from tttstream.io.mask_files import VOID
 from tttstream.train.data.clips import Shot
 
 

@@ -1,0 +1,34 @@
+"""Every method of following a mask through images answers at their size, and begins with the mask that was given."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tttstream.evaluation.mask_baselines import METHODS, follow
+from tttstream.masks import MaskStream, MixtureModel
+
+Make = Callable[..., MixtureModel]
+Clip = Callable[..., tuple[Tensor, Tensor]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_come_at_the_size_of_the_images(make_mask_model: Make, mask_clip: Clip, method: str) -> None:
+    model, (frames, masks) = make_mask_model(torch.float32), mask_clip(1, 4)
+    images = list((255 * frames[0]).byte().permute(0, 2, 3, 1).numpy())
+    images = [np.pad(image, ((0, 5), (0, 9), (0, 0))) for image in images]
+    first = (masks[0, 0] * torch.tensor([1.0, 2.0])[:, None, None]).sum(0).byte().numpy()
+    first = np.pad(first, ((0, 5), (0, 9)))
+    found = follow(method, model, images, first)
+    assert [(mask.shape, mask.dtype) for mask in found] == [(first.shape, np.dtype(np.uint8))] * 4
+    assert all(set(np.unique(mask)) <= {0, 1, 2} for mask in found)
+    if method in ("model", "frozen", "copy"):
+        assert np.array_equal(found[0], first)
+    if method == "copy":
+        assert np.array_equal(found[3], first)
+    if method in ("model", "frozen"):
+        stream = MaskStream(model, objects=2, learn=method == "model")
+        again = [stream.push(image, first if t == 0 else None).mask for t, image in enumerate(images)]
+        assert all(np.array_equal(one, other) for one, other in zip(found, again, strict=True))

@@ -1,0 +1,197 @@
+"""The map: codes, points, and the laws of a memory one level up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tttstream import models
+from tttstream.errors import CheckpointError, ShapeError
+from tttstream.models.map import MapConfig, MapModel, load
+from tttstream.models.map.codes import PatchCodes
+from tttstream.models.map.place_memory import PlaceMemory
+from tttstream.models.map.points import Plane, PointFeatures, WorldSigns, complete, patch_points
+from tttstream.poses import Angle, Form, Number, Quaternion, Rigid
+from tttstream.sources.places import Places
+
+SMALL = MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)
+
+
+@pytest.fixture
+def small() -> MapModel:
+    """A map of 32 pixels with 16 patches, in float64."""
+    torch.manual_seed(0)
+    return MapModel(SMALL).double().eval()
+
+
+def stream(rows: int, length: int, size: int = 32) -> tuple[Tensor, Tensor]:
+    """Frames [B, T, 3, S, S] and poses [B, T, 5] in float64."""
+    draw = torch.Generator().manual_seed(7)
+    frames = torch.rand(rows, length, 3, size, size, generator=draw, dtype=torch.float64)
+    return frames, torch.rand(rows, length, 5, generator=draw, dtype=torch.float64)
+
+
+def test_all_components_give_the_picture_back() -> None:
+    pictures = torch.rand(40, 3, 16, 16, dtype=torch.float64)
+    codes = PatchCodes(4, 48).double()
+    codes.fit(pictures)
+    torch.testing.assert_close(codes.picture(codes.encode(pictures)), pictures)
+    patches = codes.patches(pictures)
+    assert patches.shape == (40, 16, 48)
+    torch.testing.assert_close(patches[3, 6].view(3, 4, 4), pictures[3, :, 4:8, 8:12])  # second row, third column
+
+
+def test_an_error_in_codes_is_an_error_in_pixels() -> None:
+    pictures = torch.rand(40, 3, 16, 16, dtype=torch.float64)
+    codes = PatchCodes(4, 20).double()
+    codes.fit(pictures)
+    a, b = codes.encode(pictures[:1]), codes.encode(pictures[1:2])
+    in_pixels = (codes.decode(a) - codes.decode(b)).square().sum()
+    torch.testing.assert_close((a - b).square().sum() * codes.scale**2, in_pixels)
+
+
+@pytest.mark.parametrize(
+    "pose", [(1.5, 1.5, 0.0, 0.0), (1.6, 1.4, 0.2, 0.0), (1.4, 1.7, 0.0, 0.5), (1.5, 1.2, -0.2, -0.3)]
+)
+def test_points_are_where_the_embedded_camera_shows_them(pose: tuple[float, ...]) -> None:
+    """The texture of the world, sampled at the points of the pixels, equals the picture that the camera takes."""
+    places = Places(size=128, seed=3)
+    taken = places.look(np.array([*pose, 0.0]), 0)
+    points = patch_points(torch.tensor([*pose, 0.0]).double(), 128).view(128, 128, 5).numpy()
+    x, y = ((points[..., axis] * 128 - 0.5).astype(np.float32) for axis in (0, 1))
+    read = cv2.remap(places._texture(0), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    assert np.median(np.abs(read - taken)) < 1  # where no things stand
+
+
+def test_short_poses_are_completed_and_long_ones_refused() -> None:
+    assert complete(torch.tensor([1.0, 2.0])).tolist() == [1, 2, 0, 0, 0]
+    with pytest.raises(ShapeError, match="got 6 numbers"):
+        complete(torch.zeros(6))
+
+
+def test_plane() -> None:
+    numbers = [Number(name) for name in ("x", "y", "log_zoom")]
+    assert Plane(None)(np.array([1.0, 2.0])).tolist() == [1, 2]
+    assert Plane(Form(numbers[:2]))(np.array([1.0, 2.0])).tolist() == [1, 2]
+    form = Form([numbers[0], Angle("roll", "deg"), *numbers[1:]])
+    pose = form.encode(np.array([3.0, 90.0, 4.0, 0.1]))
+    np.testing.assert_allclose(Plane(form)(pose), [3, 4, 0.1, np.pi / 2, 0], atol=1e-12)
+    for parts in ([numbers[0], Angle("roll", "deg")], [Quaternion("q")], [Rigid()], [*numbers, *numbers]):
+        with pytest.raises(ShapeError, match="a map lies in a plane"):
+            Plane(Form(parts))
+
+
+def test_features_part_far_points() -> None:
+    torch.manual_seed(1)
+    features = PointFeatures(512, (0.3, 0.15)).double()
+    points = torch.tensor([[1, 1, 0, 0, 0], [1.02, 1, 0, 0, 0], [2, 1, 0, 0, 0]]).double()
+    found = features(points)[:, :-2]
+    alike = (found @ found[0]) / found.shape[1] * 2
+    assert alike[1] > 0.9
+    assert alike[2].abs() < 0.25
+
+
+def test_signs_part_worlds() -> None:
+    torch.manual_seed(1)
+    signs = WorldSigns(4096)(torch.tensor([0, 1, 2, 3, 4, 6, 9, 1_000_000, 2_000_000]).double()).double()
+    assert (signs[0] == 1).all()
+    alike = signs @ signs.mT / 4096
+    assert (alike - torch.eye(9).double()).abs().max() < 0.08  # 5 deviations of a fair coin
+    torch.manual_seed(1)
+    assert torch.equal(WorldSigns(4096)(torch.tensor(9.0)).double(), signs[6])
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4])
+def test_streaming(small: MapModel, cut: int) -> None:
+    frames, poses = stream(2, 5)
+    whole, end = small(frames, poses)
+    first, state = small(frames[:, :cut], poses[:, :cut])
+    second, state = small(frames[:, cut:], poses[:, cut:], state)
+    for name in whole._fields:
+        parts = torch.cat([getattr(first, name), getattr(second, name)], 1)
+        torch.testing.assert_close(parts, getattr(whole, name), rtol=1e-10, atol=1e-10)
+    for a, b in zip(end.tensors(), state.tensors(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_reset_row_is_a_fresh_row(small: MapModel) -> None:
+    frames, poses = stream(2, 5)
+    reset = torch.zeros(2, 5, dtype=torch.bool)
+    reset[1, 2] = True
+    whole, _ = small(frames, poses, reset=reset)
+    alone, _ = small(frames[1:, 2:], poses[1:, 2:])
+    torch.testing.assert_close(whole.codes[1:, 2:], alone.codes, rtol=1e-10, atol=1e-10)
+
+
+def test_a_fresh_state_is_zero_and_constant(small: MapModel) -> None:
+    frames, poses = stream(1, 4)
+    state = small.init_state(1)
+    assert all(not part.any() for part in state.tensors())
+    assert small(frames, poses)[1].nbytes == state.nbytes
+
+
+@pytest.mark.parametrize("memory", ["ttt_mlp", "ttt_linear", "gru", "window"])
+def test_imagine_learns_nothing_and_answers_as_a_question_does(memory: str) -> None:
+    """With the TTT memories an answer depends on nothing but the state and the point."""
+    torch.manual_seed(0)
+    options = {"rotary": False} if memory.startswith("ttt") else {}
+    config = MapConfig(
+        size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2, memory=memory, options=options
+    )
+    model = MapModel(config).double().eval()
+    frames, poses = stream(2, 3)
+    _, state = model(frames, poses)
+    kept = [part.clone() for part in state.tensors()]
+    points = model.points(poses[:, 0])
+    answers = model.imagine(points, state)
+    assert answers.codes.shape == (2, 16, 6)
+    assert ((answers.familiar > 0) & (answers.familiar < 1) & (answers.error > 0)).all()
+    for a, b in zip(state.tensors(), kept, strict=True):
+        assert torch.equal(a, b)
+    one = model.imagine(points[:, 5:6], state)
+    torch.testing.assert_close(one.codes[:, 0], answers.codes[:, 5])
+
+
+def test_the_views_come_from_their_parts_alone() -> None:
+    torch.manual_seed(0)
+    memory = PlaceMemory(4, 6, where=8, what=4, heads=2, options={"rotary": False}).double()
+    what, where, ask = (torch.randn(1, 20, n, dtype=torch.float64) for n in (4, 6, 6))
+    _, state = memory(what, where, ask)
+    _, other = memory(what, where, torch.randn_like(ask))
+    for a, b in zip(state.tensors(), other.tensors(), strict=True):
+        assert torch.equal(a, b)  # what is asked changes nothing of what is learned
+    question = torch.randn(1, 3, 6, dtype=torch.float64)
+    read = memory.read(question, state)
+    told, _ = memory(what[:, :1], where[:, :1], question[:, :1], state)
+    assert not torch.equal(read[:, 0], told[:, 0])  # it has learned the token by then
+
+
+def test_wrong_shapes(small: MapModel) -> None:
+    frames, poses = stream(1, 2)
+    with pytest.raises(ShapeError, match=r"expected frames \[B, T >= 1, 3, 32, 32\]"):
+        small(frames[..., :16], poses)
+    with pytest.raises(ShapeError, match="expected poses"):
+        small(frames, poses[:, :1])
+    with pytest.raises(ShapeError, match="expected reset bool"):
+        small(frames, poses, reset=torch.zeros(1, 2))
+    with pytest.raises(ShapeError, match="multiple of patch"):
+        MapConfig(size=60)
+    with pytest.raises(ShapeError, match="scales"):
+        MapConfig(scales=(0.1, 0.2, 0.3))
+
+
+def test_a_folder_gives_the_model_back(small: MapModel, tmp_path: Path) -> None:
+    small.save(tmp_path / "one")
+    back = models.load(str(tmp_path / "one"))
+    assert isinstance(back, MapModel)
+    assert back.config == small.config
+    assert back.fingerprint() == load(str(tmp_path / "one")).fingerprint()
+    with pytest.raises(ShapeError, match="sees 32 pixels, not 64"):
+        models.load(str(tmp_path / "one"), size=64)
+    with pytest.raises(CheckpointError, match="there is no map"):
+        load(str(tmp_path / "none"))

@@ -1,0 +1,148 @@
+"""A stream with a map: it recalls, imagines, notices, and goes on bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tttstream import MapStream
+from tttstream.errors import CheckpointError, FrameError, ShapeError, StateError
+from tttstream.frames import Frame
+from tttstream.models.map import MapConfig, MapModel
+from tttstream.sources import open_source
+from tttstream.sources.places import Places
+from tttstream.streams.map import Extent
+
+Fresh = Callable[..., MapStream]
+SMALL = MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)
+
+
+@pytest.fixture
+def fresh() -> Callable[..., MapStream]:
+    """Makes a stream of a small map whose weights follow from a seed."""
+
+    def make(seed: int = 0) -> MapStream:
+        torch.manual_seed(seed)
+        return MapStream(MapModel(SMALL))
+
+    return make
+
+
+def test_results(fresh: Fresh) -> None:
+    stream = fresh()
+    for frame in itertools.islice(Places(size=64), 12):
+        result = stream.push(frame)
+        assert (result.index, result.time_s) == (frame.index, frame.time_s)
+        assert result.expected is not None
+        assert (result.expected.shape, result.expected.dtype) == ((32, 32, 3), np.uint8)
+        assert result.familiar is not None
+        assert 0 <= result.familiar <= 1
+        assert result.surprise_map.shape == (4, 4)
+    assert stream.frames == 12
+
+
+def test_without_a_pose_a_still_camera_is_a_place_of_its_own(fresh: Fresh) -> None:
+    frame = next(iter(Places(size=64)))
+    bare, posed = fresh(), fresh()
+    a = [bare.push(Frame(frame.image, index)).loss for index in range(3)]
+    b = [posed.push(Frame(frame.image, index, pose=np.zeros(5))).loss for index in range(3)]
+    assert a == b
+
+
+def test_extent(fresh: Fresh) -> None:
+    stream, image = fresh(), np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(StateError, match="has seen no frame"):
+        stream.world()
+    for pose in ([1.0, 1.0], [2.0, 0.5], [1.0, 1.0, math.log(3.0)]):
+        stream.push(Frame(image, pose=np.array(pose)))
+    np.testing.assert_allclose((*stream.extent.low, *stream.extent.high), (-0.5, -0.5, 2.5, 2.5))
+    assert stream.world().picture.shape == (96, 96, 3)
+    stream.push(Frame(image, pose=np.array([5.0, 5.0, 0, 0, 1])))
+    assert stream.extent == Extent((4.5, 4.5), (5.5, 5.5), 1.0)
+    metres = MapStream(stream.model, view=20.0)
+    metres.push(Frame(image, pose=np.array([40.0, 10.0])))
+    assert metres.extent == Extent((1.5, 0.0), (2.5, 1.0), 0.0)
+    with pytest.raises(ShapeError, match="the side of a view is 0"):
+        MapStream(stream.model, view=0)
+
+
+@pytest.mark.parametrize("pose", [np.zeros(1), np.zeros(6)])
+def test_other_poses_are_refused_and_change_nothing(fresh: Fresh, pose: np.ndarray) -> None:
+    stream, image = fresh(), np.zeros((32, 32, 3), np.uint8)
+    stream.push(Frame(image))
+    before = [part.clone() for part in stream.state.tensors()]
+    with pytest.raises(FrameError, match="2 to 5 finite numbers"):
+        stream.push(Frame(image, 1, pose=pose))
+    with pytest.raises(FrameError, match="imagine: a map takes a pose"):
+        stream.imagine(pose)
+    assert stream.frames == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, stream.state.tensors(), strict=True))
+
+
+def test_imagine_and_world_learn_nothing(fresh: Fresh) -> None:
+    stream = fresh()
+    for frame in itertools.islice(Places(size=64), 5):
+        stream.push(frame)
+    before = [part.clone() for part in stream.state.tensors()]
+    picture, familiar = stream.imagine((1.5, 1.5))
+    assert picture.shape == (32, 32, 3)
+    assert familiar.shape == (4, 4)
+    world, known = stream.world(Extent((0.0, 0.0), (2.0, 1.0), 0.0))
+    assert world.shape == (32, 64, 3)
+    assert known.shape == (7, 15)
+    assert all(torch.equal(a, b) for a, b in zip(before, stream.state.tensors(), strict=True))
+
+
+def test_the_world_is_made_of_what_imagine_gives(fresh: Fresh) -> None:
+    """A world as large as a view is that view."""
+    stream = fresh()
+    for frame in itertools.islice(Places(size=64), 5):
+        stream.push(frame)
+    picture = stream.imagine((0.5, 0.5)).picture.astype(int)
+    world = stream.world(Extent((0.0, 0.0), (1.0, 1.0), 0.0)).picture.astype(int)
+    np.testing.assert_allclose(picture, world, atol=1)
+
+
+def test_it_does_not_learn_when_told_not_to(fresh: Fresh) -> None:
+    stream = fresh()
+    stream.learn = False
+    for frame in itertools.islice(Places(size=64), 3):
+        assert stream.push(frame).learned == 0
+    assert all(not part.any() for part in stream.state.tensors())
+
+
+def test_a_restored_stream_goes_on_bit_for_bit(fresh: Fresh, tmp_path: Path) -> None:
+    whole, part = fresh(), fresh()
+    with open_source("places") as source:
+        straight = [whole.push(frame) for frame in itertools.islice(source, 14)]
+    with open_source("places") as source:
+        for frame in itertools.islice(source, 8):
+            part.push(frame)
+        part.save(tmp_path / "state.safetensors", source)
+    again = fresh()
+    with open_source("places") as source:
+        again.load(tmp_path / "state.safetensors", source)
+        for frame, expected in zip(source, straight[8:], strict=False):
+            result = again.push(frame)
+            assert (result.index, result.loss, result.surprise) == (expected.index, expected.loss, expected.surprise)
+            np.testing.assert_array_equal(result.expected, expected.expected)
+    with pytest.raises(CheckpointError, match="another model"):
+        fresh(seed=1).load(tmp_path / "state.safetensors")
+
+
+def test_the_same_pose_gives_the_same_key_however_late(fresh: Fresh) -> None:
+    """Nothing about poses is estimated from the stream: a pose means the same after any number of frames."""
+    stream = fresh()
+    pose = torch.tensor([1.2, 0.7, 0.1, 0.05, 3.0], dtype=torch.float64)
+    before = stream.model.features(stream.model.points(pose))
+    signs = stream.model.signs(pose[4])
+    for frame in itertools.islice(Places(size=32), 20):
+        stream.push(frame)
+    assert torch.equal(before, stream.model.features(stream.model.points(pose)))
+    assert torch.equal(signs, stream.model.signs(pose[4]))

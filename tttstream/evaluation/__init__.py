@@ -1,0 +1,1 @@
+"""What is scored off line, beside its baselines: events in surprise, spliced videos, masks on DAVIS."""

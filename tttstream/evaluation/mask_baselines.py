@@ -1,0 +1,100 @@
+"""What mask propagation is measured against: repeating the first mask, matching the same features, a frozen memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from tttstream.errors import ShapeError
+from tttstream.models.masks.networks import STRIDE
+from tttstream.models.masks.propagator import SURE, Propagator, moments, together
+from tttstream.streams.masks import Labels, MaskStream
+
+NAMES = ("copy", "matching", "frozen", "untaught")
+"""copy: the first mask again and again. matching: each token takes the mask of the tokens most like it in the first
+and the previous frame, by the model's own keys. frozen: the memory learns the first frame only. untaught: it never
+learns, its weights are the learned start."""
+
+METHODS = ("model", *NAMES)
+
+NEAREST, SHARPNESS = 5, 20.0
+
+
+def propagate(name: str, model: Propagator[Any], frames: Tensor, masks: Tensor) -> Tensor:
+    """Logits [B, T, 1 + O, H, W] of one of `NAMES` for frames [B, T, 3, H, W] and masks [B, O, H, W] of the first."""
+    with torch.no_grad():
+        if name == "copy":
+            logits = together((2 * masks - 1) * SURE)
+            return logits[:, None].expand(-1, frames.shape[1], -1, -1, -1)
+        if name == "matching":
+            return _matching(model, frames, masks)
+        if name == "frozen":
+            given = torch.zeros(*frames.shape[:2], masks.shape[1], dtype=torch.bool, device=frames.device)
+            given[:, 0] = masks.flatten(2).any(2)
+            every = F.pad(masks[:, None], (0, 0, 0, 0, 0, 0, 0, frames.shape[1] - 1))
+            return model(frames, masks=every, given=given, learn=False)[0].logits
+        if name == "untaught":
+            state = model.init_state(len(frames), masks.shape[1])
+            return model(frames, state._replace(seen=masks.flatten(2).any(2).to(state.seen)), learn=False)[0].logits
+    raise ShapeError(f"there is no baseline {name!r}: expected one of {', '.join(NAMES)}")
+
+
+def follow(
+    method: str,
+    model: Propagator[Any],
+    images: Sequence[NDArray[np.generic]],
+    mask: NDArray[Any],
+    size: int | None = None,
+) -> list[Labels]:
+    """Masks [H, W] of every image [H, W, 3] by one of `METHODS`, from the first one's mask, at the images' own size.
+
+    mask: as `MaskStream.push` takes it, the objects numbered 1, 2 … without gaps (see `labels.compact`). size: short
+    side in pixels at which the model looks, its own unless given.
+    """
+    stream = MaskStream(model, objects=int(mask.max()), size=size, learn=method != "frozen")
+    if method in ("model", "frozen"):
+        return [stream.push(image, mask if index == 0 else None).mask for index, image in enumerate(images)]
+    if method == "copy":
+        return [np.maximum(mask, 0).astype(np.uint8)] * len(images)
+    frames = torch.stack([stream.picture(image) for image in images])[None]
+    first = F.interpolate(stream.given(mask, *mask.shape)[None], frames.shape[-2:], mode="area")
+    logits = propagate(method, model, frames, first)[0]
+    whole = (F.interpolate(part[None], mask.shape, mode="bilinear", align_corners=False)[0] for part in logits)
+    return [part.argmax(0).to(torch.uint8).numpy() for part in whole]
+
+
+def _matching(model: Propagator[Any], frames: Tensor, masks: Tensor) -> Tensor:
+    pixels = frames.to(model.dtype) / (255.0 if frames.dtype == torch.uint8 else 1.0)
+    grid = [size // STRIDE for size in frames.shape[-2:]]
+    logits = [together((2 * masks - 1) * SURE)]
+    labels = F.interpolate(torch.cat([1 - masks.sum(1, keepdim=True), masks], 1), grid, mode="area").flatten(2).mT
+    first, *others = _keys(model, pixels).unbind(1)
+    previous = begun = (first, labels)
+    for keys in others:
+        known, answers = torch.cat([begun[0], previous[0]], 1), torch.cat([begun[1], previous[1]], 1)
+        found = torch.cat([_vote(part, known, answers) for part in keys.split(1024, 1)], 1)
+        previous = keys, found
+        picture = F.interpolate(found.mT.unflatten(2, grid), frames.shape[-2:], mode="bilinear", align_corners=False)
+        logits.append(picture.clamp(min=1e-6).log())
+    return torch.stack(logits, 1)
+
+
+def _keys(model: Propagator[Any], pixels: Tensor) -> Tensor:
+    """Keys of all heads side by side, of length 1: [B, T, 3, H, W] -> [B, T, N, heads * D]."""
+    raw = torch.stack([model.encoder(frame, None).keys for frame in pixels.unbind(1)], 1)
+    first = moments(raw[:, 0])
+    return torch.stack([F.normalize(model.centred(keys, *first).flatten(2), dim=2) for keys in raw.unbind(1)], 1)
+
+
+def _vote(keys: Tensor, known: Tensor, answers: Tensor) -> Tensor:
+    """The answers [B, n, C] of the known tokens most like these, weighed by how alike they are."""
+    alike, which = (keys @ known.mT).topk(NEAREST, 2)
+    weights = (SHARPNESS * alike).softmax(2)
+    chosen = answers.gather(1, which.flatten(1)[..., None].expand(-1, -1, answers.shape[2]))
+    return (weights[..., None] * chosen.unflatten(1, which.shape[1:])).sum(2)

@@ -1,0 +1,112 @@
+"""Scores of novelty on spliced streams: what surprise, its frozen twin and two simple rivals find, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.evaluation.detection import Baselines, Scores, auroc, windows
+from tttstream.streams.normaliser import Normaliser
+
+DETECTORS = ("surprise", "frozen", "frame_difference", "mog2")
+WINDOW = 20  # frames after an event in which it counts as found
+WARMUP = 30  # frames of a stream before which nothing is counted
+THRESHOLD, RELEASE = 3.0, 1.5  # deviations, as `tttstream watch` has them
+FPS = 25.0  # minutes are counted at this rate
+
+
+@dataclass
+class Spliced:
+    """One stream: the raw scores of each detector, frame by frame, and where events begin, by kind."""
+
+    baselines: Baselines = field(default_factory=Baselines)
+    scores: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in DETECTORS})
+    events: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, image: NDArray[np.uint8], surprise: float, frozen: float, event: str | None) -> None:
+        """One more frame [H, W, 3], the model's losses of it, and the kind of event that begins with it, if any."""
+        if event is not None:
+            self.events.append((len(self.scores["surprise"]), event))
+        for name, value in zip(DETECTORS, (surprise, frozen, *self.baselines.scores(image)), strict=True):
+            self.scores[name].append(value)
+
+    def counted(self) -> list[tuple[int, str]]:
+        """The events late enough in the stream to count, with their whole window before its end."""
+        last = len(self.scores["surprise"]) - WINDOW
+        return [(at, kind) for at, kind in self.events if WARMUP <= at <= last]
+
+    def free(self) -> NDArray[np.bool_]:
+        """The frames that no event is near: neither the warm-up nor within two windows after an event."""
+        free = np.ones(len(self.scores["surprise"]), dtype=bool)
+        free[:WARMUP] = False
+        for at, _ in self.events:
+            free[at : at + 2 * WINDOW] = False
+        return free
+
+
+def normalised(scores: Sequence[float]) -> Scores:
+    """Deviations from the stream's own recent past, as `Stream` gives them."""
+    normaliser = Normaliser()
+    return np.array([normaliser.push(score + 1e-3) for score in scores])
+
+
+def alarms(scores: Scores) -> list[int]:
+    """Where scores rise above the threshold; once raised, an alarm lasts until the score falls below the release."""
+    found, up = [], False
+    for at, score in enumerate(scores.tolist()):
+        if not up and score > THRESHOLD:
+            found.append(at)
+        up = score > (RELEASE if up else THRESHOLD)
+    return found
+
+
+def judge(streams: Sequence[Spliced]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Detector and kind of event ("all" too) -> events, auroc, found, delay_frames, false_alarms_per_minute.
+
+    auroc: of the highest normalised score within WINDOW frames from an event on against that of pieces of WINDOW
+    frames that no event is near. found: share of the events with an alarm in their window, delay_frames: median frames
+    to it. false_alarms_per_minute: alarms in frames that no event is near, whatever the kind.
+    """
+    kinds = sorted({kind for stream in streams for _, kind in stream.counted()})
+    report: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in DETECTORS:
+        rows = [normalised(stream.scores[name]) for stream in streams]
+        raised = [alarms(row) for row in rows]
+        quiet = [stream.free() for stream in streams]
+        pieces = zip(rows, quiet, strict=True)
+        chance = np.array([piece.max() for row, free in pieces for piece in windows(row, free, WINDOW)])
+        minutes = sum(int(free.sum()) for free in quiet) / FPS / 60
+        false = sum(int(free[at]) for found, free in zip(raised, quiet, strict=True) for at in found)
+        report[name] = {}
+        for kind in ("all", *kinds):
+            tops, delays = [], []
+            for stream, row, found in zip(streams, rows, raised, strict=True):
+                for at, of in stream.counted():
+                    if kind in ("all", of):
+                        tops.append(row[at : at + WINDOW].max())
+                        delays += [alarm - at for alarm in found if at <= alarm < at + WINDOW][:1]
+            report[name][kind] = {
+                "events": len(tops),
+                "auroc": auroc(np.array(tops), chance),
+                "found": len(delays) / len(tops) if tops else float("nan"),
+                "delay_frames": float(np.median(delays)) if delays else float("nan"),
+                "false_alarms_per_minute": false / minutes if minutes else float("nan"),
+            }
+    return report
+
+
+def table(report: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """A report as a table in Markdown."""
+    lines = ["| detector | event | events | AUROC | found | delay, frames | false alarms/min |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, kinds in report.items():
+        for kind, row in kinds.items():
+            lines.append(
+                f"| {name.replace('_', ' ')} | {kind} | {row['events']} | {row['auroc']:.3f} | {row['found']:.2f} | "
+                f"{row['delay_frames']:.1f} | {row['false_alarms_per_minute']:.2f} |"
+            )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,161 @@
+"""One run at a time: the sole right to write into a folder or a file, which ends with the process that holds it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+import warnings
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tttstream.errors import OutputError
+from tttstream.io.names import clipped
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+FOLDER_LOCK = ".tttstream.lock"
+UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
+PATIENCE_S = 1.0  # the holder writes down who it is right after it took the lock
+BEYOND = 1 << 30  # bytes: Windows lets nobody read what is locked, so the lock lies behind the text
+_open: dict[int, tuple[int, int]] = {}  # descriptors of the locks held here → (device, inode)
+
+
+class Claim:
+    """The sole right to write somewhere, until `release`, or until the process ends in whatever way.
+
+    It is a lock of the operating system on a small file beside or inside what is claimed; the file says who has it,
+    and is removed at the end. One that a killed process left behind is taken over. This holds between processes of
+    one machine, and between machines on network file systems that pass locks on (NFS, SMB); where a file system knows
+    no locks, a warning says so and nothing is kept apart.
+
+    lock: the small file. what: is claimed, for the message.
+
+    Raises OutputError where another run has it, and says who; OSError where the small file cannot be written.
+    """
+
+    def __init__(self, lock: Path, what: str) -> None:
+        self._lock = lock
+        descriptor = _take(lock, what)
+        self._end = weakref.finalize(self, _release, descriptor, lock, os.getpid())
+
+    @classmethod
+    def on_folder(cls, folder: str | os.PathLike[str]) -> Claim:
+        """Claim a folder that is there."""
+        return cls(Path(folder, FOLDER_LOCK), f"the folder {os.fspath(folder)}")
+
+    @classmethod
+    def on_file(cls, path: str | os.PathLike[str]) -> Claim:
+        """Claim a file, which need not be there; its folder must be."""
+        with suppress(FileNotFoundError):
+            os.stat(path)  # a name that is too long shows itself now, not when all is done
+        return cls(beside(path, ".lock"), f"the file {os.fspath(path)}")
+
+    @property
+    def held(self) -> bool:
+        """Whether it was not given back yet."""
+        return self._end.alive
+
+    def release(self) -> None:
+        """Give the right back. Safe to call twice."""
+        self._end()
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def beside(path: str | os.PathLike[str], ending: str) -> Path:
+    """The hidden file .NAME.ending beside a file; of a very long name only the beginning."""
+    whole = Path(path)
+    room = 255 - len(f".{ending}")  # bytes
+    short = whole.name if len(os.fsencode(whole.name)) <= room else clipped(whole.name, room)
+    return whole.with_name(f".{short}{ending}")
+
+
+def _take(lock: Path, what: str) -> int:
+    """Open and lock the small file, and write down who has it."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _try_lock(descriptor, lock, what)
+            mine = os.fstat(descriptor)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(mine, os.stat(lock)):
+                    break
+            os.close(descriptor)  # the last holder removed it in the meantime: begin again with a new one
+        except BaseException:
+            os.close(descriptor)
+            raise
+    _open[descriptor] = mine.st_dev, mine.st_ino
+    who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps(who).encode())
+    return descriptor
+
+
+def _try_lock(descriptor: int, lock: Path, what: str) -> None:
+    try:
+        if sys.platform == "win32":
+            os.lseek(descriptor, BEYOND, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+            raise OutputError(
+                f"{what} is in use by another run{_holder(lock)}: wait until that ends, or choose another place"
+            ) from error
+        if error.errno not in UNSUPPORTED:
+            raise
+        text = f"{lock.parent} lies on a file system without locks: see to it yourself that no other run writes there"
+        warnings.warn(text, stacklevel=2)
+
+
+def _holder(lock: Path) -> str:
+    """Who wrote into the small file, in brackets."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            who: dict[str, Any] = json.loads(lock.read_bytes())
+            here = "" if who["host"] == socket.gethostname() else f" on {who['host']}"
+            return f" (process {who['pid']}{here}, since {who['since']})"
+        except (OSError, ValueError, TypeError, KeyError):
+            if time.monotonic() > until:
+                return ""
+            time.sleep(0.02)
+
+
+def _release(descriptor: int, lock: Path, process: int) -> None:
+    if os.getpid() != process or descriptor not in _open:
+        return
+    del _open[descriptor]
+    with suppress(OSError):  # Windows lets nobody remove a file that is open
+        lock.unlink()
+    os.close(descriptor)
+    if sys.platform == "win32":
+        with suppress(OSError):
+            lock.unlink()
+
+
+def _let_go() -> None:
+    """In a forked process: the lock is its parent's, and must not outlive that."""
+    for descriptor in _open:
+        with suppress(OSError):
+            os.close(descriptor)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

@@ -1,0 +1,195 @@
+"""A classifier of frames with a memory: its model, its folder with the names of the classes, what it says so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttstream.errors import CheckpointError, ShapeError
+from tttstream.frames import Label
+from tttstream.io import weights
+from tttstream.models.backbone import Backbone, Losses, ModelState
+from tttstream.models.encoders import VisionTokens
+from tttstream.models.frame import Glance, ModelConfig
+from tttstream.models.tokens import PatchTokens
+
+FORMAT = "tttstream.classifier/1"
+FITTINGS = ("crop", "squeeze")
+TOP = 5  # labels that are told of a frame
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A torchvision backbone under the memory, in the place of the model's own patch tokens; see `VisionTokens`."""
+
+    name: str
+    weights: str = "none"
+    frozen: bool = True
+
+
+class Said(NamedTuple):
+    """logits: [B, T, classes] of every frame. losses: of the memory, None where it has none.
+
+    mean: [B, T, dim], what the logits are read from.
+    """
+
+    logits: Tensor
+    losses: Losses | None
+    mean: Tensor
+
+
+class Classifier(nn.Module):
+    """Tokens of a frame, blocks of mixing and memory, and logits of every frame from the mean of its tokens.
+
+    Called as `said, state = model(frames [B, T, 3, size, size], state=None, reset=None)`.
+
+    names: of the classes, their numbers unless given. fitting: how a picture becomes a square in a stream: "crop" takes
+    the middle square, as training data does by default, "squeeze" all of it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        classes: int,
+        encoder: Encoder | None = None,
+        *,
+        names: Sequence[str] = (),
+        fitting: str = "crop",
+    ) -> None:
+        super().__init__()
+        if names and len(names) != classes:
+            raise ShapeError(f"classifier: {len(names)} names came for {classes} classes")
+        if fitting not in FITTINGS:
+            raise ShapeError(f"classifier: fitting is {fitting!r}, expected {' or '.join(FITTINGS)}")
+        self.config, self.encoder = config, encoder and encoder.name
+        self.names, self.fitting = [str(name) for name in names] or [str(n) for n in range(classes)], fitting
+        self.rows = 1 if config.registers else config.side
+        self.tokens: nn.Module
+        if encoder is None:
+            self.tokens = PatchTokens(config.size, config.patch, config.dim, config.registers)
+        elif config.registers:
+            raise ShapeError("classification: registers go with the model's own patches; with an encoder set 0")
+        else:
+            self.tokens = VisionTokens(
+                encoder.name, config.size, config.dim, weights=encoder.weights, frozen=encoder.frozen
+            )
+            self.rows = self.tokens.side
+        side = config.side if encoder is None else self.rows
+        self.backbone = Backbone(
+            config.dim, config.depth, config.heads, side, config.registers, config.memory, config.mlp_ratio,
+            config.options,
+        )  # fmt: skip
+        self.norm, self.head = nn.LayerNorm(config.dim), nn.Linear(config.dim, classes)
+
+    def init_state(self, batch: int) -> ModelState:
+        """A fresh state of `batch` streams, all zeros."""
+        return self.backbone.init_state(batch)
+
+    def forward(
+        self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
+    ) -> tuple[Said, ModelState]:
+        """See the class."""
+        frames = frames.to(self.head.weight.dtype) / (255.0 if frames.dtype == torch.uint8 else 1.0)
+        x, state, losses = self.backbone(self.tokens(frames), state, reset, learn)
+        mean = self.norm(x).mean(2)
+        return Said(self.head(mean), losses, mean), state
+
+    def glance(self, frames: Tensor, state: ModelState, *, learn: bool, embed: bool) -> tuple[Glance, ModelState]:
+        """See FrameModel.glance."""
+        said, state = self(frames, state, learn=learn)
+        return Glance(said.losses, F.normalize(said.mean, dim=-1) if embed else None, said.logits), state
+
+    def watched(self, state: ModelState) -> ModelState:
+        """All of a state: logits need every block."""
+        return state
+
+    def fitted(self, pixels: Tensor) -> Tensor:
+        """Pictures [n, 3, H, W], uint8 or float, as `fitting` says and as training data becomes: [n, 3, size, size]."""
+        from torchvision.transforms.v2 import functional as transforms  # takes a second to import
+
+        side = self.config.size
+        if self.fitting == "squeeze":
+            return transforms.resize(pixels, [side, side], antialias=True)
+        return transforms.center_crop(transforms.resize(pixels, [side], antialias=True), [side, side])
+
+    def description(self) -> dict[str, Any]:
+        """What config.json says: names, encoder, fitting and the configuration of the model."""
+        return {
+            "names": self.names,
+            "encoder": self.encoder,
+            "fitting": self.fitting,
+            "model": dataclasses.asdict(self.config),
+        }
+
+    def fingerprint(self) -> str:
+        """A hash of the description and of all weights: what a saved stream must match."""
+        return weights.fingerprint(self, self.description())
+
+    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors into a folder. dtype: see FrameModel.save."""
+        weights.write(self, self.description(), FORMAT, folder, dtype)
+
+
+def is_classifier(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is that of a classifier."""
+    return Path(folder, "config.json").is_file() and weights.read(Path(folder)).get("format") == FORMAT
+
+
+def load(folder: str | os.PathLike[str], *, size: int | None = None) -> Classifier:
+    """A classifier from a folder that `Classifier.save` wrote. size: of the pictures, that of training unless given.
+
+    Raises CheckpointError where there is none, or where what is there does not fit together.
+    """
+    path = Path(folder)
+    values = weights.read(path)
+    if values.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path} holds no classifier: expected format {FORMAT!r} in its config.json")
+    try:
+        config = ModelConfig(**values["model"])
+        config = config if size is None else dataclasses.replace(config, size=size)
+        encoder = None if values["encoder"] is None else Encoder(values["encoder"])
+        model = Classifier(config, len(values["names"]), encoder, names=values["names"], fitting=values["fitting"])
+    except (KeyError, TypeError, ShapeError) as error:
+        raise CheckpointError(f"{path / 'config.json'} does not fit this version: {error}") from error
+    weights.fill(model, path)
+    model.fitted(torch.zeros(1, 3, 2, 2))  # so that what it imports does not wait for the first frame
+    return model.eval()
+
+
+class Opinion:
+    """What a classifier says of a stream, frame by frame and of all frames since the last reset.
+
+    so_far: the classes by the mean of their log probabilities over those frames, as the task classification judges a
+    clip. Constant memory.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._sums = torch.zeros(len(names), dtype=torch.float64)
+        self._frames = 0
+
+    def push(self, logits: Tensor) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
+        """Logits [classes] of a frame -> the likeliest classes of the frame, and of the frames so far."""
+        logs = logits.detach().cpu().double().log_softmax(-1)
+        self._sums, self._frames = self._sums + logs, self._frames + 1
+        return self._top(logs), self._top((self._sums / self._frames).log_softmax(-1))
+
+    def _top(self, logs: Tensor) -> tuple[Label, ...]:
+        values, places = logs.exp().topk(min(TOP, len(self.names)))
+        pairs = zip(places.tolist(), values.tolist(), strict=True)
+        return tuple(Label(self.names[place], value) for place, value in pairs)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on (JSON-able)."""
+        return {"sums": self._sums.tolist(), "frames": self._frames}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state()` was taken."""
+        self._sums, self._frames = torch.tensor(state["sums"], dtype=torch.float64), int(state["frames"])

@@ -1,0 +1,251 @@
+"""FrameModel: frames in, and out come the next frame, an embedding and the surprise, with a memory that learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tttstream.errors import CheckpointError, ShapeError, StateError
+from tttstream.io import weights
+from tttstream.models.backbone import Backbone, Losses, ModelState
+from tttstream.models.heads import Embedding, NextFrame
+from tttstream.models.motion import Costs, Motion, Past
+from tttstream.models.tokens import PatchTokens
+from tttstream.state import exportable
+
+FORMAT = "tttstream.model/1"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides a model's shape.
+
+    size: side of the square picture in pixels. patch: side of a patch. dim, depth, heads: width, blocks, heads of the
+    backbone. memory: a name that `tttstream.memory.build` knows, options: what it takes besides. registers: tokens
+    beside the patches which alone pass through the memory; 0 sends every patch through it. mlp_ratio: width of the
+    MLP over dim. motion: pixels that a patch is sought in each direction in the frame before, for a prediction that
+    moves the picture on (see `Motion`); 0 does not look. surprise: how many blocks, from the first on, the surprise
+    comes from (fewer than depth); what is said of motion goes to the others. 0 takes it from all.
+    """
+
+    size: int = 128
+    patch: int = 8
+    dim: int = 128
+    depth: int = 4
+    heads: int = 4
+    memory: str = "ttt_linear"
+    registers: int = 0
+    mlp_ratio: int = 4
+    options: dict[str, Any] = field(default_factory=dict)
+    motion: int = 0
+    surprise: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("size", "patch", "dim", "depth", "heads", "mlp_ratio"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ShapeError(f"model: {name} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(self.motion, int) or self.motion < 0 or (self.motion and self.patch % 2):
+            raise ShapeError(
+                f"model: motion must be 0 or pixels, with an even patch; got {self.motion!r}, {self.patch}"
+            )
+        if not isinstance(self.surprise, int) or not 0 <= self.surprise < self.depth:
+            raise ShapeError(f"model: surprise must be from 0 to below depth, {self.depth}; got {self.surprise!r}")
+        if self.motion and self.registers:
+            raise ShapeError(f"model: motion needs registers=0, got motion={self.motion}, registers={self.registers}")
+        if self.size % self.patch != 0:
+            raise ShapeError(f"model: size must be a multiple of the patch, {self.patch} pixels; got {self.size}")
+        if self.dim % self.heads != 0:
+            raise ShapeError(f"model: dim must be a multiple of heads, got dim={self.dim}, heads={self.heads}")
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of the picture."""
+        return self.size // self.patch
+
+
+@exportable
+class Output(NamedTuple):
+    """What a model says of every frame.
+
+    prediction: [B, T, 3, H, W] the next frame. embedding: [B, T, dim] of length 1.
+    losses: inner loss of each token before and after it was learned, [B, T, N]; None for memories without one.
+    """
+
+    prediction: Tensor
+    embedding: Tensor
+    losses: Losses | None
+
+
+class Seen(NamedTuple):
+    """What the heads of a model read.
+
+    patches: [B, T, N, dim]. costs: what `Motion` says of shifts; None without it. losses: see `Output`.
+    """
+
+    patches: Tensor
+    costs: Costs | None
+    losses: Losses | None
+
+
+class Glance(NamedTuple):
+    """What a stream wants to know of a frame: losses as in `Output`; an embedding [1, 1, dim] where it was asked for;
+    logits [1, 1, classes] of a classifier."""
+
+    losses: Losses | None
+    embedding: Tensor | None
+    logits: Tensor | None = None
+
+
+class FrameModel(nn.Module):
+    """Patch tokens, blocks of mixing inside the frame and memory over the stream, heads.
+
+    Called as `output, state = model(frames, state=None, reset=None)` with frames [B, T, 3, size, size] in 0..1 (or
+    uint8), reset bool [B, T] a frame. Any partition of a stream of frames gives what one call gives.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = PatchTokens(config.size, config.patch, config.dim, config.registers)
+        self.backbone = Backbone(
+            config.dim, config.depth, config.heads, config.side, config.registers, config.memory, config.mlp_ratio,
+            config.options, config.surprise,
+        )  # fmt: skip
+        self.motion = Motion(config.dim, config.patch, config.motion) if config.motion else None
+        self.next_frame = NextFrame(config.dim, config.patch, 0.1 if config.motion else 1.0)
+        self.embedding = Embedding(config.dim)
+
+    def init_state(self, batch: int) -> ModelState:
+        """A fresh state of `batch` streams, all zeros."""
+        state = self.backbone.init_state(batch)
+        return state if self.motion is None else state._replace(past=self.motion.init_past(batch, self.config.size))
+
+    def forward(
+        self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
+    ) -> tuple[Output, ModelState]:
+        """See the class; with `learn=False` the memory is read but neither learns nor forgets (though a model that
+        looks for motion goes on comparing each frame with the one before)."""
+        frames = self.pixels(frames)
+        seen, state = self.look(frames, state, reset, learn=learn)
+        moved = frames
+        if self.motion is not None and seen.costs is not None:
+            moved = self.motion(seen.patches, seen.costs, frames)
+        return Output(self.next_frame(seen.patches, moved), self.embedding(seen.patches), seen.losses), state
+
+    def look(
+        self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
+    ) -> tuple[Seen, ModelState]:
+        """All of `forward` but the heads, for who wants no prediction."""
+        frames = self._checked(frames, state, reset)
+        if state is not None and len(state.blocks) != self.config.depth:
+            raise StateError(
+                f"model: expected the state of {self.config.depth} blocks, got {len(state.blocks)}: what `watch` "
+                "returns goes on in `watch`"
+            )
+        costs, said, past = self._search(frames, state, reset)
+        x, state, losses = self.backbone(self.tokens(frames), state, reset, learn, said)
+        return Seen(x[:, :, : self.config.side**2], costs, losses), state._replace(past=past)
+
+    def watch(
+        self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
+    ) -> tuple[Losses | None, ModelState]:
+        """The losses of `forward` and nothing that they do not need, for who wants the surprise alone.
+
+        Where `surprise` leaves blocks out, these are not run, and the state is smaller: that of `watched`.
+        """
+        frames = self._checked(frames, state, reset)
+        state = None if state is None else self.watched(state)
+        x = self.tokens(frames)
+        past: Past | tuple[()] = ()
+        if not self.config.surprise:
+            _, said, past = self._search(frames, state, reset)
+            x = x if said is None else x + said
+        losses, state = self.backbone.watch(x, state, reset, learn)
+        return losses, state._replace(past=past)
+
+    def watched(self, state: ModelState) -> ModelState:
+        """The part of a state that `watch` goes on from: all of it, but where `surprise` leaves blocks out."""
+        kept = self.config.surprise
+        return ModelState(state.blocks[:kept]) if kept else state
+
+    def glance(self, frames: Tensor, state: ModelState, *, learn: bool, embed: bool) -> tuple[Glance, ModelState]:
+        """What a stream needs of frames [1, 1, 3, size, size], and nothing beside it."""
+        if not embed:
+            losses, state = self.watch(frames, state, learn=learn)
+            return Glance(losses, None), state
+        seen, state = self.look(frames, state, learn=learn)
+        return Glance(seen.losses, self.embedding(seen.patches)), state
+
+    @property
+    def rows(self) -> int:
+        """Rows of the map of surprise."""
+        return 1 if self.config.registers else self.config.side
+
+    def _checked(self, frames: Tensor, state: ModelState | None, reset: Tensor | None) -> Tensor:
+        """The frames as floats, if all is as it should be."""
+        size = self.config.size
+        if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
+            raise ShapeError(f"model: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
+        if reset is not None and (reset.shape != frames.shape[:2] or reset.dtype != torch.bool):
+            raise ShapeError(
+                f"model: expected reset bool {list(frames.shape[:2])}, got {reset.dtype} {list(reset.shape)}"
+            )
+        if state is not None and not isinstance(state, ModelState):
+            raise StateError(f"model: expected a ModelState, got {type(state).__name__}")
+        return self.pixels(frames)
+
+    def _search(
+        self, frames: Tensor, state: ModelState | None, reset: Tensor | None
+    ) -> tuple[Costs | None, Tensor | None, Past | tuple[()]]:
+        """The costs of shifts, what is said of them to the tokens, and the last frame; nothing without motion."""
+        if self.motion is None:
+            return None, None, ()
+        past = self.motion.init_past(len(frames), self.config.size) if state is None else state.past
+        if not isinstance(past, Past) or len(past.seen) != len(frames):
+            raise StateError(f"model: expected the state of {len(frames)} rows of a model with motion")
+        costs, past = self.motion.costs(frames, past, reset)
+        return costs, self.motion.tokens(costs), past
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Frames as floats 0..1 of the weights' type."""
+        dtype = self.tokens.embed.weight.dtype
+        return frames.to(dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(dtype)
+
+    def fingerprint(self) -> str:
+        """A hash of the configuration and of all weights: what a saved stream must match."""
+        return weights.fingerprint(self, dataclasses.asdict(self.config))
+
+    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors into a folder, each under a temporary name first.
+
+        dtype: of the weights in the file, such as torch.float16 for half the bytes; their own unless given.
+        """
+        weights.write(self, dataclasses.asdict(self.config), FORMAT, folder, dtype)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration in a model folder."""
+    path, values = folder / "config.json", weights.read(folder)
+    if values.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path} is not the configuration of a model: expected format {FORMAT!r}")
+    known = {item.name for item in dataclasses.fields(ModelConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise CheckpointError(f"{path} has unknown keys: {', '.join(unknown)}")
+    return ModelConfig(**values)
+
+
+def load_folder(folder: str | os.PathLike[str], *, size: int | None = None) -> FrameModel:
+    """Read a model that `FrameModel.save` wrote. `size` serves another picture size with the same weights."""
+    path = Path(folder)
+    config = read_config(path)
+    model = FrameModel(config if size is None else dataclasses.replace(config, size=size))
+    weights.fill(model, path)
+    return model.eval()

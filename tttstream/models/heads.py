@@ -1,0 +1,42 @@
+"""What a model says of a frame: the next frame, and one vector."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttstream.models.tokens import patchify, unpatchify
+
+
+class NextFrame(nn.Module):
+    """The next frame as this frame plus a learned change, patch by patch; before training it is this frame.
+
+    unit: what the change is counted in, where 1 is from black to white; little where little is left to change.
+    """
+
+    def __init__(self, dim: int, patch: int, unit: float = 1.0) -> None:
+        super().__init__()
+        self.patch, self.unit = patch, unit
+        self.norm = nn.LayerNorm(dim)
+        self.change = nn.Linear(dim, patch * patch * 3)
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias)
+
+    def forward(self, tokens: Tensor, frames: Tensor) -> Tensor:
+        """tokens [B, T, N, dim] of frames [B, T, 3, H, W] -> the frames after each [B, T, 3, H, W]."""
+        height, width = frames.shape[-2:]
+        patches = patchify(frames, self.patch) + self.unit * self.change(self.norm(tokens))
+        return unpatchify(patches, self.patch, height, width)
+
+
+class Embedding(nn.Module):
+    """One vector of length 1 for a frame."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T, N, dim] -> [B, T, dim]."""
+        return F.normalize(self.project(self.norm(tokens).mean(2)), dim=-1)

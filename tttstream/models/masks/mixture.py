@@ -1,0 +1,238 @@
+"""MixtureModel: masks by a mixture of keys and masks, learned online by steps of expectation-maximisation."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tttstream.errors import ShapeError
+from tttstream.io import weights
+from tttstream.models.masks.networks import STRIDE, Contour, Encoder, Features
+from tttstream.models.masks.propagator import SURE, ObjectState, Propagator, together
+
+FORMAT = "tttstream.mixture/1"
+"""What config.json calls a model."""
+
+Inner = tuple[Tensor, Tensor, Tensor]
+"""The inner model's weights: slots, says and mass of MixtureState."""
+SETTINGS = ("slots", "sharpness", "agreement", "patience", "prior", "power", "first", "size")
+"""Of `MixtureConfig`, what the same weights may be used with otherwise."""
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """The shape of the networks, how the mixture learns, and the size of what is looked at.
+
+    width: channels of the features at a quarter of the size. heads, head_width: keys side by side, and their width.
+    placed: how many of the heads see where a place is. depth: residuals at each of the encoder's two coarsest scales.
+    contour: channels of the network that draws contours of what the mixture found, 0 for none. slots: components of
+    the mixture. sharpness, agreement: how much likeness of keys, and of masks, counts. patience: as how many tokens a
+    component's past counts when it learns a frame. prior: how much the number of tokens that it learned counts, 1 as
+    in a mixture weighed by shares. power: what found shares are raised to. first: steps over a given mask. size: short
+    side in pixels at which videos are looked at.
+    """
+
+    width: int = 48
+    heads: int = 4
+    head_width: int = 48
+    placed: int = 2
+    depth: int = 1
+    contour: int = 0
+    slots: int = 768
+    sharpness: float = 20.0
+    agreement: float = 10.0
+    patience: float = 0.1
+    prior: float = 0.5
+    power: float = 1.5
+    first: int = 2
+    size: int = 160
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), int(field.name != "contour")
+            if field.type == "int" and (not isinstance(value, int) or value < least):
+                raise ShapeError(f"mixture: {field.name} must be a whole number of at least {least}, got {value!r}")
+            if field.type == "float" and (not isinstance(value, int | float) or not 0 < value < float("inf")):
+                raise ShapeError(f"mixture: {field.name} must be a number above 0, got {value!r}")
+        if self.width % 8 or self.contour % 8 or self.placed >= self.heads:
+            raise ShapeError(
+                "mixture: width and contour must be multiples of 8 and placed less than heads, got "
+                f"width={self.width}, contour={self.contour}, placed={self.placed}, heads={self.heads}"
+            )
+
+
+class _MixtureFields(NamedTuple):
+    slots: Tensor
+    says: Tensor
+    mass: Tensor
+    seen: Tensor
+    middle: Tensor
+    spread: Tensor
+
+
+class MixtureState(ObjectState, _MixtureFields):
+    """What is remembered of each stream; its size depends neither on the frames nor on their size.
+
+    slots: [B, M, heads * D] where the components lie among the keys, of length 1. says: [B, M, O] each object's share
+    of a component. mass: [B, M] how many tokens it learned last, its past among them. seen: [B, O] 1 once the object
+    was given. middle, spread: [B, heads * D] of the keys of the first frame, or of that in which the first object was
+    given.
+    """
+
+    __slots__ = ()
+
+
+class MixtureModel(Propagator[MixtureState]):
+    """Mask propagation with a mixture of M Gaussians over keys k (of length 1) and masks v as the inner model.
+
+    Its weights are the means (P, V) and the masses n, and its inner loss at given masses is the negative
+    log-likelihood of a frame's tokens,
+
+        l(P, V) = -sum_j log sum_m n_m^b exp(-s/2 |k_j - P_m|^2 - a/2 |v_j - V_m|^2).
+
+    Asked for v at k it answers with the mean of v given k, softmax_m(s k P_m + b log n_m) V: matching, with M places
+    in place of all tokens that were seen. With r_jm the share of component m in token j, the gradient of l at P_m is
+    -s sum_j r_jm (k_j - P_m); a frame's step goes along it at the rate 1 / (s (c + sum_j r_jm)), which makes
+
+        P_m <- (c P_m + sum_j r_jm k_j) / (c + sum_j r_jm),
+
+    put back to length 1, and likewise V_m; the denominator is the new n_m. A component's past counts as c tokens do
+    (online EM, Cappé and Moulines, arXiv 0712.4273). A component that no token is like stays where it is.
+
+    Where a mask is given the components begin anew, as tokens of that frame drawn so that each object and the
+    background have their part, with the masks given and those found of the other objects.
+    """
+
+    def __init__(self, config: MixtureConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.width, config.heads, config.head_width, config.placed, config.depth)
+        self.contour = Contour(config.width, config.contour) if config.contour else None
+
+    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors into a folder, each file under a temporary name first. dtype: of the
+        file, such as float16."""
+        weights.write(self, asdict(self.config), FORMAT, folder, dtype)
+
+    def init_state(self, batch: int, objects: int = 1, slots: int | None = None) -> MixtureState:
+        """See Propagator. slots: components, those of the configuration unless given; no weight depends on it."""
+        config = self.config
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        zeros = partial(torch.zeros, dtype=dtype, device=next(self.parameters()).device)
+        width, slots = config.heads * config.head_width, config.slots if slots is None else slots
+        return MixtureState(
+            zeros(batch, slots, width),
+            zeros(batch, slots, objects),
+            zeros(batch, slots),
+            zeros(batch, objects),
+            zeros(batch, width),
+            zeros(batch, width),
+        )
+
+    def _frame(
+        self,
+        features: Features,
+        state: MixtureState,
+        masks: Tensor | None,
+        given: Tensor,
+        taught: Tensor | None,
+        learn: bool,
+    ) -> tuple[Tensor, Tensor, MixtureState]:
+        known, begins = state.seen > 0, given.any(1)
+        grid, kind = features.coarse.shape[-2:], state.slots.dtype
+        inner = state.slots, state.says, state.mass
+        with torch.autocast(features.keys.device.type, enabled=False):
+            raw = features.keys.to(kind)
+            middle, spread = self.measured(raw, state.middle, state.spread, begins & ~known.any(1))
+            keys = self.centred(raw, middle, spread).flatten(2) / state.slots.shape[2] ** 0.5
+            near = keys @ state.slots.mT
+            alike = self._alike(near, state.mass)
+            share = alike.softmax(2) @ state.says
+            guess = torch.where(known[:, None], share.clamp(1e-6, 1 - 1e-6).logit(), -SURE).mT.unflatten(2, grid)
+            found = self._sharpened(share)
+        fine, told = self._drawn(found, near, features)
+        fine = torch.where(known[..., None, None], fine, -SURE)
+        told = torch.where(known[:, None], told.detach(), 0.0)
+        if masks is not None:
+            fine = torch.where(given[..., None, None], (2 * masks - 1) * SURE, fine)
+            true = given if taught is None else given | taught[:, None]
+            pooled = F.avg_pool2d(masks, STRIDE).flatten(2).mT.to(kind)
+            free = 1 - torch.where(true[:, None], pooled, 0.0).sum(2, keepdim=True)
+            told = torch.where(true[:, None], pooled, told * free.clamp(min=0))
+        with torch.autocast(keys.device.type, enabled=False):
+            if learn:
+                inner = _where(known.any(1), self._learned(keys, told, *inner, alike), inner)
+            if masks is not None and bool(begins.any()):
+                fresh = self._begun(keys, told, state.slots.shape[1])
+                for _ in range(self.config.first):
+                    fresh = self._learned(keys, told, *fresh)
+                inner = _where(begins, fresh, inner)
+        seen = torch.where(given, 1.0, state.seen)
+        return together(fine), guess, MixtureState(*inner, seen, middle, spread)
+
+    def _drawn(self, found: Tensor, near: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+        """Log-odds [B, O, H, W] of what was found [B, N, O] of the tokens, and what is learned of it, [B, N, O]."""
+        picture = found.mT.unflatten(2, features.coarse.shape[-2:])
+        if self.contour is None:
+            share = F.interpolate(picture, scale_factor=float(STRIDE), mode="bilinear")
+            return share.clamp(1e-6, 1 - 1e-6).logit(), found
+        best = near.amax(2)[:, None].unflatten(2, picture.shape[-2:])
+        fine = self.contour(picture, best, features)
+        with torch.no_grad():
+            told = F.avg_pool2d(together(fine).softmax(1)[:, 1:], STRIDE // 2).flatten(2).mT.to(found.dtype)
+        return F.interpolate(fine, scale_factor=2.0, mode="bilinear"), told
+
+    def _sharpened(self, share: Tensor) -> Tensor:
+        """Shares of objects [B, N, O], raised to a power with the background's and made to sum to 1 again: what is
+        learned from what was found would otherwise blur from frame to frame."""
+        every = torch.cat([1 - share.sum(2, keepdim=True), share], 2).clamp(min=1e-6) ** self.config.power
+        return (every / every.sum(2, keepdim=True))[:, :, 1:]
+
+    def _begun(self, keys: Tensor, told: Tensor, slots: int) -> Inner:
+        """So many components that are tokens: half are drawn from all alike, half from background and objects alike.
+
+        The draw depends on a token's place and what it shows alone, so that a stream repeats bit for bit.
+        """
+        classes = torch.cat([1 - told.sum(2, keepdim=True), told], 2)
+        mine = F.one_hot(classes.argmax(2), classes.shape[2]).to(told.dtype)
+        counts = mine.sum(1, keepdim=True)
+        part = (mine / counts.clamp(min=1)).sum(2) / (counts > 0).sum(2)
+        tokens = keys.shape[1]
+        luck = torch.rand(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64).clamp(min=1e-9)
+        drawn = (luck.log().to(told) / (0.5 / tokens + 0.5 * part)).argsort(dim=1, descending=True, stable=True)
+        drawn = drawn[:, torch.arange(slots, device=keys.device) % tokens, None]
+        means, says = (x.gather(1, drawn.expand(-1, -1, x.shape[2])) for x in (keys, told))
+        return means, says, torch.ones_like(means[..., 0])
+
+    def _alike(self, near: Tensor, mass: Tensor) -> Tensor:
+        """[B, N, M] log-likelihood of each token's key in each component, up to a constant of the token."""
+        return self.config.sharpness * near + self.config.prior * mass.clamp(min=self.config.patience).log()[:, None]
+
+    def _learned(
+        self, keys: Tensor, told: Tensor, slots: Tensor, says: Tensor, mass: Tensor, alike: Tensor | None = None
+    ) -> Inner:
+        """The components after one step; see the class. alike: what `_alike` gives for them, where it is known.
+
+        Gradients pass through the means, not through the shares that the components have in the tokens: where the
+        shares are the best, the likelihood does not change with them (the E step of expectation-maximisation).
+        """
+        config = self.config
+        with torch.no_grad():
+            alike = self._alike(keys @ slots.mT, mass) if alike is None else alike
+            agree = config.agreement * (told @ says.mT - 0.5 * says.square().sum(2)[:, None])
+            share = (alike + agree).softmax(2)
+        mass = config.patience + share.sum(1)
+        slots = F.normalize((config.patience * slots + share.mT @ keys) / mass[..., None], dim=2)
+        return slots, (config.patience * says + share.mT @ told) / mass[..., None], mass
+
+
+def _where(rows: Tensor, new: Inner, old: Inner) -> Inner:
+    """Row by row: the new weights where `rows` [B] is true, the old ones elsewhere."""
+    slots, says, mass = (torch.where(rows.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, old, strict=True))
+    return slots, says, mass

@@ -1,0 +1,209 @@
+"""What all models of masks do alike: frames and masks in, masks out, frame after frame; and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttstream.errors import ShapeError, StateError
+from tttstream.models.masks.networks import WHOLE, Encoder, Features
+from tttstream.state import State
+
+SURE = 12.0
+"""Log-odds of a mask that is given."""
+
+
+class ObjectState(State):
+    """What is remembered of the objects of each stream; its size depends neither on the frames nor on their size."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def seen(self) -> Tensor:
+            """[B, O] 1 once the object was given."""
+
+    @property
+    def objects(self) -> int:
+        """How many objects each stream has at most."""
+        return self.seen.shape[1]
+
+
+S = TypeVar("S", bound=ObjectState)
+
+
+class MaskOutput(NamedTuple):
+    """What a model says of every frame.
+
+    logits: [B, T, 1 + O, H, W], softmax over the third axis gives the share of background and of each object.
+    guess: [B, T, O, H/4, W/4] log-odds from the memory's answers alone.
+    """
+
+    logits: Tensor
+    guess: Tensor
+
+
+class Propagator(nn.Module, ABC, Generic[S]):
+    """Mask propagation: in each frame the memory is asked first, then it learns the frame with the masks it gave.
+
+    Called as `output, state = model(frames, state=None, reset=None, masks=…, given=…)` with frames [B, T, 3, H, W] in
+    0..1 (or uint8), H and W multiples of 16; masks [B, T, O, H, W] in 0..1 count where given bool [B, T, O] is true:
+    there they are learned hard, at the first frame and wherever an object is added or corrected. reset bool [B, T]:
+    the frame begins another stream. lengths [B]: only so many frames of the row count. Any partition of a stream
+    gives what one call gives. Objects that were never given are nowhere.
+
+    `learn=False` freezes the memory after the masks that are given: the first-frame classifier alone.
+    """
+
+    config: Any
+    encoder: Encoder
+
+    @abstractmethod
+    def init_state(self, batch: int, objects: int = 1) -> S:
+        """A fresh state of `batch` streams with room for so many objects each, all zeros."""
+
+    @abstractmethod
+    def _frame(
+        self,
+        features: Features,
+        state: S,
+        masks: Tensor | None,
+        given: Tensor,
+        taught: Tensor | None,
+        learn: bool,
+    ) -> tuple[Tensor, Tensor, S]:
+        """Logits [B, 1 + O, H, W], the memory's own guess [B, O, H/4, W/4], and the state after one frame."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters."""
+        return next(self.parameters()).dtype
+
+    def forward(
+        self,
+        frames: Tensor,
+        state: S | None = None,
+        reset: Tensor | None = None,
+        *,
+        masks: Tensor | None = None,
+        given: Tensor | None = None,
+        lengths: Tensor | None = None,
+        taught: Tensor | None = None,
+        offset: Tensor | None = None,
+        learn: bool = True,
+    ) -> tuple[MaskOutput, S]:
+        """See the class. taught: bool [B, T], the memory learns `masks` in place of what it said. offset: [B, 2] pixels
+        by which the middle of the frames is moved. Both are for training."""
+        state, given = self._check(frames, state, reset, masks, given)
+        frames = frames.to(self.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.dtype)
+        rows, count = frames.shape[:2]
+        moved = None if offset is None else offset.repeat_interleave(count, 0)
+        parts = (x.unflatten(0, (rows, count)).unbind(1) for x in self.encoder(frames.flatten(0, 1), moved))
+        every = [Features(*here) for here in zip(*parts, strict=True)]
+        logits, guesses = [], []
+        for t, here in enumerate(every):
+            before = state
+            if reset is not None:
+                state = state.map(torch.zeros_like).where(reset[:, t], state)
+            mask = None if masks is None else masks[:, t].to(frames.dtype)
+            told = None if taught is None else taught[:, t]
+            said, guess, state = self._frame(here, state, mask, given[:, t], told, learn)
+            logits.append(said)
+            guesses.append(guess)
+            if lengths is not None:
+                state = state.where(t < lengths, before)
+        return MaskOutput(torch.stack(logits, 1), torch.stack(guesses, 1)), state
+
+    def fingerprint(self) -> str:
+        """A hash of the configuration and of all weights: what a saved stream must match."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        for name, weight in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def measured(self, keys: Tensor, middle: Tensor, spread: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Middle and spread [B, heads * D] of a stream's keys: those of this frame where it is the stream's first, or
+        shows its `first` object; else as they were."""
+        fresh = ((spread == 0).all(1) | first)[:, None]
+        if not bool(fresh.any()):
+            return middle, spread
+        mean, deviation = moments(keys.to(middle.dtype))
+        return torch.where(fresh, mean, middle), torch.where(fresh, deviation, spread)
+
+    def centred(self, keys: Tensor, middle: Tensor, spread: Tensor) -> Tensor:
+        """Keys [B, N, heads * D] as the memory takes them, [B, N, heads, D] of length sqrt(D).
+
+        All frames of a stream are centred alike, so that a key means the same in each. Keys that are not centred lie
+        close together, and the memory is slow to tell them apart.
+        """
+        keys = ((keys - middle[:, None]) / spread[:, None]).unflatten(2, (self.config.heads, self.config.head_width))
+        return F.layer_norm(keys, keys.shape[-1:])
+
+    def _check(
+        self,
+        frames: Tensor,
+        state: S | None,
+        reset: Tensor | None,
+        masks: Tensor | None,
+        given: Tensor | None,
+    ) -> tuple[S, Tensor]:
+        whole = frames.dim() == 5 and frames.shape[1] > 0 and frames.shape[2] == 3
+        if not whole or frames.shape[3] % WHOLE or frames.shape[4] % WHOLE:
+            raise ShapeError(
+                f"mask model: expected frames [B, T >= 1, 3, H, W] with H and W multiples of {WHOLE}, "
+                f"got {list(frames.shape)}"
+            )
+        rows, count, _, height, width = frames.shape
+        if state is None and masks is None:
+            raise ShapeError("mask model: the first call needs masks [B, T, objects, H, W], or a state")
+        if masks is not None and (
+            masks.dim() != 5 or (*masks.shape[:2], *masks.shape[3:]) != (rows, count, height, width)
+        ):
+            raise ShapeError(
+                f"mask model: expected masks [{rows}, {count}, objects, {height}, {width}], got {list(masks.shape)}"
+            )
+        if state is None:
+            assert masks is not None
+            state = self.init_state(rows, masks.shape[2])
+        elif not isinstance(state, ObjectState) or state.rows != rows:
+            raise StateError(f"mask model: expected a state of {rows} rows, got {type(state).__name__}")
+        shape = (rows, count, state.objects)
+        if masks is not None and masks.shape[2] != state.objects:
+            raise ShapeError(f"mask model: masks of {masks.shape[2]} objects, a state of {state.objects}")
+        if given is None:
+            given = torch.zeros(shape, dtype=torch.bool, device=frames.device)
+            if masks is not None:
+                raise ShapeError("mask model: say with given [B, T, objects] which of the masks count")
+        if given.shape != shape or given.dtype != torch.bool:
+            raise ShapeError(f"mask model: expected given bool {list(shape)}, got {given.dtype} {list(given.shape)}")
+        if reset is not None and (reset.shape != shape[:2] or reset.dtype != torch.bool):
+            raise ShapeError(
+                f"mask model: expected reset bool {list(shape[:2])}, got {reset.dtype} {list(reset.shape)}"
+            )
+        return state, given
+
+
+def moments(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the tokens of a frame: [B, N, C] -> two of [B, C], the second never 0."""
+    variance, mean = torch.var_mean(keys, 1, correction=0)
+    return mean, (variance + 1e-5).sqrt()
+
+
+def together(logits: Tensor) -> Tensor:
+    """Log-odds of each object by itself [B, O, H, W] to logits of background and objects [B, 1 + O, H, W].
+
+    Each place is shared out in proportion to the odds of every object and of none of them (soft aggregation,
+    arXiv 1904.00607, section 3.4).
+    """
+    logits = logits.clamp(-SURE, SURE)
+    none = F.logsigmoid(-logits).sum(1, keepdim=True)  # log of the chance that the place is no object's
+    return torch.cat([none - torch.log(-torch.expm1(none.clamp(max=-1e-6))), logits], 1)

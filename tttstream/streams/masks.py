@@ -1,0 +1,192 @@
+"""MaskStream: one frame in, one mask out, for ever. It owns the memory's state, the clock and the counters."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from tttstream import state as states
+from tttstream.errors import CheckpointError, FrameError, ShapeError
+from tttstream.frames import Frame
+from tttstream.io.mask_files import VOID
+from tttstream.models.masks.networks import WHOLE
+from tttstream.models.masks.propagator import ObjectState, Propagator
+
+if TYPE_CHECKING:
+    from tttstream.sources.base import Source
+
+Labels = NDArray[np.uint8]
+"""The object that each pixel belongs to, [H, W]: 0 the background, 1, 2 … the objects."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskResult:
+    """What a stream says of one frame.
+
+    index, time_s: those of the frame. mask: [H, W] uint8 of the frame's own size, the object of each pixel.
+    confidence: [objects] mean probability of each object over the pixels that are called its own; 0 where it has none.
+    given: whether the mask was given with the frame. latency_ms: wall time from the frame's arrival to this result.
+    """
+
+    index: int
+    time_s: float
+    mask: Labels = field(repr=False)
+    confidence: NDArray[np.float32]
+    given: bool
+    latency_ms: float
+
+
+class MaskStream:
+    """A mask model that follows objects through one stream.
+
+    model: a MixtureModel. objects: how many it can follow at the same time. size: short side in pixels
+    at which it looks at the frames, the model's own unless given. learn: whether the memory learns from the masks
+    it predicts. numbers: what the objects 1, 2 … are called in the files of their masks; kept for who writes files,
+    and with a saved stream.
+
+    >>> stream = MaskStream(tttstream.masks.load("mask"))
+    >>> result = stream.push(first_frame, mask=first_mask)
+    >>> for frame in the_others:
+    ...     result = stream.push(frame)
+    """
+
+    def __init__(
+        self, model: Propagator[Any], *, objects: int = 1, size: int | None = None, learn: bool = True
+    ) -> None:
+        if not 1 <= objects <= 255:
+            raise ShapeError(f"mask stream: expected 1 to 255 objects, got {objects}")
+        self.model = model.eval()
+        self.size = model.config.size if size is None else size
+        if self.size < WHOLE:
+            raise ShapeError(f"mask stream: size is {self.size}, expected a short side of at least {WHOLE} pixels")
+        self.objects, self.learn, self.frames = objects, learn, 0
+        self.numbers = list(range(1, objects + 1))
+        self.state: ObjectState = model.init_state(1, objects)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the memory, the same for ever, whatever the size of the frames."""
+        return self.state.nbytes
+
+    def push(self, frame: Frame | NDArray[np.generic], mask: NDArray[np.generic] | None = None) -> MaskResult:
+        """Find the objects in one frame and learn from what was found.
+
+        frame: a Frame, or an RGB array [H, W, 3], uint8 or float in 0..1. mask: [H, W] whole numbers, 0 the background
+        and 1 … `objects`; bool for one object. It is taken as true for the objects that it shows, which are learned
+        anew; the others are followed as before. Until an object was given once it is nowhere. Pixels of VOID (-1), of
+        which nobody knows, are left out of what is learned where others are near, and are no object's in the result.
+
+        Raises FrameError for what cannot be used; the stream is unchanged then.
+        """
+        arrived = time.perf_counter()
+        frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
+        height, width = frame.image.shape[:2]
+        pixels = self.picture(frame)
+        masks = given = None
+        if mask is not None:
+            shown = self.given(mask, height, width)
+            masks = F.interpolate(shown[None], pixels.shape[-2:], mode="area")[None]
+            void = torch.from_numpy(np.asarray(mask) == VOID)
+            if bool(void.any()):  # the share of an object is its share of the pixels that are known
+                known = F.interpolate((~void).to(masks.dtype)[None, None], pixels.shape[-2:], mode="area")
+                masks = masks / known.clamp(min=1e-3)
+            given = shown.flatten(1).any(1)[None, None]
+        with torch.inference_mode():
+            output, state = self.model(pixels[None, None], self.state, masks=masks, given=given, learn=self.learn)
+            logits = F.interpolate(output.logits[0], (height, width), mode="bilinear", align_corners=False)[0]
+            if not bool(torch.isfinite(logits).all()):
+                raise FrameError(
+                    f"frame {frame.index}: the masks are not finite; reset the stream or load its last state"
+                )
+            share, labels = logits.softmax(0).max(0)
+            sizes = torch.bincount(labels.flatten(), minlength=self.objects + 1)
+            sums = torch.bincount(labels.flatten(), share.flatten().double(), minlength=self.objects + 1)
+        found = labels.to(torch.uint8).numpy()
+        if mask is not None and given is not None:  # what was given stands to the pixel
+            whole = np.maximum(np.asarray(mask), 0).astype(np.uint8)
+            again = np.concatenate([[False], given[0, 0].numpy()])
+            found = np.where(whole > 0, whole, np.where(again[found], 0, found))
+        self.state = state
+        self.frames += 1
+        return MaskResult(
+            index=frame.index,
+            time_s=frame.time_s,
+            mask=found.astype(np.uint8),
+            confidence=(sums / sizes.clamp(min=1))[1:].float().numpy(),
+            given=mask is not None,
+            latency_ms=(time.perf_counter() - arrived) * 1e3,
+        )
+
+    def picture(self, frame: Frame | NDArray[np.generic]) -> Tensor:
+        """The picture that the model sees, [3, h, w] in 0..1, both sides multiples of 16."""
+        frame = frame if isinstance(frame, Frame) else Frame(frame)
+        image = np.require(frame.pixels(), requirements=("C", "W"))  # arrays that Pillow lends can only be read
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
+        share = self.size / min(image.shape[:2])
+        wanted = [max(WHOLE, round(side * share / WHOLE) * WHOLE) for side in image.shape[:2]]
+        if list(pixels.shape[-2:]) != wanted:
+            pixels = F.interpolate(pixels, wanted, mode="bilinear", antialias=True)
+        return pixels[0].to(self.model.dtype) * scale
+
+    def given(self, mask: NDArray[np.generic], height: int, width: int) -> Tensor:
+        """[objects, H, W] in 0..1 of a mask of labels."""
+        mask = np.asarray(mask)
+        if mask.shape != (height, width) or mask.dtype.kind not in "bui":
+            raise FrameError(
+                f"expected a mask of whole numbers [{height}, {width}] like the frame, "
+                f"got {mask.dtype} {list(mask.shape)}"
+            )
+        numbers = np.unique(mask)
+        if numbers[0] < VOID or numbers[-1] > self.objects:
+            wrong = numbers[0] if numbers[0] < VOID else numbers[-1]
+            raise FrameError(f"the mask has object {wrong}, the stream follows {self.objects}: say objects=…")
+        if numbers[-1] <= 0:
+            empty, void = "shows no object: every pixel is 0", "has objects nowhere: all is 0 or void (-1)"
+            raise FrameError(f"the mask {void if numbers[0] == VOID else empty}")
+        labels = torch.from_numpy(np.ascontiguousarray(mask).astype(np.int64))
+        return (labels == torch.arange(1, self.objects + 1)[:, None, None]).to(self.model.dtype)
+
+    def reset(self) -> None:
+        """Forget all objects, as if the stream began now."""
+        self.state = self.model.init_state(1, self.objects)
+
+    def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
+        """Write all that is needed to go on bit for bit: memory, counters, and the source's position."""
+        meta = {
+            "fingerprint": self.model.fingerprint(),
+            "frames": self.frames,
+            "learn": self.learn,
+            "size": self.size,
+            "objects": self.objects,
+            "numbers": self.numbers,
+            "source": None if source is None else {"name": source.name, "position": source.position()},
+        }
+        states.save(self.state, path, masks=json.dumps(meta))
+
+    def load(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
+        """Go on where `save` was called, with the objects of that stream; a source is moved to where it stood.
+
+        Raises CheckpointError for a file that is no saved stream of masks, or belongs to another model.
+        """
+        text = states.metadata(path).get("masks")
+        if text is None:
+            raise CheckpointError(f"{path} is not a saved stream of masks")
+        meta: dict[str, Any] = json.loads(text)
+        if meta["fingerprint"] != self.model.fingerprint():
+            raise CheckpointError(f"{path} was saved by another mask model: load it with the model that wrote it")
+        state = states.load(path, self.model.init_state(1, meta["objects"]))
+        if source is not None and meta["source"] is not None:
+            source.seek(meta["source"]["position"])
+        self.state, self.objects = state, int(meta["objects"])
+        self.numbers = meta.get("numbers", list(range(1, self.objects + 1)))  # files of 0.1 do not say
+        self.frames, self.learn, self.size = int(meta["frames"]), bool(meta["learn"]), int(meta["size"])

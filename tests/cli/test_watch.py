@@ -157,7 +157,7 @@ def test_no_overlay_means_none_also_of_an_earlier_run(tmp_path: Path) -> None:
 
 
 def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path: Path, clip: Callable[..., Path]) -> None:
-    video, state = clip("one"), tmp_path / "state"
+    video, state = clip("one"), tmp_path / "made" / "for" / "state"
     assert watch(video, "--out", tmp_path / "whole") == 0
     assert watch(video, "--out", tmp_path / "first", "--max-frames", 17, "--save-state", state) == 0
     assert watch(video, "--out", tmp_path / "second", "--load-state", state) == 0
@@ -282,8 +282,9 @@ class TestErrors:
             ("good.mp4 --device meta", "'meta' cannot be used here"),
             ("good.mp4 --out good.mp4", "is a file"),
             ("good.mp4 --out good.mp4/deeper", "not a folder"),
-            ("good.mp4 --save-state nothing/deep/state", "expected a file"),
-            ("good.mp4 --save-state nothing", "expected a file"),
+            ("missing.mp4 --save-state nothing/deep/state", "no such file or folder"),
+            ("good.mp4 --save-state good.mp4/state", "not a folder"),
+            ("good.mp4 --save-state nothing", "is a folder: give a file"),
             ("gym:NoSuchWorld-v0", "NoSuchWorld"),
             ("good.mp4 --unknown", "unrecognized arguments"),
             ("", "SOURCE"),

@@ -153,14 +153,16 @@ TASKS = {
 }
 
 
+AVERAGED = "trainer:\n  callbacks+:\n    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging\n"
+
+
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.soak if k != "prediction" else []) for k in TASKS])
 def test_the_command_with_every_callback(tmp_path: Path, kind: str) -> None:
     """Pictures, both checkpoints, averaged weights and the export: no rank waits for one that has gone on."""
-    (tmp_path / "averaged.yaml").write_text(
-        "trainer:\n  callbacks+:\n    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging\n"
-    )
+    (tmp_path / "averaged.yaml").write_text(AVERAGED)
     movies(tmp_path)
-    run = started(tmp_path, *TASKS[kind], "--config=averaged.yaml", "--trainer.max_steps=2")
+    averaged = [] if kind == "spawn" else ["--config=averaged.yaml"]
+    run = started(tmp_path, *TASKS[kind], *averaged, "--trainer.max_steps=2")
     said, _ = run.communicate(timeout=280)
     assert run.returncode == 0, said[-3000:]
     assert "sync_dist" not in said
@@ -168,6 +170,17 @@ def test_the_command_with_every_callback(tmp_path: Path, kind: str) -> None:
     assert {"checkpoints", "config.yaml", "metrics.csv", "model", "best"} <= left
     assert "pictures" in left or kind == "classification"  # which draws none
     assert [path.name for path in (tmp_path / "out" / "train").iterdir()] == ["version_0"]
+
+
+def test_what_cannot_be_sent_to_a_spawned_process(tmp_path: Path) -> None:
+    """Lightning's averaging of weights holds a function that pickle refuses: one line, and no run left behind."""
+    (tmp_path / "averaged.yaml").write_text(AVERAGED)
+    run = started(tmp_path, *TASKS["spawn"], "--config=averaged.yaml", "--trainer.max_steps=2")
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode == 2, said[-3000:]
+    assert "cannot be sent to processes that are spawned" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

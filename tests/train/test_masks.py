@@ -99,6 +99,18 @@ def test_void_pixels_count_in_no_loss_and_no_overlap() -> None:
     assert all(torch.isfinite(loss) for loss in learner.losses(everything).values())
 
 
+def test_rows_that_go_on_keep_their_place() -> None:
+    """Another number of rows is refused, unless all of them begin a sequence."""
+    learner, whole = task().eval(), batch()
+    learner(piece(whole, 0, 2), "val")
+    rest = piece(whole, 2, 4)
+    with pytest.raises(ShapeError, match=r"a batch of 1 rows after one of 2.*keep batch_size"):
+        learner(Batch(*(part[:1] for part in rest if part is not None)), "val")
+    first = Batch(*(part[:1] for part in whole if part is not None))
+    expected = task().eval()(first, "val").output.logits
+    assert torch.equal(learner(first, "val").output.logits, expected)
+
+
 def test_the_numbers_of_objects_do_not_matter() -> None:
     """They are those of the files, with gaps; a sequence follows those that its first frame shows, in order."""
     whole = batch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
+from tttstream.cli.main import main
 from tttstream.train.prediction import Prediction
 from tttstream.train.stopping import Signals, Stop, Stopped
 
@@ -93,6 +95,27 @@ def test_it_goes_on_as_if_nothing_had_been(
     fit(second, tmp_path / f"kept_{id(first)}" / "last.ckpt", **options)
     assert first.losses + second.losses == whole.losses
     assert first.measured + second.measured == whole.measured
+
+
+class Early(Callback):
+    """Sends this process Ctrl-C in the validation before the first step."""
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pieces = [f"--config={name}" for name in ("trainer/fast", "model/tiny", "data/walk", "task/prediction")]
+    sizes = [f"--data.init_args.{name}" for name in ("batch_size=1", "length=4", "workers=0")]
+    early = f"--trainer.callbacks={Early.__module__}.Early"
+    monkeypatch.setitem(sys.modules, Early.__module__, sys.modules[__name__])
+    assert main(["fit", *pieces, *sizes, "--trainer.enable_progress_bar=false", early]) == 130
+    said = [line for line in capsys.readouterr().err.splitlines() if "stopped" in line]
+    assert said == ["tttstream: stopped by Ctrl-C before the first step; nothing was saved"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_sigterm_and_what_is_said(fit: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

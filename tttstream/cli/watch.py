@@ -112,10 +112,8 @@ def check(args: argparse.Namespace) -> None:
         raise ShapeError(f"--seed is {args.seed}: expected 0 or more, below 2 to the power of 63")
     if args.load_state is not None and not os.path.isfile(args.load_state):
         raise SourceError(f"--load-state: there is no file {args.load_state}")
-    if args.save_state is not None and (
-        os.path.isdir(args.save_state) or not os.path.isdir(args.save_state.absolute().parent)
-    ):
-        raise OutputError(f"--save-state {args.save_state}: expected a file in a folder that is there")
+    if args.save_state is not None and os.path.isdir(args.save_state):
+        raise OutputError(f"--save-state {args.save_state} is a folder: give a file")
     if args.out is not None and os.path.exists(args.out) and not os.path.isdir(args.out):
         raise OutputError(f"--out {args.out} is a file: give a folder")
 
@@ -171,6 +169,7 @@ def run(args: argparse.Namespace) -> int:
         if window is not None:
             stack.callback(window.close)
         if args.save_state is not None:
+            stack.enter_context(OutputFolder(args.save_state.absolute().parent, claim=False))
             with saving(args.save_state):
                 stack.enter_context(Claim.on_file(args.save_state))
         if masks:

@@ -41,6 +41,7 @@ BEGINNING = ("config.yaml", "hparams.yaml", "events.out")  # what a run writes b
 LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "val_check_interval": 1e-6}  # what Lightning lets pass
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LATEST = ("best", "last", "hpc")  # what Lightning itself finds
+UNSENDABLE = re.compile("(?i)can't pickle|cannot pickle|can't get local object")  # what pickle says of a part of it
 AFTER_CHIEF = 2.0  # seconds: what fails on every rank is said by the first one
 
 
@@ -157,6 +158,9 @@ class TrainingCLI(LightningCLI):
                     time.sleep(AFTER_CHIEF)
                 elif not isinstance(own, (TTTStreamError, Stopped)) and self.trainer.world_size > 1:
                     time.sleep(2 * AFTER_CHIEF)
+                if own is error and isinstance(own, Stopped) and chief and not signals.answered:
+                    early = subcommand == "fit" and not self.trainer.global_step
+                    signals.say("before the first step; nothing was saved" if early else "")
                 signals.kill()
                 self._tidy()
                 raise own from error
@@ -209,6 +213,10 @@ def _data_size(model: int, data: Any) -> int:
 def _reported(error: BaseException) -> BaseException:
     """An error of ours where there is one behind what torch says of a worker or of a spawned rank; else the error."""
     last = str(error).rstrip().rpartition("\n")[2]
+    if UNSENDABLE.match(str(error)):
+        return ConfigError(
+            f"what the run consists of cannot be sent to processes that are spawned ({error}): take the strategy ddp"
+        )
     spawned = re.match(r"tttstream[\w.]*\.(\w+Error): (.*)", last)
     if isinstance(error, ProcessRaisedException) and spawned:
         return getattr(errors, spawned[1], ConfigError)(spawned[2])

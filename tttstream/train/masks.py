@@ -19,7 +19,7 @@ from tttstream.models.masks.mixture import SETTINGS, MixtureConfig, MixtureModel
 from tttstream.models.masks.networks import STRIDE
 from tttstream.models.masks.propagator import MaskOutput
 from tttstream.state import pack, unpack
-from tttstream.train.task import lanes_of, named, not_negative
+from tttstream.train.task import lanes_before, lanes_of, named, not_negative
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -97,8 +97,8 @@ class MaskPropagation(LightningModule):
         numbers = self.numbers(batch.mask, batch.reset, stage)
         masks = (batch.mask[:, :, None] == numbers[..., None, None]).float()
         given = batch.reset[:, :, None] & masks.flatten(3).any(3)
-        state = self._states.get(stage)
-        if state is None or state.rows != len(masks):
+        state = lanes_before(self._states.get(stage), batch, stage)
+        if state is None:
             state = self.model.init_state(len(masks), self.objects, self.slots if stage == "train" else None)
         seen = state.to(self.device)
         counted, known = [], seen.seen > 0

@@ -134,6 +134,10 @@ class Signals:
             if process.poll():
                 self.end(process.returncode if process.returncode > 0 else 128 - process.returncode)
 
+    def say(self, more: str) -> None:
+        """Print which signal stopped the run."""
+        _say(f"stopped by {TAKEN[signal.Signals(self.asked)]} {more}".rstrip())
+
     def kill(self) -> None:
         """End the other ranks and this process's workers."""
         self.answered = True

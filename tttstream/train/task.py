@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,10 +17,12 @@ from tttstream.memory.base import Memory
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.backbone import Losses, ModelState
 from tttstream.models.frame import Output
-from tttstream.state import pack, unpack
+from tttstream.state import State, pack, unpack
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
+
+S = TypeVar("S", bound=State)
 
 
 class StreamTask(LightningModule):
@@ -70,15 +72,8 @@ class StreamTask(LightningModule):
 
     def state_before(self, batch: Batch, stage: str) -> ModelState | None:
         """The memory of this stage's lanes before a batch; None for fresh ones."""
-        state = self._states.get(stage)
-        if state is None or state.rows == len(batch.frames):
-            return None if state is None else state.to(self.device)
-        if not bool(batch.reset[:, 0].all()):
-            raise ShapeError(
-                f"{stage}: a batch of {len(batch.frames)} rows after one of {state.rows}: rows that go on must keep "
-                "their place, also when a run is resumed: keep batch_size"
-            )
-        return None
+        state = lanes_before(self._states.get(stage), batch, stage)
+        return None if state is None else state.to(self.device)
 
     def keep(self, stage: str, state: ModelState) -> None:
         """Let the lanes of a stage go on from this state, without its past."""
@@ -181,6 +176,21 @@ class StreamTask(LightningModule):
             means = [mean_where(part.detach().mean(-1), valid) for part in inner]
             values = {f"{stage}/inner_before": means[0], f"{stage}/inner_after": means[1]}
             self.log_dict(values, batch_size=int(valid.sum()) if measured else len(valid), sync_dist=measured)
+
+
+def lanes_before(state: S | None, batch: Batch, stage: str) -> S | None:
+    """The state that the rows of a batch go on from; None where all of them begin anew, in whatever number.
+
+    Raises ShapeError where the number of rows changes and some of them go on.
+    """
+    if state is None or state.rows == len(batch.frames):
+        return state
+    if not bool(batch.reset[:, 0].all()):
+        raise ShapeError(
+            f"{stage}: a batch of {len(batch.frames)} rows after one of {state.rows}: rows that go on must keep "
+            "their place, also when a run is resumed: keep batch_size"
+        )
+    return None
 
 
 def lanes_of(lanes: Tensor, trainer: Trainer) -> Tensor:

@@ -149,6 +149,20 @@ def test_odd_streams(tmp_path: Path, odd: str, suffix: str) -> None:
         check(path, Decord(), expected, 3.0)
 
 
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_files_that_call_every_frame_a_key_frame(tmp_path: Path, b_frames: int) -> None:
+    """As MP4 without its table of key frames (stss) does: decord would begin to decode at any frame."""
+    path, source = tmp_path / "all.mp4", make(tmp_path / "a.mp4", "libx264", b_frames=b_frames)
+    with av.open(str(source)) as whole, av.open(str(path), "w") as file:
+        stream = file.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.dts is not None:
+                packet.stream, packet.is_keyframe = stream, True
+                file.mux(packet)
+    check(path, PyAV(), in_sequence(path))
+    check(path, Decord(), in_sequence(path), 3.0)
+
+
 @pytest.mark.parametrize("suffix", ["webm", "ivf"])
 def test_pictures_of_vp8_that_are_never_shown(tmp_path: Path, suffix: str) -> None:
     alt = {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "cpu-used": "4"}

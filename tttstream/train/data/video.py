@@ -262,8 +262,8 @@ def plain(path: str) -> bool:
 
 
 class _DecordReader(Reader):
-    """Opens the file for each read; where decord gives up, or counts other frames than the packets say, PyAV reads, and
-    where pictures are not shown as they are stored."""
+    """Opens the file for each read. PyAV reads where decord gives up, counts other frames or key frames than the
+    packets hold, or pictures are not shown as they are stored."""
 
     def __init__(self, path: str, short_side: int | None) -> None:
         self._path, self._short_side = path, short_side
@@ -271,6 +271,7 @@ class _DecordReader(Reader):
         exact = bool(found.formats & {"mov", "matroska"}) and found.codec in EXACT and found.closed and found.fresh
         self._fallback: Reader | None = None if exact and plain(path) else _PyAVReader(path, short_side)
         self._shape: tuple[int, int, int] | None = None
+        self._keys = set(np.flatnonzero(found.keys).tolist())
         self._count, self.damage = found.frames, found.damage
         self.frames = self._count
 
@@ -299,7 +300,9 @@ class _DecordReader(Reader):
                 if min(width, height) > self._short_side:
                     width, height = Display(self._path, short_side=self._short_side).size(width, height)
                     reader = decord.VideoReader(content(self._path), width=width, height=height, num_threads=1)
-            return reader.get_batch(indices).asnumpy() if len(reader) == self.frames else None
+            # A file may call every frame a key frame. decord believes that, and would begin to decode anywhere.
+            exact = len(reader) == self.frames and self._keys.issuperset(reader.get_key_indices())
+            return reader.get_batch(indices).asnumpy() if exact else None
         except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, UnicodeEncodeError):  # of its name
             return None
 

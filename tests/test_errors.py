@@ -104,6 +104,9 @@ def test_heads_must_divide(name: str) -> None:
         ("ttt_swiglu", {}, "grid"),
         ("ttt_conv", {"causal": "token"}, "frame"),
         ("ttt_linear", {"mini_batch": 0}, "mini_batch"),
+        ("additive", {"conv": -1}, "conv is the width of a convolution, 0 for none, got -1"),
+        ("delta", {"reach": 2.5}, "at most 2, got 2.5"),
+        ("gated_delta", {"decay": "both"}, 'decay="scalar" or "channel", got \'both\''),
     ],
 )
 def test_bad_options(name: str, options: dict[str, object], message: str) -> None:

@@ -144,6 +144,7 @@ class TestProgram:
             chosen,
         ):
             assert re.search(word, out), word
+        assert all(f"{name}: " in out for name in tttstream.memory.names())
 
     @pytest.mark.parametrize(
         ("found", "interpret", "cuda", "says"),

@@ -142,6 +142,7 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
     "ttt_mlp": [({"mini_batch": 4}, 1), ({"causal": "frame", **_GRID}, 6)],
     "ttt_conv": [(_GRID, 6)],
     "ttt_swiglu": [(_GRID, 6)],
+    "gated_delta": [({}, 1), ({"decay": "channel", "reach": 2.0, "conv": 0}, 1)],
     "window": [({"window": 5}, 1)],
     "lstm": [({}, 1), ({"layers": 2}, 1)],
 }

@@ -36,9 +36,7 @@ class Config:
     env: str = option("CartPole-v1", "gymnasium id of the environment, also of popgym and MiniGrid")
     steps: int = option(500_000, "environment steps in all")
     seed: int = option(0, "seed of weights, of draws and of every episode")
-    memory: str = option(
-        "ttt_linear", "ttt_linear, ttt_mlp, ttt_conv, ttt_swiglu, gru, lstm, window, attention, framestack, mlp"
-    )
+    memory: str = option("ttt_linear", "a memory that `tttstream info` lists, or framestack, or mlp (no memory)")
     dim: int = option(64, "width of the policy")
     depth: int = option(1, "how many memories follow one another")
     heads: int = option(2, "heads of a memory")

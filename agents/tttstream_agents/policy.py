@@ -26,8 +26,8 @@ class MemoryPolicy(Trunk):
     """A policy and a value function that remember, for any environment of gymnasium.
 
     observation_space, action_space: of one environment.
-    memory: a name of `tttstream_agents.memories.names()`: ttt_linear, ttt_mlp, gru, lstm, window, attention,
-        framestack, mlp (no memory).
+    memory: a name of `tttstream_agents.memories.names()`: a memory of `tttstream.memory.names()`, framestack, or mlp
+        (no memory).
     dim, depth, heads: width, how many memories follow one another, heads of each.
     positions: whether the policy sees how many steps of the episode are behind it, as waves of 4 to 1024 steps; a
         memory that looks things up by content needs them to say how long ago something was.

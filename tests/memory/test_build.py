@@ -3,7 +3,7 @@
 import pytest
 
 from tttstream import TTTLayer
-from tttstream.memory import GRU, LSTM, Attention, Memory, Window, build, names
+from tttstream.memory import GRU, LSTM, Additive, Attention, Delta, GatedDelta, Memory, Window, build, names
 
 GRID = {"ttt_conv": {"grid": (2, 2)}, "ttt_swiglu": {"grid": (2, 2)}}
 
@@ -21,7 +21,8 @@ def test_every_name(name: str) -> None:
 def test_classes() -> None:
     classes = {name: type(build(name, dim=16, heads=2, **GRID.get(name, {}))) for name in names()}
     ttt = dict.fromkeys(("ttt_linear", "ttt_mlp", "ttt_conv", "ttt_swiglu"), TTTLayer)
-    assert classes == {**ttt, "attention": Attention, "window": Window, "lstm": LSTM, "gru": GRU}
+    rules = {"additive": Additive, "delta": Delta, "gated_delta": GatedDelta}
+    assert classes == {**ttt, **rules, "attention": Attention, "window": Window, "lstm": LSTM, "gru": GRU}
 
 
 def test_options_reach_the_class() -> None:

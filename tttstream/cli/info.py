@@ -84,6 +84,13 @@ def backends() -> list[str]:
     return lines
 
 
+def memories() -> list[str]:
+    """The memories that can be built by name, one line each."""
+    from tttstream.memory.catalogue import CATALOGUE
+
+    return [f"{name}: {entry.about}" for name, entry in CATALOGUE.items()]
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
     from tttstream import __version__
@@ -97,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         ("triton", [triton_status()]),
         ("kernels", triton_coverage()),
         ("auto takes", backends()),
+        ("memories", memories()),
     ]
     for title, lines in rows:
         for index, line in enumerate(lines):

@@ -21,10 +21,12 @@ class Memory(nn.Module):
     multiple of the tokens of a frame. The graph is kept until `state.detach()`.
 
     bounded: whether the size of the state is constant (a growing key-value cache's is not).
+    adds_up: whether the values in the state may grow with the stream, which lets a memory count; law 6 exempts it.
     state_type: the class of its states.
     """
 
     bounded: bool = True
+    adds_up: bool = False
     state_type: type[State] = State
     dim: int
 

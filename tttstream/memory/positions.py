@@ -92,23 +92,22 @@ class Rotary(nn.Module):
 
 
 class ShortConv(nn.Module):
-    """Two depthwise causal convolutions over one projection of the tokens, one for q and one for k.
+    """Depthwise causal convolutions over one projection of the tokens, `views` of them: one for q and one for k in a
+    TTT layer, which share a projection.
 
     What the next call still sees, the last `taps - 1` tokens of each row, is part of the memory's state; a token sees
     nothing from before its row's last reset.
     """
 
-    def __init__(self, dim: int, taps: int) -> None:
+    def __init__(self, dim: int, taps: int, views: int = 2) -> None:
         super().__init__()
         self.taps = taps
         bound = taps**-0.5
-        self.weight = nn.Parameter(torch.empty(2, taps, dim).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(2, dim))
+        self.weight = nn.Parameter(torch.empty(views, taps, dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(views, dim))
 
-    def forward(
-        self, x: Tensor, window: Tensor, reset: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, dim], window [B, taps - 1, dim] -> (q, k [B, T, dim], the next window)."""
+    def forward(self, x: Tensor, window: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, ...]:
+        """x [B, T, dim], window [B, taps - 1, dim] -> (a view [B, T, dim] each, the next window)."""
         rows, tokens, _ = x.shape
         past = torch.cat([window.to(x.dtype), x], dim=1)
         ages = None
@@ -121,10 +120,10 @@ class ShortConv(nn.Module):
             if ages is not None:
                 tap = torch.where(ages >= lag, tap, 0.0)
             views = views + self.weight[:, self.taps - 1 - lag, None, None].to(x.dtype) * tap
-        return views[0], views[1], self._next(past, window, reset, lengths, tokens)
+        return *views.unbind(0), self._next(past, window, reset, lengths, tokens)
 
     def one(self, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` of one token without a reset: x [B, dim] -> (q and k [2, B, dim], the next window)."""
+        """`forward` of one token without a reset: x [B, dim] -> (the views [views, B, dim], the next window)."""
         past = torch.cat([window, x.unsqueeze(1)], dim=1)
         views = (self.weight.unsqueeze(1) * past).sum(2).add_(self.bias.unsqueeze(1))
         return views, past[:, 1:].contiguous()

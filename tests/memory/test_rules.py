@@ -1,0 +1,203 @@
+"""Matrix memories against their published recurrences, written out token by token for one row, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tttstream.memory import Memory, build
+from tttstream.memory.recurrence import LEAST, Token, recurrence
+from tttstream.testing import Case, assert_close, gradients
+
+DIM, HEADS = 12, 2
+WIDTH = DIM // HEADS
+Literal = Callable[[Any, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""(memory, x [T, dim], matrix [H, Dk, Dv], window [taps - 1, channels]) -> (y [T, dim], matrix, window)."""
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    return torch.log(1 + torch.exp(x))
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).sum() + 1e-6)
+
+
+def rms(x: Tensor, weight: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).mean() + 1e-6) * weight
+
+
+def convolved(conv: Any, window: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """One token p [channels] through a causal convolution over it and the tokens before it; the next window."""
+    if conv is None:
+        return p, window
+    taps = torch.cat([window, p[None]])
+    return silu((conv.weight[0] * taps).sum(0) + conv.bias[0]), taps[1:]
+
+
+def rows(rule: Callable[..., tuple[Tensor, Tensor]], read: Callable[..., Tensor]) -> Literal:
+    """A memory with q, k and v from one convolved projection: rule(memory, head, S, q, k, v, x) -> (S, o), then
+    read(memory, o [H, D], x)."""
+
+    def literal(memory: Any, x: Tensor, matrix: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out = []
+        heads = list(matrix)
+        for token in x:
+            p, window = convolved(memory.conv, window, memory.project.weight @ token)
+            q, k, v = p.view(3, HEADS, WIDTH)
+            o = []
+            for h in range(HEADS):
+                heads[h], answer = rule(memory, h, heads[h], unit(q[h]), unit(k[h]), v[h], token)
+                o.append(answer)
+            out.append(memory.out.weight @ read(memory, torch.stack(o), token))
+        return torch.stack(out), torch.stack(heads), window
+
+    return literal
+
+
+def add(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    s = s + torch.outer(k, v)
+    return s, q @ s
+
+
+def beta(memory: Any, h: int, x: Tensor) -> Tensor:
+    return memory.reach * sigmoid(memory.rate.weight[h] @ x + memory.rate.bias[h])
+
+
+def correct(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    s = s - beta(memory, h, x) * torch.outer(k, k @ s - v)
+    return s, q @ s
+
+
+def fade(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    decay = memory.decay
+    raw = decay.rate.weight[h] @ x + decay.rate.bias[h]
+    return correct(memory, h, torch.exp(-decay.scale[h].exp() * softplus(raw)) * s, q, k, v, x)
+
+
+def fade_channels(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    decay = memory.decay
+    raw = decay.up.weight @ decay.down.weight @ x + decay.up.bias
+    alpha = torch.exp(LEAST * sigmoid(raw.view(HEADS, WIDTH)[h]))
+    return correct(memory, h, torch.diag(alpha) @ s, q, k, v, x)
+
+
+def plain(memory: Any, o: Tensor, x: Tensor) -> Tensor:
+    return o.flatten()
+
+
+def normed(memory: Any, o: Tensor, x: Tensor) -> Tensor:
+    return torch.cat([rms(one, memory.norm.weight) for one in o])
+
+
+def gated(memory: Any, o: Tensor, x: Tensor) -> Tensor:
+    return normed(memory, o, x) * silu(memory.gate.weight @ x)
+
+
+RULES: dict[str, tuple[str, dict[str, Any], Literal]] = {
+    "additive": ("additive", {}, rows(add, plain)),
+    "additive-raw": ("additive", {"conv": 0}, rows(add, plain)),
+    "delta": ("delta", {}, rows(correct, normed)),
+    "delta-half": ("delta", {"reach": 1.0, "conv": 2}, rows(correct, normed)),
+    "gated_delta": ("gated_delta", {}, rows(fade, gated)),
+    "gated_delta-channel": ("gated_delta", {"decay": "channel", "reach": 2.0}, rows(fade_channels, gated)),
+}
+every_rule = pytest.mark.parametrize("name", RULES)
+
+
+def made(name: str) -> tuple[Memory, Literal]:
+    kind, options, literal = RULES[name]
+    return Case(kind, options, dim=DIM, heads=HEADS).memory(), literal
+
+
+@every_rule
+@pytest.mark.parametrize("tokens", [1, 2, 17, 70])
+def test_recurrence(name: str, tokens: int) -> None:
+    """Outputs, state, and gradients with respect to tokens, parameters and the state before."""
+    memory, literal = made(name)
+    x = torch.randn(2, tokens, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    before = torch.randn(2, 9, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    old = memory(before)[1].detach().map(lambda leaf: leaf.requires_grad_())
+    results = []
+    for way in ("memory", "literal"):
+        if way == "memory":
+            y, state = memory(x, old)
+        else:
+            parts = [literal(memory, *one) for one in zip(x, *old, strict=True)]
+            y, matrix, window = (torch.stack(part) for part in zip(*parts, strict=True))
+            state = type(old)(matrix, window)
+        results.append([y, state, gradients(memory, [y, state], [x, *old.tensors()])])
+    assert_close(results[0], results[1])
+
+
+@every_rule
+def test_fresh(name: str) -> None:
+    memory, literal = made(name)
+    x = torch.randn(1, 40, DIM, dtype=torch.float64)
+    y, state = memory(x)
+    fresh = memory.init_state(1)
+    expected = literal(memory, x[0], *(leaf[0] for leaf in fresh.tensors()))
+    assert_close([y[0], *(leaf[0] for leaf in state.tensors())], list(expected))
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["number", "channel"])
+def test_the_strongest_decay_stays_in_range(wide: bool) -> None:
+    """Chunks in float32 agree with single tokens where everything fades by exp(LEAST) a token, and no gradient is lost
+    (a number a head may fade faster yet)."""
+    generator = torch.Generator().manual_seed(0)
+    size = (1, 100, 1, 8)
+    q, k, v = (torch.randn(size, generator=generator) for _ in range(3))
+    decay = torch.full((1, 100, 1, 8 if wide else 1), LEAST if wide else -200.0).requires_grad_()
+    k = torch.nn.functional.normalize(k, dim=-1).requires_grad_()
+    state = torch.randn(1, 1, 8, 8, generator=generator)
+    o, end = recurrence(Token(q, k, v, decay, read=k), state)
+    (o.square().sum() + end.square().sum()).backward()
+    assert decay.grad is not None
+    assert decay.grad.isfinite().all()
+    singly = []
+    with torch.no_grad():
+        for t in range(100):
+            part = slice(t, t + 1)
+            one, state = recurrence(Token(q[:, part], k[:, part], v[:, part], decay[:, part], read=k[:, part]), state)
+            singly.append(one)
+    assert_close([o.detach(), end.detach()], [torch.cat(singly, 1), state])
+
+
+def test_an_additive_memory_counts() -> None:
+    """The k-th write of a value is read k times as large; the delta rule, whose step ends the error, reads it once."""
+    k = torch.zeros(1, 50, 1, 4, dtype=torch.float64)
+    k[..., 0] = 1.0
+    v = torch.ones(1, 50, 1, 1, dtype=torch.float64)
+    state = torch.zeros(1, 1, 4, 1, dtype=torch.float64)
+    counted, _ = recurrence(Token(k, k, v), state)
+    assert_close(counted.flatten(), torch.arange(1.0, 51.0).double())
+    corrected, _ = recurrence(Token(k, k, v, read=k), state)
+    assert_close(corrected.flatten(), torch.ones(50).double())
+
+
+def test_how_far_float32_counts() -> None:
+    """Ones are counted up to 2^24 = 16,777,216, token by token no further; in chunks of even size the sum goes on, but
+    an odd number is no longer told from its neighbours."""
+    one = torch.ones(1, 1, 1, 1)
+    state = torch.full((1, 1, 1, 1), 2.0**24 - 2)
+    seen = []
+    for _ in range(4):
+        o, state = recurrence(Token(one, one, one), state)
+        seen.append(float(o))
+    assert seen == [2.0**24 - 1, 2.0**24, 2.0**24, 2.0**24]
+    many = torch.ones(1, 64, 1, 1)
+    _, state = recurrence(Token(many, many, many), state)
+    assert float(state) == 2.0**24 + 64
+    assert build("additive", dim=4).adds_up

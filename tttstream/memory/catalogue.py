@@ -1,0 +1,65 @@
+"""The memories by name: the one list that `build`, `tttstream info`, the agents, the configs and the laws read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tttstream.errors import ShapeError
+from tttstream.memory.attention import Attention, Window
+from tttstream.memory.base import Memory
+from tttstream.memory.matrix import Additive, Delta, GatedDelta
+from tttstream.memory.recurrent import GRU, LSTM
+from tttstream.memory.ttt import TTTLayer
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One memory. make: called with dim, heads (where it has heads) and its options. about: what it is, one line."""
+
+    make: Callable[..., Memory]
+    about: str
+
+
+CATALOGUE: dict[str, Entry] = {
+    "ttt_linear": Entry(partial(TTTLayer, inner="linear"), "a linear model with LayerNorm, a gradient step a token"),
+    "ttt_mlp": Entry(partial(TTTLayer, inner="mlp"), "a two-layer MLP with LayerNorm, a gradient step a token"),
+    "ttt_conv": Entry(partial(TTTLayer, inner="conv", causal="frame"), "a small CNN, a gradient step a frame"),
+    "ttt_swiglu": Entry(partial(TTTLayer, inner="swiglu", causal="frame"), "a SwiGLU MLP, a gradient step a frame"),
+    "additive": Entry(Additive, "linear attention without a norm: sums that count"),
+    "delta": Entry(Delta, "the delta rule, steps up to 2"),
+    "gated_delta": Entry(GatedDelta, "the delta rule with a decay a head or a channel"),
+    "attention": Entry(Attention, "softmax attention over everything; its state grows"),
+    "window": Entry(Window, "softmax attention over the last tokens"),
+    "lstm": Entry(LSTM, "torch.nn.LSTM"),
+    "gru": Entry(GRU, "torch.nn.GRU"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that `build` knows."""
+    return tuple(CATALOGUE)
+
+
+def build(name: str, *, dim: int, heads: int = 1, **options: Any) -> Memory:
+    """A new memory by name.
+
+    name: one of `names()`.
+    dim: width of a token.
+    heads: number of heads; memories without heads (lstm, gru) do not look at it.
+    options: what the class takes besides: `TTTLayer` for ttt_*, `Window` (window) and so on.
+
+    Raises ShapeError for an unknown name, an unknown option, or sizes that do not fit.
+    """
+    if name not in CATALOGUE:
+        raise ShapeError(f"there is no memory {name!r}: expected one of {', '.join(CATALOGUE)}")
+    make = CATALOGUE[name].make
+    known = inspect.signature(make).parameters
+    taken = [option for option in known if option not in ("dim", "heads", "inner")]
+    unknown = sorted(set(options) - set(taken))
+    if unknown:
+        raise ShapeError(f"memory {name!r} has no option {', '.join(unknown)}: it takes {', '.join(taken) or 'none'}")
+    return make(dim=dim, **({"heads": heads} if "heads" in known else {}), **options)

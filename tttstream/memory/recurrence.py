@@ -1,0 +1,192 @@
+"""Linear recurrences of a matrix state, token by token and in chunks: what the delta kinds, SSD and RWKV-7 share.
+
+Letters: B rows, T tokens, H heads, Dk width of keys, Dv width of values, C tokens of a chunk, n = chunks * H.
+
+For row vectors k, v, c, a and a decay w in (0, 1] (a number a head, or one a key channel), one token does
+
+    S' = diag(w) S                    decay
+    S  = S' - a^T (c S') + k^T v      what is read at c is removed at a; v is added at k
+    o  = q S                          read
+
+A chunk does the same for C tokens at once, exactly. With G_i the sum of log w up to token i, u_i = c_i S'_i and
+M^xy_ij = sum_d x_id y_jd exp(G_id - G_jd), the removed values solve a triangular system, (I + M^ca) U =
+(c exp G) S_0 + M^ck V with M below the diagonal (the WY or UT transform; Yang et al., arXiv 2406.06484, equations 8 to
+11, with decay arXiv 2412.06464, section 3.3). U is affine in S_0, so a chunk is S_C = A S_0 + B: the loop over chunks
+is one product each, and everything else is computed for all chunks side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tttstream_kernels.plan import Ragged, Uniform, plan
+from tttstream_kernels.precision import cast, full_precision
+
+CHUNK = 32  # tokens of a chunk on one CPU core, the fastest of 16, 32 and 64 at head widths of 32 to 64
+CHANNEL_CHUNK = 16  # of a decay a channel, whose products are taken apart into factors up to exp(8 * LEAST)
+LEAST = -5.0  # the smallest logarithm of a decay a channel, so that no factor leaves the range of float32
+
+
+class Token(NamedTuple):
+    """What the tokens of a call do to the state.
+
+    q, k: [B, T, H, Dk]. v: [B, T, H, Dv]. decay: log w, [B, T, H, 1], or [B, T, H, Dk] of at least LEAST; None for no
+    decay. read, erase: c and a, [B, T, H, Dk]. No `read`: nothing is removed. A `read` without `erase`: a is k, which
+    is the delta rule (k = beta * c) and takes half of the products.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    decay: Tensor | None = None
+    read: Tensor | None = None
+    erase: Tensor | None = None
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Token:
+        """The same with `function` applied to every tensor."""
+        return Token(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
+
+
+def recurrence(
+    token: Token, state: Tensor, reset: Tensor | None = None, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Outputs o [B, T, H, Dv] (zero beyond a row's length) and the state [B, H, Dk, Dv] after the call.
+
+    state: [B, H, Dk, Dv], whose type everything is computed in. reset [B, T], lengths [B]: see `Memory`.
+    """
+    token = token.each(lambda part: cast(state.dtype, part)[0])
+    rows, tokens = token.q.shape[:2]
+    with full_precision(state.device.type):
+        if tokens == 1 and lengths is None:
+            if reset is not None:
+                state = torch.where(reset[..., None, None], 0.0, state)
+            o, state = step(token.each(lambda part: part[:, 0]), state)
+            return o[:, None], state
+        wide = token.decay is not None and token.decay.shape[-1] > 1
+        size = min(tokens, CHANNEL_CHUNK if wide else CHUNK)
+        cut = plan(rows, tokens, size, None, reset, lengths, state.device)
+        if isinstance(cut, Ragged) and not cut.active:
+            return torch.zeros_like(token.v), state
+        o, state = _chunks(token, cut, state)
+        return cut.unpack(o), state
+
+
+def step(token: Token, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row: tokens [B, H, Dk] and [B, H, Dv], state [B, H, Dk, Dv] -> (o [B, H, Dv], the next state)."""
+    q, k, v, decay, read, erase = token
+    if decay is not None:
+        state = state * decay.exp()[..., None]
+    if read is not None:
+        removed = (read[..., None, :] @ state)[..., 0, :]
+        if erase is None:
+            v = v - removed
+        else:
+            state = state - erase[..., None] * removed[..., None, :]
+    state = torch.addcmul(state, k[..., None], v[..., None, :])
+    return (q[..., None, :] @ state)[..., 0, :], state
+
+
+class Decays:
+    """Products of decays inside chunks. log [n, C, 1 or Dk], None for no decay."""
+
+    def __init__(self, log: Tensor | None) -> None:
+        self.wide = log is not None and log.shape[-1] > 1
+        self.sums = None if log is None else log.cumsum(1)
+        self.pairs: Tensor | None = None
+        if self.sums is not None and not self.wide:
+            apart = self.sums - self.sums.mT
+            later = torch.ones(apart.shape[1:], dtype=torch.bool, device=apart.device).triu(1)
+            self.pairs = apart.masked_fill(later, -torch.inf).exp()
+        elif self.sums is not None:
+            shifted = self.sums - self.sums[:, self.sums.shape[1] // 2, None]
+            self.up, self.down = shifted.exp(), shifted.neg().exp()
+
+    def since(self, x: Tensor) -> Tensor:
+        """x [n, C, Dk] with what has decayed since the chunk began."""
+        return x if self.sums is None else x * self.sums.exp()
+
+    def until(self, x: Tensor) -> Tensor:
+        """x [n, C, Dk] with what will have decayed when the chunk ends."""
+        return x if self.sums is None else x * (self.sums[:, -1:] - self.sums).exp()
+
+    def whole(self) -> Tensor | None:
+        """What a chunk leaves of the state, [n, 1 or Dk, 1]."""
+        return None if self.sums is None else self.sums[:, -1, :, None].exp()
+
+    def products(self, x: Tensor, y: Tensor, below: int) -> Tensor:
+        """M^xy [n, C, C]: zero above the diagonal, for below=1 on it too."""
+        if self.wide:
+            return ((x * self.up) @ (y * self.down).mT).tril(-below)
+        raw = x @ y.mT
+        return (raw if self.pairs is None else raw * self.pairs).tril(-below)
+
+
+def _chunks(token: Token, cut: Uniform | Ragged, state: Tensor) -> tuple[Tensor, Tensor]:
+    """All chunks of a call: o [n, C, Dv] and the state after it."""
+    q, k, v, log, read, erase = token.each(cut.pack)
+    decays = Decays(log)
+    reads, inside = decays.since(q), decays.products(q, k, 0)
+    if read is None:
+        starts, state = walk(cut, state, decays.whole(), decays.until(k).mT @ v)
+        return torch.baddbmm(inside @ v, reads, starts), state
+
+    same = erase is None
+    away = k if erase is None else erase
+    system = decays.products(read, away, 1)
+    known = v if same else -(decays.products(read, k, 1) @ v)
+    solved = torch.linalg.solve_triangular(
+        system, torch.cat([decays.since(read), known], -1), upper=False, unitriangular=True
+    )
+    onto, written = solved.split((k.shape[-1], v.shape[-1]), -1)  # written at `away`: written - onto @ S_0
+
+    leaving = decays.until(away).mT
+    whole = decays.whole()
+    kept = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) * (1.0 if whole is None else whole)
+    addition = leaving @ written
+    if same:
+        o, outside = inside @ written, inside
+    else:
+        outside = decays.products(q, away, 0)
+        o = torch.baddbmm(inside @ v, outside, written)
+        addition = torch.baddbmm(addition, decays.until(k).mT, v)
+    reads = reads - outside @ onto
+    starts, state = walk(cut, state, kept - leaving @ onto, addition)
+    return torch.baddbmm(o, reads, starts), state
+
+
+def walk(cut: Uniform | Ragged, state: Tensor, transition: Tensor | None, addition: Tensor) -> tuple[Tensor, Tensor]:
+    """From chunk to chunk, S <- transition S + addition.
+
+    state [B, H, Dk, Dv]; transition [n, Dk, Dk], or [n, 1 or Dk, 1] for a factor a channel, None for 1; addition
+    [n, Dk, Dv]. Returns what every chunk starts from, [n, Dk, Dv], and the state of the rows after the call.
+    """
+    heads = state.shape[1]
+    current = state
+    if isinstance(cut, Ragged):
+        current = torch.where(cut.fresh[:, None, None, None], 0.0, state[cut.row])
+    current = current.flatten(0, 1)
+    sizes = [pieces * heads for pieces in cut.waves]
+    moves = [None] * len(sizes) if transition is None else transition.split(sizes)
+    matrix = transition is not None and transition.shape[-1] > 1
+    starts, ends = [], []
+    for wave, (move, more) in enumerate(zip(moves, addition.split(sizes), strict=True)):
+        if len(current) > sizes[wave]:
+            ends.append(current[sizes[wave] :])
+            current = current[: sizes[wave]]
+        starts.append(current)
+        if move is None:
+            current = current + more
+        elif matrix:
+            current = torch.baddbmm(more, move, current)
+        else:
+            current = torch.addcmul(more, move, current)
+    ends.append(current)
+    whole = starts[0] if len(starts) == 1 else torch.cat(starts)
+    end = torch.cat(ends[::-1]).unflatten(0, (-1, heads))
+    if isinstance(cut, Ragged):
+        end = torch.where((cut.last >= 0)[:, None, None, None], end[cut.last.clamp(min=0)], state)
+    return whole, end

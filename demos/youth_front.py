@@ -57,11 +57,11 @@ def main() -> None:
         for (name, mode), colour in COLOURS.items():
             ours = default(name, mode)
             plain = live(name, mode, Update(), world, args.scenes)
-            lives = live(name, mode, ours._replace(longest=SHARES * ours.longest), world, args.scenes, len(SHARES))
+            lives = live(name, mode, ours._replace(max_norm=SHARES * ours.max_norm), world, args.scenes, len(SHARES))
             early, late, recall = (torch.cat(both, -1) for both in zip(lives, plain, strict=True))
             early, late, kept = early[-50:].mean(0), late[-50:].mean(0), recall[:3].mean(0)
             share = early / plain.early[1:6].mean()
-            for i, length in enumerate([*(f"{float(x):.2f}" for x in SHARES * ours.longest), "the paper's"]):
+            for i, length in enumerate([*(f"{float(x):.2f}" for x in SHARES * ours.max_norm), "the paper's"]):
                 cells = " | ".join(f"{float(cell):.2f}" for cell in (early[i], share[i], late[i], *recall[:, i]))
                 mark = "**" if i == OURS else ""
                 lines.append(f"| {world} | {name}, {mode} mode | {mark}{length}{mark} | {cells} |")

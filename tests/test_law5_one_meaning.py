@@ -36,7 +36,7 @@ ROWS, HEADS, WIDTH, K = 2, 2, 8, 4
 LONGEST = 3.0
 UPDATES = {
     "plain": Update(),
-    "all": Update(forget=0.1, momentum=0.5, longest=LONGEST, follow=True),
+    "all": Update(forget=0.1, momentum=0.5, max_norm=LONGEST),
 }
 TOKEN_INNERS: list[Inner] = [Linear(), MLP()]
 FRAME_INNERS: list[Inner] = [Linear(), MLP(), Conv(2, 2), SwiGLU(), SwiGLUDot()]
@@ -322,33 +322,36 @@ def test_an_exported_step_is_saved_and_read_with_its_state(tmp_path: Any) -> Non
 def test_an_explicit_backend_is_explicit(inner: Inner, causal: str) -> None:
     for tokens in (1, 2 * K) if causal == "token" else (K,):
         given = arguments(inner, tokens)
-        reference = ttt(inner, **given, mini_batch=K, causal=causal, backend="reference")
+        reference = ttt(inner, **given, mini_batch=K, causal=causal, backend="torch")
         close(ttt(inner, **given, mini_batch=K, causal=causal), reference, TOLERANCE[torch.float32])
+        with torch.no_grad():
+            defined = ttt(inner, **given, mini_batch=K, causal=causal, backend="definition", return_loss=True)
+        ours = ttt(inner, **given, mini_batch=K, causal=causal, backend="torch", return_loss=True)
+        close(ours, defined, TOLERANCE[torch.float32])
         reason = triton_unavailable(inner, causal, width=WIDTH, mini_batch=K)
         assert reason is not None, "no kernel is for heads as narrow as these"
         with pytest.raises(BackendError, match=re.escape(f"backend='triton' cannot run: {reason}; use backend='auto'")):
             ttt(inner, **given, mini_batch=K, causal=causal, backend="triton")
-        with pytest.raises(ShapeError, match="unknown backend 'gpu': expected one of auto, reference, triton"):
+        with pytest.raises(ShapeError, match="unknown backend 'gpu': expected one of auto, definition, torch, triton"):
             ttt(inner, **given, mini_batch=K, causal=causal, backend="gpu")
 
 
 @modes
 def test_the_choice_of_a_backend(inner: Inner, causal: str) -> None:
-    assert choose_backend("reference", inner, causal) == "reference"
-    assert choose_backend("auto", inner, causal, device="cpu") == "reference"
+    assert choose_backend("torch", inner, causal) == "torch"
+    assert choose_backend("auto", inner, causal, device="cpu") == "torch"
     reason = triton_unavailable(inner, causal, device="cpu")
     if reason is None:
         assert choose_backend("triton", inner, causal, device="cpu") == "triton"
     else:
         assert "\n" not in reason
-        with pytest.raises(BackendError, match=r"use backend='auto' or 'reference'$"):
+        with pytest.raises(BackendError, match=r"use backend='auto' or 'torch'$"):
             choose_backend("triton", inner, causal, device="cpu")
 
 
 REASONS: list[tuple[dict[str, Any], str]] = [
     ({"inner": SwiGLU(), "causal": "frame"}, "no Triton kernel for the swiglu inner model with causal='frame'"),
     ({"update": Update(momentum=torch.tensor([0.1, 0.2]))}, "no Triton kernel with update.momentum"),
-    ({"update": Update(follow=True)}, "no Triton kernel with update.follow"),
     ({"width": 24}, "heads are 24 wide, and the Triton kernels are for 16, 32, 64 and 128"),
     ({"mini_batch": 8}, "mini_batch is 8, and the Triton kernels are for 16, 32 and 64"),
     ({"dtype": torch.float64}, "the state is float64"),
@@ -361,6 +364,6 @@ def test_what_has_no_kernel_says_so(call: dict[str, Any], reason: str) -> None:
     found = triton_unavailable(**call)
     assert found is not None
     assert reason in found
-    assert choose_backend("auto", **call) == "reference"
+    assert choose_backend("auto", **call) == "torch"
     with pytest.raises(BackendError, match=re.escape(reason)):
         choose_backend("triton", **call)

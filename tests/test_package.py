@@ -134,7 +134,7 @@ class TestProgram:
         assert main(["info"]) == 0
         out = capsys.readouterr().out
         assert re.search(r"^tttstream +0\.", out)
-        chosen = "auto takes  (the reference|linear, token mode: triton)"
+        chosen = "auto takes  (torch|linear, token mode: triton)"
         for word in (
             r"python +3\.",
             r"torch \d",

@@ -53,7 +53,7 @@ def bounded(token: float, frame: float, forget: float = 0.0, restore: bool = Fal
 
     def update(base_lr: float, width: int, tokens: int, causal: str) -> Update:
         factor, scale = (token, width / tokens) if causal == "token" else (frame, width / 16)
-        return Update(forget=forget, longest=factor * base_lr**0.5 * scale**0.25, restore=restore)
+        return Update(forget=forget, max_norm=factor * base_lr**0.5 * scale**0.25, restore=restore)
 
     return update
 

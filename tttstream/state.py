@@ -196,6 +196,8 @@ def load(path: str | os.PathLike[str], like: S | Memory) -> S:
     template = _template(like)
     tensors = _read(path)[1]
     expected = {name: list(leaf.shape[1:]) for name, leaf in template.leaves()}
+    for name in [name for name in tensors if name not in expected]:
+        tensors[name.replace("pending", "grad_sum")] = tensors.pop(name)  # what `grad_sum` was called
     came = {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}
     if not getattr(like, "bounded", True):  # a fresh cache that grows is empty: its 0 stands for any size
         for name, sizes in expected.items():

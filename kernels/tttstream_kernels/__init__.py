@@ -1,5 +1,6 @@
 """Test-time-training ops on tensors: pure functions (tokens, state) -> (outputs, state), with one meaning per name."""
 
+from tttstream_kernels import definition
 from tttstream_kernels.backend import BACKENDS, choose_backend, triton_unavailable
 from tttstream_kernels.errors import BackendError, ShapeError, TTTStreamError
 from tttstream_kernels.inner import MLP, Conv, Inner, Linear, SwiGLU, SwiGLUDot
@@ -25,6 +26,7 @@ __all__ = [
     "TTTStreamError",
     "Update",
     "choose_backend",
+    "definition",
     "init_state",
     "normalise",
     "read",

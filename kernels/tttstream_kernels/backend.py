@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from typing import Literal
 
@@ -11,12 +12,12 @@ from tttstream_kernels.errors import BackendError, ShapeError
 from tttstream_kernels.inner import Inner
 from tttstream_kernels.update import Update
 
-Backend = Literal["auto", "reference", "triton"]
-BACKENDS: tuple[Backend, ...] = ("auto", "reference", "triton")
+Backend = Literal["auto", "definition", "torch", "triton"]
+BACKENDS: tuple[Backend, ...] = ("auto", "definition", "torch", "triton")
 
 KERNELS: dict[str, tuple[str, ...]] = {"token": ("linear", "mlp"), "frame": ("linear", "mlp", "conv")}
 """The inner models that have Triton kernels, by mode."""
-OPTIONS = ("momentum", "columns", "follow")
+OPTIONS = ("momentum", "columns")
 """What of an `Update` has no Triton kernel."""
 WIDTHS = (16, 32, 64, 128)
 MINI_BATCHES = (16, 32, 64)
@@ -58,23 +59,29 @@ def choose_backend(
     mini_batch: int = 16,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> Literal["reference", "triton"]:
-    """The backend that a call takes: "auto" is Triton on a GPU where a kernel exists, else the reference. An explicit
-    "triton" that cannot run raises with the reason. Arguments as those of `triton_unavailable`."""
+) -> Literal["definition", "torch", "triton"]:
+    """The backend that a call takes: "auto" is triton on a GPU where a kernel exists, else torch. An explicit
+    "triton" that cannot run raises with the reason. "reference" is a deprecated name of "torch". Arguments as those of
+    `triton_unavailable`."""
+    if backend == "reference":
+        warnings.warn("backend='reference' is now backend='torch'", DeprecationWarning, stacklevel=2)
+        backend = "torch"
     if backend not in BACKENDS:
         raise ShapeError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if backend in ("definition", "torch"):
+        return backend
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if backend == "reference" or (backend == "auto" and torch.device(device).type != "cuda"):
-        return "reference"
+    if backend == "auto" and torch.device(device).type != "cuda":
+        return "torch"
     reason = triton_unavailable(
         inner, causal, update=update, width=width, mini_batch=mini_batch, dtype=dtype, device=device
     )
     if reason is None:
         return "triton"
     if backend == "triton":
-        raise BackendError(f"backend='triton' cannot run: {reason}; use backend='auto' or 'reference'")
-    return "reference"
+        raise BackendError(f"backend='triton' cannot run: {reason}; use backend='auto' or 'torch'")
+    return "torch"
 
 
 def triton_coverage() -> list[str]:
@@ -94,7 +101,7 @@ def _no_kernel(
 ) -> str | None:
     if inner.name not in KERNELS[causal]:
         return f"there is no Triton kernel for the {inner.name} inner model with causal={causal!r}"
-    for name, wanted in zip(OPTIONS, (update.has_momentum, update.columns, update.follow), strict=True):
+    for name, wanted in zip(OPTIONS, (update.has_momentum, update.columns), strict=True):
         if wanted:
             return f"there is no Triton kernel with update.{name}"
     if width not in WIDTHS:

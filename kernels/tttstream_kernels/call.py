@@ -12,7 +12,7 @@ from tttstream_kernels.update import Update
 
 class Call(NamedTuple):
     """q, k, v [B, T, H, D], eta [B, T, H, rates], start [H, P], gamma, beta [H, D] of an inner model; tokens of a
-    mini-batch (frame); tau [K] the token scale, None in frame mode."""
+    mini-batch (frame); causal: "token" or "frame"; tau [K] the token scale, None in frame mode."""
 
     inner: Inner
     q: Tensor
@@ -23,6 +23,7 @@ class Call(NamedTuple):
     gamma: Tensor
     beta: Tensor
     tokens: int
+    causal: str
     tau: Tensor | None
     update: Update
 

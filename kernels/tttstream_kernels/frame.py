@@ -60,8 +60,7 @@ def one_frame(call: Call, state: InnerState, return_loss: bool) -> tuple[Tensor,
     gamma, beta = (x.expand(rows, -1, -1).reshape(cells, 1, width) for x in (call.gamma, call.beta))
     rule = call.update.rule(split(start.expand_as(state.delta)))
     weights = split(start + state.delta)
-    factor = rule.factor(weights)
-    rate = rate / tokens if factor is None else rate * (factor / tokens)
+    rate = rate / tokens
 
     z, saved = inner.forward(k, weights)
     if inner.residual:
@@ -87,7 +86,7 @@ def one_frame(call: Call, state: InnerState, return_loss: bool) -> tuple[Tensor,
         loss = Loss(*(part.view(rows, heads, tokens).transpose(1, 2) for part in losses))
     new = InnerState(
         delta=flatten(rule.settle(now)[0]).view_as(state.delta) - start,
-        pending=state.pending,
+        grad_sum=state.grad_sum,
         momentum=momentum,
         phase=state.phase,
     )

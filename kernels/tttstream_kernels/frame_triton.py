@@ -53,7 +53,7 @@ def frame_causal(
     eta = call.eta[..., 0].to(torch.float32).contiguous()
     update = call.update
     forget = None if isinstance(update.forget, float | int) and update.forget == 0 else _heads(update.forget, start)
-    longest = None if update.longest is None else _heads(update.longest, start)
+    longest = None if update.max_norm is None else _heads(update.max_norm, start)
     height, width = (call.inner.height, call.inner.width) if isinstance(call.inner, Conv) else (0, 0)
     lengths, reset = (None if mask is None else mask.contiguous() for mask in (lengths, reset))
     learned = (q, k, v, eta, start, gamma, beta, state.delta.contiguous(), forget, longest)
@@ -62,7 +62,7 @@ def frame_causal(
         call.inner.name, *learned, state.phase.contiguous(), lengths, reset, height, width, call.tokens, update.restore,
         return_loss, group_of(q.shape[1] // call.tokens) if wanted else 0,
     )  # fmt: skip
-    new = InnerState(delta, state.pending, state.momentum, phase.detach())
+    new = InnerState(delta, state.grad_sum, state.momentum, phase.detach())
     return y, new, Loss(before, after) if return_loss else None
 
 

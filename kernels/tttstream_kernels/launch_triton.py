@@ -35,5 +35,5 @@ def launch(kernel: Any, cells: int, *arguments: Any, **constants: Any) -> None:
         except OutOfResources as error:
             raise BackendError(
                 f"backend='triton' cannot run here: the kernel needs {error.required} bytes of {error.name}, and this "
-                f"GPU has {error.limit}: use narrower heads, a smaller mini_batch or backend='reference'"
+                f"GPU has {error.limit}: use narrower heads, a smaller mini_batch or backend='torch'"
             ) from error

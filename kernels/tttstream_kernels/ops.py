@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tttstream_kernels import definition
 from tttstream_kernels.backend import choose_backend
 from tttstream_kernels.call import Call
 from tttstream_kernels.errors import ShapeError
@@ -23,7 +24,7 @@ def state_shapes(
     size = inner.size(width)
     return {
         "delta": (rows, heads, size),
-        "pending": (rows, heads, size if causal == "token" else 0),
+        "grad_sum": (rows, heads, size if causal == "token" else 0),
         "momentum": (rows, heads, size if update.has_momentum else 0),
         "phase": (rows,),
     }
@@ -75,7 +76,7 @@ def ttt(
         lengths: [B] whole numbers, only the first tokens of a row count.
         update: forgetting, momentum and norms at mini-batch ends; None is the paper's plain step.
         return_loss: also return the inner loss of every token.
-        backend: "auto", "reference" or "triton".
+        backend: one of `BACKENDS`; "auto" is triton where it can run, else torch.
 
     Returns:
         outputs [B, T, H, D] in q's type (zero beyond a row's length), the new state (float32, or float64 where
@@ -95,7 +96,7 @@ def ttt(
     _check_state(state, state_shapes(inner, rows, heads, width, update, causal), start)
     if tau is None and causal == "token":
         tau = 1.0 / torch.arange(1, mini_batch + 1, dtype=state.delta.dtype, device=q.device)
-    call = Call(inner, q, k, v, eta, start, gamma, beta, mini_batch, tau, update)
+    call = Call(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, update)
     return run(call, state, fresh, reset, lengths, return_loss, backend)
 
 
@@ -114,7 +115,7 @@ def run(
     chosen = choose_backend(
         backend,
         call.inner,
-        "frame" if call.tau is None else "token",
+        call.causal,
         update=call.update,
         width=call.q.shape[3],
         mini_batch=call.tokens,
@@ -127,8 +128,14 @@ def run(
             return cast(output, y)[0], state, loss
         tau = None if call.tau is None else call.tau.to(dtype)
         q, k, v, eta, start, gamma, beta = cast(dtype, *call[1:8])
-        call = Call(call.inner, q, k, v, eta, start, gamma, beta, call.tokens, tau, call.update)
-        if tau is None:
+        call = Call(call.inner, q, k, v, eta, start, gamma, beta, call.tokens, call.causal, tau, call.update)
+        if chosen == "definition":
+            y, state, loss = definition.ttt(
+                *call[:8], mini_batch=call.tokens, causal=call.causal, tau=tau, state=state, reset=reset,
+                lengths=lengths, update=call.update,
+            )  # fmt: skip
+            return cast(output, y)[0], state, loss if return_loss else None
+        if call.causal == "frame":
             y, state, loss = frame_causal(call, state, reset, lengths, return_loss)
         elif call.q.shape[1] == 1:
             y, state, loss = one_token(call, state, reset, lengths, return_loss)
@@ -142,7 +149,7 @@ def _on_triton(
 ) -> tuple[Tensor, InnerState, Loss | None]:
     from tttstream_kernels import frame_triton, token_triton  # only here: a process without a use for triton lacks it
 
-    if call.tau is None:
+    if call.causal == "frame":
         return frame_triton.frame_causal(call, state, reset, lengths, return_loss)
     return token_triton.token_causal(call, state, fresh, reset, lengths, return_loss)
 
@@ -246,14 +253,16 @@ def check_update(update: Update, inner: Inner, heads: int) -> None:
         raise ShapeError(
             f"update.columns: the {inner.name} inner model has biases, whose columns have no norm of their own"
         )
-    if update.restore and update.longest is None:
-        raise ShapeError("update.restore puts the norm back to update.longest: give both")
-    for name, value in (("forget", update.forget), ("momentum", update.momentum), ("longest", update.longest)):
+    if update.restore and update.max_norm is None:
+        raise ShapeError("update.restore puts the norm back to update.max_norm: give both")
+    for name, value in (("forget", update.forget), ("momentum", update.momentum), ("max_norm", update.max_norm)):
         if isinstance(value, Tensor):
             if value.shape != (heads,):
                 raise ShapeError(f"update.{name}: expected a number or a tensor [{heads}], got {list(value.shape)}")
-        elif value is not None and not (value > 0.0 if name == "longest" else 0.0 <= value <= 1.0):
-            raise ShapeError(f"update.{name}: expected {'more than 0' if name == 'longest' else '0 to 1'}, got {value}")
+        elif value is not None and not (value > 0.0 if name == "max_norm" else 0.0 <= value <= 1.0):
+            raise ShapeError(
+                f"update.{name}: expected {'more than 0' if name == 'max_norm' else '0 to 1'}, got {value}"
+            )
 
 
 def _check_state(state: InnerState, shapes: dict[str, tuple[int, ...]], start: Tensor) -> None:

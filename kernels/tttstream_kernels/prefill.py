@@ -20,7 +20,7 @@ from tttstream_kernels.waves import Packed, Scanned, Seed, Settings
 
 def covers(seed: Seed, rule: Rule, lost: Tensor | None) -> bool:
     """Whether `prefill` has what a call without gradients asks for."""
-    return lost is None and not seed.momentum and not rule.update.follow and not rule.update.columns
+    return lost is None and not seed.momentum and not rule.update.columns
 
 
 class Layer(NamedTuple):
@@ -61,7 +61,7 @@ def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scann
             products = torch.bmm(tokens, packed.keys.mT).mul_(causal)
             readers.append(list(zip(*(x.split(sizes) for x in (tokens, products, place)), strict=True)))
     streams = (x.split(sizes) for x in (packed.keys, packed.keys.mT, packed.base, packed.eta, before))
-    weights, pending, square = seed.weights, seed.pending, packed.square
+    weights, grad_sum, square = seed.weights, seed.grad_sum, packed.square
     whole = all(cut.complete(wave) is True for wave in range(len(sizes)))
     sums = () if whole else tuple(torch.zeros_like(w) for w in weights)
     for wave, (keys, turned, base, eta, place) in enumerate(zip(*streams, strict=True)):
@@ -89,34 +89,34 @@ def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scann
             tokens, products, place = reader[wave]
             outs = [*below, place]
             x = torch.bmm(tokens, first, out=outs[0])
-            if pending:
-                x.addcmul_(torch.bmm(tokens, pending[0]), tau, value=-1)
+            if grad_sum:
+                x.addcmul_(torch.bmm(tokens, grad_sum[0]), tau, value=-1)
             x.baddbmm_(products, step)
             for n, layer in enumerate(layers, 1):
                 gelu_into(x, layer.reads_body, layer.scratch)
                 products = torch.bmm(layer.reads, layer.turned).mul_(causal)
                 x = torch.bmm(layer.reads, layer.weight, out=outs[n])
-                if pending:
-                    x.addcmul_(torch.bmm(layer.reads, pending[n]), tau, value=-1)
+                if grad_sum:
+                    x.addcmul_(torch.bmm(layer.reads, grad_sum[n]), tau, value=-1)
                 x.baddbmm_(products, steps[n])
 
         if cut.complete(wave) is True:
-            _step(weights, inputs, steps, pending, rule, last)
+            _step(weights, inputs, steps, grad_sum, rule, last)
         else:
-            _end(settings, wave, weights, sums, inputs, steps, pending, rule, last)
-        pending = ()
+            _end(settings, wave, weights, sums, inputs, steps, grad_sum, rule, last)
+        grad_sum = ()
     return Scanned(z, before if losses else None, after, Seed(seed.weights, sums, ()))
 
 
 def _step(
-    weights: Weights, inputs: list[Tensor], steps: list[Tensor], pending: Weights, rule: Rule, tau: float
+    weights: Weights, inputs: list[Tensor], steps: list[Tensor], grad_sum: Weights, rule: Rule, tau: float
 ) -> None:
     """Where the next mini-batch begins (equation 9), in place. Where what is forgotten is a number, the product that
     makes the step forgets."""
     stay = 1.0 if isinstance(rule.forget, Tensor) else 1.0 - rule.forget
     for n, (weight, x, step) in enumerate(zip(weights, inputs, steps, strict=True)):
-        if pending:
-            weight.add_(pending[n], alpha=-tau)
+        if grad_sum:
+            weight.add_(grad_sum[n], alpha=-tau)
         weight.baddbmm_(x, step, beta=stay, alpha=-stay * tau)
         if stay != 1.0:
             weight.add_(rule.start[n], alpha=1.0 - stay)
@@ -134,7 +134,7 @@ def _end(
     sums: Weights,
     inputs: list[Tensor],
     steps: list[Tensor],
-    pending: Weights,
+    grad_sum: Weights,
     rule: Rule,
     tau: float,
 ) -> None:
@@ -146,10 +146,10 @@ def _end(
     full, kept = mask[going_on:], [w[going_on:].clone() for w in weights]
     for n, (x, step) in enumerate(zip(inputs, steps, strict=True)):
         taught = torch.bmm(x[going_on:], step[going_on:])
-        if pending:
-            taught += pending[n][going_on:]
+        if grad_sum:
+            taught += grad_sum[n][going_on:]
         sums[n][going_on:cells] = torch.where(full, 0.0, taught)
     if going_on or complete is not False:
-        _step(weights, inputs, steps, pending, rule, tau)
+        _step(weights, inputs, steps, grad_sum, rule, tau)
         for weight, old in zip(weights, kept, strict=True):
             weight[going_on:] = torch.where(full, weight[going_on:], old)

@@ -23,21 +23,26 @@ def read(
     *,
     state: InnerState,
     mini_batch: int,
+    causal: str | None = None,
     tau: Tensor | None = None,
     reset: Tensor | None = None,
     update: Update | None = None,
 ) -> tuple[Tensor, Loss]:
     """(outputs [B, T, H, D], Loss with before = after) at the weights learned so far, W - mu M - tau_p S inside a
-    mini-batch that holds p tokens; at the learned start from a reset on. Arguments as those of `ttt`."""
+    mini-batch that holds p tokens; at the learned start from a reset on. Arguments as those of
+    `ttt`; causal: the mode of the state unless given."""
     dtype = state.delta.dtype
     output = q.dtype
+    if causal is None:
+        causal = "token" if state.grad_sum.shape[-1] else "frame"
     with full_precision(q.device.type):
         q, k, v, start, gamma, beta = cast(dtype, q, k, v, start, gamma, beta)
         weights = start + state.delta
-        if tau is not None:
+        if causal == "token":
+            tau = 1.0 / torch.arange(1, mini_batch + 1, device=q.device) if tau is None else tau
             phase = state.phase.long()
             scale = torch.where(phase > 0, tau.to(dtype)[(phase - 1).clamp(min=0)], 0.0)
-            weights = weights - scale[:, None, None] * state.pending
+            weights = weights - scale[:, None, None] * state.grad_sum
             if update is not None and update.has_momentum:
                 mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum
                 weights = weights - torch.where((phase > 0)[:, None, None], mu * state.momentum, 0.0)

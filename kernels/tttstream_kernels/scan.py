@@ -36,7 +36,7 @@ def scan(
         if covers(seed, rule, lost):
             return prefill(settings, packed, seed, rule)
         return loop(settings, packed, seed, rule, lost, None)
-    if lost is None and not seed.momentum and not rule.update.follow and not rule.update.columns:
+    if lost is None and not seed.momentum and not rule.update.columns:
         return _Scan.run(settings, packed, seed, rule)
     return loop(settings, packed, seed, rule, lost, None)
 
@@ -49,7 +49,7 @@ class _Scan(torch.autograd.Function):
         """See `scan`."""
         numbers = (rule.limit, rule.forget)
         z, before, after, *ends = cls.apply(
-            settings, rule, *packed, *numbers, *rule.start, *seed.weights, *seed.pending
+            settings, rule, *packed, *numbers, *rule.start, *seed.weights, *seed.grad_sum
         )
         layers = len(seed.weights)
         return Scanned(z, before, after, Seed(tuple(ends[:layers]), tuple(ends[layers:]), ()))
@@ -59,8 +59,8 @@ class _Scan(torch.autograd.Function):
         """The arguments of `run` from those of `apply`."""
         packed, (limit, forget), rest = Packed(*tensors[:6]), tensors[6:8], tensors[8:]
         layers = len(rule.start)
-        start, weights, pending = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
-        return packed, Seed(weights, pending, ()), rule._replace(start=start, limit=limit, forget=forget)
+        start, weights, grad_sum = rest[:layers], rest[layers : 2 * layers], rest[2 * layers :]
+        return packed, Seed(weights, grad_sum, ()), rule._replace(start=start, limit=limit, forget=forget)
 
     @staticmethod
     def forward(ctx: Any, settings: Settings, rule: Rule, *tensors: Any) -> tuple[Tensor | None, ...]:
@@ -72,7 +72,7 @@ class _Scan(torch.autograd.Function):
         ctx.others = [None if isinstance(value, Tensor) else value for value in tensors]
         ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in tensors))
         # detached: an output that its own node holds on to would never be freed
-        return z, before, after, *(w.detach() for w in (*ends.weights, *ends.pending))
+        return z, before, after, *(w.detach() for w in (*ends.weights, *ends.grad_sum))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
@@ -91,7 +91,7 @@ def _again(settings: Settings, rule: Rule, tensors: tuple[Any, ...], gradients: 
     z, before, after, ends = loop(settings, packed, seed, bound, None, None)
     pairs = [
         (value, gradient)
-        for value, gradient in zip((z, before, after, *ends.weights, *ends.pending), gradients, strict=True)
+        for value, gradient in zip((z, before, after, *ends.weights, *ends.grad_sum), gradients, strict=True)
         if value is not None and value.requires_grad
     ]
     wanted = [value for value in tensors if isinstance(value, Tensor) and value.requires_grad]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -12,16 +13,22 @@ class InnerState(NamedTuple):
     """What an inner model has learned of B rows; all zeros is a fresh start.
 
     delta: [B, H, P] the weights' difference from their learned start, at the start of the current mini-batch.
-    pending: [B, H, P] sum of the rate times the gradient over the tokens of the unfinished mini-batch; [B, H, 0] in
+    grad_sum: [B, H, P] sum of the rate times the gradient over the tokens of the unfinished mini-batch; [B, H, 0] in
         frame mode, which always ends its mini-batches.
     momentum: [B, H, P]; [B, H, 0] without momentum.
     phase: [B] how many tokens the unfinished mini-batch holds, 0 .. K - 1, as a whole number of the state's type.
     """
 
     delta: Tensor
-    pending: Tensor
+    grad_sum: Tensor
     momentum: Tensor
     phase: Tensor
+
+    @property
+    def pending(self) -> Tensor:
+        """Deprecated: `grad_sum`."""
+        warnings.warn("InnerState.pending is now InnerState.grad_sum", DeprecationWarning, stacklevel=2)
+        return self.grad_sum
 
     def where(self, mask: Tensor, other: InnerState) -> InnerState:
         """Row by row: this state where mask [B], else `other` (a selection: a NaN does not cross)."""

@@ -27,7 +27,7 @@ _INPUT_ONLY = [True, False, False]
 
 def covers(update: Update) -> bool:
     """Whether `step` has this update: all that happens when a mini-batch ends, nothing that acts inside it."""
-    return not update.has_momentum and not update.follow
+    return not update.has_momentum
 
 
 class Token(NamedTuple):
@@ -54,7 +54,7 @@ def step(
     ones = _ones(cells, q.dtype)
     x_q, x_k, _ = torch.cat([views, ones], dim=-1).unbind(0)
     flat = start + state.delta
-    weights, sums = _split(inner, flat, width), _split(inner, state.pending, width)
+    weights, sums = _split(inner, flat, width), _split(inner, state.grad_sum, width)
 
     def with_one(hidden: Tensor) -> Tensor:
         return torch.cat([hidden, ones[0]], dim=-1)
@@ -62,10 +62,10 @@ def step(
     inputs, steps = lesson(weights, x_k, (k - v).add_(beta), gamma, eta, with_one)
     if len(weights) == 1:
         sums = (torch.addcmul(sums[0], x_k.mT, steps[0], value=base),)
-        pending = sums[0].view(flat.shape)
+        grad_sum = sums[0].view(flat.shape)
     else:
-        pending, before = torch.empty_like(flat), sums
-        sums = _split(inner, pending, width)
+        grad_sum, before = torch.empty_like(flat), sums
+        sums = _split(inner, grad_sum, width)
         for old, x, gradient, new in zip(before, inputs, steps, sums, strict=True):
             torch.addcmul(old, x.mT, gradient, value=base, out=new)
     x = x_q
@@ -76,8 +76,8 @@ def step(
     y = torch.addcmul(q + beta, gamma, native_layer_norm(x, (width,), None, None, EPS)[0])
 
     if True in ends:
-        return y, _begun(inner, token, start, flat, update, InnerState(state.delta, pending, *state[2:]))
-    return y, InnerState(state.delta, pending, state.momentum, state.phase + 1)
+        return y, _begun(inner, token, start, flat, update, InnerState(state.delta, grad_sum, *state[2:]))
+    return y, InnerState(state.delta, grad_sum, state.momentum, state.phase + 1)
 
 
 def lesson(
@@ -126,7 +126,7 @@ def _begun(inner: Dense, token: Token, start: Tensor, flat: Tensor, update: Upda
     shape, width = flat.shape, token.views.shape[-1]
     tau = token.tau if isinstance(token.tau, float) else token.tau.view(*shape[:2], 1)
     rule = update.rule(inner.split(start.expand_as(flat), width))
-    settled = rule.settle(inner.split(flat - tau * state.pending, width), in_place=True)[0]
+    settled = rule.settle(inner.split(flat - tau * state.grad_sum, width), in_place=True)[0]
     delta = flatten(settled).view(shape) - start
     begun = InnerState(delta, torch.zeros_like(flat), state.momentum, torch.zeros_like(state.phase))
     if all(token.ends):

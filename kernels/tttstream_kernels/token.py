@@ -95,7 +95,7 @@ def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, R
     start = split(call.start.expand_as(delta))
     seed = Seed(
         weights=tuple((s + d).contiguous() for s, d in zip(start, split(delta), strict=True)),  # to step in place
-        pending=split(pieces(state.pending)) if cut.seeded else (),
+        grad_sum=split(pieces(state.grad_sum)) if cut.seeded else (),
         momentum=split(pieces(state.momentum)) if call.update.has_momentum else (),
     )
     return seed, call.update.rule(start)
@@ -108,13 +108,13 @@ def _merge(call: Call, state: InnerState, cut: Uniform | Ragged, ends: Seed) -> 
         return flatten(part).unflatten(0, (-1, call.q.shape[2]))
 
     delta = rows(ends.weights) - call.start
-    pending = rows(ends.pending) if ends.pending else torch.zeros_like(delta)
+    grad_sum = rows(ends.grad_sum) if ends.grad_sum else torch.zeros_like(delta)
     momentum = rows(ends.momentum) if call.update.has_momentum else state.momentum
     if isinstance(cut, Uniform):
-        return InnerState(delta, pending, momentum, torch.full_like(state.phase, cut.end_phase))
+        return InnerState(delta, grad_sum, momentum, torch.full_like(state.phase, cut.end_phase))
     last = cut.last.clamp(min=0)
     momentum = momentum[last] if call.update.has_momentum else momentum
-    new = InnerState(delta[last], pending[last], momentum, cut.end_phase.to(state.phase))
+    new = InnerState(delta[last], grad_sum[last], momentum, cut.end_phase.to(state.phase))
     return new.where(cut.last >= 0, state)
 
 
@@ -151,20 +151,19 @@ def one_token(
     z, inputs, hidden = inner.layers(x_k, weights)
     terms = error_terms(target, call.gamma, call.beta, eta)
     gradient = reconstruction_gradient(z.view_as(q), *terms).view(cells, 1, width)
-    factor = rule().factor(weights) if update.follow else None
-    steps = inner.steps(gradient if factor is None else factor * gradient, weights, hidden)
-    sums = zip(split(state.pending), inputs, steps, strict=True)
-    pending = flatten(tuple(s.addcmul(x.mT, step) for s, x, step in sums)).view_as(flat)
+    steps = inner.steps(gradient, weights, hidden)
+    sums = zip(split(state.grad_sum), inputs, steps, strict=True)
+    grad_sum = flatten(tuple(s.addcmul(x.mT, step) for s, x, step in sums)).view_as(flat)
 
     phase = state.phase.long() % len(scales)
     tau = scales.take(phase).view(-1, 1, 1)
     momentum = state.momentum
     if update.has_momentum:
         mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum
-        momentum = (mu * momentum).addcmul(tau, pending)
+        momentum = (mu * momentum).addcmul(tau, grad_sum)
         now = flat - momentum
     else:
-        now = flat.addcmul(tau, pending, value=-1)
+        now = flat.addcmul(tau, grad_sum, value=-1)
     seen = split(now)
     y = q + normalised(inner.layers(x_q, seen)[0])
     loss = None
@@ -172,10 +171,10 @@ def one_token(
         after = inner.layers(x_k, seen)[0]
         loss = Loss(*(half_square(normalised(part) - target) for part in (z, after)))
 
-    new = InnerState(state.delta, pending, state.momentum, state.phase + 1)
+    new = InnerState(state.delta, grad_sum, state.momentum, state.phase + 1)
     if torch.compiler.is_compiling() or phase.device.type != "cpu" or len(scales) - 1 in phase.tolist():
         settled = flatten(rule().settle(seen)[0]).view_as(flat)
-        ended = InnerState(settled - start, torch.zeros_like(pending), momentum, torch.zeros_like(state.phase))
+        ended = InnerState(settled - start, torch.zeros_like(grad_sum), momentum, torch.zeros_like(state.phase))
         new = ended.where(phase + 1 == len(scales), new)
     if lengths is not None:
         new = new.where(lengths > 0, before)

@@ -45,7 +45,7 @@ def token_causal(
     call = call._replace(q=q, k=k, v=v)
     reset, lengths = (None if x is None else x.contiguous() for x in (reset, lengths))
     update = call.update
-    learned = (*call[1:8], call.tau, state.delta, state.pending, update.forget, update.longest)
+    learned = (*call[1:8], call.tau, state.delta, state.grad_sum, update.forget, update.max_norm)
     wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in learned)
     if q.shape[1] == 1 and not wanted:
         return _one_token(call, state, reset, lengths, return_loss)
@@ -64,7 +64,7 @@ def _any_tokens(
     """wanted: whether a gradient is."""
     assert call.tau is not None
     (rows, tokens, _, width), size = call.q.shape, call.tokens
-    given = cast(torch.float32, call.eta[..., 0], call.start, call.gamma, call.beta, call.tau, state.pending)
+    given = cast(torch.float32, call.eta[..., 0], call.start, call.gamma, call.beta, call.tau, state.grad_sum)
     eta, start, gamma, beta, tau, pending = (x.contiguous() for x in given)
     weights = start.expand(rows, -1, -1) if fresh else (start + state.delta).contiguous()
     forget, limit = _settling(call.update, call.inner.split(start, width)[-1])
@@ -93,13 +93,13 @@ def _one_token(
     call: Call, state: InnerState, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
 ) -> tuple[Tensor, InnerState, Loss | None]:
     assert call.tau is not None
-    forget, longest = call.update.forget, call.update.longest
+    forget, longest = call.update.forget, call.update.max_norm
     each = [x.contiguous() if isinstance(x, Tensor) else None for x in (forget, longest)]
     number = [0.0 if isinstance(x, Tensor) or x is None else float(x) for x in (forget, longest)]
     weights = (x.contiguous() for x in (call.start, call.gamma, call.beta, call.tau))
     y, delta, pending, phase, before, after = token_step(
         call.inner.name, call.q, call.k, call.v, call.eta.contiguous(),
-        state.delta.contiguous(), state.pending.contiguous(), state.phase.contiguous(), *weights,
+        state.delta.contiguous(), state.grad_sum.contiguous(), state.phase.contiguous(), *weights,
         each[0], number[0], each[1], number[1], call.update.restore,
         lengths, reset, return_loss,
     )  # fmt: skip
@@ -116,9 +116,9 @@ def _settling(update: Update, last: Tensor) -> tuple[Tensor | None, Tensor | Non
         return torch.full(last.shape[:1], value, dtype=torch.float32, device=last.device)
 
     forget = None if isinstance(update.forget, float | int) and update.forget == 0 else heads(update.forget)
-    if update.longest is None:
+    if update.max_norm is None:
         return forget, None
-    limit = heads(update.longest)
+    limit = heads(update.max_norm)
     return forget, limit if update.restore else norm(last)[:, 0, 0].clamp(min=limit)
 
 

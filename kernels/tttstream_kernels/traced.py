@@ -34,16 +34,16 @@ def _step(
     gamma: Tensor,
     beta: Tensor,
     delta: Tensor,
-    pending: Tensor,
+    grad_sum: Tensor,
     phase: Tensor,
     name: str,
     forget: float,
-    longest: float | None,
+    max_norm: float | None,
     restore: bool,
     columns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q, k, v [3, R, 1, D], eta and tau [R, 1, 1], ends [B] of one token; start, gamma, beta and the state as in `ttt`:
-    (outputs [R, 1, D], delta, pending, phase)."""
+    (outputs [R, 1, D], delta, grad_sum, phase)."""
     inner, rows, width = _INNER[name], phase.shape[0], gamma.shape[1]
     gamma, beta = (x.unsqueeze(1).repeat(rows, 1, 1) for x in (gamma, beta))
 
@@ -52,7 +52,7 @@ def _step(
 
     q, k, v = views.unbind(0)
     flat = start + delta
-    weights, sums = split(flat), split(pending)
+    weights, sums = split(flat), split(grad_sum)
     inputs, steps = lesson(weights, _with_one(k), k - v + beta, gamma, eta, _with_one)
 
     z = q
@@ -63,7 +63,7 @@ def _step(
     y = q + torch.addcmul(beta, gamma, native_layer_norm(z, (width,), None, None, EPS)[0])
 
     learned = flatten(tuple(s + x.mT * step for s, x, step in zip(sums, inputs, steps, strict=True))).view(flat.shape)
-    update = Update(forget=forget, longest=longest, restore=restore, columns=columns)
+    update = Update(forget=forget, max_norm=max_norm, restore=restore, columns=columns)
     rule = update.rule(split(start.expand_as(flat)))
     settled = flatten(rule.settle(split(flat - tau.view(*flat.shape[:2], 1) * learned))[0]).view(flat.shape)
     ended = ends[:, None, None]
@@ -78,7 +78,7 @@ def _step(
 _LIBRARY = torch.library.Library("tttstream", "FRAGMENT")
 _LIBRARY.define(
     "step(Tensor views, Tensor eta, Tensor tau, Tensor ends, Tensor start, Tensor gamma, Tensor beta, Tensor delta, "
-    "Tensor pending, Tensor phase, str name, float forget, float? longest, bool restore, bool columns) "
+    "Tensor grad_sum, Tensor phase, str name, float forget, float? max_norm, bool restore, bool columns) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.impl("step", _step, "CompositeImplicitAutograd")

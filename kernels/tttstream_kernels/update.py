@@ -6,6 +6,7 @@ any partition of a stream gives the same weights.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -15,27 +16,53 @@ Weights = tuple[Tensor, ...]
 """The weights of an inner model, one tensor [R, rows, columns] a layer, R = rows of the batch times heads."""
 
 
-class Update(NamedTuple):
+class _Fields(NamedTuple):
+    forget: float | Tensor = 0.0
+    momentum: float | Tensor = 0.0
+    max_norm: float | Tensor | None = None
+    restore: bool = False
+    columns: bool = False
+
+
+class Update(_Fields):
     """The inner optimiser beyond the paper's plain gradient step. Every number may be a tensor [H], and be learned.
 
-    forget: share of the difference from the learned start that is lost at each mini-batch end, 0..1.
+    forget: weight decay towards the learned start: the share of the difference from it that is lost at each mini-batch
+        end, 0..1.
     momentum: mu of M <- mu M + step, W <- W - M, 0..1.
-    longest: the last layer's (W, b) is cut to this joint norm when it is longer, or to the norm that it has at the
+    max_norm: the last layer's (W, b) is cut to this joint norm when it is longer, or to the norm that it has at the
         learned start where that is larger; None leaves it.
-    restore: put the norm to exactly `longest` at every end, shorter or longer.
+    restore: put the norm to exactly `max_norm` at every end, shorter or longer.
     columns: put every column of every layer back to the norm it has at the learned start, after each update (LaCT).
-    follow: multiply the learning rate by the square of the last layer's norm over that of the learned start.
+    longest: deprecated, `max_norm`.
 
     Why the norm: f ends in a layer normalisation, so the loss does not depend on the last layer's scale; its gradient
     stands at a right angle to (W, b), every step makes them longer, and the effective learning rate falls as 1/|W|^2.
     """
 
-    forget: float | Tensor = 0.0
-    momentum: float | Tensor = 0.0
-    longest: float | Tensor | None = None
-    restore: bool = False
-    columns: bool = False
-    follow: bool = False
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        forget: float | Tensor = 0.0,
+        momentum: float | Tensor = 0.0,
+        max_norm: float | Tensor | None = None,
+        restore: bool = False,
+        columns: bool = False,
+        *,
+        longest: float | Tensor | None = None,
+    ) -> Update:
+        """See the class."""
+        if longest is not None:
+            warnings.warn("Update(longest=...) is now Update(max_norm=...)", DeprecationWarning, stacklevel=2)
+            max_norm = longest
+        return super().__new__(cls, forget, momentum, max_norm, restore, columns)
+
+    @property
+    def longest(self) -> float | Tensor | None:
+        """Deprecated: `max_norm`."""
+        warnings.warn("Update.longest is now Update.max_norm", DeprecationWarning, stacklevel=2)
+        return self.max_norm
 
     @property
     def has_momentum(self) -> bool:
@@ -50,21 +77,19 @@ class Update(NamedTuple):
                 return value
             return value.to(start[-1].dtype).repeat(start[-1].shape[0] // value.shape[0]).view(-1, 1, 1)
 
-        longest, length = None if self.longest is None else cells(self.longest), None
-        if isinstance(longest, float) and self.restore:
-            longest = start[-1].new_full((len(start[-1]), 1, 1), longest)  # quicker than a number to divide by a norm
-        if self.follow or (longest is not None and not self.restore):
-            length = norm(start[-1])
-        limit = longest if longest is None or length is None or self.restore else length.clamp(min=longest)
-        return Rule(start, length, limit, cells(self.forget), cells(self.momentum), self)
+        limit = None if self.max_norm is None else cells(self.max_norm)
+        if isinstance(limit, float) and self.restore:
+            limit = start[-1].new_full((len(start[-1]), 1, 1), limit)  # quicker than a number to divide by a norm
+        elif limit is not None and not self.restore:
+            limit = norm(start[-1]).clamp(min=limit)
+        return Rule(start, limit, cells(self.forget), cells(self.momentum), self)
 
 
 class Rule(NamedTuple):
-    """An `Update` bound to R cells (rows times heads). start: their learned start. length: [R, 1, 1] norm of its
-    last layer, where it is needed. limit: the longest allowed, or None. Numbers may be tensors [R, 1, 1]."""
+    """An `Update` bound to R cells (rows times heads). start: their learned start. limit: the largest norm of
+    their last layer, or None. Numbers may be tensors [R, 1, 1]."""
 
     start: Weights
-    length: Tensor | None
     limit: float | Tensor | None
     forget: float | Tensor
     momentum: float | Tensor
@@ -76,12 +101,6 @@ class Rule(NamedTuple):
             return self
         rest: list[Any] = [value[:count] if isinstance(value, Tensor) else value for value in self[1:]]
         return Rule(tuple(w[:count] for w in self.start), *rest)
-
-    def factor(self, weights: Weights) -> Tensor | None:
-        """(|W| / |W_init|)^2 of the last layer where the learning rate follows it, [R, 1, 1]; else None."""
-        if self.length is None or not self.update.follow:
-            return None
-        return (norm(weights[-1]) / self.length).square()
 
     def heading(self, weights: Weights, momentum: Weights) -> Weights:
         """What queries see before any step of their mini-batch: W - mu M."""
@@ -102,7 +121,7 @@ class Rule(NamedTuple):
         return tuple(lerp(w, s, self.forget) for w, s in zip(weights, self.start, strict=True))
 
     def scale(self, weight: Tensor) -> Tensor | None:
-        """What cuts the last layer to its longest or puts it back to that [R, 1, 1]; None where its norm is free."""
+        """The factor [R, 1, 1] that cuts the last layer to `max_norm` or puts it back to that; None without a bound."""
         if self.limit is None:
             return None
         scale = self.limit / norm(weight)

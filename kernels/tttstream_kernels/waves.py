@@ -37,7 +37,7 @@ class Seed(NamedTuple):
     mini-batch that an earlier call saw, empty for nothing; momentum, empty for none."""
 
     weights: Weights
-    pending: Weights
+    grad_sum: Weights
     momentum: Weights
 
     def cells(self, begin: int, end: int) -> Seed:
@@ -140,8 +140,7 @@ def loop(
             inputs.append(torch.cat([activated, ones[: sizes[wave]]], dim=-1))
             z = torch.bmm(inputs[-1], weight)
         parts = reconstruction(z, base, square)
-        factor = rule.factor(seed.weights)
-        steps = [parts[0] * (eta if factor is None else factor * eta)]
+        steps = [parts[0] * eta]
         for weight, slope in zip(seed.weights[:0:-1], slopes[::-1], strict=True):
             backs.insert(0, torch.bmm(steps[0], weight[:, :-1].mT))
             steps.insert(0, backs[0] * slope)
@@ -153,7 +152,7 @@ def loop(
             first = z_first if viewers is keys and not seed.momentum else torch.bmm(viewers, lesson.base[0])
             sight = Sight([viewers], [own], [masked], [])
             sights.append(sight)
-            seen.append(_see(first, sight, lesson, seed.pending, tau, causal, ones, record is not None))
+            seen.append(_see(first, sight, lesson, seed.grad_sum, tau, causal, ones, record is not None))
         z_before.append(z)
         going_on, complete = (*sizes, 0)[wave + 1], cut.complete(wave)
         nan = None if lost is None else lost[sum(sizes[:wave]) : sum(sizes[: wave + 1])]
@@ -187,7 +186,7 @@ def _see(
     z: Tensor,
     sight: Sight,
     lesson: Lesson,
-    pending: Weights,
+    grad_sum: Weights,
     tau: Tensor,
     causal: Tensor,
     ones: Tensor,
@@ -208,8 +207,8 @@ def _see(
             sight.products.append(products)
             sight.masked.append(products * causal)
         z = torch.baddbmm(z, sight.masked[layer], step)
-        if pending:
-            z = z.addcmul(torch.bmm(sight.inputs[layer], pending[layer]), tau, value=-1)
+        if grad_sum:
+            z = z.addcmul(torch.bmm(sight.inputs[layer], grad_sum[layer]), tau, value=-1)
     return z
 
 
@@ -217,13 +216,13 @@ def _step(seed: Seed, lesson: Lesson, rule: Rule, tau: Tensor | float, nan: Tens
     """The weights and the momentum after a full mini-batch (equation 9), whose last token has the scale tau."""
     target, sign = (tuple(rule.momentum * m for m in seed.momentum), 1.0) if seed.momentum else (seed.weights, -1.0)
     if isinstance(tau, Tensor):
-        if seed.pending:
-            target = tuple(w.addcmul(sign * tau, s) for w, s in zip(target, seed.pending, strict=True))
+        if seed.grad_sum:
+            target = tuple(w.addcmul(sign * tau, s) for w, s in zip(target, seed.grad_sum, strict=True))
         taught = zip(target, lesson.inputs, lesson.steps, strict=True)
         target = tuple(torch.baddbmm(w, x.mT, (sign * tau) * step) for w, x, step in taught)
     else:
-        if seed.pending:
-            target = tuple(w.add(s, alpha=sign * tau) for w, s in zip(target, seed.pending, strict=True))
+        if seed.grad_sum:
+            target = tuple(w.add(s, alpha=sign * tau) for w, s in zip(target, seed.grad_sum, strict=True))
         taught = zip(target, lesson.inputs, lesson.steps, strict=True)
         target = tuple(torch.baddbmm(w, x.mT, step, alpha=sign * tau) for w, x, step in taught)
     if nan is not None:
@@ -238,11 +237,11 @@ def _end(
 ) -> Seed:
     """Where cells stand when their piece ends: after a full mini-batch, or inside one, with its sums."""
     if complete is not False:
-        after = after._replace(pending=tuple(torch.zeros_like(w) for w in after.weights))
+        after = after._replace(grad_sum=tuple(torch.zeros_like(w) for w in after.weights))
     if complete is True:
         return after
     sums = tuple(torch.bmm(x.mT, step) for x, step in zip(lesson.inputs, lesson.steps, strict=True))
-    for more in (seed.pending, () if nan is None else (nan,) * len(sums)):
+    for more in (seed.grad_sum, () if nan is None else (nan,) * len(sums)):
         sums = tuple(a + b for a, b in zip(sums, more, strict=True)) if more else sums
     inside = Seed(seed.weights, sums, seed.momentum)
     if complete is False:

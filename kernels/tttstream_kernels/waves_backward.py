@@ -24,7 +24,7 @@ class Backward:
         self.d_limit = torch.zeros_like(rule.limit) if isinstance(rule.limit, Tensor) else None
         self.d_forget = torch.zeros_like(rule.forget) if isinstance(rule.forget, Tensor) else None
         self.d_tau = torch.zeros_like(packed.tau)
-        self.d_pending: list[Tensor] = []
+        self.d_grad_sum: list[Tensor] = []
         self.d_u: list[Tensor] = []
         self.d_top: list[Tensor] = []
         self.d_last: list[Tensor] = []
@@ -63,7 +63,7 @@ class Backward:
         if self.d_last:
             self.d_tau[-1] -= torch.stack(self.d_last).sum()
         gradients = (d_queries, d_keys, d_u, d_square, d_eta, self.d_tau)
-        return [*gradients, self.d_limit, self.d_forget, *self.d_start, *d_next, *self.d_pending]
+        return [*gradients, self.d_limit, self.d_forget, *self.d_start, *d_next, *self.d_grad_sum]
 
     def arriving(
         self, wave: Wave, complete: bool | Tensor, going_on: int, d_after: list[Tensor], d_sum: list[Tensor]
@@ -118,23 +118,26 @@ class Backward:
         d_after: Tensor | None,
     ) -> list[Tensor]:
         """One wave backward: the gradient with respect to its weights, in the place of what arrived."""
-        pending = self.seed.pending if first else ()
+        grad_sum = self.seed.grad_sum if first else ()
         came, d_weights, sign, full = arriving
         d_steps = [torch.bmm(x, e) for x, e in zip(wave.inputs, came, strict=True)]
         d_inputs = [torch.bmm(step, e.mT) for step, e in zip(wave.steps, came, strict=True)]
         if full is not None or sign != 1.0:
-            for a, b in (*zip(d_steps, wave.steps, strict=True), *(zip(came, pending, strict=True) if pending else ())):
+            for a, b in (
+                *zip(d_steps, wave.steps, strict=True),
+                *(zip(came, grad_sum, strict=True) if grad_sum else ()),
+            ):
                 self.d_last.append(torch.dot((a if full is None else full * a).reshape(-1), b.reshape(-1)))
-        if pending:
-            self.d_pending = [sign * e for e in came]
+        if grad_sum:
+            self.d_grad_sum = [sign * e for e in came]
         if isinstance(sign, Tensor):
             d_steps, d_inputs, sign = [sign * d for d in d_steps], [sign * d for d in d_inputs], 1.0
         totals = Totals(d_steps, d_inputs, d_weights)
         assert d_z is not None
-        d_first, d_seen = self.seen(wave, wave.queries, d_z, pending, totals, sign)
+        d_first, d_seen = self.seen(wave, wave.queries, d_z, grad_sum, totals, sign)
         d_own = None
         if wave.keys is not None and d_after is not None:
-            d_own, d_more = self.seen(wave, wave.keys, d_after, pending, totals, 1.0)
+            d_own, d_more = self.seen(wave, wave.keys, d_after, grad_sum, totals, 1.0)
             d_inputs[0] += d_more
 
         d_hidden: list[Tensor] = []
@@ -162,7 +165,7 @@ class Backward:
         return d_weights
 
     def seen(
-        self, wave: Wave, sight: Sight, d: Tensor, pending: Weights, totals: Totals, sign: float
+        self, wave: Wave, sight: Sight, d: Tensor, grad_sum: Weights, totals: Totals, sign: float
     ) -> tuple[Tensor, Tensor]:
         """Backward through `_see`, added to `sign` times the totals of steps and inputs: the gradients with respect to
         the tokens' product with the first layer's weights, and to the tokens by every other way."""
@@ -176,11 +179,11 @@ class Backward:
             d_products = scores * self.causal
             d_inputs[layer].baddbmm_(d_products.mT, x, beta=sign)
             d_x = torch.bmm(d_products, wave.inputs[layer])
-            if pending:
+            if grad_sum:
                 scaled = self.tau * d
-                self.d_tau -= (d * torch.bmm(x, pending[layer])).sum((0, 2))
-                self.d_pending[layer].baddbmm_(x.mT, scaled, alpha=-1)
-                d_x.baddbmm_(scaled, pending[layer].mT, alpha=-1)
+                self.d_tau -= (d * torch.bmm(x, grad_sum[layer])).sum((0, 2))
+                self.d_grad_sum[layer].baddbmm_(x.mT, scaled, alpha=-1)
+                d_x.baddbmm_(scaled, grad_sum[layer].mT, alpha=-1)
             if layer > 0:
                 d_weights[layer].baddbmm_(x.mT, d)
                 d = d_x.baddbmm_(d, wave.weights[layer].mT)[..., :-1] * sight.slopes[layer - 1]

@@ -84,15 +84,15 @@ MISTAKES: list[tuple[Inner, dict[str, Any], str]] = [
     (Linear(), {"update": Update(restore=True)}, "update.restore"),
     (Linear(), {"update": Update(forget=1.5)}, "update.forget: expected 0 to 1, got 1.5"),
     (Linear(), {"update": Update(momentum=-0.1)}, "update.momentum: expected 0 to 1"),
-    (Linear(), {"update": Update(longest=0.0)}, "update.longest: expected more than 0"),
-    (Linear(), {"update": Update(longest=torch.ones(3))}, r"update.longest: expected a number or a tensor \[2\]"),
+    (Linear(), {"update": Update(max_norm=0.0)}, "update.max_norm: expected more than 0"),
+    (Linear(), {"update": Update(max_norm=torch.ones(3))}, r"update.max_norm: expected a number or a tensor \[2\]"),
     (Linear(), {"update": Update(forget=torch.tensor(0.1))}, r"update.forget: expected a number or a tensor \[2\]"),
     (Linear(), {"state": state(MLP())}, "state.delta"),
-    (Linear(), {"state": state(Linear(), "token")}, "state.pending"),
+    (Linear(), {"state": state(Linear(), "token")}, "state.grad_sum"),
     (Linear(), {"state": state(Linear(), update=Update(momentum=0.1))}, "state.momentum"),
     (Linear(), {"state": InnerState(*(x.float() for x in state(Linear())))}, "state.delta: expected torch.float64"),
     (Linear(), {"state": InnerState(*(x[:1] for x in state(Linear())))}, "state.delta"),
-    (Linear(), {"backend": "cuda"}, "unknown backend 'cuda': expected one of auto, reference, triton"),
+    (Linear(), {"backend": "cuda"}, "unknown backend 'cuda': expected one of auto, definition, torch, triton"),
 ]
 
 
@@ -145,7 +145,7 @@ def test_many_tokens_are_one_graph_for_the_compiler(inner: Inner) -> None:
     given = arguments(inner)
     given["v"][0, 5] = torch.nan
     given = {name: x.requires_grad_() for name, x in given.items()}
-    options: dict[str, Any] = {"mini_batch": 4, "update": Update(forget=0.1, longest=1.0), "return_loss": True}
+    options: dict[str, Any] = {"mini_batch": 4, "update": Update(forget=0.1, max_norm=1.0), "return_loss": True}
     compiled = torch.compile(ttt, fullgraph=True, backend="eager")
     for learning in (False, True):
         with torch.set_grad_enabled(learning):

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tttstream_kernels import MLP, Conv, Inner, Linear, SwiGLU, SwiGLUDot, Update
-from tttstream_kernels.testing import definition
+from tttstream_kernels import MLP, Conv, Inner, Linear, SwiGLU, SwiGLUDot, Update, definition
 
 Array = NDArray[np.float64]
 MODES: list[tuple[Inner, str, int]] = [
@@ -44,20 +43,20 @@ def test_a_case_worked_by_hand() -> None:
     start = exact([[0.0, 0.0, 0.0, 0.0, 1e-3, -1e-3]])
     ones, zeros = exact([[1.0, 1.0]]), exact([[0.0, 0.0]])
     eta = exact([[[2e-6]] * 3])
-    d = definition(Linear(), q, k, k, eta, start, ones, zeros, mini_batch=2, causal="token")
+    y, state, loss = definition.ttt(Linear(), q, k, k, eta, start, ones, zeros, mini_batch=2, causal="token")
     # the second token has the same gradient at the same weights: half of twice as much, so the same weights
     learned = exact([-5e-4, 5e-4, 0.0, 0.0, 5e-4, -5e-4])
-    torch.testing.assert_close(d.weights[0, 0], learned, rtol=1e-12, atol=0)
+    torch.testing.assert_close(start[0] + state.delta[0, 0], learned, rtol=1e-12, atol=0)
     # q = (0, 2) sees b alone, of variance eps / 4: x^ = (1, -1)/sqrt(5); q = k = (1, 0) sees 0
     x_hat = 5**-0.5
     seen = exact([[x_hat, 2.0 - x_hat], [1.0, 0.0]])
-    torch.testing.assert_close(d.outputs[0, :2, 0], seen, rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(d.before[0, :, 0], exact([0.5, 0.5, 0.2]), rtol=1e-12, atol=0)
-    torch.testing.assert_close(d.after[0, :2, 0], exact([0.0, 0.0]), rtol=0, atol=1e-15)
+    torch.testing.assert_close(y[0, :2, 0], seen, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(loss.before[0, :, 0], exact([0.5, 0.5, 0.2]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss.after[0, :2, 0], exact([0.0, 0.0]), rtol=0, atol=1e-15)
     # the third token opens a mini-batch: s = sqrt(5)/2000, G = x^ (2 - 2/5) / (2 s) = 320 (1, -1)
     step = 2e-6 * 320 * exact([0.0, 0.0, 3.0, -3.0, 1.0, -1.0])
-    torch.testing.assert_close(d.pending[0, 0], step, rtol=1e-12, atol=1e-18)
-    assert d.phase == [1]
+    torch.testing.assert_close(state.grad_sum[0, 0], step, rtol=1e-12, atol=1e-18)
+    assert state.phase.tolist() == [1]
 
 
 def model(inner: Inner, x: Array, flat: Array) -> Array:
@@ -108,9 +107,8 @@ def by_numbers(
     for begin in range(0, len(q), 1 if causal == "token" else mini_batch):
         here = slice(begin, begin + (1 if causal == "token" else mini_batch))
         place = begin % mini_batch
-        factor = (np.linalg.norm(weights[last]) / np.linalg.norm(start[last])) ** 2 if update.follow else 1.0
         for i in range(len(start)):
-            rates = factor * eta[here, layer[i] if inner.rates > 1 else 0]
+            rates = eta[here, layer[i] if inner.rates > 1 else 0]
 
             def cost(moved: Array, rates: Array = rates, here: slice = here) -> float:
                 y = applied(inner, k[here], moved, gamma, beta)
@@ -124,8 +122,8 @@ def by_numbers(
         if causal == "frame" or place == mini_batch - 1:
             momentum = update.momentum * momentum + scale * sums
             weights = start + (1.0 - update.forget) * (weights - momentum - start)
-            if update.longest is not None:
-                length = update.longest if update.restore else max(update.longest, np.linalg.norm(start[last]))
+            if update.max_norm is not None:
+                length = update.max_norm if update.restore else max(update.max_norm, np.linalg.norm(start[last]))
                 ratio = length / np.linalg.norm(weights[last])
                 weights[last] *= ratio if update.restore else min(ratio, 1.0)
             if update.columns:
@@ -152,10 +150,10 @@ def arguments(inner: Inner, tokens: int, width: int, rows: int = 1, heads: int =
 
 OPTIONS: list[dict[str, Any]] = [
     {},
-    {"forget": 0.2, "momentum": 0.5, "follow": True},
-    {"forget": 0.1, "longest": 0.1},
-    {"longest": 2.2},
-    {"longest": 0.8, "restore": True, "momentum": 0.3},
+    {"forget": 0.2, "momentum": 0.5},
+    {"forget": 0.1, "max_norm": 0.1},
+    {"max_norm": 2.2},
+    {"max_norm": 0.8, "restore": True, "momentum": 0.3},
 ]
 
 
@@ -165,25 +163,25 @@ def test_numpy_and_finite_differences_agree(inner: Inner, causal: str, mini_batc
     for options in [*OPTIONS, *([{"columns": True}] if isinstance(inner, SwiGLU) else [])]:
         update = Update(**options)
         given = arguments(inner, 5 if causal == "token" else 2 * mini_batch, 3, rows=2, heads=2)
-        d = definition(inner, *given, mini_batch=mini_batch, causal=causal, tau=tau, update=update)
+        found, state, _ = definition.ttt(inner, *given, mini_batch=mini_batch, causal=causal, tau=tau, update=update)
+        learned = state.delta + given[4]
         for row in range(2):
             for head in range(2):
                 streams = [x[row, :, head].numpy() for x in given[:4]]
                 weights = [x[head].numpy() for x in given[4:]]
                 scale = np.zeros(0) if tau is None else tau.numpy()
                 y, w = by_numbers(inner, *streams, *weights, mini_batch, causal, scale, update)
-                np.testing.assert_allclose(d.outputs[row, :, head].detach(), y, rtol=0, atol=1e-7)
-                np.testing.assert_allclose(d.weights[row, head].detach(), w, rtol=0, atol=1e-7)
+                np.testing.assert_allclose(found[row, :, head].detach(), y, rtol=0, atol=1e-7)
+                np.testing.assert_allclose(learned[row, head].detach(), w, rtol=0, atol=1e-7)
 
 
 @modes
 def test_outer_gradients_by_finite_differences(inner: Inner, causal: str, mini_batch: int) -> None:
     given = arguments(inner, 3 if causal == "token" else 2 * mini_batch, 3)
-    update = Update(forget=0.1, momentum=0.4, longest=1.5, restore=True, follow=True)
+    update = Update(forget=0.1, momentum=0.4, max_norm=1.5, restore=True)
 
     def everything(*changed: Tensor) -> Tensor:
-        d = definition(inner, *changed, mini_batch=mini_batch, causal=causal, update=update)
-        parts = d.outputs, d.weights, d.pending, d.momentum, d.before, d.after
-        return torch.cat([part.flatten() for part in parts])
+        y, state, loss = definition.ttt(inner, *changed, mini_batch=mini_batch, causal=causal, update=update)
+        return torch.cat([part.flatten() for part in (y, *state[:3], *loss)])
 
     assert torch.autograd.gradcheck(everything, [x.requires_grad_() for x in given], fast_mode=True)

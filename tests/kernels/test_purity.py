@@ -13,9 +13,9 @@ from tttstream_kernels.norm import reconstruction_gradient
 ROWS, TOKENS, HEADS, WIDTH, K = 4, 23, 2, 6, 4
 UPDATES = {
     "plain": Update(),
-    "settled": Update(forget=0.1, longest=1.05),
-    "learned": Update(forget=torch.tensor([0.1, 0.2]), longest=torch.tensor([1.05, 1.5]), restore=True),
-    "momentum": Update(forget=torch.tensor([0.1, 0.2]), momentum=0.5, longest=2.0, restore=True, follow=True),
+    "settled": Update(forget=0.1, max_norm=1.05),
+    "learned": Update(forget=torch.tensor([0.1, 0.2]), max_norm=torch.tensor([1.05, 1.5]), restore=True),
+    "momentum": Update(forget=torch.tensor([0.1, 0.2]), momentum=0.5, max_norm=2.0, restore=True),
 }
 
 

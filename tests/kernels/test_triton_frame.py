@@ -14,8 +14,20 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from tttstream_kernels import MLP, BackendError, Conv, Inner, InnerState, Linear, SwiGLU, Update, init_state, ttt
-from tttstream_kernels.testing import TOLERANCE, definition, framed, poisoned
+from tttstream_kernels import (
+    MLP,
+    BackendError,
+    Conv,
+    Inner,
+    InnerState,
+    Linear,
+    SwiGLU,
+    Update,
+    definition,
+    init_state,
+    ttt,
+)
+from tttstream_kernels.testing import TOLERANCE, framed, poisoned
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -27,9 +39,9 @@ LARGER: list[tuple[Inner, int]] = [(Linear(), 70), (MLP(), 40), (Conv(7, 5), 40)
 modes = pytest.mark.parametrize(("inner", "tokens"), MODES, ids=lambda value: getattr(value, "name", value))
 UPDATES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "number": {"forget": 0.1, "longest": 3.0},
-    "per_head": {"forget": [0.1, 0.3], "longest": [7.0, 0.1]},
-    "restore": {"forget": [0.0, 0.1], "longest": [3.0, 2.0], "restore": True},
+    "number": {"forget": 0.1, "max_norm": 3.0},
+    "per_head": {"forget": [0.1, 0.3], "max_norm": [7.0, 0.1]},
+    "restore": {"forget": [0.0, 0.1], "max_norm": [3.0, 2.0], "restore": True},
 }
 
 
@@ -131,12 +143,12 @@ class Case:
     def reference(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The same from the reference in float64, on the inputs as they are in `dtype`."""
         leaves = {name: x.detach().double().requires_grad_() for name, x in self.copies(dtype).items()}
-        return self.with_gradients(leaves, self.run(leaves, "reference"))
+        return self.with_gradients(leaves, self.run(leaves, "torch"))
 
     def defined(self) -> dict[str, Tensor]:
         """The same from the definition; it knows no lengths."""
         leaves = {name: x.detach().double().requires_grad_() for name, x in self.copies(torch.float32).items()}
-        d = definition(
+        y, state, loss = definition.ttt(
             self.inner,
             *(leaves[name] for name in ("q", "k", "v", "eta", "start", "gamma", "beta")),
             mini_batch=self.tokens,
@@ -145,8 +157,8 @@ class Case:
             reset=self.reset,
             update=self.update(leaves),
         )
-        values = {"y": d.outputs, "before": d.before, "after": d.after, "delta": d.weights - leaves["start"]}
-        return self.with_gradients(leaves, {**values, "phase": torch.tensor(d.phase).double()})
+        values = {"y": y, "before": loss.before, "after": loss.after, "delta": state.delta, "phase": state.phase}
+        return self.with_gradients(leaves, values)
 
     @staticmethod
     def with_gradients(leaves: dict[str, Tensor], values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -292,7 +304,7 @@ def test_a_nan_state_of_a_row_that_is_reset_keeps_no_phase() -> None:
     state = case.state(leaves)._replace(phase=torch.full((2,), torch.nan, device=DEVICE))
     given = [leaves[name] for name in ("q", "k", "v", "eta", "start", "gamma", "beta")]
     assert case.reset is not None
-    for backend in ("triton", "reference"):
+    for backend in ("triton", "torch"):
         options: dict[str, Any] = {"mini_batch": 2, "causal": "frame", "reset": case.reset.to(DEVICE)}
         phase = ttt(Linear(), *given, state=state, backend=backend, **options)[1].phase
         assert phase[0] == 0.0
@@ -317,7 +329,7 @@ def test_views_of_any_stride() -> None:
 def test_gradients_through_one_result_alone(part: str) -> None:
     case = Case(MLP(), 3, 1, "number", rows=1, heads=1)
     found = []
-    for backend in ("triton", "reference"):
+    for backend in ("triton", "torch"):
         leaves = case.copies(torch.float32, DEVICE if backend == "triton" else "cpu")
         value = case.run(leaves, backend, losses=part in ("before", "after"))[part]
         asked = [leaf for name, leaf in leaves.items() if (part, name) not in (("before", "q"), ("after", "q"))]
@@ -355,7 +367,7 @@ def test_checkpoints_grow_as_the_root() -> None:
 def test_the_ops_are_registered_as_they_should_be() -> None:
     case = Case(Linear(), 2, 2, "per_head", rows=1, heads=2)
     leaves = case.copies(torch.float32, DEVICE)
-    given = [leaves[name] for name in ("q", "k", "v", "eta", "start", "gamma", "beta", "delta", "forget", "longest")]
+    given = [leaves[name] for name in ("q", "k", "v", "eta", "start", "gamma", "beta", "delta", "forget", "max_norm")]
     arguments = ("linear", *given, torch.zeros(1, device=DEVICE), None, None, 0, 0, 2, False, True, 1)
     torch.library.opcheck(frame_triton.frame, arguments)
 
@@ -387,7 +399,6 @@ def test_activation_checkpointing() -> None:
     ("inner", "options", "reason"),
     [
         (Linear(), {"momentum": 0.5}, "update.momentum"),
-        (MLP(), {"follow": True}, "update.follow"),
         (SwiGLU(), {}, "no Triton kernel for the swiglu inner model"),
         (SwiGLU(), {"columns": True}, "no Triton kernel for the swiglu inner model"),
     ],

@@ -137,7 +137,7 @@ def test_law_4_the_state_does_not_grow(case: Case) -> None:
 def test_law_5_layers_on_both_backends(case: Case) -> None:
     """Outputs, states, losses, and the gradients of everything that is learned."""
     results = []
-    for backend in ("triton", "reference"):
+    for backend in ("triton", "torch"):
         layer = memory(dataclasses.replace(case, options={**case.options, "backend": backend}))
         x = stream(case, ROWS, 2).requires_grad_()
         result = layer(x, return_loss=True)

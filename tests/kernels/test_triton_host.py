@@ -44,7 +44,7 @@ def masks(rows: int, tokens: int, size: int, device: str) -> dict[str, Tensor | 
 def test_a_read_is_seen() -> None:
     """The reference plans on the host: these tests would see such a read."""
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad(), pytest.raises(DataDependentOutputException):
-        TTTLayer(32, 2, backend="reference")(torch.randn(2, 20, 32))
+        TTTLayer(32, 2, backend="torch")(torch.randn(2, 20, 32))
 
 
 @layers
@@ -127,6 +127,6 @@ def test_nothing_waits_for_the_gpu(options: dict[str, Any]) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert again.isfinite().all()
-    layer.backend = "reference"
+    layer.backend = "torch"
     expected, _ = layer(x, **given)
     torch.testing.assert_close(y, expected, rtol=0, atol=TOLERANCE[torch.float32] * 50)

@@ -109,7 +109,7 @@ def test_gpus_whose_programs_share_less(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     for causal in ("token", "frame"):
         assert choose_backend("auto", Linear(), causal, width=64, device="cuda") == "triton"
-        assert choose_backend("auto", Linear(), causal, width=128, device="cuda") == "reference"
+        assert choose_backend("auto", Linear(), causal, width=128, device="cuda") == "torch"
         with pytest.raises(
             BackendError, match="heads 128 wide take 163840 bytes of shared memory, and the GPU has 101376"
         ):

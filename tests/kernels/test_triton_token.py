@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tttstream_kernels import MLP, Inner, InnerState, Linear, Update, init_state, triton_unavailable, ttt
-from tttstream_kernels.testing import TOLERANCE, definition, framed, poisoned
+from tttstream_kernels import MLP, Inner, InnerState, Linear, Update, definition, init_state, triton_unavailable, ttt
+from tttstream_kernels.testing import TOLERANCE, framed, poisoned
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -26,10 +26,10 @@ inners = pytest.mark.parametrize("inner", INNERS, ids=lambda inner: inner.name)
 no_number = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, on NaN
 UPDATES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "numbers": {"forget": 0.1, "longest": 3.0},
-    "per_head": {"forget": [0.0, 0.3], "longest": [7.0, 0.1]},
+    "numbers": {"forget": 0.1, "max_norm": 3.0},
+    "per_head": {"forget": [0.0, 0.3], "max_norm": [7.0, 0.1]},
     "all_forgotten": {"forget": [1.0, 0.2]},
-    "restore": {"forget": [0.0, 0.1], "longest": [3.0, 2.0], "restore": True},
+    "restore": {"forget": [0.0, 0.1], "max_norm": [3.0, 2.0], "restore": True},
 }
 
 
@@ -99,7 +99,7 @@ class Case:
         self, backend: str, pieces: list[int] | None = None, return_loss: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(what the op gives, its leaves), the stream in pieces."""
-        exact = backend == "reference"
+        exact = backend == "torch"
         leaves = self.copy(exact)
         device = "cpu" if exact else DEVICE
         options = self.options(leaves, torch.float64 if exact else torch.float32, device)
@@ -120,17 +120,16 @@ class Case:
         names = ("outputs", "before", "after")
         results = {name: torch.cat(parts, 1) for name, parts in zip(names, zip(*outputs, strict=True), strict=False)}
         results["outputs"] = torch.where(self.inside[..., None].to(device), results["outputs"], 0.0)
-        return results | {"delta": state.delta, "pending": state.pending, "phase": state.phase}, leaves
+        return results | {"delta": state.delta, "pending": state.grad_sum, "phase": state.phase}, leaves
 
     def defined(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the definition gives."""
         leaves = self.copy(exact=True)
         arguments = [leaves[name] for name in ("q", "k", "v", "eta", "start", "gamma", "beta")]
         options = self.options(leaves, torch.float64, "cpu")
-        d = definition(self.inner, *arguments, causal="token", reset=self.reset, **options)
-        results = {"outputs": d.outputs, "before": d.before, "after": d.after}
-        results |= {"delta": d.weights - leaves["start"], "pending": d.pending}
-        return results | {"phase": torch.tensor(d.phase).double()}, leaves
+        y, state, loss = definition.ttt(self.inner, *arguments, causal="token", reset=self.reset, **options)
+        results = {"outputs": y, "before": loss.before, "after": loss.after}
+        return results | {"delta": state.delta, "pending": state.grad_sum, "phase": state.phase}, leaves
 
     def check(self, theirs: Any, ours: Any = None) -> None:
         """Values and all gradients of a fixed random projection of everything that a call gives."""
@@ -179,19 +178,19 @@ def test_the_definition(inner: Inner, update: str) -> None:
 @pytest.mark.parametrize("update", ["numbers", "all_forgotten", "restore"])
 def test_the_reference(inner: Inner, update: str) -> None:
     case = Case(inner, 41, update, phases=PHASES, reset=RESETS, lengths=[41, 0, 30])
-    case.check(case.op("reference"))
+    case.check(case.op("torch"))
 
 
 @inners
 def test_a_fresh_start(inner: Inner) -> None:
     case = Case(inner, 34, rows=1)
-    case.check(case.op("reference"))
+    case.check(case.op("torch"))
 
 
 @inners
 def test_without_the_losses(inner: Inner) -> None:
     case = Case(inner, 20, phases=PHASES)
-    case.check(case.op("reference", return_loss=False), case.op("triton", return_loss=False))
+    case.check(case.op("torch", return_loss=False), case.op("triton", return_loss=False))
 
 
 @pytest.mark.parametrize("sizes", [(32, 16), (16, 32), (32, 64)], ids=str)
@@ -199,7 +198,7 @@ def test_without_the_losses(inner: Inner) -> None:
 def test_other_sizes(inner: Inner, sizes: tuple[int, int]) -> None:
     width, mini_batch = sizes
     case = Case(inner, mini_batch + 10, "per_head", rows=1, width=width, mini_batch=mini_batch, phases=[11])
-    case.check(case.op("reference"))
+    case.check(case.op("torch"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -209,7 +208,7 @@ def test_half_types(inner: Inner, dtype: torch.dtype) -> None:
     ours = case.op("triton")
     assert ours[0]["outputs"].dtype == dtype
     assert ours[0]["delta"].dtype == torch.float32
-    case.check(case.op("reference"), ours)
+    case.check(case.op("torch"), ours)
 
 
 @settings(max_examples=4)
@@ -227,7 +226,7 @@ def test_any_partition(inner: Inner, data: st.DataObject) -> None:
         lengths=data.draw(st.none() | st.lists(st.integers(0, tokens), min_size=2, max_size=2), "lengths"),
         seed=data.draw(st.integers(0, 99), "seed"),
     )  # fmt: skip
-    case.check(case.op("reference"), case.op("triton", pieces))
+    case.check(case.op("torch"), case.op("triton", pieces))
 
 
 @inners
@@ -235,7 +234,7 @@ def test_any_partition(inner: Inner, data: st.DataObject) -> None:
 def test_steps_are_one_call(inner: Inner, update: str) -> None:
     """The fused step, which no gradient runs, against the reference in one call."""
     case = Case(inner, 19, update, phases=PHASES, reset={(0, 0), (1, 7), (2, 18)}, lengths=[19, 9, 0])
-    expected = {name: value.detach() for name, value in case.op("reference")[0].items()}
+    expected = {name: value.detach() for name, value in case.op("torch")[0].items()}
     with torch.no_grad():
         close(case.op("triton", [1] * 19)[0], expected, case.dtype)
         close(case.op("triton", [1, 17, 1], return_loss=False)[0],
@@ -253,7 +252,7 @@ def test_a_bad_number_stays_where_it_is(inner: Inner, pieces: list[int]) -> None
     bad.leaves["q"][2, 12, 0, 0] = torch.nan
     with torch.no_grad():
         clean, dirty, reference = (c.op(b, p)[0] for c, b, p in (
-            (case, "triton", pieces), (bad, "triton", pieces), (bad, "reference", None)))  # fmt: skip
+            (case, "triton", pieces), (bad, "triton", pieces), (bad, "torch", None)))  # fmt: skip
     for name, value in dirty.items():
         if name != "before":  # a bad learning rate is no part of it, but marks it in a call of many tokens
             assert torch.equal(value.isfinite().cpu(), reference[name].isfinite()), name
@@ -334,9 +333,9 @@ def test_a_mini_batch_in_several_blocks(inner: Inner, monkeypatch: pytest.Monkey
     options: dict[str, Any] = {"mini_batch": 32, "heads": 1}
     resets = {(0, 40), (1, 16), (1, 20), (1, 37)}
     case = Case(inner, 75, "per_head", rows=2, phases=[21, 5], reset=resets, lengths=[70, 75], **options)
-    case.check(case.op("reference"))
+    case.check(case.op("torch"))
     case = Case(inner, 60, "restore", rows=1, phases=[31], **options)
-    case.check(case.op("reference"), case.op("triton", [7, 53]))
+    case.check(case.op("torch"), case.op("triton", [7, 53]))
 
 
 @inners
@@ -347,7 +346,7 @@ def test_a_bad_number_in_several_blocks(inner: Inner, monkeypatch: pytest.Monkey
     case.leaves["v"][0, 9, 0, 3] = torch.nan
     case.leaves["k"][1, 20, 0, 0] = torch.inf
     with torch.no_grad():
-        ours, reference = case.op("triton")[0], case.op("reference")[0]
+        ours, reference = case.op("triton")[0], case.op("torch")[0]
     for name, value in ours.items():
         assert torch.equal(value.isfinite().cpu(), reference[name].isfinite()), name
     bad = ~ours["outputs"].isfinite().all(-1)[..., 0].cpu()
@@ -369,4 +368,4 @@ def test_real_sizes(inner: Inner, dtype: torch.dtype, sizes: tuple[int, int, int
     case = Case(inner, tokens, "per_head", phases=PHASES, reset=RESETS, lengths=[tokens, 0, tokens - 30], **options)
     if inner.name == "mlp" and width == 16:  # the reference itself, in float32, misses the tolerance at full steps
         case.leaves["eta"] /= 8
-    case.check(case.op("reference"))
+    case.check(case.op("torch"))

@@ -58,7 +58,7 @@ def test_law_2_any_partition_and_law_5_both_backends(case: Case) -> None:
     whole = run(memory(case), case, [TOKENS])
     pieces = run(memory(case), case, [3, 17, 1, 16])
     assert_close(pieces, whole)
-    reference = dataclasses.replace(case, options={**case.options, "backend": "reference"})
+    reference = dataclasses.replace(case, options={**case.options, "backend": "torch"})
     assert_close(whole, run(memory(reference), reference, [TOKENS]))
 
 

@@ -47,7 +47,7 @@ def test_under_the_compiler_and_recomputed(inner: Inner) -> None:
     reset[1, 6] = True
 
     def call(*given: Tensor) -> tuple[Tensor, Tensor]:
-        y, new, loss = ttt(inner, *given, state=state, reset=reset, update=Update(longest=2.0), return_loss=True,
+        y, new, loss = ttt(inner, *given, state=state, reset=reset, update=Update(max_norm=2.0), return_loss=True,
                            backend="triton")  # fmt: skip
         assert loss is not None
         return y, new.delta.sum() + loss.after.sum() + new.phase.sum()

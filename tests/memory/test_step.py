@@ -21,7 +21,7 @@ from tttstream_kernels import Update
 
 DIM, HEADS, K = 12, 2, 4
 LEARNED = Update(
-    forget=nn.Parameter(torch.tensor([0.1, 0.3])), longest=nn.Parameter(torch.tensor([1.0, 2.0])), restore=True
+    forget=nn.Parameter(torch.tensor([0.1, 0.3])), max_norm=nn.Parameter(torch.tensor([1.0, 2.0])), restore=True
 )
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -163,9 +163,7 @@ def test_a_lost_row_stays_alone() -> None:
         assert_close(y[:1], layer(x[:1, :1], layer.init_state(1))[0], 1e-12)
 
 
-@pytest.mark.parametrize(
-    "options", [{"update": Update(momentum=0.5)}, {"update": Update(follow=True)}, {"backend": "triton"}]
-)
+@pytest.mark.parametrize("options", [{"update": Update(momentum=0.5)}, {"backend": "triton"}])
 def test_what_a_step_does_not_cover_goes_through_forward(options: dict[str, Any]) -> None:
     layer, x = build("linear", options), tokens(1, 1)
     with torch.no_grad():

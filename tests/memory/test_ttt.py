@@ -13,8 +13,8 @@ from tttstream import TTTLayer
 from tttstream.errors import BackendError, ShapeError, StateError
 from tttstream.inner import CATALOGUE
 from tttstream.testing import assert_close
-from tttstream_kernels import Update
-from tttstream_kernels.testing import definition, f, layer_norm, losses, separate, tanh_gelu
+from tttstream_kernels import Update, definition
+from tttstream_kernels.definition import f, layer_norm, losses, separate, tanh_gelu
 
 DIM, HEADS, K = 12, 2, 4
 WIDTH = DIM // HEADS
@@ -81,10 +81,10 @@ def restated(layer: TTTLayer, x: Tensor) -> Tensor:
     tau = None
     if layer.scale is not None:
         tau = torch.stack([max(1.0 / (i + 1) + layer.scale[i], 0.0 * layer.scale[i]) for i in range(tokens)])
-    z = definition(
+    z = definition.ttt(
         layer.inner, *(torch.stack(part)[None] for part in (q, k, v, rates)), layer.start, layer.gamma, layer.beta,
         mini_batch=tokens, causal=layer.causal, tau=tau, update=layer.update,
-    ).outputs[0].flatten(1)  # fmt: skip
+    )[0][0].flatten(1)  # fmt: skip
     y = layer_norm(z, layer.norm.weight, layer.norm.bias)
     if layer.gate is not None:
         y = tanh_gelu(x @ layer.gate.weight.T) * y
@@ -163,7 +163,7 @@ def test_reading_inside_a_mini_batch(inner: str) -> None:
     tau = max(0.0, 0.5 + float(layer.scale.detach()[1]))  # that of the last token, the second of its mini-batch
     _, k, v = (layer.project.weight @ x[0, 6]).view(3, HEADS, 1, WIDTH)
     for head in range(HEADS):
-        flat = layer.start[head] + state.delta[0, head] - tau * state.pending[0, head]
+        flat = layer.start[head] + state.delta[0, head] - tau * state.grad_sum[0, head]
         expected = losses(
             layer.inner, k[head], v[head], separate(layer.inner, flat, WIDTH), layer.gamma[head], layer.beta[head]
         )
@@ -325,12 +325,12 @@ def test_frame_mode_takes_whole_frames_whether_it_learns_or_not(inner: str, lear
 
 
 def test_the_inner_optimiser_is_learned_where_it_is_given_as_parameters() -> None:
-    forget, longest = torch.nn.Parameter(torch.full((HEADS,), 0.1)), torch.full((HEADS,), 0.3)
-    layer = TTTLayer(DIM, HEADS, mini_batch=K, update=Update(forget=forget, longest=longest)).double()
+    forget, max_norm = torch.nn.Parameter(torch.full((HEADS,), 0.1)), torch.full((HEADS,), 0.3)
+    layer = TTTLayer(DIM, HEADS, mini_batch=K, update=Update(forget=forget, max_norm=max_norm)).double()
     assert dict(layer.named_parameters())["forget"] is layer.forget
-    assert {"forget", "longest"} <= set(layer.state_dict())
+    assert {"forget", "max_norm"} <= set(layer.state_dict())
     assert layer.update.forget is layer.forget
-    assert layer.update.longest.dtype == torch.float64
+    assert layer.update.max_norm.dtype == torch.float64
     y, state = layer(random(1, 3 * K, DIM))
     layer.forget.grad = None
     y.square().sum().backward()

@@ -74,7 +74,7 @@ def backends() -> list[str]:
     from tttstream_kernels import MLP, Conv, Linear, SwiGLU, SwiGLUDot, choose_backend, triton_unavailable
 
     if not torch.cuda.is_available():
-        return ["the reference: it takes Triton on CUDA devices only"]
+        return ["torch: auto takes Triton on CUDA devices only"]
     lines = []
     for inner in (Linear(), MLP(), Conv(16, 16), SwiGLU(), SwiGLUDot()):
         for causal in ("token", "frame") if inner.token_causal else ("frame",):

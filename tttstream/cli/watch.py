@@ -96,7 +96,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--load-state", metavar="FILE", type=arguments.path, help=known)
     add("--carry", action="store_true", help="carry the memory on from one source to the next")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: auto)")
-    add("--backend", default="auto", choices=("auto", "reference", "triton"), help="of the memory (default: auto)")
+    add(
+        "--backend",
+        default="auto",
+        choices=("auto", "definition", "torch", "triton", "reference"),
+        help="of the memory (default: auto)",
+    )
     add("--no-overlay", action="store_true", help="do not write overlay.mp4")
     add("--show", action="store_true", help="show the overlay in a window while it runs")
     add("--seed", metavar="N", type=whole, default=0, help="of walk, random actions and untrained weights (default: 0)")

@@ -39,9 +39,9 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     if start is None or gamma is None or beta is None or scale is None:  # somebody parametrises them
         return None
     rows, dim, dtype = x.shape[0] if x.dim() else 0, layer.dim, x.dtype
-    delta, pending, momentum, phase, window = tuple(state)
-    shapes = delta.shape, pending.shape, momentum.shape, phase.shape, window.shape
-    types = start.dtype, delta.dtype, pending.dtype, phase.dtype
+    delta, grad_sum, momentum, phase, window = tuple(state)
+    shapes = delta.shape, grad_sum.shape, momentum.shape, phase.shape, window.shape
+    types = start.dtype, delta.dtype, grad_sum.dtype, phase.dtype
     if not rows or x.shape != (rows, 1, dim) or shapes != layer.state_shapes(rows) or types != (dtype,) * 4:
         return None
     if not x.is_cpu or torch.is_autocast_enabled("cpu") or dtype not in (torch.float32, torch.float64):
@@ -52,7 +52,7 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
             return None
         if bool(reset.any()):
             state = state.map(torch.zeros_like).where(reset[:, 0], state)
-            delta, pending, momentum, phase, window = tuple(state)
+            delta, grad_sum, momentum, phase, window = tuple(state)
 
     heads, width, tokens = layer.heads, layer.width, layer.tokens
     places = [int(p) % tokens if math.isfinite(p) else 0 for p in phase.tolist()]  # NaN: a row that is lost
@@ -80,7 +80,7 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     eta = _call(modules["rate"], seen).sigmoid().view(-1, 1, 1)
     token = op.Token(views, eta, layer.base_lr / width, tau, [p == tokens - 1 for p in places])
     update = layer.update if layer._numbers else layer._update
-    old = InnerState(delta, pending, momentum, phase)
+    old = InnerState(delta, grad_sum, momentum, phase)
     z, new = op.step(inner, token, start, gamma, beta, update, old)
     gate, alpha = layer.gate, layer.alpha
     y = _call(modules["norm"], z.view(rows, dim))
@@ -136,16 +136,16 @@ def traced(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | N
         views = torch.cat([qk, views[2:]])
     eta = (_product(layer.rate, seen).sigmoid() * (layer.base_lr / width)).view(-1, 1, 1)
     tau = tau.expand(-1, heads, -1).reshape(-1, 1, 1)
-    z, delta, pending, phase = one_step(
-        views, eta, tau, phase == tokens - 1, layer.start, layer.gamma, layer.beta, state.delta, state.pending, phase,
-        layer.inner.name, update.forget, update.longest, update.restore, update.columns,
+    z, delta, grad_sum, phase = one_step(
+        views, eta, tau, phase == tokens - 1, layer.start, layer.gamma, layer.beta, state.delta, state.grad_sum, phase,
+        layer.inner.name, update.forget, update.max_norm, update.restore, update.columns,
     )  # fmt: skip
     y = layer.norm(z.view(rows, dim))
     if layer.gate is not None:
         y = F.gelu(_product(layer.gate, seen), approximate="tanh") * y
     y = _product(layer.out, y).view(x.shape)
     y = y if layer.alpha is None else layer.alpha.tanh() * y
-    return y, type(state)(delta, pending, state.momentum, phase, state.window)
+    return y, type(state)(delta, grad_sum, state.momentum, phase, state.window)
 
 
 def _product(linear: nn.Module, x: Tensor) -> Tensor:

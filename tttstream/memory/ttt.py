@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -22,7 +23,7 @@ from tttstream_kernels.precision import cast
 
 class _TTTFields(NamedTuple):
     delta: Tensor
-    pending: Tensor
+    grad_sum: Tensor
     momentum: Tensor
     phase: Tensor
     window: Tensor
@@ -32,12 +33,18 @@ class TTTState(State, _TTTFields):
     """What a TTT memory holds of each row.
 
     delta: [B, H, P] the inner weights' difference from their learned start, at the last mini-batch end.
-    pending: [B, H, P] gradient sums of the unfinished mini-batch ([B, H, 0] in frame mode).
+    grad_sum: [B, H, P] gradient sums of the unfinished mini-batch ([B, H, 0] in frame mode).
     momentum: [B, H, P], or [B, H, 0] without momentum. phase: [B] tokens in the unfinished mini-batch.
     window: [B, width - 1, dim] last tokens that the short convolution still sees ([B, 0, dim] without one).
     """
 
     __slots__ = ()
+
+    @property
+    def pending(self) -> Tensor:
+        """Deprecated: `grad_sum`."""
+        warnings.warn("TTTState.pending is now TTTState.grad_sum", DeprecationWarning, stacklevel=2)
+        return self.grad_sum
 
 
 class TTTLayer(Memory):
@@ -61,8 +68,8 @@ class TTTLayer(Memory):
         insert: start of the learned branch weight, y = tanh(alpha) * TTT(x), small (0 to 0.1) for a layer that is put
             into a pretrained network; None for no such weight.
         base_lr, update: the inner optimiser, from `tttstream.inner` unless given; `Update()` is the paper's. What is an
-            nn.Parameter [heads] in it (forget, momentum, longest) is learned with the layer.
-        backend: "auto", "reference" or "triton".
+            nn.Parameter [heads] in it (forget, momentum, max_norm) is learned with the layer.
+        backend: "auto", "definition", "torch" or "triton", see `tttstream_kernels.ttt`.
 
     Called as (x [B, T, dim], state, reset [B, T], lengths [B]) -> (y [B, T, dim], state), see `Memory`; with
     `return_loss=True` a third result holds loss.before and loss.after [B, H, T]; with `learn=False` the memory is read
@@ -106,7 +113,7 @@ class TTTLayer(Memory):
         self._update = entry.update(self.base_lr, self.width, self.tokens, causal) if update is None else update
         check_update(self._update, self.inner, heads)
         self._numbers = [
-            name for name in ("forget", "momentum", "longest") if isinstance(getattr(self._update, name), Tensor)
+            name for name in ("forget", "momentum", "max_norm") if isinstance(getattr(self._update, name), Tensor)
         ]
         for name in self._numbers:
             number = getattr(self._update, name)
@@ -136,6 +143,12 @@ class TTTLayer(Memory):
         self.alpha = nn.Parameter(torch.full((dim,), float(insert))) if insert is not None else None
         self.one_by_one = suits(self)
         self._shapes: dict[int, tuple[tuple[int, ...], ...]] = {}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Weights saved before `max_norm` had its name have it as `longest`."""
+        if f"{prefix}longest" in state_dict:
+            state_dict[f"{prefix}max_norm"] = state_dict.pop(f"{prefix}longest")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Shown by print(layer)."""
@@ -233,13 +246,13 @@ class TTTLayer(Memory):
             rate = rate.view(*x.shape[:2], self.heads, -1)
             weights = self.start, self.gamma, self.beta
             update = self.update if self._numbers else self._update
-            call = Call(self.inner, q, k, v, rate, *weights, self.tokens, tau, update)
+            call = Call(self.inner, q, k, v, rate, *weights, self.tokens, self.causal, tau, update)
             z, inner, loss = run(call, old, fresh, reset, lengths, return_loss, self.backend)
             state = TTTState(*inner, window)
         else:
             z, loss = read(
                 self.inner, q, k, v, self.start, self.gamma, self.beta, state=old,
-                mini_batch=self.tokens, tau=tau, reset=reset, update=self.update,
+                mini_batch=self.tokens, causal=self.causal, tau=tau, reset=reset, update=self.update,
             )  # fmt: skip
             state = self._forgotten(state, reset, lengths)
         y = self._output(x, z.flatten(2))

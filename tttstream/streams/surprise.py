@@ -26,7 +26,7 @@ class Stream(Session):
 
     model: a FrameModel, with a memory that has an inner loss (any ttt one), or a Classifier with any memory.
     device: "auto", "cpu", "cuda".
-    backend: "auto", "reference", "triton". learn: whether the memory learns from the frames; may be switched any time.
+    backend: "auto", "torch", "triton". learn: whether the memory learns from the frames; may be switched any time.
     embed: whether results carry an embedding, for good. Without, what only embeddings need is neither computed nor kept
         (of the shipped base the last block, its memory and the search for motion); the surprise is the same.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from tttstream.errors import SourceError
 from tttstream.frames import Frame
 from tttstream.sources import open_source
+from tttstream.sources.pages import Pages, count_pages
 from tttstream.train.data import ImagesClip, PyAV
 from tttstream.train.data.clips import Clip
 
@@ -113,6 +115,46 @@ def test_thumbnails_and_masks_of_a_picture_are_no_pages(tmp_path: Path, tag: int
     same(frames(path), [whole])
     clip: Clip = ImagesClip(str(tmp_path))
     np.testing.assert_array_equal(clip.open(PyAV()).read(np.array([0])).frames[0], np.asarray(whole))
+
+
+def test_a_header_tells_most_files_of_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow takes several times as long to open a file as it takes to read its header, and folders hold many."""
+    image = drawn(1)[0]
+    single: dict[str, dict[str, Any]] = {
+        "a.png": {},
+        "b.png": {"icc_profile": b"x" * 9000, "compress_level": 0},
+        "lossy.webp": {"quality": 50},
+        "lossless.webp": {"lossless": True},
+        "noted.webp": {"exif": b"Exif\0\0" + b"x" * 40},
+        "a.tif": {},
+        "b.tiff": {"compression": "tiff_deflate"},
+    }
+    for name, given in single.items():
+        image.save(tmp_path / name, **given)
+    (tmp_path / "big.tif").write_bytes(big_endian_tiff())
+    for name in NAMES:
+        save(tmp_path / f"many{name}", drawn())
+    pages = []
+
+    class Counted(Pages):
+        def __init__(self, path: Path) -> None:
+            pages.append(path.name)
+            super().__init__(path)
+
+    monkeypatch.setattr("tttstream.sources.pages.Pages", Counted)
+    counts = {path.name: count_pages(path) for path in tmp_path.iterdir()}
+    assert counts == dict.fromkeys([*single, "big.tif"], 1) | {f"many{name}": 5 for name in NAMES}
+    assert sorted(pages) == sorted(f"many{name}" for name in NAMES)
+
+
+def big_endian_tiff() -> bytes:
+    """One grey pixel as Motorola's processors write it."""
+    fields = [(256, 3, 1), (257, 3, 1), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (278, 3, 1), (279, 4, 1)]
+    packed = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+        for tag, kind, value in fields
+    )
+    return b"MM\0*" + struct.pack(">I", 10) + b"\x80\0" + struct.pack(">H", len(fields)) + packed + bytes(4)
 
 
 def test_in_a_folder_they_come_in_their_place(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tttstream.errors import SourceError
 from tttstream.sources import hdr, open_source
+from tttstream.sources.camera import Camera
 from tttstream.sources.video import Video
 from tttstream.train.data import Decord, PyAV
 
@@ -62,9 +63,11 @@ def encode(tmp_path: Path) -> Encode:
 
 
 def shown(path: Path) -> Pixels:
-    """The first frame as `watch` sees it, after making sure that training sees the same by either decoder."""
-    with Video(str(path)) as video:
+    """The first frame as `watch` sees it, after making sure that training sees the same by either decoder, and a camera
+    that the file stands in for."""
+    with Video(str(path)) as video, Camera(str(path)) as camera:
         image = next(iter(video)).image
+        np.testing.assert_array_equal(next(iter(camera)).image, image)
     for decoder in (PyAV(), Decord()):
         reader = decoder.open(str(path))
         (frame,) = reader.read(np.array([0])).frames

@@ -33,7 +33,7 @@ class Camera(Source):
     """A live camera. A reader that is slower than the camera gets the newest frame and never an old one.
 
     device: its number, or /dev/video0 and the like. The path of a video file stands in for a camera: the file plays at
-    its own rate whether anyone reads or not, once or, with `loop`, for ever.
+    its own rate whether anyone reads or not, once or, with `loop`, for ever, and looks as `Video` shows it.
     on_error: what happens where the camera is lost, that is, unplugged or silent for five seconds. "skip" ends the
     stream and sets `truncated`; "raise" raises SourceError. Frames are numbered as they are taken, `time_s` counts from
     the first one taken. `missed` is how many frames came and went unread.
@@ -66,7 +66,7 @@ class Camera(Source):
             raise SourceError(
                 f"there is no {self.name}; give a number (0 is the first camera), or the path of a video file"
             )
-        self._capture = _open(device)
+        self._capture = self._opened()
         ok, first = self._capture.read()
         if not ok:
             self._capture.release()
@@ -101,8 +101,12 @@ class Camera(Source):
         if self._origin is None:
             self._origin = moment - self._offset
         self._index += 1
-        frame = Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self._index - 1, moment - self._origin)
+        pixels = image if self._is_file else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        frame = Frame(pixels, self._index - 1, moment - self._origin)
         return frame if self._asked is None else self._asked.put(frame, pose)
+
+    def _opened(self) -> Any:
+        return _Film(self._device) if isinstance(self._device, str) else _open(self._device)
 
     def _lost(self) -> None:
         self.truncated = True
@@ -142,7 +146,7 @@ class Camera(Source):
                 if not self._loop:
                     break
                 self._capture.release()
-                self._capture = _open(self._device)
+                self._capture = self._opened()
             if not ok:
                 failures += 1
                 if not self._is_file:
@@ -176,7 +180,29 @@ class Camera(Source):
             self._capture.release()
 
 
-def _open(device: int | str) -> cv2.VideoCapture:
+class _Film:
+    """A video file, read as OpenCV reads a camera, but in RGB."""
+
+    def __init__(self, path: str) -> None:
+        from tttstream.sources.video import Video
+
+        self._video = Video(path)
+        self._frames = iter(self._video)
+
+    def get(self, _: int) -> float:
+        """The frame rate, 0 where it is unknown."""
+        return self._video.fps or 0.0
+
+    def read(self) -> tuple[bool, Any]:
+        """Whether there is one more frame, and the frame."""
+        frame = next(self._frames, None)
+        return frame is not None, None if frame is None else frame.image
+
+    def release(self) -> None:
+        self._video.close()
+
+
+def _open(device: int) -> cv2.VideoCapture:
     with _silence():
         return cv2.VideoCapture(device)
 

@@ -127,10 +127,11 @@ def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
 
 def natural(path: Path) -> list[list[tuple[str, int]]]:
     """A sorting key by which 2 comes before 10, folder by folder."""
-    return [
-        [(text.casefold(), int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", part)]
-        for part in path.parts
-    ]
+    return [_by_numbers(part) for part in path.parts]
+
+
+def _by_numbers(name: str) -> list[tuple[str, int]]:
+    return [(text.casefold(), int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 def listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
@@ -143,8 +144,9 @@ def listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
             names = [entry.name for entry in entries]
     except OSError as error:
         raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
-    paths = [folder / name for name in names if name[0] != "." and Path(name).suffix.lower() in suffixes]
-    return sorted((path for path in paths if os.path.isfile(path) or not os.path.exists(path)), key=natural)
+    paths = [folder / name for name in names if name[0] != "." and os.path.splitext(name)[1].lower() in suffixes]
+    readable = (path for path in paths if os.path.isfile(path) or not os.path.exists(path))
+    return sorted(readable, key=lambda path: _by_numbers(path.name))
 
 
 def sequence(pattern: Path) -> list[Path]:

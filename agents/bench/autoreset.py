@@ -21,12 +21,13 @@ import numpy as np
 import torch
 
 from tttstream.io.outputs import TextFile
+from tttstream_agents.checkpoint import CHECKPOINT, load_policy
 from tttstream_agents.config import Config, build, read
 from tttstream_agents.envs import make, vector
 from tttstream_agents.evaluate import evaluate
 from tttstream_agents.logs import read_csv
 from tttstream_agents.ppo import Player, Step
-from tttstream_agents.train import CHECKPOINT, load_policy, train
+from tttstream_agents.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -25,9 +25,9 @@ import torch
 from gymnasium import spaces
 
 from tttstream.io.outputs import TextFile
+from tttstream_agents.checkpoint import load_policy, read_config
 from tttstream_agents.envs import vector
 from tttstream_agents.ppo import Player
-from tttstream_agents.train import load_policy, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITS = 4

@@ -31,11 +31,12 @@ from records import Record, draw, load, save, table, thinned
 
 from tttstream.errors import TTTStreamError
 from tttstream.io.outputs import TextFile
+from tttstream_agents.checkpoint import CHECKPOINT
 from tttstream_agents.config import Config, build, read
 from tttstream_agents.envs import make
 from tttstream_agents.logs import read_csv
 from tttstream_agents.policy import MemoryPolicy
-from tttstream_agents.train import CHECKPOINT, train
+from tttstream_agents.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVS = (

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from tttstream import __version__
 
 if TYPE_CHECKING:
+    from tttstream_agents.checkpoint import load_policy
     from tttstream_agents.config import Config
     from tttstream_agents.policy import MemoryPolicy
     from tttstream_agents.reader import MemoryReader, pretrain
-    from tttstream_agents.train import load_policy
     from tttstream_agents.trunk import PolicyState
     from tttstream_agents.wrappers import (
+        ActionMaskObservation,
         SurpriseReward,
         SurpriseVectorReward,
         TTTMemoryObservation,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     )
 
 _MODULE_OF = {
+    "ActionMaskObservation": "wrappers",
     "Config": "config",
     "MemoryPolicy": "policy",
     "MemoryReader": "reader",
@@ -30,11 +32,12 @@ _MODULE_OF = {
     "SurpriseVectorReward": "wrappers",
     "TTTMemoryObservation": "wrappers",
     "TTTMemoryVectorObservation": "wrappers",
-    "load_policy": "train",
+    "load_policy": "checkpoint",
     "pretrain": "reader",
 }
 
 __all__ = [
+    "ActionMaskObservation",
     "Config",
     "MemoryPolicy",
     "MemoryReader",

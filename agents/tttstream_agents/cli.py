@@ -106,7 +106,8 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from tttstream_agents.train import read_config, train
+    from tttstream_agents.checkpoint import read_config
+    from tttstream_agents.train import train
 
     values = read(args.config) if args.config else {}
     if args.resume:
@@ -126,9 +127,9 @@ def _eval(args: argparse.Namespace) -> int:
     from gymnasium.wrappers import TimeLimit
 
     from tttstream.io.outputs import TextFile
+    from tttstream_agents.checkpoint import load_policy, read_config
     from tttstream_agents.envs import close, make, vector
     from tttstream_agents.evaluate import evaluate
-    from tttstream_agents.train import load_policy, read_config
 
     folder = Path(args.run_folder)
     env_id = args.env or read_config(folder).env

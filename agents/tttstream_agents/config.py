@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tttstream.cli.numbers import whole
 from tttstream.io.presets import folder as shipped
 from tttstream_agents.errors import TrainingError
 
@@ -44,6 +43,7 @@ class Config:
     positions: bool = option(True, "the policy sees how many steps of the episode are behind it")
     previous_action: bool = option(True, "the policy sees its previous action")
     previous_reward: bool = option(False, "the policy sees the previous reward")
+    action_masks: bool = option(True, "obey masks of legal actions, in info or under 'action_mask' in observations")
     n_envs: int = option(16, "environments side by side")
     rollout: int = option(128, "steps played in each of them between two updates")
     segment: int = option(0, "steps of a training sequence, a divisor of rollout; 0 for the whole rollout")
@@ -98,6 +98,8 @@ class Config:
 
 def build(values: dict[str, Any], source: str) -> Config:
     """A config from a mapping, checked: `source` is named in messages."""
+    from tttstream.cli.numbers import whole  # here, so that a wrapper does not import the command line
+
     fields = {field.name: field for field in dataclasses.fields(Config)}
     unknown = sorted(str(name) for name in set(values) - set(fields))
     if unknown:

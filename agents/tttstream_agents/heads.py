@@ -1,4 +1,4 @@
-"""From a policy's outputs to actions of a gymnasium space and their log-probabilities.
+"""From a policy's outputs to actions of a gymnasium space, their log-probabilities and their entropies.
 
 Letters: * any leading sizes, P numbers that the actor puts out.
 """
@@ -14,50 +14,67 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from tttstream_agents.encoder import Choices, Numbers
-from tttstream_agents.errors import SpaceError
+from tttstream_agents.errors import ObservationError, SpaceError
 
 LOG_2PI = math.log(2 * math.pi)
 
 
 class Categorical(nn.Module):
-    """Discrete, MultiDiscrete, MultiBinary: a softmax over the choices of each component. P = all choices together."""
+    """Discrete, MultiDiscrete, MultiBinary: a softmax over the choices of each component. P = all choices together.
+
+    mask: bool [*, P], True where a choice is legal, the choices of the components one after another (of MultiBinary: 0
+    and 1 of each). An illegal choice has probability 0, and its log-probability is -inf.
+    """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         super().__init__()
         self.choices = Choices(space)
         self.outputs = self.choices.size
 
-    def _log_probs(self, outputs: Tensor) -> list[Tensor]:
+    def _log_probs(self, outputs: Tensor, mask: Tensor | None) -> list[Tensor]:
+        if mask is not None:
+            outputs = torch.where(mask, outputs, -torch.inf)
         return [logits.log_softmax(-1) for logits in outputs.split(self.choices.sizes, dim=-1)]
 
     def fault(self, action: Tensor) -> str | None:
-        """What is wrong with actions, if anything."""
+        """What is wrong with actions, or None."""
         return self.choices.fault(action)
 
-    def sample(self, outputs: Tensor, deterministic: bool = False) -> Tensor:
-        """An action [*, shape] for outputs [*, P]: drawn, or the likeliest."""
+    def legal(self, mask: Tensor) -> Tensor:
+        """Whether each component [*, components] has a legal choice."""
+        return torch.stack([part.any(-1) for part in mask.split(self.choices.sizes, dim=-1)], -1)
+
+    def sample(self, outputs: Tensor, deterministic: bool = False, mask: Tensor | None = None) -> Tensor:
+        """An action [*, shape] for outputs [*, P]: drawn, or the most probable one."""
         picked, first = [], 0
-        for logits in self._log_probs(outputs):
+        for logits in self._log_probs(outputs, mask):
             if not deterministic:  # the largest of p / e, e exponential, is a draw from p
-                logits = logits - torch.empty_like(logits).exponential_().log()
+                drawn = logits - torch.empty_like(logits).exponential_().log()
+                logits = drawn if mask is None else torch.where(logits == -torch.inf, -torch.inf, drawn)
             picked.append(self.choices.value[first + logits.argmax(-1)])
             first += logits.shape[-1]
         return torch.stack(picked, -1).reshape(*outputs.shape[:-1], *self.choices.shape)
 
-    def log_prob(self, outputs: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, outputs: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
         """[*]"""
-        return torch.where(self.choices(action) > 0, torch.cat(self._log_probs(outputs), -1), 0.0).sum(-1)
+        return torch.where(self.choices(action) > 0, torch.cat(self._log_probs(outputs, mask), -1), 0.0).sum(-1)
 
-    def entropy(self, outputs: Tensor) -> Tensor:
+    def entropy(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """[*]"""
-        return -sum(((logits.exp() * logits).sum(-1) for logits in self._log_probs(outputs)), torch.zeros(()))
+        logits = self._log_probs(outputs, mask)
+        if mask is not None:  # 0 * -inf is NaN, and so is its gradient
+            logits_or_0 = torch.where(mask, torch.cat(logits, -1), 0.0).split(self.choices.sizes, dim=-1)
+        else:
+            logits_or_0 = tuple(logits)
+        pairs = zip(logits, logits_or_0, strict=True)
+        return -sum(((one.exp() * other).sum(-1) for one, other in pairs), torch.zeros(()))
 
 
 class Gaussian(nn.Module):
-    """Box: independent normals around the outputs, in the units of the space; P = its numbers.
+    """Box: independent normal distributions around the outputs, in the units of the space; P = its numbers.
 
-    A bounded component starts with a mean at its middle and a deviation of half its half range. Draws are not cut at
-    the bounds, since a cut action has no density: `MemoryPolicy.to_env` cuts what the environment gets.
+    The mean of a bounded component starts at its middle, its deviation at half of its half range. Draws are not
+    clipped at the bounds, since a clipped action has no density: `MemoryPolicy.to_env` clips what the environment gets.
     """
 
     def __init__(self, space: spaces.Box) -> None:
@@ -70,30 +87,72 @@ class Gaussian(nn.Module):
         return action.reshape(*action.shape[: action.dim() - len(self.numbers.shape)], self.outputs)
 
     def fault(self, action: Tensor) -> str | None:
-        """What is wrong with actions, if anything."""
+        """What is wrong with actions, or None."""
         return self.numbers.fault(action)
 
-    def sample(self, outputs: Tensor, deterministic: bool = False) -> Tensor:
+    def sample(self, outputs: Tensor, deterministic: bool = False, mask: Tensor | None = None) -> Tensor:
         """An action [*, shape] for outputs [*, P]: drawn, or the mean."""
         draw = outputs if deterministic else outputs + self.log_std.exp() * torch.randn_like(outputs)
         return (self.numbers.middle + self.numbers.reach * draw).reshape(*outputs.shape[:-1], *self.numbers.shape)
 
-    def log_prob(self, outputs: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, outputs: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
         """[*]"""
         draw = (self._flat(action) - self.numbers.middle) / self.numbers.reach
         z = (draw - outputs) / self.log_std.exp()
         return -(0.5 * z * z + self.log_std + self.numbers.reach.log() + 0.5 * LOG_2PI).sum(-1)
 
-    def entropy(self, outputs: Tensor) -> Tensor:
+    def entropy(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """[*]"""
         each = self.log_std + self.numbers.reach.log() + 0.5 + 0.5 * LOG_2PI
         return each.sum().expand(outputs.shape[:-1])
 
 
 def build(space: spaces.Space[Any]) -> Categorical | Gaussian:
-    """The head for an action space."""
+    """The head for an action space. Raises SpaceError for a space that no head acts in."""
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return Gaussian(space)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return Categorical(space)
     raise SpaceError(f"cannot act in {space}: expected Discrete, MultiDiscrete, MultiBinary or a Box of floats")
+
+
+def action_mask(head: nn.Module, given: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A mask of legal actions as a bool tensor [*shape, P], checked. given: bool, or numbers 0 and 1.
+
+    Raises ObservationError where it does not fit, or where a row leaves no legal choice; it names the row.
+    """
+    if not isinstance(head, Categorical):
+        raise SpaceError("an action mask is for Discrete, MultiDiscrete or MultiBinary actions, this policy has a Box")
+    try:
+        mask = torch.as_tensor(given, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ObservationError(f"expected an action mask of bools, got {type(given).__name__}") from error
+    if mask.shape != (*shape, head.outputs):
+        raise ObservationError(f"expected an action mask of shape {[*shape, head.outputs]}, got {list(mask.shape)}")
+    if mask.dtype != torch.bool:
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ObservationError("an action mask holds a number other than 0 and 1")
+        mask = mask != 0
+    legal = head.legal(mask)
+    if not bool(legal.all()):
+        place = (~legal).nonzero()[0].tolist()
+        component = f" for component {place[-1]} of the action" if legal.shape[-1] > 1 else ""
+        row = place[0] if len(shape) == 1 else None
+        raise ObservationError(f"the action mask allows no action in row {place[:-1]}{component}", row)
+    return mask
+
+
+def masked_part(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> bool:
+    """Whether a Dict of observations has a mask of legal actions under "action_mask", which is no observation then."""
+    part = space.spaces.get("action_mask") if isinstance(space, spaces.Dict) else None
+    if part is None or not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return False
+    return part.shape == (Choices(action_space).size,)
+
+
+def without_mask(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """The observation space without its mask of legal actions; what is left of a Dict stays a Dict."""
+    if not masked_part(space, action_space):
+        return space
+    assert isinstance(space, spaces.Dict)
+    return spaces.Dict({key: part for key, part in space.spaces.items() if key != "action_mask"})

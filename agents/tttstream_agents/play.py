@@ -17,10 +17,10 @@ from tttstream.errors import OutputError
 from tttstream.frames import Result
 from tttstream.memory import TTTLayer
 from tttstream.streams.normaliser import Normaliser
+from tttstream_agents.checkpoint import load_policy, read_config
 from tttstream_agents.envs import close, make, tree, vector
 from tttstream_agents.errors import EnvError, TrainingError
 from tttstream_agents.ppo import Player
-from tttstream_agents.train import load_policy, read_config
 
 FPS = 10.0  # of environments that name no rate of their own
 NOTHING = np.zeros((1, 1), dtype=np.float32)
@@ -96,11 +96,11 @@ def watch(
         began = time.perf_counter()
         before = after = 0.0
         if surprised:
-            losses = player.policy.surprise(player.obs, player.state, player.starts, player.came)
+            losses = player.policy.surprise(player.obs, player.state, player.starts, player.previous_reward)
             before, after = (float(loss[0]) for loss in losses)
         surprise = normaliser.push(before) if surprised else 0.0
         drawn = copy.deepcopy(player.call("render")) if renders else None  # the next step may draw over it
-        seen, last = player.obs, float(player.came[0])
+        seen, last = player.obs, float(player.previous_reward[0])
         taken = player.step(deterministic)
         took = 1e3 * (time.perf_counter() - began)
         image = words(seen, player.policy.to_env(taken.action)[0], last, width) if drawn is None else drawn[0]

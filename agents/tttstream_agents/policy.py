@@ -1,4 +1,4 @@
-"""MemoryPolicy: an actor and a critic over a memory that goes on from step to step and starts anew with each episode.
+"""MemoryPolicy: an actor and a critic over a memory, whose state continues from step to step and resets per episode.
 
 Letters: T steps, B environments, D width.
 
@@ -17,25 +17,29 @@ from torch import Tensor, nn
 
 from tttstream.errors import StateError
 from tttstream_agents import heads as action_heads
-from tttstream_agents.encoder import Encoder
+from tttstream_agents.encoder import Encoder, pick
 from tttstream_agents.errors import ObservationError
 from tttstream_agents.trunk import PolicyState, Trunk
 
 
 class MemoryPolicy(Trunk):
-    """A policy and a value function that remember, for any environment of gymnasium.
+    """A policy and a value function with a memory, for any environment of gymnasium.
 
     observation_space, action_space: of one environment.
     memory: a name of `tttstream_agents.memories.names()`: a memory of `tttstream.memory.names()`, framestack, or mlp
         (no memory).
-    dim, depth, heads: width, how many memories follow one another, heads of each.
-    positions: whether the policy sees how many steps of the episode are behind it, as waves of 4 to 1024 steps; a
-        memory that looks things up by content needs them to say how long ago something was.
+    dim, depth, heads: width, number of memories in series, heads of each.
+    positions: whether the policy sees the number of steps since the episode began, as sines and cosines with periods of
+        4 to 1024 steps. A memory that recalls by content needs them to tell how long ago something was.
     previous_action, previous_reward: whether the policy sees its last action, and the reward that came with an
-        observation (then `act` and `evaluate` must be given rewards).
-    options: what the memory takes besides.
+        observation (`act` and `evaluate` then need rewards).
+    options: further arguments of the memory.
 
-    It holds parameters only: its state goes in and comes out, `State` of tttstream, rows first, zeros where fresh.
+    It holds parameters only. Its state is an argument and a result of every call: a `State` of tttstream, rows first,
+    all zeros where an episode begins.
+
+    Where a Dict of observations has a mask of legal actions under "action_mask", `act` and `evaluate` obey it, and the
+    network does not see it.
     """
 
     def __init__(
@@ -52,13 +56,15 @@ class MemoryPolicy(Trunk):
         previous_reward: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
-        encoder, action = Encoder(observation_space), action_heads.build(action_space)
+        action = action_heads.build(action_space)
+        encoder = Encoder(action_heads.without_mask(observation_space, action_space))
         super().__init__(
             encoder.size, action_space if previous_action else None, memory, dim=dim, depth=depth, heads=heads,
             positions=positions, rewards=previous_reward, options=options,
         )  # fmt: skip
         self.observation_space, self.action_space = observation_space, action_space
         self.previous_reward, self.encoder, self.action = previous_reward, encoder, action
+        self._mask_observed = action_heads.masked_part(observation_space, action_space)
         self.actor, self.critic = (
             nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, outputs))
             for outputs in (self.action.outputs, 1)
@@ -75,29 +81,43 @@ class MemoryPolicy(Trunk):
         starts: Any = None,
         rewards: Any = None,
         *,
+        action_mask: Any = None,
         deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, PolicyState]:
         """One step of every environment: (action [B, ...], log-probability [B], value [B], state after it).
 
         obs: a batch of observations [B, ...], tensors or arrays, nested as the space is. state: None for a fresh one.
-        starts [B]: true where obs is the first of an episode; what came before is then forgotten. rewards [B]: with
-        previous_reward. Raises ObservationError where an observation does not fit its space or is not finite.
+        starts [B]: true where obs is the first of an episode; the memory is then reset. rewards [B]: the rewards that
+        the environments gave with obs; needed with previous_reward. action_mask: bool [B, n], true where an action is
+        legal, of all choices of all components; an illegal action has probability 0. None: the mask in obs, if any.
+
+        Raises ObservationError where an observation does not fit its space or is not finite, or a mask allows nothing.
         """
         parts = self.encoder.tensors(obs, leading=1)
         batch = parts[0].shape[0]
         state, starts, rewards = self._arguments((batch,), state, starts, rewards)
+        mask = self.legal(obs, (batch,), action_mask)
         x, state = self.remember(self.encoder(parts)[None], state, starts[None], rewards)
         outputs, value = self.actor(x[0]), self.critic(x[0]).squeeze(-1)
-        action = self.action.sample(outputs, deterministic)
-        return action, self.action.log_prob(outputs, action), value, self.acted(state, action)
+        action = self.action.sample(outputs, deterministic, mask)
+        return action, self.action.log_prob(outputs, action, mask), value, self.acted(state, action)
 
     def evaluate(
-        self, obs: Any, actions: Any, state: PolicyState | None, starts: Any = None, rewards: Any = None
+        self,
+        obs: Any,
+        actions: Any,
+        state: PolicyState | None,
+        starts: Any = None,
+        rewards: Any = None,
+        *,
+        action_mask: Any = None,
     ) -> tuple[Tensor, Tensor, Tensor, PolicyState]:
-        """A stretch of play all at once: (log-probability, entropy, value), each [T, B], and the state after it.
+        """All steps of a rollout in parallel: (log-probability, entropy, value), each [T, B], and the state after it.
 
         obs [T, B, ...] and the actions [T, B, ...] that were taken; starts [T, B] may be true at any step;
-        state: as it was before the first step; rewards [T, B]: what came with obs. Says what `act` said, step by step.
+        state: the one before the first step; rewards [T, B]: those that the environments gave with obs; action_mask
+        bool [T, B, n]: as in `act`. The results are those of `act`, step by step; an illegal action has
+        log-probability -inf.
         """
         parts = self.encoder.tensors(obs, leading=2, check=False)
         steps, batch = parts[0].shape[:2]
@@ -109,22 +129,38 @@ class MemoryPolicy(Trunk):
         fault = self.action.fault(actions)
         if fault:
             raise ObservationError(f"the actions hold {fault}: expected {self.action_space}")
+        mask = self.legal(obs, (steps, batch), action_mask)
         x, state = self.remember(self.encoder(parts), state, starts, rewards, actions)
         outputs, value = self.actor(x), self.critic(x).squeeze(-1)
-        return self.action.log_prob(outputs, actions), self.action.entropy(outputs), value, state
+        return self.action.log_prob(outputs, actions, mask), self.action.entropy(outputs, mask), value, state
+
+    def legal(self, obs: Any, shape: tuple[int, ...], action_mask: Any = None) -> Tensor | None:
+        """The mask of legal actions [*shape, n]: the one given, or the one in the observations; None without either.
+
+        shape: [B] or [T, B]. Raises ObservationError where it does not fit or allows no action.
+        """
+        if action_mask is None:
+            action_mask = self.mask_in(obs)
+        if action_mask is None:
+            return None
+        return action_heads.action_mask(self.action, action_mask, shape, next(self.parameters()).device)
+
+    def mask_in(self, obs: Any) -> Any:
+        """The mask of legal actions that a Dict of observations holds under "action_mask", as it is; None without."""
+        return pick(obs, ("action_mask",)) if self._mask_observed else None
 
     @torch.no_grad()
     def surprise(
         self, obs: Any, state: PolicyState | None, starts: Any = None, rewards: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """What a step (arguments as `act`) is to the TTT memories: their inner loss on it before and after they learn
-        it, [B] each, the mean of all heads and memories. The state is not changed: call `act` to go on."""
+        """The inner loss of the TTT memories on a step (arguments as `act`) before and after they learn it, [B] each,
+        the mean of all heads and memories. The state is not changed: call `act` to go on."""
         parts = self.encoder.tensors(obs, leading=1)
         state, starts, rewards = self._arguments((parts[0].shape[0],), state, starts, rewards)
         return self.inner_loss(self.encoder(parts)[None], state, starts[None], rewards)
 
     def to_env(self, action: Tensor) -> NDArray[Any]:
-        """Actions as the environment takes them: numpy, of the space's type, a Box's cut at its bounds."""
+        """Actions as the environment takes them: numpy, of the space's type, those of a Box clipped at its bounds."""
         action = action.detach().cpu()
         array = (action.float() if action.dtype == torch.bfloat16 else action).numpy()
         if isinstance(self.action_space, spaces.Box):

@@ -1,9 +1,9 @@
-"""Proximal policy optimisation (Schulman et al., arXiv 1707.06347) of a policy with a memory, and nothing beside it.
+"""Proximal policy optimisation (Schulman et al., arXiv 1707.06347) of a policy with a memory.
 
 Letters: T steps of a rollout, B environments, L steps of a segment, S = B * T / L segments.
 
-What is kept of the memory is its state where each segment begins; all within a segment is computed anew, with
-gradients, in one parallel call. So the memory that training takes does not grow with state size times steps.
+The hidden state is stored where each segment begins. The steps of a segment are computed again, with gradients, in one
+parallel call. So the memory that training takes does not grow with the size of the state times the number of steps.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from tttstream.state import pack, unpack
 from tttstream_agents.config import Config
 from tttstream_agents.envs import one_line, quiet, tree
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
+from tttstream_agents.heads import Categorical
 from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.trunk import PolicyState
-from tttstream_agents.vectors import Overwritten, final_obs, keep_last, mode_of, own
+from tttstream_agents.vectors import Overwritten, action_mask, final_obs, keep_last, mode_of, own
 
 MEASURED = ("policy_loss", "value_loss", "entropy", "grad_norm", "kl", "clipped", "first_ratio")
 """What `learn` measures; kl is an estimate (ratio - 1 - log ratio), clipped a share, first_ratio 0 but for rounding."""
 NOTHING = dict.fromkeys(MEASURED, math.nan)
-"""What is measured where nothing is learned."""
+"""The measurements of an update that learned nothing."""
 
 
 class Step(NamedTuple):
@@ -37,11 +38,13 @@ class Step(NamedTuple):
 
     obs: Any
     starts: Tensor
-    """obs is the first of an episode: the memory starts anew."""
+    """Episode starts: obs is the first of an episode, and the memory is reset."""
     valid: Tensor
-    """False where the environment does not take the action, because it uses the step to begin its next episode."""
-    came: Tensor
+    """False where the environment ignores the action, because it uses the step to begin its next episode."""
+    previous_reward: Tensor
     """The reward that came with obs."""
+    mask: Tensor | None
+    """Legal actions [B, n], where the environments say which are."""
     action: Tensor
     log_prob: Tensor
     value: Tensor
@@ -53,27 +56,32 @@ class Step(NamedTuple):
 
 
 class Player:
-    """A policy at play in a vector of environments; it goes on for ever, episode after episode.
+    """Plays a policy in a vector of environments, episode after episode.
 
-    Where an episode ends is where its memory must. A vector of environments that resets on the SAME step hands over
-    the new episode's first observation at once, the last one in info["final_obs"]. One that resets on the NEXT step
-    hands over the last observation, ignores the action that answers it, and then gives the first one: that row in
-    between is not valid, still belongs to the old memory (its value is the truncated episode's bootstrap), and the
-    memory starts anew one row later.
+    The memory is reset exactly where an episode starts. A vector that resets on the SAME step returns the first
+    observation of the next episode at once, and the last one of the old in info["final_obs"]. One that resets on the
+    NEXT step returns the last observation, ignores the action that answers it, and then returns the first one. That row
+    in between is not valid. It belongs to the old memory (its value is the bootstrap of a truncated episode), and the
+    memory is reset one row later.
+
+    masks: obey masks of legal actions, in info["action_mask"] or under "action_mask" in a Dict of observations.
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], policy: MemoryPolicy) -> None:
+    def __init__(self, envs: VectorEnv[Any, Any, Any], policy: MemoryPolicy, masks: bool = True) -> None:
+        self.masks = masks
         self.envs, self.policy, self.same_step = envs, policy, mode_of(envs) == AutoresetMode.SAME_STEP
         self.device = next(policy.parameters()).device
         batch, self.steps = envs.num_envs, 0
         if self.same_step:
             keep_last(envs)
             self.overwritten = Overwritten(envs)
-        self.obs = own(self.call("reset")[0])
+        obs, info = self.call("reset")
+        self.obs = own(obs)
         self.state = policy.initial_state(batch)
         self.starts = torch.ones(batch, dtype=torch.bool, device=self.device)
         self.valid = torch.ones_like(self.starts)
-        self.came = torch.zeros(batch, device=self.device)
+        self.previous_reward = torch.zeros(batch, device=self.device)
+        self.mask = self._legal(info)
 
     def call(self, name: str, *args: Any) -> Any:
         """Call the environments; whatever they raise becomes an EnvError, and is said once."""
@@ -87,14 +95,14 @@ class Player:
 
     def step(self, deterministic: bool = False) -> Step:
         """Act once in every environment."""
-        obs, starts, valid, came = self.obs, self.starts, self.valid, self.came
-        action, log_prob, value, self.state = self._act(obs, self.state, starts, came, deterministic)
+        obs, starts, valid, previous, mask = self.obs, self.starts, self.valid, self.previous_reward, self.mask
+        action, log_prob, value, self.state = self._act(obs, self.state, starts, previous, mask, deterministic)
         self.obs, reward, ended, cut, info = self.call("step", self.policy.to_env(action))
         self.obs, self.steps = own(self.obs), self.steps + 1
         terminated, truncated = (torch.tensor(np.asarray(x), device=self.device) for x in (ended, cut & ~ended))
-        self.came = torch.tensor(np.asarray(reward), dtype=torch.float32, device=self.device)
-        if not bool(self.came.isfinite().all()):
-            row = int((~self.came.isfinite()).nonzero()[0])
+        came = self.previous_reward = torch.tensor(np.asarray(reward), dtype=torch.float32, device=self.device)
+        if not bool(came.isfinite().all()):
+            row = int((~came.isfinite()).nonzero()[0])
             raise ObservationError(
                 f"environment {row} gave a reward that is not finite in float32, {reward[row]}, in step {self.steps}",
                 row,
@@ -106,23 +114,47 @@ class Player:
                 rows = truncated.nonzero().squeeze(1)
                 last = final_obs(info, rows.tolist())
                 self.overwritten.look(last, self.obs, rows.tolist())
-                final_value[rows] = self._act(last, pick(self.state, rows), None, self.came[rows], True, rows)[2]
+                state = pick(self.state, rows)
+                all_legal = None if mask is None else torch.ones_like(mask[rows])  # the value does not depend on it
+                final_value[rows] = self._act(last, state, None, came[rows], all_legal, True, rows)[2]
         else:
             self.starts, self.valid = ~valid, ~(terminated | truncated)
+        self.mask = self._legal(info)
         return Step(
-            obs, starts, valid, came, action, log_prob, value, self.came, terminated, truncated, final_value
-        )  # fmt: skip
+            obs, starts, valid, previous, mask, action, log_prob, value, came, terminated, truncated, final_value
+        )
 
     def next_value(self) -> Tensor:
-        """The value of the observation that is to be answered next, [B]. Changes nothing."""
-        return self._act(self.obs, self.state, self.starts, self.came, True)[2]
+        """The value of the observation that is answered next, [B]. Changes nothing."""
+        return self._act(self.obs, self.state, self.starts, self.previous_reward, self.mask, True)[2]
+
+    def _legal(self, info: Any) -> Tensor | None:
+        """The legal actions [B, n] for the present observations. All are where an action is ignored."""
+        head = self.policy.action
+        if not self.masks or not isinstance(head, Categorical):
+            return None
+        mask = action_mask(info, self.valid.tolist(), head.outputs)
+        if mask is None:
+            mask = self.policy.mask_in(self.obs)
+        if mask is None:
+            return None
+        return torch.as_tensor(np.asarray(mask), device=self.device).bool() | ~self.valid[:, None]
 
     def _act(
-        self, obs: Any, state: PolicyState, starts: Tensor | None, came: Tensor, deterministic: bool, rows: Any = None
+        self,
+        obs: Any,
+        state: PolicyState,
+        starts: Tensor | None,
+        previous_reward: Tensor,
+        mask: Tensor | None,
+        deterministic: bool,
+        rows: Any = None,
     ) -> tuple[Tensor, Tensor, Tensor, PolicyState]:
         """As the policy; an observation that it refuses is named by its environment (one of `rows`) and step."""
         try:
-            return self.policy.act(obs, state, starts, came, deterministic=deterministic)
+            return self.policy.act(
+                obs, state, starts, previous_reward, action_mask=mask, deterministic=deterministic
+            )  # fmt: skip
         except ObservationError as error:
             if error.row is None:
                 raise
@@ -145,12 +177,13 @@ def advantages(
 
 @dataclass
 class Rollout:
-    """What was played: tensors [L, S, ...], and the state of each segment's beginning, S rows."""
+    """A rollout in segments: tensors [L, S, ...], and the hidden state where each segment begins, S rows."""
 
     obs: Any
     starts: Tensor
     valid: Tensor
-    came: Tensor
+    previous_reward: Tensor
+    mask: Tensor | None
     action: Tensor
     log_prob: Tensor
     value: Tensor
@@ -161,12 +194,12 @@ class Rollout:
 
     @property
     def target(self) -> Tensor:
-        """What the critic is to say."""
+        """What the critic is trained to predict."""
         return self.advantage + self.value
 
 
 class Collector:
-    """Plays T steps at a time and makes a rollout of them; keeps the sums of unfinished episodes."""
+    """Plays T steps at a time and makes a rollout of them; keeps the returns of unfinished episodes."""
 
     def __init__(self, player: Player, config: Config) -> None:
         self.player, self.config = player, config
@@ -174,7 +207,7 @@ class Collector:
         self.lengths = torch.zeros(player.envs.num_envs, dtype=torch.long)
 
     def collect(self) -> Rollout:
-        """Play on."""
+        """The next rollout."""
         player, config, states, steps, ended = self.player, self.config, [], [], []
         for t in range(config.rollout):
             if t % config.segment == 0:
@@ -182,7 +215,8 @@ class Collector:
             step = player.step()
             steps.append(step)
             ended += self._count(step)
-        columns = {name: [getattr(step, name) for step in steps] for name in Step._fields if name != "obs"}
+        names = [name for name in Step._fields if name != "obs" and getattr(steps[0], name) is not None]
+        columns = {name: [getattr(step, name) for step in steps] for name in names}
         s = {name: torch.stack(column) for name, column in columns.items()}
         done = s["terminated"] | s["truncated"]
         following = torch.cat([s["value"][1:], player.next_value()[None]])
@@ -194,8 +228,9 @@ class Collector:
         obs = tree(lambda *rows: torch.as_tensor(np.stack(rows), device=player.device), *(step.obs for step in steps))
         cut = self._segments
         return Rollout(
-            tree(cut, obs), cut(s["starts"]), cut(s["valid"]), cut(s["came"]), cut(s["action"]), cut(s["log_prob"]),
-            cut(s["value"]), cut(advantage), join(states), ended,
+            tree(cut, obs), cut(s["starts"]), cut(s["valid"]), cut(s["previous_reward"]),
+            cut(s["mask"]) if "mask" in s else None, cut(s["action"]), cut(s["log_prob"]), cut(s["value"]),
+            cut(advantage), join(states), ended,
         )  # fmt: skip
 
     def _segments(self, x: Tensor) -> Tensor:
@@ -223,20 +258,21 @@ def join(states: list[PolicyState]) -> PolicyState:
 
 
 def refresh(policy: MemoryPolicy, rollout: Rollout, batch: int) -> PolicyState:
-    """The states where segments begin as the policy now is, from those at the rollout's beginning."""
+    """The hidden states where segments begin, computed again with the present weights from where the rollout begins."""
     state, states = pick(rollout.states, slice(0, batch)), []
     with torch.no_grad():
         for first in range(0, rollout.starts.shape[1], batch):
             rows = slice(first, first + batch)
             states.append(state)
             obs = tree(lambda x, rows=rows: x[:, rows], rollout.obs)
-            came, starts, action = (x[:, rows] for x in (rollout.came, rollout.starts, rollout.action))
-            state = policy.evaluate(obs, action, state, starts, came)[3]
+            previous, starts, action = (x[:, rows] for x in (rollout.previous_reward, rollout.starts, rollout.action))
+            mask = None if rollout.mask is None else rollout.mask[:, rows]
+            state = policy.evaluate(obs, action, state, starts, previous, action_mask=mask)[3]
     return join(states)
 
 
 def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollout, config: Config) -> dict[str, float]:
-    """Some epochs over a rollout. Returns the means of what was `MEASURED`."""
+    """Some epochs over a rollout. Returns the mean of each measurement in `MEASURED`."""
     segments = rollout.starts.shape[1]
     states, count = rollout.states, 0
     sums = dict.fromkeys(MEASURED, 0.0)
@@ -246,7 +282,8 @@ def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollo
         for rows in torch.randperm(segments).split(max(1, config.minibatch // config.segment)):
             log_prob, entropy, value, _ = policy.evaluate(
                 tree(lambda x, rows=rows: x[:, rows], rollout.obs), rollout.action[:, rows], pick(states, rows),
-                rollout.starts[:, rows], rollout.came[:, rows],
+                rollout.starts[:, rows], rollout.previous_reward[:, rows],
+                action_mask=None if rollout.mask is None else rollout.mask[:, rows],
             )  # fmt: skip
             valid = rollout.valid[:, rows]
             old, advantage, target, before = (

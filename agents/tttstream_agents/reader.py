@@ -17,10 +17,10 @@ from tttstream.errors import StateError
 from tttstream.memory import TTTLayer
 from tttstream.memory.ttt import TTTState
 from tttstream_agents import memories
+from tttstream_agents.checkpoint import load_policy, read_config
 from tttstream_agents.encoder import Encoder
 from tttstream_agents.envs import make, tree, vector
 from tttstream_agents.errors import TrainingError
-from tttstream_agents.train import load_policy, read_config
 from tttstream_agents.trunk import mix
 
 

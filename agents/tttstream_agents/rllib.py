@@ -61,7 +61,9 @@ class Policy(nn.Module):
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], chosen: Any) -> None:
         super().__init__()
-        self.encoder, self.action = Encoder(observation_space), action_heads.build(action_space)
+        self.action = action_heads.build(action_space)
+        self.encoder = Encoder(action_heads.without_mask(observation_space, action_space))
+        self.masked = action_heads.masked_part(observation_space, action_space)
         previous, memory = chosen["previous_action"], chosen["memory"]
         sizes = {name: value for name, value in chosen.items() if name not in ("previous_action", "memory")}
         self.trunk = Trunk(self.encoder.size, action_space if previous else None, memory, **sizes)
@@ -97,9 +99,16 @@ class Policy(nn.Module):
             raise StateError(f"{Columns.STATE_IN!r}: expected 'memory' of shape {shape}, got {list(flat.shape)}")
         return torch.as_tensor(flat)
 
-    def inputs(self, features: Tensor) -> Tensor:
-        """What RLlib's distribution of actions is made of."""
+    def inputs(self, features: Tensor, batch: dict[str, Any], acting: bool = False) -> Tensor:
+        """The numbers from which RLlib makes its distribution of actions. Illegal actions have probability 0: their
+        logits are the least finite number, since RLlib multiplies probabilities by logits."""
         outputs: Tensor = self.actor(features)
+        if self.masked:
+            given, shape = torch.as_tensor(batch[Columns.OBS]["action_mask"]), tuple(features.shape[:2])
+            if not acting:  # RLlib pads sequences with zeros; those steps do not count
+                given = torch.where((given != 0).any(-1, keepdim=True), given != 0, True)
+            mask = action_heads.action_mask(self.action, given, shape, features.device)
+            outputs = torch.where(mask, outputs, torch.finfo(outputs.dtype).min)
         if isinstance(self.action, action_heads.Gaussian):
             outputs = torch.cat([outputs, self.action.log_std.expand_as(outputs)], -1)
         return outputs
@@ -117,7 +126,10 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
     max_seq_len, the steps of a training sequence. Observations: what `MemoryPolicy` sees, as they come from the
     environment. Actions: Discrete and MultiDiscrete from 0, and Box, whose numbers RLlib spreads over its bounds.
 
-    The module draws the actions itself, since what was done belongs to what is remembered.
+    Where a Dict of observations has a mask of legal actions under "action_mask", it is obeyed, and the network does not
+    see it.
+
+    The module draws the actions itself, since the previous action is an input of the memory.
     """
 
     def setup(self) -> None:
@@ -163,7 +175,7 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
 
     def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the copy would have done."""
-        return {TARGET_NETWORK_ACTION_DIST_INPUTS: self._old_policy.inputs(self._old_policy.remember(batch)[0])}
+        return {TARGET_NETWORK_ACTION_DIST_INPUTS: self._old_policy.inputs(self._old_policy.remember(batch)[0], batch)}
 
     def _forward_exploration(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         return self._act(batch, explore=True)
@@ -174,7 +186,7 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
     @torch.no_grad()
     def _act(self, batch: dict[str, Any], explore: bool) -> dict[str, Any]:
         features, state = self.policy.remember(batch, acting=True)
-        inputs = self.policy.inputs(features)
+        inputs = self.policy.inputs(features, batch, acting=True)
         distribution = self.get_exploration_action_dist_cls().from_logits(inputs)
         actions = (distribution if explore else distribution.to_deterministic()).sample()
         state = self.policy.trunk.acted(state, actions[:, -1])
@@ -189,7 +201,7 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
                 row = int((~torch.as_tensor(batch[name]).isfinite()).nonzero()[0, 0])
                 raise ObservationError(f"{name!r} of sequence {row} hold NaN or infinity: look at the rewards")
         features, _state = self.policy.remember(batch)
-        return {Columns.ACTION_DIST_INPUTS: self.policy.inputs(features), Columns.EMBEDDINGS: features}
+        return {Columns.ACTION_DIST_INPUTS: self.policy.inputs(features, batch), Columns.EMBEDDINGS: features}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         """Values [S, T] of a training batch; embeddings: the features, where they are known."""

@@ -22,6 +22,7 @@ from tttstream.errors import DependencyError, ShapeError, StateError
 from tttstream.state import pack, unpack
 from tttstream_agents.envs import tree
 from tttstream_agents.errors import ObservationError, SpaceError, TrainingError
+from tttstream_agents.heads import Categorical, action_mask, masked_part, without_mask
 from tttstream_agents.trunk import PolicyState, Trunk, check_sizes
 from tttstream_agents.vectors import keep_last
 
@@ -62,10 +63,13 @@ class Flat(FlattenExtractor):
 
 
 class TTTPolicy(RecurrentActorCriticPolicy):
-    """Stable-Baselines3's features, then a trunk that remembers, then its actor and critic, which share both.
+    """The features of Stable-Baselines3, then a trunk with a memory, then its actor and critic, which share both.
 
-    memory, dim, depth, heads, positions, previous_action: as `tttstream_agents.MemoryPolicy`; options: what the memory
-    takes besides. Further arguments as sb3-contrib's policy, the ones that describe its LSTM apart.
+    memory, dim, depth, heads, positions, previous_action: as `tttstream_agents.MemoryPolicy`; options: further
+    arguments of the memory. The other arguments are those of sb3-contrib's policy, without the ones of its LSTM.
+
+    A mask of legal actions (Discrete, MultiDiscrete) under "action_mask" in a Dict of observations is obeyed.
+    The features extractor does not see it. `tttstream_agents.ActionMaskObservation` puts it there from info.
 
     A state is the packed state [1, B, n] of all environments, given twice, because sb3-contrib's states are pairs.
     """
@@ -100,10 +104,14 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         if not kwargs.get("share_features_extractor", True):
             raise ShapeError("actor and critic share one memory, so they need one features extractor, not two")
         check_sizes(dim=dim, depth=depth, heads=heads)
+        masked = masked_part(observation_space, action_space)
+        if masked and isinstance(action_space, spaces.MultiBinary):
+            raise SpaceError("an action mask in Stable-Baselines3 is for Discrete and MultiDiscrete actions")
         super().__init__(
             observation_space, action_space, lr_schedule, lstm_hidden_size=dim, shared_lstm=True,
             enable_critic_lstm=False, features_extractor_class=features_extractor_class, **kwargs,
         )  # fmt: skip
+        self._head = Categorical(action_space) if masked else None
         self.memory_kwargs: dict[str, Any] = {
             "memory": memory, "dim": dim, "depth": depth, "heads": heads, "positions": positions,
             "previous_action": previous_action, "options": options,
@@ -126,6 +134,11 @@ class TTTPolicy(RecurrentActorCriticPolicy):
     def trunk(self) -> Trunk:
         """Where the memory is; sb3-contrib's name for its place is lstm_actor."""
         return cast(Trunk, self.lstm_actor)
+
+    def make_features_extractor(self) -> Any:
+        """As Stable-Baselines3's, over observations without a mask of legal actions."""
+        space = without_mask(self.observation_space, self.action_space)
+        return self.features_extractor_class(space, **self.features_extractor_kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self.memory_kwargs}
@@ -179,7 +192,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
         """One step of every environment: actions, values, log-probabilities, states."""
         latent, state = self._remember(obs, lstm_states.pi, episode_starts)
-        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent))
+        distribution = self._distribution(latent, obs)
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
         actions = actions.reshape(-1, *cast("tuple[int, ...]", self.action_space.shape))
@@ -192,7 +205,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values, log-probabilities and entropies of S sequences, all steps in parallel, with resets inside."""
         latent, _ = self._remember(obs, lstm_states.pi, episode_starts, actions)
-        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent))
+        distribution = self._distribution(latent, obs)
         values = self.value_net(self.mlp_extractor.forward_critic(latent))
         return values, distribution.log_prob(actions), cast(Tensor, distribution.entropy())
 
@@ -200,7 +213,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         """The distribution of actions, and the state without the action, which is not chosen yet."""
         latent, state = self._remember(obs, lstm_states, episode_starts)
         flat = pack(state)[None]
-        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), (flat, flat)
+        return self._distribution(latent, obs), (flat, flat)
 
     def predict_values(self, obs: Any, lstm_states: tuple[Tensor, ...], episode_starts: Tensor) -> Tensor:
         """Values of one step."""
@@ -211,9 +224,17 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         self, observation: Any, lstm_states: tuple[Tensor, ...], episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Pair]:
         latent, state = self._remember(observation, lstm_states, episode_starts)
-        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent))
-        actions = distribution.get_actions(deterministic=deterministic)
+        actions = self._distribution(latent, observation).get_actions(deterministic=deterministic)
         return actions, self._pair(state, actions.reshape(-1, *cast("tuple[int, ...]", self.action_space.shape)))
+
+    def _distribution(self, latent: Tensor, obs: Any) -> Any:
+        """The distribution of actions for latents [*, dim]; illegal actions have probability 0."""
+        latent = self.mlp_extractor.forward_actor(latent)
+        if self._head is None:
+            return self._get_action_dist_from_latent(latent)
+        mask = action_mask(self._head, obs["action_mask"], (len(latent),), latent.device)
+        logits = torch.where(mask, self.action_net(latent), -torch.inf)
+        return self.action_dist.proba_distribution(action_logits=logits)
 
     def _pair(self, state: PolicyState, actions: Tensor) -> Pair:
         flat = pack(self.trunk.acted(state, actions))[None]

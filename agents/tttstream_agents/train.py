@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import time
@@ -19,18 +18,23 @@ import torch
 
 from tttstream.errors import CheckpointError, TTTStreamError
 from tttstream.io.interrupt import Interrupt
-from tttstream.io.outputs import OutputFolder, TextFile, saving
-from tttstream_agents import config as configs
+from tttstream.io.outputs import OutputFolder, TextFile
+from tttstream_agents.checkpoint import (
+    CHECKPOINT,
+    build_policy,
+    load_policy,
+    read_checkpoint,
+    read_config,
+    write_checkpoint,
+)
 from tttstream_agents.config import Config
 from tttstream_agents.envs import Position, close, make, one_line, tree, vector
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.logs import Logs, Row
-from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.ppo import NOTHING, Collector, Player, learn
 
-FORMAT = "tttstream.agent/1"
-KEPT = ("config", "policy", "optimizer", "updates", "episodes", "recent", "memory", "obs", "positions", "random")
-CHECKPOINT = "checkpoint.pt"
+__all__ = ["Run", "load_policy", "train"]
+
 MakeEnv = Callable[[], gym.Env[Any, Any]]
 
 
@@ -42,16 +46,6 @@ class Stop(Interrupt):
             raise KeyboardInterrupt
         self.asked = True
         print("\nstopping after this update (once more: at once)", flush=True)
-
-
-def build_policy(config: Config, env: Any) -> MemoryPolicy:
-    """The policy of a config for an environment, or for a vector of them."""
-    single = "single_" if hasattr(env, "single_observation_space") else ""
-    return MemoryPolicy(
-        getattr(env, f"{single}observation_space"), getattr(env, f"{single}action_space"), config.memory,
-        dim=config.dim, depth=config.depth, heads=config.heads, positions=config.positions,
-        previous_action=config.previous_action, previous_reward=config.previous_reward, options=dict(config.options),
-    )  # fmt: skip
 
 
 def usable(device: str) -> str:
@@ -82,7 +76,7 @@ class Run:
             raise EnvError(f"the environments cannot be made: {one_line(error)}") from error
         self.policy = build_policy(config, self.envs).to(device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5)
-        self.player = Player(self.envs, self.policy)
+        self.player = Player(self.envs, self.policy, config.action_masks)
         self.collector = Collector(self.player, config)
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)
         self.updates = self.episodes = 0
@@ -135,25 +129,18 @@ class Run:
         positions = self.envs.call("position")
         player = self.player
         values = {
-            "format": FORMAT, "config": json.loads(self.config.to_json()), "updates": self.updates,
+            "config": json.loads(self.config.to_json()), "updates": self.updates,
             "episodes": self.episodes, "recent": [list(one) for one in self.recent],
             "policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict(),
             "memory": [leaf for _, leaf in player.state.leaves()],
             "obs": tree(torch.as_tensor, player.obs), "starts": player.starts, "valid": player.valid,
-            "came": player.came, "returns": self.collector.returns, "lengths": self.collector.lengths,
+            "came": player.previous_reward, "mask": player.mask,
+            "returns": self.collector.returns, "lengths": self.collector.lengths,
             "positions": [(one.episode, one.steps, torch.tensor(one.actions)) for one in positions],
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if player.device.type == "cuda" else None,
         }  # fmt: skip
-        buffer = io.BytesIO()
-        torch.save(values, buffer)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            with saving(path):
-                part.write_bytes(buffer.getbuffer())
-                os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_checkpoint(path, values)
 
     def restore(self, path: Path) -> None:
         """Go on where `save` was called: weights, draws, memories, and every environment inside its episode."""
@@ -177,13 +164,17 @@ class Run:
         leaves = iter(values["memory"])
         player.state = player.state.map(lambda leaf: next(leaves).to(device))
         player.obs = tree(lambda x: x.numpy(), values["obs"])
-        player.starts, player.valid, player.came = (values[key].to(device) for key in ("starts", "valid", "came"))
+        player.starts, player.valid, player.previous_reward = (
+            values[key].to(device) for key in ("starts", "valid", "came")
+        )
+        mask = values.get("mask")
+        player.mask = None if mask is None else mask.to(device)
         self.collector.returns, self.collector.lengths = values["returns"], values["lengths"]
         positions = [Position(episode, steps, actions.numpy()) for episode, steps, actions in values["positions"]]
         for row, begun in enumerate(player.call("call", "seek", positions)):
             if begun is not None:  # an episode too long to be played again: this one is in its place
                 tree(lambda x, new, row=row: x.__setitem__(row, new), player.obs, begun)
-                player.starts[row], player.valid[row], player.came[row] = True, True, 0.0
+                player.starts[row], player.valid[row], player.previous_reward[row] = True, True, 0.0
                 self.collector.returns[row], self.collector.lengths[row] = 0.0, 0
         torch.set_rng_state(values["random"])
         if values["random_cuda"] is not None and device.type == "cuda":
@@ -192,40 +183,6 @@ class Run:
     def close(self) -> None:
         """Close the environments."""
         close(self.envs)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The values of a checkpoint; nothing in the file is run."""
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint at {path}") from error
-    except Exception as error:  # pickle raises almost anything over a damaged file
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {one_line(error)[:200]}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of an agent: expected format {FORMAT!r}")
-    missing = [name for name in KEPT if name not in values]
-    if missing:
-        raise CheckpointError(f"{path} is damaged: it has no {', '.join(missing)}")
-    return values
-
-
-def read_config(folder: Path) -> Config:
-    """The config of a run's checkpoint."""
-    return configs.build(read_checkpoint(folder / CHECKPOINT)["config"], str(folder / CHECKPOINT))
-
-
-def load_policy(folder: Path, env: Any) -> MemoryPolicy:
-    """The trained policy of a run, for an environment (or a vector) of the same spaces."""
-    values = read_checkpoint(folder / CHECKPOINT)
-    policy = build_policy(configs.build(values["config"], str(folder / CHECKPOINT)), env)
-    try:
-        policy.load_state_dict(values["policy"])
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{folder} was trained in other spaces than this environment's: {one_line(error)}"
-        ) from error
-    return policy.eval()
 
 
 def _check_folder(folder: Path, config: Config, resume: bool) -> None:

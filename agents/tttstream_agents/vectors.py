@@ -10,9 +10,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from numpy.typing import NDArray
 
 from tttstream_agents.envs import Episodes, stack, tree
-from tttstream_agents.errors import EnvError
+from tttstream_agents.errors import EnvError, ObservationError
 
 
 class Copied(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -80,6 +81,33 @@ def final_obs(info: Any, rows: Sequence[int]) -> Any:
     if any(one is None for one in last):
         raise EnvError("the environments reset themselves on the SAME step, but gave no info['final_obs'] at an end")
     return stack(last)
+
+
+def action_mask(info: Any, valid: Sequence[bool], choices: int) -> NDArray[np.bool_] | None:
+    """The masks of legal actions [B, choices] in a vector's info["action_mask"]; None where there are none.
+
+    valid: False for environments whose episode is over (NEXT_STEP): they may give none, and all is legal there. A mask
+    of a MultiDiscrete space may be a tuple of masks, as gymnasium's `sample` takes it. Raises EnvError where some give
+    no mask, ObservationError where one does not fit.
+    """
+    listed = isinstance(info, list)
+    masks = [one.get("action_mask") for one in info] if listed else info.get("action_mask")
+    if masks is None or (listed and all(one is None for one in masks)):
+        return None
+    given = [one is not None for one in masks] if listed else info.get("_action_mask", [True] * len(valid))
+    found = np.ones((len(valid), choices), dtype=bool)
+    for row, (mask, has, counts) in enumerate(zip(masks, given, valid, strict=True)):
+        if not counts:
+            continue
+        if not has:
+            raise EnvError(f"environment {row} gave no info['action_mask'], and others did")
+        flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, tuple) else np.ravel(mask)
+        if flat.shape != (choices,) or not np.isin(flat, (0, 1)).all():
+            raise ObservationError(
+                f"environment {row}: expected info['action_mask'] of {choices} zeros and ones, got {mask!r:.80}", row
+            )
+        found[row] = flat.astype(bool)
+    return found
 
 
 class Overwritten:

@@ -20,7 +20,9 @@ from tttstream.errors import ShapeError
 from tttstream.memory.ttt import TTTState
 from tttstream.streams.normaliser import Normaliser
 from tttstream_agents.envs import tree
-from tttstream_agents.errors import EnvError, SpaceError
+from tttstream_agents.errors import EnvError, ObservationError, SpaceError
+from tttstream_agents.heads import Categorical
+from tttstream_agents.heads import build as build_head
 from tttstream_agents.reader import MemoryReader
 from tttstream_agents.vectors import Overwritten, final_obs, keep_last, mode_of
 
@@ -139,6 +141,49 @@ class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         self._over = done
         row, info = self._read(obs, info, begun)
         return row, reward, terminated, truncated, info
+
+
+class ActionMaskObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Puts info["action_mask"] into the observations, where the policies of all adapters find it.
+
+    Observations become a Dict {"observation": that of env, "action_mask": MultiBinary}; a Dict gains the second entry.
+    An environment without masks in its info may have a method `action_masks()`, as sb3-contrib expects it.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        head = build_head(env.action_space)
+        if not isinstance(head, Categorical):
+            raise SpaceError("an action mask is for Discrete, MultiDiscrete or MultiBinary actions, this is a Box")
+        self._choices = head.outputs
+        seen = env.observation_space
+        self._parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"observation": seen}
+        self.observation_space = spaces.Dict({**self._parts, "action_mask": spaces.MultiBinary(self._choices)})
+
+    def _masked(self, obs: Any, info: dict[str, Any], over: bool) -> Any:
+        mask = info.get("action_mask")
+        if mask is None and self.env.has_wrapper_attr("action_masks"):
+            mask = self.env.get_wrapper_attr("action_masks")()
+        if mask is None:
+            raise EnvError("the environment gave neither info['action_mask'] nor a method action_masks()")
+        flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, tuple) else np.ravel(mask)
+        if flat.shape != (self._choices,):
+            raise ObservationError(f"expected info['action_mask'] of {self._choices} numbers, got {len(flat)}")
+        if over and not flat.any():  # after the last step nothing is legal, and nothing is done
+            flat = np.ones_like(flat)
+        parts = obs if isinstance(self.env.observation_space, spaces.Dict) else {"observation": obs}
+        return {**parts, "action_mask": flat.astype(np.int8)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._masked(obs, info, False), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self._masked(obs, info, terminated or truncated), reward, terminated, truncated, info
 
 
 class Bonus:

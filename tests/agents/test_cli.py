@@ -13,11 +13,11 @@ import torch
 from tttstream.errors import DependencyError
 from tttstream_agents import cli
 from tttstream_agents import config as configs
+from tttstream_agents.checkpoint import load_policy
 from tttstream_agents.cli import main
 from tttstream_agents.envs import make
 from tttstream_agents.errors import TrainingError
 from tttstream_agents.play import remark
-from tttstream_agents.train import load_policy
 
 TINY = ["--n-envs=2", "--rollout=16", "--minibatch=16", "--dim=16", "--steps=64", "--no-tensorboard", "--quiet"]
 

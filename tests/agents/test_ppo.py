@@ -81,12 +81,12 @@ def test_advantages_are_those_of_each_episode_played_alone(script: Any, mode: st
         for episode, first in enumerate(starts[:-1]):
             length = script.LENGTHS[episode % 3]
             obs = torch.tensor([[[episode, t]] for t in range(length + 1)], dtype=torch.float32)
-            came = torch.arange(length + 1.0)[:, None]
+            previous = torch.arange(length + 1.0)[:, None]
             acts = torch.cat([action[first : first + length], torch.zeros(1, dtype=torch.long)])[:, None]
             begin = torch.zeros(length + 1, 1, dtype=torch.bool)
             begin[0] = True
             with torch.no_grad():
-                alone = policy.evaluate(obs, acts, None, begin, came)[2][:, 0]
+                alone = policy.evaluate(obs, acts, None, begin, previous)[2][:, 0]
             torch.testing.assert_close(value[first : first + length], alone[:-1], atol=1e-5, rtol=0)
             if episode % 2 == 0:
                 alone[-1] = 0.0  # terminated
@@ -122,9 +122,9 @@ def test_the_usual_mask_would_let_the_old_memory_into_the_new_episode(script: An
     assert naive[first - 1]
     assert not naive[first]
     obs = timeline(rollout.obs, 0)[:, None]
-    action, came = timeline(rollout.action, 0)[:, None], timeline(rollout.came, 0)[:, None]
+    action, previous = timeline(rollout.action, 0)[:, None], timeline(rollout.previous_reward, 0)[:, None]
     with torch.no_grad():
-        wrong = play.player.policy.evaluate(obs, action, None, naive[:, None], came)[2][first, 0]
+        wrong = play.player.policy.evaluate(obs, action, None, naive[:, None], previous)[2][first, 0]
     assert abs(float(wrong - timeline(rollout.value, 0)[first])) > 1e-4
 
 
@@ -153,7 +153,7 @@ def test_the_ratio_of_the_first_epoch_is_one(script: Any, mode: str, memory: str
     play = collector(script, mode, memory=memory)
     for _ in range(3):
         r = play.collect()
-        log_prob, _, value, _ = play.player.policy.evaluate(r.obs, r.action, r.states, r.starts, r.came)
+        log_prob, _, value, _ = play.player.policy.evaluate(r.obs, r.action, r.states, r.starts, r.previous_reward)
         torch.testing.assert_close(
             (log_prob - r.log_prob)[r.valid].exp(), torch.ones(int(r.valid.sum())), atol=1e-5, rtol=0
         )
@@ -269,7 +269,7 @@ VECTORS = {
 
 
 def same_rollouts(found: Any, expected: Any) -> None:
-    for name in ("obs", "starts", "valid", "came", "value", "advantage"):
+    for name in ("obs", "starts", "valid", "previous_reward", "value", "advantage"):
         assert_close(getattr(found, name), getattr(expected, name), 1e-6)
 
 

@@ -19,12 +19,13 @@ from gymnasium import spaces
 
 from tttstream.errors import CheckpointError, OutputError
 from tttstream_agents import config as configs
+from tttstream_agents.checkpoint import FORMAT, load_policy, read_checkpoint
 from tttstream_agents.config import Config
 from tttstream_agents.envs import Episodes, make, smallest, vector
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.evaluate import evaluate
 from tttstream_agents.logs import read_csv
-from tttstream_agents.train import FORMAT, Run, load_policy, read_checkpoint, train
+from tttstream_agents.train import Run, train
 
 SMALL = Config(n_envs=2, rollout=16, segment=8, minibatch=16, dim=16, epochs=2, steps=16 * 2 * 8, checkpoint_every=3)
 

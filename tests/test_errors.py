@@ -104,6 +104,8 @@ def test_heads_must_divide(name: str) -> None:
         ("ttt_swiglu", {}, "grid"),
         ("ttt_conv", {"causal": "token"}, "frame"),
         ("ttt_linear", {"mini_batch": 0}, "mini_batch"),
+        ("mamba2", {"state": 0}, "at least 1, got state = 0"),
+        ("rwkv7", {"rank": 0}, "rank must be at least 1, got 0"),
         ("additive", {"conv": -1}, "conv is the width of a convolution, 0 for none, got -1"),
         ("delta", {"reach": 2.5}, "at most 2, got 2.5"),
         ("gated_delta", {"decay": "both"}, 'decay="scalar" or "channel", got \'both\''),

@@ -125,35 +125,43 @@ def test_the_paper_s_linear_update_grows_old() -> None:
         check_tasks(30, 32, {**LAYERS["linear"], "update": Update()})
 
 
-RULES = ("delta", "gated_delta")
+RULES = ("delta", "gated_delta", "mesa", "mamba2", "rwkv7")
 
 
-def largest_value(name: str, tokens: int) -> float:
-    """The largest value in the state of a matrix memory after so many tokens of scenes that change every 1,024."""
+def largest_values(name: str, scenes: int) -> list[float]:
+    """The largest value in the state of a matrix memory after each scene of 1,024 tokens."""
     torch.manual_seed(0)
     memory = build(name, dim=DIM, heads=HEADS)
     state: Any = None
+    found = []
     with torch.no_grad():
-        for number in range(tokens // TOKENS):
-            _, state = memory(scene(SCENES[number % 3], number, dim=DIM, rows=ROWS, tokens=TOKENS), state)
-    return float(state.matrix.abs().max())
+        for number in range(scenes):
+            _, state = memory(scene(SCENES[number % 3], number, dim=DIM, rows=1, tokens=TOKENS), state)
+            found.append(float(state.matrix.abs().max()))
+    return found
+
+
+def check_bounded(name: str, scenes: int) -> None:
+    """Nothing in the second half is much larger than in the first."""
+    found = largest_values(name, scenes)
+    assert max(found[scenes // 2 :]) < 1.5 * max(found[: scenes // 2]) + 1.0
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_what_a_rule_holds_is_bounded(name: str) -> None:
-    """After sixteen times the tokens nothing is much larger than before."""
-    assert largest_value(name, 64 * TOKENS) < 1.5 * largest_value(name, 4 * TOKENS) + 1.0
+    check_bounded(name, 32)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", RULES)
 def test_what_a_rule_holds_is_bounded_after_a_million_tokens(name: str) -> None:
-    assert largest_value(name, 1000 * TOKENS) < 1.5 * largest_value(name, 4 * TOKENS) + 1.0
+    check_bounded(name, 1000)
 
 
 def test_only_what_adds_up_is_exempt() -> None:
     """Additive memories are exempt from boundedness by name: what they hold grows with the stream."""
     exempt = [name for name in names() if getattr(CATALOGUE[name].make, "adds_up", False)]
     assert exempt == ["additive"]
-    assert largest_value("additive", 64 * TOKENS) > 4 * largest_value("additive", 4 * TOKENS)
+    found = largest_values("additive", 32)
+    assert found[-1] > 4 * found[1]

@@ -143,6 +143,8 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
     "ttt_conv": [(_GRID, 6)],
     "ttt_swiglu": [(_GRID, 6)],
     "gated_delta": [({}, 1), ({"decay": "channel", "reach": 2.0, "conv": 0}, 1)],
+    "mamba2": [({"state": 6}, 1)],
+    "rwkv7": [({"rank": 4}, 1)],
     "window": [({"window": 5}, 1)],
     "lstm": [({}, 1), ({"layers": 2}, 1)],
 }

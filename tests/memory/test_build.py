@@ -3,7 +3,21 @@
 import pytest
 
 from tttstream import TTTLayer
-from tttstream.memory import GRU, LSTM, Additive, Attention, Delta, GatedDelta, Memory, Window, build, names
+from tttstream.memory import (
+    GRU,
+    LSTM,
+    RWKV7,
+    Additive,
+    Attention,
+    Delta,
+    GatedDelta,
+    Mamba2,
+    Memory,
+    Mesa,
+    Window,
+    build,
+    names,
+)
 
 GRID = {"ttt_conv": {"grid": (2, 2)}, "ttt_swiglu": {"grid": (2, 2)}}
 
@@ -21,7 +35,14 @@ def test_every_name(name: str) -> None:
 def test_classes() -> None:
     classes = {name: type(build(name, dim=16, heads=2, **GRID.get(name, {}))) for name in names()}
     ttt = dict.fromkeys(("ttt_linear", "ttt_mlp", "ttt_conv", "ttt_swiglu"), TTTLayer)
-    rules = {"additive": Additive, "delta": Delta, "gated_delta": GatedDelta}
+    rules = {
+        "additive": Additive,
+        "delta": Delta,
+        "gated_delta": GatedDelta,
+        "mesa": Mesa,
+        "mamba2": Mamba2,
+        "rwkv7": RWKV7,
+    }
     assert classes == {**ttt, **rules, "attention": Attention, "window": Window, "lstm": LSTM, "gru": GRU}
 
 

@@ -94,6 +94,66 @@ def fade_channels(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tenso
     return correct(memory, h, torch.diag(alpha) @ s, q, k, v, x)
 
 
+def ridge(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    weight = sigmoid(memory.rate.weight[h] @ x + memory.rate.bias[h])
+    raw = memory.decay.rate.weight[h] @ x + memory.decay.rate.bias[h]
+    s = torch.exp(-memory.decay.scale[h].exp() * softplus(raw)) * s + weight * torch.outer(k, torch.cat([v, k]))
+    values, squares = s.chunk(2, 1)
+    return s, torch.linalg.solve(
+        0.5 * (squares + squares.mT) + torch.diag(0.25 + softplus(memory.ridge[h])), q
+    ) @ values
+
+
+def mamba2(memory: Any, x: Tensor, matrix: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    inner, state = 2 * DIM, 6
+    out = []
+    heads = list(matrix)
+    for token in x:
+        p = memory.project.weight @ token
+        gate, step = p[:inner], softplus(p[-HEADS:] + memory.bias)
+        p, window = convolved(memory.conv, window, p[inner:-HEADS])
+        value, b, c = p[:inner].view(HEADS, -1), p[inner : inner + state], p[inner + state :]
+        y = []
+        for h in range(HEADS):
+            decay = torch.exp(-memory.scale[h].exp() * step[h])
+            heads[h] = decay * heads[h] + step[h] * torch.outer(b, value[h])
+            y.append(c @ heads[h] + memory.skip[h] * value[h])
+        out.append(memory.out.weight @ rms(torch.cat(y) * silu(gate), memory.norm.weight))
+    return torch.stack(out), torch.stack(heads), window
+
+
+def rwkv7(memory: Any, x: Tensor, matrix: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As in the paper, whose state has the values as its rows."""
+    out, before = [], window[0]
+    heads = [one.mT for one in matrix]
+
+    def small(net: Any, z: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
+        y = net.up.weight @ inner(net.down.weight @ z)
+        return y if net.up.bias is None else y + net.up.bias
+
+    for token in x:
+        r, w, k, v, a, g = (token + (before - token) * mix for mix in memory.mix)
+        before = token
+        r, k, v = memory.receptance.weight @ r, memory.key.weight @ k, memory.value.weight @ v
+        w = torch.exp(-torch.exp(torch.tensor(-0.5).double()) * sigmoid(small(memory.decay, w, torch.tanh)))
+        a = sigmoid(small(memory.rate, a, lambda z: z))
+        gate = small(memory.gate, g, sigmoid)
+        removed = (k * memory.remove).view(HEADS, WIDTH)
+        k = k * (1 + (a - 1) * memory.keep)
+        o = []
+        for h, part in enumerate(torch.arange(DIM).view(HEADS, WIDTH)):
+            one = unit(removed[h])
+            heads[h] = heads[h] @ (torch.diag(w[part]) - torch.outer(one, a[part] * one)) + torch.outer(
+                v[part], k[part]
+            )
+            read = heads[h] @ r[part]
+            normal = (read - read.mean()) / torch.sqrt(read.var(unbiased=False) + 64e-5)
+            own = (r[part] * memory.bonus[h] * k[part]).sum() * v[part]
+            o.append(normal * memory.norm.weight[part] + memory.norm.bias[part] + own)
+        out.append(memory.out.weight @ (torch.cat(o) * gate))
+    return torch.stack(out), torch.stack([one.mT for one in heads]), before[None]
+
+
 def plain(memory: Any, o: Tensor, x: Tensor) -> Tensor:
     return o.flatten()
 
@@ -112,6 +172,9 @@ RULES: dict[str, tuple[str, dict[str, Any], Literal]] = {
     "delta": ("delta", {}, rows(correct, normed)),
     "delta-half": ("delta", {"reach": 1.0, "conv": 2}, rows(correct, normed)),
     "gated_delta": ("gated_delta", {}, rows(fade, gated)),
+    "mesa": ("mesa", {}, rows(ridge, normed)),
+    "mamba2": ("mamba2", {"state": 6}, mamba2),
+    "rwkv7": ("rwkv7", {"rank": 4}, rwkv7),
     "gated_delta-channel": ("gated_delta", {"decay": "channel", "reach": 2.0}, rows(fade_channels, gated)),
 }
 every_rule = pytest.mark.parametrize("name", RULES)

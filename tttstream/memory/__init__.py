@@ -5,18 +5,24 @@ from __future__ import annotations
 from tttstream.memory.attention import Attention, Window
 from tttstream.memory.base import Memory
 from tttstream.memory.catalogue import build, names
+from tttstream.memory.mamba2 import Mamba2
 from tttstream.memory.matrix import Additive, Delta, GatedDelta
+from tttstream.memory.mesa import Mesa
 from tttstream.memory.recurrent import GRU, LSTM
+from tttstream.memory.rwkv7 import RWKV7
 from tttstream.memory.ttt import TTTLayer
 
 __all__ = [
     "GRU",
     "LSTM",
+    "RWKV7",
     "Additive",
     "Attention",
     "Delta",
     "GatedDelta",
+    "Mamba2",
     "Memory",
+    "Mesa",
     "TTTLayer",
     "Window",
     "build",

@@ -11,8 +11,11 @@ from typing import Any
 from tttstream.errors import ShapeError
 from tttstream.memory.attention import Attention, Window
 from tttstream.memory.base import Memory
+from tttstream.memory.mamba2 import Mamba2
 from tttstream.memory.matrix import Additive, Delta, GatedDelta
+from tttstream.memory.mesa import Mesa
 from tttstream.memory.recurrent import GRU, LSTM
+from tttstream.memory.rwkv7 import RWKV7
 from tttstream.memory.ttt import TTTLayer
 
 
@@ -32,6 +35,9 @@ CATALOGUE: dict[str, Entry] = {
     "additive": Entry(Additive, "linear attention without a norm: sums that count"),
     "delta": Entry(Delta, "the delta rule, steps up to 2"),
     "gated_delta": Entry(GatedDelta, "the delta rule with a decay a head or a channel"),
+    "mesa": Entry(Mesa, "ridge regression of all that was seen, solved for every query"),
+    "mamba2": Entry(Mamba2, "the state space layer of Mamba-2"),
+    "rwkv7": Entry(RWKV7, "the time mixing of RWKV-7, a generalised delta rule"),
     "attention": Entry(Attention, "softmax attention over everything; its state grows"),
     "window": Entry(Window, "softmax attention over the last tokens"),
     "lstm": Entry(LSTM, "torch.nn.LSTM"),

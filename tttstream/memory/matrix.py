@@ -91,6 +91,17 @@ class MatrixMemory(Memory):
         raise NotImplementedError
 
 
+def convolved(conv: ShortConv | None, x: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+    """x [B, T, channels] after a short convolution and SiLU, as it is without one; and the next window."""
+    if conv is None:
+        return x, seen.window
+    if x.shape[1] == 1 and seen.reset is None and seen.lengths is None and x.dtype == seen.window.dtype:
+        view, window = conv.one(x[:, 0], seen.window)
+        return F.silu(view.transpose(0, 1)), window
+    view, window = conv(x, seen.window, seen.reset, seen.lengths)
+    return F.silu(view), window
+
+
 def linear(into: int, out: int, bias: bool = False) -> nn.Linear:
     """A linear layer whose weights are drawn as a TTT layer's projections: N(0, 1 / into), biases zero."""
     layer = nn.Linear(into, out, bias=bias)
@@ -140,10 +151,7 @@ class Additive(MatrixMemory):
 
     def views(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k (of length 1) and v [B, T, H, D], and the next window."""
-        projected, window = self.project(seen.x), seen.window
-        if self.conv is not None:
-            projected, window = self.conv(projected, window, seen.reset, seen.lengths)
-            projected = F.silu(projected)
+        projected, window = convolved(self.conv, self.project(seen.x), seen)
         q, k, v = projected.unflatten(-1, (3, self.heads, -1)).unbind(2)
         return unit(q), unit(k), v, window
 

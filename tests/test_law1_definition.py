@@ -64,6 +64,14 @@ UPDATES: dict[str, dict[str, Any]] = {
     "per_head": {"forget": [0.1, 0.2], "momentum": [0.3, 0.6], "max_norm": [1.0, 1.2]},
     "all": {"forget": [0.1, 0.0], "momentum": 0.5, "max_norm": [3.0, 0.5], "restore": True},
     "columns": {"columns": True},
+    "normalised": {"step": "normalised"},
+    "all_normalised": {
+        "forget": [0.1, 0.0],
+        "momentum": 0.5,
+        "max_norm": [3.0, 0.5],
+        "restore": True,
+        "step": "normalised",
+    },
 }
 
 modes = pytest.mark.parametrize("mode", TOKEN_MODES + FRAME_MODES, ids=str)
@@ -102,6 +110,8 @@ class Case:
         zeros = init_state(self.mode.inner, ROWS, HEADS, WIDTH, self.update, self.mode.causal, self.leaves["q"])
         for name in ("delta", "grad_sum", "momentum"):
             self.leaves[name + "_in"] = 0.3 * self.random(*getattr(zeros, name).shape)
+        if self.update.normalised:
+            self.leaves["grad_sum_in"][..., -1:].abs_()  # a sum of losses
         phases = torch.tensor(phase).double()
         delta, grad_sum, momentum = (self.leaves[name + "_in"] for name in ("delta", "grad_sum", "momentum"))
         for leaf in (delta, grad_sum, momentum):
@@ -182,8 +192,10 @@ def resets(tokens: int, at: set[tuple[int, int]]) -> Tensor:
 
 
 def fits(mode: Mode, update: str) -> bool:
-    """Only matrices without biases have columns with norms of their own."""
-    return update != "columns" or isinstance(mode.inner, SwiGLU)
+    """Only matrices without biases have columns with norms of their own, only a square has a normalised step."""
+    if update == "columns":
+        return isinstance(mode.inner, SwiGLU)
+    return "normalised" not in update or mode.inner.residual
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -194,24 +206,28 @@ def test_fresh(mode: Mode, update: str) -> None:
     Case(mode, 11 if mode.unit == 1 else 3 * mode.unit, update).check()
 
 
-@pytest.mark.parametrize("update", ["plain", "per_head", "all"])
+@pytest.mark.parametrize("update", ["plain", "per_head", "all", "all_normalised"])
 @modes
 def test_from_a_state(mode: Mode, update: str) -> None:
+    if not fits(mode, update):
+        return
     token = mode.causal == "token"
     for seed, phase in enumerate([[3, 1], [2, 2]] if token else [[0, 0]]):
         Case(mode, 11 if token else 2 * mode.unit, update, seed, phase).check()
 
 
-@pytest.mark.parametrize("update", ["plain", "all"])
+@pytest.mark.parametrize("update", ["plain", "all", "all_normalised"])
 @modes
 def test_resets(mode: Mode, update: str) -> None:
+    if not fits(mode, update):
+        return
     unit = mode.unit
     tokens = 11 if unit == 1 else 4 * unit
     at = {(0, 0), (0, 3), (1, 5), (1, 6), (1, 10)} if unit == 1 else {(0, 0), (0, 2 * unit), (1, 3 * unit)}
     Case(mode, tokens, update, phase=[3, 1] if mode.causal == "token" else [0, 0]).check(reset=resets(tokens, at))
 
 
-@pytest.mark.parametrize("update", ["plain", "per_head", "all"])
+@pytest.mark.parametrize("update", ["plain", "per_head", "all", "all_normalised"])
 @pytest.mark.parametrize("mode", TOKEN_MODES, ids=str)
 def test_one_token(mode: Mode, update: str) -> None:
     Case(mode, 1, update).check()

@@ -37,6 +37,7 @@ LONGEST = 3.0
 UPDATES = {
     "plain": Update(),
     "all": Update(forget=0.1, momentum=0.5, max_norm=LONGEST),
+    "normalised": Update(forget=0.1, step="normalised"),
 }
 TOKEN_INNERS: list[Inner] = [Linear(), MLP()]
 FRAME_INNERS: list[Inner] = [Linear(), MLP(), Conv(2, 2), SwiGLU(), SwiGLUDot()]
@@ -76,6 +77,11 @@ def arguments(inner: Inner, tokens: int, dtype: torch.dtype = torch.float32) -> 
     given["gamma"] = (1.0 + 0.1 * random(HEADS, WIDTH)).to(weights)
     given["beta"] = (0.1 * random(HEADS, WIDTH)).to(weights)
     return given
+
+
+def updates(inner: Inner) -> list[Update]:
+    """Those of `UPDATES` that this inner model has."""
+    return [update for update in UPDATES.values() if inner.residual or not update.normalised]
 
 
 def close(ours: Any, theirs: Any, tolerance: float) -> None:
@@ -176,7 +182,7 @@ def test_half_precision_streams_with_a_float32_state(inner: Inner, causal: str, 
     """Rounding to half precision touches what goes in and what comes out, never the memory."""
     given = arguments(inner, 3 * K, dtype)
     exact = {name: value.double() for name, value in given.items()}
-    for update in UPDATES.values():
+    for update in updates(inner):
         y, state, *losses = unrolled(ttt, inner, causal, given, update, K)
         expected = unrolled(ttt, inner, causal, exact, update, K)
         assert y.dtype == dtype
@@ -189,7 +195,7 @@ def test_half_precision_streams_with_a_float32_state(inner: Inner, causal: str, 
 def test_float32_against_float64(inner: Inner, causal: str) -> None:
     given = arguments(inner, 5 * K)
     exact = {name: value.double() for name, value in given.items()}
-    for update in UPDATES.values():
+    for update in updates(inner):
         expected = unrolled(ttt, inner, causal, exact, update, K)
         close(unrolled(ttt, inner, causal, given, update, K), expected, TOLERANCE[torch.float32])
 
@@ -352,6 +358,7 @@ def test_the_choice_of_a_backend(inner: Inner, causal: str) -> None:
 REASONS: list[tuple[dict[str, Any], str]] = [
     ({"inner": SwiGLU(), "causal": "frame"}, "no Triton kernel for the swiglu inner model with causal='frame'"),
     ({"update": Update(momentum=torch.tensor([0.1, 0.2]))}, "no Triton kernel with update.momentum"),
+    ({"update": Update(step="normalised")}, "no Triton kernel with update.step='normalised'"),
     ({"width": 24}, "heads are 24 wide, and the Triton kernels are for 16, 32, 64 and 128"),
     ({"mini_batch": 8}, "mini_batch is 8, and the Triton kernels are for 16, 32 and 64"),
     ({"dtype": torch.float64}, "the state is float64"),

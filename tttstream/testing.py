@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tttstream.memory import Memory, build, names
+from tttstream_kernels import Update
 from tttstream_kernels.testing import TOLERANCE
 
 SMALLEST = 1e-2  # values that are all below this are compared as if the largest were this
@@ -139,8 +140,12 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
         ({"mini_batch": 4, "conv": 3, "gate": True}, 1),
         ({"causal": "frame", **_GRID}, 6),
     ],
-    "ttt_mlp": [({"mini_batch": 4}, 1), ({"causal": "frame", **_GRID}, 6)],
-    "ttt_conv": [(_GRID, 6)],
+    "ttt_mlp": [
+        ({"mini_batch": 4}, 1),
+        ({"mini_batch": 4, "update": Update(forget=0.01, step="normalised")}, 1),
+        ({"causal": "frame", **_GRID}, 6),
+    ],
+    "ttt_conv": [(_GRID, 6), ({"update": Update(step="normalised"), **_GRID}, 6)],
     "ttt_swiglu": [(_GRID, 6)],
     "gated_delta": [({}, 1), ({"decay": "channel", "reach": 2.0, "conv": 0}, 1)],
     "mamba2": [({"state": 6}, 1)],

@@ -17,7 +17,7 @@ BACKENDS: tuple[Backend, ...] = ("auto", "definition", "torch", "triton")
 
 KERNELS: dict[str, tuple[str, ...]] = {"token": ("linear", "mlp"), "frame": ("linear", "mlp", "conv")}
 """The inner models that have Triton kernels, by mode."""
-OPTIONS = ("momentum", "columns")
+OPTIONS = ("momentum", "columns", "step='normalised'")
 """What of an `Update` has no Triton kernel."""
 WIDTHS = (16, 32, 64, 128)
 MINI_BATCHES = (16, 32, 64)
@@ -101,7 +101,7 @@ def _no_kernel(
 ) -> str | None:
     if inner.name not in KERNELS[causal]:
         return f"there is no Triton kernel for the {inner.name} inner model with causal={causal!r}"
-    for name, wanted in zip(OPTIONS, (update.has_momentum, update.columns), strict=True):
+    for name, wanted in zip(OPTIONS, (update.has_momentum, update.columns, update.normalised), strict=True):
         if wanted:
             return f"there is no Triton kernel with update.{name}"
     if width not in WIDTHS:

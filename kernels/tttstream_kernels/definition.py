@@ -143,6 +143,7 @@ class Cell:
         """Forget everything: the learned start."""
         self.weights = list(self.start)
         self.grad_sum = [torch.zeros_like(w) for w in self.start]
+        self.loss_sum = self.start[0].new_zeros(())
         self.momentum = [torch.zeros_like(w) for w in self.start]
         self.place = 0
 
@@ -161,17 +162,26 @@ class Cell:
             return list(torch.autograd.grad(loss(weights), weights, create_graph=True))
 
     def add(self, step: Weights, loss: Tensor) -> None:
-        """S <- S + eta grad l of one token."""
+        """S <- S + eta grad l of one token; the sum of eta l likewise."""
+        self.loss_sum = self.loss_sum + loss
         self.grad_sum = [s + part for s, part in zip(self.grad_sum, step, strict=True)]
 
-    def seen(self, scale: float | Tensor) -> Weights:
+    def scale(self, tau: float | Tensor) -> float | Tensor:
+        """What S is multiplied with: tau, or for a normalised step tau / (1 + tau |S|^2 / (2 sum eta l))."""
+        if self.update.step == "plain":
+            return tau
+        square = torch.stack([s.square().sum() for s in self.grad_sum]).sum()
+        return tau / (1.0 + tau * square / (2.0 * self.loss_sum + 1e-6))
+
+    def seen(self, tau: float | Tensor) -> Weights:
         """The weights that queries see inside the mini-batch: W' - mu M - scale S."""
+        scale = self.scale(tau)
         parts = zip(self.weights, self.momentum, self.grad_sum, strict=True)
         return [w - self.mu * m - scale * s for w, m, s in parts]
 
-    def end(self, scale: float | Tensor) -> None:
+    def end(self, tau: float | Tensor) -> None:
         """The mini-batch is full: step, forget, bound the norm of the last layer, put column norms back."""
-        update, start = self.update, self.start
+        update, start, scale = self.update, self.start, self.scale(tau)
         forget, last = _number(update.forget, self.head), 1 if self.inner.name.startswith("swiglu") else 2
         self.momentum = [self.mu * m + scale * s for m, s in zip(self.momentum, self.grad_sum, strict=True)]
         weights = [w - m for w, m in zip(self.weights, self.momentum, strict=True)]
@@ -185,6 +195,7 @@ class Cell:
             weights = [w * s.norm(dim=0) / w.norm(dim=0) for w, s in zip(weights, start, strict=True)]
         self.weights = weights
         self.grad_sum = [torch.zeros_like(w) for w in weights]
+        self.loss_sum = torch.zeros_like(self.loss_sum)
         self.place = 0
 
 
@@ -248,10 +259,11 @@ def ttt(
 
     y, before, after = (stack(list(part)).transpose(1, 2) for part in zip(*outputs, strict=True))
     delta = stack([joined(cell.weights) for cell in cells]) - start
+    loss_sum = stack([cell.loss_sum[None] for cell in cells])
     sums, momentum = (stack([joined(getattr(c, part)) for c in cells]) for part in ("grad_sum", "momentum"))
     new = InnerState(
         delta,
-        sums if causal == "token" else sums[..., :0],
+        sums[..., :0] if causal == "frame" else torch.cat([sums, loss_sum], -1) if update.normalised else sums,
         momentum if update.has_momentum else momentum[..., :0],
         torch.tensor([cell.place for cell in cells[::heads]]).to(delta),
     )
@@ -265,6 +277,8 @@ def _resume(cell: Cell, state: InnerState, row: int, mini_batch: int) -> None:
     cell.weights = [w + d for w, d in zip(cell.start, delta, strict=True)]
     if state.grad_sum.shape[-1]:
         cell.grad_sum = separate(inner, state.grad_sum[row, cell.head], width)
+        if cell.update.normalised:
+            cell.loss_sum = state.grad_sum[row, cell.head, -1]
     if cell.update.has_momentum:
         cell.momentum = separate(inner, state.momentum[row, cell.head], width)
     cell.place = int(state.phase[row].nan_to_num(0, 0, 0)) % mini_batch

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tttstream_kernels.call import Call
 from tttstream_kernels.inner import flatten
-from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient
+from tttstream_kernels.norm import EPS, error_terms, half_square, normalise, reconstruction_gradient
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.update import Weights
 
@@ -69,6 +69,11 @@ def one_frame(call: Call, state: InnerState, return_loss: bool) -> tuple[Tensor,
     else:
         step = inner.gradients(-v, weights, saved, rate)
     momentum = state.momentum
+    if call.update.normalised:
+        total = (rate * half_square(normalise(z, gamma, beta) - (v - k))[..., None]).sum(1, keepdim=True)
+        square = torch.stack([s.square().sum((1, 2)) for s in step]).sum(0)[:, None, None]
+        scale = 1.0 / (1.0 + square / (2.0 * total + EPS / tokens))  # tau = 1 / N is in the rate
+        step = tuple(scale * s for s in step)
     if call.update.has_momentum:
         step = tuple(rule.momentum * m + s for m, s in zip(split(momentum), step, strict=True))
         momentum = flatten(step).view_as(state.delta)

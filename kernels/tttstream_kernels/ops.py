@@ -24,7 +24,7 @@ def state_shapes(
     size = inner.size(width)
     return {
         "delta": (rows, heads, size),
-        "grad_sum": (rows, heads, size if causal == "token" else 0),
+        "grad_sum": (rows, heads, size + update.normalised if causal == "token" else 0),
         "momentum": (rows, heads, size if update.has_momentum else 0),
         "phase": (rows,),
     }
@@ -252,6 +252,12 @@ def check_update(update: Update, inner: Inner, heads: int) -> None:
     if update.columns and not isinstance(inner, SwiGLU):
         raise ShapeError(
             f"update.columns: the {inner.name} inner model has biases, whose columns have no norm of their own"
+        )
+    if update.step not in ("plain", "normalised"):
+        raise ShapeError(f'update.step: expected "plain" or "normalised", got {update.step!r}')
+    if update.normalised and not inner.residual:
+        raise ShapeError(
+            f"update.step: the loss of the {inner.name} inner model is no square, so it has no normalised step"
         )
     if update.restore and update.max_norm is None:
         raise ShapeError("update.restore puts the norm back to update.max_norm: give both")

@@ -20,7 +20,7 @@ from tttstream_kernels.waves import Packed, Scanned, Seed, Settings
 
 def covers(seed: Seed, rule: Rule, lost: Tensor | None) -> bool:
     """Whether `prefill` has what a call without gradients asks for."""
-    return lost is None and not seed.momentum and not rule.update.columns
+    return lost is None and not seed.momentum and not rule.update.columns and not rule.update.normalised
 
 
 class Layer(NamedTuple):

@@ -9,7 +9,7 @@ from tttstream_kernels.inner import Inner
 from tttstream_kernels.norm import half_square, normalise
 from tttstream_kernels.precision import cast, full_precision
 from tttstream_kernels.state import InnerState, Loss
-from tttstream_kernels.update import Update
+from tttstream_kernels.update import Update, normalised_scale
 
 
 def read(
@@ -42,7 +42,10 @@ def read(
             tau = 1.0 / torch.arange(1, mini_batch + 1, device=q.device) if tau is None else tau
             phase = state.phase.long()
             scale = torch.where(phase > 0, tau.to(dtype)[(phase - 1).clamp(min=0)], 0.0)
-            weights = weights - scale[:, None, None] * state.grad_sum
+            scale, grad_sum = scale[:, None, None], state.grad_sum[..., : weights.shape[-1]]
+            if update is not None and update.normalised:
+                scale = normalised_scale(scale, grad_sum.square().sum(-1, keepdim=True), state.grad_sum[..., -1:])
+            weights = weights - scale * grad_sum
             if update is not None and update.has_momentum:
                 mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum
                 weights = weights - torch.where((phase > 0)[:, None, None], mu * state.momentum, 0.0)

@@ -36,7 +36,7 @@ def scan(
         if covers(seed, rule, lost):
             return prefill(settings, packed, seed, rule)
         return loop(settings, packed, seed, rule, lost, None)
-    if lost is None and not seed.momentum and not rule.update.columns:
+    if lost is None and not seed.momentum and not rule.update.columns and not rule.update.normalised:
         return _Scan.run(settings, packed, seed, rule)
     return loop(settings, packed, seed, rule, lost, None)
 
@@ -49,7 +49,7 @@ class _Scan(torch.autograd.Function):
         """See `scan`."""
         numbers = (rule.limit, rule.forget)
         z, before, after, *ends = cls.apply(
-            settings, rule, *packed, *numbers, *rule.start, *seed.weights, *seed.grad_sum
+            settings, rule, *packed[:6], *numbers, *rule.start, *seed.weights, *seed.grad_sum
         )
         layers = len(seed.weights)
         return Scanned(z, before, after, Seed(tuple(ends[:layers]), tuple(ends[layers:]), ()))

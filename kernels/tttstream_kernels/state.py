@@ -13,7 +13,8 @@ class InnerState(NamedTuple):
     """What an inner model has learned of B rows; all zeros is a fresh start.
 
     delta: [B, H, P] the weights' difference from their learned start, at the start of the current mini-batch.
-    grad_sum: [B, H, P] sum of the rate times the gradient over the tokens of the unfinished mini-batch; [B, H, 0] in
+    grad_sum: [B, H, P] sum of the rate times the gradient over the tokens of the unfinished mini-batch, and with a
+        normalised step [B, H, P + 1], the last number the sum of the rate times the loss; [B, H, 0] in
         frame mode, which always ends its mini-batches.
     momentum: [B, H, P]; [B, H, 0] without momentum.
     phase: [B] how many tokens the unfinished mini-batch holds, 0 .. K - 1, as a whole number of the state's type.

@@ -20,7 +20,7 @@ from tttstream_kernels.norm import error_terms, half_square, normalise, reconstr
 from tttstream_kernels.plan import Ragged, Uniform, plan
 from tttstream_kernels.scan import scan
 from tttstream_kernels.state import InnerState, Loss
-from tttstream_kernels.update import Rule, Weights
+from tttstream_kernels.update import Rule, Weights, normalised_scale
 from tttstream_kernels.waves import Packed, Seed
 
 
@@ -71,7 +71,11 @@ def _pack(call: Call, cut: Uniform | Ragged, tau: Tensor) -> tuple[Packed, Tenso
     gamma, beta = call.gamma[:, None], call.beta[:, None]
     square = (gamma * gamma).expand(sum(cut.waves), *gamma.shape).flatten(0, 1)
     base = torch.addcmul(gamma * beta, gamma, target.unflatten(0, (-1, len(gamma))), value=-1).flatten(0, 1)
-    return Packed(cut.pack_with_one(call.q), keys, base, square, eta, tau), target, poison
+    packed = Packed(cut.pack_with_one(call.q), keys, base, square, eta, tau)
+    if call.update.normalised:
+        missed = (beta - target.unflatten(0, (-1, len(gamma)))).flatten(0, 1)
+        packed = packed._replace(missed=missed, gamma=gamma.expand(sum(cut.waves), *gamma.shape).flatten(0, 1))
+    return packed, target, poison
 
 
 def _losses(call: Call, cut: Uniform | Ragged, target: Tensor, *seen: Tensor) -> list[Tensor]:
@@ -95,8 +99,9 @@ def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, R
     start = split(call.start.expand_as(delta))
     seed = Seed(
         weights=tuple((s + d).contiguous() for s, d in zip(start, split(delta), strict=True)),  # to step in place
-        grad_sum=split(pieces(state.grad_sum)) if cut.seeded else (),
+        grad_sum=split(pieces(state.grad_sum)[..., : call.start.shape[1]]) if cut.seeded else (),
         momentum=split(pieces(state.momentum)) if call.update.has_momentum else (),
+        loss=(pieces(state.grad_sum)[..., -1:].reshape(-1, 1, 1),) if call.update.normalised else (),
     )
     return seed, call.update.rule(start)
 
@@ -109,6 +114,8 @@ def _merge(call: Call, state: InnerState, cut: Uniform | Ragged, ends: Seed) -> 
 
     delta = rows(ends.weights) - call.start
     grad_sum = rows(ends.grad_sum) if ends.grad_sum else torch.zeros_like(delta)
+    if ends.loss:
+        grad_sum = torch.cat([grad_sum, rows(ends.loss)], dim=-1)
     momentum = rows(ends.momentum) if call.update.has_momentum else state.momentum
     if isinstance(cut, Uniform):
         return InnerState(delta, grad_sum, momentum, torch.full_like(state.phase, cut.end_phase))
@@ -152,12 +159,16 @@ def one_token(
     terms = error_terms(target, call.gamma, call.beta, eta)
     gradient = reconstruction_gradient(z.view_as(q), *terms).view(cells, 1, width)
     steps = inner.steps(gradient, weights, hidden)
-    sums = zip(split(state.grad_sum), inputs, steps, strict=True)
+    sums = zip(split(state.grad_sum[..., : flat.shape[-1]]), inputs, steps, strict=True)
     grad_sum = flatten(tuple(s.addcmul(x.mT, step) for s, x, step in sums)).view_as(flat)
 
     phase = state.phase.long() % len(scales)
     tau = scales.take(phase).view(-1, 1, 1)
-    momentum = state.momentum
+    momentum, learned = state.momentum, grad_sum
+    if update.normalised:
+        total = state.grad_sum[..., -1:] + eta[:, 0] * half_square(normalised(z) - target)[:, 0, :, None]
+        tau = normalised_scale(tau, grad_sum.square().sum(-1, keepdim=True), total)
+        learned = torch.cat([grad_sum, total], dim=-1)
     if update.has_momentum:
         mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum
         momentum = (mu * momentum).addcmul(tau, grad_sum)
@@ -171,10 +182,10 @@ def one_token(
         after = inner.layers(x_k, seen)[0]
         loss = Loss(*(half_square(normalised(part) - target) for part in (z, after)))
 
-    new = InnerState(state.delta, grad_sum, state.momentum, state.phase + 1)
+    new = InnerState(state.delta, learned, state.momentum, state.phase + 1)
     if torch.compiler.is_compiling() or phase.device.type != "cpu" or len(scales) - 1 in phase.tolist():
         settled = flatten(rule().settle(seen)[0]).view_as(flat)
-        ended = InnerState(settled - start, torch.zeros_like(grad_sum), momentum, torch.zeros_like(state.phase))
+        ended = InnerState(settled - start, torch.zeros_like(learned), momentum, torch.zeros_like(state.phase))
         new = ended.where(phase + 1 == len(scales), new)
     if lengths is not None:
         new = new.where(lengths > 0, before)

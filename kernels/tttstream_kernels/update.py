@@ -7,10 +7,12 @@ any partition of a stream gives the same weights.
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from tttstream_kernels.norm import EPS
 
 Weights = tuple[Tensor, ...]
 """The weights of an inner model, one tensor [R, rows, columns] a layer, R = rows of the batch times heads."""
@@ -22,6 +24,7 @@ class _Fields(NamedTuple):
     max_norm: float | Tensor | None = None
     restore: bool = False
     columns: bool = False
+    step: Literal["plain", "normalised"] = "plain"
 
 
 class Update(_Fields):
@@ -34,6 +37,9 @@ class Update(_Fields):
         learned start where that is larger; None leaves it.
     restore: put the norm to exactly `max_norm` at every end, shorter or longer.
     columns: put every column of every layer back to the norm it has at the learned start, after each update (LaCT).
+    step: "plain", the paper's; or "normalised": the scale tau of the sum of a mini-batch's gradients becomes
+        tau / (1 + tau c), c the curvature of its loss along that sum, so that no rate is too large
+        (`normalised_scale`).
     longest: deprecated, `max_norm`.
 
     Why the norm: f ends in a layer normalisation, so the loss does not depend on the last layer's scale; its gradient
@@ -49,6 +55,7 @@ class Update(_Fields):
         max_norm: float | Tensor | None = None,
         restore: bool = False,
         columns: bool = False,
+        step: Literal["plain", "normalised"] = "plain",
         *,
         longest: float | Tensor | None = None,
     ) -> Update:
@@ -56,7 +63,7 @@ class Update(_Fields):
         if longest is not None:
             warnings.warn("Update(longest=...) is now Update(max_norm=...)", DeprecationWarning, stacklevel=2)
             max_norm = longest
-        return super().__new__(cls, forget, momentum, max_norm, restore, columns)
+        return super().__new__(cls, forget, momentum, max_norm, restore, columns, step)
 
     @property
     def longest(self) -> float | Tensor | None:
@@ -68,6 +75,11 @@ class Update(_Fields):
     def has_momentum(self) -> bool:
         """Whether the state holds a momentum."""
         return isinstance(self.momentum, Tensor) or self.momentum != 0.0
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the step is normalised; the state then holds the loss of the unfinished mini-batch too."""
+        return self.step == "normalised"
 
     def rule(self, start: Weights) -> Rule:
         """This update bound to R cells, whose learned start is `start`."""
@@ -138,6 +150,18 @@ class Rule(NamedTuple):
         if self.update.columns:
             weights = tuple(w * (_columns(s) / _columns(w)) for w, s in zip(weights, self.start, strict=True))
         return weights, scale
+
+
+def normalised_scale(tau: Tensor | float, square: Tensor, loss: Tensor) -> Tensor:
+    """The scale of a normalised step: tau / (1 + tau c), c = |S|^2 / (2 L + eps).
+
+    S is the sum of rate times gradient over a mini-batch, `square` |S|^2, and L, `loss`, the sum of rate times loss.
+    With e the residuals of all its tokens, each times the root of its rate, L = 1/2 |e|^2 and S = J^T e, J their
+    Jacobian. So c is the Rayleigh quotient of J J^T along e: the curvature that the step meets. It counts how much the
+    tokens are alike: for K equal tokens c is K times that of one, for K unrelated ones it is that of one. A small step
+    stays as it is, and none goes further than 1 / c, to where the linearised loss along S is zero.
+    """
+    return tau / (1.0 + tau * square / (2.0 * loss + EPS))
 
 
 def norm(weight: Tensor) -> Tensor:

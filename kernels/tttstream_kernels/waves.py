@@ -10,14 +10,15 @@ from torch import Tensor
 
 from tttstream_kernels.activation import gelu, gelu_and_slope
 from tttstream_kernels.inner import Dense
-from tttstream_kernels.norm import reconstruction
+from tttstream_kernels.norm import half_square, normalise, reconstruction
 from tttstream_kernels.plan import Ragged, Uniform
-from tttstream_kernels.update import Rule, Weights
+from tttstream_kernels.update import Rule, Weights, normalised_scale
 
 
 class Packed(NamedTuple):
     """A call's tokens as S blocks of K slots, wave by wave: queries and keys [S, K, D + 1], each with its one; base
-    [S, K, D] gamma (beta - target) and square [S, 1, D] gamma^2 of equation 2; eta [S, K, 1]; tau [K]."""
+    [S, K, D] gamma (beta - target) and square [S, 1, D] gamma^2 of equation 2; eta [S, K, 1]; tau [K]. For a normalised
+    step also missed [S, K, D] beta - target and gamma [S, 1, D], which give the losses."""
 
     queries: Tensor
     keys: Tensor
@@ -25,6 +26,8 @@ class Packed(NamedTuple):
     square: Tensor
     eta: Tensor
     tau: Tensor
+    missed: Tensor | None = None
+    gamma: Tensor | None = None
 
     @property
     def causal(self) -> Tensor:
@@ -34,11 +37,13 @@ class Packed(NamedTuple):
 
 class Seed(NamedTuple):
     """Where cells stand at the start of a mini-batch, by layer [R, rows, columns]: weights; sums of the part of the
-    mini-batch that an earlier call saw, empty for nothing; momentum, empty for none."""
+    mini-batch that an earlier call saw, empty for nothing; momentum, empty for none; the loss [R, 1, 1] of that part,
+    for a normalised step."""
 
     weights: Weights
     grad_sum: Weights
     momentum: Weights
+    loss: Weights = ()
 
     def cells(self, begin: int, end: int) -> Seed:
         """Some of the cells."""
@@ -122,7 +127,11 @@ def loop(
     products = [torch.bmm(packed.queries, packed.keys.mT)]
     if settings.return_loss:
         products.append(torch.bmm(packed.keys, packed.keys.mT))
-    blocks = (x.split(sizes) for x in (*packed[:5], *products, *(p * causal for p in products)))
+    normalised = rule.update.normalised
+    blocks = (
+        x.split(sizes) for x in (*packed[:5], *products, *(products if normalised else (p * causal for p in products)))
+    )
+    errors = zip(*(x.split(sizes) for x in packed[6:] if x is not None), strict=True)
     ones = packed.eta.new_ones(sizes[0], len(tau), 1)
     z_q: list[Tensor] = []
     z_before: list[Tensor] = []
@@ -144,6 +153,15 @@ def loop(
         for weight, slope in zip(seed.weights[:0:-1], slopes[::-1], strict=True):
             backs.insert(0, torch.bmm(steps[0], weight[:, :-1].mT))
             steps.insert(0, backs[0] * slope)
+        loss = None
+        if normalised:
+            missed, gamma = next(errors)
+            loss = eta * half_square(normalise(z, gamma, missed))[..., None]
+            loss = loss.cumsum(1) + seed.loss[0] if seed.loss else loss.cumsum(1)
+            tau = normalised_scale(packed.tau[:, None], _squares(seed, inputs, steps), loss)
+            causal = -tau.expand(-1, -1, len(packed.tau)).tril()
+            scores[len(products) :] = [own * causal for own in scores[: len(products)]]
+            last = tau[:, -1:]
         lesson = Lesson(rule.heading(seed.weights, seed.momentum), inputs, steps)
         count, sights = len(products), []
         for viewers, own, masked, seen in ((queries, *scores[::count], z_q), (keys, *scores[1::count], z_after))[
@@ -161,6 +179,8 @@ def loop(
             stepped, momentum = _step(seed, lesson, rule, last, nan)
             settled, scale = rule.settle(stepped, not graph and (record is None or not isinstance(rule.forget, Tensor)))
             after = Seed(settled, (), momentum)
+            if loss is not None:
+                after = after._replace(loss=(torch.zeros_like(loss[:, -1:]),))
         if record is not None:
             record.append(
                 Wave(
@@ -169,10 +189,24 @@ def loop(
                 )
             )  # fmt: skip
         if going_on < sizes[wave]:
-            ends.append(_end(settings, seed, lesson, after, nan, complete).cells(going_on, sizes[wave]))
+            ends.append(_end(settings, seed, lesson, after, nan, complete, loss).cells(going_on, sizes[wave]))
         seed = after.cells(0, going_on)
     before, after_all = (torch.cat(z) if settings.return_loss else None for z in (z_before, z_after))
     return Scanned(torch.cat(z_q), before, after_all, _joined(ends[::-1]))
+
+
+def _squares(seed: Seed, inputs: list[Tensor], steps: list[Tensor]) -> Tensor:
+    """|S + sum_{j <= i} x_j^T G_j|^2 of all layers together, for every place i: [R, K, 1]."""
+    rows: list[Tensor] = []
+    for layer, (x, step) in enumerate(zip(inputs, steps, strict=True)):
+        products = torch.bmm(x, x.mT) * torch.bmm(step, step.mT)
+        rows.append(2.0 * products.tril(-1).sum(-1) + products.diagonal(dim1=1, dim2=2))
+        if seed.grad_sum:
+            rows[-1] = rows[-1] + 2.0 * (torch.bmm(x, seed.grad_sum[layer]) * step).sum(-1)
+    squares = torch.stack(rows).sum(0).cumsum(1)[..., None]
+    if seed.grad_sum:
+        squares = squares + torch.stack([s.square().sum((1, 2)) for s in seed.grad_sum]).sum(0)[:, None, None]
+    return squares
 
 
 def _joined(ends: list[Seed]) -> Seed:
@@ -233,7 +267,13 @@ def _step(seed: Seed, lesson: Lesson, rule: Rule, tau: Tensor | float, nan: Tens
 
 
 def _end(
-    settings: Settings, seed: Seed, lesson: Lesson, after: Seed, nan: Tensor | None, complete: bool | Tensor
+    settings: Settings,
+    seed: Seed,
+    lesson: Lesson,
+    after: Seed,
+    nan: Tensor | None,
+    complete: bool | Tensor,
+    loss: Tensor | None,
 ) -> Seed:
     """Where cells stand when their piece ends: after a full mini-batch, or inside one, with its sums."""
     if complete is not False:
@@ -243,7 +283,12 @@ def _end(
     sums = tuple(torch.bmm(x.mT, step) for x, step in zip(lesson.inputs, lesson.steps, strict=True))
     for more in (seed.grad_sum, () if nan is None else (nan,) * len(sums)):
         sums = tuple(a + b for a, b in zip(sums, more, strict=True)) if more else sums
-    inside = Seed(seed.weights, sums, seed.momentum)
+    inside = Seed(
+        seed.weights,
+        sums,
+        seed.momentum,
+        () if loss is None else (loss[:, -1:] if nan is None else loss[:, -1:] + nan,),
+    )
     if complete is False:
         return inside
     full = settings.mask(complete)

@@ -12,6 +12,7 @@ from tttstream_kernels.norm import reconstruction_gradient
 
 ROWS, TOKENS, HEADS, WIDTH, K = 4, 23, 2, 6, 4
 UPDATES = {
+    "normalised": Update(forget=0.1, max_norm=1.05, step="normalised"),
     "plain": Update(),
     "settled": Update(forget=0.1, max_norm=1.05),
     "learned": Update(forget=torch.tensor([0.1, 0.2]), max_norm=torch.tensor([1.05, 1.5]), restore=True),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, features
 
 from tttstream.errors import SourceError
 from tttstream.io.mask_files import VOID, MaskSequence, compact, read_mask
@@ -131,10 +131,24 @@ def test_colours_are_numbered_in_order_and_known(tmp_path: Path) -> None:
         found = read_mask(kept(tmp_path / name, drawn(RED, GREEN, BLUE)))
         np.testing.assert_array_equal(found.labels, drawn(3, 2, 1, np.int32))
         assert found.colours == {1: BLUE, 2: GREEN, 3: RED}
-    white = read_mask(kept(tmp_path / "white.png", drawn((255, 255, 255), (1, 1, 1))))
-    np.testing.assert_array_equal(white.labels, drawn(2, 1, dtype=np.int32))
+    white = read_mask(kept(tmp_path / "white.png", drawn((255, 255, 255), (1, 1, 1), BLUE)))
+    np.testing.assert_array_equal(white.labels, drawn(3, 2, 1, dtype=np.int32))
     lossless = read_mask(kept(tmp_path / "a.webp", drawn(RED, GREEN), lossless=True))
     np.testing.assert_array_equal(lossless.labels, drawn(2, 1, dtype=np.int32))
+
+
+def test_numbers_in_three_channels(tmp_path: Path) -> None:
+    """As OpenCV writes a grey mask that it read in colour, and WebP every one: taken where both readings agree."""
+
+    def three(*values: int) -> Path:
+        return kept(tmp_path / "three.png", drawn(*values)[..., None].repeat(3, 2))
+
+    np.testing.assert_array_equal(read_mask(three(2, 1)).labels, drawn(2, 1, dtype=np.int32))
+    for alone in (255, 7):
+        np.testing.assert_array_equal(read_mask(three(alone)).labels, drawn(1, dtype=np.int32))
+    for values in ((1, 3), (2, 3), (1, 255), (128, 255)):
+        with pytest.raises(SourceError, match=r"three.png tells objects by greys in three channels"):
+            read_mask(three(*values))
 
 
 def test_what_is_transparent_is_background(tmp_path: Path) -> None:
@@ -215,7 +229,11 @@ def test_many_objects_and_small_ones_are_no_picture(tmp_path: Path) -> None:
 
 def test_what_cannot_hold_a_mask_is_refused_in_one_line(tmp_path: Path) -> None:
     refused = {
-        "jpeg.jpg": "JPEG image, which changes the numbers",
+        "jpeg.jpg": "is a JPEG image, which changes the numbers",
+        "lossy.webp": "lossy WEBP image",
+        "noted.webp": "lossy WEBP image",
+        "a.avif": "is a AVIF image",
+        "jpeg.tif": "lossy TIFF image",
         "nowhere.png": "there is no file",
         "text.png": "cannot be read as a mask",
         "array.npy": "cannot be read as a mask",
@@ -230,6 +248,13 @@ def test_what_cannot_hold_a_mask_is_refused_in_one_line(tmp_path: Path) -> None:
         "minus.tif": "no whole numbers",
     }
     kept(tmp_path / "jpeg.jpg", drawn(255, 255))
+    kept(tmp_path / "lossy.webp", drawn(1, 2), quality=90)
+    kept(tmp_path / "noted.webp", drawn(1, 2), quality=90, exif=b"Exif\0\0" + b"x" * 41)
+    kept(tmp_path / "jpeg.tif", drawn(255, 255), compression="jpeg")
+    if features.check("avif"):
+        kept(tmp_path / "a.avif", drawn(1, 2), quality=100)
+    else:
+        del refused["a.avif"]
     (tmp_path / "text.png").write_text("no image")
     np.save(tmp_path / "array.npy", drawn(1))
     whole = kept(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 2, (99, 99), np.uint8)).read_bytes()

@@ -31,6 +31,9 @@ VOID = -1
 MOST = 32
 """Values beyond which an image is looked at more closely: it may be a picture and no mask."""
 
+LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")  # the last two may be without loss, which their headers do not tell
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
+
 Labels = NDArray[np.int32]
 """The number of the object that each pixel belongs to, [H, W]: 0 the background, VOID where nobody knows."""
 
@@ -130,7 +133,15 @@ class MaskSequence:
                 later.update(_different(_stored(path)))
             except SourceError:  # said where this mask is asked for
                 continue
-        return np.array([*first, *sorted(later.difference(first))], np.int32)
+        legend = np.array([*first, *sorted(later.difference(first))], np.int32)
+        greys = legend & 255
+        numbered = (greys == np.arange(1, len(greys) + 1)).all()
+        if len(greys) > 1 and not numbered and (legend == greys * 0x10101).all():
+            raise SourceError(
+                f"{self._key.path} tells objects by greys in three channels ({', '.join(map(str, greys[:5]))}): "
+                "numbers or colours? Keep numbers as a grey image"
+            )
+        return legend
 
     def _of_colours(self, values: NDArray[np.int32]) -> Mask:
         order = np.argsort(self._legend)
@@ -183,14 +194,26 @@ def _stored(path: Path) -> _Stored:
 
 def _refuse_lossy(path: Path, file: Any) -> None:
     """Refuse what cannot hold the numbers of a mask, by the header of its file."""
-    if file.format in ("JPEG", "MPO", "JPEG2000"):
-        raise SourceError(f"{path} is a {file.format} image, which changes the numbers of a mask: keep masks as PNG")
+    kind = file.format
+    if file.info.get("compression") in LOSSY_TIFF or (kind == "WEBP" and _is_lossy_webp(path)):
+        kind = f"lossy {kind}"
+    if kind in LOSSY or kind != file.format:
+        raise SourceError(f"{path} is a {kind} image, which changes the numbers of a mask: keep masks as PNG")
     pages = getattr(file, "n_frames", 1)
     if pages > 1:
         raise SourceError(f"{path} holds {pages} images: keep one mask in a file")
     _, raw, largest = _layout(file)
     if file.mode in ("LA", "RGB", "RGBA") and (";16" in raw or largest > 255):
         raise SourceError(f"{path} has 16 bits a channel: keep numbers as a grey image of 16 bits, colours in 8 bits")
+
+
+def _is_lossy_webp(path: Path) -> bool:
+    """Whether the pixels of a WebP are in a chunk VP8, and not in VP8L."""
+    data, at = path.read_bytes(), 12
+    while at + 8 <= len(data) and data[at : at + 4] not in (b"VP8 ", b"VP8L"):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return data[at : at + 4] == b"VP8 "
 
 
 def _layout(file: Any) -> tuple[str, str, int]:

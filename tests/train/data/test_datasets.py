@@ -147,6 +147,8 @@ class TestKinetics:
             Kinetics(write(tmp_path / "d.csv", self.CSV + "x,zzz,1,2,t\n"), root), r"not one of 1 .*zzz_000001_000002"
         )
         refused(Kinetics(write(tmp_path / "e.csv", self.CSV + "x,aaa,one,2,t\n"), root), "line 2: times in seconds")
+        both = self.CSV + "x,aaa,1,2,train\nx,bbb,1,2,validate\n"
+        refused(Kinetics(write(tmp_path / "h.csv", both), root), "lists the splits train, validate: give a csv of one")
         refused(Kinetics(str(tmp_path / "f.csv"), root), "no file .*f.csv")
         rows = self.CSV + "x,aaa,1,2,t\n"
         refused(Kinetics(write(tmp_path / "g.csv", rows), root, ["y"]), "line 2: unknown class 'x'")

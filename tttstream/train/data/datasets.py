@@ -134,6 +134,9 @@ class Kinetics(Index):
     def clips(self) -> list[Clip]:
         """See Index."""
         rows = read_rows(place(self.csv, "csv"), ("label", "youtube_id"))
+        parts = list(dict.fromkeys(row.get("split") or "none" for _, row in rows))
+        if len(parts) > 1:
+            raise DataError(f"{self.csv} lists the splits {', '.join(parts)}: give a csv of one of them")
         self.classes = self.classes or sorted({row["label"] for _, row in rows})
         labels = Labels(self.classes)
         files = {path.rpartition("/")[2].rpartition(".")[0]: path for path in below(place(self.root, "root"))}

@@ -87,6 +87,10 @@ class _Reader:
             if any(self._there(way.path) for way in self._ways(line.text)):
                 raise refused(file, line, "it begins with # as a comment, and there is a file of that name; write ./#")
         self._lines = [line for line in lines if line not in self._comments]
+        if self._lines and re.fullmatch("(?i)sep=.?", self._lines[0].text):  # a note for Excel
+            del self._lines[0]
+        if self._lines and re.match(r"\[?\s*\{", self._lines[0].text):
+            raise DataError(f"{file} is JSON; expected a list with a video a line, or a csv")
         if not self._lines:
             raise DataError(f"{file} is empty; expected one line for each video")
 
@@ -159,9 +163,9 @@ class _Reader:
                 raise refused(
                     self._file, line, f"it has {len(row)} columns, other lines {width}; put quotes around a cell"
                 )
-        if not header and any(footage(row[path]) for row in rows):
+        if any(footage(row[path]) for row in rows):
             for line, row in zip(lines, rows, strict=True):
-                if not self._is_path(row[path]):
+                if row[path] and not self._is_path(row[path]):
                     raise refused(self._file, line, f"{row[path]!r} is no video; if this line names columns, {ADVICE}")
         if not self._columns:  # a separator at the end of every line makes no column
             kept = [i for i in range(width) if i == path or any(row[i] for row in [header or [""] * width, *rows])]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,9 @@ from tttstream.train.data.listing import Labels, logger, place
 from tttstream.train.data.lists import read_list
 
 SEVERAL = re.compile(r"[\[({]?\s*[0-9.]+(\s*[,;|/\s]\s*[0-9.]+)+\s*[\])}]?")
+LISTED = re.compile(r"\[.*\]|\{.*\}|\(.*,.*\)")  # as Python and JSON write lists
+NOTHING = frozenset({"nan", "na", "n/a", "none", "null", "nil", "?", "-"})
+LARGEST = 1_000_000  # number of a class
 MOST = 5  # classes that are named in the line
 
 
@@ -102,10 +107,15 @@ class PathList(Index):
         for row in said:
             names.setdefault(str(row.label), row)
         for label, row in names.items():
-            if SEVERAL.fullmatch(label) or self._many(label, names):
+            if label in self.classes:
+                continue
+            if SEVERAL.fullmatch(label) or LISTED.fullmatch(label) or self._many(label, names):
                 raise self._refused(row, f"several labels {label!r} for one video; a video has one class here")
-            if label.casefold() == "nan":
-                raise self._refused(row, "the label nan is none; leave it empty for a video without a class")
+            if label.casefold() in NOTHING:
+                raise self._refused(
+                    row, f"the label {label} may mean none; leave it empty for a video without a class, or give classes"
+                )
+        self._refuse_one_hot(names)
         numbers = [label for label in names if is_number(label)]
         if not set(names) <= set(self.classes):
             if numbers and len(numbers) < len(names):
@@ -137,14 +147,23 @@ class PathList(Index):
 
     def _many(self, label: str, names: dict[str, Row]) -> bool:
         """Whether a label is made of others, with commas or the like between them."""
-        parts = [part.strip() for part in re.split("[,;|]", label)]
-        return len(parts) > 1 and label not in self.classes and all(p in names or p in self.classes for p in parts)
+        parts = [part.strip() for part in re.split("[,;|+&/]", label)]
+        return len(parts) > 1 and all(part in names or part in self.classes for part in parts)
+
+    def _refuse_one_hot(self, names: dict[str, Row]) -> None:
+        """Raises DataError for labels such as 010, 100: a digit for each class, or numbers that begin with 0?"""
+        digits = len({len(label) for label in names}) == 1 and all(re.fullmatch("[01]{2,}", label) for label in names)
+        row = next((row for label, row in names.items() if label[0] == "0"), None)
+        if digits and row is not None and len(names) > 1:
+            raise self._refused(row, f"{row.label!r}: a digit for each class, or a number? write numbers without zeros")
 
     def _by_name(self, names: dict[str, Row]) -> None:
         alike: dict[str, str] = {}
         for label, row in names.items() if not self.classes else ():
-            if (other := alike.setdefault(label.casefold(), label)) != label:
-                raise self._refused(row, f"the labels {label!r} and {other!r} differ in their case; or give classes")
+            if (other := alike.setdefault(_looks(label), label)) != label:
+                how = f"{label!r} and {other!r} differ in their case"
+                how = how if label.casefold() == other.casefold() else f"{label!a} and {other!a} look alike"
+                raise self._refused(row, f"the labels {how}; or give classes")
         self.classes = self.classes or sorted(names)
 
     def _named_beside(self, rows: list[Row], whole: dict[str, int]) -> None:
@@ -169,7 +188,10 @@ class PathList(Index):
             )
         if not re.fullmatch(r"[0-9]+(\.0*)?", label):
             raise self._refused(row, f"the label {label} is no class; expected names or whole numbers")
-        return int(label.partition(".")[0])
+        number = int(label.partition(".")[0])
+        if number > LARGEST:
+            raise self._refused(row, f"the label {label} is larger than any class, {LARGEST}")
+        return number
 
     def _refused(self, row: Row, why: str) -> DataError:
         return DataError(f"{self.file} line {row.line} ({row.path}): {why}")
@@ -179,7 +201,8 @@ class PathList(Index):
         seen: dict[tuple[str, int, int | None], tuple[Row, int]] = {}
         repeated = 0
         for row, clip in zip(rows, clips, strict=True):
-            before, label = seen.setdefault((clip.name, row.start, row.stop), (row, clip.label))
+            piece = os.path.normpath(clip.name), row.start, row.stop
+            before, label = seen.setdefault(piece, (row, clip.label))
             if label != clip.label:
                 raise self._refused(row, f"its label is another one on line {before.line}")
             repeated += before is not row
@@ -201,3 +224,9 @@ class PathList(Index):
         elif len(counts) < len(self.classes):
             said += f" of {len(self.classes)}"
         return said + (f", {without} without a label" if without else "")
+
+
+def _looks(label: str) -> str:
+    """The same for labels that look the same: in any case, with signs built in or put on, spaces and what is unseen."""
+    seen = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
+    return " ".join(seen.casefold().split())

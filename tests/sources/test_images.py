@@ -62,10 +62,11 @@ def test_other_modes(tmp_path: Path, mode: str) -> None:
         (RAMP * np.nan, "from nan to nan, expected 0 to 1;"),
         ((RAMP * 100_000).astype(np.int32), "from 0 to 100000, expected 0 to 65535 with some from 256 on;"),
         ((RAMP * 255).astype(np.int32), "from 0 to 255, expected 0 to 65535 with some from 256 on;"),
+        ((RAMP * 255).astype(np.uint16), "from 0 to 255, expected 0 to 65535 with some from 256 on;"),
     ],
 )
 def test_ranges_that_say_nothing_are_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:  # type: ignore[type-arg]
-    kind = values.dtype if values.dtype == np.int32 else np.float32
+    kind = values.dtype if values.dtype.kind in "iu" else np.float32
     Image.fromarray(values.astype(kind)).save(tmp_path / "a.tif")
     for on_error in ("skip", "raise"):
         with open_source(tmp_path / "a.tif", on_error=on_error) as source, pytest.raises(SourceError, match=message):
@@ -88,7 +89,7 @@ def test_an_image_cut_in_half_is_damaged(tmp_path: Path, name: str) -> None:
 
 def test_videos_of_all_kinds_are_found_in_a_folder(tmp_path: Path) -> None:
     suffixes = ["gif", "vob", "y4m", "mjpeg", "mjpg", "m2v", "mpv", "h264", "264", "hevc", "265", "ivf", "nut"]
-    suffixes += ["apng", "avif", "MP4", "Gif"]
+    suffixes += ["apng", "avif", "MP4", "Gif", "lrv", "insv", "divx", "tod", "trp", "m2p", "mk3d", "3gpp", "obu"]
     for suffix in suffixes:
         (tmp_path / f"{suffix}.{suffix}").touch()
     assert {Path(path).suffix[1:] for path in expand([tmp_path])} == set(suffixes)

@@ -100,6 +100,20 @@ class TestLinks:
         with open_source(top) as source:
             assert source.frames == 1
 
+    def test_what_is_passed_over_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        touch(tmp_path / "a" / "x.mp4", tmp_path / "a" / "y.LRV", tmp_path / "a" / "0.png")
+        assert under(tmp_path, tmp_path / "a") == ["a/x.mp4", "a/y.LRV"]
+        assert caplog.messages == [f"{tmp_path / 'a'}: images are passed over where videos lie beside or above them"]
+        for number, name in enumerate(("0.jfif", "1.tga", "2.jp2", "3.pbm", "4.dib")):
+            Image.new("L", (4, 4), 250 * (number % 2)).save(tmp_path / name, format={0: "JPEG", 3: "PPM"}.get(number))
+        touch(tmp_path / "5.heic", tmp_path / "6.HEIC", tmp_path / "7.exr")
+        with open_source(tmp_path / "0.jfif") as source:
+            assert (source.frames, source.remarks()) == (1, [])
+        (tmp_path / "a").rename(tmp_path / ".hidden")
+        with open_source(tmp_path) as source:
+            assert [int(frame.image[0, 0, 0]) for frame in source] == [0, 250, 0, 250, 0]
+            assert source.remarks() == ["3 images are passed over, of kinds that are not read: .exr, .heic"]
+
     def test_links_to_nowhere_come_last_and_say_so(self, tmp_path: Path) -> None:
         touch(tmp_path / "x.mp4")
         (tmp_path / "gone").symlink_to("nowhere")

@@ -12,7 +12,7 @@ from tttstream.errors import SourceError
 from tttstream.frames import Frame
 from tttstream.io.names import shown
 from tttstream.sources.base import Source
-from tttstream.sources.listing import IMAGES, VIDEOS, expand, listed, natural, sequence
+from tttstream.sources.listing import IMAGES, UNREAD, VIDEOS, expand, listed, natural, sequence
 from tttstream.sources.pages import FAILURES, SEVERAL, Pages, count_pages
 
 __all__ = ["IMAGES", "VIDEOS", "ImageFolder", "expand", "listed", "natural"]
@@ -40,6 +40,9 @@ class ImageFolder(Source):
         folder = Path(path)
         self.name, self.fps, self._strict = shown(folder.name or str(folder)), fps, on_error == "raise"
         paths = [folder] if os.path.isfile(folder) else sequence(folder) or listed(folder, IMAGES)
+        others = listed(folder, UNREAD) if folder.is_dir() else []
+        kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
+        self._unread = f"{len(others)} images are passed over, of kinds that are not read: {kinds}" if others else ""
         if not paths:
             raise SourceError(f"{folder} holds no images ({', '.join(sorted(IMAGES))}); name a folder that does")
         self._stamps = stamps(paths)
@@ -103,6 +106,10 @@ class ImageFolder(Source):
     def place(self, frame: Frame) -> int:
         """See Source."""
         return self._place - 1
+
+    def remarks(self) -> list[str]:
+        """See Source."""
+        return [self._unread] if self._unread else []
 
     def position(self) -> dict[str, Any]:
         """The number of the next frame, its place among the images, and in an animation its time."""

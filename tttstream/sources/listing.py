@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -13,13 +14,22 @@ from urllib.request import url2pathname
 from tttstream.errors import SourceError
 from tttstream.io.names import expanded
 
-IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"})
-VIDEOS = frozenset(
-    {".264", ".265", ".3g2", ".3gp", ".apng", ".asf", ".avi", ".avif", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265"}
-    | {".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe"}
-    | {".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm"}
-    | {".wmv", ".y4m"}
+logger = logging.getLogger(__name__)
+
+IMAGES = frozenset(
+    {".bmp", ".dib", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm"}
+    | {".sgi", ".tga", ".tif", ".tiff", ".webp"}
 )
+VIDEOS = frozenset(
+    {".264", ".265", ".3g2", ".3gp", ".3gpp", ".amv", ".apng", ".asf", ".av1", ".avc", ".avi", ".avif", ".divx", ".dv"}
+    | {".evo", ".f4v", ".flc", ".fli", ".flv", ".gif", ".gxf", ".h261", ".h263", ".h264", ".h265", ".hevc", ".insv"}
+    | {".ivf", ".lrv", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mod"}
+    | {".mov", ".mp2v", ".mp4", ".mp4v", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".obu"}
+    | {".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".roq", ".swf", ".tod", ".tp", ".trp", ".ts", ".vob", ".webm", ".wmv"}
+    | {".wtv", ".xvid", ".y4m"}
+)
+UNREAD = frozenset({".arw", ".cr2", ".cr3", ".dng", ".exr", ".heic", ".heif", ".jxl", ".nef", ".orf", ".psd", ".raw"})
+"""Suffixes of images that are not read; a folder of images says that it has some."""
 STDIN = "-"
 
 
@@ -72,13 +82,20 @@ def nothing_in(folder: str | os.PathLike[str]) -> SourceError:
 def inside(tops: Sequence[Path]) -> list[list[str]]:
     """What each of these folders stands for, see `expand`; a folder that links lead to counts for one of them alone."""
     found: list[list[str]] = []
+    left: list[Path] = []
     for top, tree in zip(tops, trees(tops), strict=True):
         if tree.folders and listed(top, IMAGES) and not listed(top, VIDEOS):
             found.append([str(top)])
             continue
         readable: list[Path] = [path for here in tree.folders for path in listed(here, VIDEOS)]
-        readable = readable or [here for here in tree.folders if listed(here, IMAGES)]
+        folders = [here for here in tree.folders if listed(here, IMAGES)]
+        if readable:
+            left += folders
+        readable = readable or folders
         found.append([str(path) for path in (*readable, *tree.lost)])
+    if left:
+        more = f" and {len(left) - 1} more folders" if len(left) > 1 else ""
+        logger.warning("%s%s: images are passed over where videos lie beside or above them", left[0], more)
     return found
 
 

@@ -96,8 +96,8 @@ class Pages:
     def read(self, page: int) -> NDArray[np.uint8]:
         """RGB [H, W, 3] of an image by its place in the file; quick in sequence.
 
-        Raises ValueError where its values lie outside their range, or where 32 bits hold nothing above 255 and so may
-        be meant as 8 (save them as 8 or 16 bits); another of FAILURES where it is damaged, or drawn over one that is.
+        Raises ValueError where its values lie outside their range, or where 16 or 32 bits hold nothing above 255 (but
+        0) and so may be meant as 8; another of FAILURES where it is damaged, or drawn over one that is.
         """
         from PIL import Image, ImageOps
 
@@ -116,8 +116,7 @@ class Pages:
         if image.mode == "F":
             image = Image.fromarray(_scaled(np.asarray(image), 0, 1, 255))
         elif image.mode.startswith("I"):  # Pillow would clip it at 255
-            least = 256 if image.mode == "I" and file.format == "TIFF" else 0
-            image = Image.fromarray(_scaled(np.asarray(image), least, 65535, 1 / 256))
+            image = Image.fromarray(_scaled(np.asarray(image), 256, 65535, 1 / 256))
         return np.array(image.convert("RGB"))
 
     def duration(self) -> float:

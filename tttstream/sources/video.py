@@ -53,7 +53,8 @@ class Video(Source):
     the time its header promises or, where its format promises none, within one of its parts (MPEG-TS, GIF), or when it
     has a hole. A hole is more than a second in which a stream of constant rate has no frame and nothing at all was due:
     no frame that is said to last so long, no sound. Everything else is a pause, as recordings of a variable rate have
-    them where nothing moves.
+    them where nothing moves. Matroska, FLV and MPEG-TS may not say how long a frame lasts: without sound, a pause among
+    frames that all keep to one rate cannot be told from a hole there, and counts as one.
     `time_s` counts from the first frame and strictly increases; a variable rate is kept. It is the time of presentation
     or, where the format has none and data come by a pipe or the network (Motion JPEG of a camera), that of arrival;
     such a source is live.

@@ -14,6 +14,8 @@ from tttstream.memory import (
     Mamba2,
     Memory,
     Mesa,
+    Mixed,
+    Nested,
     Window,
     build,
     names,
@@ -35,14 +37,8 @@ def test_every_name(name: str) -> None:
 def test_classes() -> None:
     classes = {name: type(build(name, dim=16, heads=2, **GRID.get(name, {}))) for name in names()}
     ttt = dict.fromkeys(("ttt_linear", "ttt_mlp", "ttt_conv", "ttt_swiglu"), TTTLayer)
-    rules = {
-        "additive": Additive,
-        "delta": Delta,
-        "gated_delta": GatedDelta,
-        "mesa": Mesa,
-        "mamba2": Mamba2,
-        "rwkv7": RWKV7,
-    }
+    rules = {"additive": Additive, "delta": Delta, "gated_delta": GatedDelta, "ttt": Mixed, "ttt_nested": Nested}
+    rules |= {"mesa": Mesa, "mamba2": Mamba2, "rwkv7": RWKV7}
     assert classes == {**ttt, **rules, "attention": Attention, "window": Window, "lstm": LSTM, "gru": GRU}
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tttstream.memory import Memory, build
+from tttstream.memory import Memory, Mixed, build
 from tttstream.memory.recurrence import LEAST, Token, recurrence
 from tttstream.testing import Case, assert_close, gradients
 
 DIM, HEADS = 12, 2
 WIDTH = DIM // HEADS
-Literal = Callable[[Any, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Literal = Callable[..., tuple[Tensor, ...]]
 """(memory, x [T, dim], matrix [H, Dk, Dv], window [taps - 1, channels]) -> (y [T, dim], matrix, window)."""
 
 
@@ -104,6 +104,21 @@ def ridge(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Te
     ) @ values
 
 
+def nested(memory: Any, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    """A block at a time: the delta rule, then the step of the outer learner."""
+    inner, start, phase, window = state
+    place, out = int(phase), []
+    for token in x:
+        y, inner, window = RULES["delta"][2](memory, token[None], inner, window)
+        out.append(y[0])
+        place += 1
+        if place == memory.block:
+            place = 0
+            start = start + sigmoid(memory.outer)[:, None, None] * (inner - start)
+            inner = start
+    return torch.stack(out), inner, start, torch.tensor(float(place)).double(), window
+
+
 def mamba2(memory: Any, x: Tensor, matrix: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inner, state = 2 * DIM, 6
     out = []
@@ -173,6 +188,7 @@ RULES: dict[str, tuple[str, dict[str, Any], Literal]] = {
     "delta-half": ("delta", {"reach": 1.0, "conv": 2}, rows(correct, normed)),
     "gated_delta": ("gated_delta", {}, rows(fade, gated)),
     "mesa": ("mesa", {}, rows(ridge, normed)),
+    "ttt_nested": ("ttt_nested", {"block": 6}, nested),
     "mamba2": ("mamba2", {"state": 6}, mamba2),
     "rwkv7": ("rwkv7", {"rank": 4}, rwkv7),
     "gated_delta-channel": ("gated_delta", {"decay": "channel", "reach": 2.0}, rows(fade_channels, gated)),
@@ -199,8 +215,8 @@ def test_recurrence(name: str, tokens: int) -> None:
             y, state = memory(x, old)
         else:
             parts = [literal(memory, *one) for one in zip(x, *old, strict=True)]
-            y, matrix, window = (torch.stack(part) for part in zip(*parts, strict=True))
-            state = type(old)(matrix, window)
+            y, *held = (torch.stack(part) for part in zip(*parts, strict=True))
+            state = type(old)(*held)
         results.append([y, state, gradients(memory, [y, state], [x, *old.tensors()])])
     assert_close(results[0], results[1])
 
@@ -213,6 +229,21 @@ def test_fresh(name: str) -> None:
     fresh = memory.init_state(1)
     expected = literal(memory, x[0], *(leaf[0] for leaf in fresh.tensors()))
     assert_close([y[0], *(leaf[0] for leaf in state.tensors())], list(expected))
+
+
+@pytest.mark.parametrize("heads", [1, 3, 4])
+def test_mixed_heads_are_memories_side_by_side(heads: int) -> None:
+    """Heads are dealt out in turn, and one of each rule is there in any case."""
+    options = {"ttt_mlp": {"mini_batch": 4, "rotary": False}}
+    memory = Case("ttt", {"options": options}, dim=12, heads=heads).memory()
+    assert isinstance(memory, Mixed)
+    assert memory.sizes == {1: [12, 12, 12], 3: [4, 4, 4], 4: [6, 3, 3]}[heads]
+    x = torch.randn(2, 11, 12, dtype=torch.float64)
+    y, state = memory(x)
+    shares = torch.split(x @ memory.into.weight.mT, memory.sizes, -1)
+    told = [part(share) for part, share in zip(memory.parts, shares, strict=True)]
+    assert_close(y, torch.cat([one for one, _ in told], -1) @ memory.out.weight.mT)
+    assert_close(state.parts, tuple(new for _, new in told))
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["number", "channel"])

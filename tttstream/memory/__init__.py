@@ -8,6 +8,8 @@ from tttstream.memory.catalogue import build, names
 from tttstream.memory.mamba2 import Mamba2
 from tttstream.memory.matrix import Additive, Delta, GatedDelta
 from tttstream.memory.mesa import Mesa
+from tttstream.memory.mixed import Mixed
+from tttstream.memory.nested import Nested
 from tttstream.memory.recurrent import GRU, LSTM
 from tttstream.memory.rwkv7 import RWKV7
 from tttstream.memory.ttt import TTTLayer
@@ -23,6 +25,8 @@ __all__ = [
     "Mamba2",
     "Memory",
     "Mesa",
+    "Mixed",
+    "Nested",
     "TTTLayer",
     "Window",
     "build",

@@ -14,6 +14,8 @@ from tttstream.memory.base import Memory
 from tttstream.memory.mamba2 import Mamba2
 from tttstream.memory.matrix import Additive, Delta, GatedDelta
 from tttstream.memory.mesa import Mesa
+from tttstream.memory.mixed import Mixed
+from tttstream.memory.nested import Nested
 from tttstream.memory.recurrent import GRU, LSTM
 from tttstream.memory.rwkv7 import RWKV7
 from tttstream.memory.ttt import TTTLayer
@@ -32,6 +34,8 @@ CATALOGUE: dict[str, Entry] = {
     "ttt_mlp": Entry(partial(TTTLayer, inner="mlp"), "a two-layer MLP with LayerNorm, a gradient step a token"),
     "ttt_conv": Entry(partial(TTTLayer, inner="conv", causal="frame"), "a small CNN, a gradient step a frame"),
     "ttt_swiglu": Entry(partial(TTTLayer, inner="swiglu", causal="frame"), "a SwiGLU MLP, a gradient step a frame"),
+    "ttt": Entry(Mixed, "mixed heads: some correct (delta), some add up (additive), some learn deeply (ttt_mlp)"),
+    "ttt_nested": Entry(Nested, "a delta rule whose start is learned by an outer learner, block by block"),
     "additive": Entry(Additive, "linear attention without a norm: sums that count"),
     "delta": Entry(Delta, "the delta rule, steps up to 2"),
     "gated_delta": Entry(GatedDelta, "the delta rule with a decay a head or a channel"),

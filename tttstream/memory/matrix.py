@@ -50,20 +50,20 @@ class MatrixMemory(Memory):
     A token with a NaN or an infinity has a NaN as its output and is remembered as a token of zeros.
     """
 
-    state_type = MatrixState
+    state_type: Any = MatrixState  # of these fields, or of more between the first and the last
 
     def __init__(self, dim: int, heads: int, keys: int, values: int, window: tuple[int, int]) -> None:
         super().__init__()
         self.dim, self.heads = dim, heads
         self._matrix, self._window = (heads, keys, values), window
 
-    def init_state(self, batch: int) -> MatrixState:
+    def init_state(self, batch: int) -> Any:
         """A matrix of zeros and an empty window."""
         return MatrixState(self.zeros(batch, *self._matrix), self.zeros(batch, *self._window))
 
     def forward(
         self, x: Tensor, state: Any = None, reset: Tensor | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, MatrixState]:
+    ) -> tuple[Tensor, Any]:
         """x [B, T, dim] -> y [B, T, dim] and the state after it; see `Memory`."""
         state = self.check(x, state, reset, lengths)
         finite = x.isfinite().all(-1, keepdim=True)
@@ -74,17 +74,17 @@ class MatrixMemory(Memory):
             counted = finite & inside
         seen = Seen(torch.where(counted, x, 0.0), state.window, reset, lengths)
         token, rest, window = self.look(seen)
-        o, matrix = self.run(token, state.matrix, reset, lengths)
+        o, *held = self.run(token, state, reset, lengths)
         y = torch.where(finite, self.read_out(seen.x, o, rest), torch.nan)
-        return (y if inside is None else torch.where(inside, y, 0.0)), MatrixState(matrix, window)
+        return (y if inside is None else torch.where(inside, y, 0.0)), self.state_type(*held, window)
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
         """What the tokens do to the state, whatever else `read_out` needs, and the next window."""
         raise NotImplementedError
 
-    def run(self, token: Token, matrix: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What is read [B, T, H, Dv], and the matrix after the call."""
-        return recurrence(token, matrix, reset, lengths)
+    def run(self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, ...]:
+        """What is read [B, T, H, Dv], and what the state holds after the call but for the window."""
+        return recurrence(token, state.matrix, reset, lengths)
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
         """From what was read, [B, T, H, Dv] in the state's type, to y [B, T, dim] in x's."""

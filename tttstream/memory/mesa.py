@@ -56,8 +56,9 @@ class Mesa(Additive):
         """See `MatrixMemory`."""
         return self.out(self.norm(o.to(x.dtype)).flatten(2))
 
-    def run(self, token: Token, matrix: Tensor, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def run(self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, ...]:
         """See `MatrixMemory`."""
+        matrix: Tensor = state.matrix
         token = token.each(lambda part: part.to(matrix.dtype))
         ridge = F.softplus(self.ridge.to(matrix.dtype)) + LEAST_RIDGE
         rows, tokens = token.q.shape[:2]

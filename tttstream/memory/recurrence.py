@@ -17,7 +17,7 @@ is one product each, and everything else is computed for all chunks side by side
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,8 +71,9 @@ def recurrence(
         cut = plan(rows, tokens, size, None, reset, lengths, state.device)
         if isinstance(cut, Ragged) and not cut.active:
             return torch.zeros_like(token.v), state
-        o, state = _chunks(token, cut, state)
-        return cut.unpack(o), state
+        chunks = prepare(token.each(cut.pack))
+        starts, state = walk(cut, state, chunks.transition, chunks.addition)
+        return cut.unpack(chunks.read(starts)), state
 
 
 def step(token: Token, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,14 +126,28 @@ class Decays:
         return (raw if self.pairs is None else raw * self.pairs).tril(-below)
 
 
-def _chunks(token: Token, cut: Uniform | Ragged, state: Tensor) -> tuple[Tensor, Tensor]:
-    """All chunks of a call: o [n, C, Dv] and the state after it."""
-    q, k, v, log, read, erase = token.each(cut.pack)
+class Chunks(NamedTuple):
+    """Chunks side by side, as far as they do not depend on the state before them: o = own + reads S_0 [n, C, Dv], and
+    S_C = transition S_0 + addition [n, Dk, Dv]. transition [n, Dk, Dk], or [n, 1 or Dk, 1] for a factor a channel;
+    None for 1."""
+
+    own: Tensor
+    reads: Tensor
+    transition: Tensor | None
+    addition: Tensor
+
+    def read(self, starts: Tensor) -> Tensor:
+        """o [n, C, Dv] for the states [n, Dk, Dv] that the chunks start from."""
+        return torch.baddbmm(self.own, self.reads, starts)
+
+
+def prepare(packed: Token) -> Chunks:
+    """The chunks of tokens [n, C, ...]."""
+    q, k, v, log, read, erase = packed
     decays = Decays(log)
     reads, inside = decays.since(q), decays.products(q, k, 0)
     if read is None:
-        starts, state = walk(cut, state, decays.whole(), decays.until(k).mT @ v)
-        return torch.baddbmm(inside @ v, reads, starts), state
+        return Chunks(inside @ v, reads, decays.whole(), decays.until(k).mT @ v)
 
     same = erase is None
     away = k if erase is None else erase
@@ -153,40 +168,55 @@ def _chunks(token: Token, cut: Uniform | Ragged, state: Tensor) -> tuple[Tensor,
         outside = decays.products(q, away, 0)
         o = torch.baddbmm(inside @ v, outside, written)
         addition = torch.baddbmm(addition, decays.until(k).mT, v)
-    reads = reads - outside @ onto
-    starts, state = walk(cut, state, kept - leaving @ onto, addition)
-    return torch.baddbmm(o, reads, starts), state
+    return Chunks(o, reads - outside @ onto, kept - leaving @ onto, addition)
 
 
 def walk(cut: Uniform | Ragged, state: Tensor, transition: Tensor | None, addition: Tensor) -> tuple[Tensor, Tensor]:
-    """From chunk to chunk, S <- transition S + addition.
+    """From chunk to chunk, S <- transition S + addition; see `Chunks`. state [B, H, Dk, Dv].
 
-    state [B, H, Dk, Dv]; transition [n, Dk, Dk], or [n, 1 or Dk, 1] for a factor a channel, None for 1; addition
-    [n, Dk, Dv]. Returns what every chunk starts from, [n, Dk, Dv], and the state of the rows after the call.
+    Returns what every chunk starts from, [n, Dk, Dv], and the state of the rows after the call.
     """
     heads = state.shape[1]
-    current = state
-    if isinstance(cut, Ragged):
-        current = torch.where(cut.fresh[:, None, None, None], 0.0, state[cut.row])
-    current = current.flatten(0, 1)
-    sizes = [pieces * heads for pieces in cut.waves]
-    moves = [None] * len(sizes) if transition is None else transition.split(sizes)
-    matrix = transition is not None and transition.shape[-1] > 1
+    current = pieces_of(cut, state).flatten(0, 1)
     starts, ends = [], []
-    for wave, (move, more) in enumerate(zip(moves, addition.split(sizes), strict=True)):
-        if len(current) > sizes[wave]:
-            ends.append(current[sizes[wave] :])
-            current = current[: sizes[wave]]
+    for move, more in zip(*moves(cut, heads, transition, addition), strict=True):
+        if len(current) > len(more):
+            ends.append(current[len(more) :])
+            current = current[: len(more)]
         starts.append(current)
-        if move is None:
-            current = current + more
-        elif matrix:
-            current = torch.baddbmm(more, move, current)
-        else:
-            current = torch.addcmul(more, move, current)
+        current = moved(current, move, more)
     ends.append(current)
     whole = starts[0] if len(starts) == 1 else torch.cat(starts)
-    end = torch.cat(ends[::-1]).unflatten(0, (-1, heads))
-    if isinstance(cut, Ragged):
-        end = torch.where((cut.last >= 0)[:, None, None, None], end[cut.last.clamp(min=0)], state)
-    return whole, end
+    return whole, rows_of(cut, torch.cat(ends[::-1]).unflatten(0, (-1, heads)), state)
+
+
+def moves(
+    cut: Uniform | Ragged, heads: int, transition: Tensor | None, addition: Tensor
+) -> tuple[Sequence[Tensor | None], Sequence[Tensor]]:
+    """Transitions and additions of each wave."""
+    sizes = [pieces * heads for pieces in cut.waves]
+    return [None] * len(sizes) if transition is None else transition.split(sizes), addition.split(sizes)
+
+
+def moved(state: Tensor, transition: Tensor | None, addition: Tensor) -> Tensor:
+    """transition S + addition."""
+    if transition is None:
+        return state + addition
+    if transition.shape[-1] > 1:
+        return torch.baddbmm(addition, transition, state)
+    return torch.addcmul(addition, transition, state)
+
+
+def pieces_of(cut: Uniform | Ragged, state: Tensor) -> Tensor:
+    """What each piece between two resets starts from [pieces, ...], for the state of the rows [B, ...]."""
+    if not isinstance(cut, Ragged):
+        return state
+    return torch.where(cut.fresh.view(-1, *[1] * (state.dim() - 1)), 0.0, state[cut.row])
+
+
+def rows_of(cut: Uniform | Ragged, pieces: Tensor, state: Tensor) -> Tensor:
+    """The state of the rows after a call [B, ...], for what the pieces end with; state: before the call."""
+    if not isinstance(cut, Ragged):
+        return pieces
+    some = (cut.last >= 0).view(-1, *[1] * (state.dim() - 1))
+    return torch.where(some, pieces[cut.last.clamp(min=0)], state)

@@ -1,0 +1,90 @@
+"""Heads of several kinds in one layer: each learns by a rule of its own, side by side.
+
+Letters: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tttstream.errors import ShapeError
+from tttstream.memory.base import Memory
+from tttstream.memory.matrix import check_heads, linear
+from tttstream.state import State
+
+RULES = ("ttt_mlp", "delta", "additive")
+
+
+class _Parts(NamedTuple):
+    parts: tuple[Any, ...]
+
+
+class MixedState(State, _Parts):
+    """parts: the state of the heads of each rule."""
+
+    __slots__ = ()
+
+
+class Mixed(Memory):
+    """Mixed heads: some correct what they hold (delta), some add up (additive), some learn by a deep model (MLP).
+
+    A projection gives every rule its share of the token, the heads of a rule are one memory, and a projection joins
+    what they read. `heads` of width dim / heads are dealt out in turn; a rule that gets none has one all the same, so
+    with fewer heads than rules the layer is wider than dim inside.
+
+    Args:
+        dim: width of the tokens. heads: how many in all, where they are no fewer than the rules.
+        rules: names of memories that have heads and go token by token.
+        options: what a rule's memory takes besides, by name.
+    """
+
+    state_type = MixedState
+    parts: Sequence[Memory]  # an nn.ModuleList
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 1,
+        rules: Sequence[str] = RULES,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        from tttstream.memory.catalogue import build  # here, since the catalogue lists this memory too
+
+        super().__init__()
+        check_heads("Mixed", dim, heads)
+        rules, given = tuple(rules), dict(options or {})
+        if not rules or len(set(rules)) < len(rules) or set(given) - set(rules):
+            raise ShapeError(f"Mixed: expected rules without repetition and options of these, got {rules} and {given}")
+        self.dim, self.heads, self.rules = dim, heads, rules
+        shares = [max(1, len(range(place, heads, len(rules)))) for place in range(len(rules))]
+        self.sizes = [share * dim // heads for share in shares]
+        parts = [
+            build(rule, dim=size, heads=share, **given.get(rule, {}))
+            for rule, size, share in zip(rules, self.sizes, shares, strict=True)
+        ]
+        self.parts = nn.ModuleList(parts)  # type: ignore[assignment]
+        unfit = [rule for rule, part in zip(rules, self.parts, strict=True) if not part.bounded]
+        if unfit or any(getattr(part, "causal", "token") == "frame" for part in self.parts):
+            raise ShapeError(f"Mixed: expected rules of constant memory that go token by token, got {', '.join(rules)}")
+        self.into, self.out = linear(dim, sum(self.sizes)), linear(sum(self.sizes), dim)
+
+    def init_state(self, batch: int) -> MixedState:
+        """Fresh states of all parts."""
+        return MixedState(tuple(part.init_state(batch) for part in self.parts))
+
+    def forward(
+        self, x: Tensor, state: Any = None, reset: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, MixedState]:
+        """x [B, T, dim] -> y [B, T, dim] and the state after it; see `Memory`."""
+        state = self.check(x, state, reset, lengths)
+        if lengths is not None:
+            x = torch.where((torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None], x, 0.0)
+        shares = self.into(x).split(self.sizes, -1)
+        told = [
+            part(share, old, reset, lengths) for part, share, old in zip(self.parts, shares, state.parts, strict=True)
+        ]
+        return self.out(torch.cat([y for y, _ in told], -1)), MixedState(tuple(new for _, new in told))

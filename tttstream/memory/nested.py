@@ -1,0 +1,112 @@
+"""A learner inside a learner: a delta rule whose start, for every block of tokens, is learned by an outer one.
+
+Letters: B rows, H heads, D head width, N tokens of a block, n = blocks * H.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tttstream.errors import ShapeError
+from tttstream.memory.matrix import Delta
+from tttstream.memory.recurrence import Token, moved, moves, pieces_of, prepare, rows_of, step
+from tttstream.state import State
+from tttstream_kernels.plan import Ragged, Uniform, plan
+from tttstream_kernels.precision import full_precision
+
+
+class _Nested(NamedTuple):
+    matrix: Tensor
+    start: Tensor
+    phase: Tensor
+    window: Tensor
+
+
+class NestedState(State, _Nested):
+    """matrix [B, H, D, D]: the inner learner as it stands. start [B, H, D, D]: what it began the block with. phase [B]:
+    tokens of the unfinished block. window: see `MatrixState`."""
+
+    __slots__ = ()
+
+
+class Nested(Delta):
+    """Two nested learners. The inner one is a delta rule that learns from the N tokens of a block one by one, and
+    begins every block at weights W. The outer one learns W: at the end of a block W = W + rho (S - W), with S what the
+    inner one has learned and rho in (0, 1), a number a head, learned with the layer.
+
+    The outer step is that of Reptile (Nichol et al., arXiv 1803.02999, algorithm 1; as an optimiser, Zhang et al.,
+    arXiv 1907.08610). It is one answer to the last question of the TTT paper (arXiv 2407.04620, section 5): what if the
+    inner model is a learner of sequences itself? Of what a block taught, the part rho stays.
+
+    Args:
+        dim, heads, conv: see `Additive`. reach: see `Delta`.
+        block: N.
+    """
+
+    state_type = NestedState
+
+    def __init__(self, dim: int, heads: int = 1, conv: int = 4, reach: float = 1.0, block: int = 32) -> None:
+        super().__init__(dim, heads, conv, reach)
+        if block < 1:
+            raise ShapeError(f"Nested: a block has at least 1 token, got {block}")
+        self.block = block
+        self.outer = nn.Parameter(torch.zeros(heads))
+
+    def init_state(self, batch: int) -> NestedState:
+        """Zeros."""
+        matrix, window = super().init_state(batch)
+        return NestedState(matrix, torch.zeros_like(matrix), self.zeros(batch), window)
+
+    def run(self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, ...]:
+        """See `MatrixMemory`."""
+        matrix, start, phase = state.matrix, state.start, state.phase.detach()
+        token = token.each(lambda part: part.to(matrix.dtype))
+        rows, tokens = token.q.shape[:2]
+        rho = torch.sigmoid(self.outer.to(matrix.dtype))[:, None, None]
+        with full_precision(matrix.device.type):
+            if tokens == 1 and lengths is None:
+                if reset is not None:
+                    matrix, start = (torch.where(reset[..., None, None], 0.0, z) for z in (matrix, start))
+                    phase = torch.where(reset[:, 0], 0.0, phase)
+                o, matrix = step(token.each(lambda part: part[:, 0]), matrix)
+                phase = torch.where(phase.isfinite(), (phase + 1) % self.block, 0.0)
+                ends = (phase == 0)[:, None, None, None]
+                start = torch.where(ends, torch.lerp(start, matrix, rho), start)
+                return o[:, None], torch.where(ends, start, matrix), start, phase
+            cut = plan(rows, tokens, self.block, phase, reset, lengths, matrix.device)
+            if isinstance(cut, Ragged) and not cut.active:
+                return torch.zeros_like(token.v), matrix, start, phase
+            chunks = prepare(token.each(cut.pack))
+            rhos = rho.repeat(max(cut.waves), 1, 1)
+            starts, matrix, start = _walk(cut, matrix, start, rhos, chunks.transition, chunks.addition)
+            after = torch.full_like(phase, cut.end_phase) if isinstance(cut, Uniform) else cut.end_phase.to(phase)
+            return cut.unpack(chunks.read(starts)), matrix, start, after
+
+
+def _walk(
+    cut: Uniform | Ragged, matrix: Tensor, start: Tensor, rho: Tensor, transition: Tensor | None, addition: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `recurrence.walk`, with the outer step wherever a block is complete. rho [pieces * H, 1, 1]."""
+    heads = matrix.shape[1]
+    inner, outer = (pieces_of(cut, z).flatten(0, 1) for z in (matrix, start))
+    starts, ends = [], []
+    transitions, additions = moves(cut, heads, transition, addition)
+    for wave, (move, more) in enumerate(zip(transitions, additions, strict=True)):
+        if len(inner) > len(more):
+            ends.append((inner[len(more) :], outer[len(more) :]))
+            inner, outer = inner[: len(more)], outer[: len(more)]
+        starts.append(inner)
+        inner = moved(inner, move, more)
+        learned = torch.lerp(outer, inner, rho[: len(outer)])
+        going = len(additions[wave + 1]) if wave + 1 < len(additions) else 0
+        full = cut.complete(wave)
+        complete = torch.ones(len(inner), dtype=torch.bool, device=inner.device)
+        complete[going:] = full if isinstance(full, bool) else full.repeat_interleave(heads)[going:]
+        outer = torch.where(complete[:, None, None], learned, outer)
+        inner = torch.where(complete[:, None, None], outer, inner)
+    ends.append((inner, outer))
+    pieces = [torch.cat(part).unflatten(0, (-1, heads)) for part in zip(*ends[::-1], strict=True)]
+    return torch.cat(starts), rows_of(cut, pieces[0], matrix), rows_of(cut, pieces[1], start)

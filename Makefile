@@ -8,7 +8,7 @@ RLLIB := .venv-rllib
 DEMO := out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types contracts rllib dist soak gpu gpu-pack clean
+.PHONY: help env demo test lint types contracts rllib docs dist soak gpu gpu-pack clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ types: $(READY) ## types of the three packages
 
 contracts: $(READY) ## who may import whom
 	$(BIN)/lint-imports
+
+docs: $(READY) ## the documentation site, in out/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The site is in out/site: open out/site/index.html"
 
 rllib: $(RLLIB)/.ready ## tests of RLlib, in .venv-rllib, a thin layer over .venv (Ray pins a gymnasium of its own)
 	$(RLLIB)/bin/python -m pytest -q tests/agents/test_rllib.py

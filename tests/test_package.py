@@ -182,16 +182,6 @@ class TestFiles:
         for need in core:
             assert need.name == "tttstream" or need.specifier.contains(here[need.name]), need
 
-    def test_commands_in_the_documents_exist(self, root: Path) -> None:
-        targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text("utf-8"), re.MULTILINE))
-        for name in ("README.md", "CONTRIBUTING.md"):
-            text = (root / name).read_text("utf-8")
-            code = "\n".join(first or second for first, second in re.findall(r"(?s)```(.*?)```|`([^`\n]+)`", text))
-            made, ran = (re.findall(rf"(?m)^(?:\$ )?{program} ([a-z]+)", code) for program in ("make", "tttstream"))
-            assert made, name
-            assert {*made} <= targets, name
-            assert {*ran} <= {*COMMANDS}, name
-
     def test_triton_stands_in_its_own_files(self, root: Path) -> None:
         for package in PACKAGES:
             for path in (root / package).rglob("*.py"):

@@ -253,10 +253,10 @@ class TestMeasures:
         batch = batch._replace(clip=torch.full_like(batch.clip, 3))
         batch.valid[1, -1] = False
         for horizon, expected in (
-            (1, [["clip 3, frame 6", "clip 3, frame 7: came", "predicted", "difference, 4 times"],
-                 ["clip 3, frame 6", "no frame: came", "predicted", "difference, 4 times"]]),
-            (2, [[f"clip 3, frame {t}: {what}" for t in (6, 7)] for what in ("came", "predicted")]
-                + [["clip 3, frame 6: came", "no frame: came"], ["clip 3, frame 6: predicted", "no frame: predicted"]]),
+            (1, [["clip 3, frame 6", "clip 3, frame 7: target", "predicted", "difference, 4 times"],
+                 ["clip 3, frame 6", "no frame: target", "predicted", "difference, 4 times"]]),
+            (2, [[f"clip 3, frame {t}: {what}" for t in (6, 7)] for what in ("target", "predicted")]
+                + [[f"clip 3, frame 6: {what}", f"no frame: {what}"] for what in ("target", "predicted")]),
         ):  # fmt: skip
             measured = task(tiny(), horizon=horizon)
             monkeypatch.setattr(measured, "log_dict", lambda *_, **__: None)

@@ -173,13 +173,13 @@ class Prediction(StreamTask):
             labels = [
                 [f"{named(batch, row, t)}: {what}" for t in range(-self.horizon, 0)]
                 for row in range(len(true))
-                for what in ("came", "predicted")
+                for what in ("target", "predicted")
             ]
             return {"pictures": torch.stack([true, segment.ahead[:4].float()], 1).flatten(0, 1), "labels": labels}
         last, true, said = target[:4, -2], target[:4, -1], predicted[:4, -2].float().clamp(0, 1)
         wrong = (4 * (said - true).abs()).clamp(max=1)
         labels = [
-            [named(batch, row, -2), f"{named(batch, row, -1)}: came", "predicted", "difference, 4 times"]
+            [named(batch, row, -2), f"{named(batch, row, -1)}: target", "predicted", "difference, 4 times"]
             for row in range(len(true))
         ]
         return {"pictures": torch.stack([last, true, said, wrong], 1), "labels": labels}

@@ -86,14 +86,21 @@ class ParameterLists(Extension):
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
         """Rewrite the docstring of one object that was read from source."""
-        if obj.docstring is not None:
-            obj.docstring.value = listed(obj.docstring.value)
+        if obj.docstring is None:
+            return
+        names = {parameter.name for parameter in obj.parameters} if obj.is_function or obj.is_class else set()
+        names |= {name for name, member in obj.members.items() if not member.is_alias and member.is_attribute}
+        obj.docstring.value = listed(obj.docstring.value, names)
 
 
-def listed(text: str) -> str:
-    """A docstring with its paragraphs of `name: what it is` as lists."""
+def listed(text: str, names: set[str]) -> str:
+    """A docstring with its paragraphs of `name: what it is` as lists. names: what may also stand inside a line."""
+
+    def broken(match: re.Match[str]) -> str:
+        return f"\n{match[1]}: " if match[1] in names else match[0]
+
     paragraphs = text.split("\n\n")
     for number, paragraph in enumerate(paragraphs):
         if PARAMETER.match(paragraph) and not paragraph.startswith(("Args:", "Returns:", "Raises:", "Note:")):
-            paragraphs[number] = PARAMETER.sub(r"- **\1**: ", paragraph)
+            paragraphs[number] = PARAMETER.sub(r"- **\1**: ", re.sub(r"(?<=[.;:]) (\w+): ", broken, paragraph))
     return "\n\n".join(paragraphs)

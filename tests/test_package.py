@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
@@ -109,6 +110,19 @@ class TestProgram:
 
         monkeypatch.setattr("tttstream.cli.main.import_module", import_module)
         assert main(words) == 130
+
+    def test_what_is_done_at_the_end_of_a_process(
+        self, command: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Python looks through no objects any more; where a program calls `main`, nothing changes for it."""
+        registered: list[object] = []
+        monkeypatch.setattr("atexit.register", registered.append)
+        command.run = lambda args: 0
+        assert main(["trial"]) == 0
+        assert not registered
+        monkeypatch.setattr("sys.argv", ["tttstream", "trial"])
+        assert main() == 0
+        assert registered == [gc.freeze]
 
     def test_a_fault_of_ours_keeps_its_traceback(self, command: types.SimpleNamespace) -> None:
         def run(args: object) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -53,6 +55,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with the given arguments (those of the process for None); returns its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:  # at its end Python would look through half a million objects of torch, for a second
+        atexit.register(gc.freeze)
     return guarded("tttstream", lambda: _run(words))
 
 

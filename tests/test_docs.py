@@ -194,3 +194,9 @@ def test_no_page_of_the_site_is_left_out() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         path = page.relative_to(ROOT / "docs").as_posix()
         assert path.startswith("results/") or f": {path}\n" in text, path
+
+
+def test_the_memories_have_a_row_each() -> None:
+    text = (ROOT / "docs/howto/memory.md").read_text("utf-8")
+    rows = re.findall(r"(?m)^\| (`.*?) \|", text)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {*tttstream.memory.names()}

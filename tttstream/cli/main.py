@@ -23,6 +23,7 @@ COMMANDS = {
     "test": "measure a trained model on the test videos",
     "predict": "write what a trained model says of videos",
     "export": "turn a checkpoint into the model folder that `watch --model` takes",
+    "bench": "measure time, memory and state of every memory along a stream",
     "info": "print versions, devices, and why Triton can or cannot run here",
 }
 # Lightning's: they bring their own parser, which takes seconds to import.

@@ -295,3 +295,16 @@ def test_how_far_float32_counts() -> None:
     _, state = recurrence(Token(many, many, many), state)
     assert float(state) == 2.0**24 + 64
     assert build("additive", dim=4).adds_up
+
+
+@pytest.mark.gpu
+@every_rule
+def test_on_a_gpu(name: str) -> None:
+    """The same outputs and state as on the CPU, in float64, with rows that are reset and cut short."""
+    memory, _ = made(name)
+    x = torch.randn(3, 70, DIM, dtype=torch.float64)
+    reset = torch.rand(3, 70) < 0.05
+    lengths = torch.tensor([70, 33, 0])
+    expected = memory(x, reset=reset, lengths=lengths)
+    y, state = memory.to("cuda")(x.cuda(), reset=reset.cuda(), lengths=lengths.cuda())
+    assert_close([y.cpu(), state.to("cpu")], list(expected))

@@ -103,6 +103,9 @@ class TestLinks:
     def test_what_is_passed_over_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         touch(tmp_path / "a" / "x.mp4", tmp_path / "a" / "y.LRV", tmp_path / "a" / "0.png")
         assert under(tmp_path, tmp_path / "a") == ["a/x.mp4", "a/y.LRV"]
+        assert not caplog.messages
+        touch(tmp_path / "a" / "1.png")
+        assert under(tmp_path, tmp_path / "a") == ["a/x.mp4", "a/y.LRV"]
         assert caplog.messages == [f"{tmp_path / 'a'}: images are passed over where videos lie beside or above them"]
         for number, name in enumerate(("0.jfif", "1.tga", "2.jp2", "3.pbm", "4.dib")):
             Image.new("L", (4, 4), 250 * (number % 2)).save(tmp_path / name, format={0: "JPEG", 3: "PPM"}.get(number))

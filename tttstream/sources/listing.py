@@ -88,10 +88,10 @@ def inside(tops: Sequence[Path]) -> list[list[str]]:
             found.append([str(top)])
             continue
         readable: list[Path] = [path for here in tree.folders for path in listed(here, VIDEOS)]
-        folders = [here for here in tree.folders if listed(here, IMAGES)]
+        images = {here: len(listed(here, IMAGES)) for here in tree.folders}
         if readable:
-            left += folders
-        readable = readable or folders
+            left += [here for here, count in images.items() if count > 1]  # one is a cover, or a chart of `watch`
+        readable = readable or [here for here, count in images.items() if count]
         found.append([str(path) for path in (*readable, *tree.lost)])
     if left:
         more = f" and {len(left) - 1} more folders" if len(left) > 1 else ""

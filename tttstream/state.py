@@ -136,7 +136,7 @@ def _template(like: State | Memory) -> State:
 
 def pack(state: State) -> Tensor:
     """All tensors of a state side by side: [B, n], in the state's own float type."""
-    return torch.cat([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for _, leaf in state.leaves()], dim=1)
+    return torch.cat([leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:])) for _, leaf in state.leaves()], dim=1)
 
 
 def unpack(flat: Tensor, like: S | Memory) -> S:
@@ -146,7 +146,7 @@ def unpack(flat: Tensor, like: S | Memory) -> S:
     if flat.dim() != 2 or flat.shape[1] != sum(widths):
         raise StateError(f"cannot unpack a tensor of shape {tuple(flat.shape)}: expected [rows, {sum(widths)}]")
     pieces = iter(flat.split(widths, dim=1))
-    return template.map(lambda leaf: next(pieces).reshape(len(flat), *leaf.shape[1:]))  # type: ignore[return-value]
+    return template.map(lambda leaf: next(pieces).reshape(flat.shape[0], *leaf.shape[1:]))  # type: ignore[return-value]
 
 
 def save(state: State, path: str | os.PathLike[str], **texts: str) -> None:

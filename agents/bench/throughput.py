@@ -4,6 +4,10 @@
 
 The same environments, rollouts, batches and epochs for all; one process, one thread; the contestants take turns, one
 update each, so that whatever else the machine does falls on all alike. Writes docs/results/throughput.md.
+
+    python agents/bench/throughput.py --pixels --updates 3
+
+measures pictures of 84 x 84 that cost nothing to make, NatureCNN for all, and writes docs/results/throughput_pixels.md.
 """
 
 from __future__ import annotations
@@ -17,9 +21,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import sb3_contrib
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
@@ -34,10 +40,32 @@ ENVS, STEPS, BATCH, EPOCHS = 16, 128, 512, 4
 YARDSTICK = "sb3-contrib RecurrentPPO, LSTM 256 (its default)"
 
 
+class Pictures(gym.Env[Any, Any]):
+    """Noise of 84 x 84 pixels, in episodes of 200 steps."""
+
+    observation_space, action_space = spaces.Box(0, 255, (84, 84, 1), np.uint8), spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        super().reset(seed=seed)
+        self.pool, self.time = self.np_random.integers(0, 256, (8, 84, 84, 1), np.uint8), 0
+        return self.pool[0], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The next picture."""
+        self.time += 1
+        return self.pool[self.time % 8], float(action), False, self.time == 200, {}
+
+
+def made(env: str) -> gym.Env[Any, Any]:
+    """An environment by name, or `Pictures`."""
+    return Pictures() if env == "pixels" else make(env)
+
+
 def sb3(kind: Any, policy: str, env: str, **policy_kwargs: Any) -> tuple[Callable[[], Any], Any]:
     """(one update, the policy) of a RecurrentPPO."""
     model = kind(
-        policy, DummyVecEnv([lambda: make(env)] * ENVS), n_steps=STEPS, batch_size=BATCH, n_epochs=EPOCHS, seed=0,
+        policy, DummyVecEnv([lambda: made(env)] * ENVS), n_steps=STEPS, batch_size=BATCH, n_epochs=EPOCHS, seed=0,
         device="cpu", policy_kwargs=policy_kwargs,
     )  # fmt: skip
     return lambda: model.learn(ENVS * STEPS, reset_num_timesteps=False), model.policy
@@ -46,13 +74,21 @@ def sb3(kind: Any, policy: str, env: str, **policy_kwargs: Any) -> tuple[Callabl
 def own(memory: str, env: str) -> tuple[Callable[[], Any], Any]:
     """(one update, the policy) of our own PPO."""
     sizes = {"n_envs": ENVS, "rollout": STEPS, "minibatch": BATCH, "epochs": EPOCHS, "target_kl": 0.0}
-    run = Run(Config(env=env, memory=memory, **sizes))
+    run = Run(Config(env=env, memory=memory, cnn="nature", **sizes), lambda: made(env))
     return run.update, run.policy
 
 
 def contestants(env: str) -> dict[str, tuple[Callable[[], Any], Any]]:
     """By name, all fresh."""
     stock = sb3_contrib.RecurrentPPO
+    if env == "pixels":
+        return {
+            YARDSTICK: sb3(stock, "CnnLstmPolicy", env),
+            "tttstream_agents.sb3.RecurrentPPO, ttt_linear": sb3(RecurrentPPO, "TTTCnnPolicy", env),
+            "tttstream-agents train, ttt_linear": own("ttt_linear", env),
+            "tttstream-agents train, ttt_mlp": own("ttt_mlp", env),
+            "tttstream-agents train, gru": own("gru", env),
+        }
     return {
         YARDSTICK: sb3(stock, "MlpLstmPolicy", env),
         "sb3-contrib RecurrentPPO, LSTM 64": sb3(stock, "MlpLstmPolicy", env, lstm_hidden_size=64),
@@ -88,9 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--envs", nargs="+", default=["popgym-RepeatFirstEasy-v0", "CartPole-v1"])
+    parser.add_argument("--pixels", action="store_true", help="pictures in place of --envs")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--device-name", default="one CPU core", help="what it was measured on")
     args = parser.parse_args(argv)
+    args.envs = ["pixels"] if args.pixels else args.envs
+    chosen = "--pixels" if args.pixels else f"--envs {' '.join(args.envs)}"
     found = {env: measure(env, args.updates) for env in args.envs}
     lines = [
         "# Training throughput",
@@ -99,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"of {BATCH}, {EPOCHS} epochs, median of {args.updates} updates, the contestants taking turns in one process. "
         f"In brackets: relative to {YARDSTICK}. On {args.device_name} ({platform.machine()}), torch "
         f"{torch.__version__}, sb3-contrib {sb3_contrib.__version__}, {datetime.date.today()}. "
-        f"Command: `python agents/bench/throughput.py --updates {args.updates} --envs {' '.join(args.envs)}`.",
+        f"Command: `python agents/bench/throughput.py --updates {args.updates} {chosen}`.",
         "",
         f"| training | parameters | {' | '.join(args.envs)} |",
         f"|---|---|{'---|' * len(args.envs)}",
@@ -109,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines.append(f"| {name} | {found[args.envs[0]][name][1]:,} | {' | '.join(cells)} |")
         print(lines[-1], file=sys.stderr)
     args.docs.mkdir(parents=True, exist_ok=True)
-    file = TextFile(args.docs / "throughput.md")
+    file = TextFile(args.docs / ("throughput_pixels.md" if args.pixels else "throughput.md"))
     with file:
         file.write("\n".join([*lines, ""]))
     return 0

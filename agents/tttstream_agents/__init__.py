@@ -11,6 +11,7 @@ from tttstream import __version__
 if TYPE_CHECKING:
     from tttstream_agents.checkpoint import load_policy
     from tttstream_agents.config import Config
+    from tttstream_agents.places import MapObservation, PoseObservation
     from tttstream_agents.policy import MemoryPolicy
     from tttstream_agents.reader import MemoryReader, pretrain
     from tttstream_agents.trunk import PolicyState
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "ActionMaskObservation": "wrappers",
     "Config": "config",
+    "MapObservation": "places",
     "MemoryPolicy": "policy",
     "MemoryReader": "reader",
     "PolicyState": "trunk",
+    "PoseObservation": "places",
     "SurpriseReward": "wrappers",
     "SurpriseVectorReward": "wrappers",
     "TTTMemoryObservation": "wrappers",
@@ -39,9 +42,11 @@ _MODULE_OF = {
 __all__ = [
     "ActionMaskObservation",
     "Config",
+    "MapObservation",
     "MemoryPolicy",
     "MemoryReader",
     "PolicyState",
+    "PoseObservation",
     "SurpriseReward",
     "SurpriseVectorReward",
     "TTTMemoryObservation",

@@ -15,6 +15,7 @@ import torch
 from tttstream.errors import CheckpointError
 from tttstream.io.outputs import saving
 from tttstream_agents import config as configs
+from tttstream_agents.auxiliary import LOSSES
 from tttstream_agents.config import Config
 from tttstream_agents.envs import one_line
 from tttstream_agents.policy import MemoryPolicy
@@ -32,6 +33,8 @@ def build_policy(config: Config, env: Any) -> MemoryPolicy:
         getattr(env, f"{single}observation_space"), getattr(env, f"{single}action_space"), config.memory,
         dim=config.dim, depth=config.depth, heads=config.heads, positions=config.positions,
         previous_action=config.previous_action, previous_reward=config.previous_reward, options=dict(config.options),
+        cnn=config.cnn, normalise=config.normalise_observations, gate=config.gate,
+        auxiliary=[name for name in LOSSES if getattr(config, f"{name}_coef")],
     )  # fmt: skip
 
 
@@ -61,6 +64,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     missing = [name for name in KEPT if name not in values]
     if missing:
         raise CheckpointError(f"{path} is damaged: it has no {', '.join(missing)}")
+    if isinstance(values["config"], dict):
+        values["config"].setdefault("cnn", "strided")  # runs from before there was a choice
     return values
 
 

@@ -1,4 +1,4 @@
-"""The program `tttstream-agents`: train, eval, play. A user's mistake is one line and exit code 2."""
+"""The program `tttstream-agents`: train, eval, play, probe, export. A user's mistake is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train an agent by PPO", description="Train an agent by PPO.")
     train.add_argument("--out", required=True, help="folder for checkpoint, metrics and summary")
-    train.add_argument("--config", help="a YAML file, or a preset by name: popgym, minigrid, control, quick")
+    train.add_argument("--config", help="a YAML file, or a preset by name: quick, popgym, minigrid, atari ...")
     train.add_argument("--resume", action="store_true", help="go on where the run in --out stands")
     train.add_argument("--minutes", type=float, default=float("inf"), help="stop then, with a checkpoint")
     train.add_argument("--quiet", action="store_true", help="no bar and no lines")
@@ -61,6 +61,38 @@ def build_parser() -> argparse.ArgumentParser:
             parser_of.add_argument("--out", help="write this MP4; without it a window opens")
             parser_of.add_argument("--max-steps", type=whole, default=3000, help="stop after so many steps (3000)")
             parser_of.add_argument("--size", type=whole, default=480, help="width of the picture in pixels (480)")
+    probe = commands.add_parser(
+        "probe", help="test in minutes, by supervised learning, whether memories can hold what a task needs",
+        description="Train memories to say the right answer under random play, and print a table of their scores.",
+    )  # fmt: skip
+    probe.add_argument("env", metavar="ENV", help="gymnasium id of the environment")
+    probe.add_argument("--target", default="answer", help="answer (the right action), first, count or back:K (answer)")
+    probe.add_argument(
+        "--memories", nargs="+", default=["ttt_linear", "ttt_mlp", "gru", "mlp"], metavar="NAME",
+        help="memories to compare (ttt_linear ttt_mlp gru mlp)",
+    )  # fmt: skip
+    for name, default, text in (
+        ("seeds", 1, "seeds of weights and batches"), ("steps", 128, "steps of a sequence"),
+        ("sequences", 512, "sequences to learn from"), ("updates", 400, "gradient steps for each memory and seed"),
+        ("batch", 16, "sequences in a gradient step"), ("dim", 64, "width"), ("heads", 2, "heads of a memory"),
+    ):  # fmt: skip
+        probe.add_argument(f"--{name}", type=whole, default=default, help=f"{text} ({default})")
+    probe.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (0.003)")
+    probe.add_argument("--env-args", nargs="+", action=_Arguments, default={}, metavar="KEY=VALUE",
+                       help="arguments of the environment")  # fmt: skip
+    probe.add_argument("--wrappers", type=_list, default=[], metavar="JSON", help="wrappers of the environment")
+    probe.add_argument("--out", help="also write the scores there, as JSON")
+    probe.add_argument("--quiet", action="store_true", help="no bar")
+    probe.set_defaults(run=_probe)
+
+    export = commands.add_parser(
+        "export", help="write one step of an agent as policy.pt2 and policy.onnx, for deployment",
+        description="Write one step of a trained agent as policy.pt2 (torch.export) and policy.onnx.",
+    )  # fmt: skip
+    export.add_argument("run_folder", metavar="DIR", help="the folder that `train --out` wrote")
+    export.add_argument("--out", required=True, help="folder for policy.pt2, policy.onnx and policy.json")
+    export.add_argument("--action-mask", action="store_true", help="take a mask of legal actions as the last input")
+    export.set_defaults(run=_export)
     return parser
 
 
@@ -73,8 +105,10 @@ def _add(group: Any, field: dataclasses.Field[Any]) -> None:
     if kind is bool:
         settings["action"] = argparse.BooleanOptionalAction
     else:
-        settings["type"] = {dict: _json, int: whole}.get(kind, kind)
-        settings["metavar"] = "JSON" if kind is dict else kind.__name__.upper()
+        settings["type"] = {dict: _json, list: _list, int: whole}.get(kind, kind)
+        settings["metavar"] = "JSON" if kind in (dict, list) else kind.__name__.upper()
+        if field.name == "env_args":
+            settings.update(type=str, nargs="+", action=_Arguments, metavar="KEY=VALUE")
         if field.metadata["choices"]:
             settings["choices"], settings["metavar"] = field.metadata["choices"], None
     group.add_argument(f"--{field.name.replace('_', '-')}", **settings)
@@ -99,6 +133,38 @@ def _json(text: str) -> dict[str, Any]:
 
 
 _json.__name__ = "JSON object"  # argparse names it when the text is none
+
+
+def _list(text: str) -> list[Any]:
+    value = json.loads(text)
+    if not isinstance(value, list):
+        raise ValueError(text)
+    return value
+
+
+_list.__name__ = "JSON list"
+
+
+class _Arguments(argparse.Action):
+    """key=value words, their values in YAML, or one JSON object, as a dictionary; further ones are added."""
+
+    def __call__(self, parser: Any, namespace: Any, words: Any, option_string: str | None = None) -> None:
+        """See argparse.Action."""
+        import yaml
+
+        found: dict[str, Any] = dict(getattr(namespace, self.dest, None) or {})
+        for word in words:
+            key, equals, text = word.partition("=")
+            try:
+                if word.startswith("{"):
+                    found.update(_json(word))
+                elif equals and key.isidentifier():
+                    found[key] = yaml.safe_load(text)
+                else:
+                    raise ValueError(word)
+            except (ValueError, yaml.YAMLError) as error:
+                raise argparse.ArgumentError(self, f"expected key=value, got {word!r}") from error
+        setattr(namespace, self.dest, found)
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,13 +198,19 @@ def _eval(args: argparse.Namespace) -> int:
     from tttstream_agents.evaluate import evaluate
 
     folder = Path(args.run_folder)
-    env_id = args.env or read_config(folder).env
+    config = read_config(folder)
+    env_id = args.env or config.env
     if args.max_steps < 1:
         raise TrainingError(f"--max-steps must be at least 1, got {args.max_steps}")
     torch.manual_seed(args.seed)
-    make(env_id).close()  # a mistake in its name shows itself before the vector is made
+    make(env_id, None, config.env_args, config.wrappers).close()  # a mistake shows before the vector is made
     count = max(1, min(args.n_envs, args.episodes))
-    envs = vector(lambda: TimeLimit(make(env_id), args.max_steps), count, args.seed, unseen=True)
+    envs = vector(
+        lambda: TimeLimit(make(env_id, None, config.env_args, config.wrappers), args.max_steps),
+        count,
+        args.seed,
+        unseen=True,
+    )
     try:
         result = evaluate(load_policy(folder, envs), envs, args.episodes, args.deterministic, progress=True)
     finally:
@@ -164,6 +236,37 @@ def _play(args: argparse.Namespace) -> int:
         max_steps=args.max_steps, width=args.size, deterministic=args.deterministic,
     )  # fmt: skip
     print(f"{steps} steps, {episodes} whole episodes" + (f", in {args.out}" if args.out else ""))
+    return 0
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from tttstream.io.outputs import TextFile
+    from tttstream_agents.envs import make
+    from tttstream_agents.probe import probe, table
+
+    result = probe(
+        lambda: make(args.env, None, args.env_args, args.wrappers), args.target, args.memories, seeds=args.seeds,
+        steps=args.steps, sequences=args.sequences, updates=args.updates, batch=args.batch, lr=args.lr, dim=args.dim,
+        heads=args.heads, quiet=args.quiet,
+    )  # fmt: skip
+    print(table(result))
+    if args.out:
+        file = TextFile(args.out)
+        with file:
+            file.write_json({"env": args.env, **result})
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from tttstream_agents.checkpoint import load_policy, read_config
+    from tttstream_agents.envs import make
+
+    folder = Path(args.run_folder)
+    config = read_config(folder)
+    env = make(config.env, None, config.env_args, config.wrappers)
+    out = load_policy(folder, env).export(args.out, action_mask=args.action_mask)
+    env.close()
+    print(f"wrote {out / 'policy.pt2'}, {out / 'policy.onnx'} and {out / 'policy.json'}")
     return 0
 
 

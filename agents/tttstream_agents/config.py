@@ -23,7 +23,8 @@ def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
 TINY, INF = 1e-12, float("inf")
 RANGES = {
     "lr": (TINY, INF), "gamma": (0, 1), "gae_lambda": (0, 1), "clip": (TINY, INF), "value_coef": (0, INF),
-    "entropy_coef": (-INF, INF), "max_grad_norm": (TINY, INF), "target_kl": (0, INF), "stop_return": (-INF, INF),
+    "entropy_coef": (-INF, INF), "max_grad_norm": (TINY, INF), "target_kl": (0, INF),
+    "rebuild_coef": (0, INF), "predict_coef": (0, INF), "stop_return": (-INF, INF),
 }  # fmt: skip
 """The least and the greatest of the numbers of a config."""
 
@@ -33,6 +34,11 @@ class Config:
     """Everything that decides a run."""
 
     env: str = option("CartPole-v1", "gymnasium id of the environment, also of popgym and MiniGrid")
+    env_args: dict[str, Any] = option(dict, "arguments of the environment, key=value ... or JSON")
+    wrappers: list[Any] = option(
+        list,
+        'wrappers of the environment, inner one first, as JSON: \'["GrayscaleObservation", {"TimeLimit": {...}}]\'',
+    )
     steps: int = option(500_000, "environment steps in all")
     seed: int = option(0, "seed of weights, of draws and of every episode")
     memory: str = option("ttt_linear", "a memory that `tttstream info` lists, or framestack, or mlp (no memory)")
@@ -44,6 +50,16 @@ class Config:
     previous_action: bool = option(True, "the policy sees its previous action")
     previous_reward: bool = option(False, "the policy sees the previous reward")
     action_masks: bool = option(True, "obey masks of legal actions, in info or under 'action_mask' in observations")
+    cnn: str = option(
+        "auto",
+        "network for pictures; auto: nature from 64 pixels, else strided",
+        ("auto", "nature", "impala", "strided"),
+    )
+    normalise_observations: bool = option(False, "scale numbers of a Box by their running mean and deviation")
+    normalise_rewards: bool = option(False, "divide rewards by the running deviation of the discounted return")
+    gate: bool = option(False, "a gate that starts near the identity around each memory (GTrXL)")
+    rebuild_coef: float = option(0.0, "weight of an auxiliary loss: rebuild the observation from the features")
+    predict_coef: float = option(0.0, "weight of an auxiliary loss: predict the next observation")
     n_envs: int = option(16, "environments side by side")
     rollout: int = option(128, "steps played in each of them between two updates")
     segment: int = option(0, "steps of a training sequence, a divisor of rollout; 0 for the whole rollout")

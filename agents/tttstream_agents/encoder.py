@@ -6,7 +6,7 @@ Letters: * any leading sizes (steps T, environments B), N numbers of an observat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from tttstream_agents.errors import ObservationError, SpaceError
+from tttstream_agents.statistics import Running
 
 SMALLEST_PICTURE = 5  # pixels; a Box with a smaller side is read as plain numbers
 UNBOUNDED = 1e6  # a range wider than this says nothing about where the numbers lie
@@ -41,7 +42,7 @@ class Choices(nn.Module):
         return (flat[..., self.owner] == self.value).to(torch.get_default_dtype())
 
     def fault(self, x: Tensor) -> str | None:
-        """What is wrong with x, if anything: a value that is none of the choices has no one-hot."""
+        """What is wrong with x, or None: a value that is none of the choices has no one-hot."""
         chosen = self(x).sum(-1)
         return None if bool((chosen == len(self.sizes)).all()) else "a value outside its choices"
 
@@ -76,35 +77,121 @@ class Numbers(nn.Module):
         return torch.where(self.bounded, (flat - middle) / reach, flat.sign() * flat.abs().log1p()).to(dtype)
 
     def fault(self, x: Tensor) -> str | None:
-        """What is wrong with x, if anything."""
+        """What is wrong with x, or None."""
         return None if not x.is_floating_point() or bool(x.isfinite().all()) else "NaN or infinity"
 
 
-class Picture(nn.Module):
-    """Image Box [H, W, C], [C, H, W] or [H, W]: x [*, shape] -> [*, size] through convolutions of stride 2."""
+class Normalised(Numbers):
+    """Box: x [*, shape] -> [*, size], by the mean and deviation of what `statistics` has seen. See `Running`."""
 
-    def __init__(self, space: spaces.Box, width: int = 32) -> None:
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__(space)
+        self.statistics = Running(self.size)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[: x.dim() - len(self.shape)], self.size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        normal: Tensor = self.statistics(self._flat(x))
+        return normal
+
+    def update(self, x: Tensor) -> None:
+        """Add observations [*, shape] to the statistics."""
+        self.statistics.update(self._flat(x))
+
+
+def strided(channels: int, height: int, width: int, features: int = 32) -> tuple[nn.Sequential, int]:
+    """Convolutions of stride 2 down to 4 x 4 places, for pictures of any size, and their number of outputs."""
+    layers: list[nn.Module] = []
+    while not layers or max(height, width) > 4:
+        layers += [nn.Conv2d(channels, features, 3, stride=2, padding=1), nn.GELU()]
+        channels, height, width = features, -(-height // 2), -(-width // 2)
+    return nn.Sequential(*layers, nn.Flatten()), channels * height * width
+
+
+def nature(channels: int, height: int, width: int) -> tuple[nn.Sequential, int]:
+    """The network of Mnih et al. (Nature 518, 2015), from 36 pixels, and its number of outputs, 512."""
+    if min(height, width) < 36:
+        raise SpaceError(f"cnn 'nature' needs pictures of 36 pixels or more, got {height} x {width}: take 'strided'")
+    convolutions = nn.Sequential(
+        nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU(),
+        nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(),
+    )  # fmt: skip
+    places = [((size - 8) // 4 + 1 - 4) // 2 + 1 - 2 for size in (height, width)]
+    return nn.Sequential(*convolutions, nn.Linear(64 * places[0] * places[1], 512), nn.ReLU()), 512
+
+
+class Residual(nn.Module):
+    """x + two convolutions of ReLU(x), a block of IMPALA's network."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, channels, height, width] -> the same shape."""
+        return x + self.layers(x)
+
+
+def impala(channels: int, height: int, width: int) -> tuple[nn.Sequential, int]:
+    """The deep network of IMPALA (Espeholt et al., arXiv 1802.01561, figure 3), and its number of outputs, 256."""
+    layers: list[nn.Module] = []
+    for features in (16, 32, 32):
+        layers += [nn.Conv2d(channels, features, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
+        layers += [Residual(features), Residual(features)]
+        channels, height, width = features, -(-height // 2), -(-width // 2)
+    return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(channels * height * width, 256), nn.ReLU()), 256
+
+
+CNNS: dict[str, Callable[[int, int, int], tuple[nn.Sequential, int]]] = {
+    "strided": strided, "nature": nature, "impala": impala,
+}  # fmt: skip
+"""Networks for pictures: (channels, height, width) -> (network, number of outputs)."""
+
+
+class Picture(nn.Module):
+    """Image Box [H, W, C], [C, H, W] or [H, W]: x [*, shape] -> [*, size] through a convolutional network.
+
+    cnn: a name of `CNNS`, or "auto": nature where both sides have 64 pixels or more, else strided. Bounded pixels are
+    scaled to -1..1.
+    """
+
+    def __init__(self, space: spaces.Box, cnn: str = "auto") -> None:
         super().__init__()
         self.numbers, self.shape = Numbers(space), space.shape
         self.last = len(self.shape) == 3 and channels_last(self.shape)
         channels = 1 if len(self.shape) == 2 else self.shape[2] if self.last else self.shape[0]
-        height, across = self.shape[:2] if self.last or len(self.shape) == 2 else self.shape[1:]
-        layers: list[nn.Module] = []
-        while not layers or max(height, across) > 4:
-            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GELU()]
-            channels, height, across = width, -(-height // 2), -(-across // 2)
-        self.layers = nn.Sequential(*layers, nn.Flatten())
-        self.size = channels * height * across
+        height, width = self.shape[:2] if self.last or len(self.shape) == 2 else self.shape[1:]
+        if cnn == "auto":
+            cnn = "nature" if min(height, width) >= 64 else "strided"
+        if cnn not in CNNS:
+            raise SpaceError(f"there is no cnn {cnn!r}: expected auto, {', '.join(CNNS)}")
+        self.layers, self.size = CNNS[cnn](channels, height, width)
+        self.channels = channels
+        numbers = self.numbers
+        alike = bool(numbers.bounded.all()) and len(numbers.middle.unique()) == len(numbers.reach.unique()) == 1
+        self.scale = (float(numbers.middle[0]), float(numbers.reach[0])) if alike else None
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        leading = x.shape[: x.dim() - len(self.shape)]
-        pixels = self.numbers(x).reshape(-1, *(self.shape if len(self.shape) == 3 else (1, *self.shape)))
-        pixels = (pixels.movedim(-1, 1) if self.last else pixels).to(next(self.layers.parameters()).dtype)
-        return self.layers(pixels).reshape(*leading, self.size)
+        return self.layers(self.pixels(x)).reshape(*x.shape[: x.dim() - len(self.shape)], self.size)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Scaled pictures [*, shape] -> [pictures, channels, height, width]."""
+        shape = self.shape if len(self.shape) == 3 else (1, *self.shape)
+        dtype = next(self.layers.parameters()).dtype
+        if self.scale is not None and x.dtype != torch.float64:  # the same for all pixels, and a tenth of the time
+            pixels = (x.reshape(-1, *shape).to(dtype) - self.scale[0]) / self.scale[1]
+        else:
+            pixels = self.numbers(x).reshape(-1, *shape).to(dtype)
+        return pixels.movedim(-1, 1) if self.last else pixels
 
     def fault(self, x: Tensor) -> str | None:
-        """What is wrong with x, if anything."""
+        """What is wrong with x, or None."""
         return self.numbers.fault(x)
 
 
@@ -114,11 +201,11 @@ Part = Choices | Numbers | Picture
 class Encoder(nn.Module):
     """Observations of a space as numbers: `encoder(encoder.tensors(obs, leading))` gives [*, N], N = `size`."""
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
+    def __init__(self, space: spaces.Space[Any], cnn: str = "auto", normalise: bool = False) -> None:
         super().__init__()
         self.space = space
         self.paths = [path for path, _ in leaves(space)]
-        modules = [part(path, leaf) for path, leaf in leaves(space)]
+        modules = [part(path, leaf, cnn, normalise) for path, leaf in leaves(space)]
         self.parts = nn.ModuleList(modules)
         if not modules:
             raise SpaceError("cannot see an empty observation space")
@@ -149,8 +236,14 @@ class Encoder(nn.Module):
             out.append(x)
         return out
 
+    def update(self, obs: list[Tensor], valid: Tensor) -> None:
+        """Add the observations of `tensors` where valid [*] to the running statistics, if there are any."""
+        for module, x in zip(self.parts, obs, strict=True):
+            if isinstance(module, Normalised):
+                module.update(x[valid])
+
     def forward(self, obs: list[Tensor]) -> Tensor:
-        """obs: what `tensors` gave -> [*, N]."""
+        """obs: the result of `tensors` -> [*, N]."""
         return torch.cat([module(x) for module, x in zip(self.parts, obs, strict=True)], dim=-1)
 
 
@@ -188,10 +281,12 @@ def leaves(space: spaces.Space[Any], path: tuple[str | int, ...] = ()) -> Iterat
         yield path, space
 
 
-def part(path: tuple[str | int, ...], space: spaces.Space[Any]) -> Part:
-    """The module that reads one part of an observation."""
+def part(path: tuple[str | int, ...], space: spaces.Space[Any], cnn: str = "auto", normalise: bool = False) -> Part:
+    """The module that reads one part of an observation. normalise: numbers of a Box by running statistics."""
     if isinstance(space, spaces.Box):
-        return Picture(space) if is_picture(space) else Numbers(space)
+        if is_picture(space):
+            return Picture(space, cnn)
+        return Normalised(space) if normalise else Numbers(space)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return Choices(space)
     raise SpaceError(

@@ -1,4 +1,4 @@
-"""Environments by name, and vectors of them whose every episode has a seed of its own, so that play can be resumed."""
+"""Environments by name, and vectors of them in which every episode has its own seed, so that runs can be resumed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ from tttstream.errors import DependencyError
 from tttstream_agents.encoder import leaves, name, pick
 from tttstream_agents.errors import EnvError, ObservationError
 
-REGISTER = {"popgym": "popgym", "MiniGrid": "minigrid", "BabyAI": "minigrid", "ALE": "ale_py"}
-"""Packages that make their environments known only when they are imported, by the beginning of their names."""
-INSTALL = {"popgym": "'tttstream[agents]'", "minigrid": "'tttstream[agents]'", "ale_py": "ale-py"}
-"""What to install for them."""
+MEMORY_GYM = ("MortarMayhem", "MysteryPath", "SearingSpotlights", "Endless-")
+REGISTER = {
+    "popgym": "popgym", "MiniGrid": "minigrid", "BabyAI": "minigrid", "ALE": "ale_py",
+    "Vizdoom": "vizdoom.gymnasium_wrapper", **dict.fromkeys(MEMORY_GYM, "memory_gym"),
+    "tttstream": "tttstream_agents.revisit",
+}  # fmt: skip
+"""Packages that register their environments only when they are imported, by the beginning of the names."""
+INSTALL = {
+    "popgym": "'tttstream[agents]'", "minigrid": "'tttstream[agents]'", "ale_py": "ale-py",
+    "vizdoom.gymnasium_wrapper": "vizdoom",
+    "memory_gym": "--no-deps memory-gym pygame-ce",
+}  # fmt: skip
+"""What to install for them. memory-gym pins an old gymnasium, with which it need not be installed."""
 
 
 def tree(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
@@ -44,14 +53,23 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
 
 
-def make(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """An environment by gymnasium id ("module:ID" too), of popgym, MiniGrid and ALE as well where installed.
+def make(
+    env_id: str,
+    render_mode: str | None = None,
+    env_args: dict[str, Any] | None = None,
+    wrappers: Sequence[Any] = (),
+) -> gym.Env[Any, Any]:
+    """An environment by gymnasium id, of popgym, MiniGrid, ALE, Memory Gym and ViZDoom too where they are installed.
 
-    Texts are left out of dictionaries of observations; MiniGrid's cells become choices, which is what they are.
-    Raises EnvError, or DependencyError where a package is missing.
+    env_id: "module:ID" imports a module that registers the environment. env_args: further arguments of the environment.
+    wrappers: inner one first, each a name or {name: {argument: value}}; see `wrapper`.
+
+    Texts are left out of dictionaries of observations; the cells of MiniGrid become choices. Raises EnvError, or
+    DependencyError where a package is missing.
     """
     package = next((package for start, package in REGISTER.items() if env_id.startswith(start)), None)
-    mode = {} if render_mode is None else {"render_mode": render_mode}  # some take no such argument
+    # some environments take no render_mode
+    arguments: dict[str, Any] = {**(env_args or {}), **({} if render_mode is None else {"render_mode": render_mode})}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # older versions, checks that fail on third-party environments
         try:
@@ -59,7 +77,7 @@ def make(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
                 gym_register = getattr(import_module(package), "register_envs", None)
                 if package == "ale_py" and gym_register is None:
                     gym.register_envs(import_module(package))
-            env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **mode)  # type: ignore[arg-type]
+            env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **arguments)
         except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
             what = getattr(error, "name", None) or " ".join(str(error).split())
             advice = f": pip install {INSTALL[package]}" if package is not None else ""
@@ -70,7 +88,37 @@ def make(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
             raise EnvError(f"{env_id} cannot be made: {one_line(error)}") from error
     if isinstance(env.observation_space, spaces.Dict):
         env = Seen(env)
+    for one in wrappers:
+        env = wrapper(env, one)
     return env
+
+
+def wrapper(env: gym.Env[Any, Any], described: Any) -> gym.Env[Any, Any]:
+    """An environment in a wrapper that is described by its name, or by {name: {argument: value}}.
+
+    The name is that of a class of `gymnasium.wrappers`, `tttstream_agents.wrappers` or `tttstream_agents.places`, or
+    "module:Class". Lists become tuples. Raises EnvError.
+    """
+    if isinstance(described, str):
+        described = {described: {}}
+    if not isinstance(described, dict) or len(described) != 1:
+        raise EnvError(f"expected a wrapper as a name or {{name: {{argument: value}}}}, got {described!r}")
+    ((title, arguments),) = described.items()
+    if not isinstance(arguments, dict | None):
+        raise EnvError(f"wrapper {title}: expected {{argument: value}}, got {arguments!r}")
+    module, _, name = str(title).rpartition(":")
+    places = [module] if module else ["gymnasium.wrappers", "tttstream_agents.wrappers", "tttstream_agents.places"]
+    try:
+        found = next((one for place in places if (one := getattr(import_module(place), name, None))), None)
+    except ImportError as error:
+        raise EnvError(f"wrapper {title}: {one_line(error)}") from error
+    if not isinstance(found, type) or not issubclass(found, gym.Wrapper):
+        raise EnvError(f"there is no wrapper {title!r} in {' or '.join(places)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in (arguments or {}).items()}
+    try:
+        return found(env, **values)
+    except Exception as error:  # a wrapper is foreign code and may raise anything
+        raise EnvError(f"wrapper {title} cannot be put around {env}: {one_line(error)}") from error
 
 
 class Seen(gym.ObservationWrapper[Any, Any, Any]):
@@ -109,7 +157,7 @@ def only(space: spaces.Space[Any], obs: Any) -> Any:
 
 
 class Position(NamedTuple):
-    """Where an environment stands: which episode, how many steps into it, and what was done in it [steps, ...]."""
+    """The progress of an environment: the episode, the steps in it, and the actions taken in it [steps, ...]."""
 
     episode: int
     steps: int
@@ -127,12 +175,12 @@ def smallest(space: spaces.Space[Any]) -> np.dtype[Any]:
 
 
 class Episodes(gym.Wrapper[Any, Any, Any, Any]):
-    """Each episode begins from a seed of its own, and what was done in it is kept, so that play can be resumed.
+    """Each episode begins from its own seed, and its actions are kept, so that a run can be resumed inside it.
 
-    seed, index: of the run and of this environment in its vector. unseen: episodes that no training begins with.
-    limit: actions kept; an episode that is longer cannot be taken up, and a resumed run begins a new one in its place.
-    What is not of the declared shape is an ObservationError here, before a vector's shared memory spreads it out.
-    Observations are copied: an environment may write each one over the last.
+    seed, index: of the run and of this environment in its vector. unseen: episodes that no training has seen.
+    limit: actions kept. A longer episode cannot be resumed; a resumed run begins a new one instead.
+    An observation of another shape than declared is an ObservationError here, before a vector with shared memory
+    reshapes it. Observations are copied: an environment may write each one into the same array.
     """
 
     copies = True
@@ -174,7 +222,7 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         return deepcopy(obs)
 
     def position(self) -> Position:
-        """Where this environment stands."""
+        """The progress of this environment."""
         if self.steps > self.limit:
             self._done = bytearray()
         actions = np.frombuffer(bytes(self._done), self._kept).astype(self.action_space.dtype)

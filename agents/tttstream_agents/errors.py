@@ -1,4 +1,4 @@
-"""What can go wrong between an agent and its environment, by kind; all are errors of tttstream."""
+"""Errors of agents and environments; all are errors of tttstream."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["EnvError", "ObservationError", "SpaceError", "TrainingError"]
 
 
 class SpaceError(TTTStreamError, ValueError):
-    """A gymnasium space that a policy cannot see or act in."""
+    """A gymnasium space that a policy cannot observe or act in."""
 
 
 class ObservationError(TTTStreamError, ValueError):
-    """An observation, action or reward that does not fit its space, or is not finite. row: which of a batch, if one."""
+    """An observation, action or reward that does not fit its space or is not finite. row: its place in the batch."""
 
     def __init__(self, message: str, row: int | None = None) -> None:
         super().__init__(message)
@@ -20,8 +20,8 @@ class ObservationError(TTTStreamError, ValueError):
 
 
 class EnvError(TTTStreamError, RuntimeError):
-    """An environment is unknown, failed, or was closed."""
+    """An environment is unknown, failed or is closed."""
 
 
 class TrainingError(TTTStreamError, RuntimeError):
-    """Training cannot begin, go on, or be taken up again."""
+    """Training cannot start, continue or resume."""

@@ -1,4 +1,4 @@
-"""How well an agent plays: whole episodes, the same number of each environment, so that short ones are not favoured."""
+"""Evaluation: whole episodes, the same number from each environment, so that short ones are not over-represented."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Result(NamedTuple):
 def evaluate(
     policy: MemoryPolicy, envs: Any, episodes: int, deterministic: bool = False, progress: bool = False
 ) -> Result:  # fmt: skip
-    """Play `episodes` episodes in a vector of environments, the first ones of each environment, as many of one as of
-    another or one more. progress: a bar on a terminal."""
+    """Play `episodes` episodes in a vector of environments: the first ones of each, equally many or one more.
+    progress: show a bar on a terminal."""
     if episodes < 1:
         raise TrainingError(f"episodes must be at least 1, got {episodes}")
     player, batch = Player(envs, policy), envs.num_envs

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.csv, TensorBoard where it is installed, and a bar or a line a while."""
+"""The logs of a run: metrics.csv, TensorBoard where it is installed, and a progress bar or a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, float]
 
 
 def read_csv(path: Path) -> list[Row]:
-    """The rows of a metrics.csv; a last line that was cut off is left out."""
+    """The rows of a metrics.csv, without an incomplete last line."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -36,7 +36,7 @@ def read_csv(path: Path) -> list[Row]:
 
 
 class Logs:
-    """One row an update. A resumed run drops the rows after its checkpoint and goes on below."""
+    """One row for each update. A resumed run drops the rows after its checkpoint and appends to the others."""
 
     EVERY_S = 10.0
 
@@ -62,7 +62,7 @@ class Logs:
         self._next_line = time.monotonic() + self.EVERY_S
 
     def write(self, row: Row) -> None:
-        """One update is done."""
+        """Log one update."""
         with saving(self.path):
             if not self._head:
                 self._file.write(",".join(row) + "\n")

@@ -1,4 +1,4 @@
-"""The memoryless baselines under the contract of every memory, and memories by name with these among them."""
+"""Memories by name: those of tttstream, and two baselines without recurrence under the same contract."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class _Window(NamedTuple):
 
 
 class WindowState(State, _Window):
-    """window [B, frames - 1, dim]: the last tokens, oldest first; zeros where none came."""
+    """window [B, frames - 1, dim]: the last tokens, oldest first; zeros before the episode began."""
 
     __slots__ = ()
 
 
 class FrameStack(Memory):
-    """An MLP over the last `frames` tokens side by side, this one included. With 1 it has no memory at all."""
+    """An MLP over the last `frames` tokens, this one included. With frames = 1 it has no memory."""
 
     state_type = WindowState
 
@@ -45,7 +45,7 @@ class FrameStack(Memory):
     ) -> tuple[Tensor, WindowState]:
         """x [B, T, dim] -> y [B, T, dim] and the state after it; see `Memory`."""
         state = self.check(x, state, reset, lengths)
-        rows, tokens, past = len(x), x.shape[1], self.frames - 1
+        rows, tokens, past = x.shape[0], x.shape[1], self.frames - 1
         token = torch.arange(tokens, device=x.device)
         end = torch.full((rows,), tokens, device=x.device) if lengths is None else lengths.to(x.device)
         counted = token < end[:, None]
@@ -73,9 +73,9 @@ def names() -> tuple[str, ...]:
 def build(name: str, *, dim: int, heads: int, **options: Any) -> Memory:
     """A memory by name: "mlp" (none), "framestack", or any that `tttstream.memory.build` knows.
 
-    TTT memories get a short causal convolution (conv=4) unless told otherwise: an agent has to bind what it sees to
-    what came just before. Those that learn whole frames take each token for a frame of its own, and a
-    tenth of the pace, since a step that one token decides overshoots at the whole of it.
+    ttt_linear and ttt_mlp have a short causal convolution (conv=4) by default: an agent has to associate an observation
+    with those just before it. ttt_conv and ttt_swiglu learn whole frames; here each token is a frame, and the default
+    learning rate is a tenth, since a step on the gradient of one token overshoots.
     """
     if name in ("mlp", "framestack"):
         taken = {"ratio"} if name == "mlp" else {"frames", "ratio"}

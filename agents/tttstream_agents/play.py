@@ -1,10 +1,10 @@
-"""An agent at play for a person to watch: what it sees, and under it what its memory is surprised by."""
+"""Show an agent while it plays: its observations, and below them the surprise of its memory."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,14 @@ def play(
         raise TrainingError(
             f"expected at least 1 episode, 1 step and 120 to 4096 pixels of width; got {episodes}, {max_steps}, {width}"
         )
-    name = env_id or read_config(folder).env
-    mode = "rgb_array" if draws(name) else None
+    config = read_config(folder)
+
+    def maker(mode: str | None) -> Any:
+        return make(env_id or config.env, mode, config.env_args, config.wrappers)
+
+    mode = "rgb_array" if draws(maker) else None
     torch.manual_seed(seed)
-    envs = vector(lambda: make(name, mode), 1, seed, "same_step", unseen=True)
+    envs = vector(lambda: maker(mode), 1, seed, "same_step", unseen=True)
     with ExitStack() as stack:
         stack.callback(close, envs)
         player = Player(envs, load_policy(folder, envs))
@@ -64,14 +68,14 @@ def play(
     return steps, done
 
 
-def draws(name: str) -> bool:
-    """Whether an environment gives pictures. Some that say so take no such argument, or draw nothing."""
-    env = make(name)
+def draws(maker: Callable[[str | None], Any]) -> bool:
+    """Whether an environment (maker: render mode -> environment) gives pictures. Some that declare it do not."""
+    env = maker(None)
     env.close()
     if "rgb_array" not in (env.metadata.get("render_modes") or []):
         return False
     try:
-        env = make(name, "rgb_array")
+        env = maker("rgb_array")
         env.reset(seed=0)
         picture = env.render()
         env.close()
@@ -120,10 +124,10 @@ def watch(
 
 
 def remark(before: float, after: float) -> str:
-    """What a note adds where a step learned exactly nothing (loss before and after it).
+    """The remark on a step that learned exactly nothing (its loss before and after it).
 
-    Training chooses how far the weights move at each place of a mini-batch, and that may be 0: the step is then
-    answered with the weights of the mini-batch's beginning, and counts from the next place on.
+    Training chooses how far the weights move at each place of a mini-batch, and that may be 0. The step is then
+    answered with the weights from the start of the mini-batch, and its gradient counts from the next place on.
     """
     return ", trained to wait here" if 0 < before == after else ""
 
@@ -138,7 +142,7 @@ def headed(image: Picture, width: int) -> Picture:
 
 
 def words(obs: Any, action: Any, reward: float, side: int) -> Picture:
-    """A picture of what is seen, done and earned, for an environment that draws none."""
+    """A picture of observation, action and reward in words, for an environment that draws none."""
     from PIL import Image, ImageDraw
 
     from tttstream.views.overlay import BACKGROUND, MUTED, TEXT, font

@@ -7,6 +7,9 @@ Letters: T steps, B environments, D width.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,9 +20,10 @@ from torch import Tensor, nn
 
 from tttstream.errors import StateError
 from tttstream_agents import heads as action_heads
+from tttstream_agents.auxiliary import Auxiliary
 from tttstream_agents.encoder import Encoder, pick
 from tttstream_agents.errors import ObservationError
-from tttstream_agents.trunk import PolicyState, Trunk
+from tttstream_agents.trunk import Played, PolicyState, Trunk
 
 
 class MemoryPolicy(Trunk):
@@ -34,6 +38,11 @@ class MemoryPolicy(Trunk):
     previous_action, previous_reward: whether the policy sees its last action, and the reward that came with an
         observation (`act` and `evaluate` then need rewards).
     options: further arguments of the memory.
+    cnn: the network for pictures, nature, impala, strided or auto, see `tttstream_agents.encoder.Picture`.
+    normalise: scale the numbers of a Box by their running mean and deviation. These are part of the weights, and change
+        only in `observe`, which training calls after each update: in between, acting and evaluating agree.
+    gate: a gate that starts near the identity around each memory (GTrXL), in place of a sum.
+    auxiliary: losses for `learn_from`, rebuild and predict; see `tttstream_agents.auxiliary`.
 
     It holds parameters only. Its state is an argument and a result of every call: a `State` of tttstream, rows first,
     all zeros where an episode begins.
@@ -55,20 +64,27 @@ class MemoryPolicy(Trunk):
         previous_action: bool = True,
         previous_reward: bool = False,
         options: dict[str, Any] | None = None,
+        cnn: str = "auto",
+        normalise: bool = False,
+        gate: bool = False,
+        auxiliary: Sequence[str] = (),
     ) -> None:
         action = action_heads.build(action_space)
-        encoder = Encoder(action_heads.without_mask(observation_space, action_space))
+        encoder = Encoder(action_heads.without_mask(observation_space, action_space), cnn, normalise)
         super().__init__(
             encoder.size, action_space if previous_action else None, memory, dim=dim, depth=depth, heads=heads,
-            positions=positions, rewards=previous_reward, options=options,
+            positions=positions, rewards=previous_reward, options=options, gate=gate,
         )  # fmt: skip
         self.observation_space, self.action_space = observation_space, action_space
         self.previous_reward, self.encoder, self.action = previous_reward, encoder, action
-        self._mask_observed = action_heads.masked_part(observation_space, action_space)
+        self.masked = action_heads.masked_part(observation_space, action_space)
         self.actor, self.critic = (
             nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, outputs))
             for outputs in (self.action.outputs, 1)
         )
+        self.encoded = Played(action_space)
+        width = self.encoded.width
+        self.auxiliary = nn.ModuleDict({name: Auxiliary(name, self.encoder, width, dim) for name in auxiliary})
         with torch.no_grad():
             for parameter in self.actor[-1].parameters():  # every action equally likely at first
                 parameter.mul_(0.01)
@@ -119,6 +135,20 @@ class MemoryPolicy(Trunk):
         bool [T, B, n]: as in `act`. The results are those of `act`, step by step; an illegal action has
         log-probability -inf.
         """
+        return self.learn_from(obs, actions, state, starts, rewards, action_mask=action_mask)[:4]
+
+    def learn_from(
+        self,
+        obs: Any,
+        actions: Any,
+        state: PolicyState | None,
+        starts: Any = None,
+        rewards: Any = None,
+        *,
+        action_mask: Any = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, PolicyState, dict[str, Tensor]]:
+        """As `evaluate`, and the auxiliary losses by name, scalars. valid [T, B]: the steps that count for them."""
         parts = self.encoder.tensors(obs, leading=2, check=False)
         steps, batch = parts[0].shape[:2]
         state, starts, rewards = self._arguments((steps, batch), state, starts, rewards)
@@ -132,7 +162,14 @@ class MemoryPolicy(Trunk):
         mask = self.legal(obs, (steps, batch), action_mask)
         x, state = self.remember(self.encoder(parts), state, starts, rewards, actions)
         outputs, value = self.actor(x), self.critic(x).squeeze(-1)
-        return self.action.log_prob(outputs, actions, mask), self.action.entropy(outputs, mask), value, state
+        log_prob, entropy = self.action.log_prob(outputs, actions, mask), self.action.entropy(outputs, mask)
+        losses: dict[str, Tensor] = {}
+        if len(self.auxiliary):
+            counts = torch.ones_like(starts) if valid is None else valid
+            done = self.encoded(actions).to(x)
+            for name, module in self.auxiliary.items():
+                losses[name] = module(self.encoder, parts, x, done, starts, counts)
+        return log_prob, entropy, value, state, losses
 
     def legal(self, obs: Any, shape: tuple[int, ...], action_mask: Any = None) -> Tensor | None:
         """The mask of legal actions [*shape, n]: the one given, or the one in the observations; None without either.
@@ -145,9 +182,19 @@ class MemoryPolicy(Trunk):
             return None
         return action_heads.action_mask(self.action, action_mask, shape, next(self.parameters()).device)
 
+    def observe(self, obs: Any, valid: Tensor) -> None:
+        """Add observations [T, B, ...], where valid [T, B], to the running statistics (with normalise)."""
+        self.encoder.update(self.encoder.tensors(obs, leading=2, check=False), valid)
+
     def mask_in(self, obs: Any) -> Any:
         """The mask of legal actions that a Dict of observations holds under "action_mask", as it is; None without."""
-        return pick(obs, ("action_mask",)) if self._mask_observed else None
+        return pick(obs, ("action_mask",)) if self.masked else None
+
+    def export(self, folder: str | os.PathLike[str], *, action_mask: bool = False) -> Path:
+        """Write one step as policy.pt2 and policy.onnx, see `tttstream_agents.export`. Returns the folder."""
+        from tttstream_agents.export import export
+
+        return export(self, folder, action_mask=action_mask)
 
     @torch.no_grad()
     def surprise(

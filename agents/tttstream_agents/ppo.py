@@ -24,6 +24,7 @@ from tttstream_agents.envs import one_line, quiet, tree
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.heads import Categorical
 from tttstream_agents.policy import MemoryPolicy
+from tttstream_agents.statistics import RewardScale
 from tttstream_agents.trunk import PolicyState
 from tttstream_agents.vectors import Overwritten, action_mask, final_obs, keep_last, mode_of, own
 
@@ -205,6 +206,7 @@ class Collector:
         self.player, self.config = player, config
         self.returns = torch.zeros(player.envs.num_envs, dtype=torch.float64)
         self.lengths = torch.zeros(player.envs.num_envs, dtype=torch.long)
+        self.scale = RewardScale(player.envs.num_envs, config.gamma).to(player.device)
 
     def collect(self) -> Rollout:
         """The next rollout."""
@@ -213,8 +215,11 @@ class Collector:
             if t % config.segment == 0:
                 states.append(player.state)
             step = player.step()
-            steps.append(step)
             ended += self._count(step)
+            if config.normalise_rewards:
+                scaled = self.scale(step.reward, step.valid, step.terminated, step.truncated)
+                step = step._replace(reward=scaled)
+            steps.append(step)
         names = [name for name in Step._fields if name != "obs" and getattr(steps[0], name) is not None]
         columns = {name: [getattr(step, name) for step in steps] for name in names}
         s = {name: torch.stack(column) for name, column in columns.items()}
@@ -280,10 +285,10 @@ def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollo
         if config.recompute and epoch:
             states = refresh(policy, rollout, config.n_envs)
         for rows in torch.randperm(segments).split(max(1, config.minibatch // config.segment)):
-            log_prob, entropy, value, _ = policy.evaluate(
+            log_prob, entropy, value, _, extra = policy.learn_from(
                 tree(lambda x, rows=rows: x[:, rows], rollout.obs), rollout.action[:, rows], pick(states, rows),
                 rollout.starts[:, rows], rollout.previous_reward[:, rows],
-                action_mask=None if rollout.mask is None else rollout.mask[:, rows],
+                action_mask=None if rollout.mask is None else rollout.mask[:, rows], valid=rollout.valid[:, rows],
             )  # fmt: skip
             valid = rollout.valid[:, rows]
             old, advantage, target, before = (
@@ -301,6 +306,8 @@ def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollo
             value_loss = 0.5 * (torch.max(*errors) if config.clip_value else errors[0]).mean()
             spread = entropy[valid].mean()
             loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * spread
+            for name, one in extra.items():
+                loss = loss + getattr(config, f"{name}_coef") * one
             if not bool(loss.isfinite()):
                 raise TrainingError(f"the loss is {float(loss.detach())}: lower lr, or look at the size of the rewards")
             optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""MemoryReader: a TTT memory over observations, for agents that have none: its readout and its surprise.
+"""MemoryReader: a TTT memory over observations for agents without memory: its readout and its surprise.
 
 Letters: T steps, B environments, D width, N numbers of a flat observation.
 """
@@ -25,7 +25,7 @@ from tttstream_agents.trunk import mix
 
 
 class Reading(NamedTuple):
-    """readout [B, D]: what the memory says of an observation. surprise [B]: its loss before it learned it."""
+    """readout [B, D]: the memory's output for an observation. surprise [B]: its loss before it learned it."""
 
     readout: Tensor
     surprise: Tensor
@@ -71,7 +71,7 @@ class MemoryReader(nn.Module):
         from pathlib import Path
 
         config = read_config(Path(folder))
-        env = make(config.env)
+        env = make(config.env, None, config.env_args, config.wrappers)
         policy = load_policy(Path(folder), env)
         if config.previous_action or config.previous_reward or config.positions:
             raise TrainingError(
@@ -155,5 +155,5 @@ def pretrain(
         losses.append(float(loss.detach()))
     envs.close()
     if not losses:
-        raise TrainingError("there was nothing to foresee: no episode had two observations in a row")
+        raise TrainingError("there was nothing to predict: no episode had two observations in a row")
     return losses

@@ -1,4 +1,4 @@
-"""Stable-Baselines3: policies with a memory, and a RecurrentPPO that keeps states only where segments begin.
+"""Stable-Baselines3: policies with a memory, and a RecurrentPPO that stores hidden states only where segments begin.
 
     from tttstream_agents.sb3 import RecurrentPPO
 

@@ -1,4 +1,4 @@
-"""A training run: play, learn, write down, save; and the same run taken up where it was killed."""
+"""A training run: collect rollouts, learn, log, save, and resume exactly where it was killed."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def usable(device: str) -> str:
 
 
 class Run:
-    """A run in memory: policy, optimizer, environments, and where they stand. `update()` goes one step on."""
+    """A run in memory: policy, optimizer, environments and their progress. `update()` does one update."""
 
     def __init__(self, config: Config, make_env: MakeEnv | None = None) -> None:
         self.config = config
         device = usable(config.device)
         torch.manual_seed(config.seed)
-        maker = make_env or (lambda: make(config.env))
+        maker = make_env or (lambda: make(config.env, None, config.env_args, config.wrappers))
         try:
             self.envs = vector(maker, config.n_envs, config.seed, config.autoreset, config.workers)
         except TTTStreamError:
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def reached(self) -> bool:
-        """Whether the last 100 episodes have the return to stop at."""
+        """Whether the last 100 episodes reached the return to stop at."""
         return len(self.recent) == self.recent.maxlen and self.mean(0) >= self.config.stop_return
 
     @property
@@ -106,8 +106,8 @@ class Run:
         return float(np.mean([one[part] for one in self.recent])) if self.recent else float("nan")
 
     def update(self) -> Row:
-        """Play a rollout and learn from it, but where it reached the return to stop at: the policy that did is kept,
-        since one more update might spoil it."""
+        """Collect a rollout and learn from it. Where the rollout reached the return to stop at, the policy stays as it
+        is, since one more update might make it worse."""
         began = time.perf_counter()
         if self.config.anneal:
             for group in self.optimizer.param_groups:
@@ -117,6 +117,8 @@ class Run:
         self.episodes += len(rollout.ended)
         self.recent.extend(rollout.ended)
         measured = NOTHING if self.reached else learn(self.policy, self.optimizer, rollout, self.config)
+        if self.config.normalise_observations:
+            self.policy.observe(rollout.obs, rollout.valid)
         error, target = (rollout.target - rollout.value)[rollout.valid], rollout.target[rollout.valid]
         explained = 1 - float(error.var(correction=0) / target.var(correction=0).clamp(min=1e-12))
         return {
@@ -125,7 +127,7 @@ class Run:
         }  # fmt: skip
 
     def save(self, path: Path) -> None:
-        """Write all that is needed to go on as if nothing had been, under a temporary name first. No pickled code."""
+        """Write a checkpoint from which the run continues exactly."""
         positions = self.envs.call("position")
         player = self.player
         values = {
@@ -136,6 +138,7 @@ class Run:
             "obs": tree(torch.as_tensor, player.obs), "starts": player.starts, "valid": player.valid,
             "came": player.previous_reward, "mask": player.mask,
             "returns": self.collector.returns, "lengths": self.collector.lengths,
+            "reward_scale": self.collector.scale.state_dict(),
             "positions": [(one.episode, one.steps, torch.tensor(one.actions)) for one in positions],
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if player.device.type == "cuda" else None,
@@ -143,7 +146,7 @@ class Run:
         write_checkpoint(path, values)
 
     def restore(self, path: Path) -> None:
-        """Go on where `save` was called: weights, draws, memories, and every environment inside its episode."""
+        """Continue from `save`: weights, random state, hidden states, and every environment inside its episode."""
         values = read_checkpoint(path)
         try:
             self._take(path, values)
@@ -169,6 +172,8 @@ class Run:
         )
         mask = values.get("mask")
         player.mask = None if mask is None else mask.to(device)
+        if "reward_scale" in values:
+            self.collector.scale.load_state_dict(values["reward_scale"])
         self.collector.returns, self.collector.lengths = values["returns"], values["lengths"]
         positions = [Position(episode, steps, actions.numpy()) for episode, steps, actions in values["positions"]]
         for row, begun in enumerate(player.call("call", "seek", positions)):
@@ -186,7 +191,7 @@ class Run:
 
 
 def _check_folder(folder: Path, config: Config, resume: bool) -> None:
-    """Whether a run may begin, or go on, in a folder."""
+    """Raise TrainingError where a run may not begin, or resume, in a folder."""
     if not resume and (folder / CHECKPOINT).exists():
         raise TrainingError(f"{folder} already holds a run: add --resume to go on with it, or choose another folder")
     if resume:

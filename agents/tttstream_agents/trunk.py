@@ -1,4 +1,4 @@
-"""Trunk: what the policies of all frameworks share, from numbers to features by way of memories that follow episodes.
+"""Trunk: the part that the policies of all frameworks share, from numbers through memories to features.
 
 Letters: T steps, B environments, N numbers of an observation, D width, A numbers of an encoded action.
 
@@ -29,14 +29,15 @@ class _PolicyFields(NamedTuple):
 
 
 class PolicyState(State, _PolicyFields):
-    """What a policy holds of each environment: the state of each memory, the encoded last action [B, A] (A may be 0),
-    and the steps [B] since the episode began, modulo the longest wave. All zeros where an episode begins."""
+    """The hidden state of a policy in each environment: the state of each memory, the encoded last action [B, A] (A may
+    be 0), and the steps [B] since the episode began, modulo the longest period. All zeros where an episode begins."""
 
     __slots__ = ()
 
 
 WAVES = 2.0 ** torch.arange(2, 11)
-"""Wavelengths of the position, 4 to 1024 steps: each divides the longest, so the age may be kept modulo that."""
+"""Periods of the position, 4 to 1024 steps: each divides the longest, so the age may be kept modulo that."""
+LONGEST = 1024.0
 
 
 def position(age: Tensor) -> Tensor:
@@ -74,25 +75,53 @@ class Played(nn.Module):
         return torch.cat([numbers, torch.ones_like(numbers[..., :1])], -1) if self.width > self.part.size else numbers
 
 
-class Block(nn.Module):
-    """x + memory(norm(x))."""
+class Gate(nn.Module):
+    """The gate of GTrXL (Parisotto et al., arXiv 1910.06764, section 3.2): a GRU from x to the memory's output y.
 
-    def __init__(self, memory: Memory) -> None:
+    r = sigmoid(W_r y + U_r x), z = sigmoid(W_z y + U_z x - b), h = tanh(W_h y + U_h (r x)), out = (1 - z) x + z h.
+    It starts near the identity: b = 2, and all weights of y and x are small.
+    """
+
+    def __init__(self, dim: int, bias: float = 2.0, std: float = 0.02) -> None:
+        super().__init__()
+        self.of_y, self.of_x = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
+        self.of_rx = nn.Linear(dim, dim, bias=False)
+        self.bias = nn.Parameter(torch.full((dim,), bias))
+        for linear in (self.of_x, self.of_rx):
+            nn.init.normal_(linear.weight, std=std)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x, y [B, T, D] -> the same shape."""
+        y_r, y_z, y_h = self.of_y(y).chunk(3, -1)
+        x_r, x_z = self.of_x(x).chunk(2, -1)
+        r, z = (y_r + x_r).sigmoid(), (y_z + x_z - self.bias).sigmoid()
+        return torch.lerp(x, (y_h + self.of_rx(r * x)).tanh(), z)
+
+
+class Block(nn.Module):
+    """x + memory(norm(x)), or gate(x, memory(norm(x)))."""
+
+    def __init__(self, memory: Memory, gate: bool = False) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(memory.dim)
         self.memory = memory
+        self.gate = Gate(memory.dim) if gate else None
 
     def forward(self, x: Tensor, state: Any, reset: Tensor | None) -> tuple[Tensor, Any]:
         """x [B, T, D], reset [B, T] or None -> the same shape as x, and the memory's state."""
         y, state = self.memory(self.norm(x), state, reset)
-        return x + y, state
+        return self.mixed(x, y), state
+
+    def mixed(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of x and the memory's output y [B, T, D]."""
+        return x + y if self.gate is None else self.gate(x, y)
 
 
 class Trunk(nn.Module):
-    """Memories one after another, between what is seen and what is done.
+    """Memories in series, between the encoder of observations and the heads for actions and values.
 
-    numbers: N. action_space: of the previous action where the trunk is to see that, else None. memory, dim, depth,
-    heads, positions, options: as `MemoryPolicy`; rewards: whether it sees the reward that came with an observation.
+    numbers: N. action_space: of the previous action where the trunk sees that, else None. memory, dim, depth, heads,
+    positions, options, gate: as `MemoryPolicy`; rewards: whether it sees the reward that came with an observation.
     """
 
     def __init__(
@@ -107,6 +136,7 @@ class Trunk(nn.Module):
         positions: bool = True,
         rewards: bool = False,
         options: dict[str, Any] | None = None,
+        gate: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(dim=dim, depth=depth, heads=heads)
@@ -117,7 +147,7 @@ class Trunk(nn.Module):
             built = [memories.build(memory, dim=dim, heads=heads, **(options or {})) for _ in range(depth)]
         except TypeError as error:
             raise ShapeError(f"memory {memory!r} cannot be made with options {options}: {error}") from error
-        self.blocks = nn.ModuleList(Block(one) for one in built)
+        self.blocks = nn.ModuleList(Block(one, gate) for one in built)
         self.norm = nn.LayerNorm(dim)
 
     @property
@@ -138,15 +168,15 @@ class Trunk(nn.Module):
         self,
         x: Tensor,
         state: PolicyState,
-        starts: Tensor,
+        starts: Tensor | None,
         rewards: Tensor | None = None,
         actions: Tensor | None = None,
     ) -> tuple[Tensor, PolicyState]:
-        """A stretch of play: features [T, B, D] and the state after it.
+        """The features [T, B, D] of a sequence of steps, and the state after it.
 
-        x [T, B, N]; starts [T, B], true where an episode begins; rewards [T, B]: what came with x, where it sees them.
-        actions [T, B, ...]: what was done; None for one step whose action is yet to be chosen, and then to be put into
-        the state by `acted`.
+        x [T, B, N]; starts [T, B], true where an episode begins, None where none does; rewards [T, B]: those that came
+        with x, where the trunk sees them. actions [T, B, ...]: the actions taken; None for one step whose action is not
+        chosen yet, which `acted` puts into the state later.
         """
         done = self.played(actions).to(state.previous) if actions is not None and self.played.width else None
         reset = _any(starts)
@@ -166,14 +196,14 @@ class Trunk(nn.Module):
     def inner_loss(
         self, x: Tensor, state: PolicyState, starts: Tensor, rewards: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The TTT memories' loss on one step (arguments [1, B, ...] of `remember`) before and after they learn it, [B]
-        each, the mean of all heads and memories."""
+        """The inner loss of the TTT memories on one step (arguments [1, B, ...] of `remember`) before and after they
+        learn it, [B] each, the mean of all heads and memories."""
         if not all(isinstance(one, TTTLayer) for one in self.memories):
             raise StateError("only TTT memories are surprised: this policy's memory has no inner loss")
         tokens, losses = self._tokens(x, state, _any(starts), rewards, None)[0].transpose(0, 1), []
         for block, kept in zip(self.blocks, state.memories, strict=True):
             y, _, loss = cast(Any, block).memory(cast(Any, block).norm(tokens), kept, starts.T, return_loss=True)
-            tokens = tokens + y
+            tokens = cast(Block, block).mixed(tokens, y)
             losses.append(torch.stack([loss.before, loss.after]).mean((-2, -1)))
         before, after = torch.stack(losses).mean(0)
         return before, after
@@ -188,7 +218,7 @@ class Trunk(nn.Module):
         if starts is not None:
             first = torch.where(starts, step, -1).cummax(0).values  # where each episode began; -1: before these steps
             age = torch.where(first < 0, age, (step - first).to(age))
-        age = age % float(WAVES[-1])
+        age = age % LONGEST
         numbers = [x]
         if self.played.width:
             before = state.previous[None]
@@ -201,9 +231,11 @@ class Trunk(nn.Module):
             numbers.append(rewards.reshape(*x.shape[:2], 1))
         dtype = cast(nn.Linear, self.mix[0]).weight.dtype
         tokens = self.mix(torch.cat([part.to(dtype) for part in numbers], -1))
-        return tokens, (age[-1] + 1) % float(WAVES[-1])
+        return tokens, (age[-1] + 1) % LONGEST
 
 
-def _any(starts: Tensor) -> Tensor | None:
-    """None where nothing begins, as in most single steps. Off the CPU the question would cost more than it saves."""
-    return None if starts.device.type == "cpu" and not bool(starts.any()) else starts
+def _any(starts: Tensor | None) -> Tensor | None:
+    """None where no episode begins, as in most single steps. Off the CPU the test would cost more than it saves."""
+    if starts is None or starts.device.type != "cpu" or torch.compiler.is_compiling():
+        return starts
+    return starts if bool(starts.any()) else None

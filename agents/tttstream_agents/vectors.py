@@ -1,4 +1,4 @@
-"""What a vector of environments gives, read alike whichever it is: how it resets itself, and its last observations."""
+"""Vectors of environments of any kind: how they reset themselves, their last observations, their action masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tttstream_agents.errors import EnvError, ObservationError
 
 
 class Copied(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Gives every observation in memory of its own, for environments that write each one over the last."""
+    """Copies every observation, for environments that write each one into the same array."""
 
     copies = True
 
@@ -65,7 +65,7 @@ def mode_of(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
 
 
 def own(x: Any) -> Any:
-    """The same observations [B, ...] in memory of their own: a vector may write the next ones over them."""
+    """A copy of observations [B, ...]: a vector may write the next ones into the same arrays."""
     return tree(lambda part: np.array(part), x)
 
 

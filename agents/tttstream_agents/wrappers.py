@@ -54,7 +54,7 @@ def _narrow(flat: Any) -> NDArray[np.float32]:
 class TTTMemoryObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Observations become one row: flat observation, readout of the memory, surprise; info["surprise"] has it too.
 
-    The memory begins anew with each reset. reader: the memory with its weights; random ones where not given.
+    The memory is reset with each episode. reader: the memory with its weights; random weights where not given.
     """
 
     def __init__(self, env: gym.Env[Any, Any], reader: MemoryReader | None = None) -> None:
@@ -86,7 +86,8 @@ class TTTMemoryObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordCons
 class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
     """TTTMemoryObservation for a vector of environments, whichever way they reset themselves.
 
-    Where an episode ended on the SAME step, info["final_obs"] has the last observation as the old memory saw it.
+    Where an episode ended on the SAME step, info["final_obs"] has the last observation, with the readout of the memory
+    before its reset.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], reader: MemoryReader | None = None) -> None:
@@ -186,12 +187,27 @@ class ActionMaskObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordCon
         return self._masked(obs, info, terminated or truncated), reward, terminated, truncated, info
 
 
-class Bonus:
-    """What surprise earns, in deviations above what was to be expected, up to `most` of them, times `scale`.
+class PartObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """One part of a Dict of observations, in place of the Dict."""
 
-    A fresh memory is surprised by everything, and less so with every step. So what is expected goes on from the
-    episode's own past, and the first `warmup` steps of every episode earn nothing; what a deviation is comes from all
-    episodes.
+    def __init__(self, env: gym.Env[Any, Any], key: str) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, key=key)
+        gym.ObservationWrapper.__init__(self, env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Dict) or key not in space.spaces:
+            raise SpaceError(f"there is no part {key!r} in observations of {space}")
+        self.key, self.observation_space = key, space[key]
+
+    def observation(self, observation: Any) -> Any:
+        """The part."""
+        return observation[self.key]
+
+
+class Bonus:
+    """The reward for surprise: its deviations above the expected surprise, at most `most`, times `scale`.
+
+    A fresh memory is surprised by everything, and less so with every step. So the expectation is that of the same
+    episode, and the first `warmup` steps of every episode earn nothing. A deviation is that of all episodes.
     """
 
     def __init__(self, scale: float, most: float, warmup: int) -> None:
@@ -204,14 +220,14 @@ class Bonus:
         self.age = 0
 
     def of(self, surprise: float) -> float:
-        """What the episode's next step earns."""
+        """The reward for the next step of the episode."""
         score = self.normaliser.push(surprise)
         self.age += 1
         return self.scale * min(max(score, 0.0), self.most) if self.age > self.warmup else 0.0
 
 
 class SurpriseReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Adds to the reward what the step's surprise earns (see `Bonus`).
+    """Adds a reward for the surprise of each step (see `Bonus`).
 
     env: a TTTMemoryObservation, or one with it inside.
     """
@@ -236,7 +252,7 @@ class SurpriseReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
 
 class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
-    """SurpriseReward for a vector of environments; the step on which an environment begins anew earns nothing."""
+    """SurpriseReward for a vector of environments; the step on which an environment resets itself earns nothing."""
 
     def __init__(
         self, env: VectorEnv[Any, Any, Any], scale: float = 0.01, most: float = 5.0, warmup: int = 8

@@ -91,7 +91,7 @@ class Update(_Fields):
 
         limit = None if self.max_norm is None else cells(self.max_norm)
         if isinstance(limit, float) and self.restore:
-            limit = start[-1].new_full((len(start[-1]), 1, 1), limit)  # quicker than a number to divide by a norm
+            limit = start[-1].new_full((start[-1].shape[0], 1, 1), limit)  # quicker than a number to divide by a norm
         elif limit is not None and not self.restore:
             limit = norm(start[-1]).clamp(min=limit)
         return Rule(start, limit, cells(self.forget), cells(self.momentum), self)

@@ -86,7 +86,7 @@ def test_play_where_drawing_fails(tmp_path: Path, env: str) -> None:
         ("train --memory lstn", "no memory 'lstn'"),
         ("train --segment 5 --rollout 16", "segment must divide"),
         ("train --options {mini", "argument --options: invalid JSON object value"),
-        ("train --config none-such", "presets: control, minigrid, popgym, quick"),
+        ("train --config none-such", "presets: atari, control, memory-gym, minigrid, popgym, quick, vizdoom"),
         ("train --resume", "no checkpoint at"),
         ("train --lr fast", "argument --lr: invalid float value"),
         ("train --env Blackjack-v1 --memory ttt_conv --options {\"grid\":[2,2]}", "cannot hold 4"),
@@ -186,7 +186,7 @@ def test_advice_names_what_brings_the_package(monkeypatch: pytest.MonkeyPatch) -
 
 def test_shipped_presets_are_whole() -> None:
     names = sorted(path.stem for path in configs.presets().glob("*.yaml"))
-    assert names == ["control", "minigrid", "popgym", "quick"]
+    assert names == ["atari", "control", "memory-gym", "minigrid", "popgym", "quick", "vizdoom"]
     for name in names:
         configs.build(configs.read(name), name)
 

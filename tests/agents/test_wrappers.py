@@ -168,7 +168,7 @@ def test_a_readers_weights_stand_still_until_it_is_trained() -> None:
     assert all(parameter.requires_grad for parameter in reader.parameters())
 
 
-def test_pretraining_on_random_play_learns_to_foresee() -> None:
+def test_pretraining_on_random_play_learns_to_predict() -> None:
     reader = MemoryReader(gym.make("CartPole-v1").observation_space, dim=16)
     before = reader.memory.start.clone()
     losses = pretrain(reader, lambda: gym.make("CartPole-v1"), steps=10_000, n_envs=4, segment=32, lr=3e-3)
@@ -190,7 +190,7 @@ def test_pretraining_needs_an_observation_that_follows_another() -> None:
             return super().reset(**kwargs)
 
     reader = MemoryReader(gym.make("CartPole-v1").observation_space, dim=8)
-    with pytest.raises(TrainingError, match="nothing to foresee"):
+    with pytest.raises(TrainingError, match="nothing to predict"):
         pretrain(reader, lambda: Short(1000), steps=64, n_envs=2, segment=8)
     losses = pretrain(reader, lambda: Short(30), steps=256, n_envs=2, segment=8)
     assert 0 < len(losses) < 16

@@ -77,7 +77,7 @@ class Memory(nn.Module):
             expected = self.state_type.__name__
             raise StateError(f"{name}: expected a state of this memory ({expected}), got {type(state).__name__}")
         leaves = state.tensors()
-        if len(leaves[0]) != rows:
+        if leaves[0].shape[0] != rows:
             raise StateError(f"{name}: the state has {state.rows} rows, x has {rows}")
         if not torch.compiler.is_compiling():
             came, dtype = [leaf.shape[1:] for leaf in leaves], self.state_dtype

@@ -1,0 +1,175 @@
+"""One step of a policy as a file for deployment: policy.pt2 (torch.export) and policy.onnx, the state in and out.
+
+Letters: B environments, n numbers of the packed state, P numbers that the actor puts out.
+
+    state [B, n], starts [B], previous_action [B, ...], observation → action [B, ...], logits [B, P], value [B], state
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from tttstream.errors import DependencyError, ShapeError
+from tttstream.io.outputs import OutputFolder, TextFile, saving
+from tttstream.memory import TTTLayer
+from tttstream.state import pack, unpack
+from tttstream_agents.encoder import leaves
+from tttstream_agents.heads import Categorical
+from tttstream_agents.trunk import PolicyState
+
+if TYPE_CHECKING:
+    from tttstream_agents.policy import MemoryPolicy
+
+LARGEST_BATCH = 65_536
+OUTPUTS = ["action", "logits", "value", "next_state"]
+
+
+class PolicyStep(nn.Module):
+    """One deterministic step of a policy, without checks of values: what is exported.
+
+    Called with the inputs by name, in the order of `inputs`; returns (action, logits, value, state). state is the
+    packed state without the previous action, which is an input: the action that was executed, drawn or not.
+    starts: true where an episode begins; state and previous_action do not count there. No input of the first call of
+    an episode may hold NaN.
+    """
+
+    def __init__(self, policy: MemoryPolicy, action_mask: bool) -> None:
+        super().__init__()
+        self.policy, self.masked = policy, action_mask
+
+    def fresh(self) -> PolicyState:
+        """A fresh state of one environment, without the previous action. Not an attribute: torch.export compares the
+        elements of tuples before and after, and an index into a state selects rows."""
+        state = self.policy.initial_state(1)
+        return state._replace(previous=state.previous[:, :0])
+
+    def example(self, batch: int) -> dict[str, Tensor]:
+        """Inputs by name for `batch` environments at the beginning of an episode."""
+        policy, rows = self.policy, (batch,)
+        device = next(policy.parameters()).device
+        inputs: dict[str, Any] = {
+            "state": pack(self.fresh()).expand(batch, -1).clone(),
+            "starts": torch.ones(rows, dtype=torch.bool),
+        }
+        if policy.played.width:
+            inputs["previous_action"] = _sample(policy.action_space, batch)
+        if policy.previous_reward:
+            inputs["previous_reward"] = torch.zeros(rows)
+        for path, space in leaves(policy.encoder.space):
+            inputs[".".join(["observation", *map(str, path)])] = _sample(space, batch)
+        if self.masked:
+            inputs["action_mask"] = torch.ones(batch, policy.action.outputs, dtype=torch.bool)
+        return {name: value.to(device) for name, value in inputs.items()}
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See the class."""
+        policy, rest = self.policy, list(inputs)
+        flat, starts = rest.pop(0), rest.pop(0)
+        # a reset is a fresh state, which is all zeros; the memory then needs no reset of its own
+        state = unpack(torch.where(starts[:, None], 0.0, flat), self.fresh())
+        if policy.played.width:
+            played = policy.played(rest.pop(0)).to(state.previous)
+            state = state._replace(previous=torch.where(starts[:, None], 0.0, played))
+        rewards = None
+        if policy.previous_reward:
+            rewards = torch.where(starts, 0.0, rest.pop(0))[None]
+        mask = rest.pop() if self.masked else None
+        x, state = policy.remember(policy.encoder(rest)[None], state, None, rewards)
+        logits, value = policy.actor(x[0]), policy.critic(x[0]).squeeze(-1)
+        action = policy.action.sample(logits, True, mask)
+        if mask is not None:
+            logits = torch.where(mask, logits, -torch.inf)
+        if isinstance(policy.action_space, spaces.Box):
+            low, high = (torch.as_tensor(edge) for edge in (policy.action_space.low, policy.action_space.high))
+            action = action.clamp(low.to(action), high.to(action))
+        return action, logits, value, pack(state._replace(previous=state.previous[:, :0]))
+
+
+def _sample(space: spaces.Space[Any], batch: int) -> Tensor:
+    """An element of a space, `batch` times."""
+    if isinstance(space, spaces.Box):
+        one: Any = np.clip(np.zeros(space.shape), space.low, space.high).astype(space.dtype)
+    elif isinstance(space, spaces.Discrete):
+        one = np.asarray(space.start)
+    elif isinstance(space, spaces.MultiDiscrete):
+        one = space.start
+    else:
+        one = np.zeros(cast(Any, space.shape), space.dtype)
+    return torch.as_tensor(np.stack([one] * batch))
+
+
+def export(policy: MemoryPolicy, folder: str | os.PathLike[str], *, action_mask: bool = False) -> Path:
+    """Write policy.pt2, policy.onnx and policy.json (the names, types and shapes of inputs and outputs) into a folder.
+
+    action_mask: take a mask of legal actions [B, P] as the last input; always where the observations hold one.
+    The number of environments is free. Raises ShapeError for a memory whose state grows, and for ttt_conv, whose inner
+    gradient has no form in ONNX; DependencyError without onnx.
+    """
+    for package in ("onnx", "onnxscript"):
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            raise DependencyError(f"{package} is not installed: pip install 'tttstream[export]'") from error
+    if not all(one.bounded for one in policy.memories):
+        raise ShapeError("this policy's memory grows with every step, an exported state cannot: train with 'window'")
+    masked = policy.masked or action_mask
+    if masked and not isinstance(policy.action, Categorical):
+        raise ShapeError("an action mask is for Discrete, MultiDiscrete or MultiBinary actions, this policy has a Box")
+    if any(isinstance(one, TTTLayer) and one.inner.name == "conv" for one in policy.memories):
+        raise ShapeError("memory 'ttt_conv' cannot be exported, ONNX has no gradient of a convolution: take 'ttt_mlp'")
+    training = policy.training
+    step = PolicyStep(policy, masked).eval()
+    example = step.example(2)
+    made = OutputFolder(folder)
+    try:
+        batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+        shapes = (tuple({0: batch} for _ in example),)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecations inside torch and onnx
+            program = torch.export.export(step, tuple(example.values()), dynamic_shapes=shapes)
+            onnx = torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=list(example), output_names=OUTPUTS
+            )
+        outputs = step(*example.values())
+        for name, write in (("policy.pt2", _writer(program)), ("policy.onnx", cast(Any, onnx).save)):
+            part = made.path / f".{name}.part"
+            with saving(made.path / name):
+                write(part)
+                os.replace(part, made.path / name)
+        values = {
+            "inputs": {name: _described(x) for name, x in example.items()},
+            "outputs": {name: _described(x) for name, x in zip(OUTPUTS, outputs, strict=True)},
+            "observation_space": str(policy.observation_space), "action_space": str(policy.action_space),
+            "log_std": None if isinstance(policy.action, Categorical) else policy.action.log_std.tolist(),
+        }  # fmt: skip
+        file = TextFile(made.path / "policy.json")
+        with file:
+            file.write_json(values)
+    finally:
+        policy.train(training)
+        made.discard()
+    return made.path
+
+
+def _writer(program: torch.export.ExportedProgram) -> Any:
+    return lambda path: path.write_bytes(_bytes(program))
+
+
+def _bytes(program: torch.export.ExportedProgram) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _described(x: Tensor) -> dict[str, Any]:
+    return {"type": str(x.dtype).removeprefix("torch."), "shape": ["batch", *x.shape[1:]]}

@@ -1,0 +1,223 @@
+"""Where an agent is: poses from info or from its own actions as keys, and a map of them for agents without memory.
+
+Letters: P numbers of a pose, F Fourier features of a pose, N numbers of a flat observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from tttstream_agents.encoder import pick
+from tttstream_agents.errors import EnvError, ObservationError, SpaceError
+
+Array = NDArray[np.floating[Any]]
+
+
+def fourier(pose: Any, period: float, waves: int = 0) -> Array:
+    """Sines and cosines of poses [..., P] -> [..., 2 * P * waves], those of a torus where period is its side.
+
+    waves: 1 to that many waves in a period; 0 for period / 2 of them, with which whole numbers are told apart.
+    """
+    count = waves or max(1, int(period) // 2)
+    angles = 2 * np.pi * np.asarray(pose, np.float64)[..., None] * np.arange(1, count + 1) / period
+    both = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    return both.reshape(*both.shape[:-2], -1)
+
+
+class Odometry:
+    """The pose [P] of an agent, from keys of its info or as the sum of what its actions move it by.
+
+    keys: paths in info, their parts joined by dots ("pose", "agent.x"); what lies there is laid side by side. A path
+        that begins with "env." is of the unwrapped environment ("env.agent_pos").
+    moves: {action: [P numbers]} or a list with an entry for each action; other actions do not move it.
+    Give one of them. Raises EnvError where a key is missing, ObservationError where a pose is not finite.
+    """
+
+    def __init__(
+        self, keys: Sequence[str] | str | None = None, moves: Mapping[Any, Any] | Sequence[Any] | None = None
+    ) -> None:
+        if (keys is None) == (moves is None):
+            raise EnvError("a pose comes from keys of info, or from moves of actions: give one of keys and moves")
+        self.keys = [keys] if isinstance(keys, str) else list(keys or ())
+        pairs = moves.items() if isinstance(moves, Mapping) else enumerate(moves or ())
+        self.moves = {int(action): np.asarray(move, np.float64).ravel() for action, move in pairs}
+        if moves is not None and len({len(move) for move in self.moves.values()}) != 1:
+            raise EnvError(f"expected moves of one length, got {moves!r}")
+        self.pose = np.zeros(0)
+
+    def restart(self, env: gym.Env[Any, Any], info: dict[str, Any]) -> Array:
+        """The pose where an episode begins."""
+        if self.moves:
+            self.pose = np.zeros(len(next(iter(self.moves.values()))))
+        return self._read(env, info)
+
+    def step(self, env: gym.Env[Any, Any], action: Any, info: dict[str, Any]) -> Array:
+        """The pose after an action."""
+        if self.moves:
+            self.pose = self.pose + self.moves.get(int(np.asarray(action).item()), 0.0)
+        return self._read(env, info)
+
+    def _read(self, env: gym.Env[Any, Any], info: dict[str, Any]) -> Array:
+        if self.keys:
+            self.pose = np.concatenate([self._part(env, info, key) for key in self.keys])
+        if not np.isfinite(self.pose).all():
+            raise ObservationError(f"the pose is not finite: {self.pose}")
+        return self.pose
+
+    @staticmethod
+    def _part(env: gym.Env[Any, Any], info: dict[str, Any], key: str) -> Array:
+        first, *rest = key.split(".")
+        found: Any = env.unwrapped if first == "env" else info
+        try:
+            for name in rest if first == "env" else [first, *rest]:
+                found = found[name] if isinstance(found, Mapping) else getattr(found, name)
+            return np.asarray(found, np.float64).ravel()
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            known = ", ".join(map(str, info)) or "nothing"
+            raise EnvError(f"there is no pose {key!r}: info has {known}; 'env.NAME' is of the environment") from error
+
+
+class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Adds the Fourier features of the agent's pose to the observation, under "pose": keys for a memory of places.
+
+    Observations become a Dict {"observation": that of env, "pose": Box [F]}; a Dict gains the second entry.
+    keys, moves: where the pose comes from, see `Odometry`. period: the largest distance between two places that are to
+    be told apart, in the unit of the pose; waves: how many waves go into it.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        keys: Sequence[str] | str | None = None,
+        moves: Mapping[Any, Any] | Sequence[Any] | None = None,
+        period: float = 32.0,
+        waves: int = 16,
+    ) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, keys=keys, moves=moves, period=period, waves=waves)
+        gym.Wrapper.__init__(self, env)
+        if period <= 0 or waves < 1:
+            raise EnvError(f"expected a period above 0 and waves of at least 1, got {period} and {waves}")
+        self.odometry, self.period, self.waves = Odometry(keys, moves), period, waves
+        size = len(self._probe())
+        seen = env.observation_space
+        parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"observation": seen}
+        self.observation_space = spaces.Dict({**parts, "pose": spaces.Box(-1.0, 1.0, (2 * size * waves,), np.float32)})
+
+    def _probe(self) -> Array:
+        """A pose of the environment, to know its size."""
+        _, info = self.env.reset(seed=0)
+        return self.odometry.restart(self.env, info)
+
+    def _with(self, obs: Any, pose: Array) -> Any:
+        parts = obs if isinstance(self.env.observation_space, spaces.Dict) else {"observation": obs}
+        return {**parts, "pose": fourier(pose, self.period, self.waves).astype(np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._with(obs, self.odometry.restart(self.env, info)), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self._with(obs, self.odometry.step(self.env, action, info)), reward, terminated, truncated, info
+
+
+class PlaceMap:
+    """What was seen where, in a matrix of constant size: the delta rule over random Fourier features of the pose.
+
+    W += k (v - W^T k)^T with a unit key k [F] of the pose and v [N] of the observation (Widrow and Hoff, 1960): with an
+    orthogonal key the value last written there is read back exactly. pose_size: P. scale: the distance at which two
+    places count as two, in the unit of the pose. features: F; twice as many as places to tell apart, or more.
+    """
+
+    def __init__(self, pose_size: int, numbers: int, features: int = 512, scale: float = 0.5, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        self.turns = generator.normal(0.0, 1.0 / scale, (pose_size, features // 2))
+        self.weights = np.zeros((len(self.turns.T) * 2, numbers + 1))
+
+    def key(self, pose: Any) -> Array:
+        """Unit keys [..., F] of poses [..., P]: their products fall off as exp(-distance² / (2 scale²))."""
+        angles = np.asarray(pose, np.float64) @ self.turns
+        both = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+        return both / np.sqrt(self.turns.shape[1])
+
+    def write(self, pose: Any, value: Any) -> None:
+        """Learn what is at a place: value [N]."""
+        key, target = self.key(pose), np.append(np.asarray(value, np.float64), 1.0)
+        self.weights += np.outer(key, target - key @ self.weights)
+
+    def read(self, pose: Any) -> Array:
+        """What is at places [..., P]: values and how well each place is known (0 to 1), [..., N + 1]."""
+        found: Array = self.key(pose) @ self.weights
+        return found
+
+
+class MapObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """For agents without memory: what a map of the places seen so far says of the places around the agent.
+
+    Observations become one row: the flat observation, then for each of `around` what the map reads at the pose plus
+    that offset, before this observation is learned, and how well the place is known. The map starts empty with each
+    episode. keys, moves: where the pose comes from, see `Odometry`. around: offsets [K, P]; None for this place alone.
+    show: the part of a Dict of observations that is kept in the map; None for all. scale, features: of `PlaceMap`.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        keys: Sequence[str] | str | None = None,
+        moves: Mapping[Any, Any] | Sequence[Any] | None = None,
+        around: Sequence[Sequence[float]] | None = None,
+        show: str | None = None,
+        scale: float = 0.5,
+        features: int = 512,
+    ) -> None:
+        gym.utils.RecordConstructorArgs.__init__(
+            self, keys=keys, moves=moves, around=around, show=show, scale=scale, features=features
+        )
+        gym.Wrapper.__init__(self, env)
+        self.odometry, self.show, self.scale, self.features = Odometry(keys, moves), show, scale, features
+        flat = spaces.utils.flatten_space(env.observation_space)
+        kept = self._kept(env.observation_space)
+        if not isinstance(flat, spaces.Box):
+            raise SpaceError(f"cannot lay out observations of {env.observation_space} as one row of numbers")
+        self._numbers = spaces.utils.flatdim(kept)
+        _, info = env.reset(seed=0)
+        self._size = len(self.odometry.restart(env, info))
+        self.around = np.zeros((1, self._size)) if around is None else np.asarray(around, np.float64)
+        if self.around.ndim != 2 or self.around.shape[1] != self._size:
+            raise EnvError(f"expected offsets of {self._size} numbers each, got {around!r}")
+        count = (self._numbers + 1) * len(self.around)
+        low, high = (np.append(edge, np.full(count, sign * np.inf)) for edge, sign in ((flat.low, -1), (flat.high, 1)))
+        self.observation_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+    def _kept(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
+        if self.show is None:
+            return space
+        if not isinstance(space, spaces.Dict) or self.show not in space.spaces:
+            raise SpaceError(f"there is no part {self.show!r} to show in observations of {space}")
+        return space[self.show]
+
+    def _row(self, obs: Any, pose: Array) -> NDArray[np.float32]:
+        space = self.env.observation_space
+        read = self.map.read(pose + self.around).ravel()
+        shown = obs if self.show is None else pick(obs, (self.show,))
+        self.map.write(pose, spaces.utils.flatten(self._kept(space), shown))
+        return np.append(np.asarray(spaces.utils.flatten(space, obs), np.float64), read).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode with an empty map."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        self.map = PlaceMap(self._size, self._numbers, self.features, self.scale)
+        return self._row(obs, self.odometry.restart(self.env, info)), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step; the map learns the new observation after it was asked."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self._row(obs, self.odometry.step(self.env, action, info)), reward, terminated, truncated, info

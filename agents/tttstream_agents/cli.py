@@ -212,7 +212,8 @@ def _eval(args: argparse.Namespace) -> int:
         unseen=True,
     )
     try:
-        result = evaluate(load_policy(folder, envs), envs, args.episodes, args.deterministic, progress=True)
+        policy = load_policy(folder, envs)
+        result = evaluate(policy, envs, args.episodes, args.deterministic, True, config.action_masks)
     finally:
         close(envs)
     values = {

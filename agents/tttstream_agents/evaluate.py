@@ -22,13 +22,18 @@ class Result(NamedTuple):
 
 
 def evaluate(
-    policy: MemoryPolicy, envs: Any, episodes: int, deterministic: bool = False, progress: bool = False
-) -> Result:  # fmt: skip
+    policy: MemoryPolicy,
+    envs: Any,
+    episodes: int,
+    deterministic: bool = False,
+    progress: bool = False,
+    masks: bool = True,
+) -> Result:
     """Play `episodes` episodes in a vector of environments: the first ones of each, equally many or one more.
-    progress: show a bar on a terminal."""
+    progress: show a bar on a terminal. masks: obey masks of legal actions, see `Player`."""
     if episodes < 1:
         raise TrainingError(f"episodes must be at least 1, got {episodes}")
-    player, batch = Player(envs, policy), envs.num_envs
+    player, batch = Player(envs, policy, masks), envs.num_envs
     each = episodes // batch + (torch.arange(batch) < episodes % batch)
     returns, lengths = torch.zeros(batch, dtype=torch.float64), torch.zeros(batch, dtype=torch.long)
     count = torch.zeros(batch, dtype=torch.long)

@@ -57,7 +57,7 @@ def play(
     envs = vector(lambda: maker(mode), 1, seed, "same_step", unseen=True)
     with ExitStack() as stack:
         stack.callback(close, envs)
-        player = Player(envs, load_policy(folder, envs))
+        player = Player(envs, load_policy(folder, envs), config.action_masks)
         fps = float(envs.envs[0].metadata.get("render_fps") or FPS)  # type: ignore[union-attr]
         show = stack.enter_context(Screen(out, fps))
         done = steps = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def test_without_the_library_the_extra_is_named(adapter: str, package: str, monk
 def test_the_example_of_an_adapter_acts_as_it_evaluates(root: Path) -> None:
     text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8").split("**An adapter to")[1]
     module: dict[str, Any] = {}
-    exec(textwrap.dedent(text.split("```python\n")[1].split("  ```")[0]), module)
+    exec(text.split("```python\n")[1].split("```")[0], module)
     torch.manual_seed(0)
     memory = module["FlatMemory"](3, dim=16, heads=1)
     obs, starts = torch.randn(20, 2, 3), torch.rand(20, 2) < 0.2

@@ -36,7 +36,7 @@ def numpy_step(folder: Path) -> Any:
 
 def torch_step(folder: Path) -> Any:
     module = torch.export.load(folder / "policy.pt2").module()
-    return lambda inputs: module(*inputs.values())
+    return lambda inputs: [x.detach() for x in module(*inputs.values())]
 
 
 def flat(space: Any, samples: list[Any], name: str = "observation") -> dict[str, torch.Tensor]:

@@ -91,6 +91,36 @@ def test_training_says_what_acting_said(observation: Any, action: Any, memory: s
     assert torch.equal(greedy[0][Columns.ACTIONS], greedy[1][Columns.ACTIONS])
 
 
+def test_illegal_actions_have_probability_zero() -> None:
+    """In acting and in training, where RLlib pads sequences with zeros; a mask that allows nothing is named."""
+    for action, choices in ((spaces.Discrete(3), 3), (spaces.MultiDiscrete([2, 3]), 5)):
+        module = build(spaces.Dict({"observation": BOX, "action_mask": spaces.MultiBinary(choices)}), action)
+        mask = torch.tensor([[1, 0, 1, 1, 0][:choices]] * ROWS)[:, None].repeat(1, 200, 1)
+        obs = {"observation": torch.zeros(ROWS, 200, 3), "action_mask": mask}
+        state = {"memory": torch.as_tensor(module.get_initial_state()["memory"]).expand(ROWS, -1)}
+        shape = (ROWS, 200, *action.shape)
+        batch = {Columns.OBS: obs, Columns.STATE_IN: state, Columns.ACTIONS: torch.zeros(shape, dtype=torch.long)}
+        for out in (module.forward_train(batch), module.forward_exploration(each_first(batch))):
+            logits = out[Columns.ACTION_DIST_INPUTS]
+            sizes = [3] if choices == 3 else [2, 3]
+            shares = torch.cat([part.softmax(-1) for part in logits.split(sizes, -1)], -1)
+            assert torch.equal(shares == 0, (mask == 0)[:, : shares.shape[1]])
+        train = module.forward_train(batch)
+        distribution = module.get_train_action_dist_cls().from_logits(train[Columns.ACTION_DIST_INPUTS])
+        assert bool(distribution.entropy().isfinite().all())
+        assert bool(distribution.kl(distribution).isfinite().all())
+        obs["action_mask"] = torch.zeros_like(mask)
+        assert bool(module.forward_train(batch)[Columns.ACTION_DIST_INPUTS].isfinite().all())
+        with pytest.raises(ObservationError, match="allows no action"):
+            module.forward_exploration(each_first(batch))
+
+
+def each_first(batch: dict[str, Any]) -> dict[str, Any]:
+    """The first step of each sequence."""
+    obs = {key: x[:, :1] for key, x in batch[Columns.OBS].items()}
+    return {Columns.OBS: obs, Columns.STATE_IN: batch[Columns.STATE_IN]}
+
+
 def test_wrong_choices_are_named() -> None:
     with pytest.raises(ShapeError, match="unknown memroy; known are memory, dim"):
         build(BOX, ACTIONS[0], memroy="gru")

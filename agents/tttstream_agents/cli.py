@@ -17,7 +17,7 @@ from tttstream_agents.errors import TrainingError
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line."""
+    """Reports a mistake in the arguments in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"tttstream-agents: error: {message} (see `{self.prog} --help`)\n")
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train an agent by PPO", description="Train an agent by PPO.")
     train.add_argument("--out", required=True, help="folder for checkpoint, metrics and summary")
     train.add_argument("--config", help="a YAML file, or a preset by name: quick, popgym, minigrid, atari ...")
-    train.add_argument("--resume", action="store_true", help="go on where the run in --out stands")
+    train.add_argument("--resume", action="store_true", help="continue the run in --out")
     train.add_argument("--minutes", type=float, default=float("inf"), help="stop then, with a checkpoint")
     train.add_argument("--quiet", action="store_true", help="no bar and no lines")
     train.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard files")

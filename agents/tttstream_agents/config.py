@@ -75,7 +75,7 @@ class Config:
     entropy_coef: float = option(0.01, "weight of the entropy")
     max_grad_norm: float = option(0.5, "gradients are scaled down to this length")
     target_kl: float = option(0.02, "end an update early where the policy moved further; 0 for never")
-    recompute: bool = option(False, "compute the states of segment beginnings anew before each further epoch")
+    recompute: bool = option(False, "compute the hidden states where segments begin again before each further epoch")
     autoreset: str = option("next_step", "when an environment begins its next episode", ("next_step", "same_step"))
     workers: int = option(0, "0: environments in this process; 1: each in one of its own")
     stop_return: float = option(

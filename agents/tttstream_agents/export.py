@@ -33,7 +33,7 @@ OUTPUTS = ["action", "logits", "value", "next_state"]
 
 
 class PolicyStep(nn.Module):
-    """One deterministic step of a policy, without checks of values: what is exported.
+    """The exported module: one deterministic step of a policy, without checks of values.
 
     Called with the inputs by name, in the order of `inputs`; returns (action, logits, value, state). state is the
     packed state without the previous action, which is an input: the action that was executed, drawn or not.

@@ -18,7 +18,7 @@ from tttstream_agents.errors import EnvError, SpaceError
 
 
 class ParallelVector(VectorEnv[Any, Any, Any]):
-    """Every agent of every game is a row. A game begins anew, for all its agents, on the step on which it ends.
+    """Every agent of every game is a row. A game resets itself, for all its agents, on the step on which it ends.
 
     makers: each makes a parallel environment of PettingZoo (`possible_agents`, `observation_space(agent)`,
     `action_space(agent)`, `reset`, `step`). All agents need the same spaces (SpaceError), and stay until their game

@@ -201,7 +201,7 @@ class MemoryPolicy(Trunk):
         self, obs: Any, state: PolicyState | None, starts: Any = None, rewards: Any = None
     ) -> tuple[Tensor, Tensor]:
         """The inner loss of the TTT memories on a step (arguments as `act`) before and after they learn it, [B] each,
-        the mean of all heads and memories. The state is not changed: call `act` to go on."""
+        the mean of all heads and memories. The state is not changed: call `act` for the step."""
         parts = self.encoder.tensors(obs, leading=1)
         state, starts, rewards = self._arguments((parts[0].shape[0],), state, starts, rewards)
         return self.inner_loss(self.encoder(parts)[None], state, starts[None], rewards)

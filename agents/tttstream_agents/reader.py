@@ -139,8 +139,8 @@ def pretrain(
             begun.append(starts)
             obs, _, ended, cut, _ = envs.step(envs.action_space.sample())
             starts = torch.as_tensor(ended | cut)
-        stretch, reset = cast(Any, tree(lambda *x: torch.stack(x), *played)), torch.stack(begun)
-        token = reader.tokens(stretch, leading=2).transpose(0, 1)
+        sequence, reset = cast(Any, tree(lambda *x: torch.stack(x), *played)), torch.stack(begun)
+        token = reader.tokens(sequence, leading=2).transpose(0, 1)
         y, state = reader.memory(reader.norm(token), state, reset.T)
         state = state.detach()
         follows = ~reset.T[:, 1:]  # the next observation is of the same episode

@@ -1,4 +1,4 @@
-"""The endless revisit as an environment: a walk through a world of symbols, and the reward is for saying what is where.
+"""The endless revisit as an environment: a walk through a world of symbols, rewarded for recalling what is where.
 
 Registered as `tttstream/Revisit-v0` (episodes of 512 steps) and `tttstream/EndlessRevisit-v0` (no end).
 """

@@ -53,11 +53,11 @@ UNUSED: dict[str, Any] = {
     for field in dataclasses.fields(DefaultModelConfig)
     if field.name not in ("max_seq_len", "vf_share_layers")  # RLlib adds the second itself
 }
-"""RLlib's own words for a model, which say nothing to this one, with the values that it gives them unasked."""
+"""RLlib's own options of a model, which this one does not have, with their default values."""
 
 
 class Policy(nn.Module):
-    """All that acts: from observations and a state to features and the numbers of a distribution of actions."""
+    """The part that acts: from observations and a state to features and the numbers of a distribution of actions."""
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], chosen: Any) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Policy(nn.Module):
         if flat is None:
             raise StateError(
                 f"there is no {Columns.STATE_IN!r} with 'memory' in the batch: give {{'memory': a tensor {shape}}}, at "
-                "first module.get_initial_state() for each row, then what came as 'state_out'"
+                "first module.get_initial_state() for each row, then the last 'state_out'"
             )
         if list(flat.shape) != shape:
             raise StateError(f"{Columns.STATE_IN!r}: expected 'memory' of shape {shape}, got {list(flat.shape)}")
@@ -158,7 +158,7 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
         self.critic = head(chosen["dim"], 1)
 
     def get_non_inference_attributes(self) -> list[str]:
-        """What env runners can do without."""
+        """The parts that env runners do not need."""
         return ["critic", "_old_policy"]
 
     def get_initial_state(self) -> dict[str, Any]:
@@ -166,15 +166,15 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
         return {"memory": pack(self.policy.trunk.initial_state(1))[0].numpy()}
 
     def make_target_networks(self) -> None:
-        """A copy of all that acts, for APPO, which calls this."""
+        """A copy of the part that acts; APPO calls this."""
         self._old_policy = make_target_network(self.policy)
 
     def get_target_network_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(what is trained, its copy)."""
+        """(the trained part, its copy)."""
         return [(self.policy, self._old_policy)]
 
     def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What the copy would have done."""
+        """The distribution of actions of the copy."""
         return {TARGET_NETWORK_ACTION_DIST_INPUTS: self._old_policy.inputs(self._old_policy.remember(batch)[0], batch)}
 
     def _forward_exploration(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:

@@ -261,8 +261,8 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
     policy: "TTTPolicy", "TTTCnnPolicy", "TTTMultiInputPolicy", or a class derived from them.
     segment: steps of a training sequence; None for n_steps, or where batch_size is less for parts of n_steps as equal
     as can be and no longer than it. batch_size counts steps, in whole segments. Further arguments as sb3-contrib's.
-    `save` keeps the live memory of every environment too: what is loaded with force_reset=False, in the environments it
-    played in, goes on inside their episodes.
+    `save` stores the hidden state of every environment too: a model that is loaded with force_reset=False and the same
+    environments continues inside their episodes.
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {
@@ -293,11 +293,11 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
     def _setup_model(self) -> None:
         if self._last_obs is not None and (count := len(np.atleast_1d(self._last_episode_starts))) != self.n_envs:
             raise TrainingError(
-                f"this model was saved in {count} environments and is to go on in {self.n_envs}: give as many, or load "
-                "with force_reset=True, so that all begin anew"
+                f"this model was saved with {count} environments and now has {self.n_envs}: give as many, or load it "
+                "with force_reset=True, which resets all"
             )
         steps = self.n_steps
-        self.n_steps = 1  # the buffer that sb3-contrib makes is at once replaced
+        self.n_steps = 1  # the buffer that sb3-contrib makes is replaced below
         super()._setup_model()
         self.n_steps = steps
         if steps * self.n_envs < 2:
@@ -324,7 +324,7 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
         return super()._setup_learn(*args, **kwargs)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
-        """As sb3-contrib's. What is not finite is an ObservationError that names the environment and the step."""
+        """As sb3-contrib's. A number that is not finite is an ObservationError with the environment and the step."""
         try:
             return super().collect_rollouts(*args, **kwargs)
         except ObservationError as error:
@@ -345,7 +345,7 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
 
     @property
     def live_state(self) -> Tensor:
-        """The packed memory [1, B, n] of every environment as it now is."""
+        """The present packed hidden state [1, B, n] of every environment."""
         return cast(RNNStates, self._last_lstm_states).pi[0]
 
     def _set_live_state(self, flat: Tensor) -> None:

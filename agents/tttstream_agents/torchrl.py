@@ -35,21 +35,21 @@ __all__ = ["TTTModule", "state_values"]
 
 
 class TTTModule(TensorDictModuleBase):
-    """What LSTMModule and GRUModule are, with any bounded memory: observations in, features [.., D] out.
+    """As LSTMModule and GRUModule, with any bounded memory: observations in, features [.., D] out.
 
-    numbers: N, those of all observations of `in_keys` together. in_key or in_keys: where they lie. out_key: where the
-    features go. state_key: the packed state [.., n] lies there, the next one under ("next", state_key), zeros where
-    fresh. init_key: true on the first step of an episode (torchrl.envs.InitTracker writes it).
+    numbers: N, those of all observations of `in_keys` together. in_key or in_keys: the keys of the observations.
+    out_key: the key of the features. state_key: the key of the packed state [.., n], zeros where an episode begins; the
+    next state is under ("next", state_key). init_key: true on the first step of an episode (torchrl.envs.InitTracker).
     memory, dim, depth, heads, positions, options: as `tttstream_agents.MemoryPolicy`.
 
-    Outside of recurrent mode (the default, and what collectors use) each element is one step of its own, with its own
-    state. In it (`with set_recurrent_mode(True)`, and what losses use) the last dimension is time, and all steps are
-    computed in parallel. A row starts from the state that lies at its first step, and anew from the one that lies where
-    `init_key` is true inside: zeros where an episode begins, the state of that time where a replay buffer's slice does.
-    Every step then has the row's last state for its next one, which is what a burn-in takes.
+    Outside of recurrent mode (the default, used by collectors) each element is a step by itself, with its own state. In
+    recurrent mode (`with set_recurrent_mode(True)`, used by losses) the last dimension is time, and all steps are
+    computed in parallel. A row starts from the state stored at its first step. Where `init_key` is true inside the row,
+    it starts again from the state stored there: zeros where an episode begins, the state of that time where a slice of
+    a replay buffer begins. The next state of every step is then the last state of the row, which a burn-in needs.
 
-    Raises StateError where an episode goes on outside of recurrent mode and no state lies there, as it is without the
-    primer.
+    Raises StateError where an episode continues outside of recurrent mode and no state is stored, as happens without
+    the primer.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TTTModule(TensorDictModuleBase):
 
     @property
     def recurrent_mode(self) -> bool:
-        """Whether the last dimension is read as time."""
+        """Whether the last dimension is time."""
         mode = recurrent_mode()
         return self.default_recurrent_mode if mode is None else bool(mode)
 
@@ -150,7 +150,7 @@ class TTTModule(TensorDictModuleBase):
         return tensordict
 
     def _check_carried(self, x: Tensor, flat: Tensor | None, starts: Tensor) -> None:
-        """Raise StateError where an episode goes on without a state of the step before. Outside of recurrent mode."""
+        """Raise StateError where an episode continues without a state. Outside of recurrent mode."""
         going = ~starts
         if flat is None and bool(going.any()):
             raise StateError(
@@ -220,8 +220,8 @@ class TTTModule(TensorDictModuleBase):
 
 @torch.no_grad()
 def state_values(value: Any, data: TensorDictBase, key: str = "state_value") -> TensorDictBase:
-    """Write the values that GAE(value_network=None) reads into what a collector gave: of each observation and of the
-    one after it, each by the memory as it was at that very step, also where an episode ended. Returns data.
+    """Write the values that GAE(value_network=None) needs into the data of a collector: of each observation and of the
+    next one, each computed with the state at that step, also where an episode ended. Returns data.
 
     value: the whole value operator, the memory included. Raises StateError where the states after the steps are not in
     data: call this before they are dropped; ObservationError where a reward is not finite.

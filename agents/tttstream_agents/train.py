@@ -177,7 +177,7 @@ class Run:
         self.collector.returns, self.collector.lengths = values["returns"], values["lengths"]
         positions = [Position(episode, steps, actions.numpy()) for episode, steps, actions in values["positions"]]
         for row, begun in enumerate(player.call("call", "seek", positions)):
-            if begun is not None:  # an episode too long to be played again: this one is in its place
+            if begun is not None:  # an episode too long to be replayed: a new one in its place
                 tree(lambda x, new, row=row: x.__setitem__(row, new), player.obs, begun)
                 player.starts[row], player.valid[row], player.previous_reward[row] = True, True, 0.0
                 self.collector.returns[row], self.collector.lengths[row] = 0.0, 0
@@ -199,7 +199,9 @@ def _check_folder(folder: Path, config: Config, resume: bool) -> None:
         free = ("steps", "stop_return", "checkpoint_every", "workers", "device")
         other = [name for name, value in vars(before).items() if value != getattr(config, name) and name not in free]
         if other:
-            raise TrainingError(f"{folder} was trained with another {', '.join(other)}: leave it out, or begin anew")
+            raise TrainingError(
+                f"{folder} was trained with another {', '.join(other)}: leave it out, or start a new run"
+            )
 
 
 def train(
@@ -208,7 +210,7 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train an agent and write metrics.csv, checkpoint.pt and summary.json into a folder; returns the summary.
 
-    make_env: makes an environment, in place of config.env by name. resume: go on from the folder's checkpoint.
+    make_env: makes an environment, in place of config.env by name. resume: continue from the checkpoint in the folder.
     minutes: from 0; stop with a checkpoint after the update in which they are over.
     quiet: no bar and no lines. An environment that fails ends the run with an EnvError; the last checkpoint stays.
     """

@@ -386,7 +386,7 @@ def test_going_on_needs_as_many_environments(tmp_path: Path) -> None:
     made.learn(36)
     made.save(tmp_path / "model.zip")
     fewer = DummyVecEnv([lambda: Noise(BOX, ACTIONS[0])])
-    with pytest.raises(TrainingError, match="saved in 3 environments and is to go on in 1"):
+    with pytest.raises(TrainingError, match="saved with 3 environments and now has 1"):
         RecurrentPPO.load(tmp_path / "model.zip", env=fewer, device="cpu", force_reset=False)
     RecurrentPPO.load(tmp_path / "model.zip", env=fewer, device="cpu").learn(12, reset_num_timesteps=False)
 

@@ -192,6 +192,7 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         self.run, self.index, self.unseen, self.limit = seed, index, unseen, limit
         self._parts = [(path, part.shape) for path, part in leaves(env.observation_space)]
         self.episode, self.steps, self.over, self._done = -1, 0, False, bytearray()
+        self.first_info: dict[str, Any] = {}
         self._kept = smallest(env.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -199,8 +200,8 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         self.episode, self.steps, self.over, self._done = self.episode + 1, 0, False, bytearray()
         numbers = [self.run, self.index, self.episode, *[1] * self.unseen]
         own = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-        obs, info = self.env.reset(seed=own if seed is None else seed, options=options)
-        return self._checked(obs), info
+        obs, self.first_info = self.env.reset(seed=own if seed is None else seed, options=options)
+        return self._checked(obs), self.first_info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment's; after an episode's end (only when play was resumed there) the next one begins."""

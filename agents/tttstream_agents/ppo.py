@@ -141,6 +141,12 @@ class Player:
             return None
         return torch.as_tensor(np.asarray(mask), device=self.device).bool() | ~self.valid[:, None]
 
+    def remask(self, rows: list[int], infos: Any) -> None:
+        """The legal actions of some environments again, whose episodes began with these of the infos."""
+        found = self._legal(list(infos))
+        if found is not None and self.mask is not None:
+            self.mask[rows] = found[rows]
+
     def _act(
         self,
         obs: Any,
@@ -206,7 +212,9 @@ class Collector:
         self.player, self.config = player, config
         self.returns = torch.zeros(player.envs.num_envs, dtype=torch.float64)
         self.lengths = torch.zeros(player.envs.num_envs, dtype=torch.long)
-        self.scale = RewardScale(player.envs.num_envs, config.gamma).to(player.device)
+        self.scale = None
+        if config.normalise_rewards:
+            self.scale = RewardScale(player.envs.num_envs, config.gamma).to(player.device)
 
     def collect(self) -> Rollout:
         """The next rollout."""
@@ -216,7 +224,7 @@ class Collector:
                 states.append(player.state)
             step = player.step()
             ended += self._count(step)
-            if config.normalise_rewards:
+            if self.scale is not None:
                 scaled = self.scale(step.reward, step.valid, step.terminated, step.truncated)
                 step = step._replace(reward=scaled)
             steps.append(step)

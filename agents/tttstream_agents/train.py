@@ -138,7 +138,7 @@ class Run:
             "obs": tree(torch.as_tensor, player.obs), "starts": player.starts, "valid": player.valid,
             "came": player.previous_reward, "mask": player.mask,
             "returns": self.collector.returns, "lengths": self.collector.lengths,
-            "reward_scale": self.collector.scale.state_dict(),
+            "reward_scale": None if self.collector.scale is None else self.collector.scale.state_dict(),
             "positions": [(one.episode, one.steps, torch.tensor(one.actions)) for one in positions],
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if player.device.type == "cuda" else None,
@@ -172,15 +172,19 @@ class Run:
         )
         mask = values.get("mask")
         player.mask = None if mask is None else mask.to(device)
-        if "reward_scale" in values:
+        if self.collector.scale is not None and values.get("reward_scale") is not None:
             self.collector.scale.load_state_dict(values["reward_scale"])
         self.collector.returns, self.collector.lengths = values["returns"], values["lengths"]
         positions = [Position(episode, steps, actions.numpy()) for episode, steps, actions in values["positions"]]
+        replaced = []
         for row, begun in enumerate(player.call("call", "seek", positions)):
             if begun is not None:  # an episode too long to be replayed: a new one in its place
                 tree(lambda x, new, row=row: x.__setitem__(row, new), player.obs, begun)
                 player.starts[row], player.valid[row], player.previous_reward[row] = True, True, 0.0
                 self.collector.returns[row], self.collector.lengths[row] = 0.0, 0
+                replaced.append(row)
+        if replaced:
+            player.remask(replaced, player.call("get_attr", "first_info"))
         torch.set_rng_state(values["random"])
         if values["random_cuda"] is not None and device.type == "cuda":
             torch.cuda.set_rng_state(values["random_cuda"])

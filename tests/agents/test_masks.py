@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,10 +18,11 @@ from torch.distributions import Categorical as TorchCategorical
 
 from tttstream_agents import ActionMaskObservation, MemoryPolicy
 from tttstream_agents.config import Config
-from tttstream_agents.envs import make, vector
+from tttstream_agents.envs import Episodes, make, vector
 from tttstream_agents.errors import EnvError, ObservationError, SpaceError
 from tttstream_agents.heads import build
 from tttstream_agents.ppo import Collector, Player, learn, refresh
+from tttstream_agents.train import Run
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 SMALL = Config(n_envs=2, rollout=24, segment=8, minibatch=16, dim=16, epochs=2, recompute=True)
@@ -178,6 +180,23 @@ def test_masks_in_a_list_of_infos_and_of_tuples() -> None:
         player = Player(envs, MemoryPolicy(envs.single_observation_space, envs.single_action_space, dim=16))
         for _ in range(20):
             assert player.step().mask is not None
+
+
+@pytest.mark.parametrize("where", ["info", "obs"])
+@pytest.mark.parametrize("limit", [100, 2])
+def test_a_resumed_run_obeys_the_masks_of_its_episodes(where: str, limit: int, tmp_path: Path) -> None:
+    """Also where an episode is too long to be replayed, and another begins in its place."""
+    config = Config(n_envs=2, rollout=16, segment=8, minibatch=16, dim=16, epochs=1, steps=96)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Episodes.__init__, "__defaults__", (False, limit))
+        for done in range(3):
+            run = Run(config, lambda: Doors(where))
+            if done:
+                run.restore(tmp_path / "checkpoint.pt")
+            run.update()
+            run.save(tmp_path / "checkpoint.pt")
+            assert run.player.mask is not None
+            run.close()
 
 
 def test_masks_can_be_ignored() -> None:

@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tttstream.inner import CATALOGUE
 from tttstream_kernels import (
     MLP,
     Conv,
     Inner,
     InnerState,
     Linear,
-    SwiGLU,
-    SwiGLUDot,
     Update,
     definition,
     init_state,
@@ -46,13 +45,10 @@ class Mode(NamedTuple):
 
 TOKEN_MODES = [Mode(Linear(), "token", 4), Mode(MLP(), "token", 4)]
 FRAME_MODES = [
-    Mode(Linear(), "frame", 4),
-    Mode(MLP(), "frame", 4),
     Mode(Conv(2, 3), "frame", 6),
     Mode(Conv(2, 2), "frame", 7),  # three registers
     Mode(Conv(1, 1), "frame", 1),
-    Mode(SwiGLU(), "frame", 4),
-    Mode(SwiGLUDot(), "frame", 4),
+    *(Mode(inner, "frame", 4) for name, model in CATALOGUE.items() if (inner := model.make((2, 2))) and name != "conv"),
 ]
 UPDATES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -194,7 +190,7 @@ def resets(tokens: int, at: set[tuple[int, int]]) -> Tensor:
 def fits(mode: Mode, update: str) -> bool:
     """Only matrices without biases have columns with norms of their own, only a square has a normalised step."""
     if update == "columns":
-        return isinstance(mode.inner, SwiGLU)
+        return not mode.inner.bias
     return "normalised" not in update or mode.inner.residual
 
 

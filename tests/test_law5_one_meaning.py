@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tttstream import TTTLayer
+from tttstream.inner import CATALOGUE
 from tttstream_kernels import (
-    MLP,
     BackendError,
     Conv,
     Inner,
@@ -21,7 +21,6 @@ from tttstream_kernels import (
     Linear,
     ShapeError,
     SwiGLU,
-    SwiGLUDot,
     Update,
     choose_backend,
     init_state,
@@ -29,7 +28,7 @@ from tttstream_kernels import (
     ttt,
 )
 from tttstream_kernels.call import Call
-from tttstream_kernels.ops import run
+from tttstream_kernels.ops import route, run
 from tttstream_kernels.testing import TOLERANCE
 
 ROWS, HEADS, WIDTH, K = 2, 2, 8, 4
@@ -39,8 +38,8 @@ UPDATES = {
     "all": Update(forget=0.1, momentum=0.5, max_norm=LONGEST),
     "normalised": Update(forget=0.1, step="normalised"),
 }
-TOKEN_INNERS: list[Inner] = [Linear(), MLP()]
-FRAME_INNERS: list[Inner] = [Linear(), MLP(), Conv(2, 2), SwiGLU(), SwiGLUDot()]
+FRAME_INNERS: list[Inner] = [model.make((2, 2)) for model in CATALOGUE.values()]
+TOKEN_INNERS = [inner for inner in FRAME_INNERS if inner.token_causal]
 MODES = [*((inner, "token") for inner in TOKEN_INNERS), *((inner, "frame") for inner in FRAME_INNERS)]
 modes = pytest.mark.parametrize(("inner", "causal"), MODES, ids=lambda value: getattr(value, "name", value))
 LAYERS: list[dict[str, Any]] = [
@@ -374,3 +373,19 @@ def test_what_has_no_kernel_says_so(call: dict[str, Any], reason: str) -> None:
     assert choose_backend("auto", **call) == "torch"
     with pytest.raises(BackendError, match=re.escape(reason)):
         choose_backend("triton", **call)
+
+
+def test_a_call_says_how_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+    calls: dict[str, dict[str, Any]] = {
+        "one token": {"tokens": 1},
+        "mini-batch by mini-batch": {"tokens": 2},
+        "frame by frame": {"tokens": 4, "causal": "frame"},
+    }
+    for form, call in calls.items():
+        assert str(route("auto", Linear(), device="cpu", **call)) == (
+            f"torch (auto takes Triton on CUDA devices only), {form}"
+        )
+    assert route("definition", Linear()).form == "token by token"
+    with caplog.at_level("DEBUG", logger="tttstream_kernels"):
+        ttt(Linear(), **arguments(Linear(), 1), mini_batch=K, backend="torch")
+    assert caplog.messages == ["ttt linear, token mode, 1 tokens: torch (asked for), one token"]

@@ -1,10 +1,15 @@
 """The state of every memory as a value: fresh, packed, saved, indexed, moved, and never changed in place."""
 
+from collections import namedtuple
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch.fx._pytree import SUPPORTED_NODES
+from torch.utils._pytree import tree_structure
 
+from tttstream import TTTLayer
 from tttstream.errors import CheckpointError, StateError
 from tttstream.state import load, pack, save, unpack
 from tttstream.testing import Case, assert_close, cases
@@ -185,3 +190,19 @@ def test_autocast_keeps_the_state_in_float32(case: Case) -> None:
 def test_to_moves_every_tensor(case: Case) -> None:
     state = case.memory().init_state(2).to("meta", torch.float32)
     assert {(leaf.device.type, leaf.dtype) for _, leaf in state.leaves()} == {("meta", torch.float32)}
+
+
+def test_named_tuples_that_are_no_states_keep_the_rule_of_torch_fx() -> None:
+    """That rule takes them apart by index; only for a state does an index mean rows."""
+
+    class Reversed(NamedTuple):
+        a: int
+        b: int
+
+        def __getitem__(self, index: Any) -> Any:
+            return tuple.__getitem__(self, 1 - index)
+
+    rule = SUPPORTED_NODES[namedtuple]  # type: ignore[index]
+    assert rule(Reversed(1, 2), tree_structure((0, 0))) == [2, 1]
+    state = TTTLayer(8, 2, mini_batch=2).init_state(3)
+    assert all(a is b for a, b in zip(rule(state, tree_structure(tuple(state))), tuple(state), strict=True))

@@ -24,13 +24,15 @@ class InnerModel:
     """One entry of the catalogue.
 
     make: the inner model for a grid of tokens. base_lr: the paper's base of the inner learning rate. init: learned
-    initial weights [H, P] for (inner, heads, head width). update: the inner optimiser by default.
+    initial weights [H, P] for (inner, heads, head width). update: the inner optimiser by default. about: what a memory
+    of this model is, one line; `tttstream.memory` then has it as ttt_NAME.
     """
 
     make: Callable[[Grid | None], Inner]
     base_lr: float
     init: Callable[[Inner, int, int], Tensor]
     update: Default
+    about: str | None = None
 
     @property
     def frame_only(self) -> bool:
@@ -99,10 +101,24 @@ def _conv(grid: Grid | None) -> Inner:
 
 
 CATALOGUE: dict[str, InnerModel] = {
-    "linear": InnerModel(lambda grid: Linear(), 1.0, paper_init, bounded(3.0, 2.5)),
-    "mlp": InnerModel(lambda grid: MLP(), 0.1, paper_init, bounded(3.0, 2.5, 1e-5, restore=True)),
-    "conv": InnerModel(_conv, 1.0, conv_init, bounded(3.5, 3.5, 1e-5)),
-    "swiglu": InnerModel(lambda grid: SwiGLU(), 1.0, swiglu_init, bounded(3.0, 3.0, 1e-5)),
+    "linear": InnerModel(
+        lambda grid: Linear(),
+        1.0,
+        paper_init,
+        bounded(3.0, 2.5),
+        "a linear model with LayerNorm, a gradient step a token",
+    ),
+    "mlp": InnerModel(
+        lambda grid: MLP(),
+        0.1,
+        paper_init,
+        bounded(3.0, 2.5, 1e-5, restore=True),
+        "a two-layer MLP with LayerNorm, a gradient step a token",
+    ),
+    "conv": InnerModel(_conv, 1.0, conv_init, bounded(3.5, 3.5, 1e-5), "a small CNN, a gradient step a frame"),
+    "swiglu": InnerModel(
+        lambda grid: SwiGLU(), 1.0, swiglu_init, bounded(3.0, 3.0, 1e-5), "a SwiGLU MLP, a gradient step a frame"
+    ),
     "swiglu_dot": InnerModel(lambda grid: SwiGLUDot(), 1.0, scaled_init, published_update),
 }
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.fx._pytree import register_pytree_flatten_spec
+from torch.fx._pytree import SUPPORTED_NODES, SUPPORTED_NODES_EXACT_MATCH, register_pytree_flatten_spec
 from torch.utils._pytree import _register_namedtuple
 
 from tttstream.errors import CheckpointError, OutputError, StateError
@@ -28,13 +28,19 @@ if TYPE_CHECKING:
 
 FORMAT = "tttstream.state/1"
 
-# A module that torch.export made takes named tuples apart by index, and an index of ours means rows. This reads the
-# fields of any named tuple in order, as the rule that it replaces does.
-register_pytree_flatten_spec(
-    cast(type, namedtuple),
-    lambda value, spec: list(tuple.__iter__(value)),
-    lambda value, spec: len(value) == spec.num_children,
-)
+_NAMED_TUPLE = cast(type, namedtuple)
+_named_tuple_rule = SUPPORTED_NODES[_NAMED_TUPLE]
+
+
+def _fields(value: Any, spec: Any) -> list[Any]:
+    """The fields of a named tuple in order. A module that torch.export made takes named tuples apart by index, and an
+    index of a state means rows. torch.fx has one rule for all named tuples; those that are no states keep it."""
+    if isinstance(value, State):
+        return list(tuple.__iter__(cast(tuple[Any, ...], value)))
+    return _named_tuple_rule(value, spec)
+
+
+register_pytree_flatten_spec(_NAMED_TUPLE, _fields, SUPPORTED_NODES_EXACT_MATCH[_NAMED_TUPLE])
 
 S = TypeVar("S", bound="State")
 N = TypeVar("N")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tttstream.inner import CATALOGUE as INNER_MODELS
 from tttstream.memory import Memory, build, names
 from tttstream_kernels import Update
 from tttstream_kernels.testing import TOLERANCE
@@ -146,7 +147,6 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
         ({"causal": "frame", **_GRID}, 6),
     ],
     "ttt_conv": [(_GRID, 6), ({"update": Update(step="normalised"), **_GRID}, 6)],
-    "ttt_swiglu": [(_GRID, 6)],
     "gated_delta": [({}, 1), ({"decay": "channel", "reach": 2.0, "conv": 0}, 1)],
     "ttt": [({"options": {"ttt_mlp": {"mini_batch": 4}}}, 1)],
     "ttt_nested": [({"block": 4}, 1)],
@@ -159,7 +159,9 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
 
 def cases() -> list[Case]:
     """Every memory that `build` knows, in every mode, each small."""
-    return [Case(name, options, unit) for name in names() for options, unit in _SMALL.get(name, [({}, 1)])]
+    frames = {f"ttt_{name}": [(_GRID, 6)] for name, model in INNER_MODELS.items() if model.frame_only}
+    small = {**frames, **_SMALL}
+    return [Case(name, options, unit) for name in names() for options, unit in small.get(name, [({}, 1)])]
 
 
 SCENES = ("subspace", "prototypes", "mixture")

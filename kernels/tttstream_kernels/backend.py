@@ -63,25 +63,42 @@ def choose_backend(
     """The backend that a call takes: "auto" is triton on a GPU where a kernel exists, else torch. An explicit
     "triton" that cannot run raises with the reason. "reference" is a deprecated name of "torch". Arguments as those of
     `triton_unavailable`."""
+    return chosen_backend(
+        backend, inner, causal, update=update, width=width, mini_batch=mini_batch, dtype=dtype, device=device
+    )[0]
+
+
+def chosen_backend(
+    backend: str,
+    inner: Inner,
+    causal: str | None = None,
+    *,
+    update: Update | None = None,
+    width: int = 64,
+    mini_batch: int = 16,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> tuple[Literal["definition", "torch", "triton"], str]:
+    """`choose_backend`, and why."""
     if backend == "reference":
         warnings.warn("backend='reference' is now backend='torch'", DeprecationWarning, stacklevel=2)
         backend = "torch"
     if backend not in BACKENDS:
         raise ShapeError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     if backend in ("definition", "torch"):
-        return backend
+        return backend, "asked for"
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if backend == "auto" and torch.device(device).type != "cuda":
-        return "torch"
+        return "torch", "auto takes Triton on CUDA devices only"
     reason = triton_unavailable(
         inner, causal, update=update, width=width, mini_batch=mini_batch, dtype=dtype, device=device
     )
     if reason is None:
-        return "triton"
+        return "triton", "asked for" if backend == "triton" else "a kernel covers the call"
     if backend == "triton":
         raise BackendError(f"backend='triton' cannot run: {reason}; use backend='auto' or 'torch'")
-    return "torch"
+    return "torch", reason
 
 
 def triton_coverage() -> list[str]:

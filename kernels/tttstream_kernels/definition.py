@@ -48,9 +48,11 @@ def g(inner: Inner, x: Tensor, weights: Weights) -> Tensor:
         taps = [padded[dy : dy + height, dx : dx + width] * kernel[3 * dy + dx] for dy in range(3) for dx in range(3)]
         z = torch.cat([sum(taps, torch.zeros_like(grid)).flatten(0, 1), x[height * width :] * kernel[4]])
         return tanh_gelu(z + b1) @ w2 + b2
-    w0, w2, w1 = weights
-    gate = x @ w0
-    return (gate * torch.sigmoid(gate) * (x @ w2)) @ w1
+    if inner.name in ("swiglu", "swiglu_dot"):
+        w0, w2, w1 = weights
+        gate = x @ w0
+        return (gate * torch.sigmoid(gate) * (x @ w2)) @ w1
+    raise NotImplementedError(f"the definition does not know the {inner.name} inner model: add it here")
 
 
 def tanh_gelu(x: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ class Cell:
     def end(self, tau: float | Tensor) -> None:
         """The mini-batch is full: step, forget, bound the norm of the last layer, put column norms back."""
         update, start, scale = self.update, self.start, self.scale(tau)
-        forget, last = _number(update.forget, self.head), 1 if self.inner.name.startswith("swiglu") else 2
+        forget, last = _number(update.forget, self.head), 2 if self.inner.bias else 1
         self.momentum = [self.mu * m + scale * s for m, s in zip(self.momentum, self.grad_sum, strict=True)]
         weights = [w - m for w, m in zip(self.weights, self.momentum, strict=True)]
         weights = [s + (1.0 - forget) * (w - s) for w, s in zip(weights, start, strict=True)]
@@ -291,7 +293,7 @@ def separate(inner: Inner, flat: Tensor, width: int) -> Weights:
     for rows, columns in inner.shapes(width):
         matrix = flat[begin : begin + rows * columns].view(rows, columns)
         begin += rows * columns
-        weights += [matrix] if inner.name.startswith("swiglu") else [matrix[:-1], matrix[-1]]
+        weights += [matrix[:-1], matrix[-1]] if inner.bias else [matrix]
     return weights
 
 

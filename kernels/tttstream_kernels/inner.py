@@ -39,6 +39,8 @@ class Inner:
     name: ClassVar[str]
     token_causal: ClassVar[bool] = False
     residual: ClassVar[bool] = True
+    bias: ClassVar[bool] = True
+    """Whether the last row of every weight matrix is a bias."""
     rates: ClassVar[int] = 1
     """Learning rates a token: one for all weights, or one for each of them."""
 
@@ -199,6 +201,7 @@ class SwiGLU(Inner):
     """
 
     name: ClassVar[str] = "swiglu"
+    bias: ClassVar[bool] = False
 
     def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
         """See `Inner.shapes`."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from tttstream_kernels import definition
-from tttstream_kernels.backend import choose_backend
+from tttstream_kernels.backend import chosen_backend
 from tttstream_kernels.call import Call
 from tttstream_kernels.errors import ShapeError
 from tttstream_kernels.frame import frame_causal
-from tttstream_kernels.inner import Conv, Inner, SwiGLU
+from tttstream_kernels.inner import Conv, Inner
 from tttstream_kernels.precision import cast, full_precision
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.token import one_token, token_causal
 from tttstream_kernels.update import Update
+
+_LOG = logging.getLogger("tttstream_kernels")
 
 
 def state_shapes(
@@ -62,7 +67,7 @@ def ttt(
     """Run the TTT recurrence of an inner model over a stream (Sun et al., arXiv 2407.04620, section 2).
 
     Args:
-        inner: Linear(), MLP(), Conv(h, w), SwiGLU() or SwiGLUDot().
+        inner: an `Inner`: Linear(), MLP(), Conv(h, w), SwiGLU(), SwiGLUDot() …
         q, k, v: [B, T, H, D] test view, training view and label view of every token, any floating type.
         eta: [B, T, H] learning rate of every token (already divided by D); [B, T, H, 3] for SwiGLUDot.
         start: [H, P] learned initial weights, flattened layer after layer (`inner.shapes`), bias row last.
@@ -112,36 +117,76 @@ def run(
     """`ttt` behind its door, for a layer whose own door has seen to its arguments: nothing is checked. `fresh` says
     that the state is known to be zero."""
     output, dtype = call.q.dtype, state.delta.dtype
-    chosen = choose_backend(
-        backend,
-        call.inner,
-        call.causal,
-        update=call.update,
-        width=call.q.shape[3],
-        mini_batch=call.tokens,
-        dtype=dtype,
-        device=call.q.device,
-    )
+    way = route(
+        backend, call.inner, call.causal, update=call.update, width=call.q.shape[3], mini_batch=call.tokens,
+        dtype=dtype, device=call.q.device, tokens=call.q.shape[1],
+    )  # fmt: skip
     with full_precision(call.q.device.type):
-        if chosen == "triton":
+        if way.backend == "triton":
             y, state, loss = _on_triton(call, state, fresh, reset, lengths, return_loss)
             return cast(output, y)[0], state, loss
         tau = None if call.tau is None else call.tau.to(dtype)
         q, k, v, eta, start, gamma, beta = cast(dtype, *call[1:8])
         call = Call(call.inner, q, k, v, eta, start, gamma, beta, call.tokens, call.causal, tau, call.update)
-        if chosen == "definition":
+        if way.backend == "definition":
             y, state, loss = definition.ttt(
                 *call[:8], mini_batch=call.tokens, causal=call.causal, tau=tau, state=state, reset=reset,
                 lengths=lengths, update=call.update,
             )  # fmt: skip
-            return cast(output, y)[0], state, loss if return_loss else None
-        if call.causal == "frame":
+            loss = loss if return_loss else None
+        elif way.form == FRAMES:
             y, state, loss = frame_causal(call, state, reset, lengths, return_loss)
-        elif call.q.shape[1] == 1:
+        elif way.form == STEP:
             y, state, loss = one_token(call, state, reset, lengths, return_loss)
         else:
             y, state, loss = token_causal(call, state, fresh, reset, lengths, return_loss)
     return cast(output, y)[0], state, loss
+
+
+FRAMES, CHUNKS, STEP = "frame by frame", "mini-batch by mini-batch", "one token"
+
+
+class Route(NamedTuple):
+    """How a call runs: its backend and why; form: for torch which of its loops, else the backend's own."""
+
+    backend: str
+    why: str
+    form: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} ({self.why}), {self.form}"
+
+
+def route(
+    backend: str,
+    inner: Inner,
+    causal: str | None = None,
+    *,
+    update: Update | None = None,
+    width: int = 64,
+    mini_batch: int = 16,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    tokens: int = 1,
+) -> Route:
+    """How the op runs a call; it says so on the logger `tttstream_kernels` at level DEBUG.
+
+    Arguments as those of `triton_unavailable`; tokens: T of the call.
+    """
+    chosen, why = chosen_backend(
+        backend, inner, causal, update=update, width=width, mini_batch=mini_batch, dtype=dtype, device=device
+    )
+    causal = causal or ("token" if inner.token_causal else "frame")
+    if chosen != "torch":
+        form = "a kernel" if chosen == "triton" else "token by token"
+    elif causal == "frame":
+        form = FRAMES
+    else:
+        form = STEP if tokens == 1 else CHUNKS
+    way = Route(chosen, why, form)
+    if not torch.compiler.is_compiling() and _LOG.isEnabledFor(logging.DEBUG):
+        _LOG.debug("ttt %s, %s mode, %d tokens: %s", inner.name, causal, tokens, way)
+    return way
 
 
 def _on_triton(
@@ -249,7 +294,7 @@ def _require(met: Tensor, message: str) -> None:
 
 def check_update(update: Update, inner: Inner, heads: int) -> None:
     """Raise where an update does not fit an inner model of so many heads."""
-    if update.columns and not isinstance(inner, SwiGLU):
+    if update.columns and inner.bias:
         raise ShapeError(
             f"update.columns: the {inner.name} inner model has biases, whose columns have no norm of their own"
         )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tttstream.inner import CATALOGUE
 from tttstream_kernels import (
     MLP,
     Conv,
@@ -26,7 +27,7 @@ from tttstream_kernels import (
 )
 
 B, T, H, D = 2, 8, 2, 6
-INNERS: list[Inner] = [Linear(), MLP(), Conv(2, 2), SwiGLU(), SwiGLUDot()]
+INNERS: list[Inner] = [model.make((2, 2)) for model in CATALOGUE.values()]
 every_inner = pytest.mark.parametrize("inner", INNERS, ids=lambda inner: inner.name)
 
 

@@ -71,16 +71,17 @@ def backends() -> list[str]:
     """What `backend="auto"` takes for each inner model here, and why not Triton, one line each."""
     import torch
 
-    from tttstream_kernels import MLP, Conv, Linear, SwiGLU, SwiGLUDot, choose_backend, triton_unavailable
+    from tttstream.inner import CATALOGUE
+    from tttstream_kernels.ops import route
 
     if not torch.cuda.is_available():
-        return ["torch: auto takes Triton on CUDA devices only"]
+        way = route("auto", CATALOGUE["linear"].make(None), device="cpu")
+        return [f"{way.backend}: {way.why}"]
     lines = []
-    for inner in (Linear(), MLP(), Conv(16, 16), SwiGLU(), SwiGLUDot()):
+    for inner in (model.make((16, 16)) for model in CATALOGUE.values()):
         for causal in ("token", "frame") if inner.token_causal else ("frame",):
-            reason = triton_unavailable(inner, causal)
-            chosen = choose_backend("auto", inner, causal)
-            lines.append(f"{inner.name}, {causal} mode: {chosen}" + (f" ({reason})" if reason else ""))
+            way = route("auto", inner, causal)
+            lines.append(f"{inner.name}, {causal} mode: {way.backend} ({way.why})")
     return lines
 
 

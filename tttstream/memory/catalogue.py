@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 from tttstream.errors import ShapeError
+from tttstream.inner import CATALOGUE as INNER_MODELS
+from tttstream.inner import InnerModel
 from tttstream.memory.attention import Attention, Window
 from tttstream.memory.base import Memory
 from tttstream.memory.mamba2 import Mamba2
@@ -29,11 +31,13 @@ class Entry:
     about: str
 
 
+def _ttt(name: str, model: InnerModel) -> Entry:
+    mode: dict[str, Any] = {"causal": "frame"} if model.frame_only else {}
+    return Entry(partial(TTTLayer, inner=name, **mode), model.about or "")
+
+
 CATALOGUE: dict[str, Entry] = {
-    "ttt_linear": Entry(partial(TTTLayer, inner="linear"), "a linear model with LayerNorm, a gradient step a token"),
-    "ttt_mlp": Entry(partial(TTTLayer, inner="mlp"), "a two-layer MLP with LayerNorm, a gradient step a token"),
-    "ttt_conv": Entry(partial(TTTLayer, inner="conv", causal="frame"), "a small CNN, a gradient step a frame"),
-    "ttt_swiglu": Entry(partial(TTTLayer, inner="swiglu", causal="frame"), "a SwiGLU MLP, a gradient step a frame"),
+    **{f"ttt_{name}": _ttt(name, model) for name, model in INNER_MODELS.items() if model.about is not None},
     "ttt": Entry(Mixed, "mixed heads: some correct (delta), some add up (additive), some learn deeply (ttt_mlp)"),
     "ttt_nested": Entry(Nested, "a delta rule whose start is learned by an outer learner, block by block"),
     "additive": Entry(Additive, "linear attention without a norm: sums that count"),

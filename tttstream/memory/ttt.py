@@ -56,7 +56,7 @@ class TTTLayer(Memory):
 
     Args:
         dim: width of the tokens. heads: inner models side by side, each D = dim / heads wide.
-        inner: linear, mlp, conv, swiglu, swiglu_dot.
+        inner: a name of `tttstream.inner.CATALOGUE`: linear, mlp, conv, swiglu, swiglu_dot.
         mini_batch: K, tokens whose gradients are taken at the same weights (token mode).
         causal: "token", or "frame": a frame of h * w (+ registers) tokens is learned, then read.
         grid: (h, w), the tokens of a frame (frame mode).

@@ -75,10 +75,14 @@ def run(args: argparse.Namespace) -> int:
     duals = list(speed.dual_against_primal(LEAST, args.dim, args.heads, 16, device))
     where = f"{device.type}, torch {torch.__version__}, {strftime('%Y-%m-%d')}"
     about = f"width {args.dim}, {args.heads} heads, {where}"
+    command = f"tttstream bench --tokens {args.tokens} --dim {args.dim} --heads {args.heads} --limit {args.limit:g}"
     records: dict[str, Any] = {
-        "about": about, "costs": [c._asdict() for c in found], "dual": [d._asdict() for d in duals]
+        "about": about, "command": command, "costs": [c._asdict() for c in found], "dual": [d._asdict() for d in duals]
     }  # fmt: skip
-    for name, text in (("bench.json", json.dumps(records, indent=1) + "\n"), ("bench.md", table(found, duals, about))):
+    for name, text in (
+        ("bench.json", json.dumps(records, indent=1) + "\n"),
+        ("bench.md", table(found, duals, about, command)),
+    ):
         file = TextFile(folder.path / name)
         with file:
             file.write(text)
@@ -88,9 +92,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def table(found: list[Cost], duals: list[Dual], about: str) -> str:
+def table(found: list[Cost], duals: list[Dual], about: str, command: str) -> str:
     """The report, in Markdown."""
-    lines = ["# What a memory costs", "", f"One stream, {about}. Made by `tttstream bench`.", ""]
+    lines = ["# What a memory costs", "", f"One stream, {about}. Made by `{command}`.", ""]
     lines += [
         "| memory | tokens seen | prefill, ms a token | a frame of 64, ms | a step, ms | state, kB | process, MB more |"
     ]

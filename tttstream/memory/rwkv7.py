@@ -102,7 +102,7 @@ def shifted(seen: Seen) -> tuple[Tensor, Tensor]:
     if seen.reset is not None:
         before = torch.where(seen.reset[..., None], 0.0, before)
     if seen.lengths is None:
-        last = past[:, -1:]
+        last = past[:, -1:].clone()  # a view would keep the whole call in memory
     else:
         last = past.gather(1, seen.lengths[:, None, None].expand(-1, 1, past.shape[-1]))
     return before, last.to(seen.window.dtype)

@@ -66,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     envs = ParallelVector([Cards] * 16)
-    config = Config(n_envs=envs.num_envs, rollout=24, minibatch=192, dim=32, heads=1, lr=3e-3, epochs=4)
+    config = Config(n_envs=envs.num_envs, rollout=26, minibatch=208, dim=32, heads=1, lr=3e-3, epochs=4)
     policy = MemoryPolicy(envs.single_observation_space, envs.single_action_space, dim=32, heads=1)
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr, eps=1e-5)
     collector, returns, steps = Collector(Player(envs, policy), config), [0.0], 0

@@ -62,7 +62,7 @@ def test_truncated_episodes_are_bootstrapped(example: Any, script: Any) -> None:
     assert result["return"] == pytest.approx(10.4, abs=1)  # of 6, 15, 10, 6, 15 …
 
 
-@pytest.mark.parametrize("name", ["sb3_ppo", "torchrl_ppo", "torchrl_dqn", "cleanrl_ppo"])
+@pytest.mark.parametrize("name", ["sb3_ppo", "torchrl_ppo", "torchrl_dqn", "pettingzoo_ppo", "cleanrl_ppo"])
 def test_examples_run(root: Path, name: str) -> None:
     option = "--total-timesteps" if name == "cleanrl_ppo" else "--steps"
     command = [sys.executable, "-W", "ignore", str(root / "agents" / "examples" / f"{name}.py"), option, "1664"]

@@ -164,3 +164,18 @@ def test_a_stall_of_the_network_is_named(make_video: MakeVideo) -> None:
             assert source.truncated
         np.testing.assert_array_equal(frames_left[0].image, first.image)
         assert len(frames_left) > 50
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://localhost:1/x.mp4", "refused"),
+        ("nosuch://b/x.mp4", "Protocol not found"),
+        ("http://[::1/x", "no address"),
+    ],
+)
+def test_an_address_that_leads_nowhere(address: str, said: str) -> None:
+    """The reason is named, and nothing is guessed of a file that nobody has seen."""
+    with pytest.raises(SourceError, match=said) as caught:
+        open_source(address)
+    assert "faststart" not in str(caught.value)

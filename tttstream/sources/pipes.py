@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from pathlib import PurePosixPath
@@ -15,6 +16,10 @@ INDEX_LAST = (
     "it is MP4 or MOV with its index at the end, and what cannot be rewound needs it in front: write it with "
     "-movflags +faststart, send MPEG-TS or Matroska, or give the file itself"
 )
+UNREACHED = re.compile(
+    "(?i)refused|not found|timed out|unreachable|no route|server returned|resolve|denied|reset by peer"
+)
+"""What is said of a server or an address, which tells nothing of the file."""
 HEADS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # at byte 4 of an MP4 or MOV
 
 
@@ -72,6 +77,8 @@ def why(path: str, file: Any, said: str) -> str:
         if not file.head:
             return "nothing came through it"
         return INDEX_LAST if file.has_index_last else said
+    if UNREACHED.search(said):
+        return said
     if "://" in path and PurePosixPath(urlsplit(path).path).suffix.lower() in (".mp4", ".mov", ".m4v", ".3gp"):
         return f"{said}; perhaps its server cannot start in the middle of a file, and {INDEX_LAST}"
     return said

@@ -69,7 +69,10 @@ class Video(Source):
         if path == STDIN:
             self.name = "standard input"
         if "://" in path:  # the whole address, but a password must not reach a report
-            url = urlsplit(path)
+            try:
+                url = urlsplit(path)
+            except ValueError as error:
+                raise SourceError(f"{shown(path)} is no address: {error}") from error
             self.live = url.scheme in LIVE_SCHEMES
             self.name = shown(urlunsplit(url._replace(netloc=url.netloc.rsplit("@", 1)[-1])))
         self._decoder: _Decoder | None = None

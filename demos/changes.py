@@ -5,7 +5,8 @@
 On `places`, whose worlds show photographs that the shipped map was not trained on. Beside the map: the difference to
 the frame before, OpenCV's MOG2, and a dictionary that keeps the last view of every place and grows with the world.
 Every change gets the highest score of the second in which it comes into view, every second without a change its own.
-Noise on the poses, drift of the odometry and poses that come late: --noise, --drift (in sides of a view) and --late.
+Noise on the poses, drift of the odometry and poses that come late: --noise, --drift (deviations in sides of a view, of
+every pose and of every frame's step) and --late (frames). `--robots` makes the table of all of these.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,12 +26,17 @@ from tttstream import MapStream, models
 from tttstream.evaluation.detection import Baselines, auroc
 from tttstream.frames import Frame
 from tttstream.io.outputs import TextFile
+from tttstream.sources.base import Event
 from tttstream.sources.places import Places
-from tttstream.streams.map import LAG
 
 SECOND = 30
+LAG = 45  # frames after which the dictionary keeps a view: those before show nearly the same
 SCORES = ("map", "dictionary", "frame_difference", "mog2")
 KINDS = ("exchanged", "vanished", "appeared", "moved")
+ROBOTS = (  # noise, drift, frames late
+    (0.0, 0.0, 0), (0.005, 0.0, 0), (0.02, 0.0, 0), (0.05, 0.0, 0), (0.0, 0.0005, 0), (0.0, 0.002, 0),
+    (0.0, 0.0, 1), (0.0, 0.0, 3), (0.0, 0.0, 5),
+)  # fmt: skip
 CELL = 0.125  # sides of a view: the dictionary keeps one view for each such cell of the world
 
 
@@ -77,29 +84,38 @@ def matrix(pose: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([[c, -s, pose[0]], [s, c, pose[1]], [0, 0, 1.0]])
 
 
-def follow(args: argparse.Namespace, seed: int) -> dict[str, object]:
-    """The scores of every frame of one source, its changes, and the bytes that were kept."""
+class Run(NamedTuple):
+    """The scores of every frame of one source [frames, scores], its changes, and the bytes that the map and the
+    dictionary kept."""
+
+    scores: NDArray[np.float64]
+    events: list[Event]
+    kept: tuple[int, int]
+
+
+def follow(args: argparse.Namespace, seed: int, noise: float, drifts: float, late: int) -> Run:
+    """Watch one source."""
     rng = np.random.default_rng(seed)
     source, stream = Places(size=128, seed=seed), MapStream(models.load(args.model), device="cpu")
     dictionary, baselines = Dictionary(), Baselines()
-    poses = [np.asarray(source.frame(0).pose)] * (args.late + 1)
+    poses = [np.asarray(source.frame(0).pose)] * (late + 1)
     drift, found = np.zeros(2), []
     for index in tqdm(range(args.frames), f"seed {seed}", disable=None):
         frame = source.frame(index)
-        drift += rng.normal(0, args.drift, 2)
+        drift += rng.normal(0, drifts, 2)
         pose = np.array(frame.pose)
-        pose[:2] += drift + rng.normal(0, args.noise, 2)
+        pose[:2] += drift + rng.normal(0, noise, 2)
         poses = [*poses[1:], pose]
         told = Frame(frame.image, index, frame.time_s, poses[0])
         result = stream.push(told)
         found.append((result.surprise, dictionary.score(told, poses[0]), *baselines.scores(frame.image)))
     events = [event for event in source.events(args.frames) if event.kind in (*KINDS, "scene")]
-    return {"scores": np.array(found), "events": events, "bytes": (stream.state_bytes, dictionary.nbytes)}
+    return Run(np.array(found), events, (stream.state_bytes, dictionary.nbytes))
 
 
-def windows(run: dict[str, object], column: int) -> tuple[dict[str, list[float]], list[float]]:
+def windows(run: Run, column: int) -> tuple[dict[str, list[float]], list[float]]:
     """The highest score of the first second of every change, by kind, and of every second without one."""
-    scores, events = np.asarray(run["scores"])[:, column], list(run["events"])  # type: ignore[call-overload]
+    scores, events = run.scores[:, column], run.events
     free = np.ones(len(scores), bool)
     free[: 2 * SECOND] = False
     changed: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -125,26 +141,29 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--drift", type=float, default=0.0)
     parser.add_argument("--late", type=int, default=0)
+    parser.add_argument("--robots", action="store_true", help="the table of noise, drift and delay")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     args = parser.parse_args()
-    runs = [follow(args, seed) for seed in range(args.seeds)]
-    lines = [
-        "| score | AUROC | found at one false alarm a minute | " + " | ".join(KINDS) + " |",
-        "| --- " * (3 + len(KINDS)) + "|",
-    ]
-    for column, name in enumerate(SCORES):
-        parts = [windows(run, column) for run in runs]
-        quiet = np.array([value for _, part in parts for value in part])
-        every = {kind: np.array([v for changed, _ in parts for v in changed[kind]]) for kind in KINDS}
-        both = np.concatenate(list(every.values()))
-        limit = np.quantile(quiet, 1 - 1 / 60)
-        by_kind = " | ".join(f"{auroc(every[kind], quiet):.2f} ({len(every[kind])})" for kind in KINDS)
-        lines.append(f"| {name} | {auroc(both, quiet):.3f} | {(both > limit).mean():.2f} | {by_kind} |")
-    kept = np.array([run["bytes"] for run in runs]).max(0)
-    settings = f"noise {args.noise}, drift {args.drift}, late {args.late}"
+    cases = ROBOTS if args.robots else ((args.noise, args.drift, args.late),)
+    head = ["noise", "drift", "late", "score", "AUROC", "found at one false alarm a minute", *KINDS]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for case in cases:
+        runs = [follow(args, seed, *case) for seed in range(args.seeds)]
+        for column, name in enumerate(SCORES):
+            if args.robots and name not in ("map", "dictionary") and case != ROBOTS[0]:
+                continue  # no pose tells them anything
+            parts = [windows(run, column) for run in runs]
+            quiet = np.array([value for _, part in parts for value in part])
+            every = {kind: np.array([v for changed, _ in parts for v in changed[kind]]) for kind in KINDS}
+            both = np.concatenate(list(every.values()))
+            limit = np.quantile(quiet, 1 - 1 / 60)
+            cells = [*case, name, f"{auroc(both, quiet):.3f}", f"{(both > limit).mean():.2f}"]
+            cells += [f"{auroc(every[kind], quiet):.2f} ({len(every[kind])})" for kind in KINDS]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    kept = np.array([run.kept for run in runs]).max(0)
     lines += [
         "",
-        f"{len(both)} changes, {len(quiet)} quiet seconds, {args.seeds} seeds of {args.frames} frames; {settings}.",
+        f"{len(both)} changes, {len(quiet)} quiet seconds, {args.seeds} seeds of {args.frames} frames.",
         f"Kept: map {kept[0] / 1e6:.1f} MB, always; dictionary {kept[1] / 1e6:.1f} MB, growing.",
         time.strftime("%Y-%m-%d"),
     ]

@@ -11,6 +11,7 @@ view was last in sight. Beside it: the present frame, the mean of all frames, an
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from tttstream import MapStream, models
 from tttstream.evaluation.detection import auroc
 from tttstream.io.outputs import TextFile
 from tttstream.sources.places import EXTENT, Places
-from tttstream.train.map import in_view
 
 AGES = ((1, 64), (64, 256), (256, 1024), (1024, 1 << 30))
 ROWS = ("map", "frozen", "present frame", "mean frame")
@@ -35,6 +35,18 @@ def reduced(picture: NDArray[np.generic]) -> NDArray[np.float64]:
     pixels = torch.from_numpy(np.ascontiguousarray(picture, np.float32)).permute(2, 0, 1)[None]
     small = F.interpolate(pixels, (64, 64), mode="bilinear", antialias=True)[0]
     return np.asarray(small.permute(1, 2, 0).numpy(), np.float64) / 255
+
+
+def sights(asked: NDArray[np.float64], poses: list[NDArray[np.float64]]) -> NDArray[np.intp]:
+    """The frames, by their poses [5], that showed any of 4 × 4 points of the view from another pose."""
+    steps = (np.arange(4) + 0.5) / 4 - 0.5
+    right, down = (part.ravel() for part in np.meshgrid(steps, steps))
+    c, s = math.exp(asked[2]) * math.cos(asked[3]), math.exp(asked[2]) * math.sin(asked[3])
+    x, y, log_zoom, roll, world = np.array(poses).T[..., None]
+    x, y = asked[0] + c * right - s * down - x, asked[1] + s * right + c * down - y
+    c, s = np.cos(roll) / np.exp(log_zoom), np.sin(roll) / np.exp(log_zoom)
+    seen = (np.abs(c * x + s * y) < 0.5) & (np.abs(c * y - s * x) < 0.5) & (world == asked[4])
+    return np.flatnonzero(seen.any(1))
 
 
 def ask(args: argparse.Namespace, seed: int) -> tuple[list[tuple[int, list[float]]], list[float], list[float]]:
@@ -56,10 +68,7 @@ def ask(args: argparse.Namespace, seed: int) -> tuple[list[tuple[int, list[float
         if index % args.every or len(poses) < 100:
             continue
         asked = poses[int(rng.integers(len(poses)))]
-        points = stream.model.points(torch.from_numpy(asked)[None, None])
-        seen = in_view(points, torch.from_numpy(np.array(poses))[None], stream.model.config.side)[0, 0]
-        last = torch.where(seen, torch.arange(len(poses)), -1).amax(-1)
-        age = len(poses) - 1 - int(last.max())
+        age = len(poses) - 1 - int(sights(asked, poses)[-1])
         truth = reduced(source.look(asked, index))
         base = np.square(truth - truth.mean((0, 1))).mean()
         answers = [stream.imagine(asked), frozen.imagine(asked)]
@@ -67,8 +76,7 @@ def ask(args: argparse.Namespace, seed: int) -> tuple[list[tuple[int, list[float
         found.append((age, [float(np.square(p - truth).mean() / base) for p in (*told, present, mean)]))
         visited.append(float(answers[0].familiar.mean()))
         other = np.array([*rng.uniform(0.5, EXTENT - 0.5, 2), 0, 0, pose[4]])
-        points = stream.model.points(torch.from_numpy(other)[None, None])
-        if not in_view(points, torch.from_numpy(np.array(poses))[None], stream.model.config.side).any():
+        if not len(sights(other, poses)):
             unvisited.append(float(stream.imagine(other).familiar.mean()))
         elsewhere = np.array([*asked[:4], pose[4] + 1 + rng.integers(50)])
         unvisited.append(float(stream.imagine(elsewhere).familiar.mean()))

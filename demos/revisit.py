@@ -11,9 +11,11 @@ Error over that of the mean code, on photographs that training never shows, by t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,24 @@ TILE, CODES, FEATURES, SCALE = 16, 32, 128, 0.8  # pixels, components, random Fo
 WHERE, WHAT, HEADS = 88, 64, 4
 LARGEST = 16  # side of the worlds in training, from SMALLEST on
 SMALLEST = 5
+BEGINS, EXCHANGES = 0.02, 0.05  # chances at a step of training that a stream begins anew, that it enters another world
+RECIPES = {  # of training, by the names that the table has; the last is that of new runs
+    "short lives": "a stream begins anew with probability 0.2 a step, its world is exchanged with 0.2",
+    "long lives": "0.02 and 0.2",
+    "long lives, long ages": "0.02 and 0.05, and five of eight rows leave half of their worlds for 64 to 4,096 steps",
+}
+RECIPE = tuple(RECIPES)[-1]
+LEAVING = (0, 0, 0, 64, 256, 1024, 2048, 4096)  # steps for which the rows of training leave half of their worlds
 SIDES = (6, 12, 16, 24)
 SPANS = (64, 1024, 4096, 16384)  # steps for which half of the world is left, a row each
+OLD = {4352: 4, 16640: 8}  # and a measurement of long ages alone: how many rows leave half of the world for so long
+LONG = 34304  # tokens of it
 AGES = (1, 8, 64, 256, 1024, 4096, 16384)
 EXCHANGED = 2048  # tokens between two worlds in the test of youth
 MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ttt_mlp": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
+    "ttt_mlp_4": ("ttt_mlp", {"rotary": False, "mini_batch": 4}),
+    "frozen": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp_plain": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": Update()}),
     "ttt_linear": ("ttt_linear", {"rotary": False, "mini_batch": 8}),
     "ttt": ("ttt", {"options": {"ttt_mlp": {"rotary": False, "mini_batch": 8}}}),
@@ -56,8 +70,9 @@ MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiles() -> tuple[Tensor, Tensor]:
-    """Codes [N, 32] of the tiles of photographs for training and of those held out."""
+def tiles() -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [N, 32] of the tiles of photographs for training and of those held out, and what makes pixels [768], less
+    their mean, of a code [32, 768]."""
     found: dict[bool, list[Tensor]] = {False: [], True: []}
     for name in NAMES:
         image = torch.from_numpy(np.ascontiguousarray(photograph(name))).permute(2, 0, 1).float()[None] / 255
@@ -68,14 +83,14 @@ def tiles() -> tuple[Tensor, Tensor]:
     mean = train.mean(0)
     basis = torch.linalg.eigh((train - mean).mT @ (train - mean))[1].flip(1)[:, :CODES]
     scale = ((train - mean) @ basis).std(0)
-    return (train - mean) @ basis / scale, (held - mean) @ basis / scale
+    return (train - mean) @ basis / scale, (held - mean) @ basis / scale, scale[:, None] * basis.mT
 
 
 class Walks:
     """Walks in worlds of tiles that go on from call to call, a row each.
 
     pool: codes [N, 32]. sides: of the worlds [B]. spans: steps for which a row stays in one half of its world, 0 for no
-    halves.
+    halves. visited: the cells of the next views of the latest call [B, count].
     """
 
     def __init__(self, pool: Tensor, sides: list[int], seed: int, spans: list[int] | None = None) -> None:
@@ -86,7 +101,7 @@ class Walks:
         self.last = np.full((rows, cells), -1)
         self.at = np.zeros((rows, 2), int)
         self.way = self.rng.integers(0, 4, rows)
-        self.time = 0
+        self.time, self.visited = 0, np.zeros((rows, 0), int)
         draw = torch.Generator().manual_seed(5)
         self.waves = torch.randn(2, FEATURES, generator=draw) / SCALE
         self.phases = torch.rand(FEATURES, generator=draw) * 2 * math.pi
@@ -121,6 +136,7 @@ class Walks:
             inside = there + self.at[:, 1] % np.maximum(half, 1)
             self.at[:, 1] = np.where(self.spans > 0, inside, self.at[:, 1])
         self.time += count
+        self.visited = path[:, 1:, 0] * self.sides[:, None] + path[:, 1:, 1]
         cells = torch.from_numpy(path[..., 0] * self.sides[:, None] + path[..., 1])
         codes = self.worlds.gather(1, cells[..., None].expand(-1, -1, CODES))
         places = (torch.from_numpy(path).float() @ self.waves + self.phases).cos()
@@ -130,7 +146,10 @@ class Walks:
 def build(name: str) -> PlaceMemory:
     """The network around a memory; the same for all but the memory."""
     memory, options = MEMORIES[name]
-    return PlaceMemory(CODES, FEATURES, where=WHERE, what=WHAT, memory=memory, heads=HEADS, options=options)
+    network = PlaceMemory(CODES, FEATURES, where=WHERE, what=WHAT, memory=memory, heads=HEADS, options=options)
+    if name == "frozen":  # it is trained so, too
+        network.memory.forward = partial(network.memory.forward, learn=False)  # type: ignore[method-assign]
+    return network
 
 
 def train(name: str, rate: float, seed: int, steps: int, pool: Tensor) -> tuple[PlaceMemory, list[float]]:
@@ -139,11 +158,11 @@ def train(name: str, rate: float, seed: int, steps: int, pool: Tensor) -> tuple[
     torch.manual_seed(seed)
     network, rng = build(name), np.random.default_rng(1000 + seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
-    walks = Walks(pool, [LARGEST] * 8, seed)
+    walks = Walks(pool, [LARGEST] * 8, seed, list(LEAVING))
     bounded, state, losses = network.memory.bounded, None, []
     for step in tqdm(range(steps), f"{name} {rate:g} seed {seed}", disable=None):
-        begins = (rng.random(8) < (0.2 if bounded else 1.0)) | (step == 0)
-        for row in np.flatnonzero(begins | (rng.random(8) < 0.2)):
+        begins = (rng.random(8) < (BEGINS if bounded else 1.0)) | (step == 0)
+        for row in np.flatnonzero(begins | (rng.random(8) < EXCHANGES)):
             walks.exchange(int(row), int(rng.integers(SMALLEST, LARGEST + 1)))
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, step / 30) * (0.475 * (1 + math.cos(math.pi * step / steps)) + 0.05)
@@ -208,14 +227,18 @@ def youth(network: PlaceMemory, pool: Tensor, worlds: int) -> list[float]:
     return found
 
 
-def measure(name: str, rate: float, seed: int, steps: int, tokens: int) -> dict[str, Any]:
-    """Train one network and measure it."""
-    pool, held = tiles()
+def measure(name: str, rate: float, seed: int, steps: int, tokens: int, keep: Path | None) -> dict[str, Any]:
+    """Train one network, keep its weights in a folder where one is given, and measure it."""
+    pool, held, _ = tiles()
     began = time.perf_counter()
     network, losses = train(name, rate, seed, steps, pool)
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        torch.save(network.state_dict(), keep / f"{name}-{rate:g}-{seed}.pt")
     state: Any = network.init_state(1)
     record: dict[str, Any] = {
-        "memory": name, "rate": rate, "seed": seed, "steps": steps, "tokens": tokens, "losses": losses,
+        "memory": name, "recipe": RECIPE, "rate": rate, "seed": seed, "steps": steps, "tokens": tokens,
+        "losses": losses,
         "parameters": sum(p.numel() for p in network.parameters()), "torch": torch.__version__,
         "state_bytes": state.nbytes if network.memory.bounded else None, "date": time.strftime("%Y-%m-%d"),
         "minutes": round((time.perf_counter() - began) / 60, 1), "places": {},
@@ -224,6 +247,12 @@ def measure(name: str, rate: float, seed: int, steps: int, tokens: int) -> dict[
     for side in SIDES:
         walks = Walks(held, [side] * len(SPANS), 50 + side, list(SPANS))
         record["places"][str(side * side)] = follow(network, walks, length)
+    if network.memory.bounded:
+        spans = [span for span, rows in OLD.items() for _ in range(rows)]
+        record["old"] = {
+            str(side * side): follow(network, Walks(held, [side] * len(spans), 150 + side, spans), LONG)["age"]
+            for side in SIDES
+        }
     if name.startswith("ttt"):
         walks = Walks(held, [12] * len(SPANS), 62, list(SPANS))
         record["reset_every_512"] = follow(network, walks, length, reset=True)
@@ -243,32 +272,42 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
     head = ["memory", "seeds", "rate", "parameters", "state", "ms a token", "places", *(f"age ≥ {age}" for age in AGES)]
     lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name in MEMORIES:
-        mine = [r for r in records if r["memory"] == name]
+    for name, recipe in itertools.product(MEMORIES, RECIPES):
+        mine = [r for r in records if r["memory"] == name and r["recipe"] == recipe]
         if not mine:
             continue
+        title = f"{name}, {recipe}"
         rate = min((r for r in mine if r["seed"] == 0), key=lambda r: r["losses"][-1])["rate"]
         runs = [r for r in mine if r["rate"] == rate]
         state = f"{runs[0]['state_bytes'] / 1e3:.0f} kB" if runs[0]["state_bytes"] else "grows"
         for places in runs[0]["places"]:
             cells = []
             for age in map(str, AGES):
-                found = [r["places"][places]["age"][age] for r in runs]
+                long = int(age) >= min(OLD) // 2
+                found = [
+                    r["old"][places][age] if long and "old" in r else r["places"][places]["age"][age] for r in runs
+                ]
                 values = [value for value, _ in found if value is not None]
                 mark = "" if max(count for _, count in found) >= 500 else f" ({max(count for _, count in found)})"
                 cells.append(f"{np.mean(values):.3f}{mark}" if values else "")
             took = np.mean([r["places"][places]["ms_per_token"] for r in runs])
-            about = [name, len(runs), f"{rate:g}", runs[0]["parameters"], state, f"{took:.3f}", places]
+            about = [title, len(runs), f"{rate:g}", runs[0]["parameters"], state, f"{took:.3f}", places]
             lines.append("| " + " | ".join(map(str, [*about, *cells])) + " |")
+        if "reset_every_512" in runs[0]:
+            again = [[r["reset_every_512"]["age"][str(age)][0] for r in runs] for age in AGES]
+            cells = ["" if None in values else f"{np.mean(values):.3f}" for values in again]
+            lines.append(
+                "| " + " | ".join([f"{title}, reset every 512 tokens", *["", "", "", "", ""], "144", *cells]) + " |"
+            )
         ages = [a for a in AGES if runs[0]["places"]["144"]["age"][str(a)][0] is not None]
         error = [np.mean([r["places"]["144"]["age"][str(a)][0] for r in runs]) for a in ages]
-        left.plot(ages, error, marker="o", markersize=3, label=name)
+        left.plot(ages, error, marker="o", markersize=3, label=title)
         if "youth" in runs[0]:
             worlds = np.mean([r["youth"] for r in runs], 0)
-            right.plot(np.arange(1, len(worlds) + 1), worlds, label=name)
+            right.plot(np.arange(1, len(worlds) + 1), worlds, label=title)
             first, last = worlds[:8].mean(), worlds[-8:].mean()
             note = (
-                f"{name}: another world every {EXCHANGED} tokens, {len(worlds)} times: error {first:.3f} in the first"
+                f"{title}: another world every {EXCHANGED} tokens, {len(worlds)} times: error {first:.3f} in the first"
             )
             lines.insert(4, f"{note} eight worlds, {last:.3f} in the last eight.\n")
     left.set(
@@ -285,6 +324,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
         "",
         f"Training: {steps} steps of 8 × 512 tokens; streams of {tokens} tokens; one thread of a CPU; {date}.",
     ]
+    lines += ["", "Recipes of training: " + "; ".join(f"{name}: {what}" for name, what in RECIPES.items()) + "."]
     lines += ["", "Made by `python demos/revisit.py`, which goes on with the runs that are missing."]
     with TextFile(out.with_suffix(".md")) as file:
         file.write("\n".join(lines) + "\n")
@@ -298,6 +338,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--keep", type=Path, help="a folder for the trained weights")
     parser.add_argument("--out", type=Path, default=Path("docs/results/revisit.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -307,7 +348,7 @@ def main() -> None:
         job = following(records, args.only, args.rates, args.seeds, args.steps, args.tokens)
         if job is None:
             break
-        record = measure(*job, args.steps, args.tokens)
+        record = measure(*job, args.steps, args.tokens, args.keep)
         records = json.loads(args.out.read_text()) if args.out.exists() else []  # another process may have added to it
         with TextFile(args.out) as file:
             file.write(json.dumps([*records, record], indent=1) + "\n")
@@ -319,7 +360,7 @@ def following(
     records: list[dict[str, Any]], names: list[str], rates: list[float], seeds: int, steps: int, tokens: int
 ) -> tuple[str, float, int] | None:
     """The next run: every memory at every rate with seed 0, then the other seeds at the best rate of each."""
-    kept = [r for r in records if r["steps"] == steps and r["tokens"] == tokens]
+    kept = [r for r in records if r["recipe"] == RECIPE and r["steps"] == steps and r["tokens"] == tokens]
     done = {(r["memory"], r["rate"], r["seed"]) for r in kept}
     for rate in rates:
         for name in names:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tttstream.cli.main import main
+from tttstream.models.map import MapConfig, MapModel
 
 
 @pytest.fixture
@@ -94,3 +96,23 @@ def test_an_environment(tmp_path: Path) -> None:
     words = ["gym:MiniGrid-Empty-6x6-v0", "--pose", "minigrid", "--max-frames", 6, "--out", tmp_path]
     assert watch(*words) == 0
     assert [len(row["pose"]) for row in rows(tmp_path)] == [4] * 6
+
+
+def test_the_side_of_a_view(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Poses in centimetres with a view of 100 give what poses in views give; other models have no views."""
+    torch.manual_seed(0)
+    MapModel(MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)).save(tmp_path / "map")
+    losses = []
+    for factor, more in ((1, ()), (100, ("--view", 100))):
+        table = "x,y\n" + "\n".join(f"{factor * i / 8!r},{factor * 0.5!r}" for i in range(12))
+        (tmp_path / "poses.csv").write_text(table)
+        out, state = tmp_path / f"by {factor}", tmp_path / f"{factor}.safetensors"
+        words = ("--model", tmp_path / "map", "--poses", tmp_path / "poses.csv", "--out", out, "--save-state", state)
+        assert watch(images, *words, *more) == 0
+        losses.append([row["surprise"] for row in rows(out)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    capsys.readouterr()
+    assert watch(images, "--model", tmp_path / "map", "--view", 2, "--load-state", state) == 2
+    assert "--view is told by the state" in capsys.readouterr().err
+    assert watch(images, "--model", "base", "--view", 2) == 2
+    assert "--view is for maps" in capsys.readouterr().err

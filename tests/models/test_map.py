@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,9 +14,8 @@ from tttstream.errors import CheckpointError, ShapeError
 from tttstream.models.map import MapConfig, MapModel, load
 from tttstream.models.map.codes import PatchCodes
 from tttstream.models.map.place_memory import PlaceMemory
-from tttstream.models.map.points import Plane, PointFeatures, WorldSigns, complete, patch_points
+from tttstream.models.map.points import Plane, PointFeatures, WorldSigns, complete
 from tttstream.poses import Angle, Form, Number, Quaternion, Rigid
-from tttstream.sources.places import Places
 
 SMALL = MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)
 
@@ -37,35 +35,23 @@ def stream(rows: int, length: int, size: int = 32) -> tuple[Tensor, Tensor]:
 
 
 def test_all_components_give_the_picture_back() -> None:
-    pictures = torch.rand(40, 3, 16, 16, dtype=torch.float64)
+    pictures = torch.rand(40, 3, 16, 24, dtype=torch.float64)
     codes = PatchCodes(4, 48).double()
     codes.fit(pictures)
-    torch.testing.assert_close(codes.picture(codes.encode(pictures)), pictures)
+    torch.testing.assert_close(codes.picture(codes.encode(pictures), 4), pictures)
     patches = codes.patches(pictures)
-    assert patches.shape == (40, 16, 48)
-    torch.testing.assert_close(patches[3, 6].view(3, 4, 4), pictures[3, :, 4:8, 8:12])  # second row, third column
+    assert patches.shape == (40, 24, 48)
+    torch.testing.assert_close(patches[3, 8].view(3, 4, 4), pictures[3, :, 4:8, 8:12])  # second row, third column
 
 
-def test_an_error_in_codes_is_an_error_in_pixels() -> None:
-    pictures = torch.rand(40, 3, 16, 16, dtype=torch.float64)
+def test_every_component_counts_alike() -> None:
+    pictures = torch.rand(200, 3, 16, 16, dtype=torch.float64)
+    pictures[:, 0] *= 3  # of unequal energy
     codes = PatchCodes(4, 20).double()
     codes.fit(pictures)
-    a, b = codes.encode(pictures[:1]), codes.encode(pictures[1:2])
-    in_pixels = (codes.decode(a) - codes.decode(b)).square().sum()
-    torch.testing.assert_close((a - b).square().sum() * codes.scale**2, in_pixels)
-
-
-@pytest.mark.parametrize(
-    "pose", [(1.5, 1.5, 0.0, 0.0), (1.6, 1.4, 0.2, 0.0), (1.4, 1.7, 0.0, 0.5), (1.5, 1.2, -0.2, -0.3)]
-)
-def test_points_are_where_the_embedded_camera_shows_them(pose: tuple[float, ...]) -> None:
-    """The texture of the world, sampled at the points of the pixels, equals the picture that the camera takes."""
-    places = Places(size=128, seed=3)
-    taken = places.look(np.array([*pose, 0.0]), 0)
-    points = patch_points(torch.tensor([*pose, 0.0]).double(), 128).view(128, 128, 5).numpy()
-    x, y = ((points[..., axis] * 128 - 0.5).astype(np.float32) for axis in (0, 1))
-    read = cv2.remap(places._texture(0), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    assert np.median(np.abs(read - taken)) < 1  # where no things stand
+    spread = codes.encode(pictures).flatten(0, 1).square().mean(0)
+    torch.testing.assert_close(spread, torch.ones_like(spread), rtol=1e-4, atol=0)
+    assert codes.scale[0] > 2 * codes.scale[-1]
 
 
 def test_short_poses_are_completed_and_long_ones_refused() -> None:
@@ -89,8 +75,8 @@ def test_plane() -> None:
 def test_features_part_far_points() -> None:
     torch.manual_seed(1)
     features = PointFeatures(512, (0.3, 0.15)).double()
-    points = torch.tensor([[1, 1, 0, 0, 0], [1.02, 1, 0, 0, 0], [2, 1, 0, 0, 0]]).double()
-    found = features(points)[:, :-2]
+    points = torch.tensor([[1, 1, 0], [1.02, 1, 0], [2, 1, 0]]).double()
+    found = features(points)
     alike = (found @ found[0]) / found.shape[1] * 2
     assert alike[1] > 0.9
     assert alike[2].abs() < 0.25
@@ -147,7 +133,7 @@ def test_imagine_learns_nothing_and_answers_as_a_question_does(memory: str) -> N
     frames, poses = stream(2, 3)
     _, state = model(frames, poses)
     kept = [part.clone() for part in state.tensors()]
-    points = model.points(poses[:, 0])
+    points = model.cells(frames, poses, count=16).points[:, 0]
     answers = model.imagine(points, state)
     assert answers.codes.shape == (2, 16, 6)
     assert ((answers.familiar > 0) & (answers.familiar < 1) & (answers.error > 0)).all()
@@ -169,6 +155,34 @@ def test_the_views_come_from_their_parts_alone() -> None:
     read = memory.read(question, state)
     told, _ = memory(what[:, :1], where[:, :1], question[:, :1], state)
     assert not torch.equal(read[:, 0], told[:, 0])  # it has learned the token by then
+
+
+def test_a_frame_gives_the_cells_it_shows_most_of(small: MapModel) -> None:
+    frames, _ = stream(1, 2)
+    poses = torch.tensor([[[0.5, 0.5], [0.57, 0.5]]]).double()
+    cells = small.cells(frames, poses, count=16)
+    assert cells.points.shape == (1, 2, 16, 3)
+    assert (cells.shown[0, 0] == 1).all()
+    assert {tuple(point) for point in cells.points[0, 0, :, :2].tolist()} == {
+        (x, y) for x in (0.125, 0.375, 0.625, 0.875) for y in (0.125, 0.375, 0.625, 0.875)
+    }
+    torch.testing.assert_close(
+        cells.codes[0, 0].sort(0)[0], small.codes.encode(frames[0, 0]).sort(0)[0], rtol=1e-9, atol=1e-9
+    )
+    assert sorted(cells.shown[0, 1].tolist())[3] < 1  # a column of cells is cut
+    assert (cells.shown[0, 1] > 0.7).all()
+
+
+def test_what_is_beyond_the_border_comes_from_memory_where_it_is_familiar(small: MapModel) -> None:
+    frames, _ = stream(1, 1)
+    pose = torch.tensor([[0.57, 0.5]]).double()
+    expected = small.view(pose, small.init_state(1))
+    for known, same in ((1.0, False), (0.0, True)):
+        told = expected._replace(said=expected.said._replace(familiar=torch.full_like(expected.said.familiar, known)))
+        cells, bare = small.cells(frames, pose[None], told), small.cells(frames, pose[None])
+        whole = bare.shown == 1
+        torch.testing.assert_close(cells.codes[whole], bare.codes[whole])
+        assert torch.equal(cells.codes, bare.codes) is same
 
 
 def test_wrong_shapes(small: MapModel) -> None:

@@ -16,7 +16,7 @@ from tttstream.train.data import Batch
 from tttstream.train.data.clips import Clip
 from tttstream.train.data.indices import PlacesWorlds
 from tttstream.train.data.video import PyAV
-from tttstream.train.map import Map, begun, in_view
+from tttstream.train.map import WHOLE, Map, begun, cell_keys, flips, renumbered
 
 SMALL = {"size": 32, "patch": 8, "codes": 6, "features": 16, "where": 12, "what": 8, "heads": 2}
 
@@ -35,59 +35,102 @@ def batch(rows: int = 2, length: int = 6, first: int = 0, reset: Tensor | None =
     return Batch(frames, start, number, number, torch.zeros_like(number), -torch.ones_like(number), valid, None, pose)
 
 
-def task() -> Map:
+def task(past: int = 200) -> Map:
     torch.manual_seed(0)
-    return Map(MapConfig(**SMALL), past=8)
+    return Map(MapConfig(**SMALL), tokens=16, past=past)
 
 
-def test_questions_are_about_frames_of_the_row_and_ages_are_true() -> None:
+def sights(job: Map, *batches: Batch) -> list[dict[tuple[float, ...], list[tuple[int, Tensor]]]]:
+    """For every row: cells that were seen whole, each with its frames and codes, by time."""
+    found: list[dict[tuple[float, ...], list[tuple[int, Tensor]]]] = [{} for _ in range(2)]
+    first = 0
+    for one in batches:
+        cells = job.model.cells(one.frames, one.pose, count=16)
+        for row, t, i in (cells.shown >= WHOLE).nonzero().tolist():
+            place = tuple(cells.points[row, t, i].tolist())
+            found[row].setdefault(place, []).append((first + t, cells.codes[row, t, i]))
+        first += one.frames.shape[1]
+    return found
+
+
+def test_questions_are_about_cells_out_of_sight_and_ages_are_true() -> None:
     job = task()
     first, second = batch(first=0), batch(first=6)
-    job._questions(first, "train")
-    asked = job._questions(second, "train")
-    poses = torch.cat([first.pose, second.pose], 1)[:, -14:]  # the last 8 frames before, and this segment
-    frames = torch.cat([first.frames, second.frames], 1)
-    points, codes = job.model.points(poses), job.model.codes.encode(job.model.pixels(frames))
-    assert (asked.age > 0).float().mean() > 0.5
+    job._questions(first, "val")
+    _, asked = job._questions(second, "val")
+    known = sights(job, first, second)
+    assert (asked.age > 0).float().mean() > 0.6
     for row in range(2):
         for t in range(6):
-            now = 6 + t
             for i in range(16):
-                place = (points[row].flatten(0, 1) == asked.points[row, t, i]).all(-1).nonzero()
-                assert len(place) == 1  # it is a point of one of the row's own frames
-                frame, patch = divmod(int(place), 16)
-                torch.testing.assert_close(asked.codes[row, t, i], codes[row, frame, patch])
-                seen = in_view(asked.points[row : row + 1, t : t + 1, i : i + 1], poses[row : row + 1, :now], 4)
-                ages = [now - frame for frame in range(now) if seen[0, 0, 0, frame]]
-                assert int(asked.age[row, t, i]) == min(ages, default=0)
+                seen = known[row][tuple(asked.points[row, t, i].tolist())]
+                assert all(frame != 6 + t for frame, _ in seen)  # it is not in view
+                before = [sight for sight in seen if sight[0] < 6 + t]
+                frame, codes = before[-1] if before else seen[0]
+                assert int(asked.age[row, t, i]) == (6 + t - frame if before else 0)
+                torch.testing.assert_close(asked.codes[row, t, i], codes)
+    every = [set(map(tuple, asked.points[row].flatten(0, 1).tolist())) for row in range(2)]
+    assert all(len(points) > len(seen) / 2 for points, seen in zip(every, known, strict=True))  # all get their turn
+
+
+def test_no_more_cells_are_kept_than_asked_for_the_latest_first() -> None:
+    job, first = task(past=20), batch(first=0)
+    job._questions(first, "val")
+    kept = job._past["val"]
+    assert kept.key.shape == (2, 20)
+    known = sights(job, first)
+    for row in range(2):
+        latest = sorted((seen[-1][0] for seen in known[row].values()), reverse=True)[:20]
+        assert kept.frame[row].tolist() == latest
+        assert len(set(kept.key[row].tolist())) == 20
 
 
 def test_nothing_is_asked_across_a_reset() -> None:
     job = task()
     reset = torch.zeros(2, 6, dtype=torch.bool)
     reset[:, 3] = True
-    job._questions(batch(first=0), "train")
+    job._questions(batch(first=0), "val")
     second = batch(first=6, reset=reset)
-    asked = job._questions(second, "train")
-    assert second.pose is not None
-    points = job.model.points(second.pose)
-    for t in range(3, 6):
-        own = points[:, 3:].flatten(1, 2)
-        for row in range(2):
-            for i in range(16):
-                assert (own[row] == asked.points[row, t, i]).all(-1).any()
+    _, asked = job._questions(second, "val")
+    for row, seen in enumerate(sights(job, second)):
+        own = {place for place, found in seen.items() if found[-1][0] >= 3}
+        for point, counts in zip(asked.points[row, 3:].flatten(0, 1), asked.counts[row, 3:].flatten(), strict=True):
+            assert not counts or tuple(point.tolist()) in own
     assert (asked.age[:, 3] == 0).all()
 
 
-def test_in_view() -> None:
-    pose = torch.tensor([[[1.0, 1.0, 0.0, 0.0, 0.0]]]).double()
-    points = torch.tensor([[1.0, 1.0], [1.37, 1.0], [1.37, 0.63], [1.5, 1.0], [0.4, 1.0]]).double()
-    points = torch.cat([points, torch.zeros(5, 3).double()], 1)[None, None]
-    assert in_view(points, pose, 4)[0, 0, :, 0].tolist() == [True, True, True, False, False]
-    other = points + torch.tensor([0, 0, 0, 0, 1]).double()
-    assert not in_view(other, pose, 4).any()
-    turned = torch.tensor([[[1.0, 1.0, 0.0, 0.785, 0.0]]]).double()
-    assert in_view(points, turned, 4)[0, 0, :, 0].tolist() == [True, True, False, True, True]
+def test_frames_that_do_not_count_are_not_remembered() -> None:
+    job, one = task(), batch(first=0)
+    one.valid[1, 2:] = False
+    job._questions(one, "val")
+    kept = job._past["val"]
+    assert kept.frame[1][kept.key[1] >= 0].max() == 1
+
+
+def test_every_clip_has_signs_of_its_own() -> None:
+    clips = torch.tensor([[4, 4, 5], [6, 6, 6]])
+    signs = flips(clips, 48)
+    assert (signs.abs() == 1).all()
+    assert torch.equal(signs[0, 0], signs[0, 1])
+    assert torch.equal(signs, flips(clips, 48))
+    assert all((a != b).sum() > 10 for a, b in ((signs[0, 0], signs[0, 2]), (signs[0, 2], signs[1, 0])))
+
+
+def test_every_clip_has_worlds_of_its_own() -> None:
+    clips = torch.tensor([[4, 4, 5], [6, 6, 6]])
+    added = renumbered(clips)
+    assert torch.equal(added, renumbered(clips))
+    assert added[0, 0] == added[0, 1]
+    assert len({int(added[0, 0]), int(added[0, 2]), int(added[1, 0])}) == 3
+    assert ((added >= 0) & (added < 2**20)).all()
+
+
+def test_cells_have_numbers_of_their_own() -> None:
+    points = torch.tensor([[0.1, 0.1, 0], [0.3, 0.1, 0], [0.1, 0.3, 0], [-0.1, 0.1, 0], [0.1, 0.1, 1], [0.2, 0.2, 0]])
+    keys = cell_keys(points.double(), 4).tolist()
+    assert len(set(keys[:5])) == 5
+    assert keys[5] == keys[0]
+    assert min(keys) >= 0
 
 
 def test_data_without_poses_and_odd_settings_are_refused(tmp_path: Path) -> None:

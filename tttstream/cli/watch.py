@@ -88,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pose-start", metavar="N", type=float, help="what the clock of that file says at the first frame (default: 0)"
     )
     add("--pose-tolerance", metavar="S", type=float, help="how far in seconds a frame may be from a row, or a row late")
+    add("--view", metavar="L", type=float, help="maps: the side of a view, in the units of the poses (default: 1)")
     add("--policy", metavar="MODULE:NAME", help="plays gym:ENV: a callable (observation, info, env) -> action")
     add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame (slower)")
     add("--no-learn", action="store_true", help="do not let the memory learn")
@@ -217,7 +218,12 @@ def make_stream(args: argparse.Namespace) -> Stream | MapStream:
     if isinstance(model, MapModel):
         if args.embeddings:
             raise ShapeError("--embeddings is for models of frames, not for maps: leave it out")
-        return MapStream(model, device=args.device, backend=args.backend, learn=not args.no_learn)
+        if args.view is not None and args.load_state is not None:
+            raise ShapeError("--view is told by the state of --load-state: leave it out")
+        view = 1.0 if args.view is None else args.view
+        return MapStream(model, view=view, device=args.device, backend=args.backend, learn=not args.no_learn)
+    if args.view is not None:
+        raise ShapeError(f"--view is for maps, and {args.model} is none: leave it out")
     return Stream(model, device=args.device, backend=args.backend, learn=not args.no_learn, embed=args.embeddings)
 
 

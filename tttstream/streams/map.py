@@ -17,21 +17,18 @@ from tttstream import state as states
 from tttstream.errors import FrameError, ShapeError, StateError
 from tttstream.frames import Frame, Result
 from tttstream.memory.ttt import TTTLayer
-from tttstream.models.map import MapModel, MapOutput
+from tttstream.models.map import MapModel
+from tttstream.models.map.lattice import Block
+from tttstream.models.map.model import KNOWN, Cells
 from tttstream.models.map.points import NUMBERS, Plane
-from tttstream.state import State
 from tttstream.streams.session import Session, choose_device, place
 
 LEAST = 0.05  # of the loss: a place that is not familiar at all is no surprise
-LAG = 45  # frames between two copies of the memory
-
-
-class MapState(State, NamedTuple("_MapFields", [("memory", Any), ("recent", Any), ("before", Any)])):
-    """What a stream with a map holds: the memory, a copy that is at most LAG frames old, and one that is LAG to 2 LAG
-    frames old. What is expected comes from the last: it knows nothing of the frames just before this one, which show
-    nearly the same, and so tells what has changed since the place was last visited."""
-
-    __slots__ = ()
+FLOOR = 0.05  # of the error that is to be expected of a cell
+FEW = 2  # cells of a frame whose surprise counts: a thing covers a few, and one alone may err
+AGAIN = 24  # frames after which a cell that is in view is learned again
+WHOLE, PART = 0.99, 0.4  # how much of a cell must be in view to be learned; and where it is not yet familiar
+PARTS = 512  # cells that were learned in part at most whose names are kept
 
 
 class Extent(NamedTuple):
@@ -50,6 +47,12 @@ class Extent(NamedTuple):
             low = min(low[0], self.low[0]), min(low[1], self.low[1])
             high = max(high[0], self.high[0]), max(high[1], self.high[1])
         return Extent(low, high, world)
+
+    def block(self, side: int) -> Block:
+        """The cells that the box touches, for side cells a view."""
+        low = [math.floor(value * side + 1e-6) for value in self.low]
+        columns, rows = (max(1, math.ceil(b * side - 1e-6) - a) for a, b in zip(low, self.high, strict=True))
+        return Block(torch.tensor(low, dtype=torch.float64), rows, columns)
 
 
 NOWHERE = Extent((0.0, 0.0), (0.0, 0.0), math.nan)
@@ -94,16 +97,24 @@ class MapStream(Session):
         """See Session."""
         super().reset()
         self.extent = NOWHERE
+        self._learned: dict[tuple[float, ...], int] = {}  # cells that were learned lately, by when
+        self._parts: dict[tuple[float, ...], int] = {}  # cells of which only a part was learned, by when
 
     def _more(self) -> dict[str, Any]:
-        return {"view": self.view, "extent": None if math.isnan(self.extent.world) else self.extent}
+        learned, parts = ([[*name, when] for name, when in kept.items()] for kept in (self._learned, self._parts))
+        return {
+            "view": self.view,
+            "learned": learned,
+            "parts": parts,
+            "extent": None if math.isnan(self.extent.world) else self.extent,
+        }
 
-    def _fresh(self) -> MapState:
-        return MapState(*(self.model.init_state(1) for _ in MapState._fields))
-
-    def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> MapState:
+    def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> Any:
         state = states.load(path, self._fresh())
         self.view = float(meta["view"])  # what was learned has its scale
+        self._learned, self._parts = (
+            {tuple(name): int(when) for *name, when in meta[kept]} for kept in ("learned", "parts")
+        )
         extent = meta["extent"]
         self.extent = NOWHERE if extent is None else Extent(tuple(extent[0]), tuple(extent[1]), extent[2])
         return state
@@ -111,10 +122,13 @@ class MapStream(Session):
     def push(self, frame: Frame | NDArray[np.generic]) -> Result:
         """Say what memory expected of one frame, compare, and learn the frame.
 
-        What is expected is said by the memory as it was LAG to 2 LAG frames ago. The surprise of a patch is its squared
-        error over the error that memory itself expected there, times how familiar the patch is: about 1 where it shows
-        what it showed, about 0 where the place is new. The loss of the frame is the mean over its patches, the surprise
-        the logarithm of that on the scale of `MapConfig.usual`.
+        Every cell of the world that the frame shows whole has a surprise: the squared error of what memory expected of
+        it over the error that memory itself told to be expected, times how familiar the cell is. It is about 1 where
+        the cell shows what it showed, and 0 where it is new or was never seen whole. The loss of the frame is the mean
+        of its FEW largest, the surprise the logarithm of that on the scale of `MapConfig.usual`.
+
+        A cell that was just learned is not learned again before AGAIN frames are over: views that follow each other
+        show nearly the same, and more steps on that would take room from what is out of sight.
 
         Raises FrameError for another shape, type or pose, or for pixels that are not finite; the stream is unchanged
         then.
@@ -124,75 +138,88 @@ class MapStream(Session):
         given = None if frame.pose is None else self.plane(frame.pose)
         picture, pose = self.picture(frame), self._pose(given, f"frame {frame.index}")
         with torch.inference_mode():
-            expected, drawn = self._expected(pose, self.state.before)
-            seen = self.model.codes.encode(picture)
-            before = (expected.codes - seen).square().mean(-1)
-            surprise = expected.familiar * before / expected.error
-            loss = float(surprise.mean())
-            if not np.isfinite(loss):
+            expected = self.model.view(pose, self.state)
+            cells = self.model.cells(picture[None, None], pose[:, None], expected)
+            error = (cells.codes[0, 0] - expected.said.codes[0]).square().mean(-1)
+            ratio = expected.said.familiar[0] * error / (expected.said.error[0] + FLOOR)
+            names = [tuple(point) for point in cells.points[0, 0].tolist()]
+            known = torch.tensor([name not in self._parts for name in names], device=self.device)
+            ratio = torch.where((cells.shown[0, 0] > WHOLE) & known, ratio, 0.0)
+            loss = float(ratio.topk(min(FEW, len(ratio)))[0].mean())
+            if not np.isfinite(float(error.sum())):
                 raise FrameError(
-                    f"frame {frame.index}: the surprise is {loss}; reset the stream or load its last state"
+                    f"frame {frame.index}: the error is {float(error.sum())}; reset the stream or load its last state"
                 )
-            learned = 0.0
-            if self.learn:
-                memory, recent, old = self.state
-                if self.frames % LAG == 0:
-                    recent, old = memory, recent
-                output, memory = self.model(picture[None, None], pose, memory)
-                self.state = MapState(memory, recent, old)
-                after = (output.codes[0, 0] - seen).square().mean()
-                learned = 1.0 - float(after / before.mean())
+            at = pose, expected.block
+            surprises, familiar = (
+                self.model.by_patch(part[None], *at)[0] for part in (ratio, expected.said.familiar[0])
+            )
+            learned = self._learn(cells, names, expected.said.familiar[0], error) if self.learn else 0.0
         self.frames += 1
-        self.extent = self.extent.around(pose[0, 0].cpu().numpy())
+        self.extent = self.extent.around(pose[0].cpu().numpy())
         return Result(
             index=frame.index,
             time_s=frame.time_s,
             surprise=(math.log(loss + LEAST) - self.model.config.usual[0]) / self.model.config.usual[1],
             loss=loss,
             learned=learned,
-            surprise_map=surprise.view(self.model.config.side, -1).float().cpu().numpy(),
+            surprise_map=surprises.float().cpu().numpy(),
             embedding=np.empty(0, np.float32),
-            expected=drawn,
-            familiar=float(expected.familiar.mean()),
+            expected=_painted(expected.picture[0]),
+            familiar=float(familiar.mean()),
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
+
+    def _learn(self, cells: Cells, names: list[tuple[float, ...]], familiar: Tensor, error: Tensor) -> float:
+        """Learn the cells of a frame that are in view and were not learned in the last AGAIN frames; returns the share
+        of their error that this took away."""
+        whole = (cells.shown[0, 0] > WHOLE).tolist()
+        part = ((cells.shown[0, 0] > PART) & (familiar < KNOWN)).tolist()
+        self._learned = {name: frame for name, frame in self._learned.items() if self.frames - frame < AGAIN}
+        chosen = [i for i, name in enumerate(names) if (whole[i] or part[i]) and name not in self._learned]
+        if not chosen:
+            return 0.0
+        for name, entire in ((names[i], whole[i]) for i in chosen):
+            self._parts.pop(name, None)
+            if entire:
+                self._learned[name] = self.frames
+            else:
+                self._parts[name] = self.frames
+        self._parts = dict(list(self._parts.items())[-PARTS:])
+        cells = Cells(*(values[:, :, chosen] for values in cells))
+        after, self.state = self.model.learned(cells, self.state)
+        left = (after.codes - cells.codes).square().mean()
+        return 1.0 - float(left / error[chosen].mean().clamp(min=1e-12))
 
     def imagine(self, pose: Sequence[float] | NDArray[np.floating[Any]]) -> Imagined:
         """What memory expects at a pose of 2 to 5 numbers. Nothing is learned. Raises FrameError for another pose."""
         with torch.inference_mode():
-            expected, drawn = self._expected(self._pose(pose, "imagine"), self.state.memory)
-        side = self.model.config.side
-        return Imagined(drawn, expected.familiar.view(side, -1).float().cpu().numpy())
-
-    def _expected(self, pose: Tensor, memory: Any) -> tuple[MapOutput, NDArray[np.uint8]]:
-        """What a memory says of the patches of a view [n * n, …], and the picture it draws of it."""
-        said = self.model.imagine(self.model.points(pose, halves=True)[:, 0], memory)
-        grid = [part[0].unflatten(0, (2 * self.model.config.side - 1, -1)) for part in said]
-        return MapOutput(*(part[::2, ::2].flatten(0, 1) for part in grid)), self._drawn(grid[0])
+            at = self._pose(pose, "imagine")
+            expected = self.model.view(at, self.state)
+            familiar = self.model.by_patch(expected.said.familiar, at, expected.block)[0]
+        return Imagined(_painted(expected.picture[0]), familiar.float().cpu().numpy())
 
     def world(self, extent: Extent | None = None) -> Imagined:
         """The world as memory has it, as far as the stream came unless told otherwise: a picture of config.size pixels
-        a view [H, W, 3], and how familiar its patches are, which overlap by half and are blended. Nothing is learned.
+        a view [H, W, 3], and how familiar its cells are [rows, columns]. It holds every cell that the extent touches.
+        Nothing is learned.
 
         Raises StateError where the stream has seen nothing yet.
         """
-        low, high, number = self.extent if extent is None else extent
-        if math.isnan(number):
+        extent = self.extent if extent is None else extent
+        if math.isnan(extent.world):
             raise StateError("a map that has seen no frame has no world to draw: push frames, or load a state")
-        config = self.model.config
-        step = config.patch // 2
-        counts = [max(1, round((b - a) * config.size / step) - 1) for a, b in zip(low, high, strict=True)]
-        columns, rows = (a + (np.arange(count) + 1) * step / config.size for a, count in zip(low, counts, strict=True))
-        x, y = np.meshgrid(columns, rows)
-        points = np.zeros((x.size, NUMBERS))
-        points[:, 0], points[:, 1], points[:, 4] = x.ravel(), y.ravel(), number
+        block = extent.block(self.model.config.side)
         with torch.inference_mode():
-            said = self.model.imagine(torch.from_numpy(points).to(self.device)[None], self.state.memory)
-            familiar = said.familiar[0].view(x.shape).float().cpu().numpy()
-            return Imagined(self._drawn(said.codes[0].unflatten(0, x.shape)), familiar)
+            world = torch.tensor([extent.world], dtype=torch.float64, device=self.device)
+            block = block._replace(corner=block.corner[None].to(self.device))
+            said = self.model.imagine(self.model.points(block, world), self.state)
+            picture = self.model.codes.picture(said.codes, block.rows)[0]
+            familiar = said.familiar[0].view(block.rows, block.columns)
+        return Imagined(_painted(picture), familiar.float().cpu().numpy())
 
     def _pose(self, pose: Sequence[float] | NDArray[np.floating[Any]] | None, what: str) -> Tensor:
-        """[1, 1, 5] in float64, of a pose or of none."""
+        """[1, 5] in float64, of a pose or of none."""
         numbers = np.zeros(2) if pose is None else np.asarray(pose, np.float64)
         if numbers.ndim != 1 or not 2 <= len(numbers) <= NUMBERS or not np.isfinite(numbers).all():
             raise FrameError(
@@ -200,9 +227,9 @@ class MapStream(Session):
             )
         numbers = np.pad(numbers, (0, NUMBERS - len(numbers)))
         numbers[:2] /= self.view
-        return torch.from_numpy(numbers).to(self.device)[None, None]
+        return torch.from_numpy(numbers).to(self.device)[None]
 
-    def _drawn(self, codes: Tensor) -> NDArray[np.uint8]:
-        """Codes [rows, columns, C] of patches that overlap by half, as a picture."""
-        picture = self.model.codes.blended(codes).clamp(0, 1) * 255 + 0.5
-        return np.ascontiguousarray(picture.to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+
+def _painted(picture: Tensor) -> NDArray[np.uint8]:
+    """A picture [3, H, W] in about 0..1 -> [H, W, 3]."""
+    return np.ascontiguousarray((picture.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(1, 2, 0).cpu().numpy())

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tttstream.errors import ConfigError, ShapeError
 from tttstream.models.map import MapConfig, MapModel, MapOutput, load
+from tttstream.models.map.model import Cells
 from tttstream.train.data.generated import TRAINED_ON
 from tttstream.train.metrics import Table, octave
 from tttstream.train.task import StreamTask
@@ -20,41 +21,45 @@ if TYPE_CHECKING:
     from tttstream.train.data import Batch
 
 OCTAVES = 16
-SAMPLES = 192  # pictures of training worlds whose patches give the components of the codes
-WITHIN = 0.25  # how far beyond the middles of the outermost patches a point counts as in view, in patches
+SAMPLES = 512  # pictures of training worlds whose patches give the components of the codes
+WHOLE = 0.99  # how much of a cell must be in view for what it shows to be asked about
+NEVER = 2**62
 
 
 class Past(NamedTuple):
-    """The latest frames of every row: codes [B, P, n, C], points [B, P, n, 5], poses [B, P, 5], and the number of the
-    visit of each, [B, P], -1 where there was none."""
+    """The cells that every row has seen whole, each as it was last seen: codes [B, P, C], points [B, P, 3], key [B, P]
+    and frame [B, P], both int64, the frame counted along the row. The key tells cell and visit; -1 for none."""
 
     codes: Tensor
     points: Tensor
-    poses: Tensor
-    visit: Tensor
+    key: Tensor
+    frame: Tensor
 
 
 class Asked(NamedTuple):
-    """Questions [B, T, n] and what is true of them. points: [..., 5]. codes: [..., C]. age: frames since the point was
-    last in view, 0 where it never was."""
+    """Questions [B, T, n] and what is true of them. points: [..., 3]. codes: [..., C]. age: frames since the point was
+    last in view, 0 where it never was. counts: whether there was anything to ask, bool [...]."""
 
     points: Tensor
     codes: Tensor
     age: Tensor
+    counts: Tensor
 
 
 class Map(StreamTask):
     """A map that is trained on streams of frames with poses.
 
-    With every token it is asked about a point of a frame of the same visit: mostly of an earlier one, drawn evenly from
-    the last `past` frames, and now and then of a later one, which it may not know. What the present frame shows tells
-    nothing of most of them, so that only a memory can answer. The loss is the squared error of the codes at points that
-    were seen, the negative log likelihood of the error that is expected, and the cross-entropy of whether a point was
-    seen. Measured by the age of what is asked for: `error` is that of the codes over that of the mean code.
+    With every token it is asked about a cell of the world that this stream has seen whole: any that it knows, with
+    equal chance, however long ago it was in view; and now and then about one that it is yet to see. The present frame
+    tells nothing of most of them, so that only a memory can answer. The loss is the squared error of the codes of cells
+    that were seen, the negative log likelihood of the error that is expected, and the cross-entropy of whether a cell
+    was seen. In training the signs of the codes' components differ from clip to clip, see `flips`. Measured by the age
+    of what is asked for: `error` is that of the codes over that of the mean code.
 
     Args:
-        network: the map's shape. past: frames of the row that questions go back to at most. future: share of the
-            questions about frames to come. weights: where training begins, a map's folder or a shipped one's name.
+        network: the map's shape. tokens: cells that are learned of every frame, those that it shows most of. past:
+            cells of a row that questions may be about at most. future: share of the questions about cells that are
+            yet to be seen. weights: where training begins, a map's folder or a shipped one's name.
         lr, weight_decay, warmup: see `StreamTask`.
     """
 
@@ -64,7 +69,8 @@ class Map(StreamTask):
         self,
         network: MapConfig,
         *,
-        past: int = 192,
+        tokens: int = 9,
+        past: int = 384,
         future: float = 0.15,
         seed: int = 0,
         weights: str | None = None,
@@ -74,9 +80,11 @@ class Map(StreamTask):
     ) -> None:
         model = begun(network, weights)
         super().__init__(model, dataclasses.asdict(network), lr=lr, weight_decay=weight_decay, warmup=warmup)
-        if past < 1 or not 0 <= future < 1:
-            raise ConfigError(f"map: expected past of at least 1 and future from 0 to below 1, got {past}, {future}")
-        self.past, self.future, self.seed = past, future, seed
+        if min(tokens, past) < 1 or not 0 <= future < 1:
+            raise ConfigError(
+                f"map: expected tokens and past of at least 1, future from 0 to below 1; got {tokens}, {past}, {future}"
+            )
+        self.tokens, self.past, self.future, self.seed = tokens, past, future, seed
         self._past: dict[str, Past] = {}
         self.tables = torch.nn.ModuleDict({stage: Table(OCTAVES, ["error", "mean"]) for stage in ("val", "test")})
 
@@ -85,62 +93,68 @@ class Map(StreamTask):
         if batch.pose is None:
             raise ShapeError("map: the data says not where frames were taken: take data/places")
         with torch.no_grad():
-            asked = self._questions(batch, stage)
-        output, state = self.model(
-            batch.frames, batch.pose, self.state_before(batch, stage), batch.reset, ask=asked.points
-        )
+            cells, asked = self._questions(batch, stage)
+        output, state = self.model.learned(cells, self.state_before(batch, stage), batch.reset, asked.points)
         self.keep(stage, state)
         return output, asked
 
-    def _questions(self, batch: Batch, stage: str) -> Asked:
-        """Draw the questions of a segment, and remember its frames for later ones."""
+    def _questions(self, batch: Batch, stage: str) -> tuple[Cells, Asked]:
+        """Draw the questions of a segment, and remember its cells for later ones."""
         assert batch.pose is not None
-        rows, length = batch.reset.shape
-        codes, points = self.model.codes.encode(self.model.pixels(batch.frames)), self.model.points(batch.pose)
+        pose = batch.pose
+        if stage == "train":
+            pose = torch.cat([pose[..., :4], pose[..., 4:] + renumbered(batch.clip)[..., None]], dim=-1)
+        now = self.model.cells(batch.frames, pose, count=self.tokens)
+        if stage == "train":
+            now = now._replace(codes=now.codes * flips(batch.clip, now.codes.shape[-1])[:, :, None])
+        rows, length, tokens = now.shown.shape
         before = self._past.get(stage)
-        if before is None or len(before.visit) != rows:
-            before = Past(codes[:, :0], points[:, :0], batch.pose[:, :0], batch.position[:, :0])
-        number = before.visit[:, -1:] if before.visit.shape[1] else batch.position.new_zeros(rows, 1)
-        visit = torch.where(batch.valid, number + batch.reset.cumsum(1), -1)
-        now = Past(codes, points, batch.pose, visit)
-        known = Past(*(torch.cat(pair, 1) for pair in zip(before, now, strict=True)))
-        self._past[stage] = Past(*(part[:, -self.past :] for part in known))
-        count = known.visit.shape[1] - length  # frames before this segment
+        if before is None or len(before.key) != rows:
+            before = Past(now.codes[:, 0, :0], now.points[:, 0, :0], batch.clip[:, :0], batch.clip[:, :0])
+        frame = before.frame.amax(1, keepdim=True) + 1 if before.frame.shape[1] else batch.clip.new_zeros(rows, 1)
+        frame = frame + torch.arange(length, device=frame.device)  # [B, T]
+        life = torch.where(batch.reset, frame, -1).cummax(1)[0]  # the frame with which the visit began, -1: before
+        keys = torch.where(
+            batch.valid[..., None] & (now.shown >= WHOLE), cell_keys(now.points, self.model.config.side), -1
+        )
+        entries = Past(
+            torch.cat([before.codes, now.codes.flatten(1, 2)], 1),
+            torch.cat([before.points, now.points.flatten(1, 2)], 1),
+            torch.cat([before.key, keys.flatten(1)], 1),
+            torch.cat([before.frame, frame.repeat_interleave(tokens, 1)], 1),
+        )
+        since = torch.cat([torch.full_like(before.key, -1), life.repeat_interleave(tokens, 1)], 1)
+        first, following = neighbours(entries.key, since, entries.frame)
         draw = torch.Generator().manual_seed(
             self.seed * 1_000_003 + int(batch.clip[0, 0]) * 7919 + int(batch.frame[0, 0])
         )
-        tokens = codes.shape[2]
-        place = count + torch.arange(length, device=codes.device)
-        same = known.visit[:, None, :] == visit[:, :, None]  # [B, T, L]
-        older = torch.arange(known.visit.shape[1], device=codes.device) < place[:, None]
-        choice = self._draw(same & older, tokens, draw)
-        later = self._draw(
-            same & (torch.arange(known.visit.shape[1], device=codes.device) > place[:, None]), tokens, draw
-        )
-        ahead = torch.rand(rows, length, tokens, generator=draw).to(codes.device) < self.future
+        there = (entries.key >= 0)[:, None] & (since[:, None] == life[:, :, None])  # [B, T, P]
+        at, seen = frame[:, :, None], entries.frame[:, None]
+        choice = drawn(there & (seen < at) & (following[:, None] > at), tokens, draw)
+        later = drawn(there & (seen > at) & first[:, None], tokens, draw)
+        ahead = torch.rand(rows, length, tokens, generator=draw).to(choice.device) < self.future
         choice = torch.where((ahead & (later >= 0)) | (choice < 0), later, choice)
-        choice = torch.where(choice < 0, place[:, None], choice)
-        patch = torch.randint(tokens, (rows, length, tokens), generator=draw).to(codes.device)
-        row = torch.arange(rows, device=codes.device)[:, None, None]
-        asked = known.points[row, choice, patch]
-        seen = in_view(asked, known.poses, self.model.config.side) & (same & older)[:, :, None]
-        last = torch.where(seen, torch.arange(seen.shape[-1], device=codes.device), -1).amax(-1)
-        age = torch.where(last >= 0, place[:, None] - last, 0)
-        return Asked(asked, known.codes[row, choice, patch], age)
-
-    @staticmethod
-    def _draw(allowed: Tensor, count: int, draw: torch.Generator) -> Tensor:
-        """For allowed frames [B, T, L], side by side: `count` of them, drawn evenly with replacement, [B, T, count]; -1
-        where there are none."""
-        first, many = allowed.int().argmax(-1), allowed.sum(-1)
-        share = torch.rand(*many.shape, count, generator=draw).to(many.device)
-        chosen = first[..., None] + (share * many[..., None]).long().clamp(max=(many - 1).clamp(min=0)[..., None])
-        return torch.where(many[..., None] > 0, chosen, -1)
+        chosen = choice.clamp(min=0)
+        row = torch.arange(rows, device=choice.device)[:, None, None]
+        age = at - entries.frame[row, chosen]
+        age = torch.where((choice >= 0) & (age > 0), age, 0)
+        asked = Asked(entries.points[row, chosen], entries.codes[row, chosen], age, choice >= 0)
+        last = (entries.key >= 0) & (following == NEVER) & (since == life[:, -1:])
+        order = (last * (entries.frame + 1)).argsort(dim=1, descending=True, stable=True)[:, : self.past]
+        kept = [part.gather(1, order) for part in (entries.key, entries.frame)]
+        kept[0] = torch.where(last.gather(1, order), kept[0], -1)
+        wide = order[..., None]
+        self._past[stage] = Past(
+            entries.codes.gather(1, wide.expand(-1, -1, entries.codes.shape[-1])),
+            entries.points.gather(1, wide.expand(-1, -1, 3)),
+            *kept,
+        )
+        return now, asked
 
     def losses(self, output: MapOutput, asked: Asked, valid: Tensor) -> dict[str, Tensor]:
         """What is trained, by name; gradients come from `loss`, their sum."""
         error = (output.codes - asked.codes).square().mean(-1)
-        valid = valid[..., None].expand_as(error)
+        valid = valid[..., None] & asked.counts
         seen = valid & (asked.age > 0)
         squared = _mean(error, seen)
         likelihood = _mean(error.detach() / output.error + output.error.log(), valid)
@@ -164,10 +178,9 @@ class Map(StreamTask):
         if index or state is None or batch.pose is None:
             return None
         at = torch.linspace(0, batch.frames.shape[1] - 1, 6).long()
-        points = self.model.points(batch.pose[:2, at])
-        expected = self.model.imagine(points.flatten(1, 2), state.map(lambda part: part[:2])).codes
-        drawn = self.model.codes.picture(expected.unflatten(1, (len(at), -1)))
-        return {"pictures": torch.stack([self.model.pixels(batch.frames[:2, at]), drawn], 1).flatten(0, 1)}
+        views = [self.model.view(batch.pose[:2, t], state.map(lambda part: part[:2])).picture for t in at]
+        pairs = torch.stack([self.model.pixels(batch.frames[:2, at]), torch.stack(views, 1)], 1)
+        return {"pictures": pairs.flatten(0, 1)}
 
     def test_step(self, batch: Batch, index: int) -> None:
         """As validation, on other worlds."""
@@ -177,7 +190,7 @@ class Map(StreamTask):
         output, asked = self(batch, stage)
         losses = self.losses(output, asked, batch.valid)
         self.log_losses(stage, losses, None, batch.valid, batch.valid)
-        seen = batch.valid[..., None] & (asked.age > 0)
+        seen = batch.valid[..., None] & asked.counts & (asked.age > 0)
         error = (output.codes - asked.codes).square().mean(-1)
         mean = (asked.codes - asked.codes[seen].mean(0)).square().mean(-1)
         self.tables[stage].update(octave(asked.age[seen]), torch.stack([error[seen], mean[seen]], 1))  # type: ignore[operator]
@@ -231,13 +244,51 @@ class Map(StreamTask):
         table.reset()
 
 
-def in_view(points: Tensor, poses: Tensor, side: int) -> Tensor:
-    """Whether points [B, T, n, 5] lie in the views from poses [B, L, 5] of side × side patches: bool [B, T, n, L]."""
-    x, y, world = (points[..., i, None] - poses[:, None, None, :, i] for i in (0, 1, 4))
-    log_zoom, roll = (poses[:, None, None, :, i] for i in (2, 3))
-    c, s = roll.cos(), roll.sin()
-    limit = (0.5 + (WITHIN - 0.5) / side) * log_zoom.exp()
-    return ((c * x + s * y).abs() <= limit) & ((c * y - s * x).abs() <= limit) & (world == 0)
+def cell_keys(points: Tensor, side: int) -> Tensor:
+    """A number for every cell, by its middle [..., 3], which no other one has within a million cells of the origin."""
+    column, row = (points[..., :2] * side).floor().long().unbind(-1)
+    return (points[..., 2].round().long() * 2**21 + (row + 2**20)) * 2**21 + column + 2**20
+
+
+def flips(clips: Tensor, count: int) -> Tensor:
+    """A sign for each of `count` components, drawn by the number of the clip: clips [B, T] -> [B, T, count]. There
+    are few photographs; with signs of its own every clip shows patches that no other one shows, and a network can learn
+    nothing but to remember."""
+    numbers, back = clips.unique(return_inverse=True)
+    drawn_by = (torch.Generator().manual_seed(int(number)) for number in numbers)
+    signs = torch.stack([torch.randint(2, (count,), generator=draw) for draw in drawn_by])
+    return (2.0 * signs.to(clips.device) - 1.0)[back]
+
+
+def renumbered(clips: Tensor) -> Tensor:
+    """What is added to the numbers of the worlds of clips [B, T], drawn by the number of the clip, below 2 ** 20: so
+    that a network meets the signs of very many worlds."""
+    numbers, back = clips.unique(return_inverse=True)
+    drawn_by = (torch.Generator().manual_seed(int(number) + 2**40) for number in numbers)
+    return torch.stack([torch.randint(2**20, (), generator=draw) for draw in drawn_by]).to(clips.device)[back]
+
+
+def neighbours(key: Tensor, since: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Of sights [B, P]: whether each is the first with its key and since, and the frame of the next one, NEVER where
+    there is none."""
+    order = frame.argsort(dim=1, stable=True)
+    for part in (key, since):
+        order = order.gather(1, part.gather(1, order).argsort(dim=1, stable=True))
+    key, since, frame = (part.gather(1, order) for part in (key, since, frame))
+    alike = (key[:, 1:] == key[:, :-1]) & (since[:, 1:] == since[:, :-1])
+    first = F.pad(~alike, (1, 0), value=True)
+    following = F.pad(torch.where(alike, frame[:, 1:], NEVER), (0, 1), value=NEVER)
+    back = order.argsort(1)
+    return first.gather(1, back), following.gather(1, back)
+
+
+def drawn(allowed: Tensor, count: int, draw: torch.Generator) -> Tensor:
+    """For allowed [B, T, P]: `count` of them, drawn evenly with replacement, [B, T, count]; -1 where there are none."""
+    many = allowed.int().cumsum(-1)
+    share = torch.rand(*many.shape[:2], count, generator=draw).to(many.device)
+    rank = (share * many[..., -1:]).int() + 1
+    found = torch.searchsorted(many, rank).clamp(max=allowed.shape[-1] - 1)
+    return torch.where(many[..., -1:] > 0, found, -1)
 
 
 def begun(network: MapConfig, weights: str | None) -> MapModel:

@@ -18,7 +18,7 @@ PANE, GAP, TITLE = 288, 12, 26  # pixels
 EVERY = 6  # frames between two drawings of the world
 PATH = 240  # frames of the path that are drawn
 MARKED = 150  # frames for which a changed place stays outlined
-CHANGED = 8.0  # squared error of a patch over what memory expected, from which it counts as changed
+CHANGED = 3.0  # surprise of a patch from which it counts as changed: where nothing changed one in 1,000 reaches it
 KNOWN = 0.8  # how familiar a patch must be for that
 TITLES = ("what it sees", "what memory expected here", "the world as remembered")
 
@@ -111,19 +111,19 @@ class WorldOverlay(Overlay):
     def _draw_world(self, area: Picture, at: NDArray[np.float64]) -> None:
         if self._world is None or self._seen % EVERY == 0:
             (x0, y0), (x1, y1), number = self._stream.extent
-            self._drawn = Extent(  # the picture jumps less often than the box grows
-                (math.floor(x0 * 4) / 4, math.floor(y0 * 4) / 4), (math.ceil(x1 * 4) / 4, math.ceil(y1 * 4) / 4), number
-            )
+            n = self._stream.model.config.side  # the world is drawn in whole cells
+            low, high = (math.floor(x0 * n) / n, math.floor(y0 * n) / n), (math.ceil(x1 * n) / n, math.ceil(y1 * n) / n)
+            self._drawn = Extent(low, high, number)
             shown = dimmed(*self._stream.world(self._drawn))
             scale = PANE / max(shown.shape[:2])
             size = round(shown.shape[1] * scale), round(shown.shape[0] * scale)
             self._world = np.asarray(cv2.resize(shown, size, interpolation=cv2.INTER_CUBIC), np.uint8)
         world = self._world.copy()
-        low, high = np.array(self._drawn.low), self._drawn.high
-        scale = world.shape[1] / (high[0] - low[0])
+        corner = np.array(self._drawn.low)
+        scale = world.shape[1] / (self._drawn.high[0] - corner[0])
 
         def pixel(x: NDArray[np.float64]) -> NDArray[np.int32]:
-            return np.asarray(np.round((x - low) * scale), np.int32)
+            return np.asarray(np.round((x - corner) * scale), np.int32)
 
         cv2.polylines(world, [pixel(np.array(self._path))], False, (210, 220, 235), 1, cv2.LINE_AA)
         corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]) * math.exp(at[2])

@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tttstream.errors import CheckpointError, ShapeError
 from tttstream.io import weights
 from tttstream.models.map.codes import PatchCodes
+from tttstream.models.map.lattice import Block, around, cell_points, drawn, laid
 from tttstream.models.map.place_memory import PlaceMemory
-from tttstream.models.map.points import NUMBERS, PointFeatures, WorldSigns, complete, patch_points
+from tttstream.models.map.points import NUMBERS, PointFeatures, WorldSigns, complete
 
-FORMAT = "tttstream.map/1"
+FORMAT = "tttstream.map/2"
+KNOWN = 0.5  # how familiar a cell must be for what memory has of it to stand for what is not in view
 WEIGHTS = Path(__file__).parents[2] / "weights"
 
 
@@ -27,22 +30,22 @@ WEIGHTS = Path(__file__).parents[2] / "weights"
 class MapConfig:
     """Everything that decides a map's shape.
 
-    size: side of the square picture in pixels. patch: side of a patch. codes: components of a patch's code.
-    features: random Fourier features of a point, scales: their lengths in sides of a view. where, what: widths of the
-    two parts of a token. memory, heads, options: of the memory, see `tttstream.memory.build`. usual: mean
-    and deviation of the logarithm of a stream's loss where nothing has changed, which give the surprise its scale.
-    """
+    size: side of the square picture in pixels. patch: side of a patch, and of a cell of the world at zoom 1. codes:
+    components of a cell's code. features: random Fourier features of a place, scales: their lengths in sides of a view.
+    where, what: widths of the two parts of a token. memory, heads, options: of the memory, see
+    `tttstream.memory.build`. usual: mean and deviation of the logarithm of a stream's loss where nothing has changed,
+    which give the surprise its scale."""
 
     size: int = 64
     patch: int = 16
-    codes: int = 32
+    codes: int = 48
     features: int = 128
-    scales: tuple[float, ...] = (0.3, 0.15)
+    scales: tuple[float, ...] = (0.2,)
     where: int = 96
     what: int = 64
     memory: str = "ttt_mlp"
     heads: int = 4
-    options: dict[str, Any] = field(default_factory=lambda: {"rotary": False})
+    options: dict[str, Any] = field(default_factory=lambda: {"rotary": False, "mini_batch": 8})
     usual: tuple[float, float] = (0.0, 0.4)
 
     def __post_init__(self) -> None:
@@ -78,13 +81,33 @@ class MapOutput(NamedTuple):
     familiar: Tensor
 
 
+class Cells(NamedTuple):
+    """Cells that frames show. codes: [..., n, C]. points: their middles, x, y and world [..., n, 3]. shown: how much of
+    each is in view, 0..1 [..., n]."""
+
+    codes: Tensor
+    points: Tensor
+    shown: Tensor
+
+
+class View(NamedTuple):
+    """What memory expects to see at poses [B, 5]. block: the cells that the views touch. said: what memory says of them
+    [B, rows * columns, …]. laid: their pictures, side by side [B, 3, h, w]. picture: the views [B, 3, S, S]; both in
+    about 0..1."""
+
+    block: Block
+    said: MapOutput
+    laid: Tensor
+    picture: Tensor
+
+
 class MapModel(nn.Module):
     """Learns what is seen where, and says what is to be seen at a pose.
 
     Called as (frames [B, T, 3, S, S] uint8 or float 0..1, poses [B, T, 2 to 5], state, reset bool [B, T]) ->
-    (MapOutput [B, T, n * n, …], state): what memory says of the frames' own points right after it learned them. With
-    `ask` [B, T, n * n, 5] it speaks of these points instead, each as memory is when the token at its place has been
-    learned. `imagine` asks without learning. Poses are those of `tttstream.sources.places.Places`.
+    (MapOutput [B, T, n * n, …], state): what memory says of the cells that each frame shows, right after it learned
+    them. With `ask` [B, T, n * n, 3] it speaks of these points instead, each as memory is when the cell at its place
+    has been learned. `imagine` asks without learning. Poses are those of `tttstream.sources.places.Places`.
     """
 
     def __init__(self, config: MapConfig) -> None:
@@ -94,7 +117,7 @@ class MapModel(nn.Module):
         self.features = PointFeatures(config.features, config.scales)
         self.signs = WorldSigns(config.where)
         self.memory = PlaceMemory(
-            config.codes, self.features.count + 2, where=config.where, what=config.what, memory=config.memory,
+            config.codes, self.features.count, where=config.where, what=config.what, memory=config.memory,
             heads=config.heads, options=config.options,
         )  # fmt: skip
 
@@ -102,10 +125,47 @@ class MapModel(nn.Module):
         """A fresh state of `batch` streams, all zeros."""
         return self.memory.init_state(batch)
 
-    def points(self, poses: Tensor, halves: bool = False) -> Tensor:
-        """Poses [..., 2 to 5] -> the points of their patches [..., n * n, 5], in float64; with `halves` of those that
-        overlap by half [..., (2 n - 1) ** 2, 5]."""
-        return patch_points(complete(poses.double()), self.config.side, halves)
+    def block(self, poses: Tensor) -> Block:
+        """The cells that views from poses [..., 2 to 5] touch."""
+        return around(complete(poses.double()), self.config.side)
+
+    def points(self, block: Block, world: Tensor) -> Tensor:
+        """The middles of the cells of blocks in worlds [...], for `imagine`: [..., rows * columns, 3] in float64."""
+        return cell_points(block, world.double(), self.config.side)
+
+    def cells(self, frames: Tensor, poses: Tensor, expected: View | None = None, *, count: int | None = None) -> Cells:
+        """What frames [B, T, 3, S, S] show, cell by cell: all cells of their blocks in reading order, or the `count`
+        that each shows most of. expected: what memory expects at their poses [B * T, …]; what lies beyond the borders
+        of the views is taken from there where it is familiar, else the outermost pixels are repeated."""
+        size = self.config.size
+        if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
+            raise ShapeError(f"map: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
+        if poses.shape[:-1] != frames.shape[:2]:
+            raise ShapeError(f"map: expected poses {[*frames.shape[:2], NUMBERS]}, got {list(poses.shape)}")
+        side, patch = self.config.side, self.config.patch
+        poses = complete(poses.double())
+        block = around(poses, side)
+        flat = block._replace(corner=block.corner.flatten(0, 1))
+        pictures, inside = laid(self.pixels(frames).flatten(0, 1), poses.flatten(0, 1), flat, side, patch)
+        points = cell_points(block, poses[..., 4], side)
+        shown = F.avg_pool2d(inside.to(pictures.dtype)[:, None], patch).flatten(1).unflatten(0, frames.shape[:2])
+        pictures = pictures.unflatten(0, frames.shape[:2])
+        if expected is not None:
+            known = (expected.said.familiar > KNOWN).view(*frames.shape[:2], block.rows, block.columns)
+            known = known.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+            fill = known & ~inside.unflatten(0, frames.shape[:2])
+            pictures = torch.where(fill[:, :, None], expected.laid.unflatten(0, frames.shape[:2]), pictures)
+        cells = Cells(self.codes.encode(pictures), points, shown)
+        if count is None:
+            return cells
+        away = (points[..., :2] - poses[..., None, :2]).abs().amax(-1)  # of two alike the nearer to the middle
+        best = (shown - 1e-3 * away.to(shown.dtype)).argsort(dim=-1, descending=True, stable=True)[..., :count]
+        wide = best[..., None]
+        return Cells(
+            cells.codes.gather(2, wide.expand(-1, -1, -1, cells.codes.shape[-1])),
+            points.gather(2, wide.expand(-1, -1, -1, 3)),
+            shown.gather(2, best),
+        )
 
     def forward(
         self,
@@ -115,22 +175,23 @@ class MapModel(nn.Module):
         reset: Tensor | None = None,
         *,
         ask: Tensor | None = None,
+        expected: View | None = None,
     ) -> tuple[MapOutput, Any]:
-        """See the class."""
-        size = self.config.size
-        if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
-            raise ShapeError(f"map: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
-        if poses.shape[:-1] != frames.shape[:2]:
-            raise ShapeError(f"map: expected poses {[*frames.shape[:2], NUMBERS]}, got {list(poses.shape)}")
+        """See the class; expected: see `cells`."""
         if reset is not None and (reset.shape != frames.shape[:2] or reset.dtype != torch.bool):
             raise ShapeError(
                 f"map: expected reset bool {list(frames.shape[:2])}, got {reset.dtype} {list(reset.shape)}"
             )
-        points = self.points(poses)
-        what = self.codes.encode(self.pixels(frames))
-        ask = points if ask is None else ask
-        where, asked = self.features(points), self.features(ask)
-        signs = self.signs(points[..., 4]).flatten(1, 2), self.signs(ask[..., 4]).flatten(1, 2)
+        return self.learned(self.cells(frames, poses, expected, count=self.config.side**2), state, reset, ask)
+
+    def learned(
+        self, cells: Cells, state: Any = None, reset: Tensor | None = None, ask: Tensor | None = None
+    ) -> tuple[MapOutput, Any]:
+        """As a call, from the cells of frames."""
+        ask = cells.points if ask is None else ask
+        what = cells.codes
+        where, asked = self.features(cells.points), self.features(ask)
+        signs = self.signs(cells.points[..., 2]).flatten(1, 2), self.signs(ask[..., 2]).flatten(1, 2)
         tokens = what.shape[2]
         if reset is not None:  # of the first token of a frame
             reset = torch.cat([reset[..., None], reset.new_zeros(*reset.shape, tokens - 1)], dim=2).flatten(1)
@@ -139,8 +200,24 @@ class MapModel(nn.Module):
         return self._output(answer.unflatten(1, (-1, tokens))), state
 
     def imagine(self, points: Tensor, state: Any) -> MapOutput:
-        """What memory says of points [B, Q, 5] ([B, Q, …]); nothing is learned."""
-        return self._output(self.memory.read(self.features(points), state, self.signs(points[..., 4])))
+        """What memory says of points [B, Q, 3] ([B, Q, …]); nothing is learned."""
+        return self._output(self.memory.read(self.features(points), state, self.signs(points[..., 2])))
+
+    def view(self, poses: Tensor, state: Any) -> View:
+        """What memory expects at poses [B, 2 to 5]; nothing is learned."""
+        poses = complete(poses.double())
+        side, size = self.config.side, self.config.size
+        block = around(poses, side)
+        said = self.imagine(cell_points(block, poses[:, 4], side), state)
+        pictures = self.codes.picture(said.codes, block.rows)
+        return View(block, said, pictures, drawn(pictures, poses, block, side, size))
+
+    def by_patch(self, values: Tensor, poses: Tensor, block: Block) -> Tensor:
+        """Numbers of the cells of blocks [B, rows * columns], as they lie in views from poses [B, 5]: the means over
+        the patches of the views [B, n, n]."""
+        table = values.unflatten(1, (1, block.rows, block.columns))
+        pixels = drawn(table, poses, block, self.config.side, self.config.size, "nearest")
+        return F.avg_pool2d(pixels, self.config.patch)[:, 0]
 
     @staticmethod
     def _output(answer: Tensor) -> MapOutput:

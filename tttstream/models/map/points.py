@@ -55,23 +55,9 @@ def complete(pose: Tensor) -> Tensor:
     return torch.cat([pose, pose.new_zeros(*pose.shape[:-1], NUMBERS - pose.shape[-1])], dim=-1)
 
 
-def patch_points(poses: Tensor, side: int, halves: bool = False) -> Tensor:
-    """Poses [..., 5] of views of side × side patches -> points [..., side * side, 5]: the same for each patch, in
-    reading order, x and y being those of its middle. halves: of the patches that overlap by half, [..., (2 side - 1)
-    ** 2, 5]; every other one of every other row is one of the former."""
-    count, step = (2 * side - 1, 0.5) if halves else (side, 1.0)
-    steps = (torch.arange(count, dtype=poses.dtype, device=poses.device) * step + 0.5) / side - 0.5
-    down, right = torch.meshgrid(steps, steps, indexing="ij")
-    right, down = right.flatten(), down.flatten()
-    x, y, log_zoom, roll, world = (number[..., None] for number in poses.unbind(-1))
-    c, s = log_zoom.exp() * roll.cos(), log_zoom.exp() * roll.sin()
-    parts = x + c * right - s * down, y + s * right + c * down, log_zoom, roll, world
-    return torch.stack(torch.broadcast_tensors(*parts), dim=-1)
-
-
 class PointFeatures(nn.Module):
-    """Points [..., 5] -> features [..., count + 2]: random Fourier features of x and y (Rahimi and Recht, 2007),
-    as many of each scale, beside log zoom and roll.
+    """Points [..., 2 or more] -> features [..., count]: random Fourier features of x and y (Rahimi and Recht, 2007), as
+    many of each scale.
 
     scales: lengths in sides of a view beyond which two points have little in common.
     """
@@ -89,7 +75,7 @@ class PointFeatures(nn.Module):
     def forward(self, points: Tensor) -> Tensor:
         """See the class; angles are taken in float64, since x and y may be large."""
         angles = points[..., :2].double() @ self.waves.double() + self.phases.double()
-        return torch.cat([angles.cos().to(self.waves.dtype), 4 * points[..., 2:4].to(self.waves.dtype)], dim=-1)
+        return angles.cos().to(self.waves.dtype)
 
 
 class WorldSigns(nn.Module):

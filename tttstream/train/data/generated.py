@@ -38,7 +38,7 @@ class _WalkReader(Reader):
         return Shot(np.stack([self._walk.frame(int(index)).image for index in indices]).astype(np.uint8, copy=False))
 
 
-STRIDES = (1, 2, 3, 4, 6, 8)
+STRIDES = (6, 8, 12, 16, 24, 32)
 TRAINED_ON = tuple(name for name in NAMES if name not in HELD_OUT)
 """The photographs that shipped models may be trained on."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import inspect
 import json
 import os
 import re
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from tttstream import models
 from tttstream.cli.main import main
 from tttstream.io import presets
 from tttstream.train import cli, given
-from tttstream.train.checkpoint import WholeFiles
+from tttstream.train.checkpoint import SPAWNED, WholeFiles
 
 PIECES = ["--config", "trainer/fast", "--config", "model/tiny", "--config", "data/walk", "--config", "task/prediction"]
 SHORT = [
@@ -253,6 +255,12 @@ class TestCheckpoints:
             writer.save_checkpoint({"step": 2}, here / "last.ckpt")
         assert writer.load_checkpoint(here / "last.ckpt")["step"] == 1
         assert os.listdir(here) == ["last.ckpt"]
+
+    def test_bare_weights_come_back_from_spawned_ranks(self, here: Path) -> None:
+        """Lightning writes them under a name of its own; `make soak` has the whole run."""
+        assert f'"{SPAWNED}"' in inspect.getsource(_MultiProcessingLauncher)
+        WholeFiles().save_checkpoint({"model.weight": torch.ones(2)}, here / SPAWNED)
+        assert WholeFiles().load_checkpoint(str(here / SPAWNED))["model.weight"].tolist() == [1, 1]
 
     def test_a_really_full_disk(self, here: Path) -> None:
         if not Path("/dev/full").exists():

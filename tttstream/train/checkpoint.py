@@ -13,6 +13,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from tttstream.errors import CheckpointError
 from tttstream.io.outputs import saving
 
+SPAWNED = ".temp.ckpt"  # in a file of this name Lightning hands the bare weights of spawned ranks back
+
 
 class WholeFiles(TorchCheckpointIO):
     """Writes under a temporary name and renames, so that a full disk leaves the last good checkpoint as it was."""
@@ -40,7 +42,8 @@ class WholeFiles(TorchCheckpointIO):
             raise CheckpointError(
                 f"{path} cannot be read as a checkpoint: is it complete, and one of `tttstream fit`?"
             ) from error
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        bare = os.path.basename(path) == SPAWNED
+        if not isinstance(checkpoint, dict) or ("state_dict" not in checkpoint and not bare):
             raise CheckpointError(f"{path} is no checkpoint of a run: give one that `tttstream fit` wrote")
         return checkpoint
 

@@ -1,4 +1,4 @@
-"""All mini-batches of a token-causal call that wants no gradient: the loop of `waves`, each overwriting the last one.
+"""All mini-batches of a token-causal call that wants no gradient: the loop of `chunks`, each overwriting the last one.
 
 The equations are the same (README, 2 to 9). Weights are stepped in place, and what belongs to the layers after the
 first lies where that of the mini-batch before lay: together a third of the time of an MLP's loop. A mini-batch of the
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tttstream_kernels.activation import gelu_and_slope_into, gelu_into
+from tttstream_kernels.chunks import Packed, Scanned, Seed, Settings
 from tttstream_kernels.norm import gradient_parts
 from tttstream_kernels.update import Rule, Weights
-from tttstream_kernels.waves import Packed, Scanned, Seed, Settings
 
 
 def covers(seed: Seed, rule: Rule, lost: Tensor | None) -> bool:
@@ -50,11 +50,11 @@ class Layer(NamedTuple):
 
 
 def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scanned:
-    """See `waves.loop`. The weights of `seed` become those with which the pieces end."""
+    """See `chunks.loop`. The weights of `seed` become those with which the pieces end."""
     sizes, cut = settings.sizes, settings.cut
     causal, tau, last = packed.causal, packed.tau[:, None], float(packed.tau[-1])
     z, *losses = (torch.empty_like(packed.base) for _ in range(3 if settings.return_loss else 1))
-    before, after = losses or (z, None)  # what nobody asks for lies where z comes to lie
+    before, after = losses or (z, None)  # without losses the two share memory
     readers = []
     for tokens, place in ((packed.queries, z), (packed.keys, after)):
         if place is not None:
@@ -62,16 +62,16 @@ def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scann
             readers.append(list(zip(*(x.split(sizes) for x in (tokens, products, place)), strict=True)))
     streams = (x.split(sizes) for x in (packed.keys, packed.keys.mT, packed.base, packed.eta, before))
     weights, grad_sum, square = seed.weights, seed.grad_sum, packed.square
-    whole = all(cut.complete(wave) is True for wave in range(len(sizes)))
+    whole = all(cut.complete(chunk) is True for chunk in range(len(sizes)))
     sums = () if whole else tuple(torch.zeros_like(w) for w in weights)
-    for wave, (keys, turned, base, eta, place) in enumerate(zip(*streams, strict=True)):
-        if wave == 0 or sizes[wave] < sizes[wave - 1]:
-            cells = sizes[wave]
+    for chunk, (keys, turned, base, eta, place) in enumerate(zip(*streams, strict=True)):
+        if chunk == 0 or sizes[chunk] < sizes[chunk - 1]:
+            cells = sizes[chunk]
             weights, rule, square = tuple(w[:cells] for w in weights), rule.first(cells), square[:cells]
             first, layers = weights[0], [Layer.of(w, len(tau)) for w in weights[1:]]
             below = [layer.z for layer in layers]
 
-        # what the keys teach (equations 3 and 5)
+        # gradients of the keys (equations 3 and 5)
         outs = [*below, place]
         x = torch.bmm(keys, first, out=outs[0])
         for n, layer in enumerate(layers, 1):
@@ -84,9 +84,9 @@ def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scann
             inputs.insert(1, layer.turned)
             steps.insert(0, step)
 
-        # what tokens see that read (equation 8)
+        # outputs of the queries, and with losses of the keys (equation 8)
         for reader in readers:
-            tokens, products, place = reader[wave]
+            tokens, products, place = reader[chunk]
             outs = [*below, place]
             x = torch.bmm(tokens, first, out=outs[0])
             if grad_sum:
@@ -100,10 +100,10 @@ def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scann
                     x.addcmul_(torch.bmm(layer.reads, grad_sum[n]), tau, value=-1)
                 x.baddbmm_(products, steps[n])
 
-        if cut.complete(wave) is True:
+        if cut.complete(chunk) is True:
             _step(weights, inputs, steps, grad_sum, rule, last)
         else:
-            _end(settings, wave, weights, sums, inputs, steps, grad_sum, rule, last)
+            _end(settings, chunk, weights, sums, inputs, steps, grad_sum, rule, last)
         grad_sum = ()
     return Scanned(z, before if losses else None, after, Seed(seed.weights, sums, ()))
 
@@ -129,7 +129,7 @@ def _step(
 
 def _end(
     settings: Settings,
-    wave: int,
+    chunk: int,
     weights: Weights,
     sums: Weights,
     inputs: list[Tensor],
@@ -139,16 +139,16 @@ def _end(
     tau: float,
 ) -> None:
     """`_step` where pieces end inside their mini-batch: those keep their weights, and its steps go to their sums."""
-    cells, going_on, complete = settings.sizes[wave], (*settings.sizes, 0)[wave + 1], settings.cut.complete(wave)
+    cells, going_on, complete = settings.sizes[chunk], (*settings.sizes, 0)[chunk + 1], settings.cut.complete(chunk)
     mask = steps[0].new_zeros(cells, 1, 1, dtype=torch.bool)
     if isinstance(complete, Tensor):
         mask = settings.mask(complete)
     full, kept = mask[going_on:], [w[going_on:].clone() for w in weights]
     for n, (x, step) in enumerate(zip(inputs, steps, strict=True)):
-        taught = torch.bmm(x[going_on:], step[going_on:])
+        total = torch.bmm(x[going_on:], step[going_on:])
         if grad_sum:
-            taught += grad_sum[n][going_on:]
-        sums[n][going_on:cells] = torch.where(full, 0.0, taught)
+            total += grad_sum[n][going_on:]
+        sums[n][going_on:cells] = torch.where(full, 0.0, total)
     if going_on or complete is not False:
         _step(weights, inputs, steps, grad_sum, rule, tau)
         for weight, old in zip(weights, kept, strict=True):

@@ -1,7 +1,7 @@
 """All mini-batches of a token-causal call, as one node of autograd's graph where the derivative is written out.
 
-Where gradients are wanted and the update at mini-batch ends is one whose derivative `waves_backward` has, the whole
-loop is one node, whose backward walks the waves in reverse: no graph of some fifty small nodes a mini-batch.
+Where gradients are wanted and the update at mini-batch ends is one whose derivative `chunks_backward` has, the whole
+loop is one node, whose backward walks the chunks in reverse: no graph of some fifty small nodes a mini-batch.
 Everything else, gradients of gradients too, goes through the same loop with autograd on each of its operations.
 """
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tttstream_kernels.chunks import Chunk, Packed, Scanned, Seed, Settings, loop
+from tttstream_kernels.chunks_backward import Backward
 from tttstream_kernels.inner import Dense
 from tttstream_kernels.plan import Ragged, Uniform
 from tttstream_kernels.prefill import covers, prefill
 from tttstream_kernels.update import Rule
-from tttstream_kernels.waves import Packed, Scanned, Seed, Settings, Wave, loop
-from tttstream_kernels.waves_backward import Backward
 
 
 def scan(
@@ -65,7 +65,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: Settings, rule: Rule, *tensors: Any) -> tuple[Tensor | None, ...]:
         """See `scan`."""
-        record: list[Wave] = []
+        record: list[Chunk] = []
         packed, seed, bound = _Scan.unpack(settings, rule, tensors)
         z, before, after, ends = loop(settings, packed, seed, bound, None, record)
         ctx.settings, ctx.rule, ctx.record = settings, rule, record

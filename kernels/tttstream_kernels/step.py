@@ -59,7 +59,7 @@ def step(
     def with_one(hidden: Tensor) -> Tensor:
         return torch.cat([hidden, ones[0]], dim=-1)
 
-    inputs, steps = lesson(weights, x_k, (k - v).add_(beta), gamma, eta, with_one)
+    inputs, steps = gradients(weights, x_k, (k - v).add_(beta), gamma, eta, with_one)
     if len(weights) == 1:
         sums = (torch.addcmul(sums[0], x_k.mT, steps[0], value=base),)
         grad_sum = sums[0].view(flat.shape)
@@ -80,10 +80,10 @@ def step(
     return y, InnerState(state.delta, grad_sum, state.momentum, state.phase + 1)
 
 
-def lesson(
+def gradients(
     weights: Weights, keys: Tensor, missed: Tensor, gamma: Tensor, eta: Tensor, with_one: Callable[[Tensor], Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What one token teaches (equations 3 and 5): (inputs [R, 1, rows], steps [R, 1, columns]) of each layer, whose
+    """Gradients of one token (equations 3 and 5): (inputs [R, 1, rows], steps [R, 1, columns]) of each layer, whose
     outer products go to the sums. keys: with the one for the bias; missed: k - v + beta."""
     inputs, hidden = [keys], []
     z = torch.bmm(keys, weights[0])

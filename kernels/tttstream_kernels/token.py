@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from tttstream_kernels.call import Call
+from tttstream_kernels.chunks import Packed, Seed
 from tttstream_kernels.inner import Dense, flatten
 from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient, standardise
 from tttstream_kernels.plan import Ragged, Uniform, plan
 from tttstream_kernels.scan import scan
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.update import Rule, Weights, normalised_scale
-from tttstream_kernels.waves import Packed, Seed
 
 
 def _dense(call: Call) -> tuple[Dense, Tensor]:
@@ -107,7 +107,7 @@ def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, R
 
 
 def _merge(call: Call, state: InnerState, cut: Uniform | Ragged, ends: Seed) -> InnerState:
-    """The rows' state after the call, from where their pieces end, those of the last wave first."""
+    """The rows' state after the call, from where their pieces end, those of the last chunk first."""
 
     def rows(part: Weights) -> Tensor:
         return flatten(part).unflatten(0, (-1, call.q.shape[2]))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tttstream_kernels.activation import gelu
 from tttstream_kernels.inner import MLP, Linear, flatten
 from tttstream_kernels.norm import EPS
-from tttstream_kernels.step import lesson
+from tttstream_kernels.step import gradients
 from tttstream_kernels.update import Update, Weights
 
 _INNER = {model.name: model for model in (Linear(), MLP())}
@@ -53,7 +53,7 @@ def _step(
     q, k, v = views.unbind(0)
     flat = start + delta
     weights, sums = split(flat), split(grad_sum)
-    inputs, steps = lesson(weights, _with_one(k), k - v + beta, gamma, eta, _with_one)
+    inputs, steps = gradients(weights, _with_one(k), k - v + beta, gamma, eta, _with_one)
 
     z = q
     for layer, (weight, total) in enumerate(zip(weights, sums, strict=True)):

@@ -114,7 +114,7 @@ class Rule(NamedTuple):
         rest: list[Any] = [value[:count] if isinstance(value, Tensor) else value for value in self[1:]]
         return Rule(tuple(w[:count] for w in self.start), *rest)
 
-    def heading(self, weights: Weights, momentum: Weights) -> Weights:
+    def base(self, weights: Weights, momentum: Weights) -> Weights:
         """What queries see before any step of their mini-batch: W - mu M."""
         if not self.update.has_momentum:
             return weights

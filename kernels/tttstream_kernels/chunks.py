@@ -1,4 +1,4 @@
-"""The loop over the mini-batches of a token-causal call, wave by wave (README, equations 7 to 9)."""
+"""The loop over the mini-batches of a token-causal call, chunk by chunk (README, equations 7 to 9)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tttstream_kernels.update import Rule, Weights, normalised_scale
 
 
 class Packed(NamedTuple):
-    """A call's tokens as S blocks of K slots, wave by wave: queries and keys [S, K, D + 1], each with its one; base
+    """A call's tokens as S blocks of K slots, chunk by chunk: queries and keys [S, K, D + 1], each with its one; base
     [S, K, D] gamma (beta - target) and square [S, 1, D] gamma^2 of equation 2; eta [S, K, 1]; tau [K]. For a normalised
     step also missed [S, K, D] beta - target and gamma [S, 1, D], which give the losses."""
 
@@ -54,7 +54,7 @@ class Seed(NamedTuple):
 
 class Scanned(NamedTuple):
     """Outputs before their normalisation, z [S, K, D], the same of the keys before and after they were learned (None
-    unless asked for), and where every piece ends, the pieces of the last wave first."""
+    unless asked for), and where every piece ends, the pieces of the last chunk first."""
 
     z: Tensor
     before: Tensor | None
@@ -62,7 +62,7 @@ class Scanned(NamedTuple):
     ends: Seed
 
 
-class Sight(NamedTuple):
+class Read(NamedTuple):
     """How tokens were seen (equation 8), by layer: their inputs [R, K, rows], the products of these with the keys'
     inputs [R, K, K] before and after the mask; gelu' of the layers before the last."""
 
@@ -72,8 +72,8 @@ class Sight(NamedTuple):
     slopes: list[Tensor]
 
 
-class Wave(NamedTuple):
-    """What the backward pass wants of a wave. By layer: weights, the keys' inputs and steps; z, gelu' and what came
+class Chunk(NamedTuple):
+    """What the backward pass wants of a chunk. By layer: weights, the keys' inputs and steps; z, gelu' and what came
     back (G W^T) of the layers before the last. parts: those of `reconstruction`, its result first. Then how the
     queries were seen, and the keys where losses are wanted; the weights after the step (overwritten where forgetting
     is not learned), the scale of the last layer's cut (None without one), and that layer after it."""
@@ -86,15 +86,15 @@ class Wave(NamedTuple):
     backs: list[Tensor]
     z: Tensor
     parts: list[Tensor]
-    queries: Sight
-    keys: Sight | None
+    queries: Read
+    keys: Read | None
     stepped: Weights
     scale: Tensor | None
     settled: Tensor
 
 
-class Lesson(NamedTuple):
-    """What the keys of a wave teach, by layer: base, the weights that queries see before the first key; inputs
+class Learned(NamedTuple):
+    """Gradients of the keys of a chunk, by layer: base, the weights that queries see before the first key; inputs
     [R, K, rows] and steps [R, K, columns], rate times gradient, of every key."""
 
     base: Weights
@@ -104,7 +104,7 @@ class Lesson(NamedTuple):
 
 @dataclass
 class Settings:
-    """What is the same for all waves: cells of each wave, whether losses are wanted."""
+    """What is the same for all chunks: cells of each chunk, whether losses are wanted."""
 
     inner: Dense
     sizes: list[int]
@@ -118,9 +118,9 @@ class Settings:
 
 
 def loop(
-    settings: Settings, packed: Packed, seed: Seed, rule: Rule, lost: Tensor | None, record: list[Wave] | None
+    settings: Settings, packed: Packed, seed: Seed, rule: Rule, lost: Tensor | None, record: list[Chunk] | None
 ) -> Scanned:
-    """Run all mini-batches; without a graph, what the backward pass wants of each wave is added to `record`."""
+    """Run all mini-batches; without a graph, what the backward pass wants of each chunk is added to `record`."""
     sizes, cut, graph = settings.sizes, settings.cut, torch.is_grad_enabled()
     tau, causal = packed.tau[:, None], packed.causal
     last = packed.tau[-1] if graph or torch.compiler.is_compiling() else float(packed.tau[-1])
@@ -137,8 +137,8 @@ def loop(
     z_before: list[Tensor] = []
     z_after: list[Tensor] = []
     ends: list[Seed] = []
-    for wave, (queries, keys, base, square, eta, *scores) in enumerate(zip(*blocks, strict=True)):
-        rule = rule.first(sizes[wave])
+    for chunk, (queries, keys, base, square, eta, *scores) in enumerate(zip(*blocks, strict=True)):
+        rule = rule.first(sizes[chunk])
         z = z_first = torch.bmm(keys, seed.weights[0])
         inputs, hidden, slopes = [keys], [], []
         backs: list[Tensor] = []
@@ -146,7 +146,7 @@ def loop(
             hidden.append(z)
             activated, slope = gelu_and_slope(z)
             slopes.append(slope)
-            inputs.append(torch.cat([activated, ones[: sizes[wave]]], dim=-1))
+            inputs.append(torch.cat([activated, ones[: sizes[chunk]]], dim=-1))
             z = torch.bmm(inputs[-1], weight)
         parts = reconstruction(z, base, square)
         steps = [parts[0] * eta]
@@ -162,34 +162,34 @@ def loop(
             causal = -tau.expand(-1, -1, len(packed.tau)).tril()
             scores[len(products) :] = [own * causal for own in scores[: len(products)]]
             last = tau[:, -1:]
-        lesson = Lesson(rule.heading(seed.weights, seed.momentum), inputs, steps)
-        count, sights = len(products), []
+        learned = Learned(rule.base(seed.weights, seed.momentum), inputs, steps)
+        count, reads = len(products), []
         for viewers, own, masked, seen in ((queries, *scores[::count], z_q), (keys, *scores[1::count], z_after))[
             :count
         ]:
-            first = z_first if viewers is keys and not seed.momentum else torch.bmm(viewers, lesson.base[0])
-            sight = Sight([viewers], [own], [masked], [])
-            sights.append(sight)
-            seen.append(_see(first, sight, lesson, seed.grad_sum, tau, causal, ones, record is not None))
+            first = z_first if viewers is keys and not seed.momentum else torch.bmm(viewers, learned.base[0])
+            read = Read([viewers], [own], [masked], [])
+            reads.append(read)
+            seen.append(_outputs(first, read, learned, seed.grad_sum, tau, causal, ones, record is not None))
         z_before.append(z)
-        going_on, complete = (*sizes, 0)[wave + 1], cut.complete(wave)
-        nan = None if lost is None else lost[sum(sizes[:wave]) : sum(sizes[: wave + 1])]
+        going_on, complete = (*sizes, 0)[chunk + 1], cut.complete(chunk)
+        nan = None if lost is None else lost[sum(sizes[:chunk]) : sum(sizes[: chunk + 1])]
         stepped, scale, after = seed.weights, None, seed
         if going_on or complete is not False:
-            stepped, momentum = _step(seed, lesson, rule, last, nan)
+            stepped, momentum = _step(seed, learned, rule, last, nan)
             settled, scale = rule.settle(stepped, not graph and (record is None or not isinstance(rule.forget, Tensor)))
             after = Seed(settled, (), momentum)
             if loss is not None:
                 after = after._replace(loss=(torch.zeros_like(loss[:, -1:]),))
         if record is not None:
             record.append(
-                Wave(
-                    seed.weights, inputs, steps, hidden, slopes, backs, z, list(parts), sights[0],
-                    sights[1] if count > 1 else None, stepped, scale, after.weights[-1],
+                Chunk(
+                    seed.weights, inputs, steps, hidden, slopes, backs, z, list(parts), reads[0],
+                    reads[1] if count > 1 else None, stepped, scale, after.weights[-1],
                 )
             )  # fmt: skip
-        if going_on < sizes[wave]:
-            ends.append(_end(settings, seed, lesson, after, nan, complete, loss).cells(going_on, sizes[wave]))
+        if going_on < sizes[chunk]:
+            ends.append(_end(settings, seed, learned, after, nan, complete, loss).cells(going_on, sizes[chunk]))
         seed = after.cells(0, going_on)
     before, after_all = (torch.cat(z) if settings.return_loss else None for z in (z_before, z_after))
     return Scanned(torch.cat(z_q), before, after_all, _joined(ends[::-1]))
@@ -216,49 +216,49 @@ def _joined(ends: list[Seed]) -> Seed:
     return Seed(*(tuple(torch.cat(layer) for layer in zip(*part, strict=True)) for part in zip(*ends, strict=True)))
 
 
-def _see(
+def _outputs(
     z: Tensor,
-    sight: Sight,
-    lesson: Lesson,
+    read: Read,
+    learned: Learned,
     grad_sum: Weights,
     tau: Tensor,
     causal: Tensor,
     ones: Tensor,
     slopes: bool,
 ) -> Tensor:
-    """g(x_i; W_i) for every token i of a wave (equation 8), from z [R, K, columns], their product with the first
-    layer's weights; `sight` comes with the first layer's part and leaves with all."""
-    for layer, (weight, keys, step) in enumerate(zip(*lesson, strict=True)):
+    """g(x_i; W_i) for every token i of a chunk (equation 8), from z [R, K, columns], their product with the first
+    layer's weights; `read` comes with the first layer's part and leaves with all."""
+    for layer, (weight, keys, step) in enumerate(zip(*learned, strict=True)):
         if layer > 0:
             if slopes:
                 activated, slope = gelu_and_slope(z)
-                sight.slopes.append(slope)
+                read.slopes.append(slope)
             else:
                 activated = gelu(z)
             x = torch.cat([activated, ones[: len(z)]], dim=-1)
             z, products = torch.bmm(x, weight), torch.bmm(x, keys.mT)
-            sight.inputs.append(x)
-            sight.products.append(products)
-            sight.masked.append(products * causal)
-        z = torch.baddbmm(z, sight.masked[layer], step)
+            read.inputs.append(x)
+            read.products.append(products)
+            read.masked.append(products * causal)
+        z = torch.baddbmm(z, read.masked[layer], step)
         if grad_sum:
-            z = z.addcmul(torch.bmm(sight.inputs[layer], grad_sum[layer]), tau, value=-1)
+            z = z.addcmul(torch.bmm(read.inputs[layer], grad_sum[layer]), tau, value=-1)
     return z
 
 
-def _step(seed: Seed, lesson: Lesson, rule: Rule, tau: Tensor | float, nan: Tensor | None) -> tuple[Weights, Weights]:
+def _step(seed: Seed, learned: Learned, rule: Rule, tau: Tensor | float, nan: Tensor | None) -> tuple[Weights, Weights]:
     """The weights and the momentum after a full mini-batch (equation 9), whose last token has the scale tau."""
     target, sign = (tuple(rule.momentum * m for m in seed.momentum), 1.0) if seed.momentum else (seed.weights, -1.0)
     if isinstance(tau, Tensor):
         if seed.grad_sum:
             target = tuple(w.addcmul(sign * tau, s) for w, s in zip(target, seed.grad_sum, strict=True))
-        taught = zip(target, lesson.inputs, lesson.steps, strict=True)
-        target = tuple(torch.baddbmm(w, x.mT, (sign * tau) * step) for w, x, step in taught)
+        gradients = zip(target, learned.inputs, learned.steps, strict=True)
+        target = tuple(torch.baddbmm(w, x.mT, (sign * tau) * step) for w, x, step in gradients)
     else:
         if seed.grad_sum:
             target = tuple(w.add(s, alpha=sign * tau) for w, s in zip(target, seed.grad_sum, strict=True))
-        taught = zip(target, lesson.inputs, lesson.steps, strict=True)
-        target = tuple(torch.baddbmm(w, x.mT, step, alpha=sign * tau) for w, x, step in taught)
+        gradients = zip(target, learned.inputs, learned.steps, strict=True)
+        target = tuple(torch.baddbmm(w, x.mT, step, alpha=sign * tau) for w, x, step in gradients)
     if nan is not None:
         target = tuple(w + nan for w in target)
     if seed.momentum:
@@ -269,7 +269,7 @@ def _step(seed: Seed, lesson: Lesson, rule: Rule, tau: Tensor | float, nan: Tens
 def _end(
     settings: Settings,
     seed: Seed,
-    lesson: Lesson,
+    learned: Learned,
     after: Seed,
     nan: Tensor | None,
     complete: bool | Tensor,
@@ -280,7 +280,7 @@ def _end(
         after = after._replace(grad_sum=tuple(torch.zeros_like(w) for w in after.weights))
     if complete is True:
         return after
-    sums = tuple(torch.bmm(x.mT, step) for x, step in zip(lesson.inputs, lesson.steps, strict=True))
+    sums = tuple(torch.bmm(x.mT, step) for x, step in zip(learned.inputs, learned.steps, strict=True))
     for more in (seed.grad_sum, () if nan is None else (nan,) * len(sums)):
         sums = tuple(a + b for a, b in zip(sums, more, strict=True)) if more else sums
     inside = Seed(

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tttstream import models
 from tttstream.evaluation.davis import evaluate
 from tttstream.evaluation.mask_baselines import METHODS, follow
 from tttstream.io.mask_files import VOID, Labels, compact
-from tttstream.masks import load
 from tttstream.train.data import ImagesClip, PyAV
 from tttstream.train.data.clips import Clip
 from tttstream.train.data.objects import SIZE, MovingObjects
@@ -72,7 +72,7 @@ def main() -> None:
     if (args.root is None) == (args.generated is None):
         parser.error("expected either a DAVIS tree or --generated COUNT")
     torch.set_num_threads(1)
-    model = load(args.model)
+    model = models.load(args.model)
     if args.generated is None:
         sequences = davis(args.root, args.sequences)
     else:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tttstream import MaskStream, models
 from tttstream.evaluation.davis import contour, region_similarity
-from tttstream.masks import MaskStream, load
 from tttstream.train.data import PyAV
 from tttstream.train.data.objects import ObjectsClip
 from tttstream.views.masks import MaskOverlay, palette
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("masks.png"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model, rows = load(args.model), []
+    model, rows = models.load(args.model), []
     for seed in args.seeds:
         clip = ObjectsClip("objects", seed=seed, size=args.size, frames=max(args.frames) + 1)
         shot = clip.open(PyAV()).read(np.arange(max(args.frames) + 1))

@@ -18,7 +18,7 @@ from tttstream import models
 from tttstream.evaluation.detection import EventDetector
 from tttstream.frames import Frame
 from tttstream.views.overlay import Overlay
-from tttstream.views.window import KEYS, Window
+from tttstream.views.window import KEYS, Viewer
 
 
 def looped(path: str) -> Iterator[Frame]:
@@ -37,7 +37,7 @@ def looped(path: str) -> Iterator[Frame]:
             offset += last + 1 / (source.fps or 25)
 
 
-def watch(frames: Iterator[Frame], stream: tttstream.Stream, window: Window) -> None:
+def watch(frames: Iterator[Frame], stream: tttstream.Stream, window: Viewer) -> None:
     """Push every frame through the stream and show what comes of it, until q is pressed."""
     overlay, events = Overlay(), EventDetector()
     seen = time.perf_counter()
@@ -78,7 +78,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         stream = tttstream.Stream(models.load(args.model), embed=False)
-        with Window("tttstream webcam") as window:
+        with Viewer("tttstream webcam") as window:
             if args.file:
                 watch(looped(args.file), stream, window)
             else:

@@ -110,12 +110,12 @@ def test_the_python_blocks_of_a_page(page: Path, tmp_path: Path, monkeypatch: py
         if block.language != "python":
             continue
         place = f"{name(page)}:{block.line}"
-        code = compile("\n" * block.line + block.code, place, "exec")
+        code = compile("\n" * block.line + block.code, place, "exec", dont_inherit=True)
         wanted = needs(block.code)
         if not NOT_HERE.isdisjoint(wanted):
             imports = [node for node in ast.parse(block.code).body if isinstance(node, ast.Import | ast.ImportFrom)]
             if "Ray" not in wanted:
-                exec(compile(ast.Module(imports, []), place, "exec"), dict(names))
+                exec(compile(ast.Module(imports, []), place, "exec", dont_inherit=True), dict(names))
             continue
         for item in wanted:
             assert item in STAND_INS, f"{place}: say in this test what stands in for {item}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tttstream import errors
-from tttstream.errors import ShapeError, StateError, TTTStreamError
+from tttstream.errors import ConfigError, ShapeError, StateError, TTTStreamError
 from tttstream.memory import build, names
 from tttstream.testing import Case, cases
 
@@ -77,21 +77,21 @@ def test_frames_are_whole(case: Case) -> None:
 
 
 def test_unknown_memory() -> None:
-    with pytest.raises(ShapeError, match="no memory 'mamba': expected one of ") as caught:
+    with pytest.raises(ConfigError, match="no memory 'mamba': expected one of ") as caught:
         build("mamba", dim=16)
     assert all(name in str(caught.value) for name in names())
 
 
 @pytest.mark.parametrize("name", names())
 def test_unknown_option(name: str) -> None:
-    with pytest.raises(ShapeError, match=f"memory '{name}' has no option colour: it takes "):
+    with pytest.raises(ConfigError, match=f"memory '{name}' has no option colour: it takes "):
         build(name, dim=16, heads=2, colour="red")
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name not in ("lstm", "gru")])
 def test_heads_must_divide(name: str) -> None:
     options = {"grid": (2, 2)} if name in ("ttt_conv", "ttt_swiglu") else {}
-    with pytest.raises(ShapeError, match="heads"):
+    with pytest.raises(ConfigError, match="heads"):
         build(name, dim=16, heads=3, **options)
 
 
@@ -115,5 +115,5 @@ def test_heads_must_divide(name: str) -> None:
     ],
 )
 def test_bad_options(name: str, options: dict[str, object], message: str) -> None:
-    with pytest.raises(ShapeError, match=message):
+    with pytest.raises(ConfigError, match=message):
         build(name, dim=16, heads=2, **options)

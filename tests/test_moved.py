@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+import torch
 
 import tttstream
 from tttstream._moved import PLACES
+from tttstream.models.masks import MixtureModel
 
 
 @pytest.mark.parametrize("old", PLACES)
@@ -37,7 +41,6 @@ def test_an_import_statement_warns_where_it_stands() -> None:
         "<string>:1:",
         "<string>:2:",
         "<string>:3:",
-        "<string>:3:",
     ]
 
 
@@ -53,3 +56,14 @@ def test_others_are_not_found() -> None:
     for name in ("tttstream.strem", "tttstream.masks.label", "numpy.model"):
         with pytest.raises(ModuleNotFoundError):
             import_module(name)
+
+
+def test_loaders_of_one_kind_point_to_the_registry(
+    tmp_path: Path, make_mask_model: Callable[..., MixtureModel]
+) -> None:
+    with pytest.warns(DeprecationWarning, match=r"masks\.save is now model\.save"):
+        tttstream.masks.save(make_mask_model(torch.float32), tmp_path)
+    with pytest.warns(DeprecationWarning, match=r"masks\.load is now tttstream\.models\.load"):
+        assert isinstance(tttstream.masks.load(tmp_path), tttstream.masks.MixtureModel)
+    with pytest.warns(DeprecationWarning, match=r"map\.load is now tttstream\.models\.load"):
+        assert isinstance(tttstream.map.load(), tttstream.map.MapModel)

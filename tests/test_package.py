@@ -10,6 +10,7 @@ import types
 from importlib.metadata import requires, version
 from pathlib import Path
 
+import grimp
 import pytest
 from packaging.requirements import Requirement
 
@@ -20,6 +21,7 @@ from tttstream.cli.main import COMMANDS, main
 
 HEAVY = {"lightning", "pytorch_lightning", "cv2", "triton", "gymnasium", "av", "decord", "torchvision"}
 PACKAGES = ["tttstream", "kernels/tttstream_kernels", "agents/tttstream_agents"]
+PACKAGE_NAMES = [Path(package).name for package in PACKAGES]
 
 
 def modules_after(code: str) -> set[str]:
@@ -201,6 +203,18 @@ class TestFiles:
             for path in (root / package).rglob("*.py"):
                 found = re.search(r"^\s*(import|from) triton\b", path.read_text("utf-8"), re.MULTILINE)
                 assert not found or path.stem.endswith("_triton"), path
+
+    def test_no_module_imports_itself_by_way_of_others(self) -> None:
+        """Also not for types alone: a circle of modules cannot be read from its bottom up."""
+        graph = grimp.build_graph(*PACKAGE_NAMES, exclude_type_checking_imports=False, cache_dir=None)
+        below = {name: set(graph.find_modules_directly_imported_by(name)) for name in sorted(graph.modules)}
+        while free := [name for name, imported in below.items() if not imported & set(below)]:
+            for name in free:
+                del below[name]
+        while free := [name for name in below if not any(name in imported for imported in below.values())]:
+            for name in free:
+                del below[name]
+        assert not below
 
     @pytest.mark.parametrize("package", PACKAGES)
     def test_packages_are_typed(self, root: Path, package: str) -> None:

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _moved.install()
 
 if TYPE_CHECKING:
-    from tttstream import errors, inner, interop, masks, memory, models, sources, state, streams, views
+    from tttstream import errors, inner, interop, map, masks, memory, models, sources, state, streams, views
     from tttstream.errors import TTTStreamError
     from tttstream.frames import Frame, Result
     from tttstream.memory import TTTLayer
@@ -34,6 +34,7 @@ __all__ = [
     "errors",
     "inner",
     "interop",
+    "map",
     "masks",
     "memory",
     "models",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream_kernels import MLP, Conv, Inner, Linear, SwiGLU, SwiGLUDot, Update
 
 Grid = tuple[int, int]
@@ -96,7 +96,7 @@ def scaled_init(inner: Inner, heads: int, width: int) -> Tensor:
 
 def _conv(grid: Grid | None) -> Inner:
     if grid is None:
-        raise ShapeError("the conv inner model needs the grid of a frame's tokens: pass grid=(height, width)")
+        raise ConfigError("the conv inner model needs the grid of a frame's tokens: pass grid=(height, width)")
     return Conv(*grid)
 
 
@@ -126,5 +126,5 @@ CATALOGUE: dict[str, InnerModel] = {
 def find(name: str) -> InnerModel:
     """The entry of that name, or an error that lists the names."""
     if name not in CATALOGUE:
-        raise ShapeError(f"unknown inner model {name!r}: expected one of {', '.join(CATALOGUE)}")
+        raise ConfigError(f"unknown inner model {name!r}: expected one of {', '.join(CATALOGUE)}")
     return CATALOGUE[name]

@@ -13,7 +13,7 @@ import os
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,9 +22,6 @@ from torch.utils._pytree import _register_namedtuple
 
 from tttstream.errors import CheckpointError, OutputError, StateError
 from tttstream.io.claims import beside
-
-if TYPE_CHECKING:
-    from tttstream.memory.base import Memory
 
 FORMAT = "tttstream.state/1"
 
@@ -136,7 +133,14 @@ class State:
         return select(self, other)
 
 
-def _template(like: State | Memory) -> State:
+class Stateful(Protocol):
+    """What has fresh states: every memory and model."""
+
+    def init_state(self, batch: int) -> Any:
+        """A fresh state of so many rows."""
+
+
+def _template(like: State | Stateful) -> State:
     return like if isinstance(like, State) else like.init_state(1)
 
 
@@ -145,7 +149,7 @@ def pack(state: State) -> Tensor:
     return torch.cat([leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:])) for _, leaf in state.leaves()], dim=1)
 
 
-def unpack(flat: Tensor, like: S | Memory) -> S:
+def unpack(flat: Tensor, like: S | Stateful) -> S:
     """The inverse of `pack`. `like` is the memory, or any state of it (its number of rows does not matter)."""
     template = _template(like)
     widths = [math.prod(leaf.shape[1:]) for _, leaf in template.leaves()]
@@ -197,7 +201,7 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return _read(path)[0]
 
 
-def load(path: str | os.PathLike[str], like: S | Memory) -> S:
+def load(path: str | os.PathLike[str], like: S | Stateful) -> S:
     """Read a state that `save` wrote. `like` is the memory, or any state of it; another memory's state is refused."""
     template = _template(like)
     tensors = _read(path)[1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ from tttstream_agents.encoder import leaves
 from tttstream_agents.heads import Categorical
 from tttstream_agents.trunk import PolicyState
 
-if TYPE_CHECKING:
-    from tttstream_agents.policy import MemoryPolicy
+MemoryPolicy: TypeAlias = Any  # that of tttstream_agents.policy, whose method `export` calls this module
 
 LARGEST_BATCH = 65_536
 OUTPUTS = ["action", "logits", "value", "next_state"]

@@ -170,7 +170,7 @@ class Screen:
     """Where pictures go: an MP4, or a window at the environment's pace."""
 
     def __init__(self, out: str | None, fps: float) -> None:
-        from tttstream.views.window import Window
+        from tttstream.views.window import Viewer
         from tttstream.views.writer import VideoWriter
 
         self._pace = 1 / fps
@@ -178,7 +178,7 @@ class Screen:
             self._to: Any = VideoWriter(out, fps)
             return
         try:
-            self._to = Window("tttstream-agents (q quits)")
+            self._to = Viewer("tttstream-agents (q quits)")
         except OutputError as error:
             reason = str(error).split(":")[0]
             raise OutputError(f"{reason}: give --out FILE.mp4, and a video is written instead") from error

@@ -13,7 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from tttstream.errors import ShapeError, StateError
+from tttstream.errors import ConfigError, ShapeError, StateError
 from tttstream_agents.errors import ObservationError, SpaceError, TrainingError
 
 sb3_contrib = pytest.importorskip("sb3_contrib", reason="Stable-Baselines3 is absent: pip install 'tttstream[sb3]'")
@@ -341,7 +341,7 @@ def test_wrong_choices_are_named() -> None:
         model("TTTCnnPolicy", lambda: Noise(OBSERVATIONS["TTTCnnPolicy"], ACTIONS[0]), tiny={"netarch": [3]})
     with pytest.raises(ShapeError, match="dim must be a whole number of at least 1, got '64'"):
         model("TTTPolicy", noise, tiny={"dim": "64"})
-    with pytest.raises(ShapeError, match="no option minibatch"):
+    with pytest.raises(ConfigError, match="no option minibatch"):
         model("TTTPolicy", noise, tiny={"options": {"minibatch": 4}})
     with pytest.raises(TrainingError, match="between 1 and n_steps = 12, got 13"):
         model("TTTPolicy", noise, segment=13)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tttstream import TTTLayer
-from tttstream.errors import BackendError, ShapeError, StateError
+from tttstream.errors import BackendError, ConfigError, ShapeError, StateError
 from tttstream.inner import CATALOGUE
 from tttstream.testing import assert_close
 from tttstream_kernels import Update, definition
@@ -276,7 +276,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ("options", "message"), MISTAKES, ids=lambda value: str(value) if isinstance(value, dict) else ""
 )
 def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ShapeError, match=message):
+    with pytest.raises(ConfigError, match=message):
         TTTLayer(**{"dim": 8, "heads": 2, **options})
 
 

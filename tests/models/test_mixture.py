@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.evaluation.davis import region_similarity
 from tttstream.evaluation.mask_baselines import propagate
 from tttstream.masks import MixtureModel, MixtureState
@@ -162,5 +162,5 @@ def test_under_autocast_the_state_keeps_its_type(make_mask_model: Make, mask_cli
     ],
 )  # fmt: skip
 def test_configurations_that_make_no_sense(make_mask_model: Make, change: dict[str, Any]) -> None:
-    with pytest.raises(ShapeError, match="mixture"):
+    with pytest.raises(ConfigError, match="mixture"):
         make_mask_model(**change)

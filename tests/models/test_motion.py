@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import CheckpointError, ShapeError, StateError
+from tttstream.errors import CheckpointError, ConfigError, StateError
 from tttstream.models.frame import FrameModel, ModelConfig
 from tttstream.models.motion import Motion
 from tttstream.state import pack, unpack
@@ -229,11 +229,11 @@ def test_where_all_blocks_watch_embeddings_can_be_had_at_any_time(tmp_path: Path
 
 
 def test_what_does_not_fit() -> None:
-    with pytest.raises(ShapeError, match="motion must be"):
+    with pytest.raises(ConfigError, match="motion must be"):
         model(motion=-1)
-    with pytest.raises(ShapeError, match="surprise must be"):
+    with pytest.raises(ConfigError, match="surprise must be"):
         model(surprise=3)
-    with pytest.raises(ShapeError, match="registers=0"):
+    with pytest.raises(ConfigError, match="registers=0"):
         model(registers=2)
     made = disturbed()
     with pytest.raises(StateError, match="a model with motion"):

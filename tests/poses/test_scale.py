@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tttstream.errors import ShapeError, StateError
+from tttstream.errors import ConfigError, ShapeError, StateError
 from tttstream.poses import PoseScale
 
 
@@ -81,11 +81,11 @@ def test_a_head_that_only_turns_is_left_as_it_is() -> None:
 
 def test_what_it_refuses() -> None:
     for wrong in (0.0, -1.0, np.nan, [1.0, 0.0]):
-        with pytest.raises(ShapeError, match="scale of poses"):
+        with pytest.raises(ConfigError, match="scale of poses"):
             PoseScale(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ShapeError, match="2 poses"):
+    with pytest.raises(ConfigError, match="2 poses"):
         PoseScale(warmup=1)
-    with pytest.raises(ShapeError, match="offset"):
+    with pytest.raises(ConfigError, match="offset"):
         PoseScale(offset=[1, 2])
     scale = PoseScale(warmup=3)
     with pytest.raises(StateError, match="0 of 3"):

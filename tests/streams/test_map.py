@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tttstream import MapStream
-from tttstream.errors import CheckpointError, FrameError, ShapeError, StateError
+from tttstream.errors import CheckpointError, ConfigError, FrameError, StateError
 from tttstream.frames import Frame
 from tttstream.models.map import MapConfig, MapModel
 from tttstream.sources import open_source
@@ -68,7 +68,7 @@ def test_extent(fresh: Fresh) -> None:
     metres = MapStream(stream.model, view=20.0)
     metres.push(Frame(image, pose=np.array([40.0, 10.0])))
     assert metres.extent == Extent((1.5, 0.0), (2.5, 1.0), 0.0)
-    with pytest.raises(ShapeError, match="the side of a view is 0"):
+    with pytest.raises(ConfigError, match="the side of a view is 0"):
         MapStream(stream.model, view=0)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tttstream import models
-from tttstream.errors import BackendError, FrameError, ShapeError
+from tttstream.errors import BackendError, ConfigError, FrameError, ShapeError
 from tttstream.frames import Frame
 from tttstream.streams import Stream
 
@@ -119,14 +119,14 @@ def test_what_is_no_frame_is_refused(stream: Stream, image: np.ndarray) -> None:
 
 
 def test_a_stream_needs_a_memory_with_a_loss_and_a_backend_that_runs() -> None:
-    with pytest.raises(ShapeError, match="inner loss"):
+    with pytest.raises(ConfigError, match="inner loss"):
         Stream(models.build("small", size=32, memory="gru"))
-    with pytest.raises(ShapeError, match="unknown device"):
+    with pytest.raises(ConfigError, match="unknown device"):
         Stream(models.build("small", size=32), device="quantum")
     with pytest.raises((ShapeError, BackendError), match="backend"):
         Stream(models.build("small", size=32), backend="quick")
     if not torch.cuda.is_available():
-        with pytest.raises(ShapeError, match="no CUDA"):
+        with pytest.raises(ConfigError, match="no CUDA"):
             Stream(models.build("small", size=32), device="cuda")
 
 

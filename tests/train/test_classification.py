@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tttstream.errors import CheckpointError, ConfigError, ShapeError
+from tttstream.errors import CheckpointError, ConfigError
 from tttstream.models.encoders import VisionTokens
 from tttstream.train.classification import Classification, Encoder
 from tttstream.train.data import Batch, VideoClip
@@ -159,9 +159,9 @@ class TestTask:
         assert float(Classification(tiny(), 2).loss(batch, torch.randn(2, 4, 2))) == 0.0
 
     def test_sizes_that_do_not_fit(self, tiny: Make) -> None:
-        with pytest.raises(ShapeError, match="at least two classes"):
+        with pytest.raises(ConfigError, match="at least two classes"):
             Classification(tiny(), 1)
-        with pytest.raises(ShapeError, match="registers"):
+        with pytest.raises(ConfigError, match="registers"):
             Classification(tiny(registers=2), 2, encoder=Encoder("resnet18"))
 
 
@@ -218,5 +218,5 @@ class TestEncoders:
         ("name", "says"), [("resnet19", "there is no encoder"), ("shufflenet_v2_x0_5", "known here")]
     )
     def test_names_that_do_not_fit(self, name: str, says: str) -> None:
-        with pytest.raises(ShapeError, match=says):
+        with pytest.raises(ConfigError, match=says):
             VisionTokens(name, 64, 8)

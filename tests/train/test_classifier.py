@@ -16,9 +16,8 @@ import torch
 
 from tttstream import models
 from tttstream.cli.main import main
-from tttstream.errors import CheckpointError, ShapeError
+from tttstream.errors import CheckpointError, ConfigError
 from tttstream.frames import Frame
-from tttstream.models import classifier
 from tttstream.models.classifier import Classifier, Encoder, Opinion
 from tttstream.models.frame import ModelConfig
 from tttstream.streams import Stream
@@ -114,8 +113,8 @@ class TestEndToEnd:
     def test_what_the_folder_keeps(self, here: Path) -> None:
         config = json.loads((here / "exported/config.json").read_text("utf-8"))
         assert (config["names"], config["fitting"], config["model"]["size"]) == (NAMES, "crop", 32)
-        trained = classifier.load(here / "out/train/version_0/model")
-        assert trained.fingerprint() == classifier.load(here / "exported").fingerprint()
+        trained = models.load(here / "out/train/version_0/model")
+        assert trained.fingerprint() == models.load(here / "exported").fingerprint()
         assert models.load(str(here / "exported")).names == NAMES
 
     def test_watch_says_what_predict_says_and_goes_on_bit_for_bit(self, here: Path) -> None:
@@ -166,7 +165,7 @@ class TestModel:
         torch.manual_seed(0)
         model = Classifier(ModelConfig(**{**vars(SMALL), "memory": memory}), 7, names=[*"abcdefg"]).eval()
         model.save(tmp_path)
-        stream = Stream(classifier.load(tmp_path), device="cpu")
+        stream = Stream(models.load(tmp_path), device="cpu")
         assert stream.surprises is memory.startswith("ttt")
         images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
         with torch.no_grad():
@@ -190,31 +189,31 @@ class TestModel:
         config = ModelConfig(**{**vars(SMALL), "size": 32})
         task = Classification(config, 2, encoder=Encoder("resnet18"))
         saved: dict[str, Any] = {"state_dict": {f"model.{k}": v for k, v in task.model.state_dict().items()}}
-        saved["tttstream"] = {"task": "Classification", "model": task.shape, "lanes": None}
+        shape = {**vars(config), "classes": 2, "encoder": "resnet18"}
+        saved["tttstream"] = {"task": "Classification", "model": shape, "lanes": None}
         torch.save(saved, tmp_path / "old.ckpt")
         model = read(tmp_path / "old.ckpt")
         assert isinstance(model, Classifier)
         assert (model.names, model.encoder) == (["0", "1"], "resnet18")
         model.save(tmp_path / "model")
-        assert classifier.load(tmp_path / "model").fingerprint() == model.fingerprint() != task.model.eval()
-        result = Stream(classifier.load(tmp_path / "model"), device="cpu").push(np.zeros((40, 50, 3), np.uint8))
+        assert models.load(tmp_path / "model").fingerprint() == model.fingerprint() != task.model.eval()
+        result = Stream(models.load(tmp_path / "model"), device="cpu").push(np.zeros((40, 50, 3), np.uint8))
         assert result.surprise_map.shape == (1, 1)
 
     def test_mistakes(self, tmp_path: Path) -> None:
-        with pytest.raises(ShapeError, match="2 names came for 3 classes"):
+        with pytest.raises(ConfigError, match="2 names came for 3 classes"):
             Classifier(SMALL, 3, names=["a", "b"])
-        with pytest.raises(ShapeError, match="fitting is 'stretch'"):
+        with pytest.raises(ConfigError, match="fitting is 'stretch'"):
             Classifier(SMALL, 3, fitting="stretch")
         Classifier(SMALL, 3).save(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text("utf-8"))
         for changed in ({**config, "names": ["a"]}, {k: v for k, v in config.items() if k != "fitting"}):
             (tmp_path / "config.json").write_text(json.dumps(changed))
             with pytest.raises(CheckpointError, match=r"does not fit"):
-                classifier.load(tmp_path)
+                models.load(tmp_path)
         models.build("small", size=16).save(tmp_path / "frames")
-        with pytest.raises(CheckpointError, match="holds no classifier"):
-            classifier.load(tmp_path / "frames")
-        assert not classifier.is_classifier(tmp_path / "frames")
+        with pytest.raises(CheckpointError, match="is a FrameModel, expected a Classifier"):
+            models.load_as(Classifier, tmp_path / "frames")
 
     def test_an_opinion_goes_on(self) -> None:
         one, other, logits = Opinion(["a", "b"]), Opinion(["a", "b"]), torch.randn(3, 2)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tttstream.cli.main import main
-from tttstream.errors import ConfigError, ShapeError
-from tttstream.models.map import MapConfig, load
+from tttstream.errors import ConfigError
+from tttstream.models import load
+from tttstream.models.map import MapConfig
 from tttstream.train.data import Batch
 from tttstream.train.data.clips import Clip
 from tttstream.train.data.indices import PlacesWorlds
@@ -134,7 +135,7 @@ def test_cells_have_numbers_of_their_own() -> None:
 
 
 def test_data_without_poses_and_odd_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ShapeError, match="take data/places"):
+    with pytest.raises(ConfigError, match="take data/places"):
         task()(batch()._replace(pose=None), "train")
     with pytest.raises(ConfigError, match="future from 0 to below 1"):
         Map(MapConfig(**SMALL), future=1.0)

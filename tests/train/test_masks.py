@@ -1,6 +1,7 @@
 """The task of mask propagation: lanes, what counts, what is learned, checkpoints, and the model that comes out."""
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tttstream import models
 from tttstream.errors import CheckpointError, ConfigError, ShapeError
 from tttstream.evaluation.mask_baselines import NAMES, propagate
-from tttstream.masks import MixtureConfig, MixtureModel, load
+from tttstream.models import load
+from tttstream.models.map import MapConfig, MapModel
+from tttstream.models.masks import MixtureConfig, MixtureModel
 from tttstream.models.masks.networks import STRIDE, Features
 from tttstream.train.data import Batch
 from tttstream.train.export import read
@@ -153,7 +157,7 @@ def test_training_finds_the_objects() -> None:
 def test_gradients_reach_the_encoder_through_the_mixture() -> None:
     """What is said of the second frame teaches the keys of the first, which the components are made of."""
     learner = task(slots=24).train()
-    learner.taught = lambda reset: None  # type: ignore[method-assign]
+    learner.forced_frames = lambda reset: None  # type: ignore[method-assign]
     whole = batch(1, 2)
     seen: list[Tensor] = []
 
@@ -198,16 +202,16 @@ def test_baselines(name: str) -> None:
         assert torch.equal(found, segment.mask[:, :1].expand(-1, 3, -1, -1))  # type: ignore[index]
     if name in ("matching", "frozen"):
         assert torch.equal(found[:, 0], segment.mask[:, 0])  # type: ignore[index]
-    with pytest.raises(ShapeError, match="no baseline"):
+    with pytest.raises(ConfigError, match="no baseline"):
         propagate("luck", model, segment.frames, masks)
 
 
 def test_data_without_masks_and_options_that_make_no_sense() -> None:
-    with pytest.raises(ShapeError, match="no masks"):
+    with pytest.raises(ConfigError, match="no masks"):
         task()(batch()._replace(mask=None), "val")
-    with pytest.raises(ShapeError, match="at least 1"):
+    with pytest.raises(ConfigError, match="at least 1"):
         task(objects=0)
-    with pytest.raises(ShapeError, match="slots of at least 1"):
+    with pytest.raises(ConfigError, match="slots of at least 1"):
         task(slots=0)
     with pytest.raises(ConfigError, match="lr cannot be negative"):
         task(lr=-1.0)
@@ -318,9 +322,9 @@ def test_fit_resume_export_and_test(tmp_path: Path) -> None:
     assert losses(tmp_path, 2) == losses(tmp_path, 0)[2:]
     fit(tmp_path, 4, f"--ckpt_path={checkpoints[-1]}", command="test", length=6)
     fit(tmp_path, 4, f"--ckpt_path={checkpoints[-1]}", command="predict", length=6)
-    with pytest.raises(CheckpointError, match="another mask model"):
+    with pytest.raises(CheckpointError, match="another model: heads"):
         fit(tmp_path, 4, f"--ckpt_path={half}", "--task.network.heads=3")
-    with pytest.raises(CheckpointError, match="other objects or slots"):
+    with pytest.raises(CheckpointError, match="lanes are of a task with other options"):
         fit(tmp_path, 4, f"--ckpt_path={half}", "--task.slots=29")
     saved = torch.load(half)
     saved["tttstream"]["lanes"] = saved["tttstream"]["lanes"].expand(2, -1, -1)
@@ -329,3 +333,15 @@ def test_fit_resume_export_and_test(tmp_path: Path) -> None:
         fit(tmp_path, 4, f"--ckpt_path={tmp_path / 'two.ckpt'}")
     fit(tmp_path, 3, f"--ckpt_path={half}", "--task.network.first=3")
     assert len(losses(tmp_path, 8)) == 1
+
+
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    frames, places = models.build("small", size=16), MapModel(MapConfig(size=32, patch=16, features=16, codes=4))
+    for model, saved in (
+        (task().model, {"task": "MaskPropagation", "network": asdict(SMALL), "lanes": None, "numbers": None}),
+        (frames, {"task": "Prediction", "model": asdict(frames.config), "lanes": None}),
+        (places, {"task": "Map", "model": asdict(places.config), "lanes": None}),
+    ):
+        weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
+        torch.save({"state_dict": weights, "tttstream": saved}, tmp_path / "old.ckpt")
+        assert read(tmp_path / "old.ckpt").fingerprint() == model.fingerprint()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.evaluation.spliced import DETECTORS, WARMUP, WINDOW, Spliced, alarms, judge, table
 from tttstream.state import pack
 from tttstream.train.novelty import Novelty, contrast
@@ -160,7 +160,7 @@ class TestTask:
 
     @pytest.mark.parametrize("changes", [{"memory": "gru"}, {"registers": 2}])
     def test_a_memory_without_a_surprise_of_patches_is_refused(self, tiny: Make, changes: dict[str, Any]) -> None:
-        with pytest.raises(ShapeError, match="the surprise of patches needs a ttt_ memory"):
+        with pytest.raises(ConfigError, match="the surprise of patches needs a ttt_ memory"):
             Novelty(tiny(**changes))
 
 

@@ -90,7 +90,7 @@ class TestLanes:
         assert sum(seen[-3:]) < sum(seen[:3]) - 0.1
 
     def test_a_memory_that_grows_is_refused(self, tiny: Make) -> None:
-        with pytest.raises(ShapeError, match="grows with the stream: take window"):
+        with pytest.raises(ConfigError, match="grows with the stream: take window"):
             task(tiny(memory="attention"))
 
     def test_frozen_does_not_learn(self, tiny: Make, moving: Make, trainer: Make) -> None:

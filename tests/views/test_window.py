@@ -175,7 +175,7 @@ class Grab:
         return self.screens.pop(0)
 
 module.ImageGrab = Grab()
-with module.Window() as window:
+with module.Viewer() as window:
     end = time.monotonic() + 60
     while Grab.screens and time.monotonic() < end:
         window.show(np.full((120, 160, 3), 90, np.uint8), 10)
@@ -210,3 +210,10 @@ def test_the_screenshot_in_the_documentation_is_one(root: Path) -> None:
     with Image.open(root / "docs" / "webcam.png") as picture:
         assert picture.width >= 480
         assert np.asarray(picture.convert("RGB")).std() > 20
+
+
+def test_the_old_name_of_the_viewer_warns() -> None:
+    from tttstream.views import window
+
+    with pytest.warns(DeprecationWarning, match="Window is now Viewer"):
+        assert window.Window is window.Viewer

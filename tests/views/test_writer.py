@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tttstream.errors import OutputError, ShapeError
+from tttstream.errors import ConfigError, OutputError, ShapeError
 from tttstream.views.writer import VideoWriter
 
 
@@ -62,7 +62,7 @@ def test_any_rate_that_a_file_may_name_is_written(tmp_path: Path, fps: float) ->
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
 def test_what_is_no_rate_is_refused(tmp_path: Path, fps: float) -> None:
-    with pytest.raises(ShapeError, match="expected a frame rate above 0, got"):
+    with pytest.raises(ConfigError, match="expected a frame rate above 0, got"):
         VideoWriter(tmp_path / "a.mp4", fps)
 
 

@@ -1,12 +1,16 @@
-"""Kinds of arguments that the programs share: paths as people and their shells write them."""
+"""Arguments that the commands share: paths as people and their shells write them, a source, and a run over it."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-from tttstream.errors import ConfigError
+from tttstream.cli.numbers import whole
+from tttstream.errors import ConfigError, OutputError, SourceError
 from tttstream.io.names import expanded
+
+LARGEST = 4096  # of the sides in pixels that are taken: beyond, one frame fills the memory of most machines
 
 
 def path(text: str) -> Path:
@@ -22,3 +26,49 @@ def path(text: str) -> Path:
 def model(text: str) -> str:
     """A model by name or folder, `~` made the home folder."""
     return str(path(text))
+
+
+def add_run(parser: argparse.ArgumentParser, size: str) -> None:
+    """The options of a command that takes the frames of sources and writes folders. size: what --size is."""
+    add = parser.add_argument
+    add("--out", metavar="DIR", type=path, help="where the results are written")
+    add("--max-frames", metavar="N", type=whole, help="end each source after N frames")
+    known = "default: what it was trained at, or that of --load-state"
+    add("--size", metavar="PX", type=whole, help=f"{size}; {known}")
+    add("--on-error", choices=("skip", "raise"), default="skip", help="what a damaged frame or source does to the run")
+    rows = "where each frame was taken: csv, TUM or KITTI rows; of a camera, a growing file"
+    add("--poses", metavar="FILE", help=rows)
+    add("--pose", metavar="KEYS", help="the columns of that file, or values of an environment: x,y,yaw:deg, minigrid …")
+    start = "what the clock of that file says at the first frame (default: 0)"
+    add("--pose-start", metavar="N", type=float, help=start)
+    add("--pose-tolerance", metavar="S", type=float, help="how far in seconds a frame may be from a row, or a row late")
+    add("--policy", metavar="MODULE:NAME", help="plays gym:ENV: a callable (observation, info, env) -> action")
+    add("--no-learn", action="store_true", help="do not let the memory learn")
+    add("--save-state", metavar="FILE", type=path, help="save memory and place in the source at the end")
+    known = "go on with a saved memory; in the same source, where it stood"
+    add("--load-state", metavar="FILE", type=path, help=known)
+    add("--no-overlay", action="store_true", help="do not write overlay.mp4")
+    add("--show", action="store_true", help="show the overlay in a window while it runs")
+    add("--seed", metavar="N", type=whole, default=0, help="of walk, random actions and untrained weights (default: 0)")
+
+
+def check_run(args: argparse.Namespace) -> None:
+    """Refuse numbers and paths that make no sense before anything is loaded."""
+    if args.size is not None and not 1 <= args.size <= LARGEST:
+        raise ConfigError(f"--size is {args.size}: expected a side of 1 to {LARGEST} pixels, such as 128")
+    if args.max_frames is not None and args.max_frames < 1:
+        raise ConfigError(f"--max-frames is {args.max_frames}: expected 1 or more")
+    if not 0 <= args.seed < 2**63:
+        raise ConfigError(f"--seed is {args.seed}: expected 0 or more, below 2 to the power of 63")
+    if args.load_state is not None and not os.path.isfile(args.load_state):
+        raise SourceError(f"--load-state: there is no file {args.load_state}")
+    if args.save_state is not None and os.path.isdir(args.save_state):
+        raise OutputError(f"--save-state {args.save_state} is a folder: give a file")
+    if args.out is not None and os.path.exists(args.out) and not os.path.isdir(args.out):
+        raise OutputError(f"--out {args.out} is a file: give a folder")
+
+
+def out_folder(args: argparse.Namespace, default: str) -> Path | None:
+    """The folder for results; None where a window takes its place."""
+    out: Path | None = args.out
+    return out if out is not None or args.show else Path(default)

@@ -18,16 +18,11 @@ def run(args: argparse.Namespace) -> int:
     """Write the folder."""
     from tttstream.io.names import shown
     from tttstream.io.outputs import saving
-    from tttstream.models.classifier import Classifier
-    from tttstream.models.masks import MixtureModel
     from tttstream.train.export import read
 
     model = read(args.checkpoint)
     with saving(args.folder):
         model.save(args.folder)
-    masks = isinstance(model, MixtureModel)
-    what = "VIDEO" if masks or isinstance(model, Classifier) else "walk"
-    first = " --first-mask MASK.png" if masks else ""
     folder = shown(str(args.folder))
-    print(f"the model is in {folder}: `tttstream watch {what} --model {folder}{first}` watches with it")
+    print(f"the model is in {folder}: `tttstream {model.USE} --model {folder}` shows what it does")
     return 0

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from tttstream.io.outputs import OutputFile, OutputFolder, TextFile
-    from tttstream.models import map as maps
+    from tttstream.models import load_as
+    from tttstream.models.map import MapModel
     from tttstream.poses import Track
     from tttstream.streams.map import MapStream
     from tttstream.views.still import Still
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise SourceError(f"there is no saved stream {args.state}: `watch --model map --save-state` writes one")
     if os.path.exists(args.out) and not os.path.isdir(args.out):
         raise OutputError(f"--out {args.out} is a file: give a folder")
-    stream = MapStream(maps.load(args.model), device="cpu")
+    stream = MapStream(load_as(MapModel, args.model), device="cpu")
     stream.load(args.state)
     track = None if args.poses is None else Track(args.poses)
     folder, files, known = OutputFolder(args.out), list[OutputFile](), list[float]()

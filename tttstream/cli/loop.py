@@ -1,4 +1,4 @@
-"""What every kind of `tttstream watch` does with a source: frame after frame, a picture in a window, keys, an end."""
+"""What `watch` and `track` do with a source: frame after frame, a picture in a window, keys, an end, the files."""
 
 from __future__ import annotations
 
@@ -6,34 +6,25 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from tttstream.cli.progress import Progress
 from tttstream.cli.recorder import Record
-from tttstream.errors import FrameError
+from tttstream.errors import FrameError, SourceError
 from tttstream.frames import Frame
+from tttstream.io.claims import Claim
 from tttstream.io.interrupt import Interrupt
+from tttstream.io.outputs import OutputFolder, saving
+from tttstream.streams.session import Session
 from tttstream.views.overlay import Picture, size_text
 
 if TYPE_CHECKING:
     from tttstream.sources.base import Source
-    from tttstream.views.window import Window
+    from tttstream.views.window import Viewer
 
 Step = Callable[[Frame], tuple["Picture | None", "float | None"]]
 """Push one frame and record it: (the picture drawn of it, its surprise; None where there is none)."""
-
-
-class Watching(Protocol):
-    """What the loop and the keys need of a stream."""
-
-    learn: bool
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the memory."""
-
-    def reset(self) -> None:
-        """Forget."""
 
 
 def opened(spec: str, args: argparse.Namespace) -> Source:
@@ -45,12 +36,69 @@ def opened(spec: str, args: argparse.Namespace) -> Source:
     return open_source(spec, on_error=args.on_error, size=args.size, seed=args.seed, **more)
 
 
-def follow(
+def claimed(args: argparse.Namespace, stack: ExitStack) -> Viewer | None:
+    """The window, where one is wanted, and the sole right to write --save-state, until the stack ends."""
+    window = None
+    if args.show:
+        from tttstream.views.window import Viewer
+
+        window = Viewer()
+        stack.callback(window.close)
+    if args.save_state is not None:
+        stack.enter_context(OutputFolder(args.save_state.absolute().parent, claim=False))
+        with saving(args.save_state):
+            stack.enter_context(Claim.on_file(args.save_state))
+    return window
+
+
+def recorded(
+    spec: str,
     source: Source,
-    stream: Watching,
+    stream: Session,
     step: Step,
     record: Record,
-    window: Window | None,
+    window: Viewer | None,
+    interrupt: Interrupt,
+    args: argparse.Namespace,
+    more: dict[str, Any],
+    title: str = "",
+) -> dict[str, Any]:
+    """Take every frame of a source and write what came of it; returns the summary. After a failure no file is left.
+
+    more: what a kind of stream adds to the summary. title: of the chart.
+    """
+    try:
+        interrupted = follow(source, stream, step, record, window, interrupt, args)
+        if not record.frames and interrupted:
+            raise KeyboardInterrupt
+        if not record.frames:
+            raise SourceError(f"{spec}: no readable frame" + (" after the saved place" if args.load_state else ""))
+        summary = {
+            "source": spec,
+            "model": args.model,
+            "size": stream.size,
+            **more,
+            "learn": not args.no_learn,
+            "interrupted": interrupted,
+            "state_bytes": stream.state_bytes,
+            **record.summary(),
+        }
+        record.finish(summary, title)
+        if args.save_state is not None:
+            stream.save(args.save_state, source)
+        record.publish()
+    except BaseException:
+        record.discard()
+        raise
+    return summary
+
+
+def follow(
+    source: Source,
+    stream: Session,
+    step: Step,
+    record: Record,
+    window: Viewer | None,
     interrupt: Interrupt,
     args: argparse.Namespace,
 ) -> bool:
@@ -88,7 +136,7 @@ def follow(
     return False
 
 
-def obey(window: Window, key: str, stream: Watching, interrupt: Interrupt) -> bool:
+def obey(window: Viewer, key: str, stream: Session, interrupt: Interrupt) -> bool:
     """Do what a key says; True for the end of the run."""
     if key == " ":
         key = ""

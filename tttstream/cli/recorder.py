@@ -83,9 +83,10 @@ class Record:
         names = [] if form is None else list(form.names)
         return {"poses": {"from": self.source.about, "numbers": names, "missing": self.source.unposed}}
 
-    def _complete(self, summary: dict[str, Any]) -> None:
-        """Write the summary, and complete all files under their temporary names."""
-        assert self._folder is not None
+    def finish(self, summary: dict[str, Any], title: str) -> None:
+        """Write the summary, and complete all files under their temporary names. title: of a chart."""
+        if self._folder is None:
+            return
         self._own(TextFile(self._folder.path / "summary.json")).write(text_of(summary, indent=2) + "\n")
         for file in self._files:
             file.finish()
@@ -226,10 +227,9 @@ class Recorder(Record):
         return [event for event in self.source.events(last) or [] if event.stop > self.trace.first_index]
 
     def finish(self, summary: dict[str, Any], title: str) -> None:
-        """Draw the chart, write the summary, and complete all files under their temporary names."""
-        if self._folder is None:
-            return
-        chart = self._own(ChartFile(self._folder.path / "surprise.png"))
-        detected = [event.index for event in self.detector.events]
-        chart.draw(self.trace, title, planted=self.planted(), detected=detected, threshold=self.detector.threshold)
-        self._complete(summary)
+        """Draw the chart too."""
+        if self._folder is not None:
+            chart = self._own(ChartFile(self._folder.path / "surprise.png"))
+            detected = [event.index for event in self.detector.events]
+            chart.draw(self.trace, title, planted=self.planted(), detected=detected, threshold=self.detector.threshold)
+        super().finish(summary, title)

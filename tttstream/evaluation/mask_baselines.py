@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.models.masks.networks import STRIDE
 from tttstream.models.masks.propagator import SURE, Propagator, moments, together
 from tttstream.streams.masks import Labels, MaskStream
@@ -42,7 +42,7 @@ def propagate(name: str, model: Propagator[Any], frames: Tensor, masks: Tensor) 
         if name == "untaught":
             state = model.init_state(len(frames), masks.shape[1])
             return model(frames, state._replace(seen=masks.flatten(2).any(2).to(state.seen)), learn=False)[0].logits
-    raise ShapeError(f"there is no baseline {name!r}: expected one of {', '.join(NAMES)}")
+    raise ConfigError(f"there is no baseline {name!r}: expected one of {', '.join(NAMES)}")
 
 
 def follow(

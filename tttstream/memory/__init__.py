@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tttstream.memory.attention import Attention, Window
 from tttstream.memory.base import Memory
-from tttstream.memory.catalogue import build, names
+from tttstream.memory.catalogue import build, names, takes
 from tttstream.memory.mamba2 import Mamba2
 from tttstream.memory.matrix import Additive, Delta, GatedDelta
 from tttstream.memory.mesa import Mesa
@@ -31,4 +31,5 @@ __all__ = [
     "Window",
     "build",
     "names",
+    "takes",
 ]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.memory.base import Memory
 from tttstream.state import State
 
@@ -97,7 +97,7 @@ class _Attention(Memory):
     def __init__(self, dim: int, heads: int = 1) -> None:
         super().__init__()
         if dim < 1 or heads < 1 or dim % (2 * heads):
-            raise ShapeError(f"expected dim to be a multiple of twice the heads, got {dim = } and {heads = }")
+            raise ConfigError(f"expected dim to be a multiple of twice the heads, got {dim = } and {heads = }")
         self.dim, self.heads = dim, heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
@@ -174,7 +174,7 @@ class Window(_Attention):
     def __init__(self, dim: int, heads: int = 1, window: int = 128) -> None:
         super().__init__(dim, heads)
         if window < 2:
-            raise ShapeError(f"expected a window of at least 2 tokens, got {window}")
+            raise ConfigError(f"expected a window of at least 2 tokens, got {window}")
         self.window = window
 
     def init_state(self, batch: int) -> WindowState:

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tttstream.errors import ShapeError
 from tttstream.inner import CATALOGUE as INNER_MODELS
 from tttstream.inner import InnerModel
 from tttstream.memory.attention import Attention, Window
-from tttstream.memory.base import Memory
 from tttstream.memory.mamba2 import Mamba2
 from tttstream.memory.matrix import Additive, Delta, GatedDelta
 from tttstream.memory.mesa import Mesa
 from tttstream.memory.mixed import Mixed
 from tttstream.memory.nested import Nested
 from tttstream.memory.recurrent import GRU, LSTM
+from tttstream.memory.registry import CATALOGUE, Entry, build, names, takes
 from tttstream.memory.rwkv7 import RWKV7
 from tttstream.memory.ttt import TTTLayer
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One memory. make: called with dim, heads (where it has heads) and its options. about: what it is, one line."""
-
-    make: Callable[..., Memory]
-    about: str
+__all__ = ["CATALOGUE", "Entry", "build", "names", "takes"]
 
 
 def _ttt(name: str, model: InnerModel) -> Entry:
@@ -36,7 +26,7 @@ def _ttt(name: str, model: InnerModel) -> Entry:
     return Entry(partial(TTTLayer, inner=name, **mode), model.about or "")
 
 
-CATALOGUE: dict[str, Entry] = {
+CATALOGUE |= {
     **{f"ttt_{name}": _ttt(name, model) for name, model in INNER_MODELS.items() if model.about is not None},
     "ttt": Entry(Mixed, "mixed heads: some correct (delta), some add up (additive), some learn deeply (ttt_mlp)"),
     "ttt_nested": Entry(Nested, "a delta rule whose start is learned by an outer learner, block by block"),
@@ -51,29 +41,3 @@ CATALOGUE: dict[str, Entry] = {
     "lstm": Entry(LSTM, "torch.nn.LSTM"),
     "gru": Entry(GRU, "torch.nn.GRU"),
 }
-
-
-def names() -> tuple[str, ...]:
-    """The names that `build` knows."""
-    return tuple(CATALOGUE)
-
-
-def build(name: str, *, dim: int, heads: int = 1, **options: Any) -> Memory:
-    """A new memory by name.
-
-    name: one of `names()`.
-    dim: width of a token.
-    heads: number of heads; memories without heads (lstm, gru) do not look at it.
-    options: what the class takes besides: `TTTLayer` for ttt_*, `Window` (window) and so on.
-
-    Raises ShapeError for an unknown name, an unknown option, or sizes that do not fit.
-    """
-    if name not in CATALOGUE:
-        raise ShapeError(f"there is no memory {name!r}: expected one of {', '.join(CATALOGUE)}")
-    make = CATALOGUE[name].make
-    known = inspect.signature(make).parameters
-    taken = [option for option in known if option not in ("dim", "heads", "inner")]
-    unknown = sorted(set(options) - set(taken))
-    if unknown:
-        raise ShapeError(f"memory {name!r} has no option {', '.join(unknown)}: it takes {', '.join(taken) or 'none'}")
-    return make(dim=dim, **({"heads": heads} if "heads" in known else {}), **options)

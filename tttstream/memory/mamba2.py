@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.memory.matrix import NORM_EPS, MatrixMemory, Seen, check_heads, convolved, linear, spread
 from tttstream.memory.positions import ShortConv
 from tttstream.memory.recurrence import Token
@@ -33,7 +33,7 @@ class Mamba2(MatrixMemory):
     def __init__(self, dim: int, heads: int = 1, state: int = 64, expand: int = 2, conv: int = 4) -> None:
         check_heads("Mamba2", expand * dim, heads)
         if state < 1 or expand < 1 or conv < 1:
-            raise ShapeError(f"Mamba2: expected at least 1, got {state = }, {expand = }, {conv = }")
+            raise ConfigError(f"Mamba2: expected at least 1, got {state = }, {expand = }, {conv = }")
         inner = expand * dim
         self._split = inner, inner + 2 * state, heads
         self._parts = inner, state, state

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.memory.base import Memory
 from tttstream.memory.positions import ShortConv
 from tttstream.memory.recurrence import LEAST, Token, recurrence
@@ -118,11 +118,11 @@ def unit(x: Tensor) -> Tensor:
 
 
 def check_heads(name: str, dim: int, heads: int, conv: int = 0) -> None:
-    """Raises ShapeError where dim is no multiple of heads, or a convolution has a negative width."""
+    """Raises ConfigError where dim is no multiple of heads, or a convolution has a negative width."""
     if dim < 1 or heads < 1 or dim % heads:
-        raise ShapeError(f"{name}: dim must be a multiple of heads, got dim={dim}, heads={heads}")
+        raise ConfigError(f"{name}: dim must be a multiple of heads, got dim={dim}, heads={heads}")
     if conv < 0:
-        raise ShapeError(f"{name}: conv is the width of a convolution, 0 for none, got {conv}")
+        raise ConfigError(f"{name}: conv is the width of a convolution, 0 for none, got {conv}")
 
 
 class Additive(MatrixMemory):
@@ -183,7 +183,7 @@ class Delta(Additive):
     def __init__(self, dim: int, heads: int = 1, conv: int = 4, reach: float = 2.0) -> None:
         super().__init__(dim, heads, conv)
         if not 0 < reach <= 2:
-            raise ShapeError(f"{type(self).__name__}: expected a reach above 0 and at most 2, got {reach}")
+            raise ConfigError(f"{type(self).__name__}: expected a reach above 0 and at most 2, got {reach}")
         self.reach = reach
         self.rate = linear(dim, heads, bias=True)
         self.norm = nn.RMSNorm(dim // heads, eps=NORM_EPS)
@@ -226,7 +226,7 @@ class GatedDelta(Delta):
     ) -> None:
         super().__init__(dim, heads, conv, reach)
         if decay not in ("scalar", "channel"):
-            raise ShapeError(f'{type(self).__name__}: expected decay="scalar" or "channel", got {decay!r}')
+            raise ConfigError(f'{type(self).__name__}: expected decay="scalar" or "channel", got {decay!r}')
         self.decay = Decay(dim, heads) if decay == "scalar" else ChannelDecay(dim, heads)
         self.gate = linear(dim, dim)
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.memory.base import Memory
 from tttstream.memory.matrix import check_heads, linear
+from tttstream.memory.registry import build
 from tttstream.state import State
 
 RULES = ("ttt_mlp", "delta", "additive")
@@ -52,13 +53,11 @@ class Mixed(Memory):
         rules: Sequence[str] = RULES,
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        from tttstream.memory.catalogue import build  # here, since the catalogue lists this memory too
-
         super().__init__()
         check_heads("Mixed", dim, heads)
         rules, given = tuple(rules), dict(options or {})
         if not rules or len(set(rules)) < len(rules) or set(given) - set(rules):
-            raise ShapeError(f"Mixed: expected rules without repetition and options of these, got {rules} and {given}")
+            raise ConfigError(f"Mixed: expected rules without repetition and options of these, got {rules} and {given}")
         self.dim, self.heads, self.rules = dim, heads, rules
         shares = [max(1, len(range(place, heads, len(rules)))) for place in range(len(rules))]
         self.sizes = [share * dim // heads for share in shares]
@@ -69,7 +68,8 @@ class Mixed(Memory):
         self.parts = nn.ModuleList(parts)  # type: ignore[assignment]
         unfit = [rule for rule, part in zip(rules, self.parts, strict=True) if not part.bounded]
         if unfit or any(getattr(part, "causal", "token") == "frame" for part in self.parts):
-            raise ShapeError(f"Mixed: expected rules of constant memory that go token by token, got {', '.join(rules)}")
+            said = ", ".join(rules)
+            raise ConfigError(f"Mixed: expected rules of constant memory that go token by token, got {said}")
         self.into, self.out = linear(dim, sum(self.sizes)), linear(sum(self.sizes), dim)
 
     def init_state(self, batch: int) -> MixedState:

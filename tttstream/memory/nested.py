@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.memory.matrix import Delta
 from tttstream.memory.recurrence import Token, moved, moves, pieces_of, prepare, rows_of, step
 from tttstream.state import State
@@ -51,7 +51,7 @@ class Nested(Delta):
     def __init__(self, dim: int, heads: int = 1, conv: int = 4, reach: float = 1.0, block: int = 32) -> None:
         super().__init__(dim, heads, conv, reach)
         if block < 1:
-            raise ShapeError(f"Nested: a block has at least 1 token, got {block}")
+            raise ConfigError(f"Nested: a block has at least 1 token, got {block}")
         self.block = block
         self.outer = nn.Parameter(torch.zeros(heads))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.memory.base import Memory
 from tttstream.state import State
 
@@ -49,7 +49,7 @@ class _Recurrent(Memory):
     def __init__(self, dim: int, layers: int = 1) -> None:
         super().__init__()
         if dim < 1 or layers < 1:
-            raise ShapeError(f"expected dim and layers of at least 1, got {dim = } and {layers = }")
+            raise ConfigError(f"expected dim and layers of at least 1, got {dim = } and {layers = }")
         self.dim, self.layers = dim, layers
         self.core = self.layer(dim, dim, layers, batch_first=True)
 

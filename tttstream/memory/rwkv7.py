@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.memory.matrix import MatrixMemory, Seen, check_heads, linear, unit
 from tttstream.memory.recurrence import Token
 
@@ -38,7 +38,7 @@ class RWKV7(MatrixMemory):
     def __init__(self, dim: int, heads: int = 1, rank: int = 32) -> None:
         check_heads("RWKV7", dim, heads)
         if rank < 1:
-            raise ShapeError(f"RWKV7: rank must be at least 1, got {rank}")
+            raise ConfigError(f"RWKV7: rank must be at least 1, got {rank}")
         width = dim // heads
         super().__init__(dim, heads, width, width, (1, dim))
         self.mix = nn.Parameter(torch.full((len(MIXED), dim), 0.5))

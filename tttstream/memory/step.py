@@ -4,7 +4,7 @@ the same for a compiler."""
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from tttstream_kernels import step as op
 from tttstream_kernels.inner import Dense
 from tttstream_kernels.traced import step as one_step
 
-if TYPE_CHECKING:
-    from tttstream.memory.ttt import TTTLayer, TTTState
+TTTLayer: TypeAlias = Any  # those of tttstream.memory.ttt, which imports this module
+TTTState: TypeAlias = Any
 
 
 def suits(layer: TTTLayer) -> bool:

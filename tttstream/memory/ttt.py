@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttstream import inner as catalogue
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.memory.base import Memory
 from tttstream.memory.positions import Constant, Rotary, ShortConv, positions
 from tttstream.memory.step import step, suits, traced
@@ -101,7 +101,7 @@ class TTTLayer(Memory):
         entry = catalogue.find(inner)
         _check_options(dim, heads, inner, mini_batch, causal, grid, registers, conv, entry.frame_only)
         if rotary and causal == "token" and dim // heads % 2:
-            raise ShapeError(
+            raise ConfigError(
                 f"TTTLayer: rotary positions turn pairs, but a head is dim / heads = {dim // heads} wide: "
                 "choose an even width or rotary=False"
             )
@@ -310,26 +310,26 @@ def _check_options(
     frame_only: bool,
 ) -> None:
     if dim < 1 or heads < 1 or dim % heads != 0:
-        raise ShapeError(f"TTTLayer: dim must be a multiple of heads, got dim={dim}, heads={heads}")
+        raise ConfigError(f"TTTLayer: dim must be a multiple of heads, got dim={dim}, heads={heads}")
     if conv < 0:
-        raise ShapeError(f"TTTLayer: conv is the width of a convolution, 0 for none, got {conv}")
+        raise ConfigError(f"TTTLayer: conv is the width of a convolution, 0 for none, got {conv}")
     if causal not in ("token", "frame"):
-        raise ShapeError(f'TTTLayer: expected causal="token" or "frame", got {causal!r}')
+        raise ConfigError(f'TTTLayer: expected causal="token" or "frame", got {causal!r}')
     if causal == "token":
         if frame_only:
-            raise ShapeError(f'TTTLayer: inner={inner!r} works on whole frames: use causal="frame" with grid=(h, w)')
+            raise ConfigError(f'TTTLayer: inner={inner!r} works on whole frames: use causal="frame" with grid=(h, w)')
         if mini_batch < 1:
-            raise ShapeError(f"TTTLayer: mini_batch must be at least 1, got {mini_batch}")
+            raise ConfigError(f"TTTLayer: mini_batch must be at least 1, got {mini_batch}")
         if grid is not None or registers:
-            raise ShapeError(
+            raise ConfigError(
                 f'TTTLayer: grid and registers are for causal="frame", got causal="token" with grid={grid}, '
                 f"registers={registers}"
             )
         return
     if grid is None or len(grid) != 2 or min(grid) < 1 or registers < 0:
-        raise ShapeError(
+        raise ConfigError(
             f'TTTLayer: causal="frame" needs grid=(h, w), both at least 1, and registers >= 0; '
             f"got grid={grid}, registers={registers}"
         )
     if conv:
-        raise ShapeError("TTTLayer: a causal convolution runs from token to token; frame mode has no such order")
+        raise ConfigError("TTTLayer: a causal convolution runs from token to token; frame mode has no such order")

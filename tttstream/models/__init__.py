@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from tttstream.errors import CheckpointError, ShapeError
-from tttstream.models import classifier
-from tttstream.models import map as maps
+from tttstream.errors import CheckpointError, ConfigError
+from tttstream.io import weights
 from tttstream.models.backbone import ModelState
-from tttstream.models.frame import FORMAT, FrameModel, ModelConfig, Output, load_folder
-from tttstream.models.masks import folder as masks
+from tttstream.models.base import SavedModel
+from tttstream.models.classifier import Classifier
+from tttstream.models.frame import FrameModel, ModelConfig, Output
+from tttstream.models.map import MapModel
+from tttstream.models.masks import MixtureModel
 
-__all__ = ["CONFIGS", "FrameModel", "ModelConfig", "ModelState", "Output", "build", "load", "shipped"]
+__all__ = ["CONFIGS", "FrameModel", "ModelConfig", "ModelState", "Output", "build", "load", "load_as", "shipped"]
+
+M = TypeVar("M", bound=SavedModel)
+
+KINDS: dict[str, type[SavedModel]] = {kind.FORMAT: kind for kind in (FrameModel, Classifier, MapModel, MixtureModel)}
+"""Every kind of model, by the format in its config.json."""
 
 CONFIGS: dict[str, ModelConfig] = {
     "small": ModelConfig(dim=128, depth=4, heads=4),
@@ -30,11 +36,7 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 
 def shipped() -> list[str]:
     """The names of the trained models that come with the package; each has a card.md beside its weights."""
-    return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json") if _is_frame_model(path))
-
-
-def _is_frame_model(path: Path) -> bool:
-    return json.loads(path.read_text(encoding="utf-8")).get("format") == FORMAT
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))
 
 
 def build(name: str, *, seed: int = 0, **changes: Any) -> FrameModel:
@@ -43,42 +45,67 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> FrameModel:
     changes: fields of ModelConfig to set otherwise, such as size=256 or memory="ttt_mlp".
     """
     if name not in CONFIGS:
-        raise ShapeError(f"there is no model size {name!r}: expected one of {', '.join(CONFIGS)}")
+        raise ConfigError(f"there is no model size {name!r}: expected one of {', '.join(CONFIGS)}")
     try:
         config = dataclasses.replace(CONFIGS[name], **changes)
     except TypeError as error:
         known = ", ".join(item.name for item in dataclasses.fields(ModelConfig))
-        raise ShapeError(f"unknown model option: expected some of {known}") from error
+        raise ConfigError(f"unknown model option: expected some of {known}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return FrameModel(config).eval()
 
 
-def load(name_or_folder: str, *, seed: int = 0, size: int | None = None) -> Any:
+def load(name_or_folder: str | os.PathLike[str], *, seed: int = 0, size: int | None = None) -> Any:
     """A model from a folder that its `save` wrote, a trained one by its name, or an untrained one by its size.
 
     It is a FrameModel, a MapModel ("map"), a MixtureModel of masks ("mask"), or a Classifier. size: side of the
-    pictures, that of training unless given; maps have one size, and of masks the stream takes it. seed: of an untrained
+    pictures (of masks, the short side), that of training unless given; a map has one size. seed: of an untrained
     model's weights.
+
+    Raises CheckpointError where there is no such model, or where the files do not fit together; ConfigError for a size
+    that does not fit.
     """
-    if masks.is_masks(name_or_folder):
-        if size is not None:
-            raise ShapeError(f"{name_or_folder} is a model of masks: give the size to MaskStream")
-        return masks.load(name_or_folder)
-    if classifier.is_classifier(name_or_folder):
-        return classifier.load(name_or_folder, size=size)
-    if maps.is_map(name_or_folder):
-        model = maps.load(name_or_folder)
-        if size not in (None, model.config.size):
-            raise ShapeError(
-                f"the map {name_or_folder} sees {model.config.size} pixels, not {size}: leave the size out"
-            )
-        return model
-    if name_or_folder in CONFIGS:
-        return build(name_or_folder, seed=seed, **({} if size is None else {"size": size}))
-    trained = shipped()
-    folder = WEIGHTS / name_or_folder if name_or_folder in trained else Path(name_or_folder)
+    name = os.fspath(name_or_folder)
+    if name in CONFIGS:
+        return build(name, seed=seed, **({} if size is None else {"size": size}))
+    folder, kind, description = _found(name)
+    try:
+        model = kind.described(description if size is None else kind.resized(description, size))
+    except (KeyError, TypeError, ConfigError) as error:
+        if size is not None and isinstance(error, ConfigError):
+            raise
+        raise CheckpointError(f"{folder / 'config.json'} does not fit this version: {error}") from error
+    weights.fill(model, folder)
+    return model.eval()
+
+
+def kind(name_or_folder: str | os.PathLike[str]) -> type[SavedModel]:
+    """The class that `load` gives, found without reading weights. Raises CheckpointError as `load` does."""
+    name = os.fspath(name_or_folder)
+    return FrameModel if name in CONFIGS else _found(name)[1]
+
+
+def _found(name: str) -> tuple[Path, type[SavedModel], dict[str, Any]]:
+    """The folder of a trained model, its class and its description."""
+    folder = WEIGHTS / name if name in shipped() else Path(name)
     if not os.path.isdir(folder):
-        known = f"{', '.join(trained) or 'none here'} (trained), {', '.join(CONFIGS)} (untrained), or a model's folder"
-        raise CheckpointError(f"there is no model {name_or_folder!r}: expected one of {known}")
-    return load_folder(folder, size=size)
+        known = f"{', '.join(shipped())} (trained), {', '.join(CONFIGS)} (untrained), or a model's folder"
+        raise CheckpointError(f"there is no model {name!r}: expected one of {known}")
+    description = weights.read(folder)
+    return folder, kind_of(description.pop("format", None), folder), description
+
+
+def load_as(kind: type[M], name_or_folder: str | os.PathLike[str], *, size: int | None = None) -> M:
+    """As `load`. Raises CheckpointError for a model that is none of this kind."""
+    model = load(name_or_folder, size=size)
+    if not isinstance(model, kind):
+        raise CheckpointError(f"{name_or_folder} is a {type(model).__name__}, expected a {kind.__name__}")
+    return model
+
+
+def kind_of(format: Any, where: object) -> type[SavedModel]:
+    """The class of models of that format. Raises CheckpointError, which names the place, for an unknown one."""
+    if format not in KINDS:
+        raise CheckpointError(f"{where} holds no known model: format is {format!r}, expected {', '.join(KINDS)}")
+    return KINDS[format]

@@ -104,7 +104,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.watched = watched
-        if memory.startswith("ttt"):
+        if "grid" in memories.takes(memory):
             grid = (1, registers) if registers else (side, side)
             options = {"causal": "frame", "grid": grid, **options}
         built = [memories.build(memory, dim=dim, heads=heads, **options) for _ in range(depth)]

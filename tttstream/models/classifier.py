@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttstream.errors import CheckpointError, ShapeError
+from tttstream.errors import ConfigError
 from tttstream.frames import Label
-from tttstream.io import weights
 from tttstream.models.backbone import Backbone, Losses, ModelState
+from tttstream.models.base import SavedModel
 from tttstream.models.encoders import VisionTokens
 from tttstream.models.frame import Glance, ModelConfig
 from tttstream.models.tokens import PatchTokens
 
-FORMAT = "tttstream.classifier/1"
 FITTINGS = ("crop", "squeeze")
 TOP = 5  # labels that are told of a frame
 
@@ -45,7 +42,7 @@ class Said(NamedTuple):
     mean: Tensor
 
 
-class Classifier(nn.Module):
+class Classifier(SavedModel):
     """Tokens of a frame, blocks of mixing and memory, and logits of every frame from the mean of its tokens.
 
     Called as `said, state = model(frames [B, T, 3, size, size], state=None, reset=None)`.
@@ -53,6 +50,9 @@ class Classifier(nn.Module):
     names: of the classes, their numbers unless given. fitting: how a picture becomes a square in a stream: "crop" takes
     the middle square, as training data does by default, "squeeze" all of it.
     """
+
+    FORMAT = "tttstream.classifier/1"
+    CONFIG = ModelConfig
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if names and len(names) != classes:
-            raise ShapeError(f"classifier: {len(names)} names came for {classes} classes")
+            raise ConfigError(f"classifier: {len(names)} names came for {classes} classes")
         if fitting not in FITTINGS:
-            raise ShapeError(f"classifier: fitting is {fitting!r}, expected {' or '.join(FITTINGS)}")
+            raise ConfigError(f"classifier: fitting is {fitting!r}, expected {' or '.join(FITTINGS)}")
         self.config, self.encoder = config, encoder and encoder.name
         self.names, self.fitting = [str(name) for name in names] or [str(n) for n in range(classes)], fitting
         self.rows = 1 if config.registers else config.side
@@ -75,7 +75,7 @@ class Classifier(nn.Module):
         if encoder is None:
             self.tokens = PatchTokens(config.size, config.patch, config.dim, config.registers)
         elif config.registers:
-            raise ShapeError("classification: registers go with the model's own patches; with an encoder set 0")
+            raise ConfigError("classification: registers go with the model's own patches; with an encoder set 0")
         else:
             self.tokens = VisionTokens(
                 encoder.name, config.size, config.dim, weights=encoder.weights, frozen=encoder.frozen
@@ -128,39 +128,24 @@ class Classifier(nn.Module):
             "model": dataclasses.asdict(self.config),
         }
 
-    def fingerprint(self) -> str:
-        """A hash of the description and of all weights: what a saved stream must match."""
-        return weights.fingerprint(self, self.description())
+    @classmethod
+    def described(cls, description: dict[str, Any]) -> Classifier:
+        """See SavedModel."""
+        names, encoder = description["names"], description["encoder"]
+        config = ModelConfig(**description["model"])
+        model = cls(config, len(names), encoder and Encoder(encoder), names=names, fitting=description["fitting"])
+        model.fitted(torch.zeros(1, 3, 2, 2))  # so that what it imports does not wait for the first frame
+        return model
 
-    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors into a folder. dtype: see FrameModel.save."""
-        weights.write(self, self.description(), FORMAT, folder, dtype)
+    @classmethod
+    def shape(cls, description: dict[str, Any]) -> dict[str, Any]:
+        """See SavedModel."""
+        return {**description["model"], "classes": len(description["names"]), "encoder": description["encoder"]}
 
-
-def is_classifier(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is that of a classifier."""
-    return Path(folder, "config.json").is_file() and weights.read(Path(folder)).get("format") == FORMAT
-
-
-def load(folder: str | os.PathLike[str], *, size: int | None = None) -> Classifier:
-    """A classifier from a folder that `Classifier.save` wrote. size: of the pictures, that of training unless given.
-
-    Raises CheckpointError where there is none, or where what is there does not fit together.
-    """
-    path = Path(folder)
-    values = weights.read(path)
-    if values.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path} holds no classifier: expected format {FORMAT!r} in its config.json")
-    try:
-        config = ModelConfig(**values["model"])
-        config = config if size is None else dataclasses.replace(config, size=size)
-        encoder = None if values["encoder"] is None else Encoder(values["encoder"])
-        model = Classifier(config, len(values["names"]), encoder, names=values["names"], fitting=values["fitting"])
-    except (KeyError, TypeError, ShapeError) as error:
-        raise CheckpointError(f"{path / 'config.json'} does not fit this version: {error}") from error
-    weights.fill(model, path)
-    model.fitted(torch.zeros(1, 3, 2, 2))  # so that what it imports does not wait for the first frame
-    return model.eval()
+    @classmethod
+    def resized(cls, description: dict[str, Any], size: int) -> dict[str, Any]:
+        """See SavedModel."""
+        return {**description, "model": {**description["model"], "size": size}}
 
 
 class Opinion:

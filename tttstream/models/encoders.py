@@ -11,7 +11,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from tttstream.errors import CheckpointError, ShapeError
+from tttstream.errors import CheckpointError, ConfigError
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which all its weights expect
 
@@ -25,7 +25,7 @@ class VisionTokens(nn.Module):
         weights: "none" (drawn anew), "default" (torchvision's best, through its own loader), or a file of weights.
         frozen: keep the encoder as it is, without gradients and in evaluation mode.
 
-    side: tokens along one side. Raises ShapeError for a name or size that does not fit, CheckpointError for weights
+    side: tokens along one side. Raises ConfigError for a name or size that does not fit, CheckpointError for weights
     that cannot be had.
     """
 
@@ -79,12 +79,12 @@ def _build(name: str, size: int, weights: str) -> tuple[nn.Module, str]:
     from torchvision.models.vision_transformer import VisionTransformer
 
     if name not in models.list_models(module=models):
-        raise ShapeError(f"there is no encoder {name!r}: expected a name of torchvision.models, such as resnet18")
+        raise ConfigError(f"there is no encoder {name!r}: expected a name of torchvision.models, such as resnet18")
     options = {"image_size": size} if name.startswith("vit_") else {}
     try:
         model = models.get_model(name, weights=None, **options)
     except (AssertionError, ValueError, RuntimeError) as error:
-        raise ShapeError(f"encoder {name} does not take pictures of {size} pixels: {error}") from error
+        raise ConfigError(f"encoder {name} does not take pictures of {size} pixels: {error}") from error
     if weights != "none":
         _load(model, name, weights, size)
     if isinstance(model, VisionTransformer):
@@ -96,7 +96,7 @@ def _build(name: str, size: int, weights: str) -> tuple[nn.Module, str]:
     if hasattr(model, "layer4"):
         names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
         return nn.Sequential(*(getattr(model, part) for part in names)), "map"
-    raise ShapeError(f"encoder {name} has no feature map that is known here: take a resnet, convnext, vit or swin")
+    raise ConfigError(f"encoder {name} has no feature map that is known here: take a resnet, convnext, vit or swin")
 
 
 def _load(model: Any, name: str, weights: str, size: int) -> None:

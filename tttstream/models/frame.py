@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tttstream.errors import CheckpointError, ShapeError, StateError
-from tttstream.io import weights
+from tttstream.errors import ConfigError, ShapeError, StateError
 from tttstream.models.backbone import Backbone, Losses, ModelState
+from tttstream.models.base import SavedModel
 from tttstream.models.heads import Embedding, NextFrame
 from tttstream.models.motion import Costs, Motion, Past
 from tttstream.models.tokens import PatchTokens
 from tttstream.state import exportable
-
-FORMAT = "tttstream.model/1"
 
 
 @dataclass(frozen=True)
@@ -50,19 +45,19 @@ class ModelConfig:
         for name in ("size", "patch", "dim", "depth", "heads", "mlp_ratio"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ShapeError(f"model: {name} must be a whole number of at least 1, got {value!r}")
+                raise ConfigError(f"model: {name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.motion, int) or self.motion < 0 or (self.motion and self.patch % 2):
-            raise ShapeError(
+            raise ConfigError(
                 f"model: motion must be 0 or pixels, with an even patch; got {self.motion!r}, {self.patch}"
             )
         if not isinstance(self.surprise, int) or not 0 <= self.surprise < self.depth:
-            raise ShapeError(f"model: surprise must be from 0 to below depth, {self.depth}; got {self.surprise!r}")
+            raise ConfigError(f"model: surprise must be from 0 to below depth, {self.depth}; got {self.surprise!r}")
         if self.motion and self.registers:
-            raise ShapeError(f"model: motion needs registers=0, got motion={self.motion}, registers={self.registers}")
+            raise ConfigError(f"model: motion needs registers=0, got motion={self.motion}, registers={self.registers}")
         if self.size % self.patch != 0:
-            raise ShapeError(f"model: size must be a multiple of the patch, {self.patch} pixels; got {self.size}")
+            raise ConfigError(f"model: size must be a multiple of the patch, {self.patch} pixels; got {self.size}")
         if self.dim % self.heads != 0:
-            raise ShapeError(f"model: dim must be a multiple of heads, got dim={self.dim}, heads={self.heads}")
+            raise ConfigError(f"model: dim must be a multiple of heads, got dim={self.dim}, heads={self.heads}")
 
     @property
     def side(self) -> int:
@@ -103,12 +98,15 @@ class Glance(NamedTuple):
     logits: Tensor | None = None
 
 
-class FrameModel(nn.Module):
+class FrameModel(SavedModel):
     """Patch tokens, blocks of mixing inside the frame and memory over the stream, heads.
 
     Called as `output, state = model(frames, state=None, reset=None)` with frames [B, T, 3, size, size] in 0..1 (or
     uint8), reset bool [B, T] a frame. Any partition of a stream of frames gives what one call gives.
     """
+
+    FORMAT = "tttstream.model/1"
+    CONFIG = ModelConfig
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -217,35 +215,3 @@ class FrameModel(nn.Module):
         """Frames as floats 0..1 of the weights' type."""
         dtype = self.tokens.embed.weight.dtype
         return frames.to(dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(dtype)
-
-    def fingerprint(self) -> str:
-        """A hash of the configuration and of all weights: what a saved stream must match."""
-        return weights.fingerprint(self, dataclasses.asdict(self.config))
-
-    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors into a folder, each under a temporary name first.
-
-        dtype: of the weights in the file, such as torch.float16 for half the bytes; their own unless given.
-        """
-        weights.write(self, dataclasses.asdict(self.config), FORMAT, folder, dtype)
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The configuration in a model folder."""
-    path, values = folder / "config.json", weights.read(folder)
-    if values.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path} is not the configuration of a model: expected format {FORMAT!r}")
-    known = {item.name for item in dataclasses.fields(ModelConfig)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise CheckpointError(f"{path} has unknown keys: {', '.join(unknown)}")
-    return ModelConfig(**values)
-
-
-def load_folder(folder: str | os.PathLike[str], *, size: int | None = None) -> FrameModel:
-    """Read a model that `FrameModel.save` wrote. `size` serves another picture size with the same weights."""
-    path = Path(folder)
-    config = read_config(path)
-    model = FrameModel(config if size is None else dataclasses.replace(config, size=size))
-    weights.fill(model, path)
-    return model.eval()

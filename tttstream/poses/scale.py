@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tttstream.errors import ShapeError, StateError
+from tttstream.errors import ConfigError, ShapeError, StateError
 
 Floats = NDArray[np.float64]
 WARMUP = 256
@@ -38,19 +38,19 @@ class PoseScale:
         warmup: int = WARMUP,
     ) -> None:
         if warmup < 2:
-            raise ShapeError(f"the warm-up of a pose's scale is {warmup}: expected 2 poses or more")
+            raise ConfigError(f"the warm-up of a pose's scale is {warmup}: expected 2 poses or more")
         if scale is None and offset is not None:
-            raise ShapeError("an offset of poses belongs to a given scale: give scale=… too")
+            raise ConfigError("an offset of poses belongs to a given scale: give scale=… too")
         self.warmup, self.directions = warmup, tuple(sorted(directions))
         self._scale = None if scale is None else np.asarray(scale, np.float64)
         self._offset = np.asarray(0.0 if offset is None else offset, np.float64)
         for name, value in (("scale", self._scale), ("offset", self._offset)):
             if value is not None and (value.ndim > 1 or not np.isfinite(value).all()):
-                raise ShapeError(
+                raise ConfigError(
                     f"the {name} of poses is {value.tolist()}: expected one number, or one for each number"
                 )
         if self._scale is not None and not (self._scale > 0).all():
-            raise ShapeError(f"the scale of poses is {self._scale.tolist()}: expected numbers above 0")
+            raise ConfigError(f"the scale of poses is {self._scale.tolist()}: expected numbers above 0")
         self._width: int | None = None
         self._count = 0
         self._mean, self._squares = np.zeros(0), np.zeros(0)

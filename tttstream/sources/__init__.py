@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from tttstream.errors import SourceError
 from tttstream.sources.base import Event, Source
-from tttstream.sources.listing import IMAGES, STDIN, inside, is_path, nothing_in, sequence, spelled
+from tttstream.sources.listing import GENERATED, IMAGES, STDIN, inside, is_path, nothing_in, sequence, spelled
 
 __all__ = ["Event", "Source", "open_source"]
 
@@ -69,12 +70,12 @@ def open_source(
         raise SourceError(f"{text}: which poses? Give the file that holds them, --poses FILE")
     if re.fullmatch("-?[0-9]+", text) or text.startswith("/dev/video"):
         return _open_camera(text, on_error, _feed(poses, pose, pose_tolerance, pose_start))
-    if poses is not None and text == "places":
-        raise SourceError("places says itself where its frames were taken: leave out the file of poses")
     source = _open(text, on_error, size, seed)
     if poses is None:
         return source
     try:
+        if source.pose_form is not None:
+            raise SourceError(f"{text} says itself where its frames were taken: leave out the file of poses")
         return _posed(source, poses, pose, pose_start, pose_tolerance, on_error)
     except BaseException:
         source.close()
@@ -106,14 +107,10 @@ def _feed(poses: Any, pose: str | None, tolerance: float | None, start: float | 
 
 
 def _open(text: str, on_error: str, size: int | None, seed: int) -> Source:
-    if text == "walk":
-        from tttstream.sources.walk import Walk
-
-        return Walk(size=128 if size is None else size, seed=seed)
-    if text == "places":
-        from tttstream.sources.places import Places
-
-        return Places(size=128 if size is None else size, seed=seed)
+    if text in GENERATED:
+        kind = getattr(import_module(f"tttstream.sources.{text}"), GENERATED[text])
+        source: Source = kind(size=128 if size is None else size, seed=seed)
+        return source
     if is_path(text):
         return _open_path(text, on_error)
     if text == STDIN and (sys.stdin is None or sys.stdin.isatty()):
@@ -186,4 +183,4 @@ def _advice(path: Path) -> str:
         return f"as a pattern it fits {len(found)}: leave out the quotes, or give a folder, or frame%05d.png for images"
     if re.match(r"[A-Za-z]:\\", str(path)) and os.name != "nt":
         return "that is a path of Windows; give it as it is called here"
-    return "give a file, a folder, a URL, a camera number, gym:ENV_ID, walk or places"
+    return f"give a file, a folder, a URL, a camera number, gym:ENV_ID, {' or '.join(GENERATED)}"

@@ -30,6 +30,8 @@ VIDEOS = frozenset(
 )
 UNREAD = frozenset({".arw", ".cr2", ".cr3", ".dng", ".exr", ".heic", ".heif", ".jxl", ".nef", ".orf", ".psd", ".raw"})
 """Suffixes of images that are not read; a folder of images says that it has some."""
+GENERATED = {"walk": "Walk", "places": "Places"}
+"""Endless sources that need no file: the name, which is that of their module too, and the class."""
 STDIN = "-"
 
 
@@ -45,8 +47,8 @@ def spelled(spec: str | int | os.PathLike[str]) -> str:
 
 
 def is_path(text: str) -> bool:
-    """Whether a source's text is that of a file or folder: no walk or places, camera, environment, `-` or address."""
-    if text in ("walk", "places", STDIN) or text.startswith("gym:") or re.fullmatch("-?[0-9]+", text):
+    """Whether a source is a file or folder: none of GENERATED, no camera, environment, `-` or address."""
+    if text in (*GENERATED, STDIN) or text.startswith("gym:") or re.fullmatch("-?[0-9]+", text):
         return False
     return "://" not in text or os.path.lexists(text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tttstream import state as states
-from tttstream.errors import FrameError, ShapeError, StateError
+from tttstream.errors import ConfigError, FrameError, StateError
 from tttstream.frames import Frame, Result
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.map import MapModel
 from tttstream.models.map.lattice import Block
 from tttstream.models.map.model import KNOWN, Cells
 from tttstream.models.map.points import NUMBERS, Plane
+from tttstream.sources.base import Source
 from tttstream.streams.session import Session, choose_device, place
 
 LEAST = 0.05  # of the loss: a place that is not familiar at all is no surprise
@@ -80,18 +79,24 @@ class MapStream(Session):
     >>> picture, familiar = stream.imagine((1.5, 1.5))
     """
 
+    MODELS = (MapModel,)
+    VIEWS = True
     model: MapModel
 
     def __init__(
         self, model: MapModel, *, view: float = 1.0, device: str = "auto", backend: str = "auto", learn: bool = True
     ) -> None:
         if not (math.isfinite(view) and view > 0):
-            raise ShapeError(f"map: the side of a view is {view} units of the poses: expected a number above 0")
+            raise ConfigError(f"map: the side of a view is {view} units of the poses: expected a number above 0")
         self.view = view
         self.plane = Plane(None)
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
         place(layers, backend, choose_device(device))
         super().__init__(model, device, learn=learn)
+
+    def begin(self, source: Source) -> None:
+        """Let `plane` turn the poses of this source."""
+        self.plane = Plane(source.pose_form)
 
     def reset(self) -> None:
         """See Session."""
@@ -109,15 +114,13 @@ class MapStream(Session):
             "extent": None if math.isnan(self.extent.world) else self.extent,
         }
 
-    def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> Any:
-        state = states.load(path, self._fresh())
+    def _go_on(self, meta: dict[str, Any]) -> None:
         self.view = float(meta["view"])  # what was learned has its scale
         self._learned, self._parts = (
             {tuple(name): int(when) for *name, when in meta[kept]} for kept in ("learned", "parts")
         )
         extent = meta["extent"]
         self.extent = NOWHERE if extent is None else Extent(tuple(extent[0]), tuple(extent[1]), extent[2])
-        return state
 
     def push(self, frame: Frame | NDArray[np.generic]) -> Result:
         """Say what memory expected of one frame, compare, and learn the frame.
@@ -133,8 +136,7 @@ class MapStream(Session):
         Raises FrameError for another shape, type or pose, or for pixels that are not finite; the stream is unchanged
         then.
         """
-        arrived = time.perf_counter()
-        frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
+        arrived, frame = self._arrived(frame)
         given = None if frame.pose is None else self.plane(frame.pose)
         picture, pose = self.picture(frame), self._pose(given, f"frame {frame.index}")
         with torch.inference_mode():

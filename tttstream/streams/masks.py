@@ -1,12 +1,11 @@
-"""MaskStream: one frame in, one mask out, for ever. It owns the memory's state, the clock and the counters."""
+"""MaskStream: one frame in, one mask out, for ever."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream import state as states
-from tttstream.errors import CheckpointError, FrameError, ShapeError
+from tttstream.errors import ConfigError, FrameError
 from tttstream.frames import Frame
 from tttstream.io.mask_files import VOID
 from tttstream.models.masks.networks import WHOLE
 from tttstream.models.masks.propagator import ObjectState, Propagator
-
-if TYPE_CHECKING:
-    from tttstream.sources.base import Source
+from tttstream.streams.session import Session
 
 Labels = NDArray[np.uint8]
 """The object that each pixel belongs to, [H, W]: 0 the background, 1, 2 … the objects."""
@@ -45,7 +42,7 @@ class MaskResult:
     latency_ms: float
 
 
-class MaskStream:
+class MaskStream(Session):
     """A mask model that follows objects through one stream.
 
     model: a MixtureModel. objects: how many it can follow at the same time. size: short side in pixels
@@ -53,29 +50,26 @@ class MaskStream:
     it predicts. numbers: what the objects 1, 2 … are called in the files of their masks; kept for who writes files,
     and with a saved stream.
 
-    >>> stream = MaskStream(tttstream.masks.load("mask"))
+    >>> stream = MaskStream(tttstream.models.load("mask"))
     >>> result = stream.push(first_frame, mask=first_mask)
     >>> for frame in the_others:
     ...     result = stream.push(frame)
     """
 
+    MODELS = (Propagator,)
+    KEY = "masks"
+    state: ObjectState
+
     def __init__(
         self, model: Propagator[Any], *, objects: int = 1, size: int | None = None, learn: bool = True
     ) -> None:
         if not 1 <= objects <= 255:
-            raise ShapeError(f"mask stream: expected 1 to 255 objects, got {objects}")
-        self.model = model.eval()
-        self.size = model.config.size if size is None else size
+            raise ConfigError(f"mask stream: expected 1 to 255 objects, got {objects}")
+        self.objects, self.numbers = objects, list(range(1, objects + 1))
+        super().__init__(model, "cpu", learn=learn)
+        self.size = self.size if size is None else size
         if self.size < WHOLE:
-            raise ShapeError(f"mask stream: size is {self.size}, expected a short side of at least {WHOLE} pixels")
-        self.objects, self.learn, self.frames = objects, learn, 0
-        self.numbers = list(range(1, objects + 1))
-        self.state: ObjectState = model.init_state(1, objects)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the memory, the same for ever, whatever the size of the frames."""
-        return self.state.nbytes
+            raise ConfigError(f"mask stream: size is {self.size}, expected a short side of at least {WHOLE} pixels")
 
     def push(self, frame: Frame | NDArray[np.generic], mask: NDArray[np.generic] | None = None) -> MaskResult:
         """Find the objects in one frame and learn from what was found.
@@ -87,8 +81,7 @@ class MaskStream:
 
         Raises FrameError for what cannot be used; the stream is unchanged then.
         """
-        arrived = time.perf_counter()
-        frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
+        arrived, frame = self._arrived(frame)
         height, width = frame.image.shape[:2]
         pixels = self.picture(frame)
         masks = given = None
@@ -126,17 +119,11 @@ class MaskStream:
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
 
-    def picture(self, frame: Frame | NDArray[np.generic]) -> Tensor:
-        """The picture that the model sees, [3, h, w] in 0..1, both sides multiples of 16."""
-        frame = frame if isinstance(frame, Frame) else Frame(frame)
-        image = np.require(frame.pixels(), requirements=("C", "W"))  # arrays that Pillow lends can only be read
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-        scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
-        share = self.size / min(image.shape[:2])
-        wanted = [max(WHOLE, round(side * share / WHOLE) * WHOLE) for side in image.shape[:2]]
-        if list(pixels.shape[-2:]) != wanted:
-            pixels = F.interpolate(pixels, wanted, mode="bilinear", antialias=True)
-        return pixels[0].to(self.model.dtype) * scale
+    def _sides(self, height: int, width: int) -> tuple[int, int]:
+        """Multiples of 16, the shorter about `size`."""
+        share = self.size / min(height, width)
+        high, wide = (max(WHOLE, round(side * share / WHOLE) * WHOLE) for side in (height, width))
+        return high, wide
 
     def given(self, mask: NDArray[np.generic], height: int, width: int) -> Tensor:
         """[objects, H, W] in 0..1 of a mask of labels."""
@@ -156,37 +143,16 @@ class MaskStream:
         labels = torch.from_numpy(np.ascontiguousarray(mask).astype(np.int64))
         return (labels == torch.arange(1, self.objects + 1)[:, None, None]).to(self.model.dtype)
 
-    def reset(self) -> None:
-        """Forget all objects, as if the stream began now."""
-        self.state = self.model.init_state(1, self.objects)
+    def _fresh(self) -> ObjectState:
+        return self.model.init_state(1, self.objects)
 
-    def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
-        """Write all that is needed to go on bit for bit: memory, counters, and the source's position."""
-        meta = {
-            "fingerprint": self.model.fingerprint(),
-            "frames": self.frames,
-            "learn": self.learn,
-            "size": self.size,
-            "objects": self.objects,
-            "numbers": self.numbers,
-            "source": None if source is None else {"name": source.name, "position": source.position()},
-        }
-        states.save(self.state, path, masks=json.dumps(meta))
+    def _more(self) -> dict[str, Any]:
+        return {"objects": self.objects, "numbers": self.numbers}
 
-    def load(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
-        """Go on where `save` was called, with the objects of that stream; a source is moved to where it stood.
+    def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> ObjectState:
+        state: ObjectState = states.load(path, self.model.init_state(1, meta["objects"]))
+        return state
 
-        Raises CheckpointError for a file that is no saved stream of masks, or belongs to another model.
-        """
-        text = states.metadata(path).get("masks")
-        if text is None:
-            raise CheckpointError(f"{path} is not a saved stream of masks")
-        meta: dict[str, Any] = json.loads(text)
-        if meta["fingerprint"] != self.model.fingerprint():
-            raise CheckpointError(f"{path} was saved by another mask model: load it with the model that wrote it")
-        state = states.load(path, self.model.init_state(1, meta["objects"]))
-        if source is not None and meta["source"] is not None:
-            source.seek(meta["source"]["position"])
-        self.state, self.objects = state, int(meta["objects"])
+    def _go_on(self, meta: dict[str, Any]) -> None:
+        self.objects, self.size = int(meta["objects"]), int(meta["size"])
         self.numbers = meta.get("numbers", list(range(1, self.objects + 1)))  # files of 0.1 do not say
-        self.frames, self.learn, self.size = int(meta["frames"]), bool(meta["learn"]), int(meta["size"])

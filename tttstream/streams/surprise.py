@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tttstream import state as states
-from tttstream.errors import CheckpointError, ConfigError, FrameError, ShapeError
+from tttstream.errors import CheckpointError, ConfigError, FrameError
 from tttstream.frames import Frame, Label, Result
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.backbone import Losses, ModelState
 from tttstream.models.classifier import Classifier, Opinion
 from tttstream.models.frame import FrameModel
+from tttstream.streams.normaliser import Normaliser
 from tttstream.streams.session import Session, choose_device, place
 
 
@@ -35,6 +36,9 @@ class Stream(Session):
     ...     result = stream.push(frame)
     """
 
+    MODELS = (FrameModel, Classifier)
+    EMBEDS = True
+
     def __init__(
         self,
         model: FrameModel | Classifier,
@@ -45,10 +49,10 @@ class Stream(Session):
         embed: bool = True,
     ) -> None:
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
-        if not isinstance(model, FrameModel | Classifier):
+        if not isinstance(model, self.MODELS):
             raise ConfigError(f"Stream takes a FrameModel or a Classifier, got {type(model).__name__}")
         if not layers and not isinstance(model, Classifier):
-            raise ShapeError(f"a stream needs a memory with an inner loss (ttt_…), got {model.config.memory!r}")
+            raise ConfigError(f"a stream needs a memory with an inner loss (ttt_…), got {model.config.memory!r}")
         place(layers, backend, choose_device(device))
         self._embed, self.surprises = embed, bool(layers)
         super().__init__(model, device, learn=learn)
@@ -65,8 +69,7 @@ class Stream(Session):
         Raises FrameError for another shape or type, or for pixels that are not finite or as floats far from 0..1; the
         stream is unchanged then.
         """
-        arrived = time.perf_counter()
-        frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
+        arrived, frame = self._arrived(frame)
         picture = self.picture(frame)
         with torch.no_grad():
             seen, state = self.model.glance(picture[None, None], self.state, learn=self.learn, embed=self._embed)
@@ -101,12 +104,13 @@ class Stream(Session):
     def _map(self, losses: Tensor) -> NDArray[np.float32]:
         return losses.view(self.model.rows, -1).float().cpu().numpy()
 
-    def _square(self, pixels: Tensor) -> Tensor:
-        return self.model.fitted(pixels) if isinstance(self.model, Classifier) else super()._square(pixels)
+    def _fitted(self, pixels: Tensor, sides: tuple[int, int]) -> Tensor:
+        return self.model.fitted(pixels) if isinstance(self.model, Classifier) else super()._fitted(pixels, sides)
 
     def reset(self) -> None:
         """See Session."""
         super().reset()
+        self.normaliser = Normaliser()
         self._opinion = Opinion(self.model.names) if isinstance(self.model, Classifier) else None
 
     def _fresh(self) -> ModelState:
@@ -114,11 +118,16 @@ class Stream(Session):
         return state if self._embed else self.model.watched(state)
 
     def _more(self) -> dict[str, Any]:
-        return {"embed": self._embed, "opinion": None if self._opinion is None else self._opinion.state()}
+        opinion = None if self._opinion is None else self._opinion.state()
+        return {"normaliser": self.normaliser.state(), "embed": self._embed, "opinion": opinion}
 
     def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> ModelState:
         """See Session. A stream without embeddings goes on from one with them; the other way round what embeddings are
         made of would have missed the frames."""
+        if set(meta["normaliser"]) != set(self.normaliser.state()):
+            raise CheckpointError(
+                f"{path} was saved by a version with another scale of surprise: begin the stream anew"
+            )
         embedded = meta.get("embed", True)  # files that do not say so had embeddings
         if self._embed and not embedded and self.model.config.surprise:
             raise CheckpointError(
@@ -127,6 +136,9 @@ class Stream(Session):
             )
         whole = self.model.init_state(1)
         state: ModelState = states.load(path, whole if embedded else self.model.watched(whole))
+        return state if self._embed else self.model.watched(state)
+
+    def _go_on(self, meta: dict[str, Any]) -> None:
+        self.normaliser.restore(meta["normaliser"])
         if self._opinion is not None:
             self._opinion.restore(meta["opinion"])
-        return state if self._embed else self.model.watched(state)

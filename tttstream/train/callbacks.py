@@ -18,10 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from tttstream.io.outputs import TextFile, saving
-from tttstream.models.classifier import Classifier
-from tttstream.models.frame import FrameModel
-from tttstream.models.map import MapModel
-from tttstream.models.masks import MixtureModel
+from tttstream.models.base import SavedModel
 from tttstream.train.data import VideoData
 from tttstream.train.export import read
 from tttstream.train.given import PARTS
@@ -254,7 +251,7 @@ class Export(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See the class."""
         model = getattr(pl_module, "model", None)
-        if not isinstance(model, (FrameModel, MapModel, MixtureModel, Classifier)) or not trainer.is_global_zero:
+        if not isinstance(model, SavedModel) or not trainer.is_global_zero:
             return
         run = folder(trainer)
         model.save(run / "model")
@@ -265,8 +262,7 @@ class Export(Callback):
             read(Path(best)).save(run / "best")
             written.append(run / "best")
         print("the model is in", " and ".join(f"{folder}" for folder in written))
-        mask = " --first-mask MASK.png" if isinstance(model, MixtureModel) else ""
-        print(f"to see what it does: tttstream watch VIDEO --model {shown(written[-1])}{mask}")
+        print(f"to see what it does: tttstream {model.USE} --model {shown(written[-1])}")
         paths = [best, *(callback.best_model_path for callback in kept)]
         found = next((path for path in map(Path, filter(None, paths)) if path.is_file()), None)
         command = _measures(trainer)

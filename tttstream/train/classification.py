@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import CheckpointError, ConfigError, ShapeError
+from tttstream.errors import CheckpointError, ConfigError
 from tttstream.models.classifier import Classifier, Encoder, Said
 from tttstream.models.frame import ModelConfig
 from tttstream.models.tokens import PatchTokens
+from tttstream.train.export import described
 from tttstream.train.task import StreamTask, mean_where
 
 if TYPE_CHECKING:
@@ -45,14 +45,13 @@ class Classification(StreamTask):
         warmup: int = 100,
     ) -> None:
         if classes < 2:
-            raise ShapeError(f"classification: expected at least two classes, got {classes}")
+            raise ConfigError(f"classification: expected at least two classes, got {classes}")
         if not 0 <= smoothing < 1:
             raise ConfigError(f"classification: smoothing must lie from 0 to below 1, got {smoothing}")
-        shape = {**dataclasses.asdict(model), "classes": classes, "encoder": encoder and encoder.name}
         network = Classifier(model, classes, encoder)
         if isinstance(network.tokens, PatchTokens):
             network.tokens.registers.requires_grad_(model.registers > 0)
-        super().__init__(network, shape, learn=learn, lr=lr, weight_decay=weight_decay, warmup=warmup)
+        super().__init__(network, learn=learn, lr=lr, weight_decay=weight_decay, warmup=warmup)
         self.classes, self.smoothing = classes, smoothing
         self._sums: dict[str, Tensor] = {}
         self._clips: dict[int, bool] = {}
@@ -106,12 +105,12 @@ class Classification(StreamTask):
         if stage == "predict":
             return
         parts = {"fit": ("train", *(["val"] if getattr(data, "validated", False) else [])), "validate": ("val",)}
-        taught: set[int] | None = None
+        trained_on: set[int] | None = None
         for part in parts.get(stage, (stage,)):
-            found = self.labelled(part, [clip.label for clip in listed(part)], names, taught)
-            taught = found if part == "train" else taught
+            found = self.labelled(part, [clip.label for clip in listed(part)], names, trained_on)
+            trained_on = found if part == "train" else trained_on
 
-    def labelled(self, part: str, labels: Sequence[int], names: Sequence[str], taught: set[int] | None) -> set[int]:
+    def labelled(self, part: str, labels: Sequence[int], names: Sequence[str], trained_on: set[int] | None) -> set[int]:
         """The classes of a part. Raises ConfigError where it has none, or some beyond those of the task; says in one
         line which classes train has no video of, and which of another part train does not teach."""
         found = {label for label in labels if label >= 0}
@@ -126,7 +125,7 @@ class Classification(StreamTask):
                 "classification: train has no video of %d of the %d classes: %s%s",
                 len(missing), self.classes, called, first,
             )  # fmt: skip
-        if taught is not None and (new := sorted(found - taught)):
+        if trained_on is not None and (new := sorted(found - trained_on)):
             count = sum(label in new for label in labels)
             called = _some([f"{n} ({names[n]})" if names else str(n) for n in new])
             logger.warning(
@@ -140,21 +139,17 @@ class Classification(StreamTask):
             )
         return found
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the names of the classes, and how pictures become squares."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["tttstream"] |= {"names": list(self.model.names), "fitting": self.model.fitting}
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what other classes, or the same in another order, were learned from; take the names."""
         super().on_load_checkpoint(checkpoint)
-        names = checkpoint["tttstream"].get("names")
+        _, description = described(checkpoint["tttstream"])
+        names = description["names"]
         if names and self._named and names != list(self.model.names):
             raise CheckpointError(
                 f"the checkpoint's classes are {_some(names)}; those of the data are {_some(self.model.names)}, or in "
                 "another order: give the data the same `classes`"
             )
-        self.model.names = names or self.model.names
+        self.model.names = names
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Let what an encoder draws at random follow from the step, so that a resumed run draws the same."""
@@ -181,7 +176,8 @@ class Classification(StreamTask):
         self._sums[stage] = sums
         return torch.stack(found, 1)
 
-    def _measure(self, batch: Batch, stage: str) -> None:
+    def measure(self, batch: Batch, stage: str) -> None:
+        """See StreamTask."""
         said = self(batch, stage)
         labelled = batch.valid & (batch.label >= 0)
         self.log_losses(stage, {"loss": self.loss(batch, said.logits)}, said.losses, batch.valid, labelled)
@@ -192,22 +188,17 @@ class Classification(StreamTask):
         for b, t in labelled.nonzero().tolist():  # in order, so that a clip's last frame has the last word
             self._clips[int(batch.clip[b, t])] = bool(right[b, t])
 
-    def _begin(self, stage: str) -> None:
+    def begin(self, stage: str) -> None:
+        """Fresh lanes and sums."""
+        super().begin(stage)
         self._sums.pop(stage, None)
-        self._clips = {}
+        self._clips, self._told = {}, {}
 
-    def _end(self, stage: str) -> None:
+    def finish(self, stage: str) -> None:
+        """Log the accuracy of clips."""
         count = len(self._clips)
         rate = sum(self._clips.values()) / max(1, count)
         self.log(f"{stage}/clip_accuracy", rate, batch_size=count, sync_dist=True)
-
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """As training, measured."""
-        self._measure(batch, "val")
-
-    def test_step(self, batch: Batch, index: int) -> None:
-        """As validation, on other clips."""
-        self._measure(batch, "test")
 
     def predict_step(self, batch: Batch, index: int) -> list[dict[str, Any]]:
         """A row for each frame: its class by itself, and that of its clip so far, with their names and probabilities.
@@ -237,30 +228,6 @@ class Classification(StreamTask):
     def clip_rows(self) -> list[dict[str, Any]]:
         """What was predicted of each clip of which anything was seen, from all its frames."""
         return [self._told[clip] for clip in sorted(self._told)]
-
-    def on_validation_epoch_start(self) -> None:
-        """Fresh lanes and sums."""
-        super().on_validation_epoch_start()
-        self._begin("val")
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the accuracy of clips."""
-        self._end("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Fresh lanes and sums."""
-        super().on_test_epoch_start()
-        self._begin("test")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the accuracy of clips."""
-        self._end("test")
-
-    def on_predict_epoch_start(self) -> None:
-        """Fresh lanes and sums."""
-        super().on_predict_epoch_start()
-        self._begin("predict")
-        self._told = {}
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

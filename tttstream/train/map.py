@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import ConfigError, ShapeError
-from tttstream.models.map import MapConfig, MapModel, MapOutput, load
+from tttstream.errors import ConfigError
+from tttstream.models import load_as
+from tttstream.models.map import MapConfig, MapModel, MapOutput
 from tttstream.models.map.model import Cells
 from tttstream.train.data.generated import TRAINED_ON
 from tttstream.train.metrics import Table, octave
-from tttstream.train.task import StreamTask
+from tttstream.train.task import StreamTask, mean_where
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -79,7 +79,7 @@ class Map(StreamTask):
         warmup: int = 30,
     ) -> None:
         model = begun(network, weights)
-        super().__init__(model, dataclasses.asdict(network), lr=lr, weight_decay=weight_decay, warmup=warmup)
+        super().__init__(model, lr=lr, weight_decay=weight_decay, warmup=warmup)
         if min(tokens, past) < 1 or not 0 <= future < 1:
             raise ConfigError(
                 f"map: expected tokens and past of at least 1, future from 0 to below 1; got {tokens}, {past}, {future}"
@@ -91,7 +91,7 @@ class Map(StreamTask):
     def forward(self, batch: Batch, stage: str) -> tuple[MapOutput, Asked]:
         """Go on with a stage's lanes over one segment."""
         if batch.pose is None:
-            raise ShapeError("map: the data says not where frames were taken: take data/places")
+            raise ConfigError("map: the data says not where frames were taken: take data/places")
         with torch.no_grad():
             cells, asked = self._questions(batch, stage)
         output, state = self.model.learned(cells, self.state_before(batch, stage), batch.reset, asked.points)
@@ -156,10 +156,10 @@ class Map(StreamTask):
         error = (output.codes - asked.codes).square().mean(-1)
         valid = valid[..., None] & asked.counts
         seen = valid & (asked.age > 0)
-        squared = _mean(error, seen)
-        likelihood = _mean(error.detach() / output.error + output.error.log(), valid)
+        squared = mean_where(error, seen)
+        likelihood = mean_where(error.detach() / output.error + output.error.log(), valid)
         known = output.familiar.clamp(1e-6, 1 - 1e-6)
-        familiar = _mean(F.binary_cross_entropy(known, (asked.age > 0).to(known.dtype), reduction="none"), valid)
+        familiar = mean_where(F.binary_cross_entropy(known, (asked.age > 0).to(known.dtype), reduction="none"), valid)
         loss = squared + 0.05 * likelihood + 0.05 * familiar
         return {"loss": loss, "squared": squared, "likelihood": likelihood, "familiar": familiar}
 
@@ -174,7 +174,7 @@ class Map(StreamTask):
         """As training, measured; of the first batch also pictures: frames, and below them what memory expected of them
         before it saw them, from the state before the segment."""
         state = self.state_before(batch, "val")
-        self._measure(batch, "val")
+        self.measure(batch, "val")
         if index or state is None or batch.pose is None:
             return None
         at = torch.linspace(0, batch.frames.shape[1] - 1, 6).long()
@@ -182,11 +182,8 @@ class Map(StreamTask):
         pairs = torch.stack([self.model.pixels(batch.frames[:2, at]), torch.stack(views, 1)], 1)
         return {"pictures": pairs.flatten(0, 1)}
 
-    def test_step(self, batch: Batch, index: int) -> None:
-        """As validation, on other worlds."""
-        self._measure(batch, "test")
-
-    def _measure(self, batch: Batch, stage: str) -> None:
+    def measure(self, batch: Batch, stage: str) -> None:
+        """See StreamTask."""
         output, asked = self(batch, stage)
         losses = self.losses(output, asked, batch.valid)
         self.log_losses(stage, losses, None, batch.valid, batch.valid)
@@ -205,35 +202,22 @@ class Map(StreamTask):
         super().on_save_checkpoint(checkpoint)
         past = self._past.get("train")
         if past is not None:
-            checkpoint["tttstream"]["past"] = [self._gathered(part) for part in past]
-
-    def _gathered(self, part: Tensor) -> Tensor:
-        """A tensor of every process, one after the other [processes, …]."""
-        every = self.all_gather(part.to(self.device))
-        assert isinstance(every, Tensor)
-        return every.view(self.trainer.world_size, *part.shape).cpu()
+            checkpoint["tttstream"]["past"] = [self.gathered(part) for part in past]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See StreamTask; go on with the frames that questions go back to."""
         super().on_load_checkpoint(checkpoint)
-        past, trainer = checkpoint["tttstream"].get("past"), self._trainer
-        if past is not None and trainer is not None and trainer.state.fn == "fit":
-            self._past["train"] = Past(*(part[trainer.global_rank].to(self.device) for part in past))
+        past = checkpoint["tttstream"].get("past")
+        if past is not None and self.resumes():
+            self._past["train"] = Past(*(part[self.trainer.global_rank].to(self.device) for part in past))
 
-    def on_validation_epoch_start(self) -> None:
-        """Validation starts from a fresh state; the training lanes wait."""
-        super().on_validation_epoch_start()
-        self._past.pop("val", None)
+    def begin(self, stage: str) -> None:
+        """See StreamTask."""
+        super().begin(stage)
+        self._past.pop(stage, None)
 
-    def on_validation_epoch_end(self) -> None:
+    def finish(self, stage: str) -> None:
         """Log the errors by age."""
-        self._log_table("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the errors by age."""
-        self._log_table("test")
-
-    def _log_table(self, stage: str) -> None:
         table = self.tables[stage]
         assert isinstance(table, Table)
         overall = table.overall()
@@ -295,7 +279,7 @@ def begun(network: MapConfig, weights: str | None) -> MapModel:
     """A map of that shape: with the weights that are named, or drawn, and then with the components of the patches of
     worlds for training as codes."""
     if weights is not None:
-        kept = load(weights)
+        kept = load_as(MapModel, weights)
         if kept.config != network:
             raise ConfigError(f"weights: {weights} has the shape {kept.config}, the configuration says {network}")
         return kept.train()
@@ -307,8 +291,3 @@ def begun(network: MapConfig, weights: str | None) -> MapModel:
     pictures = torch.from_numpy(np.stack(frames).astype(np.float32) / 255.0).permute(0, 3, 1, 2)
     model.codes.fit(pictures)
     return model
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the values that count, 0 where none does."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)

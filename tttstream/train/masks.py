@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import CheckpointError, ShapeError
+from tttstream.errors import ConfigError
 from tttstream.evaluation.mask_baselines import NAMES, propagate
 from tttstream.io.mask_files import VOID
-from tttstream.models.masks.mixture import SETTINGS, MixtureConfig, MixtureModel, MixtureState
+from tttstream.models.masks.mixture import MixtureConfig, MixtureModel, MixtureState
 from tttstream.models.masks.networks import STRIDE
 from tttstream.models.masks.propagator import MaskOutput
-from tttstream.state import pack, unpack
-from tttstream.train.task import lanes_before, lanes_of, named, not_negative
+from tttstream.train.task import StreamTask, named, not_negative
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -44,7 +40,7 @@ class Segment(NamedTuple):
     numbers: Tensor
 
 
-class MaskPropagation(LightningModule):
+class MaskPropagation(StreamTask):
     """A mask model that is trained on sequences of which the first frame's masks are given.
 
     Row i of a batch goes on with row i of the batch before it, and `batch.reset` marks where a row begins another
@@ -63,9 +59,11 @@ class MaskPropagation(LightningModule):
     Args:
         network: the model's shape. objects: how many are followed in a sequence. forced: see above.
         slots: components in training, those of the network unless given: small frames have few tokens.
-        lr, weight_decay: of AdamW. warmup: optimiser steps over which the learning rate rises; it then falls along a
-            cosine to a fiftieth, where the trainer knows how many steps there will be.
+        lr, weight_decay, warmup: see `StreamTask`.
     """
+
+    FLOOR = 0.02
+    model: MixtureModel
 
     def __init__(
         self,
@@ -78,29 +76,24 @@ class MaskPropagation(LightningModule):
         weight_decay: float = 0.01,
         warmup: int = 50,
     ) -> None:
-        super().__init__()
-        not_negative(forced=forced, lr=lr, weight_decay=weight_decay, warmup=warmup)
+        super().__init__(MixtureModel(network), lr=lr, weight_decay=weight_decay, warmup=warmup)
+        not_negative(forced=forced)
         if objects < 1:
-            raise ShapeError(f"masks: expected objects of at least 1, got {objects}")
+            raise ConfigError(f"masks: expected objects of at least 1, got {objects}")
         if slots is not None and slots < 1:
-            raise ShapeError(f"masks: expected slots of at least 1, got {slots}")
-        self.model = MixtureModel(network)
+            raise ConfigError(f"masks: expected slots of at least 1, got {slots}")
         self.objects, self.forced, self.slots = objects, forced, slots
-        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
-        self._states: dict[str, MixtureState | None] = {}
         self._numbers: dict[str, Tensor] = {}
 
     def forward(self, batch: Batch, stage: str) -> Segment:
         """Go on with a stage's lanes over one segment."""
         if batch.mask is None:
-            raise ShapeError("masks: the data has no masks: take data/objects, or a DAVIS tree")
+            raise ConfigError("masks: the data has no masks: take data/objects, or a DAVIS tree")
         numbers = self.numbers(batch.mask, batch.reset, stage)
         masks = (batch.mask[:, :, None] == numbers[..., None, None]).float()
         given = batch.reset[:, :, None] & masks.flatten(3).any(3)
-        state = lanes_before(self._states.get(stage), batch, stage)
-        if state is None:
-            state = self.model.init_state(len(masks), self.objects, self.slots if stage == "train" else None)
-        seen = state.to(self.device)
+        seen = self.state_before(batch, stage)
+        seen = self.fresh(len(masks), stage) if seen is None else seen
         counted, known = [], seen.seen > 0
         for t in range(masks.shape[1]):
             known = torch.where(batch.reset[:, t, None], False, known)
@@ -112,11 +105,15 @@ class MaskPropagation(LightningModule):
             batch.reset,
             masks=masks,
             given=given,
-            taught=self.taught(batch.reset),
+            forced=self.forced_frames(batch.reset),
             offset=self.offset(batch.clip[:, 0]),
         )
-        self._states[stage] = state.detach()
+        self.keep(stage, state)
         return Segment(output, masks, torch.stack(counted, 1), batch.mask != VOID, numbers)
+
+    def fresh(self, rows: int, stage: str) -> MixtureState:
+        """See StreamTask."""
+        return self.model.init_state(rows, self.objects, self.slots if stage == "train" else None)
 
     def numbers(self, mask: Tensor, reset: Tensor, stage: str) -> Tensor:
         """The numbers [B, T, O] of the objects that are followed in each frame of masks [B, T, H, W]: those that the
@@ -143,8 +140,8 @@ class MaskPropagation(LightningModule):
             return None
         return torch.stack([clip * 97 % SPREAD, clip * 57 % SPREAD], 1) - SPREAD // 2
 
-    def taught(self, reset: Tensor) -> Tensor | None:
-        """The frames [B, T] whose true masks are learned; while training. They follow from the step's number."""
+    def forced_frames(self, reset: Tensor) -> Tensor | None:
+        """The frames [B, T] whose true masks are learned, while training. They follow from the step's number."""
         total = self.trainer.estimated_stepping_batches if self.training else math.inf
         share = 1 - self.global_step / (self.forced * total) if 0 < self.forced * total < math.inf else 0.0
         if share <= 0:
@@ -182,8 +179,7 @@ class MaskPropagation(LightningModule):
         """See the class."""
         losses = self.losses(self(batch, "train"))
         loss = torch.stack(list(losses.values())).sum()
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.frames))
-        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=len(batch.frames))
+        self.log_losses("train", {"loss": loss, **losses}, None, batch.valid, batch.valid)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -205,7 +201,7 @@ class MaskPropagation(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """J of the model and of each baseline, for sequences that lie within one segment."""
         if batch.mask is None or bool(batch.reset[:, 1:].any()) or not bool(batch.reset[:, 0].all()):
-            raise ShapeError("masks: the test wants each sequence in one segment: set data.length to its frames")
+            raise ConfigError("masks: the test wants each sequence in one segment: set data.length to its frames")
         segment = self(batch, "test")
         rows = int(segment.counted.sum())
         self.log("test/J_model", overlap(segment).sum() / max(1, rows), batch_size=rows, sync_dist=True)
@@ -237,71 +233,23 @@ class MaskPropagation(LightningModule):
             rows.append(row)
         return rows
 
-    def on_validation_epoch_start(self) -> None:
-        """Validation starts from a fresh state; the training lanes wait."""
-        self._states["val"] = None
-
-    def on_test_epoch_start(self) -> None:
-        """As validation."""
-        self._states["test"] = None
-
-    def on_predict_epoch_start(self) -> None:
-        """As validation."""
-        self._states["predict"] = None
-
     def setup(self, stage: str) -> None:
-        """A new run begins with fresh lanes; a checkpoint brings its own right after this."""
-        self._states.clear()
+        """See StreamTask."""
+        super().setup(stage)
         self._numbers.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the task, the model's shape and the training lanes of every process."""
-        state, lanes, numbers = self._states.get("train"), None, None
-        if state is not None:
-            packed = pack(state).to(self.device)
-            every = self.all_gather(packed)
-            assert isinstance(every, Tensor)
-            lanes = every.view(self.trainer.world_size, *packed.shape).cpu()
-            named = self.all_gather(self._numbers["train"].to(self.device))
-            assert isinstance(named, Tensor)
-            numbers = named.view(self.trainer.world_size, -1, self.objects).cpu()
-        network = dataclasses.asdict(self.model.config)
-        checkpoint["tttstream"] = {"task": type(self).__name__, "network": network, "lanes": lanes, "numbers": numbers}
+        """Add the numbers of the objects that the training lanes follow."""
+        super().on_save_checkpoint(checkpoint)
+        if "train" in self._numbers:
+            checkpoint["tttstream"]["numbers"] = self.gathered(self._numbers["train"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what another task or model wrote; go on with the training lanes."""
-        saved = checkpoint.get("tttstream") or {}
-        if saved.get("task") != type(self).__name__:
-            raise CheckpointError(f"the checkpoint is of the task {saved.get('task')}, this is {type(self).__name__}")
-        network = {**dataclasses.asdict(self.model.config), **{name: saved["network"].get(name) for name in SETTINGS}}
-        if saved["network"] != network:
-            raise CheckpointError(f"the checkpoint is of another mask model: {saved['network']}")
-        lanes, trainer = saved["lanes"], self._trainer
-        if lanes is not None and trainer is not None and trainer.state.fn == "fit":
-            own, like = lanes_of(lanes, trainer), self.model.init_state(1, self.objects, self.slots)
-            if lanes.shape[2] != pack(like).shape[1]:
-                raise CheckpointError("the checkpoint's lanes have other objects or slots: give the task those it had")
-            self._states["train"] = unpack(own, like)
-            if saved.get("numbers") is not None:  # earlier checkpoints have 1, 2 …
-                self._numbers["train"] = saved["numbers"][trainer.global_rank]
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, warm-up, and a cosine where the number of steps is known."""
-        decays = [p for p in self.parameters() if p.dim() > 1]
-        rest = [p for p in self.parameters() if p.dim() <= 1]
-        groups = [{"params": decays, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        total = self.trainer.estimated_stepping_batches
-
-        def factor(step: int) -> float:
-            rise = min(1.0, (step + 1) / (self.warmup + 1))
-            if not math.isfinite(total) or total <= self.warmup:
-                return rise
-            along = min(1.0, max(0.0, (step - self.warmup) / (total - self.warmup)))
-            return rise * (0.51 + 0.49 * math.cos(math.pi * along))
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        """See StreamTask; go on with the numbers."""
+        super().on_load_checkpoint(checkpoint)
+        numbers = checkpoint["tttstream"].get("numbers")
+        if numbers is not None and self.resumes():  # earlier checkpoints have 1, 2 …
+            self._numbers["train"] = numbers[self.trainer.global_rank]
 
 
 def overlap(segment: Segment) -> Tensor:

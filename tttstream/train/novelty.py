@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import ConfigError, ShapeError
+from tttstream.errors import ConfigError
 from tttstream.evaluation.spliced import Spliced, judge, table
 from tttstream.io.outputs import TextFile, saving
 from tttstream.models.frame import ModelConfig
@@ -93,7 +93,7 @@ class Novelty(Prediction):
             warmup=warmup,
         )  # fmt: skip
         if model.registers or not model.memory.startswith("ttt"):
-            raise ShapeError(
+            raise ConfigError(
                 f"novelty: the surprise of patches needs a ttt_ memory that every patch passes through (registers=0), "
                 f"got {model.memory} with registers={model.registers}"
             )
@@ -127,13 +127,14 @@ class Novelty(Prediction):
         self.log_losses("train", losses, inner, batch.valid, batch.valid)
         return losses["loss"]
 
-    def on_test_epoch_start(self) -> None:
+    def begin(self, stage: str) -> None:
         """Fresh lanes and scores."""
-        super().on_test_epoch_start()
-        if self.trainer.world_size > 1:
-            raise ConfigError("novelty is measured by one process: run test with --trainer.devices=1")
-        self._states["spliced"] = None
-        self._streams = []
+        super().begin(stage)
+        if stage == "test":
+            if self.trainer.world_size > 1:
+                raise ConfigError("novelty is measured by one process: run test with --trainer.devices=1")
+            self._states["spliced"] = None
+            self._streams = []
 
     def test_step(self, batch: Batch, index: int) -> None:
         """Prediction, and novelty where videos are cut together and things are planted.
@@ -177,9 +178,11 @@ class Novelty(Prediction):
         self._states["spliced"] = state.detach()
         return torch.cat(losses, 1)
 
-    def on_test_epoch_end(self) -> None:
-        """Log and print the tables; novelty.md in the run's folder."""
-        super().on_test_epoch_end()
+    def finish(self, stage: str) -> None:
+        """Log the tables; those of the test are printed too, and written as novelty.md into the run's folder."""
+        super().finish(stage)
+        if stage != "test":
+            return
         report = judge(self._streams)
         for name, kinds in report.items():
             for kind, row in kinds.items():

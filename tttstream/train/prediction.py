@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from tttstream.errors import ConfigError, ShapeError
-from tttstream.models import load
+from tttstream.models import load_as
 from tttstream.models.backbone import ModelState
 from tttstream.models.frame import FrameModel, ModelConfig, Output
 from tttstream.train.metrics import QUALITIES, Table, octave, qualities
@@ -89,13 +88,12 @@ class Prediction(StreamTask):
             for part in (network.tokens, *network.backbone.blocks[: model.surprise]):
                 part.requires_grad_(False)
         super().__init__(
-            network, dataclasses.asdict(model), learn=learn, recompute=recompute, lr=lr, weight_decay=weight_decay,
-            warmup=warmup,
+            network, learn=learn, recompute=recompute, lr=lr, weight_decay=weight_decay, warmup=warmup,
         )  # fmt: skip
         if horizon < 1:
-            raise ShapeError(f"prediction: horizon must be at least 1, got {horizon}")
+            raise ConfigError(f"prediction: horizon must be at least 1, got {horizon}")
         if reset_every < 0:
-            raise ShapeError(f"prediction: reset_every cannot be negative, got {reset_every}")
+            raise ConfigError(f"prediction: reset_every cannot be negative, got {reset_every}")
         self.horizon, self.reset_every = horizon, reset_every
         columns = [*QUALITIES, *(f"copy_{name}" for name in QUALITIES)]
         self.tables = nn.ModuleDict()
@@ -164,7 +162,7 @@ class Prediction(StreamTask):
         Pictures: a row for each lane with the last frame, the one that came, the one predicted and four times their
         difference; with a horizon, a row of the frames that came above one of those predicted. Labels say so.
         """
-        segment = self._measure(batch, "val")
+        segment = self.measure(batch, "val")
         if index:
             return None
         target, predicted = pixels(batch.frames), segment.output.prediction
@@ -183,10 +181,6 @@ class Prediction(StreamTask):
             for row in range(len(true))
         ]
         return {"pictures": torch.stack([last, true, said, wrong], 1), "labels": labels}
-
-    def test_step(self, batch: Batch, index: int) -> None:
-        """As validation, on other videos."""
-        self._measure(batch, "test")
 
     def predict_step(self, batch: Batch, index: int) -> list[dict[str, float]]:
         """A row for each frame: where it is, its inner loss before it was learned, and how well it was foretold.
@@ -208,7 +202,8 @@ class Prediction(StreamTask):
             rows.append(row)
         return rows
 
-    def _measure(self, batch: Batch, stage: str) -> Segment:
+    def measure(self, batch: Batch, stage: str) -> Segment:
+        """See StreamTask."""
         segment = self(batch, stage)
         target, goes_on = pixels(batch.frames), batch.valid & ~batch.reset
         valid = goes_on[:, 1:]
@@ -225,15 +220,8 @@ class Prediction(StreamTask):
         self.table(stage, "horizon").update(ahead[valid], _beside_copy(*shown))
         return segment
 
-    def on_validation_epoch_end(self) -> None:
+    def finish(self, stage: str) -> None:
         """Log the tables."""
-        self._log_tables("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the tables."""
-        self._log_tables("test")
-
-    def _log_tables(self, stage: str) -> None:
         table = self.table(stage, "position")  # its sums are those of all processes, which log the same
         self.log_dict({f"{stage}/{column}": value for column, value in table.overall().items()}, sync_dist=True)
         for row, means in table.means().items():
@@ -251,8 +239,8 @@ def begun(config: ModelConfig, weights: str | None) -> FrameModel:
     """A model of that shape, with the weights in a folder or of a shipped model where they are given."""
     model = FrameModel(config)
     if weights is not None:
-        kept = load(weights, size=config.size)
-        if not isinstance(kept, FrameModel) or kept.config != config:
+        kept = load_as(FrameModel, weights, size=config.size)
+        if kept.config != config:
             raise ConfigError(f"weights: {weights} has the shape {kept.config}, the configuration says {config}")
         model.load_state_dict(kept.state_dict())
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,17 +12,16 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tttstream.errors import CheckpointError, ConfigError, ShapeError
+from tttstream.errors import CheckpointError, ConfigError, ShapeError, StateError
 from tttstream.memory.base import Memory
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.backbone import Losses, ModelState
 from tttstream.models.frame import Output
-from tttstream.state import State, pack, unpack
+from tttstream.state import pack, unpack
+from tttstream.train.export import described
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
-
-S = TypeVar("S", bound=State)
 
 
 class StreamTask(LightningModule):
@@ -33,18 +32,19 @@ class StreamTask(LightningModule):
     state is part of the checkpoint, so that a run that is resumed sees what an uninterrupted one sees.
 
     Args:
-        model: called as a FrameModel. shape: what must be alike for a checkpoint to fit.
+        model: a SavedModel, called as a FrameModel.
         learn: whether the memory learns (False is the frozen baseline of equal parameters).
         recompute: 0, or so many frames whose activations are computed anew for the backward pass instead of kept.
         lr, weight_decay: of AdamW; matrices decay, biases, norms and start weights do not.
-        warmup: optimiser steps over which the learning rate rises; it then falls along a cosine to a tenth, where the
-            trainer knows how many steps there will be.
+        warmup: optimiser steps over which the learning rate rises; it then falls along a cosine to the share FLOOR,
+            where the trainer knows how many steps there will be.
     """
+
+    FLOOR: ClassVar[float] = 0.1
 
     def __init__(
         self,
         model: Any,
-        shape: dict[str, Any],
         *,
         learn: bool = True,
         recompute: int = 0,
@@ -54,13 +54,14 @@ class StreamTask(LightningModule):
     ) -> None:
         super().__init__()
         not_negative(recompute=recompute, lr=lr, weight_decay=weight_decay, warmup=warmup)
-        self.model, self.shape = model, shape
+        self.model = model
         for memory in self.memories():
             if not memory.bounded:
-                raise ShapeError(f"task: memory {shape['memory']!r} grows with the stream: take window, or a ttt_ one")
+                name = model.config.memory
+                raise ConfigError(f"task: memory {name!r} grows with the stream: take window, or a ttt_ one")
         self.learn, self.recompute = learn, recompute
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
-        self._states: dict[str, ModelState | None] = {}
+        self._states: dict[str, Any] = {}
         if not learn:  # parameters that no loss reaches would stop DDP, which waits for every gradient
             for memory in self.memories():
                 if isinstance(memory, TTTLayer):
@@ -70,12 +71,26 @@ class StreamTask(LightningModule):
         """The memories of the model's blocks."""
         return (module for module in self.model.modules() if isinstance(module, Memory))
 
-    def state_before(self, batch: Batch, stage: str) -> ModelState | None:
-        """The memory of this stage's lanes before a batch; None for fresh ones."""
-        state = lanes_before(self._states.get(stage), batch, stage)
-        return None if state is None else state.to(self.device)
+    def fresh(self, rows: int, stage: str) -> Any:
+        """A fresh state of so many lanes."""
+        return self.model.init_state(rows)
 
-    def keep(self, stage: str, state: ModelState) -> None:
+    def state_before(self, batch: Batch, stage: str) -> Any:
+        """The memory that the rows of a batch go on from; None where all of them begin anew.
+
+        Raises ShapeError where the number of rows changes and some of them go on.
+        """
+        state = self._states.get(stage)
+        if state is None or state.rows == len(batch.frames):
+            return None if state is None else state.to(self.device)
+        if not bool(batch.reset[:, 0].all()):
+            raise ShapeError(
+                f"{stage}: a batch of {len(batch.frames)} rows after one of {state.rows}: rows that go on must keep "
+                "their place, also when a run is resumed: keep batch_size"
+            )
+        return None
+
+    def keep(self, stage: str, state: Any) -> None:
         """Let the lanes of a stage go on from this state, without its past."""
         self._states[stage] = state.detach()
 
@@ -99,31 +114,60 @@ class StreamTask(LightningModule):
         """A new run begins with fresh lanes; a checkpoint brings its own right after this."""
         self._states.clear()
 
+    def begin(self, stage: str) -> None:
+        """A stage other than training begins, from a fresh state; the training lanes wait."""
+        self._states[stage] = None
+
+    def measure(self, batch: Batch, stage: str) -> Any:
+        """Log how well the model does on one segment of every lane."""
+        raise NotImplementedError
+
+    def finish(self, stage: str) -> None:
+        """Log what can be told when a stage has seen everything."""
+
+    def validation_step(self, batch: Batch, index: int) -> Any:
+        """As training, measured."""
+        self.measure(batch, "val")
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        """As validation, on other data."""
+        self.measure(batch, "test")
+
     def on_validation_epoch_start(self) -> None:
-        """Validation starts from a fresh state; the training lanes wait."""
-        self._states["val"] = None
+        """See `begin`."""
+        self.begin("val")
 
     def on_test_epoch_start(self) -> None:
-        """As validation."""
-        self._states["test"] = None
+        """See `begin`."""
+        self.begin("test")
 
     def on_predict_epoch_start(self) -> None:
-        """As validation."""
-        self._states["predict"] = None
+        """See `begin`."""
+        self.begin("predict")
+
+    def on_validation_epoch_end(self) -> None:
+        """See `finish`."""
+        self.finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """See `finish`."""
+        self.finish("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the task, the model's shape and the training lanes of every process."""
+        """Add the task, what describes the model, and the training lanes of every process."""
         state = self._states.get("train")
-        lanes = None
-        if state is not None:
-            gathered = self.all_gather(pack(state).to(self.device))
-            assert isinstance(gathered, Tensor)
-            lanes = gathered.view(self.trainer.world_size, state.rows, -1).cpu()
         checkpoint["tttstream"] = {
             "task": type(self).__name__,
-            "model": self.shape,
-            "lanes": lanes,
+            "format": self.model.FORMAT,
+            "description": self.model.description(),
+            "lanes": None if state is None else self.gathered(pack(state)),
         }
+
+    def gathered(self, part: Tensor) -> Tensor:
+        """A tensor of every process, one after the other [processes, …]."""
+        every = self.all_gather(part.to(self.device))
+        assert isinstance(every, Tensor)
+        return every.view(self.trainer.world_size, *part.shape).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what another task or model wrote; go on with the training lanes."""
@@ -133,13 +177,21 @@ class StreamTask(LightningModule):
         task = type(self).__name__
         if saved["task"] != task:
             raise CheckpointError(f"the checkpoint is of the task {saved['task']}, this is {task}: give its own config")
-        wrong = [name for name, value in self.shape.items() if saved["model"].get(name) != value]
+        theirs, mine = (self.model.shape(one) for one in (described(saved)[1], self.model.description()))
+        wrong = [name for name, value in mine.items() if theirs.get(name) != value]
         if wrong:
-            said = ", ".join(f"{name} {saved['model'].get(name)!r}, here {self.shape[name]!r}" for name in wrong)
+            said = ", ".join(f"{name} {theirs.get(name)!r}, here {mine[name]!r}" for name in wrong)
             raise CheckpointError(f"the checkpoint is of another model: {said}")
-        lanes, trainer = saved["lanes"], self._trainer
-        if lanes is not None and trainer is not None and trainer.state.fn == "fit":
-            self._states["train"] = unpack(lanes_of(lanes, trainer), self.model.init_state(1))
+        if saved["lanes"] is not None and self.resumes():
+            lanes = lanes_of(saved["lanes"], self.trainer)
+            try:
+                self._states["train"] = unpack(lanes, self.fresh(1, "train"))
+            except StateError as error:
+                raise CheckpointError(f"the checkpoint's lanes are of a task with other options: {error}") from error
+
+    def resumes(self) -> bool:
+        """Whether a checkpoint is loaded to go on with training."""
+        return self._trainer is not None and self._trainer.state.fn == "fit"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, warm-up, and a cosine where the number of steps is known."""
@@ -156,7 +208,7 @@ class StreamTask(LightningModule):
             if not math.isfinite(total) or total <= self.warmup:
                 return rise
             along = min(1.0, max(0.0, (step - self.warmup) / (total - self.warmup)))
-            return rise * (0.55 + 0.45 * math.cos(math.pi * along))
+            return rise * 0.5 * (1 + self.FLOOR + (1 - self.FLOOR) * math.cos(math.pi * along))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -176,21 +228,6 @@ class StreamTask(LightningModule):
             means = [mean_where(part.detach().mean(-1), valid) for part in inner]
             values = {f"{stage}/inner_before": means[0], f"{stage}/inner_after": means[1]}
             self.log_dict(values, batch_size=int(valid.sum()) if measured else len(valid), sync_dist=measured)
-
-
-def lanes_before(state: S | None, batch: Batch, stage: str) -> S | None:
-    """The state that the rows of a batch go on from; None where all of them begin anew, in whatever number.
-
-    Raises ShapeError where the number of rows changes and some of them go on.
-    """
-    if state is None or state.rows == len(batch.frames):
-        return state
-    if not bool(batch.reset[:, 0].all()):
-        raise ShapeError(
-            f"{stage}: a batch of {len(batch.frames)} rows after one of {state.rows}: rows that go on must keep "
-            "their place, also when a run is resumed: keep batch_size"
-        )
-    return None
 
 
 def lanes_of(lanes: Tensor, trainer: Trainer) -> Tensor:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,7 +67,7 @@ def _grabbable() -> bool:
     )
 
 
-class Window:
+class Viewer:
     """One window. `show` puts a picture into it and returns the key pressed meanwhile ("q" once it was closed)."""
 
     def __init__(self, title: str = "tttstream") -> None:
@@ -122,8 +123,15 @@ class Window:
             cv2.destroyWindow(self.title)
             cv2.waitKey(1)
 
-    def __enter__(self) -> Window:
+    def __enter__(self) -> Viewer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def __getattr__(name: str) -> type[Viewer]:
+    if name != "Window":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("tttstream.views.window.Window is now Viewer; the old name goes in 0.3", DeprecationWarning, 2)
+    return Viewer

@@ -14,7 +14,7 @@ import av  # isort: skip
 import numpy as np
 from numpy.typing import NDArray
 
-from tttstream.errors import OutputError, ShapeError
+from tttstream.errors import ConfigError, OutputError, ShapeError
 from tttstream.io.outputs import OutputFile, saving
 
 TICKS = 60_000  # a second; MPEG-4 takes no more than 65,535
@@ -31,7 +31,7 @@ class VideoWriter(OutputFile):
 
     def __init__(self, path: str | os.PathLike[str], fps: float = 25.0, *, endless: bool = False) -> None:
         if not 0 < fps < math.inf:
-            raise ShapeError(f"expected a frame rate above 0, got {fps}")
+            raise ConfigError(f"expected a frame rate above 0, got {fps}")
         self.frames = 0
         self._pace = round(min(max(TICKS / fps, PACES[0]), PACES[1]))
         self._first_s = 0.0

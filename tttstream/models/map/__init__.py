@@ -1,5 +1,5 @@
-"""The map: a memory of what was seen where, which says what is to be seen at a pose before the frame is taken."""
+"""The map: a memory of what was seen where, which predicts what is to be seen at a pose before the frame is taken."""
 
-from tttstream.models.map.model import MapConfig, MapModel, MapOutput, is_map, load
+from tttstream.models.map.model import MapConfig, MapModel, MapOutput
 
-__all__ = ["MapConfig", "MapModel", "MapOutput", "is_map", "load"]
+__all__ = ["MapConfig", "MapModel", "MapOutput"]

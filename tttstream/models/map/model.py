@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import CheckpointError, ShapeError
-from tttstream.io import weights
+from tttstream.errors import ConfigError, ShapeError
+from tttstream.models.base import SavedModel
 from tttstream.models.map.codes import PatchCodes
 from tttstream.models.map.lattice import Block, around, cell_points, drawn, laid
 from tttstream.models.map.place_memory import PlaceMemory
 from tttstream.models.map.points import NUMBERS, PointFeatures, WorldSigns, complete
 
-FORMAT = "tttstream.map/2"
 KNOWN = 0.5  # how familiar a cell must be for what memory has of it to stand for what is not in view
-WEIGHTS = Path(__file__).parents[2] / "weights"
 
 
 @dataclass(frozen=True)
@@ -52,14 +45,16 @@ class MapConfig:
         for name in ("size", "patch", "codes", "features", "where", "what", "heads"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ShapeError(f"map: {name} must be a whole number of at least 1, got {value!r}")
+                raise ConfigError(f"map: {name} must be a whole number of at least 1, got {value!r}")
         if self.size % self.patch or self.patch % 2:
-            raise ShapeError(f"map: size must be a multiple of patch, an even one, got {self.size} and {self.patch}")
+            raise ConfigError(f"map: size must be a multiple of patch, an even one, got {self.size} and {self.patch}")
         if self.codes > 3 * self.patch**2:
-            raise ShapeError(f"map: a patch of {self.patch} pixels has {3 * self.patch**2} codes at most: {self.codes}")
+            raise ConfigError(
+                f"map: a patch of {self.patch} pixels has {3 * self.patch**2} codes at most: {self.codes}"
+            )
         scales = tuple(self.scales)  # JSON and YAML give lists
         if not scales or min(scales) <= 0 or self.features % len(scales):
-            raise ShapeError(f"map: scales are lengths above 0 that share the features evenly, got {self.scales}")
+            raise ConfigError(f"map: scales are lengths above 0 that share the features evenly, got {self.scales}")
         object.__setattr__(self, "scales", scales)
         object.__setattr__(self, "usual", tuple(self.usual))
 
@@ -101,7 +96,7 @@ class View(NamedTuple):
     picture: Tensor
 
 
-class MapModel(nn.Module):
+class MapModel(SavedModel):
     """Learns what is seen where, and says what is to be seen at a pose.
 
     Called as (frames [B, T, 3, S, S] uint8 or float 0..1, poses [B, T, 2 to 5], state, reset bool [B, T]) ->
@@ -109,6 +104,10 @@ class MapModel(nn.Module):
     them. With `ask` [B, T, n * n, 3] it speaks of these points instead, each as memory is when the cell at its place
     has been learned. `imagine` asks without learning. Poses are those of `tttstream.sources.places.Places`.
     """
+
+    FORMAT = "tttstream.map/2"
+    CONFIG = MapConfig
+    USE = "watch places"
 
     def __init__(self, config: MapConfig) -> None:
         super().__init__()
@@ -228,42 +227,9 @@ class MapModel(nn.Module):
         dtype = self.codes.mean.dtype
         return frames.to(dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(dtype)
 
-    def fingerprint(self) -> str:
-        """A hash of the configuration and of all weights: what a saved stream must match."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
-        for name, weight in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors into a folder. dtype: of the weights in the file, as in
-        `FrameModel.save`."""
-        weights.write(self, dataclasses.asdict(self.config), FORMAT, folder, dtype)
-
-
-def is_map(name_or_folder: str) -> bool:
-    """Whether that is the name or the folder of a map."""
-    path = _folder(name_or_folder) / "config.json"
-    return path.is_file() and weights.read(path.parent).get("format") == FORMAT
-
-
-def load(name_or_folder: str = "map") -> MapModel:
-    """A shipped map by its name, or one from a folder that `MapModel.save` wrote."""
-    path = _folder(name_or_folder)
-    if not is_map(name_or_folder):
-        raise CheckpointError(f"there is no map {name_or_folder!r}: expected map, or the folder of one")
-    values = weights.read(path)
-    values.pop("format")
-    known = {item.name for item in dataclasses.fields(MapConfig)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise CheckpointError(f"{path / 'config.json'} has unknown keys: {', '.join(unknown)}")
-    model = MapModel(MapConfig(**values))
-    weights.fill(model, path)
-    return model.eval()
-
-
-def _folder(name_or_folder: str) -> Path:
-    shipped = WEIGHTS / name_or_folder
-    return shipped if "/" not in name_or_folder and (shipped / "config.json").is_file() else Path(name_or_folder)
+    @classmethod
+    def resized(cls, description: dict[str, Any], size: int) -> dict[str, Any]:
+        """See SavedModel. Raises ConfigError for another size: a map has one."""
+        if size != description["size"]:
+            raise ConfigError(f"the map sees {description['size']} pixels, not {size}: leave the size out")
+        return description

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError, ShapeError
 from tttstream.poses import Form
 
 PRIME = 2147483647  # products of two numbers below it fit into 63 bits
@@ -31,7 +31,7 @@ class Plane:
             return
         plain = len(form.names) - len(angles)
         if len(angles) not in (0, 2) or not 2 <= plain <= NUMBERS - bool(angles):
-            raise ShapeError(
+            raise ConfigError(
                 f"a map lies in a plane: its poses are x, y and perhaps log zoom, an angle of roll, and the number of "
                 f"the world; these are {', '.join(form.names)}. Choose some, such as --pose x,y"
             )

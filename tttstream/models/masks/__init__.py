@@ -1,7 +1,6 @@
 """Mask models: a memory of objects that is asked about each frame and then learns it."""
 
-from tttstream.models.masks.folder import load, save
 from tttstream.models.masks.mixture import MixtureConfig, MixtureModel, MixtureState
 from tttstream.models.masks.propagator import MaskOutput, Propagator
 
-__all__ = ["MaskOutput", "MixtureConfig", "MixtureModel", "MixtureState", "Propagator", "load", "save"]
+__all__ = ["MaskOutput", "MixtureConfig", "MixtureModel", "MixtureState", "Propagator"]

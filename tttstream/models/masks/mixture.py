@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import NamedTuple
 
@@ -11,18 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import ShapeError
-from tttstream.io import weights
-from tttstream.models.masks.networks import STRIDE, Contour, Encoder, Features
+from tttstream.errors import ConfigError
+from tttstream.models.masks.networks import STRIDE, Contour, FeatureNetwork, Features
 from tttstream.models.masks.propagator import SURE, ObjectState, Propagator, together
-
-FORMAT = "tttstream.mixture/1"
-"""What config.json calls a model."""
 
 Inner = tuple[Tensor, Tensor, Tensor]
 """The inner model's weights: slots, says and mass of MixtureState."""
-SETTINGS = ("slots", "sharpness", "agreement", "patience", "prior", "power", "first", "size")
-"""Of `MixtureConfig`, what the same weights may be used with otherwise."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +50,11 @@ class MixtureConfig:
         for field in fields(self):
             value, least = getattr(self, field.name), int(field.name != "contour")
             if field.type == "int" and (not isinstance(value, int) or value < least):
-                raise ShapeError(f"mixture: {field.name} must be a whole number of at least {least}, got {value!r}")
+                raise ConfigError(f"mixture: {field.name} must be a whole number of at least {least}, got {value!r}")
             if field.type == "float" and (not isinstance(value, int | float) or not 0 < value < float("inf")):
-                raise ShapeError(f"mixture: {field.name} must be a number above 0, got {value!r}")
+                raise ConfigError(f"mixture: {field.name} must be a number above 0, got {value!r}")
         if self.width % 8 or self.contour % 8 or self.placed >= self.heads:
-            raise ShapeError(
+            raise ConfigError(
                 "mixture: width and contour must be multiples of 8 and placed less than heads, got "
                 f"width={self.width}, contour={self.contour}, placed={self.placed}, heads={self.heads}"
             )
@@ -109,16 +102,16 @@ class MixtureModel(Propagator[MixtureState]):
     background have their part, with the masks given and those found of the other objects.
     """
 
+    FORMAT = "tttstream.mixture/1"
+    CONFIG = MixtureConfig
+    USE = "track VIDEO --first-mask MASK.png"
+    SETTINGS = ("slots", "sharpness", "agreement", "patience", "prior", "power", "first", "size")
+
     def __init__(self, config: MixtureConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.width, config.heads, config.head_width, config.placed, config.depth)
+        self.encoder = FeatureNetwork(config.width, config.heads, config.head_width, config.placed, config.depth)
         self.contour = Contour(config.width, config.contour) if config.contour else None
-
-    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors into a folder, each file under a temporary name first. dtype: of the
-        file, such as float16."""
-        weights.write(self, asdict(self.config), FORMAT, folder, dtype)
 
     def init_state(self, batch: int, objects: int = 1, slots: int | None = None) -> MixtureState:
         """See Propagator. slots: components, those of the configuration unless given; no weight depends on it."""
@@ -141,7 +134,7 @@ class MixtureModel(Propagator[MixtureState]):
         state: MixtureState,
         masks: Tensor | None,
         given: Tensor,
-        taught: Tensor | None,
+        forced: Tensor | None,
         learn: bool,
     ) -> tuple[Tensor, Tensor, MixtureState]:
         known, begins = state.seen > 0, given.any(1)
@@ -161,7 +154,7 @@ class MixtureModel(Propagator[MixtureState]):
         told = torch.where(known[:, None], told.detach(), 0.0)
         if masks is not None:
             fine = torch.where(given[..., None, None], (2 * masks - 1) * SURE, fine)
-            true = given if taught is None else given | taught[:, None]
+            true = given if forced is None else given | forced[:, None]
             pooled = F.avg_pool2d(masks, STRIDE).flatten(2).mT.to(kind)
             free = 1 - torch.where(true[:, None], pooled, 0.0).sum(2, keepdim=True)
             told = torch.where(true[:, None], pooled, told * free.clamp(min=0))

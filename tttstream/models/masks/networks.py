@@ -73,7 +73,7 @@ class Features(NamedTuple):
     keys: Tensor
 
 
-class Encoder(nn.Module):
+class FeatureNetwork(nn.Module):
     """Frames to features and keys. The first heads see what a place looks like, the last `placed` also where it is.
 
     Places are sines and cosines of pixels from the middle of the frame, so a larger frame has more of them and all

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import ShapeError, StateError
-from tttstream.models.masks.networks import WHOLE, Encoder, Features
+from tttstream.models.base import SavedModel
+from tttstream.models.masks.networks import WHOLE, FeatureNetwork, Features
 from tttstream.state import State
 
 SURE = 12.0
@@ -51,7 +49,7 @@ class MaskOutput(NamedTuple):
     guess: Tensor
 
 
-class Propagator(nn.Module, ABC, Generic[S]):
+class Propagator(SavedModel, ABC, Generic[S]):
     """Mask propagation: in each frame the memory is asked first, then it learns the frame with the masks it gave.
 
     Called as `output, state = model(frames, state=None, reset=None, masks=…, given=…)` with frames [B, T, 3, H, W] in
@@ -64,7 +62,7 @@ class Propagator(nn.Module, ABC, Generic[S]):
     """
 
     config: Any
-    encoder: Encoder
+    encoder: FeatureNetwork
 
     @abstractmethod
     def init_state(self, batch: int, objects: int = 1) -> S:
@@ -77,7 +75,7 @@ class Propagator(nn.Module, ABC, Generic[S]):
         state: S,
         masks: Tensor | None,
         given: Tensor,
-        taught: Tensor | None,
+        forced: Tensor | None,
         learn: bool,
     ) -> tuple[Tensor, Tensor, S]:
         """Logits [B, 1 + O, H, W], the memory's own guess [B, O, H/4, W/4], and the state after one frame."""
@@ -96,12 +94,12 @@ class Propagator(nn.Module, ABC, Generic[S]):
         masks: Tensor | None = None,
         given: Tensor | None = None,
         lengths: Tensor | None = None,
-        taught: Tensor | None = None,
+        forced: Tensor | None = None,
         offset: Tensor | None = None,
         learn: bool = True,
     ) -> tuple[MaskOutput, S]:
-        """See the class. taught: bool [B, T], the memory learns `masks` in place of what it said. offset: [B, 2] pixels
-        by which the middle of the frames is moved. Both are for training."""
+        """See the class. Two arguments are for training. forced: bool [B, T], the memory learns `masks` in place of its
+        own prediction (teacher forcing). offset: [B, 2] pixels by which the middle of the frames is moved."""
         state, given = self._check(frames, state, reset, masks, given)
         frames = frames.to(self.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.dtype)
         rows, count = frames.shape[:2]
@@ -114,21 +112,13 @@ class Propagator(nn.Module, ABC, Generic[S]):
             if reset is not None:
                 state = state.map(torch.zeros_like).where(reset[:, t], state)
             mask = None if masks is None else masks[:, t].to(frames.dtype)
-            told = None if taught is None else taught[:, t]
+            told = None if forced is None else forced[:, t]
             said, guess, state = self._frame(here, state, mask, given[:, t], told, learn)
             logits.append(said)
             guesses.append(guess)
             if lengths is not None:
                 state = state.where(t < lengths, before)
         return MaskOutput(torch.stack(logits, 1), torch.stack(guesses, 1)), state
-
-    def fingerprint(self) -> str:
-        """A hash of the configuration and of all weights: what a saved stream must match."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
-        for name, weight in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
 
     def measured(self, keys: Tensor, middle: Tensor, spread: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """Middle and spread [B, heads * D] of a stream's keys: those of this frame where it is the stream's first, or

@@ -1,4 +1,4 @@
-"""`tttstream watch --model mask`: masks, overlay and numbers come out, and a mistake is said in one line."""
+"""`tttstream track`: masks, overlay and numbers come out, and a mistake is said in one line."""
 
 import io
 import json
@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tttstream.cli.follow_masks import read_mask
 from tttstream.cli.main import main
-from tttstream.errors import ShapeError, SourceError
+from tttstream.cli.track import read_mask
+from tttstream.errors import ConfigError, SourceError
 from tttstream.io import mask_files
-from tttstream.masks import MixtureConfig, MixtureModel, save
+from tttstream.masks import MixtureConfig, MixtureModel
 from tttstream.views.masks import mask_image, palette
 
 FRAMES, HEIGHT, WIDTH = 6, 36, 52
@@ -25,7 +25,8 @@ FRAMES, HEIGHT, WIDTH = 6, 36, 52
 def work(tmp_path: Path) -> Path:
     """A folder with a model, a folder of frames, and masks of several kinds."""
     torch.manual_seed(0)
-    save(MixtureModel(MixtureConfig(width=16, heads=2, head_width=8, placed=1, slots=96, size=32)), tmp_path / "model")
+    model = MixtureModel(MixtureConfig(width=16, heads=2, head_width=8, placed=1, slots=96, size=32))
+    model.save(tmp_path / "model")
     (tmp_path / "frames").mkdir()
     rng = np.random.default_rng(0)
     for t in range(FRAMES):
@@ -43,12 +44,12 @@ def work(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def watch(work: Path, *options: str) -> int:
-    return main(["watch", str(work / "frames"), "--model", str(work / "model"), "--out", str(work / "out"), *options])
+def track(work: Path, *options: str) -> int:
+    return main(["track", str(work / "frames"), "--model", str(work / "model"), "--out", str(work / "out"), *options])
 
 
 def test_objects_keep_the_numbers_and_colours_of_their_mask(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert watch(work, "--first-mask", str(work / "palette.png")) == 0
+    assert track(work, "--first-mask", str(work / "palette.png")) == 0
     out = work / "out"
     assert sorted(path.name for path in out.iterdir()) == ["frames.jsonl", "masks", "overlay.mp4", "summary.json"]
     written = sorted((out / "masks").iterdir())
@@ -73,7 +74,7 @@ def test_objects_keep_the_numbers_and_colours_of_their_mask(work: Path, capsys: 
 def test_a_run_repeats_and_replaces_the_one_before(work: Path) -> None:
     runs = []
     for _ in range(2):
-        assert watch(work, "--first-mask", str(work / "grey.png"), "--no-overlay") == 0
+        assert track(work, "--first-mask", str(work / "grey.png"), "--no-overlay") == 0
         runs.append([path.read_bytes() for path in sorted((work / "out" / "masks").iterdir())])
     assert runs[0] == runs[1]
     assert not list(work.rglob("*.part"))
@@ -81,14 +82,14 @@ def test_a_run_repeats_and_replaces_the_one_before(work: Path) -> None:
 
 def test_a_run_goes_on_where_another_was_saved(work: Path) -> None:
     mask = ["--first-mask", str(work / "palette.png"), "--no-overlay"]
-    assert watch(work, *mask) == 0
+    assert track(work, *mask) == 0
     whole = [path.read_bytes() for path in sorted((work / "out" / "masks").iterdir())]
-    assert watch(work, *mask, "--max-frames", "3", "--save-state", str(work / "state")) == 0
-    assert watch(work, *mask, "--load-state", str(work / "state")) == 0
+    assert track(work, *mask, "--max-frames", "3", "--save-state", str(work / "state")) == 0
+    assert track(work, *mask, "--load-state", str(work / "state")) == 0
     names = sorted(path.name for path in (work / "out" / "masks").iterdir())
     assert names == [f"{t:05d}.png" for t in range(3, FRAMES)]
     assert [(work / "out" / "masks" / name).read_bytes() for name in names] == whole[3:]
-    assert watch(work, "--load-state", str(work / "state"), "--no-overlay") == 0
+    assert track(work, "--load-state", str(work / "state"), "--no-overlay") == 0
     summary = json.loads((work / "out" / "summary.json").read_text())
     assert summary["objects"] == [2, 7]  # the saved stream knows what its objects are called
     masks = [np.asarray(Image.open(work / "out" / "masks" / name)) for name in names]
@@ -99,8 +100,8 @@ def test_a_run_goes_on_where_another_was_saved(work: Path) -> None:
 
 def test_another_mask_than_the_one_it_began_with_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--no-overlay", "--max-frames", "2"]
-    assert watch(work, "--first-mask", str(work / "palette.png"), *words, "--save-state", str(work / "state")) == 0
-    assert watch(work, "--first-mask", str(work / "colour.png"), *words, "--load-state", str(work / "state")) == 2
+    assert track(work, "--first-mask", str(work / "palette.png"), *words, "--save-state", str(work / "state")) == 0
+    assert track(work, "--first-mask", str(work / "colour.png"), *words, "--load-state", str(work / "state")) == 2
     assert "shows the objects [1, 2], the stream" in capsys.readouterr().err
 
 
@@ -129,7 +130,7 @@ def test_what_is_written_has_the_numbers_of_the_mask(
     work: Path, name: str, pixels: np.ndarray, numbers: list[int], mode: str
 ) -> None:
     Image.fromarray(pixels).save(work / name)
-    assert watch(work, "--first-mask", str(work / name), "--no-overlay", "--max-frames", "2") == 0
+    assert track(work, "--first-mask", str(work / name), "--no-overlay", "--max-frames", "2") == 0
     assert json.loads((work / "out" / "summary.json").read_text())["objects"] == numbers
     lines = [json.loads(line) for line in (work / "out" / "frames.jsonl").read_text().splitlines()]
     assert [entry["object"] for entry in lines[1]["objects"]] == numbers
@@ -148,7 +149,7 @@ def test_void_is_no_object(work: Path, capsys: pytest.CaptureFixture[str]) -> No
     Image.fromarray(mask).save(work / "void.png")
     mask_image(mask, palette()).save(work / "void-palette.png")
     for name in ("void", "void-palette"):
-        assert watch(work, "--first-mask", str(work / f"{name}.png"), "--no-overlay", "--max-frames", "2") == 0
+        assert track(work, "--first-mask", str(work / f"{name}.png"), "--no-overlay", "--max-frames", "2") == 0
         assert "255 is void" in capsys.readouterr().err
         assert json.loads((work / "out" / "summary.json").read_text())["objects"] == [1, 2]
         with Image.open(work / "out" / "masks" / "00000.png") as image:
@@ -158,7 +159,7 @@ def test_void_is_no_object(work: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_objects_of_a_colour_mask_keep_their_colours(work: Path) -> None:
     red, green = (250, 20, 10), (10, 200, 20)
     Image.fromarray(boxes(red, green)).save(work / "mask.png")
-    assert watch(work, "--first-mask", str(work / "mask.png"), "--max-frames", "2") == 0
+    assert track(work, "--first-mask", str(work / "mask.png"), "--max-frames", "2") == 0
     with Image.open(work / "out" / "masks" / "00000.png") as image:
         assert np.array_equal(np.asarray(image.convert("RGB")), boxes(red, green))
     with av.open(str(work / "out" / "overlay.mp4")) as container:
@@ -185,7 +186,7 @@ def test_images_that_are_no_masks(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read"):
         read_mask(path)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
-    with pytest.raises(ShapeError, match="shows no object"):
+    with pytest.raises(ConfigError, match="shows no object"):
         read_mask(path)
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
     with pytest.raises(SourceError, match="63 values"):
@@ -194,25 +195,23 @@ def test_images_that_are_no_masks(tmp_path: Path) -> None:
     assert read_mask(path).numbers == [255]
     many = np.kron(np.arange(256).reshape(16, 16) + 1, np.ones((2, 2))).astype(np.uint16)
     Image.fromarray(many).save(path)
-    with pytest.raises(ShapeError, match="shows 256 objects, at most 255"):
+    with pytest.raises(ConfigError, match="shows 256 objects, at most 255"):
         read_mask(path)
     both = np.zeros((8, 8, 2), np.uint8)
     both[:4] = 255, 0
     Image.fromarray(both).save(path)
-    with pytest.raises(ShapeError, match="shows no object"):
+    with pytest.raises(ConfigError, match="shows no object"):
         read_mask(path)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "give --first-mask"),
+        ([], "Give --first-mask"),
         (["--first-mask", "small.png"], "the frames are 52x36"),
         (["--first-mask", "turned.png"], "turned upright?"),
         (["--first-mask", "mask.jpg"], "keep masks as PNG"),
         (["--first-mask", "nowhere.png"], "there is no file"),
-        (["--first-mask", "grey.png", "--embeddings"], "leave it out"),
-        (["--first-mask", "grey.png", "--carry"], "leave it out"),
         (["--first-mask", "grey.png", "--size", "8"], "at least 16"),
     ],
 )
@@ -223,7 +222,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     Image.fromarray(np.ones((8, 8), np.uint8)).save("small.png")
     Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save("turned.png")
     Image.fromarray(boxes(255, 255)).save("mask.jpg")
-    assert watch(work, *options) == 2
+    assert track(work, *options) == 2
     error = capsys.readouterr().err.strip()
     assert said in error
     assert error.startswith("tttstream: error:")
@@ -231,13 +230,25 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not (work / "out").exists()
 
 
-def test_a_first_mask_wants_a_mask_model_and_one_source(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mask = ["--first-mask", str(work / "grey.png")]
-    assert main(["watch", str(work / "frames"), "--out", str(work / "out"), *mask]) == 2
-    assert "add --model mask" in capsys.readouterr().err
-    frames = str(work / "frames")
-    assert main(["watch", frames, frames, "--model", str(work / "model"), "--out", str(work / "out"), *mask]) == 2
+def test_watch_still_follows_masks_and_points_to_track(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask, frames = ["--first-mask", str(work / "grey.png"), "--out", str(work / "out")], str(work / "frames")
+    words = ["--model", str(work / "model"), *mask]
+    assert main(["watch", frames, *words, "--max-frames", "2", "--no-overlay"]) == 0
+    assert "are now for `tttstream track`" in capsys.readouterr().err
+    assert sorted(path.name for path in (work / "out").iterdir()) == ["frames.jsonl", "masks", "summary.json"]
+    assert main(["watch", frames, *mask]) == 2
+    assert "--first-mask belongs to `tttstream track`" in capsys.readouterr().err
+    assert main(["watch", frames, frames, *words]) == 2
     assert "2 came" in capsys.readouterr().err
+    for option in ("--embeddings", "--carry"):
+        assert main(["watch", frames, *words, option]) == 2
+        assert "leave it out" in capsys.readouterr().err
+
+
+def test_a_model_of_frames_follows_no_mask(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--first-mask", str(work / "grey.png"), "--model", "base", "--out", str(work / "out")]
+    assert main(["track", str(work / "frames"), *words]) == 2
+    assert "base is a FrameModel, expected a MixtureModel" in capsys.readouterr().err
 
 
 def test_the_palette_is_that_of_davis() -> None:

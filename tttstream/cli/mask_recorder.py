@@ -1,0 +1,119 @@
+"""What `tttstream track` writes about one source: a folder of masks, the overlay, and a line a frame."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.cli.recorder import Record, number, place
+from tttstream.frames import Frame
+from tttstream.io.outputs import OutputFile, TextFile, saving
+from tttstream.sources.base import Source
+from tttstream.streams.masks import MaskResult
+from tttstream.views.masks import LARGEST, MaskOverlay, distinct, mask_image
+from tttstream.views.overlay import Picture
+from tttstream.views.writer import VideoWriter
+
+
+class MaskFolder(OutputFile):
+    """Images of masks in a folder that appears when all are there, in the place of one that had its name.
+
+    PNG, and TIFF where a number has more than 16 bits. numbers: of all objects. colours: of numbers, [256, 3].
+    """
+
+    def __init__(self, path: Path, numbers: list[int], colours: NDArray[np.uint8]) -> None:
+        self._colours, self._largest = colours, max(numbers)
+        self._kind = "png" if self._largest < 1 << 16 else "tiff"
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        self._remove()
+        self.part.mkdir()
+
+    def write(self, index: int, mask: NDArray[np.int32]) -> None:
+        """Add the mask of a frame: the numbers of its objects, [H, W]."""
+        with saving(self.path):
+            image = mask_image(mask, self._colours, self._largest)
+            image.save(self.part / f"{index:05d}.{self._kind}", format=self._kind)
+
+    def _place(self) -> None:
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        super()._place()
+
+    def _remove(self) -> None:
+        shutil.rmtree(self.part, ignore_errors=True)
+
+    def _end(self) -> None:
+        pass
+
+    def _abandon(self) -> None:
+        pass
+
+
+class MaskRecorder(Record):
+    """Takes in frames and masks of one source, and writes its folder; without a folder it only keeps count.
+
+    numbers: of the objects, as they are written. colours: of numbers, [256, 3]. video: write overlay.mp4. endless:
+    nobody knows how many frames will come.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        source: Source,
+        numbers: list[int],
+        colours: NDArray[np.uint8],
+        *,
+        video: bool,
+        endless: bool,
+    ) -> None:
+        super().__init__(folder, source)
+        own = [colours[n] if n <= LARGEST else colours[place] for place, n in enumerate(numbers, 1)]
+        self.overlay = MaskOverlay(distinct(np.array([(0, 0, 0), *own], np.uint8)))
+        self._numbers = np.array([0, *numbers], np.int32)
+        self._video: VideoWriter | None = None
+        if self._folder is None:
+            return
+        try:
+            path = self._folder.path
+            self._lines = self._own(TextFile(path / "frames.jsonl"))
+            self._masks = self._own(MaskFolder(path / "masks", numbers, colours))
+            if video:
+                self._video = self._own(VideoWriter(path / "overlay.mp4", source.fps or 25.0, endless=endless))
+        except BaseException:
+            self.discard()
+            raise
+
+    def add(self, frame: Frame, result: MaskResult) -> Picture:
+        """Take in one frame and its result; the picture drawn of it."""
+        self._count(result.latency_ms)
+        picture = self.overlay.draw(frame.image, result.mask)
+        if self._folder is not None:
+            self._lines.write_json(
+                {
+                    "index": result.index,
+                    "time_s": round(result.time_s, 6),
+                    **place(frame),
+                    "objects": [self._object(place, result) for place in range(1, len(self._numbers))],
+                    "latency_ms": round(result.latency_ms, 3),
+                }
+            )
+            self._masks.write(result.index, self._numbers[result.mask])
+            if self._video is not None:
+                self._video.write(picture, result.time_s)
+        return picture
+
+    def _object(self, place: int, result: MaskResult) -> dict[str, Any]:
+        rows, columns = np.nonzero(result.mask == place)
+        box = [int(v) for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)] if len(rows) else None
+        return {
+            "object": int(self._numbers[place]),
+            "share": number(len(rows) / result.mask.size),
+            "box": box,  # left, top, right, bottom, the last two exclusive
+            "confidence": number(float(result.confidence[place - 1])),
+        }

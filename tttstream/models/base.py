@@ -1,0 +1,59 @@
+"""SavedModel: what a model that stands in a folder has, a format, a description, a fingerprint and a save."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from tttstream.io import weights
+
+M = TypeVar("M", bound="SavedModel")
+
+
+class SavedModel(nn.Module):
+    """A model that is saved as a folder: config.json and model.safetensors.
+
+    FORMAT: what config.json calls this class. CONFIG: the dataclass of its options. USE: the arguments of `tttstream`
+    that show what the model does. SETTINGS: the options that the same weights may be used with otherwise. config: the
+    options of this model.
+    """
+
+    FORMAT: ClassVar[str]
+    CONFIG: ClassVar[type]
+    USE: ClassVar[str] = "watch VIDEO"
+    SETTINGS: ClassVar[tuple[str, ...]] = ()
+    config: Any
+
+    def description(self) -> dict[str, Any]:
+        """What config.json says besides the format (JSON-able)."""
+        return dataclasses.asdict(self.config)
+
+    @classmethod
+    def described(cls: type[M], description: dict[str, Any]) -> M:
+        """An untrained model of a description."""
+        return cls(cls.CONFIG(**description))
+
+    @classmethod
+    def shape(cls, description: dict[str, Any]) -> dict[str, Any]:
+        """What must be alike in two descriptions for weights to fit both."""
+        return {name: value for name, value in description.items() if name not in cls.SETTINGS}
+
+    @classmethod
+    def resized(cls, description: dict[str, Any], size: int) -> dict[str, Any]:
+        """The description of a model for another picture size, which the same weights fit."""
+        return {**description, "size": size}
+
+    def fingerprint(self) -> str:
+        """A hash of the description and of all weights: what a saved stream must match."""
+        return weights.fingerprint(self, self.description())
+
+    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors into a folder, each under a temporary name first.
+
+        dtype: of the weights in the file, such as torch.float16 for half the bytes; their own unless given.
+        """
+        weights.write(self, self.description(), self.FORMAT, folder, dtype)

@@ -22,41 +22,61 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tttstream_kernels import frame_triton
-from tttstream_kernels.token_parts_triton import numerics
+from tttstream_kernels.frame_kernels_triton import (
+    MODELS,
+    Gradients,
+    Learned,
+    Model,
+    Results,
+    Room,
+    Upstream,
+    backward,
+    forward,
+)
+from tttstream_kernels.token_parts_triton import Streams
 
 CAPABILITY = 90
 REGISTERS, SHARED = 65536, 227 * 1024
 """Of a multiprocessor of that generation (CUDA C++ Programming Guide, table of compute capabilities)."""
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-WHOLE = {"heads", "tokens", "n", "group", "kept"}
+WHOLE = ("heads", "tokens", "n", "group", "kept")
 
 
-def signature(names: list[str], given: dict[str, Any], dtype: torch.dtype, summed: bool) -> dict[str, Any]:
-    """Types of a kernel's arguments, all of the optional ones there."""
-    streams = {"q", "k", "v", "y", "d_y"} | (set() if summed else {"d_q", "d_k", "d_v"})
-    types: dict[str, Any] = {}
-    for name in names:
-        if name in given:
-            types[name] = "constexpr"
-        elif name in ("sq", "sk", "sv"):
-            types[name] = ("i32", "i32", "i32")
-        else:
-            types[name] = "i32" if name in WHOLE else f"*{NAMES[dtype] if name in streams else 'fp32'}"
-    return {**types, "reset": "*i1", "lengths": "*i64"}
+def signature(way: str, dtype: torch.dtype, summed: bool) -> dict[str, Any]:
+    """Types of a kernel's arguments, in their order, all of the optional ones there."""
+    tokens, gradients = f"*{NAMES[dtype]}", "*fp32" if summed else f"*{NAMES[dtype]}"
+
+    def pointers(kind: Any, **types: str) -> Any:
+        return kind(*(types.get(name, "*fp32") for name in kind._fields))
+
+    def all_of(kind: Any, first: str) -> Any:
+        return pointers(kind, p_q=first, p_k=first, p_v=first, p_y=tokens)
+
+    groups = {"model": Model(*["constexpr"] * len(Model._fields)), "streams": all_of(Streams, tokens)}
+    groups |= {"learned": pointers(Learned)}
+    if way == "forward":
+        groups |= {"results": all_of(Results, tokens), "p_delta": "*fp32", "p_eta": "*fp32", "p_phase": "*fp32"}
+    else:
+        groups |= {"up": all_of(Upstream, tokens), "down": all_of(Gradients, gradients), "room": pointers(Room)}
+        groups |= {"p_eta": "*fp32"}
+    numbers: dict[str, Any] = dict.fromkeys(WHOLE, "i32") | dict.fromkeys(("sq", "sk", "sv"), ("i32", "i32", "i32"))
+    return groups | {"p_reset": "*i1", "p_lengths": "*i64"} | numbers
 
 
 def compiled(inner: str, way: str, width: int, tokens: int, dtype: torch.dtype, losses: bool) -> dict[str, Any]:
     """What one kernel takes, with the options that `frame_triton` launches it with."""
-    kernel = frame_triton.KERNELS[inner, way]
+    kernel: Any = {"forward": forward, "backward": backward}[way]
     options = frame_triton.launch_options(inner, way, width, tokens, dtype)
-    warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    given = {"D": width, "LOSS": losses, "RESTORE": False, "KEEP": True, "HEIGHT": 8, "WIDE": 8, **options}
-    given |= numerics(dtype)
-    names = kernel.arg_names
-    given = {name: value for name, value in given.items() if name in names}
-    types = signature(names, given, dtype, losses or inner != "linear")
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if str(types[name]).startswith("*")}
-    source = ASTSource(kernel, types, given, aligned)
+    given = frame_triton.constants(inner, way, width, tokens, (8, 8), dtype) | {"LOSS": losses, "RESTORE": False}
+    given |= {"KEEP": True} if way == "forward" else {}
+    warps, stages = given.pop("num_warps"), given.pop("num_stages")
+    types = signature(way, dtype, losses or inner != "linear") | dict.fromkeys(given, "constexpr")
+    assert set(types) == set(kernel.arg_names)
+    types = {name: types[name] for name in kernel.arg_names}
+    fixed: dict[Any, Any] = {(0, i): function for i, function in enumerate(MODELS[inner])}
+    fixed |= {(kernel.arg_names.index(name),): value for name, value in given.items()}
+    paths = [(i, *rest) for i, kind in enumerate(types.values()) for rest in _pointers(kind)]
+    source = ASTSource(kernel, types, fixed, {path: [["tt.divisibility", 16]] for path in paths})
     binary = triton.compile(
         source, target=GPUTarget("cuda", CAPABILITY, 32), options={"num_warps": warps, "num_stages": stages}
     )
@@ -67,11 +87,19 @@ def compiled(inner: str, way: str, width: int, tokens: int, dtype: torch.dtype, 
         usage = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
     shared = binary.metadata.shared
+    options = {name: options[name] for name in ("TILE", "CHUNK") if name in options}
     held = min(REGISTERS // (registers * 32 * warps), SHARED // (shared + 1024))
     return {
         "inner": inner, "way": way, "D": width, "type": NAMES[dtype], "losses": losses, **options, "warps": warps,
         "registers": registers, "stack": stack, "shared": shared, "programs": held,
     }  # fmt: skip
+
+
+def _pointers(kind: Any) -> list[tuple[int, ...]]:
+    """Where the pointers of an argument lie in it."""
+    if isinstance(kind, str):
+        return [()] if kind.startswith("*") else []
+    return [(i,) for i, one in enumerate(kind) if one.startswith("*")]
 
 
 def main() -> None:

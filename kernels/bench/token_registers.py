@@ -22,6 +22,10 @@ REGISTERS, SHARED, WARPS, PROGRAMS = 65536, 227 * 1024, 64, 32
 """What one multiprocessor has: registers, bytes that programs may share, warps and programs at a time."""
 
 
+ALIGNED = ("H", "span", "sq", "sk", "sv", "s_weights", "q_row", "q_head", "k_row", "k_head", "v_row", "v_head")
+"""Numbers that are taken to be multiples of 16."""
+
+
 class Use(NamedTuple):
     """What a compiled kernel takes. registers: a thread; spilled: bytes a thread; shared: bytes a program."""
 
@@ -37,22 +41,52 @@ class Use(NamedTuple):
         return min(REGISTERS // rounded, SHARED // (self.shared + 1024), WARPS // self.warps, PROGRAMS)
 
 
-def signature(kernel: Any, tokens: str, absent: tuple[str, ...], constants: dict[str, Any]) -> dict[str, str]:
-    """Type of every parameter of a kernel, by what it is called."""
+def signature(kernel: Any, tokens: str, constants: dict[str, Any]) -> dict[str, Any]:
+    """Type of every parameter of a kernel, in their order: calls without resets and lengths, and with a limit of the
+    norm."""
+    from tttstream_kernels.token_parts_triton import Cuts, Gradients, Learned, Results, Room, Streams
+
+    def pointers(kind: Any, *streams: str, none: tuple[str, ...] = ()) -> Any:
+        names = dict.fromkeys(streams, f"*{tokens}") | dict.fromkeys(none, "constexpr")
+        return kind(*(names.get(name, "*fp32") for name in kind._fields))
+
+    known = {
+        "streams": pointers(Streams, "p_q", "p_k", "p_v"),
+        "learned": pointers(Learned, none=("p_forget",)),
+        "results": pointers(Results, "p_y"),
+        "cuts": pointers(Cuts, none=Cuts._fields),
+        "gradients": pointers(Gradients, "p_q", "p_k", "p_v"),
+        "room": pointers(Room),
+        **dict.fromkeys(("sq", "sk", "sv"), ("i32", "i32", "i32")),
+        **dict.fromkeys(("s_weights", "T", "H", "segments", "span"), "i32"),
+        **dict.fromkeys(("p_reset", "p_lengths", *constants), "constexpr"),
+        "p_eta": "*fp32",
+        "p_phase": "*i32",
+    }
+    return {parameter.name: known[parameter.name] for parameter in kernel.params}
+
+
+def step_signature(kernel: Any, constants: dict[str, Any]) -> dict[str, Any]:
+    """The same of the one-token step, without resets and lengths."""
     types = {}
-    phase = "*i32" if "BLOCK" in constants else "*fp32"  # the step takes the state's own
-    known = {"reset": "*i1", "lengths": "*i64", "phase": phase, "count": "*i32", "begins": "*i32", "first": "*i32"}
     for parameter in kernel.params:
         name = parameter.name
-        if name in constants or name in absent:
+        if name in constants or name in ("p_forget", "p_max_norm", "p_reset", "p_lengths"):
             types[name] = "constexpr"
-        elif name in ("q", "k", "v", "y", "d_y", "d_q", "d_k", "d_v"):
-            types[name] = f"*{tokens}"
-        elif name in ("T", "H", "segments", "span") or name.endswith(("_row", "_step", "_head")):
-            types[name] = "i32"
+        elif name.startswith("p_"):
+            types[name] = "*bf16" if name in ("p_q", "p_k", "p_v", "p_y") else "*fp32"
         else:
-            types[name] = "fp32" if name.endswith("_number") else known.get(name, "*fp32")
+            types[name] = "fp32" if name in ("forget", "max_norm") else "i32"
     return types
+
+
+def paths(types: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, str]]:
+    """(where it lies, name of the parameter, type) of every number and pointer."""
+    for i, (name, kind) in enumerate(types.items()):
+        if isinstance(kind, str):
+            yield (i,), name, kind
+        else:
+            yield from (((i, j), name, one) for j, one in enumerate(kind))
 
 
 def use(kernel: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, int]) -> Use:
@@ -62,11 +96,13 @@ def use(kernel: Any, types: dict[str, str], constants: dict[str, Any], options: 
     from triton.compiler import ASTSource
 
     aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, (name, kind) in enumerate(types.items())
-        if kind.startswith("*") or name in ("H", "span") or name.endswith(("_row", "_step", "_head"))
+        path: [["tt.divisibility", 16]]
+        for path, name, kind in paths(types)
+        if kind.startswith("*")
+        or name in ("H", "span", "sq", "sk", "sv", "s_weights")
+        or name.endswith(("_row", "_head"))
     }
-    constants = {name: constants.get(name) for name, kind in types.items() if kind == "constexpr"}
+    constants = {path: constants.get(name) for path, name, kind in paths(types) if kind == "constexpr"}
     source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
     ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
@@ -85,13 +121,14 @@ def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
     """(name, use) of every kernel whose name holds `wanted`."""
     import torch
 
-    from tttstream_kernels import step_triton, token_triton
+    from tttstream_kernels import MLP, Linear, step_triton, token_triton
     from tttstream_kernels.blocks import block_of, launch_options
     from tttstream_kernels.token_parts_triton import numerics
 
     sizes = [(64, 16)] if quick else [(64, 16), (64, 64), (128, 16), (128, 32), (16, 16)]
     types = [(torch.bfloat16, "bf16")] if quick else [(torch.bfloat16, "bf16"), (torch.float32, "fp32")]
-    for inner in ("linear", "mlp"):
+    weights = {"linear": Linear(), "mlp": MLP()}
+    for inner in weights:
         for way in ("forward", "backward"):
             for width, size in sizes:
                 for dtype, short in types:
@@ -102,15 +139,16 @@ def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
                     constants = {"D": width, "K": size, "BLOCK": block, "KEEP": True, "READS": 1, "RESTORE": False}
                     constants |= numerics(dtype)
                     kernel = token_triton.KERNELS[inner, way]
-                    absent = ("reset", "lengths", "count", "begins", "first", "forget")
-                    kinds = signature(kernel, short, absent, constants)
+                    constants["P"] = weights[inner].size(width)
+                    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+                    kinds = signature(kernel, short, constants)
                     yield name, use(kernel, kinds, constants, launch_options(inner, way, width, dtype))
         for width in dict(sizes):
             name = f"{inner}.step D={width}"
             if wanted in name:
                 kernel = step_triton.KERNELS[inner]
-                constants = {"D": width, "K": 16, "FORGET": True, "LONGEST": True, "RESTORE": False, "LOSS": True}
-                kinds = signature(kernel, "bf16", ("forget", "longest", "reset", "lengths"), constants)
+                constants = {"D": width, "K": 16, "FORGET": True, "MAX_NORM": True, "RESTORE": False, "LOSS": True}
+                kinds = step_signature(kernel, constants)
                 yield name, use(kernel, kinds, constants, {"num_warps": step_triton.warps(width)})
 
 

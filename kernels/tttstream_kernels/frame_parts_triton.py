@@ -1,284 +1,344 @@
-"""What the frame kernels share: tiles of tokens, products, and the two ends of a frame (README, equations 10 and 15).
+"""What the frame kernels share: tiles of tokens, and what begins and ends a frame (README, equations 10 and 15).
 
-One program is one cell, so nothing here knows of another row or head. Tokens of a tile beyond their frame are zeros
-with a rate of zero: they teach nothing, and what they read is not stored. Functions that take LAST and P work on the
-weights of a cell as they lie in memory, P numbers of which the last layer begins at LAST.
+One program runs one head of one row, so nothing here knows of another row or head. Tokens of a tile beyond the frame
+are zeros with a learning rate of zero, and what is computed for them is not stored. Pointers begin with p_, tiles in
+registers with b_. The functions on weights in memory see the P weights of a cell as one list of numbers, of which the
+last layer begins at LAST.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
+from collections import namedtuple
+
 import triton
 import triton.language as tl
 
 from tttstream_kernels.norm_triton import standardise, through
+from tttstream_kernels.token_parts_triton import everything
 
-BLOCK = tl.constexpr(1024)
-"""Numbers that a pass over all weights takes at once."""
-
-
-@triton.jit
-def places(stride, first, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """Offsets of the tokens of a tile, [TILE, WIDTH]."""
-    return (first + tl.arange(0, TILE)).to(tl.int64)[:, None] * stride + tl.arange(0, WIDTH)[None, :]
+CHUNK_OF_ALL = tl.constexpr(1024)
+"""Weights that a pass over all of them takes at once."""
 
 
-@triton.jit
-def tile(base, stride, first, count, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """TILE tokens from `first` on of a frame that holds `count`, [TILE, WIDTH], zeros beyond it."""
-    inside = (first + tl.arange(0, TILE) < count)[:, None]
-    return tl.load(base + places(stride, first, WIDTH, TILE), mask=inside, other=0.0)
+Sizes = namedtuple(
+    "Sizes",
+    "D P LAST TILE CHUNK HEIGHT WIDE TYPE PRECISION LOSS KEEP RESET FORGET MAX_NORM RESTORE BACKWARD",
+)
+"""What is known when a kernel is compiled. D: width of a head; P: weights of a cell, LAST: where its last layer
+begins; TILE: tokens of a tile; CHUNK: hidden units of a chunk (mlp); HEIGHT, WIDE: of the picture (conv); TYPE,
+PRECISION: of products; LOSS: whether losses are wanted; KEEP: whether checkpoints are; RESET, FORGET, MAX_NORM:
+whether there are resets, forgetting and a limit of the norm; RESTORE: whether the norm is put back to the limit;
+BACKWARD: whether this is the backward pass."""
 
 
-@triton.jit
-def put(base, stride, first, count, x, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """Store what `tile` would load."""
-    inside = (first + tl.arange(0, TILE) < count)[:, None]
-    tl.store(base + places(stride, first, WIDTH, TILE), x.to(base.dtype.element_ty), mask=inside)
+Tile = namedtuple("Tile", "p stride first count")
+"""Where the tokens of a tile lie: from `first` on of a frame of `count` that begins at `p`, `stride` apart."""
 
 
-@triton.jit
-def numbers(base, stride, first, count, TILE: tl.constexpr):
-    """One number a token, [TILE, 1], zeros beyond the frame."""
-    token = (first + tl.arange(0, TILE))[:, None]
-    return tl.load(base + token.to(tl.int64) * stride, mask=token < count, other=0.0).to(tl.float32)
+Frame = namedtuple("Frame", "p_q p_k p_v p_eta s_q s_k s_v s_eta count size")
+"""Where the queries, keys, values and rates of a frame lie, the strides from token to token, how many of its
+tokens count, and how many a frame has."""
 
 
-@triton.jit
-def put_numbers(base, stride, first, count, x, TILE: tl.constexpr):
-    """Store what `numbers` would load."""
-    token = (first + tl.arange(0, TILE))[:, None]
-    tl.store(base + token.to(tl.int64) * stride, x.to(base.dtype.element_ty), mask=token < count)
+Norm = namedtuple("Norm", "b_gamma b_beta")
+"""Scale and shift of the layer normalisation, [D]."""
+
+
+Settling = namedtuple("Settling", "share limit")
+"""The share of the weights that is forgotten after each frame, and the limit of the last layer's norm."""
 
 
 @triton.jit
-def again(w, at, D: tl.constexpr):
-    """A matrix of weights as the operand of one product. Of heads 128 wide it is fetched for each, as volatile so that
-    the compiler keeps the fetches apart: as an operand that stays it takes up to 128 KB of shared memory."""
-    if D > 64:
-        return tl.load(at, volatile=True)
-    return w
+def frame_at(cell, begin, length):
+    """The frame whose first token is `begin`, of a row of `length` tokens; cell: the row's first frame."""
+    count = tl.minimum(length - begin, cell.size)
+    return Frame(
+        cell.p_q + begin * cell.s_q, cell.p_k + begin * cell.s_k, cell.p_v + begin * cell.s_v,
+        cell.p_eta + begin * cell.s_eta, cell.s_q, cell.s_k, cell.s_v, cell.s_eta, count, cell.size,
+    )  # fmt: skip
 
 
 @triton.jit
-def total(x):
-    """Sum of the columns of a tile: [TILE, WIDTH] -> [WIDTH]."""
-    return tl.sum(x, axis=0)
+def keys_of(frame, first):
+    """Where a tile of keys lies."""
+    return Tile(frame.p_k, frame.s_k, first, frame.count)
 
 
 @triton.jit
-def half_square(error):
+def load_tile(at, C):
+    """The tokens of a tile [TILE, D], zeros beyond the frame."""
+    token = at.first + tl.arange(0, C.TILE)
+    offsets = token.to(tl.int64)[:, None] * at.stride + tl.arange(0, C.D)[None, :]
+    return tl.load(at.p + offsets, mask=(token < at.count)[:, None], other=0.0)
+
+
+@triton.jit
+def store_tile(at, b_x, C):
+    """Store what `load_tile` loads."""
+    token = at.first + tl.arange(0, C.TILE)
+    offsets = token.to(tl.int64)[:, None] * at.stride + tl.arange(0, C.D)[None, :]
+    tl.store(at.p + offsets, b_x.to(at.p.dtype.element_ty), mask=(token < at.count)[:, None])
+
+
+@triton.jit
+def load_scalars(at, C):
+    """One number a token [TILE, 1], zeros beyond the frame."""
+    token = (at.first + tl.arange(0, C.TILE))[:, None]
+    return tl.load(at.p + token.to(tl.int64) * at.stride, mask=token < at.count, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_scalars(at, b_x, C):
+    """Store what `load_scalars` loads."""
+    token = (at.first + tl.arange(0, C.TILE))[:, None]
+    tl.store(at.p + token.to(tl.int64) * at.stride, b_x.to(at.p.dtype.element_ty), mask=token < at.count)
+
+
+@triton.jit
+def targets(b_k, frame, first, C):
+    """What the keys of a tile are to predict, v - k, in float32."""
+    return load_tile(Tile(frame.p_v, frame.s_v, first, frame.count), C).to(tl.float32) - b_k.to(tl.float32)
+
+
+@triton.jit
+def rates(frame, first, C):
+    """Learning rates of a tile of tokens, [TILE, 1]."""
+    return load_scalars(Tile(frame.p_eta, frame.s_eta, first, frame.count), C)
+
+
+@triton.jit
+def operand(b_w, p, C):
+    """A matrix of weights as an operand of one product. For heads wider than 64 it is loaded again for each product,
+    volatile so that the compiler keeps the loads apart: kept, it would take up to 128 KB of shared memory."""
+    if C.D > 64:
+        return tl.load(p, volatile=True)
+    return b_w
+
+
+@triton.jit
+def column_sums(b_x):
+    """[TILE, WIDTH] -> [WIDTH]."""
+    return tl.sum(b_x, axis=0)
+
+
+@triton.jit
+def half_square(b_error):
     """1/2 |error|^2 of every token, [TILE, 1]."""
-    return 0.5 * tl.sum(error * error, axis=1, keep_dims=True)
+    return 0.5 * tl.sum(b_error * b_error, axis=1, keep_dims=True)
 
 
 @triton.jit
-def taught(z, target, rate, gamma, beta):
-    """What keys teach (equations 1 to 3): the error of LN(z), u, the step J u, z^ and 1 / s."""
-    z_hat, rstd = standardise(z)
-    error = gamma * z_hat + beta - target
-    u = rate * gamma * error
-    return error, u, through(u, z_hat, rstd), z_hat, rstd
+def loss_terms(b_z, b_target, b_rate, norm):
+    """Equations 1 to 3 for a tile of keys: the error of LN(z), u, the step J u, z^ and 1 / s."""
+    b_z_hat, b_rstd = standardise(b_z)
+    b_error = norm.b_gamma * b_z_hat + norm.b_beta - b_target
+    b_u = b_rate * norm.b_gamma * b_error
+    return b_error, b_u, through(b_u, b_z_hat, b_rstd), b_z_hat, b_rstd
 
 
 @triton.jit
-def counted(lengths, row, tokens):
+def row_length(p_lengths, row, tokens):
     """How many tokens of the row count."""
-    if lengths is not None:
-        return tl.minimum(tl.load(lengths + row).to(tl.int64), tokens)
+    if p_lengths is not None:
+        return tl.minimum(tl.load(p_lengths + row).to(tl.int64), tokens)
     return tl.cast(tokens, tl.int64)
 
 
 @triton.jit
-def starts_anew(reset, at):
-    """Whether the frame whose first token is at this place forgets all that came before."""
-    if reset is not None:
-        return tl.load(reset + at)
+def is_reset(p_reset, at):
+    """Whether the memory is reset before the frame whose first token is at this place."""
+    if p_reset is not None:
+        return tl.load(p_reset + at)
     return tl.cast(0, tl.int1)
 
 
 @triton.jit
-def limit_of(own, longest, RESTORE: tl.constexpr):
-    """How long a last layer may be (must be, under RESTORE) that is `own` long at the learned start."""
-    if RESTORE:
-        return longest
-    return tl.maximum(own, longest)
+def settling_of(model, p_start, learned, head, C):
+    """What is forgotten, and the limit of the norm: under RESTORE the norm that the last layer must have, otherwise
+    the largest it may be, its norm at the learned start or `max_norm` if that is more."""
+    share, limit = 0.0, 0.0
+    if C.FORGET:
+        share = tl.load(learned.p_forget + head)
+    if C.MAX_NORM:
+        limit = tl.load(learned.p_max_norm + head)
+        if not C.RESTORE:
+            limit = tl.maximum(model.last_norm(p_start, C), limit)
+    return Settling(share, limit)
 
 
 @triton.jit
-def cut(length, limit, RESTORE: tl.constexpr):
-    """What a last layer of this length is multiplied by."""
-    if RESTORE:
-        return limit / length
-    return tl.minimum(limit / length, 1.0, propagate_nan=tl.PropagateNan.ALL)
+def norm_scale(norm, limit, C):
+    """What a last layer of this norm is multiplied by."""
+    if C.RESTORE:
+        return limit / norm
+    return tl.minimum(limit / norm, 1.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def where_cut(scale, x, RESTORE: tl.constexpr):
-    """x where the norm cut had something to do, else 0."""
-    if RESTORE:
+def where_scaled(scale, x, C):
+    """x where the limit changed the norm, else 0."""
+    if C.RESTORE:
         return x
     return tl.where(scale < 1.0, x, 0.0)
 
 
 @triton.jit
-def limit_backward(own, longest, d_limit, RESTORE: tl.constexpr):
-    """Backward pass of `limit_of`: what (own, longest) get."""
-    if RESTORE:
-        return 0.0 * own, d_limit
-    return tl.where(own > longest, d_limit, 0.0), tl.where(own > longest, 0.0, d_limit)
-
-
-@triton.jit
-def length_of_last(weights, LAST: tl.constexpr, P: tl.constexpr):
+def last_norm_in_memory(p_weights, C):
     """Joint norm of the last layer's (W, b)."""
-    squares = tl.zeros([BLOCK], tl.float32)
-    for first in range(LAST, P, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        w = tl.load(weights + at, mask=at < P, other=0.0)
-        squares += w * w
+    squares = tl.zeros([CHUNK_OF_ALL], tl.float32)
+    for first in range(C.LAST, C.P, CHUNK_OF_ALL):
+        at = first + tl.arange(0, CHUNK_OF_ALL)
+        b_w = tl.load(p_weights + at, mask=at < C.P, other=0.0)
+        squares += b_w * b_w
     return tl.sqrt(tl.sum(squares, axis=0))
 
 
 @triton.jit
-def begin_weights(start, delta, weights, P: tl.constexpr):
-    """The weights with which a call begins."""
-    for first in range(0, P, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        w = tl.load(start + at, mask=at < P) + tl.load(delta + at, mask=at < P)
-        tl.store(weights + at, w, mask=at < P)
+def load_in_memory(p_weights, C):
+    """Weights that stay in memory: only their pointer."""
+    return (p_weights,)
+
+
+@triton.jit
+def begin_in_memory(p_start, p_delta, p_weights, C):
+    """The weights with which a call begins, start + delta, at `p_weights`."""
+    for first in range(0, C.P, CHUNK_OF_ALL):
+        at = first + tl.arange(0, CHUNK_OF_ALL)
+        b_w = tl.load(p_start + at, mask=at < C.P) + tl.load(p_delta + at, mask=at < C.P)
+        tl.store(p_weights + at, b_w, mask=at < C.P)
+    tl.debug_barrier()
+    return (p_weights,)
+
+
+@triton.jit
+def _settle(p_from, p_to, p_start, scale, settling, C):
+    for first in range(0, C.P, CHUNK_OF_ALL):
+        at = first + tl.arange(0, CHUNK_OF_ALL)
+        b_w = tl.load(p_from + at, mask=at < C.P)
+        if C.FORGET:
+            b_w += settling.share * (tl.load(p_start + at, mask=at < C.P) - b_w)
+        if C.MAX_NORM:
+            b_w *= tl.where(at >= C.LAST, scale, 1.0)
+        tl.store(p_to + at, b_w, mask=at < C.P)
     tl.debug_barrier()
 
 
 @triton.jit
-def settle(
-    weights, start, to, share, scale,
-    FORGET: tl.constexpr, LONGEST: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """Weights right after a step, drawn to the learned start by `share`, and the last layer times `scale`."""
-    for first in range(0, P, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        w = tl.load(weights + at, mask=at < P)
-        if FORGET:
-            w += share * (tl.load(start + at, mask=at < P) - w)
-        if LONGEST:
-            w *= tl.where(at >= LAST, scale, 1.0)
-        tl.store(to + at, w, mask=at < P)
-    tl.debug_barrier()
+def settle_in_memory(weights, norm, p_start, p_to, settling, used, C):
+    """Settle the weights right after a step: forget a share, and scale the last layer, whose norm is `norm`. The result
+    stands at `p_to`, if it is `used`. Returns it and the scale."""
+    scale = norm_scale(norm, settling.limit, C) if C.MAX_NORM else 1.0
+    if C.FORGET or C.MAX_NORM:
+        if used:
+            _settle(weights[0], p_to, p_start, scale, settling, C)
+        return (p_to,), scale
+    return weights, scale
 
 
 @triton.jit
-def end_weights(start, delta, weights, learned, P: tl.constexpr):
-    """Leave the weights' difference from the start in their place; what came in where no frame was `learned`."""
-    for first in range(0, P, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        w = tl.load(weights + at, mask=at < P) - tl.load(start + at, mask=at < P)
-        tl.store(weights + at, tl.where(learned, w, tl.load(delta + at, mask=at < P)), mask=at < P)
+def end_in_memory(weights, p_start, p_delta, p_end, learned, C):
+    """Leave the difference from the start in the weights' place; where no frame was `learned`, what came in."""
+    for first in range(0, C.P, CHUNK_OF_ALL):
+        at = first + tl.arange(0, CHUNK_OF_ALL)
+        b_w = tl.load(p_end + at, mask=at < C.P) - tl.load(p_start + at, mask=at < C.P)
+        tl.store(p_end + at, tl.where(learned, b_w, tl.load(p_delta + at, mask=at < C.P)), mask=at < C.P)
 
 
 @triton.jit
-def found(
-    checkpoint, slots, scales, spare, start, anew, slot, share,
-    FORGET: tl.constexpr, LONGEST: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """Where the weights stand that a frame of a group found: at the checkpoint before the group, at the learned start
-    after a reset, else what the frame before left in its slot, which is settled at `spare`."""
-    last = slots + (slot - 1) * P
-    if FORGET or LONGEST:
+def weights_before(p_checkpoint, p_slots, p_scales, p_spare, p_start, reset, slot, settling, C):
+    """Where the weights stand that a frame of a group began with: at the checkpoint before the group, at the learned
+    start after a reset, otherwise what the frame before left in its slot, which is settled at `p_spare`."""
+    p_last = p_slots + (slot - 1) * C.P
+    if C.FORGET or C.MAX_NORM:
         if slot > 0:
-            settle(last, start, spare, share, tl.load(scales + slot - 1), FORGET, LONGEST, LAST, P)
-        last = spare
-    return tl.where(anew, start, tl.where(slot == 0, checkpoint, last))
+            _settle(p_last, p_spare, p_start, tl.load(p_scales + slot - 1), settling, C)
+        p_last = p_spare
+    return tl.where(reset, p_start, tl.where(slot == 0, p_checkpoint, p_last))
 
 
 @triton.jit
-def begin_gradients(d_new, d_weights, d_start, P: tl.constexpr):
+def begin_gradients_in_memory(p_d_end, p_d_weights, p_d_start, C):
     """The gradient at the weights after the last frame; the state is their difference from the start."""
-    for first in range(0, P, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        d_w = tl.load(d_new + at, mask=at < P)
-        tl.store(d_weights + at, d_w, mask=at < P)
-        tl.store(d_start + at, -d_w, mask=at < P)
+    for first in range(0, C.P, CHUNK_OF_ALL):
+        at = first + tl.arange(0, CHUNK_OF_ALL)
+        b_d_w = tl.load(p_d_end + at, mask=at < C.P)
+        tl.store(p_d_weights + at, b_d_w, mask=at < C.P)
+        tl.store(p_d_start + at, -b_d_w, mask=at < C.P)
     tl.debug_barrier()
+    return (p_d_weights,)
 
 
 @triton.jit
-def settle_backward(
-    weights, start, d_weights, d_start, share, scale, limit,
-    FORGET: tl.constexpr, LONGEST: tl.constexpr, RESTORE: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """Take the gradient at settled weights to those right after the step, `weights` (equation 15). Returns the
+def settle_backward_in_memory(weights, gradient, p_start, p_d_start, scale, settling, C):
+    """Take the gradient at settled weights to those right after the step, `weights` (equation 15). Returns it and the
     gradients of the share that is forgotten and of the limit."""
-    d_share, d_limit, ratio = tl.zeros([BLOCK], tl.float32), 0.0, 0.0
-    if LONGEST:
-        products = tl.zeros([BLOCK], tl.float32)
-        for first in range(LAST, P, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            w = tl.load(weights + at, mask=at < P, other=0.0)
-            if FORGET:
-                w += share * (tl.load(start + at, mask=at < P, other=0.0) - w)
-            products += w * tl.load(d_weights + at, mask=at < P, other=0.0)
+    p_weights, p_d_weights = weights[0], gradient[0]
+    share, limit = settling.share, settling.limit
+    d_share, d_limit, ratio = tl.zeros([CHUNK_OF_ALL], tl.float32), 0.0, 0.0
+    if C.MAX_NORM:
+        products = tl.zeros([CHUNK_OF_ALL], tl.float32)
+        for first in range(C.LAST, C.P, CHUNK_OF_ALL):
+            at = first + tl.arange(0, CHUNK_OF_ALL)
+            b_w = tl.load(p_weights + at, mask=at < C.P, other=0.0)
+            if C.FORGET:
+                b_w += share * (tl.load(p_start + at, mask=at < C.P, other=0.0) - b_w)
+            products += b_w * tl.load(p_d_weights + at, mask=at < C.P, other=0.0)
         along = scale * tl.sum(products, axis=0)
-        ratio = where_cut(scale, scale * along / (limit * limit), RESTORE)
-        d_limit = where_cut(scale, along / limit, RESTORE)
+        ratio = where_scaled(scale, scale * along / (limit * limit), C)
+        d_limit = where_scaled(scale, along / limit, C)
         tl.debug_barrier()
-    if FORGET or LONGEST:
-        for first in range(0, P, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            w = tl.load(weights + at, mask=at < P, other=0.0)
-            d_w = tl.load(d_weights + at, mask=at < P, other=0.0)
-            away = tl.load(start + at, mask=at < P, other=0.0) - w
-            if LONGEST:
-                behind = w + share * away if FORGET else w
-                d_w = tl.where(at >= LAST, scale * (d_w - ratio * behind), d_w)
-            if FORGET:
-                d_share += d_w * away
-                more = tl.load(d_start + at, mask=at < P) + share * d_w
-                tl.store(d_start + at, more, mask=at < P)
-                d_w *= 1.0 - share
-            tl.store(d_weights + at, d_w, mask=at < P)
+    if C.FORGET or C.MAX_NORM:
+        for first in range(0, C.P, CHUNK_OF_ALL):
+            at = first + tl.arange(0, CHUNK_OF_ALL)
+            b_w = tl.load(p_weights + at, mask=at < C.P, other=0.0)
+            b_d_w = tl.load(p_d_weights + at, mask=at < C.P, other=0.0)
+            b_away = tl.load(p_start + at, mask=at < C.P, other=0.0) - b_w
+            if C.MAX_NORM:
+                b_forgotten = b_w + share * b_away if C.FORGET else b_w
+                b_d_w = tl.where(at >= C.LAST, scale * (b_d_w - ratio * b_forgotten), b_d_w)
+            if C.FORGET:
+                d_share += b_d_w * b_away
+                b_more = tl.load(p_d_start + at, mask=at < C.P) + share * b_d_w
+                tl.store(p_d_start + at, b_more, mask=at < C.P)
+                b_d_w *= 1.0 - share
+            tl.store(p_d_weights + at, b_d_w, mask=at < C.P)
         tl.debug_barrier()
-    return tl.sum(d_share, axis=0), d_limit
+    return gradient, tl.sum(d_share, axis=0), d_limit
 
 
 @triton.jit
-def end_gradients(
-    start, d_weights, d_start, longest, d_limit,
-    LONGEST: tl.constexpr, RESTORE: tl.constexpr, LAST: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
-    """Add to the gradient of the start what the weights got with which the call began, and what its own norm got as
-    the limit; returns the gradient of `longest`."""
-    pull, d_longest = 0.0, 0.0
-    if LONGEST:
-        own = length_of_last(start, LAST, P)
-        d_own, d_longest = limit_backward(own, longest, d_limit, RESTORE)
-        pull = d_own / own
+def limit_backward(model, p_start, learned, head, d_limit, C):
+    """Where the limit of the norm came from: what its gradient adds to that of the learned start, as a factor of the
+    start's last layer, and the gradient of `max_norm`."""
+    if C.RESTORE:
+        return 0.0, d_limit
+    own, max_norm = model.last_norm(p_start, C), tl.load(learned.p_max_norm + head)
+    return tl.where(own > max_norm, d_limit, 0.0) / own, tl.where(own > max_norm, 0.0, d_limit)
+
+
+@triton.jit
+def end_gradients_in_memory(gradient, pull, p_start, p_d_weights, p_d_start, C):
+    """Add to the gradient of the start that of the weights with which the call began, and `pull` times the start's last
+    layer."""
     tl.debug_barrier()
-    for first in range(0, P, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        d_w = tl.load(d_start + at, mask=at < P) + tl.load(d_weights + at, mask=at < P)
-        if LONGEST:
-            d_w += tl.where(at >= LAST, pull, 0.0) * tl.load(start + at, mask=at < P)
-        tl.store(d_start + at, d_w, mask=at < P)
-    return d_longest
+    for first in range(0, C.P, CHUNK_OF_ALL):
+        at = first + tl.arange(0, CHUNK_OF_ALL)
+        b_d_w = tl.load(p_d_start + at, mask=at < C.P) + tl.load(p_d_weights + at, mask=at < C.P)
+        if C.MAX_NORM:
+            b_d_w += tl.where(at >= C.LAST, pull, 0.0) * tl.load(p_start + at, mask=at < C.P)
+        tl.store(p_d_start + at, b_d_w, mask=at < C.P)
 
 
 @triton.jit
-def nothing_read(y, before, after, heads, length, tokens, D: tl.constexpr, TILE: tl.constexpr, LOSS: tl.constexpr):
-    """Zeros for the tokens beyond a row's length."""
-    for first in range(length, tokens, TILE):
-        put(y, heads * D, first, tokens, tl.zeros([TILE, D], tl.float32), D, TILE)
-        if LOSS:
-            put_numbers(before, heads, first, tokens, tl.zeros([TILE, 1], tl.float32), TILE)
-            put_numbers(after, heads, first, tokens, tl.zeros([TILE, 1], tl.float32), TILE)
+def add_at_reset(p_d_start, b_d, reset, mask=None):
+    """What is left of a gradient before a frame: where the memory is reset there, nothing, for it goes to the learned
+    start."""
+    tl.store(p_d_start, tl.load(p_d_start, mask=mask) + tl.where(reset, b_d, 0.0), mask=mask)
+    return tl.where(reset, 0.0, b_d)
 
 
 @triton.jit
-def nothing_learned(d_q, d_k, d_v, d_eta, heads, length, tokens, D: tl.constexpr, TILE: tl.constexpr):
-    """Zeros for the gradients of the tokens beyond a row's length."""
-    for first in range(length, tokens, TILE):
-        nothing = tl.zeros([TILE, D], tl.float32)
-        put(d_q, heads * D, first, tokens, nothing, D, TILE)
-        put(d_k, heads * D, first, tokens, nothing, D, TILE)
-        put(d_v, heads * D, first, tokens, nothing, D, TILE)
-        put_numbers(d_eta, heads, first, tokens, tl.zeros([TILE, 1], tl.float32), TILE)
+def sum_of_squares(b_w, b_bias):
+    """Squared joint norm of a layer (W, b)."""
+    return everything(b_w * b_w) + tl.sum(b_bias * b_bias, axis=0)

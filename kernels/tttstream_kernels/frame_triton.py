@@ -8,36 +8,30 @@ frames; README, "Kernels of frame mode", says why, and what the kernels compute.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from tttstream_kernels import (
-    conv_backward_triton,
-    conv_triton,
-    linear_frame_backward_triton,
-    linear_frame_triton,
-    mlp_frame_backward_triton,
-    mlp_frame_triton,
-)
 from tttstream_kernels.backend import SHARED
 from tttstream_kernels.call import Call
+from tttstream_kernels.frame_kernels_triton import (
+    MODELS,
+    Gradients,
+    Learned,
+    Results,
+    Room,
+    Upstream,
+    backward,
+    forward,
+)
 from tttstream_kernels.inner import Conv
-from tttstream_kernels.launch_triton import launch, shared_memory
+from tttstream_kernels.launch_triton import launch, operator, shared_memory
 from tttstream_kernels.precision import cast
 from tttstream_kernels.state import InnerState, Loss
-from tttstream_kernels.token_parts_triton import numerics
+from tttstream_kernels.token_parts_triton import Streams, numerics
 
-KERNELS: dict[tuple[str, str], Any] = {
-    ("linear", "forward"): linear_frame_triton.forward,
-    ("linear", "backward"): linear_frame_backward_triton.backward,
-    ("mlp", "forward"): mlp_frame_triton.forward,
-    ("mlp", "backward"): mlp_frame_backward_triton.backward,
-    ("conv", "forward"): conv_triton.forward,
-    ("conv", "backward"): conv_backward_triton.backward,
-}
 SCRATCH = {"linear": (0, 0), "mlp": (1, 2), "conv": (0, 2)}
 """Frames of float32 tokens that a cell needs for itself, forward and backward."""
 
@@ -53,17 +47,19 @@ def frame_causal(
     eta = call.eta[..., 0].to(torch.float32).contiguous()
     update = call.update
     forget = None if isinstance(update.forget, float | int) and update.forget == 0 else _heads(update.forget, start)
-    longest = None if update.max_norm is None else _heads(update.max_norm, start)
+    max_norm = None if update.max_norm is None else _heads(update.max_norm, start)
     height, width = (call.inner.height, call.inner.width) if isinstance(call.inner, Conv) else (0, 0)
     lengths, reset = (None if mask is None else mask.contiguous() for mask in (lengths, reset))
-    learned = (q, k, v, eta, start, gamma, beta, state.delta.contiguous(), forget, longest)
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
-    y, delta, phase, before, after, _ = frame(
-        call.inner.name, *learned, state.phase.contiguous(), lengths, reset, height, width, call.tokens, update.restore,
-        return_loss, group_of(q.shape[1] // call.tokens) if wanted else 0,
+    frames = Frames(
+        call.inner.name, q, k, v, eta, start, gamma, beta, forget, max_norm, lengths, reset, height, width, call.tokens,
+        update.restore,
     )  # fmt: skip
+    before = state.delta.contiguous()
+    wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*frames, before))
+    group = group_of(q.shape[1] // call.tokens) if wanted else 0
+    y, delta, phase, *losses, _ = frame(*frames, before, state.phase.contiguous(), return_loss, group)
     new = InnerState(delta, state.grad_sum, state.momentum, phase.detach())
-    return y, new, Loss(before, after) if return_loss else None
+    return y, new, Loss(*losses) if return_loss else None
 
 
 def group_of(frames: int) -> int:
@@ -101,226 +97,170 @@ def launch_options(
     return options
 
 
-def _constants(inner: str, way: str, q: Tensor, tokens: int, height: int, width: int) -> dict[str, Any]:
-    picture = {"HEIGHT": height, "WIDE": width} if inner == "conv" else {}
-    options = launch_options(inner, way, q.shape[3], tokens, q.dtype, shared_memory(q.device))
-    return {"D": q.shape[3], **options, **picture, **numerics(q.dtype)}
+def constants(
+    inner: str, way: str, width: int, tokens: int, picture: tuple[int, int], dtype: torch.dtype, shared: int = SHARED
+) -> dict[str, Any]:
+    """What a kernel is compiled for, besides what the caller wants of it. width: of a head; picture: of conv."""
+    last = {"linear": 0, "mlp": 4 * width * (width + 1), "conv": 10 * width}[inner]
+    rows = 4 * width if inner == "mlp" else width
+    options = launch_options(inner, way, width, tokens, dtype, shared)
+    options = {"CHUNK": 0, "HEIGHT": picture[0], "WIDE": picture[1], **options}
+    return {"D": width, "P": last + width * rows + width, "LAST": last, **options, **numerics(dtype)}
 
 
-@torch.library.custom_op("tttstream::frame", mutates_args=())
-def frame(
-    inner: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    delta: Tensor,
-    forget: Tensor | None,
-    longest: Tensor | None,
-    phase: Tensor,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    height: int,
-    width: int,
-    tokens: int,
-    restore: bool,
-    losses: bool,
-    group: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(outputs [B, T, H, D], delta [B, H, P], phase [B], loss before, loss after [B, T, H], checkpoints).
+class Frames(NamedTuple):
+    """What both ops take: the inner model; q, k, v [B, T, H, D] of one type, any strides with the last 1; eta
+    [B, T, H], start [H, P], gamma, beta [H, D], forget, max_norm [H], float32 and contiguous; lengths [B] and reset
+    [B, T], contiguous; height, width: of conv's picture; tokens: of a frame; restore: as in `Update`."""
 
-    q, k, v [B, T, H, D] of one type, any strides with the last 1; eta [B, T, H], start [H, P], gamma, beta [H, D],
-    delta [B, H, P], forget, longest [H] float32 and contiguous, as are phase, lengths [B] and reset [B, T]; height,
-    width: of conv's picture; tokens: of a frame; losses: else they are empty; group: frames between checkpoints, 0:
-    none.
-    """
-    rows, length, heads, _ = q.shape
-    room = _outputs(q, delta, phase, tokens, losses, group)
-    y, new_delta, new_phase, before, after, checkpoints = room
-    scratch = delta.new_empty(rows * heads, SCRATCH[inner][0], tokens, q.shape[3])
-    launch(
-        KERNELS[inner, "forward"], rows * heads,
-        q, k, v, eta, start, gamma, beta, delta, phase, forget, longest, reset, lengths,
-        y, new_delta, new_phase, before, after, checkpoints, scratch,
-        heads, length, tokens, max(1, group), checkpoints.shape[2], *(x.stride()[:3] for x in (q, k, v)),
-        **_constants(inner, "forward", q, tokens, height, width), LOSS=losses, KEEP=group > 0, RESTORE=restore,
+    inner: str
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    eta: Tensor
+    start: Tensor
+    gamma: Tensor
+    beta: Tensor
+    forget: Tensor | None
+    max_norm: Tensor | None
+    lengths: Tensor | None
+    reset: Tensor | None
+    height: int
+    width: int
+    tokens: int
+    restore: bool
+
+    def launch(self, kernel: Any, way: str, group: int, kept: int, *arguments: Any, **options: Any) -> None:
+        """Launch a kernel on these frames. group, kept: frames between checkpoints, and how many checkpoints."""
+        rows, length, heads, size = self.q.shape
+        picture, shared = (self.height, self.width), shared_memory(self.q.device)
+        launch(
+            kernel, rows * heads, self.q, MODELS[self.inner], Streams(self.q, self.k, self.v),
+            Learned(self.start, self.gamma, self.beta, self.forget, self.max_norm), *arguments,
+            self.reset, self.lengths,
+            heads, length, self.tokens, group, kept, *(x.stride()[:3] for x in (self.q, self.k, self.v)),
+            **constants(self.inner, way, size, self.tokens, picture, self.q.dtype, shared),
+            RESTORE=self.restore, **options,
+        )  # fmt: skip
+
+
+class Begin(NamedTuple):
+    """What the forward pass takes besides: delta [B, H, P] and phase [B], contiguous; losses: whether they are wanted;
+    group: frames between checkpoints, 0: none."""
+
+    delta: Tensor
+    phase: Tensor
+    losses: bool
+    group: int
+
+
+class End(NamedTuple):
+    """What the backward pass takes besides: group, the checkpoints, and gradients of what the forward pass gave; those
+    of the losses are both there or both None."""
+
+    group: int
+    checkpoints: Tensor
+    d_y: Tensor
+    d_delta: Tensor
+    d_before: Tensor | None
+    d_after: Tensor | None
+
+
+def _forward(frames: Frames, given: Begin) -> tuple[Tensor, ...]:
+    results = _results(frames, given)
+    checkpoints = results[-1]
+    rows, _, heads, size = frames.q.shape
+    scratch = given.delta.new_empty(rows * heads, SCRATCH[frames.inner][0], frames.tokens, size)
+    frames.launch(
+        forward, "forward", max(1, given.group), checkpoints.shape[2],
+        Results._make((*results, scratch)), given.delta, frames.eta, given.phase,
+        LOSS=given.losses, KEEP=given.group > 0,
     )  # fmt: skip
-    return room
+    return results
 
 
-def _outputs(
-    q: Tensor, delta: Tensor, phase: Tensor, tokens: int, losses: bool, group: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Room for what `frame` returns; the kernels fill all of it."""
-    rows, length, heads, _ = q.shape
-    kept = -(-(length // tokens) // group) if group else 0
+def _results(frames: Frames, given: Begin) -> tuple[Tensor, ...]:
+    """Room for outputs [B, T, H, D], delta [B, H, P], phase [B], loss before and after [B, T, H] (without elements
+    where they are not wanted) and checkpoints [B, H, groups, P]; the kernel fills all of it."""
+    (rows, length, heads, _), delta = frames.q.shape, given.delta
+    kept = -(-(length // frames.tokens) // given.group) if given.group else 0
     return (
-        torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        torch.empty(frames.q.shape, dtype=frames.q.dtype, device=frames.q.device),
         delta.new_empty(delta.shape),
-        phase.new_empty(phase.shape),
-        delta.new_empty(rows, length if losses else 0, heads),
-        delta.new_empty(rows, length if losses else 0, heads),
+        given.phase.new_empty(given.phase.shape),
+        *(delta.new_empty(rows, length if given.losses else 0, heads) for _ in range(2)),
         delta.new_empty(rows, heads, kept, delta.shape[2]),
     )
 
 
-@frame.register_fake
-def _(
-    inner: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    delta: Tensor,
-    forget: Tensor | None,
-    longest: Tensor | None,
-    phase: Tensor,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    height: int,
-    width: int,
-    tokens: int,
-    restore: bool,
-    losses: bool,
-    group: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(q, delta, phase, tokens, losses, group)
-
-
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-@torch.library.custom_op("tttstream::frame_backward", mutates_args=())
-def frame_backward(
-    inner: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    forget: Tensor | None,
-    longest: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    height: int,
-    width: int,
-    tokens: int,
-    restore: bool,
-    group: int,
-    checkpoints: Tensor,
-    d_y: Tensor,
-    d_delta_end: Tensor,
-    d_before: Tensor | None,
-    d_after: Tensor | None,
-) -> Gradients:
-    """Gradients with respect to q, k, v, eta, start, gamma, beta, delta, forget and longest (without elements where
-    there is none) from those of what `frame` gave; those of the losses are both there or both None."""
-    rows, length, heads, size = q.shape
-    streams, cells = _gradients(inner, q, eta, checkpoints, forget, longest, d_before is not None)
-    slots = checkpoints.new_empty(rows, heads, group + 1, checkpoints.shape[3])
-    scratch = checkpoints.new_empty(rows * heads, SCRATCH[inner][1], tokens, size)
-    launch(
-        KERNELS[inner, "backward"], rows * heads,
-        q, k, v, eta, start, gamma, beta, forget, longest, reset, lengths, checkpoints,
-        d_y, d_delta_end, d_before, d_after, *streams, *cells, slots, slots.new_empty(rows, heads, group), scratch,
-        heads, length, tokens, group, checkpoints.shape[2], *(x.stride()[:3] for x in (q, k, v)),
-        **_constants(inner, "backward", q, tokens, height, width), LOSS=d_before is not None, RESTORE=restore,
+def _backward(frames: Frames, given: End) -> tuple[Tensor, ...]:
+    (rows, _, heads, size), kept, group = frames.q.shape, given.checkpoints, given.group
+    tokens, cells = _gradients(frames, given)
+    slots = kept.new_empty(rows, heads, group + 1, kept.shape[3])
+    scratch = kept.new_empty(rows * heads, SCRATCH[frames.inner][1], frames.tokens, size)
+    none = kept.new_empty(0)
+    losses = [none if x is None else x for x in (given.d_before, given.d_after)]
+    frames.launch(
+        backward, "backward", group, kept.shape[2],
+        Upstream(given.d_y, given.d_delta, *losses), Gradients(*tokens, *cells),
+        Room(kept, slots, slots.new_empty(rows, heads, group), scratch), frames.eta, LOSS=given.d_before is not None,
     )  # fmt: skip
-    *d_tokens, d_eta = streams
-    d_start, d_gamma, d_beta, d_delta, d_forget, d_longest = cells
-    d_q, d_k, d_v = cast(q.dtype, *d_tokens)
-    return (
-        d_q, d_k, d_v, d_eta, d_start.sum(0), d_gamma.sum(0), d_beta.sum(0), d_delta, d_forget.sum(0), d_longest.sum(0),
-    )  # fmt: skip
+    return _summed(frames, tokens, cells)
 
 
-def _gradients(
-    inner: str,
-    q: Tensor,
-    eta: Tensor,
-    checkpoints: Tensor,
-    forget: Tensor | None,
-    longest: Tensor | None,
-    losses: bool,
-) -> tuple[list[Tensor], list[Tensor]]:
+def _gradients(frames: Frames, given: End) -> tuple[list[Tensor], list[Tensor]]:
     """Room for the gradients: of q, k, v, in float32 where kernels add to what they stored, and eta; and cell by cell
-    of start, gamma, beta, delta, forget and longest."""
-    rows, _, heads, size = q.shape
-    dtype = torch.float32 if losses or inner != "linear" else q.dtype
-    streams = [torch.empty(q.shape, dtype=dtype, device=q.device) for _ in range(3)]
-    weights = checkpoints.shape[3]
+    of start, gamma, beta, delta, forget and max_norm."""
+    rows, _, heads, size = frames.q.shape
+    dtype = torch.float32 if given.d_before is not None or frames.inner != "linear" else frames.q.dtype
+    streams = [torch.empty(frames.q.shape, dtype=dtype, device=frames.q.device) for _ in range(3)]
+    weights = given.checkpoints.shape[3]
     sizes: list[tuple[int, ...]] = [(heads, weights), (heads, size), (heads, size), (heads, weights)]
-    sizes += [(0,) if number is None else (heads,) for number in (forget, longest)]
-    return [*streams, torch.empty_like(eta)], [checkpoints.new_empty(rows, *shape) for shape in sizes]
+    sizes += [(0,) if number is None else (heads,) for number in (frames.forget, frames.max_norm)]
+    return [*streams, torch.empty_like(frames.eta)], [given.checkpoints.new_empty(rows, *shape) for shape in sizes]
 
 
-@frame_backward.register_fake
-def _(
-    inner: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    forget: Tensor | None,
-    longest: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    height: int,
-    width: int,
-    tokens: int,
-    restore: bool,
-    group: int,
-    checkpoints: Tensor,
-    d_y: Tensor,
-    d_delta_end: Tensor,
-    d_before: Tensor | None,
-    d_after: Tensor | None,
-) -> Gradients:
-    streams, cells = _gradients(inner, q, eta, checkpoints, forget, longest, d_before is not None)
-    *d_tokens, d_eta = streams
-    d_start, d_gamma, d_beta, d_delta, d_forget, d_longest = cells
-    d_q, d_k, d_v = (x.to(q.dtype) for x in d_tokens)
-    return d_q, d_k, d_v, d_eta, d_start[0], d_gamma[0], d_beta[0], d_delta, d_forget[0], d_longest[0]
+def _summed(frames: Frames, tokens: list[Tensor], cells: list[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v, eta, start, gamma, beta, delta, forget and max_norm (without elements where there is none):
+    what heads have of their own is summed over rows."""
+    *streams, d_eta = tokens
+    d_start, d_gamma, d_beta, d_delta, *numbers = cells
+    summed = (x.sum(0) for x in (d_start, d_gamma, d_beta))
+    return (*(x.to(frames.q.dtype) for x in streams), d_eta, *summed, d_delta, *(x.sum(0) for x in numbers))
+
+
+frame = operator("tttstream::frame", (Frames, Begin), 6, _forward, _results)
+frame_backward = operator(
+    "tttstream::frame_backward", (Frames, End), 10, _backward, lambda *given: _summed(given[0], *_gradients(*given))
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    inner, *tensors = inputs[:14]
-    ctx.arguments = inner, inputs[14:]
-    del tensors[10], tensors[7]  # phase, and delta: the checkpoints say where the weights stood
+    frames, (_, _, ctx.losses, ctx.group) = inputs[: len(Frames._fields)], inputs[len(Frames._fields) :]
+    ctx.others = [None if isinstance(x, Tensor) else x for x in frames]
     y, delta, _, before, _, checkpoints = output
-    ctx.save_for_backward(*tensors, checkpoints)
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in frames), checkpoints)
     ctx.shapes = y.shape, delta.shape, before.shape
 
 
-def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    inner, (*options, losses, group) = ctx.arguments
-    *inputs, checkpoints = ctx.saved_tensors
+def _autograd(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    *tensors, checkpoints = ctx.saved_tensors
+    frames = Frames(*(other if x is None else x for x, other in zip(tensors, ctx.others, strict=True)))
     d_y, d_delta, _, d_before, d_after, _ = gradients
-    losses = losses and not (d_before is None and d_after is None)
+    losses = ctx.losses and not (d_before is None and d_after is None)
 
     def filled(g: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return checkpoints.new_zeros(shape, dtype=dtype) if g is None else g.contiguous()
 
     of_y, of_delta, of_losses = ctx.shapes
-    found = frame_backward(
-        inner, *inputs, *options, group, checkpoints,
-        filled(d_y, of_y, inputs[0].dtype), filled(d_delta, of_delta, torch.float32),
+    *found, d_delta, d_forget, d_max_norm = frame_backward(
+        *frames, ctx.group, checkpoints,
+        filled(d_y, of_y, frames.q.dtype), filled(d_delta, of_delta, torch.float32),
         *(filled(g, of_losses, torch.float32) if losses else None for g in (d_before, d_after)),
     )  # fmt: skip
-    forget, longest = (g if x is not None else None for g, x in zip(found[8:], inputs[7:9], strict=True))
-    return None, *found[:8], forget, longest, *[None] * 9
+    numbers = (None if x is None else g for x, g in ((frames.forget, d_forget), (frames.max_norm, d_max_norm)))
+    return None, *found, *numbers, *[None] * 6, d_delta, *[None] * 3
 
 
-torch.library.register_autograd("tttstream::frame", _backward, setup_context=_save)
+frame.register_autograd(_autograd, setup_context=_save)

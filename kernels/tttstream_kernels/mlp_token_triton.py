@@ -15,17 +15,20 @@ import triton.language as tl
 from tttstream_kernels.launch_triton import VARYING
 from tttstream_kernels.norm_triton import gelu, gelu_slope, standardise, through
 from tttstream_kernels.token_parts_triton import (
-    blocks_of,
+    Sizes,
+    block_of_row,
     causal,
+    dot,
     error_terms,
     everything,
-    extent,
-    product,
-    pupils,
-    put,
+    examples,
+    is_reset,
+    load_tokens,
+    norm_scale,
+    row_of,
     so_far,
-    starts_anew,
-    tile,
+    store_tokens,
+    tokens_at,
 )
 
 CHUNK = tl.constexpr(64)
@@ -33,93 +36,93 @@ CHUNK = tl.constexpr(64)
 
 
 @triton.jit
-def first_layer(base, c, D: tl.constexpr):
+def first_layer(p, c, C):
     """Of a cell's first layer what leads to the hidden units c .. c + CHUNK: (W1 [D, CHUNK], b1 [CHUNK])."""
     hidden = c + tl.arange(0, CHUNK)
-    w1 = tl.load(base + tl.arange(0, D)[:, None] * (4 * D) + hidden[None, :])
-    return w1, tl.load(base + 4 * D * D + hidden)
+    w1 = tl.load(p + tl.arange(0, C.D)[:, None] * (4 * C.D) + hidden[None, :])
+    return w1, tl.load(p + 4 * C.D * C.D + hidden)
 
 
 @triton.jit
-def last_layer(base, c, D: tl.constexpr):
+def last_layer(p, c, C):
     """Of its last layer what leads away from them: W2 [CHUNK, D]."""
-    return tl.load(base + (D + 1) * (4 * D) + (c + tl.arange(0, CHUNK))[:, None] * D + tl.arange(0, D)[None, :])
+    hidden = c + tl.arange(0, CHUNK)
+    return tl.load(p + (C.D + 1) * (4 * C.D) + hidden[:, None] * C.D + tl.arange(0, C.D)[None, :])
 
 
 @triton.jit
-def load_units(base, c, D: tl.constexpr):
+def load_units(p, c, C):
     """(W1, b1, W2) of these hidden units."""
-    w1, b1 = first_layer(base, c, D)
-    return w1, b1, last_layer(base, c, D)
+    w1, b1 = first_layer(p, c, C)
+    return w1, b1, last_layer(p, c, C)
 
 
 @triton.jit
-def store_units(base, c, w1, b1, w2, D: tl.constexpr):
+def store_units(p, c, w1, b1, w2, C):
     """Put them there."""
-    F: tl.constexpr = 4 * D
-    hidden, columns = c + tl.arange(0, CHUNK), tl.arange(0, D)
-    tl.store(base + columns[:, None] * F + hidden[None, :], w1)
-    tl.store(base + D * F + hidden, b1)
-    tl.store(base + (D + 1) * F + hidden[:, None] * D + columns[None, :], w2)
+    hidden, columns = c + tl.arange(0, CHUNK), tl.arange(0, C.D)
+    tl.store(p + columns[:, None] * (4 * C.D) + hidden[None, :], w1)
+    tl.store(p + 4 * C.D * C.D + hidden, b1)
+    tl.store(p + (C.D + 1) * (4 * C.D) + hidden[:, None] * C.D + columns[None, :], w2)
 
 
 @triton.jit
-def last_bias(base, D: tl.constexpr):
+def last_bias(p, C):
     """Where the last layer's bias lies, [D]."""
-    return base + 8 * D * D + 4 * D + tl.arange(0, D)
+    return p + 8 * C.D * C.D + 4 * C.D + tl.arange(0, C.D)
 
 
 @triton.jit
-def copy_weights(to, source, factor, D: tl.constexpr):
+def copy_weights(p_to, p_from, factor, C):
     """All weights of a cell, those of the last layer times a factor."""
-    for c in range(0, 4 * D, CHUNK):
-        w1, b1, w2 = load_units(source, c, D)
-        store_units(to, c, w1, b1, factor * w2, D)
-    tl.store(last_bias(to, D), factor * tl.load(last_bias(source, D)))
+    for c in range(0, 4 * C.D, CHUNK):
+        w1, b1, w2 = load_units(p_from, c, C)
+        store_units(p_to, c, w1, b1, factor * w2, C)
+    tl.store(last_bias(p_to, C), factor * tl.load(last_bias(p_from, C)))
 
 
 @triton.jit
-def hidden_place(base, slot, c, BLOCK: tl.constexpr, D: tl.constexpr):
+def hidden_at(p, part, c, C):
     """Where what belongs to the hidden units of a block lies in a program's scratch, [CHUNK, BLOCK]."""
-    row = slot * (4 * D) + c + tl.arange(0, CHUNK)
-    return base + row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    unit = part * (4 * C.D) + c + tl.arange(0, CHUNK)
+    return p + unit[:, None] * C.BLOCK + tl.arange(0, C.BLOCK)[None, :]
 
 
 @triton.jit
-def column_scores(x, keys, BLOCK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr):
+def column_scores(x, keys, C):
     """k_j . x_i with the ones that meet the bias, [j, i], where token i sees token j, else 0 (equation 8)."""
-    return tl.where(tl.trans(causal(BLOCK)), product(tl.trans(keys), x, TYPE, PRECISION) + 1.0, 0.0)
+    return tl.where(tl.trans(causal(C.BLOCK)), dot(tl.trans(keys), x, C) + 1.0, 0.0)
 
 
 @triton.jit
-def cut_to(square, limit, RESTORE: tl.constexpr):
-    """The factor that brings a last layer of this squared norm to its limit."""
-    scale = tl.load(limit) / tl.sqrt(square)
-    if not RESTORE:
-        scale = tl.minimum(scale, 1.0, propagate_nan=tl.PropagateNan.ALL)
-    return scale
+def outputs(p, scale, keys, C):
+    """g(keys) [D, BLOCK] at weights whose last layer counts `scale` times."""
+    z = tl.zeros([C.D, C.BLOCK], tl.float32)
+    for c in range(0, 4 * C.D, CHUNK):
+        w1, b1, w2 = load_units(p, c, C)
+        hidden = gelu(dot(tl.trans(w1), keys, C) + b1[:, None])
+        z += dot(tl.trans(w2), hidden, C)
+    return scale * (z + tl.load(last_bias(p, C))[:, None])
 
 
 @triton.jit
-def outputs(base, cut, keys, D: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """g(keys) [D, BLOCK] at weights whose last layer counts `cut` times."""
-    z = tl.zeros([D, BLOCK], tl.float32)
-    for c in range(0, 4 * D, CHUNK):
-        w1, b1, w2 = load_units(base, c, D)
-        hidden = gelu(product(tl.trans(w1), keys, TYPE, PRECISION) + b1[:, None])
-        z += product(tl.trans(w2), hidden, TYPE, PRECISION)
-    return cut * (z + tl.load(last_bias(base, D))[:, None])
+def gradient_of(keys, target, rate, gamma, beta, p, scale, C):
+    """The steps of a block of keys, and what their backward pass needs: z^, 1 / s, error and u."""
+    z = outputs(p, scale, keys, C)
+    z_hat, rstd, error, u = error_terms(z, target, rate[None, :], gamma, beta, 0)
+    return through(u, z_hat, rstd, 0), z_hat, rstd, error, u
 
 
 @triton.jit
-def stepped(w1, b1, w2, cut, s1, sb1, s2, last_tau, start, forget, c, D: tl.constexpr):
-    """A chunk of the weights after a full mini-batch with these sums, and after forgetting; the cut is yet to come."""
+def stepped(w1, b1, w2, scale, s1, sb1, s2, last_tau, learned, row, c, C):
+    """A chunk of the weights after a full mini-batch with these sums, and after forgetting; the limit of the norm is
+    yet to come."""
     w1 -= last_tau * s1
     b1 -= last_tau * sb1
-    w2 = cut * w2 - last_tau * s2
-    if forget is not None:
-        share = tl.load(forget)
-        w1_start, b1_start, w2_start = load_units(start, c, D)
+    w2 = scale * w2 - last_tau * s2
+    if learned.p_forget is not None:
+        share = tl.load(learned.p_forget + row.i_head)
+        w1_start, b1_start, w2_start = load_units(row.p_start, c, C)
         w1 += share * (w1_start - w1)
         b1 += share * (b1_start - b1)
         w2 += share * (w2_start - w2)
@@ -127,65 +130,40 @@ def stepped(w1, b1, w2, cut, s1, sb1, s2, last_tau, start, forget, c, D: tl.cons
 
 
 @triton.jit
-def stepped_bias(b2, cut, sb2, last_tau, start, forget, D: tl.constexpr):
+def stepped_bias(b2, scale, sb2, last_tau, learned, row, C):
     """The same for the last layer's bias."""
-    b2 = cut * b2 - last_tau * sb2
-    if forget is not None:
-        b2 += tl.load(forget) * (tl.load(last_bias(start, D)) - b2)
+    b2 = scale * b2 - last_tau * sb2
+    if learned.p_forget is not None:
+        b2 += tl.load(learned.p_forget + row.i_head) * (tl.load(last_bias(row.p_start, C)) - b2)
     return b2
 
 
 @triton.jit(**VARYING)
 def forward(
-    q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit, phase, lengths, reset, count, begins,
-    y, seen, weights_end, pending_end, kept,
-    q_row, q_step, q_head, k_row, k_step, k_head, v_row, v_step, v_head, weights_row,
-    T, H, segments, span,
-    D: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr, READS: tl.constexpr,
+    streams, learned, results, cuts, p_eta, p_phase, p_lengths, p_reset, sq, sk, sv, s_weights, T, H, segments, span,
+    D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, READS: tl.constexpr, KEEP: tl.constexpr,
     RESTORE: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One cell, whose weights live in `weights_end` and whose sums in `pending_end`; arguments as those of
-    `linear_token_triton.forward`."""
-    cell = tl.program_id(0).to(tl.int64)
-    row, head = cell // H, cell % H
-    P: tl.constexpr = 8 * D * D + 5 * D
-    q += row * q_row + head * q_head
-    k += row * k_row + head * k_head
-    v += row * v_row + head * v_head
-    eta += row * T * H + head
-    y += row * T * H * D + head * D
-    start += head * P
-    pending += cell * P
-    pending_end += cell * P
-    live = weights_end + cell * P
-    kept += cell * segments * P
-    if forget is not None:
-        forget += head
-    if limit is not None:
-        limit += head
-    if reset is not None:
-        reset += row * T
-        begins += row * 2 * (T + 1)
-    step = H * D
-    columns, slots = tl.arange(0, D), tl.arange(0, BLOCK)
-    scale, shift = tl.load(gamma + head * D + columns)[:, None], tl.load(beta + head * D + columns)[:, None]
-    taus, last_tau = tl.load(tau + slots), tl.load(tau + K - 1)
-    old = tl.load(phase + row)
-    length = T
-    if lengths is not None:
-        length = tl.minimum(tl.load(lengths + row).to(tl.int32), T)
-    blocks = blocks_of(count, row, old, length, BLOCK)
-    copy_weights(live, weights + row * weights_row + head * P, 1.0, D)
-    copy_weights(pending_end, pending, 1.0, D)
-    cut = 1.0
+    """One cell, whose weights and sums live where those after the call are wanted."""
+    C: tl.constexpr = Sizes(D, P, K, BLOCK, READS, KEEP, RESTORE, TYPE, PRECISION)
+    row = row_of(streams, learned, cuts, p_eta, p_phase, p_lengths, T, H, sq, sk, sv, C)
+    live, p_sums = results.p_weights + row.i_cell * P, results.p_sums + row.i_cell * P
+    p_kept = results.p_kept + row.i_cell * segments * P
+    head = row.i_head * D + tl.arange(0, D)
+    gamma, beta = tl.load(learned.p_gamma + head)[:, None], tl.load(learned.p_beta + head)[:, None]
+    taus, last_tau = tl.load(learned.p_tau + tl.arange(0, BLOCK)), tl.load(learned.p_tau + K - 1)
+    copy_weights(live, learned.p_weights + row.i_row * s_weights + row.i_head * P, 1.0, C)
+    copy_weights(p_sums, row.p_sums, 1.0, C)
+    scale = 1.0
     before = -1
-    for n in range(blocks):
-        begin, end, place = extent(n, begins, old, length, K, BLOCK)
+    for n in range(row.blocks):
+        block = block_of_row(n, row, cuts, C)
+        begin, end, place = block.begin, block.end, block.place
         tl.debug_barrier()
-        if reset is not None:
-            if starts_anew(reset, begin):
-                copy_weights(live, start, 1.0, D)
-                cut = 1.0
+        if p_reset is not None:
+            if is_reset(p_reset, row, begin):
+                copy_weights(live, row.p_start, 1.0, C)
+                scale = 1.0
                 tl.debug_barrier()
         keep = False
         if KEEP:
@@ -193,96 +171,88 @@ def forward(
             keep = (segment != before) & ((place == 0) | (n == 0))
             before = tl.where(keep, segment, before)
         if BLOCK < K:
-            taus = tl.load(tau + place // BLOCK * BLOCK + slots)
+            taus = tl.load(learned.p_tau + place // BLOCK * BLOCK + tl.arange(0, BLOCK))
         full = end - begin + place == K
-        skip = place % BLOCK
-        token = begin - skip + slots
-        inside = (slots >= skip) & (token < end)
-        keys, target, rate, _good, nan = pupils(k, k_step, v, v_step, eta, H, token, inside, D, TYPE)
+        keys, target, rate, _good, nan = examples(row, block, C)
         keys, target = tl.trans(keys), tl.trans(target)
-        nan = tl.where(inside, nan, 0.0)
+        nan = tl.where(block.inside, nan, 0.0)
         lost = tl.sum(nan, axis=0)
-        z = outputs(live, cut, keys, D, BLOCK, TYPE, PRECISION)
-        z_hat, rstd, _error, u = error_terms(z, target, rate[None, :], scale, shift, 0)
-        gradient = through(u, z_hat, rstd, 0)
-        square = 0.0
+        gradient, _z_hat, _rstd, _error, _u = gradient_of(keys, target, rate, gamma, beta, live, scale, C)
+        squares = 0.0
         for read in tl.static_range(READS):
             x = keys
             if read == 0:
-                x = tl.trans(tile(q, q_step, token, inside, D)).to(TYPE)
+                x = tl.trans(load_tokens(row.p_q, row.s_q, block, C)).to(TYPE)
             if read < 2:
-                seeing = column_scores(x, keys, BLOCK, TYPE, PRECISION) * -taus[None, :]
+                seeing = column_scores(x, keys, C) * -taus[None, :]
                 meeting = tl.zeros([BLOCK, BLOCK], tl.float32)
             z = tl.zeros([D, BLOCK], tl.float32)
             for c in range(0, 4 * D, CHUNK):
-                w1, b1, w2 = load_units(live, c, D)
-                z1 = product(tl.trans(w1), keys, TYPE, PRECISION) + b1[:, None]
-                g1 = cut * product(w2, gradient, TYPE, PRECISION) * gelu_slope(z1)
+                w1, b1, w2 = load_units(live, c, C)
+                z1 = dot(tl.trans(w1), keys, C) + b1[:, None]
+                g1 = scale * dot(w2, gradient, C) * gelu_slope(z1)
                 hidden = gelu(z1)
-                x1 = product(tl.trans(w1), x, TYPE, PRECISION) + b1[:, None]
+                x1 = dot(tl.trans(w1), x, C) + b1[:, None]
                 if read < 2:
-                    x1 += product(g1, seeing, TYPE, PRECISION)
+                    x1 += dot(g1, seeing, C)
                     if place > 0:
-                        s1, sb1 = first_layer(pending_end, c, D)
-                        x1 -= taus[None, :] * (product(tl.trans(s1), x, TYPE, PRECISION) + sb1[:, None])
+                        s1, sb1 = first_layer(p_sums, c, C)
+                        x1 -= taus[None, :] * (dot(tl.trans(s1), x, C) + sb1[:, None])
                 x2 = gelu(x1)
-                z += cut * product(tl.trans(w2), x2, TYPE, PRECISION)
+                z += scale * dot(tl.trans(w2), x2, C)
                 if read < 2:
-                    meeting += product(tl.trans(hidden), x2, TYPE, PRECISION)
+                    meeting += dot(tl.trans(hidden), x2, C)
                     if place > 0:
-                        s2 = last_layer(pending_end, c, D)
-                        z -= taus[None, :] * product(tl.trans(s2), x2, TYPE, PRECISION)
+                        s2 = last_layer(p_sums, c, C)
+                        z -= taus[None, :] * dot(tl.trans(s2), x2, C)
                 if read == READS - 1:  # nothing reads these weights any more
                     if keep:
-                        store_units(kept + segment * P, c, w1, b1, cut * w2, D)
-                    s1 = product(keys, tl.trans(g1), TYPE, PRECISION) + lost
+                        store_units(p_kept + segment * P, c, w1, b1, scale * w2, C)
+                    s1 = dot(keys, tl.trans(g1), C) + lost
                     sb1 = tl.sum(g1, axis=1) + lost
-                    s2 = product(hidden, tl.trans(gradient), TYPE, PRECISION) + lost
+                    s2 = dot(hidden, tl.trans(gradient), C) + lost
                     if place > 0:
-                        s1_old, sb1_old, s2_old = load_units(pending_end, c, D)
+                        s1_old, sb1_old, s2_old = load_units(p_sums, c, C)
                         s1 += s1_old
                         sb1 += sb1_old
                         s2 += s2_old
                     if full:
-                        w1, b1, w2 = stepped(w1, b1, w2, cut, s1, sb1, s2, last_tau, start, forget, c, D)
+                        w1, b1, w2 = stepped(w1, b1, w2, scale, s1, sb1, s2, last_tau, learned, row, c, C)
                         tl.debug_barrier()  # several threads hold each number of the bias
-                        store_units(live, c, w1, b1, w2, D)
-                        square += everything(w2 * w2)
-                    if (n == blocks - 1) | (not full):
+                        store_units(live, c, w1, b1, w2, C)
+                        squares += everything(w2 * w2)
+                    if (n == row.blocks - 1) | (not full):
                         tl.debug_barrier()
                         s1, sb1, s2 = tl.where(full, 0.0, s1), tl.where(full, 0.0, sb1), tl.where(full, 0.0, s2)
-                        store_units(pending_end, c, s1, sb1, s2, D)
-            b2 = tl.load(last_bias(live, D))
-            z += cut * b2[:, None]
+                        store_units(p_sums, c, s1, sb1, s2, C)
+            b2 = tl.load(last_bias(live, C))
+            z += scale * b2[:, None]
             own = nan
             if read < 2:
                 own = so_far(nan, BLOCK)
                 meeting = tl.where(tl.trans(causal(BLOCK)), (meeting + 1.0) * -taus[None, :], 0.0)
-                z += product(gradient, meeting, TYPE, PRECISION)
+                z += dot(gradient, meeting, C)
                 if place > 0:
-                    z -= taus[None, :] * tl.load(last_bias(pending_end, D))[:, None]
-            z = tl.trans(x.to(tl.float32) + standardise(z, 0)[0] * scale + shift + own[None, :])
-            if read == 0:
-                put(y, step, token, inside, z, D)
-            else:
-                put(seen + (read - 1) * (tl.num_programs(0).to(tl.int64) * T * D) + row * T * step + head * D,
-                    step, token, inside, z, D)  # fmt: skip
-        b2 = tl.load(last_bias(live, D))
+                    z -= taus[None, :] * tl.load(last_bias(p_sums, C))[:, None]
+            z = tl.trans(x.to(tl.float32) + standardise(z, 0)[0] * gamma + beta + own[None, :])
+            p_out = results.p_y if read == 0 else results.p_seen
+            store_tokens(tokens_at(p_out, read, row, C), H * D, block, z, C)
+        b2 = tl.load(last_bias(live, C))
         if keep:
-            tl.store(last_bias(kept + segment * P, D), cut * b2)
+            tl.store(last_bias(p_kept + segment * P, C), scale * b2)
         sb2 = tl.sum(gradient, axis=1) + lost
         if place > 0:
-            sb2 += tl.load(last_bias(pending_end, D))
+            sb2 += tl.load(last_bias(p_sums, C))
         if full:
-            b2 = stepped_bias(b2, cut, sb2, last_tau, start, forget, D)
+            b2 = stepped_bias(b2, scale, sb2, last_tau, learned, row, C)
             tl.debug_barrier()
-            tl.store(last_bias(live, D), b2)
-            cut = 1.0
-            if limit is not None:
-                cut = cut_to(square + tl.sum(b2 * b2, axis=0), limit, RESTORE)
-        if (n == blocks - 1) | (not full):
+            tl.store(last_bias(live, C), b2)
+            scale = 1.0
+            if learned.p_limit is not None:
+                scale = norm_scale(squares + tl.sum(b2 * b2, axis=0), learned, row, C)
+        if (n == row.blocks - 1) | (not full):
             tl.debug_barrier()
-            tl.store(last_bias(pending_end, D), tl.where(full, 0.0, sb2))
-    if limit is not None:
+            tl.store(last_bias(p_sums, C), tl.where(full, 0.0, sb2))
+    if learned.p_limit is not None:
         tl.debug_barrier()
-        copy_weights(live, live, cut, D)
+        copy_weights(live, live, scale, C)

@@ -6,7 +6,7 @@ outside, by autograd. No value is read on the host, so calls with any phases, le
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,12 @@ from tttstream_kernels import (
 )
 from tttstream_kernels.blocks import block_of, blocks, launch_options, span_of
 from tttstream_kernels.call import Call
-from tttstream_kernels.launch_triton import launch, shared_memory
+from tttstream_kernels.launch_triton import launch, operator, shared_memory
 from tttstream_kernels.norm import half_square
 from tttstream_kernels.precision import cast
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.step_triton import token_step
-from tttstream_kernels.token_parts_triton import numerics
+from tttstream_kernels.token_parts_triton import Cuts, Gradients, Learned, Results, Room, Streams, numerics
 from tttstream_kernels.update import Update, norm
 
 KERNELS: dict[tuple[str, str], Any] = {
@@ -69,11 +69,11 @@ def _any_tokens(
     weights = start.expand(rows, -1, -1) if fresh else (start + state.delta).contiguous()
     forget, limit = _settling(call.update, call.inner.split(start, width)[-1])
     phase = state.phase.nan_to_num(0.0, 0.0, 0.0).to(torch.int32) % size
-    y, seen, after, sums, _ = token(
-        call.inner.name, call.q, call.k, call.v, eta, weights, pending, start, gamma, beta, tau,
-        forget, limit, phase, lengths, reset, call.update.restore,
-        3 if return_loss else 1, span_of(tokens, size) if wanted else 0,
+    given_rows = Rows(
+        call.inner.name, call.q, call.k, call.v, eta, weights, pending, start, gamma, beta, tau, forget, limit, phase,
+        lengths, reset, call.update.restore, 3 if return_loss else 1, span_of(tokens, size) if wanted else 0,
     )  # fmt: skip
+    y, seen, after, sums, _ = token(*given_rows)
     end = blocks(phase, lengths, reset, tokens, size, size, 0).end
     new = InnerState(after - start, sums, state.momentum, end.to(state.phase.dtype))
     loss = None
@@ -122,219 +122,126 @@ def _settling(update: Update, last: Tensor) -> tuple[Tensor | None, Tensor | Non
     return forget, limit if update.restore else norm(last)[:, 0, 0].clamp(min=limit)
 
 
-@torch.library.custom_op("tttstream::token", mutates_args=())
-def token(
-    inner: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    weights: Tensor,
-    pending: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    tau: Tensor,
-    forget: Tensor | None,
-    limit: Tensor | None,
-    phase: Tensor,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    restore: bool,
-    reads: int,
-    span: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(outputs [B, T, H, D], what keys see [reads - 1, B, T, H, D], weights, sums [B, H, P], checkpoints).
+class Rows(NamedTuple):
+    """What both ops take: the inner model; q, k, v [B, T, H, D] of one type, any strides with the last 1; eta
+    [B, T, H], weights, sums [B, H, P], start [H, P], gamma, beta [H, D], tau [K], forget, limit [H] float32, contiguous
+    but for the rows of `weights`; phase [B] int32, lengths [B], reset [B, T], contiguous; restore: as in `Update`;
+    reads: 1, or 3 for what keys see after and before they are learned; span: tokens between checkpoints, 0: none."""
 
-    q, k, v [B, T, H, D] of one type, any strides with the last 1; eta [B, T, H], weights, pending [B, H, P], start
-    [H, P], gamma, beta [H, D], tau [K], forget, limit [H] float32, contiguous but for the rows of `weights`; phase [B]
-    int32; reads: 1, or 3 to see keys after and before they are learned; span: tokens between checkpoints, 0: none.
-    """
-    rows, tokens, heads, width = q.shape
-    y, seen, after, sums, kept = room(q, pending, lengths, reads, span)
-    block = block_of(inner, width, len(tau), shared_memory(q.device))
-    cut = blocks(phase, lengths, reset, tokens, len(tau), block, span)
-    launch(
-        KERNELS[inner, "forward"], rows * heads,
-        q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
-        cut.phase, lengths, reset, cut.number, cut.begins,
-        y, seen, after, sums, kept,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
-        tokens, heads, kept.shape[2], span,
-        D=width, K=len(tau), BLOCK=block, KEEP=span > 0, READS=reads, RESTORE=restore, **numerics(q.dtype),
-        **launch_options(inner, "forward", width, q.dtype, block == len(tau)),
-    )  # fmt: skip
-    return y, seen, after, sums, kept
+    inner: str
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    eta: Tensor
+    weights: Tensor
+    sums: Tensor
+    start: Tensor
+    gamma: Tensor
+    beta: Tensor
+    tau: Tensor
+    forget: Tensor | None
+    limit: Tensor | None
+    phase: Tensor
+    lengths: Tensor | None
+    reset: Tensor | None
+    restore: bool
+    reads: int
+    span: int
+
+    @property
+    def block(self) -> int:
+        """Places of a block."""
+        return block_of(self.inner, self.q.shape[3], len(self.tau), shared_memory(self.q.device))
+
+    def launch(self, way: str, results: Results, *more: Any, **constants: Any) -> None:
+        """Launch a kernel on these rows."""
+        rows, tokens, heads, width = self.q.shape
+        size, block = len(self.tau), self.block
+        cut = blocks(self.phase, self.lengths, self.reset, tokens, size, block, self.span)
+        launch(
+            KERNELS[self.inner, way], rows * heads, self.q, Streams(self.q, self.k, self.v),
+            Learned(self.weights, self.sums, self.start, self.gamma, self.beta, self.tau, self.forget, self.limit),
+            results, Cuts(cut.number, cut.begins, cut.first), self.eta, cut.phase, self.lengths, self.reset,
+            *(x.stride()[:3] for x in (self.q, self.k, self.v)), self.weights.stride(0),
+            tokens, heads, results.p_kept.shape[2], self.span, *more,
+            D=width, P=self.sums.shape[2], K=size, BLOCK=block, READS=self.reads, RESTORE=self.restore,
+            **numerics(self.q.dtype), **constants,
+            **launch_options(self.inner, way, width, self.q.dtype, way == "backward" or block == size),
+        )  # fmt: skip
 
 
-def room(
-    q: Tensor, pending: Tensor, lengths: Tensor | None, reads: int, span: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Room for what `token` returns; tokens beyond a row's length stay zero."""
-    rows, tokens, heads, size = *q.shape[:3], pending.shape[2]
-    segments = -(-tokens // span) if span else 0
-    room = torch.empty if lengths is None else torch.zeros
+class Upstream(NamedTuple):
+    """What the backward pass takes besides: the checkpoints, and gradients of what the forward pass gave."""
+
+    kept: Tensor
+    d_y: Tensor
+    d_seen: Tensor
+    d_weights: Tensor
+    d_sums: Tensor
+
+
+def _forward(rows: Rows) -> tuple[Tensor, ...]:
+    results = room(rows)
+    rows.launch("forward", Results(*results), KEEP=rows.span > 0)
+    return results
+
+
+def room(rows: Rows) -> tuple[Tensor, ...]:
+    """Room for outputs [B, T, H, D], what keys see [reads - 1, B, T, H, D], weights, sums [B, H, P] and checkpoints
+    [B, H, segments, P]; tokens beyond a row's length stay zero."""
+    q, sums = rows.q, rows.sums
+    number, tokens, heads, size = *q.shape[:3], sums.shape[2]
+    segments = -(-tokens // rows.span) if rows.span else 0
+    empty = torch.empty if rows.lengths is None else torch.zeros
     return (
-        room(q.shape, dtype=q.dtype, device=q.device),
-        room((reads - 1, *q.shape), dtype=pending.dtype, device=q.device),
-        torch.empty_like(pending),
-        torch.empty_like(pending),
-        pending.new_empty(rows, heads, segments, size),
+        empty(q.shape, dtype=q.dtype, device=q.device),
+        empty((rows.reads - 1, *q.shape), dtype=sums.dtype, device=q.device),
+        torch.empty_like(sums),
+        torch.empty_like(sums),
+        sums.new_empty(number, heads, segments, size),
     )
 
 
-@token.register_fake
-def _(
-    inner: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    weights: Tensor,
-    pending: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    tau: Tensor,
-    forget: Tensor | None,
-    limit: Tensor | None,
-    phase: Tensor,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    restore: bool,
-    reads: int,
-    span: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return room(q, pending, lengths, reads, span)
+def _backward(rows: Rows, up: Upstream) -> tuple[Tensor, ...]:
+    tokens, cells = _gradients(rows)
+    results = Results(up.d_y, up.d_seen, up.d_weights, up.d_sums, up.kept)
+    rows.launch("backward", results, Gradients(*tokens, *cells), scratch(rows))
+    return _summed(tokens, cells)
 
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-@torch.library.custom_op("tttstream::token_backward", mutates_args=())
-def token_backward(
-    inner: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    weights: Tensor,
-    pending: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    tau: Tensor,
-    forget: Tensor | None,
-    limit: Tensor | None,
-    phase: Tensor,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    restore: bool,
-    reads: int,
-    span: int,
-    kept: Tensor,
-    d_y: Tensor,
-    d_seen: Tensor,
-    d_weights_end: Tensor,
-    d_pending_end: Tensor,
-) -> Gradients:
-    """Gradients with respect to q, k, v, eta, weights, pending, start, gamma, beta, tau, forget and limit (without
-    elements where there is none) from those of what `token` gave; kept are its checkpoints."""
-    rows, tokens, heads, width = q.shape
-    size, segments = len(tau), kept.shape[2]
-    tiles, shared = _gradients(q, eta, weights, start, tau, forget, limit, lengths, reset)
-    block = block_of(inner, width, size, shared_memory(q.device))
-    cut = blocks(phase, lengths, reset, tokens, size, block, span)
-    shelves, cuts, hidden = scratch(inner, weights, span, size, block, width)
-    launch(
-        KERNELS[inner, "backward"], rows * heads,
-        q, k, v, eta, weights, pending, start, gamma, beta, tau, forget, limit,
-        cut.phase, lengths, reset, cut.number, cut.begins, cut.first,
-        kept, shelves, cuts, hidden, d_y, d_seen, d_weights_end, d_pending_end,
-        *tiles, *shared,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], weights.stride(0),
-        tokens, heads, segments, span,
-        D=width, K=size, BLOCK=block, READS=reads, RESTORE=restore, **numerics(q.dtype),
-        **launch_options(inner, "backward", width, q.dtype),
-    )  # fmt: skip
-    d_q, d_k, d_v, d_eta, d_weights, d_pending = tiles
-    d_start, d_gamma, d_beta, d_tau, d_forget, d_limit = shared
-    return (
-        d_q, d_k, d_v, d_eta, d_weights, d_pending, d_start.sum(0), d_gamma.sum(0), d_beta.sum(0), d_tau.sum((0, 1)),
-        d_forget.sum(0), d_limit.sum(0),
-    )  # fmt: skip
-
-
-def scratch(inner: str, weights: Tensor, span: int, size: int, block: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def scratch(rows: Rows) -> Room:
     """What the backward pass works in: weights at the ends of one segment's mini-batches and sums at those of their
-    blocks, the factors of the cuts, and what belongs to the hidden units of one block of the MLP."""
-    rows, heads, numbers = weights.shape
-    shelves = weights.new_empty(rows, heads, (span + size) // block + 2, numbers)
-    hidden = weights.new_empty(rows, heads, 5, 4 * width if inner == "mlp" else 0, block)
-    return shelves, shelves.new_empty(shelves.shape[:3]), hidden
+    blocks, their scales, and what belongs to the hidden units of one block of the MLP."""
+    (number, heads, size), block = rows.sums.shape, rows.block
+    slots = rows.sums.new_empty(number, heads, (rows.span + len(rows.tau)) // block + 2, size)
+    units = 4 * rows.q.shape[3] if rows.inner == "mlp" else 0
+    return Room(slots, slots.new_empty(slots.shape[:3]), slots.new_empty(number, heads, 5, units, block))
 
 
-def _gradients(
-    q: Tensor,
-    eta: Tensor,
-    weights: Tensor,
-    start: Tensor,
-    tau: Tensor,
-    forget: Tensor | None,
-    limit: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Room for the gradients: of q, k, v, eta, weights, pending; and cell by cell of what cells share."""
-    rows, _, heads, width = q.shape
-    room = torch.empty if lengths is None else torch.zeros
-    tiles = [room(q.shape, dtype=q.dtype, device=q.device) for _ in range(3)]
-    tiles.append(room(eta.shape, dtype=eta.dtype, device=eta.device))
-    tiles += [weights.new_empty(weights.shape) for _ in range(2)]
-    met = forget is not None or reset is not None
-    shared = [
-        start.new_zeros(rows, *start.shape) if met else start.new_zeros(0, *start.shape),
-        start.new_empty(rows, heads, width),
-        start.new_empty(rows, heads, width),
-        start.new_empty(rows, heads, len(tau)),
-        start.new_empty(rows, heads if forget is not None else 0),
-        start.new_empty(rows, heads if limit is not None else 0),
-    ]
-    return tiles, shared
+def _gradients(rows: Rows) -> tuple[list[Tensor], list[Tensor]]:
+    """Room for the gradients: of q, k, v, eta, weights, sums; and cell by cell of what cells share."""
+    (number, _, heads, width), start = rows.q.shape, rows.start
+    empty = torch.empty if rows.lengths is None else torch.zeros
+    tokens = [empty(x.shape, dtype=x.dtype, device=x.device) for x in (rows.q, rows.q, rows.q, rows.eta)]
+    tokens += [rows.sums.new_empty(rows.sums.shape) for _ in range(2)]
+    met = rows.forget is not None or rows.reset is not None
+    cells = [start.new_zeros(number if met else 0, *start.shape)]
+    cells += [start.new_empty(number, heads, size) for size in (width, width, len(rows.tau))]
+    cells += [start.new_empty(number, 0 if x is None else heads) for x in (rows.forget, rows.limit)]
+    return tokens, cells
 
 
-@token_backward.register_fake
-def _(
-    inner: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    weights: Tensor,
-    pending: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    tau: Tensor,
-    forget: Tensor | None,
-    limit: Tensor | None,
-    phase: Tensor,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    restore: bool,
-    reads: int,
-    span: int,
-    kept: Tensor,
-    d_y: Tensor,
-    d_seen: Tensor,
-    d_weights_end: Tensor,
-    d_pending_end: Tensor,
-) -> Gradients:
-    tiles, shared = _gradients(q, eta, weights, start, tau, forget, limit, lengths, reset)
-    first, *rest = shared
-    d_q, d_k, d_v, d_eta, d_weights, d_pending = tiles
-    d_gamma, d_beta, d_tau, d_forget, d_limit = (x[0] for x in rest)
-    return d_q, d_k, d_v, d_eta, d_weights, d_pending, first.sum(0), d_gamma, d_beta, d_tau[0], d_forget, d_limit
+def _summed(tokens: list[Tensor], cells: list[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v, eta, weights, sums, start, gamma, beta, tau, forget and limit (without elements where there
+    is none)."""
+    d_start, d_gamma, d_beta, d_tau, d_forget, d_limit = cells
+    return *tokens, d_start.sum(0), d_gamma.sum(0), d_beta.sum(0), d_tau.sum((0, 1)), d_forget.sum(0), d_limit.sum(0)
+
+
+token = operator("tttstream::token", (Rows,), 5, _forward, room)
+token_backward = operator(
+    "tttstream::token_backward", (Rows, Upstream), 12, _backward, lambda rows, _: _summed(*_gradients(rows))
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -343,16 +250,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*inputs[1:-3], *output)
 
 
-def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    inner, restore, reads, span = ctx.arguments
-    *inputs, y, seen, weights, pending, kept = ctx.saved_tensors
+def _autograd(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    inner, *options = ctx.arguments
+    *inputs, y, seen, weights, sums, kept = ctx.saved_tensors
     given = (
         torch.zeros_like(x) if g is None else g.contiguous()
-        for g, x in zip(gradients, (y, seen, weights, pending), strict=False)
+        for g, x in zip(gradients, (y, seen, weights, sums), strict=False)
     )
-    found = token_backward(inner, *inputs, restore, reads, span, kept, *given)
-    forget, limit = (g if x is not None else None for g, x in zip(found[10:], inputs[10:12], strict=True))
-    return None, *found[:10], forget, limit, None, None, None, None, None, None
+    found = token_backward(inner, *inputs, *options, kept, *given)
+    bounds = (g if x is not None else None for g, x in zip(found[10:], inputs[10:12], strict=True))
+    return None, *found[:10], *bounds, *[None] * 6
 
 
-torch.library.register_autograd("tttstream::token", _backward, setup_context=_save)
+token.register_autograd(_autograd, setup_context=_save)

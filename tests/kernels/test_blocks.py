@@ -20,9 +20,11 @@ def test_checkpoints_grow_as_the_root_of_the_tokens(inner: Inner) -> None:
     for tokens in (1024, 16 * 1024):
         span = span_of(tokens, 16)
         with torch.device("meta"):
-            q, pending = torch.empty(1, tokens, 2, 64), torch.empty(1, 2, inner.size(64))
-        kept = token_triton.room(q, pending, None, 1, span)[-1]
-        scratch = token_triton.scratch(inner.name, pending, span, 16, 16, 64)
+            q, sums = torch.empty(1, tokens, 2, 64), torch.empty(1, 2, inner.size(64))
+            tau, phase = torch.empty(16), torch.empty(1)
+        learned = (sums, sums, sums[0], q[0, 0], q[0, 0], tau, None, None)
+        rows = token_triton.Rows(inner.name, q, q, q, q[..., 0], *learned, phase, None, None, False, 1, span)
+        kept, scratch = token_triton.room(rows)[-1], token_triton.scratch(rows)
         sizes.append((span, kept.nbytes, kept.nbytes + sum(part.nbytes for part in scratch)))
     (span, kept, total), (longer_span, more_kept, more_total) = sizes
     assert longer_span == 4 * span

@@ -58,12 +58,12 @@ def test_all_compile(root: Path, inner: str, dtype: str) -> None:
 def test_lengths_do_not_compile_anew(root: Path) -> None:
     """Triton compiles a kernel once more for a number that is 1 or a multiple of 16, unless it is told not to."""
     code = """
-from tttstream_kernels import frame_triton, step_triton, token_triton
-for kernel in (*frame_triton.KERNELS.values(), *token_triton.KERNELS.values(), *step_triton.KERNELS.values()):
+from tttstream_kernels import frame_kernels_triton as frame, step_triton, token_triton
+for kernel in (frame.forward, frame.backward, *token_triton.KERNELS.values(), *step_triton.KERNELS.values()):
     for p in kernel.params:
         if p.name in ("T", "segments", "tokens", "group", "kept"):
             assert p.do_not_specialize, (kernel.fn, p.name)
-        if p.name in ("eta", "phase", "lengths", "reset"):
+        if p.name in ("p_eta", "p_phase", "p_lengths", "p_reset"):
             assert p.do_not_specialize_on_alignment, (kernel.fn, p.name)
 print(kernel)
 """

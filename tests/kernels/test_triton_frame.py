@@ -11,22 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.checkpoint import checkpoint
 
-from tttstream_kernels import (
-    MLP,
-    BackendError,
-    Conv,
-    Inner,
-    InnerState,
-    Linear,
-    SwiGLU,
-    Update,
-    definition,
-    init_state,
-    ttt,
-)
+from tttstream_kernels import MLP, Conv, Inner, InnerState, Linear, Update, definition, init_state, ttt
 from tttstream_kernels.testing import TOLERANCE, framed, poisoned
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -343,72 +329,6 @@ def test_the_same_bits_again() -> None:
     case = Case(Linear(), 5, 2, "number", rows=1)
     first, second = case.kernels(), case.kernels()
     assert all(torch.equal(second[name], value) for name, value in first.items())
-
-
-def test_checkpoints_grow_as_the_root() -> None:
-    """16 times the frames, 4 times the group: at most 4 times the memory of checkpoints and of the scratch."""
-    sizes = []
-    with FakeTensorMode():
-        for frames in (64, 1024):
-            group = frame_triton.group_of(frames)
-            x = torch.empty(1, frames * 4, 2, 16)
-            weights = torch.empty(1, 2, MLP().size(16))
-            kept = frame_triton.frame(
-                "mlp", x, x, x, x[..., 0], weights[0], x[0, 0], x[0, 0], weights, None, None, x[:, 0, 0, 0], None, None,
-                0, 0, 4, False, False, group,
-            )[5]  # fmt: skip
-            sizes.append((group, kept.numel()))
-    (group, small), (larger_group, large) = sizes
-    assert larger_group == 4 * group
-    assert large == 4 * small > 0
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
-def test_the_ops_are_registered_as_they_should_be() -> None:
-    case = Case(Linear(), 2, 2, "per_head", rows=1, heads=2)
-    leaves = case.copies(torch.float32, DEVICE)
-    given = [leaves[name] for name in ("q", "k", "v", "eta", "start", "gamma", "beta", "delta", "forget", "max_norm")]
-    arguments = ("linear", *given, torch.zeros(1, device=DEVICE), None, None, 0, 0, 2, False, True, 1)
-    torch.library.opcheck(frame_triton.frame, arguments)
-
-
-def test_compiled_as_one_graph_with_gradients() -> None:
-    case = Case(Linear(), 2, 2, "number", rows=1, heads=1)
-    torch.compiler.reset()
-    results = []
-    for compiled in (False, True):
-        leaves = case.copies(torch.float32, DEVICE)
-        run = torch.compile(case.run, fullgraph=True, backend="aot_eager") if compiled else case.run
-        results.append(case.with_gradients(leaves, run(leaves, "triton")))
-    close(results[1], results[0])
-
-
-def test_activation_checkpointing() -> None:
-    case = Case(Linear(), 3, 2, rows=1, heads=1)
-    results = []
-    for recomputed in (False, True):
-        leaves = case.copies(torch.float32, DEVICE)
-        values = (
-            checkpoint(case.run, leaves, "triton", use_reentrant=False) if recomputed else case.run(leaves, "triton")
-        )
-        results.append(case.with_gradients(leaves, values))
-    assert all(torch.equal(results[1][name], value) for name, value in results[0].items())
-
-
-@pytest.mark.parametrize(
-    ("inner", "options", "reason"),
-    [
-        (Linear(), {"momentum": 0.5}, "update.momentum"),
-        (SwiGLU(), {}, "no Triton kernel for the swiglu inner model"),
-        (SwiGLU(), {"columns": True}, "no Triton kernel for the swiglu inner model"),
-    ],
-    ids=lambda value: getattr(value, "name", None),
-)
-def test_what_has_no_kernel_raises(inner: Inner, options: dict[str, Any], reason: str) -> None:
-    case = Case(inner, 4, 1, rows=1, heads=1)
-    case.options = options
-    with pytest.raises(BackendError, match=reason):
-        case.run(case.copies(torch.float32, DEVICE), "triton")
 
 
 REAL: list[tuple[Inner, int, int]] = [

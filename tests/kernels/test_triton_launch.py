@@ -64,9 +64,9 @@ def test_no_kernel_is_launched_elsewhere(root: Path) -> None:
 
 def test_a_kernel_gets_its_cells_and_arguments() -> None:
     kernel, x = Kernel(), torch.zeros(2)
-    launch(kernel, 7, x, 3, D=16)
+    launch(kernel, 7, x, (x, 3), 3, D=16)
     assert kernel.grid == (7,)
-    assert kernel.given == ((x, 3), {"D": 16})
+    assert kernel.given == (((x, 3), 3), {"D": 16})
 
 
 @pytest.mark.parametrize(("inner", "causal", "size"), MODES, ids=lambda value: getattr(value, "name", value))

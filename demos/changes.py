@@ -4,7 +4,8 @@
 
 On `places`, whose worlds show photographs that the shipped map was not trained on. Beside the map: the difference to
 the frame before, OpenCV's MOG2, and a dictionary that keeps the last view of every place and grows with the world.
-Every change gets the highest score of the second in which it comes into view, every second without a change its own.
+Every change gets the highest score of the second in which it comes into view, every second without a change its own;
+seconds in which a changed spot is partly in view before it counts as seen are neither.
 Noise on the poses, drift of the odometry and poses that come late: --noise, --drift (deviations in sides of a view, of
 every pose and of every frame's step) and --late (frames). `--robots` makes the table of all of these.
 """
@@ -27,7 +28,7 @@ from tttstream.evaluation.detection import Baselines, auroc
 from tttstream.frames import Frame
 from tttstream.io.outputs import TextFile
 from tttstream.sources.base import Event
-from tttstream.sources.places import Places
+from tttstream.sources.places import THING, Places
 
 SECOND = 30
 LAG = 45  # frames after which the dictionary keeps a view: those before show nearly the same
@@ -85,10 +86,11 @@ def matrix(pose: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class Run(NamedTuple):
-    """The scores of every frame of one source [frames, scores], its changes, and the bytes that the map and the
-    dictionary kept."""
+    """The scores of every frame of one source [frames, scores], its poses, its changes, and the bytes that the map and
+    the dictionary kept."""
 
     scores: NDArray[np.float64]
+    poses: NDArray[np.float64]
     events: list[Event]
     kept: tuple[int, int]
 
@@ -99,18 +101,19 @@ def follow(args: argparse.Namespace, seed: int, noise: float, drifts: float, lat
     source, stream = Places(size=128, seed=seed), MapStream(models.load(args.model), device="cpu")
     dictionary, baselines = Dictionary(), Baselines()
     poses = [np.asarray(source.frame(0).pose)] * (late + 1)
-    drift, found = np.zeros(2), []
+    drift, found, true = np.zeros(2), [], []
     for index in tqdm(range(args.frames), f"seed {seed}", disable=None):
         frame = source.frame(index)
         drift += rng.normal(0, drifts, 2)
         pose = np.array(frame.pose)
+        true.append(pose.copy())
         pose[:2] += drift + rng.normal(0, noise, 2)
         poses = [*poses[1:], pose]
         told = Frame(frame.image, index, frame.time_s, poses[0])
         result = stream.push(told)
         found.append((result.surprise, dictionary.score(told, poses[0]), *baselines.scores(frame.image)))
     events = [event for event in source.events(args.frames) if event.kind in (*KINDS, "scene")]
-    return Run(np.array(found), events, (stream.state_bytes, dictionary.nbytes))
+    return Run(np.array(found), np.array(true), events, (stream.state_bytes, dictionary.nbytes))
 
 
 def windows(run: Run, column: int) -> tuple[dict[str, list[float]], list[float]]:
@@ -121,6 +124,12 @@ def windows(run: Run, column: int) -> tuple[dict[str, list[float]], list[float]]
     changed: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for event in events:
         free[max(0, event.start - SECOND) : event.stop + SECOND] = False
+        if event.kind in KINDS:  # before it counts as seen, it may be partly in view
+            assert event.where is not None
+            assert event.since is not None
+            away = np.abs(run.poses[:, :2] - event.where[:2]).max(1) - (np.exp(run.poses[:, 2]) + THING) / 2 * 1.15
+            frames = np.arange(len(scores))
+            free &= ~((away < 0) & (frames >= event.since) & (frames < event.start))
         if event.kind in KINDS and event.start + SECOND <= len(scores):
             changed[event.kind].append(float(scores[event.start - SECOND // 3 : event.start + 2 * SECOND // 3].max()))
     quiet, at = [], 0

@@ -35,14 +35,13 @@ TILE, CODES, FEATURES, SCALE = 16, 32, 128, 0.8  # pixels, components, random Fo
 WHERE, WHAT, HEADS = 88, 64, 4
 LARGEST = 16  # side of the worlds in training, from SMALLEST on
 SMALLEST = 5
-BEGINS, EXCHANGES = 0.02, 0.05  # chances at a step of training that a stream begins anew, that it enters another world
-RECIPES = {  # of training, by the names that the table has; the last is that of new runs
-    "short lives": "a stream begins anew with probability 0.2 a step, its world is exchanged with 0.2",
-    "long lives": "0.02 and 0.2",
-    "long lives, long ages": "0.02 and 0.05, and five of eight rows leave half of their worlds for 64 to 4,096 steps",
+RECIPES = {  # of training: chances at a step that a stream begins anew, and that it enters another world; and the steps
+    # for which each of the eight rows leaves half of its world, 0 for never
+    "short lives": (0.2, 0.2, (0,) * 8),
+    "long lives": (0.02, 0.2, (0,) * 8),
+    "long lives, long ages": (0.02, 0.05, (0, 0, 0, 64, 256, 1024, 2048, 4096)),
 }
-RECIPE = tuple(RECIPES)[-1]
-LEAVING = (0, 0, 0, 64, 256, 1024, 2048, 4096)  # steps for which the rows of training leave half of their worlds
+RECIPE = "long lives"  # of new runs: the one that ages least
 SIDES = (6, 12, 16, 24)
 SPANS = (64, 1024, 4096, 16384)  # steps for which half of the world is left, a row each
 OLD = {4352: 4, 16640: 8}  # and a measurement of long ages alone: how many rows leave half of the world for so long
@@ -158,11 +157,12 @@ def train(name: str, rate: float, seed: int, steps: int, pool: Tensor) -> tuple[
     torch.manual_seed(seed)
     network, rng = build(name), np.random.default_rng(1000 + seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
-    walks = Walks(pool, [LARGEST] * 8, seed, list(LEAVING))
+    anew, another, leaving = RECIPES[RECIPE]
+    walks = Walks(pool, [LARGEST] * 8, seed, list(leaving))
     bounded, state, losses = network.memory.bounded, None, []
     for step in tqdm(range(steps), f"{name} {rate:g} seed {seed}", disable=None):
-        begins = (rng.random(8) < (BEGINS if bounded else 1.0)) | (step == 0)
-        for row in np.flatnonzero(begins | (rng.random(8) < EXCHANGES)):
+        begins = (rng.random(8) < (anew if bounded else 1.0)) | (step == 0)
+        for row in np.flatnonzero(begins | (rng.random(8) < another)):
             walks.exchange(int(row), int(rng.integers(SMALLEST, LARGEST + 1)))
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, step / 30) * (0.475 * (1 + math.cos(math.pi * step / steps)) + 0.05)
@@ -324,7 +324,12 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
         "",
         f"Training: {steps} steps of 8 × 512 tokens; streams of {tokens} tokens; one thread of a CPU; {date}.",
     ]
-    lines += ["", "Recipes of training: " + "; ".join(f"{name}: {what}" for name, what in RECIPES.items()) + "."]
+    lines += [
+        "",
+        "Recipes of training: chances at a step that a stream begins anew and that it enters another world, and steps",
+    ]
+    lines[-1] += " for which rows leave half of their worlds: "
+    lines[-1] += "; ".join(f"{name}: {what[0]}, {what[1]}, {what[2]}" for name, what in RECIPES.items()) + "."
     lines += ["", "Made by `python demos/revisit.py`, which goes on with the runs that are missing."]
     with TextFile(out.with_suffix(".md")) as file:
         file.write("\n".join(lines) + "\n")

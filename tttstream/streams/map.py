@@ -24,7 +24,7 @@ from tttstream.streams.session import Session, choose_device, place
 
 LEAST = 0.05  # of the loss: a place that is not familiar at all is no surprise
 FLOOR = 0.05  # of the error that is to be expected of a cell
-FEW = 2  # cells of a frame whose surprise counts: a thing covers a few, and one alone may err
+FEW = 1  # cells of a frame whose surprise counts
 AGAIN = 24  # frames after which a cell that is in view is learned again
 WHOLE, PART = 0.99, 0.4  # how much of a cell must be in view to be learned; and where it is not yet familiar
 PARTS = 512  # cells that were learned in part at most whose names are kept

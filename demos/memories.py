@@ -216,7 +216,8 @@ def follow(network: Network, seed: int) -> dict[str, Any]:
             by_position[task][str(end)] = round(value, 4)
     old, age = asked(whole, "recall") & (place >= LENGTH), whole.age
     bins = zip(AGES, (*AGES[1:], 1 << 60), strict=True)
-    by_age = {str(low): round(float(wrong[old & (age >= low) & (age < high)].mean()), 4) for low, high in bins}
+    groups = {str(low): wrong[old & (age >= low) & (age < high)] for low, high in bins}
+    by_age = {low: round(float(group.mean()), 4) if len(group) else None for low, group in groups.items()}
     return {"position": by_position, "age": by_age, "ms_per_token": round(1e3 * took / whole.kind.numel(), 4)}
 
 
@@ -267,7 +268,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
     from matplotlib import pyplot as plt
 
     assert __doc__ is not None
-    lines = ["# Memories compared", "", __doc__.split("\n\n")[2].replace("\n", " "), ""]
+    lines = ["# What memories can do", "", __doc__.split("\n\n")[2].replace("\n", " "), ""]
     lines += [
         f"Errors: recall and copy, share of wrong answers (chance {1 - 1 / VALUES:.2f}); first-seen, mean of the shares"
         " of wrong answers"
@@ -302,7 +303,8 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
                 f"{took:.3f}",
             ]
             cells += [f"{np.mean([r['position'][t][e] for r in mine]):.3f}" for t in TASKS for e in (ends[0], ends[-1])]
-            cells += [f"{np.mean([r['age'][str(age)] for r in mine]):.3f}" for age in AGES]
+            ages = [[r["age"][str(age)] for r in mine if r["age"][str(age)] is not None] for age in AGES]
+            cells += [f"{np.mean(values):.3f}" if values else "" for values in ages]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
             for axis, task in zip(axes, TASKS, strict=True):
                 values = [np.mean([r["position"][task][end] for r in mine]) for end in ends]
@@ -322,7 +324,10 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
         plt.close(figure)
         lines += ["", f"![{title}]({picture.name})", ""]
     steps, dates = sorted({r["steps"] for r in records}), sorted({r["date"] for r in records})
-    lines += [f"Training: {steps} steps of {ROWS} × {LENGTH} tokens; one thread of a CPU; {dates[-1]}; CPU time.", ""]
+    lines += [
+        f"Training: {', '.join(map(str, steps))} steps of {ROWS} × {LENGTH} tokens; one CPU thread; {dates[-1]}.",
+        "",
+    ]
     lines += ["Made by `python demos/memories.py`, which goes on with the runs that are missing."]
     with TextFile(out.with_suffix(".md")) as file:
         file.write("\n".join(lines) + "\n")

@@ -14,7 +14,7 @@ LARGEST = 4096  # of the sides in pixels that are taken: beyond, one frame fills
 
 
 def path(text: str) -> Path:
-    """A file or folder, `~` made the home folder; refuses nothing at all, $NAME, and the `-` of pipes."""
+    """A file or folder, with `~` expanded. Refuses an empty name, $NAME, and the `-` of pipes."""
     if text == "-":
         raise argparse.ArgumentTypeError("- stands for a pipe, and this has to be a file or folder; give its name")
     try:
@@ -24,7 +24,7 @@ def path(text: str) -> Path:
 
 
 def model(text: str) -> str:
-    """A model by name or folder, `~` made the home folder."""
+    """A model by name or folder, with `~` expanded."""
     return str(path(text))
 
 

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The checkpoint and the folder."""
     add = parser.add_argument
     add("checkpoint", metavar="CKPT", type=arguments.path, help="a checkpoint that `tttstream fit` wrote")
-    add("folder", metavar="DIR", type=arguments.path, help="where config.json and model.safetensors go")
+    add("folder", metavar="DIR", type=arguments.path, help="folder for config.json and model.safetensors")
 
 
 def run(args: argparse.Namespace) -> int:

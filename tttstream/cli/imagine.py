@@ -1,4 +1,4 @@
-"""`tttstream imagine`: draw what a saved map remembers, of its whole world or of poses that a file tells."""
+"""`tttstream imagine`: draw what a saved map remembers, of its whole world or at the poses of a file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tttstream.errors import OutputError, SourceError
 from tttstream.io.names import shown
 
 EPILOG = """\
-STATE is what `tttstream watch SOURCE --model map --save-state STATE` wrote. Without --poses the world is drawn as far
-as that stream came, with unknown places dark: DIR/world.png. With --poses FILE (csv with a header, TUM or KITTI, see
-docs/poses.md) a picture is drawn of every row, in the units of the poses that the stream was given: DIR/00000.png and
-so on, and DIR/familiar.csv says how well each is known, from 0 to 1.
+`tttstream watch SOURCE --model map --save-state STATE` writes STATE. Without --poses, DIR/world.png shows the part of
+the world that the stream visited; unknown places are dark. With --poses FILE (csv with a header, TUM or KITTI, see
+docs/poses.md), one picture is drawn for each row: DIR/00000.png and so on. The poses have the units of the stream's
+poses. DIR/familiar.csv lists how familiar each pose is, from 0 to 1.
 """
 
 
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("state", metavar="STATE", type=arguments.path, help="a saved stream of a map")
     wrote = "the map that wrote it (default: map)"
     parser.add_argument("--model", metavar="DIR|NAME", type=arguments.model, default="map", help=wrote)
-    parser.add_argument("--poses", metavar="FILE", type=arguments.path, help="draw what is expected at these poses")
+    parser.add_argument(
+        "--poses", metavar="FILE", type=arguments.path, help="draw the expected pictures at these poses"
+    )
     parser.add_argument("--out", metavar="DIR", type=arguments.path, default=Path("imagined"), help="default: imagined")
 
 

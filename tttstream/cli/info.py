@@ -1,4 +1,4 @@
-"""`tttstream info`: versions, devices, and why Triton can or cannot run here. What to paste into a bug report."""
+"""`tttstream info`: versions, devices, and why Triton can or cannot run here, for bug reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None: the command prints all it knows."""
+    """The command has no options."""
 
 
 def installed(distributions: tuple[str, ...]) -> str:

@@ -28,7 +28,7 @@ Step = Callable[[Frame], tuple["Picture | None", "float | None"]]
 
 
 def opened(spec: str, args: argparse.Namespace) -> Source:
-    """The source of that name, as the options say."""
+    """The source of that name, with the options of the command."""
     from tttstream.sources import open_source
 
     more = {"poses": args.poses, "pose": args.pose, "pose_start": args.pose_start, "policy": args.policy}
@@ -102,7 +102,7 @@ def follow(
     interrupt: Interrupt,
     args: argparse.Namespace,
 ) -> bool:
-    """Take every frame of a source; True if a person ended it."""
+    """Process every frame of a source; True if the user ended it."""
     known = [count for count in (source.frames, args.max_frames) if count is not None]
     if source.about:
         print(f"poses: {source.about}", file=sys.stderr)
@@ -137,7 +137,7 @@ def follow(
 
 
 def obey(window: Viewer, key: str, stream: Session, interrupt: Interrupt) -> bool:
-    """Do what a key says; True for the end of the run."""
+    """Handle a key; True ends the run."""
     if key == " ":
         key = ""
         while not key and not interrupt.asked:

@@ -1,4 +1,4 @@
-"""The program `tttstream`: finds the subcommand, runs it, and turns a user's mistake into one line and exit code 2."""
+"""The program `tttstream`: runs a subcommand, and turns a user's mistake into one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _refuse_nothing(words: list[str]) -> None:
 
 
 def guarded(program: str, job: Callable[[], int]) -> int:
-    """The exit code of a program's job; what the user can mend is one line on standard error and exit code 2."""
+    """The exit code of a program's job; a user's mistake is one line on standard error and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")  # a terminal of few letters is no reason to lose a run

@@ -1,4 +1,4 @@
-"""What a run costs, kept in constant memory: percentiles of latency, frames a second, resident memory."""
+"""The cost of a run, in constant memory: percentiles of latency, frames a second, resident memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Latencies:
         self.count = 0
 
     def add(self, value_ms: float) -> None:
-        """Take in one value."""
+        """Add one value."""
         if self.count < len(self._first):
             self._first[self.count] = value_ms
         place = int(math.log(max(value_ms, self.LOW) / self.LOW) / self.STEP)
@@ -49,7 +49,7 @@ class Usage:
         return self._process.memory_info().rss / 1e6
 
     def sample(self, frames: int) -> None:
-        """Look again, after so many frames."""
+        """Measure again, after this number of frames."""
         self.now = self.read()
         self.most = max(self.most, self.now)
         if self.warm is None and frames >= 1000:
@@ -62,7 +62,7 @@ class Usage:
 
 
 class Rate:
-    """Frames a second: of late (for people to watch), and over the whole run."""
+    """Frames a second: recently (for display), and over the whole run."""
 
     def __init__(self) -> None:
         self._start = self._last = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Whole numbers as people write them on a command line: 16, 1_000_000, 1e6."""
+"""Whole numbers on a command line: 16, 1_000_000, 1e6."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells a person how a run goes: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress of a run: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Progress:
             self._bar = tqdm(total=total, desc=self.name, unit=" frames", dynamic_ncols=True, smoothing=0.1)
 
     def update(self, fps: float, surprise: float | None, state: str) -> None:
-        """One more frame is done. surprise: None for a model that knows none."""
+        """Count one frame. surprise: None for a model without surprise."""
         said = "" if surprise is None else f"surprise {surprise:+.1f}, "
         self.frames += 1
         if self._bar is not None:
@@ -37,6 +37,6 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it should be."""
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.close()

@@ -1,4 +1,4 @@
-"""What `tttstream watch` writes about one source: every file appears at the end and whole, or not at all."""
+"""The results of `tttstream watch` for one source: every file appears complete at the end, or not at all."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ F = TypeVar("F", bound=OutputFile)
 
 
 def number(value: float) -> float:
-    """A float at six significant digits, as it stands in frames.jsonl."""
+    """A float with six significant digits, as in frames.jsonl."""
     return float(f"{value:.6g}")
 
 
 def place(frame: Frame) -> dict[str, list[float]]:
-    """Where a frame was taken, as it stands in frames.jsonl."""
+    """The pose of a frame, as in frames.jsonl."""
     return {} if frame.pose is None else {"pose": frame.pose.tolist()}
 
 
 def told(labels: tuple[Label, ...]) -> list[dict[str, Any]]:
-    """Labels as they stand in frames.jsonl and summary.json."""
+    """Labels, as in frames.jsonl and summary.json."""
     return [{"label": label.name, "probability": number(label.probability)} for label in labels]
 
 
 class Record:
-    """The files of one source, and the counters that every kind of result has; without a folder it only keeps count.
+    """The files of one source and the counters of all kinds of results. Without a folder it only counts.
 
     OPTIONAL: the names of files that not every run writes: those of an earlier run go when this one's are published.
     """
@@ -55,7 +55,7 @@ class Record:
 
     @property
     def frames(self) -> int:
-        """How many frames came."""
+        """The number of frames so far."""
         return self.rate.frames
 
     def _count(self, latency_ms: float) -> None:
@@ -64,7 +64,7 @@ class Record:
         self.usage.sample(self.frames)
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json says, but for the names of source and model."""
+        """The content of summary.json, without the names of source and model."""
         return {
             "frames": self.frames,
             "skipped": self.source.skipped + self.rejected,
@@ -92,7 +92,7 @@ class Record:
             file.finish()
 
     def publish(self) -> None:
-        """Give the finished files their names, and remove what would seem to belong to them."""
+        """Give the finished files their names, and remove optional files of earlier runs."""
         for file in self._files:
             file.publish()
         if self._folder is not None:
@@ -115,7 +115,7 @@ class Record:
 
 
 class Recorder(Record):
-    """Takes in frames and results of one source, and writes its folder; without a folder it only keeps count.
+    """Writes the frames and results of one source to its folder. Without a folder it only counts.
 
     video: write overlay.mp4. pictures: draw the overlay for a window, with the speed in it. embeddings: write
     embeddings.npy. endless: nobody knows how many frames will come. overlay: what draws the pictures, one of surprise
@@ -161,7 +161,7 @@ class Recorder(Record):
             raise
 
     def add(self, frame: Frame, result: Result, state_bytes: int, note: str = "") -> Picture | None:
-        """Take in one frame and its result; the picture drawn of it, None where none is wanted."""
+        """Record one frame and its result; returns the picture drawn of it, if one is needed."""
         begins = self.detector.update(result)
         self._so_far = result.so_far
         self.trace.add(frame.image, result)
@@ -202,7 +202,7 @@ class Recorder(Record):
             self._array.write(result.embedding)
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json says, but for the names of source and model."""
+        """The content of summary.json, without the names of source and model."""
         events = [
             {"index": e.index, "time_s": round(e.time_s, 6), "surprise": number(e.surprise)}
             for e in self.detector.events
@@ -222,7 +222,7 @@ class Recorder(Record):
         return summary
 
     def planted(self) -> list[Event]:
-        """What the source says it planted among the frames that came."""
+        """The events that the source planted among these frames."""
         last = self.trace.first_index + self.frames
         return [event for event in self.source.events(last) or [] if event.stop > self.trace.first_index]
 

@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind, and how long it lasts: a bar, its pace, pictures, the folder for `watch`."""
+"""Callbacks of a run: a progress bar, its speed, a time limit, pictures, predictions, and folders for `watch`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Bar(TQDMProgressBar):
         return shown
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End the line, so that what is said of the error stands on its own."""
+        """End the line, so that an error message has its own line."""
         for bar in (self._val_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
@@ -82,7 +82,7 @@ class Pace(Callback):
         self._since, self._waited, self._frames, self._every = 0.0, 0.0, 0, 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the place of a profiler that measures nothing."""
+        """Replace a profiler that measures nothing."""
         untyped: Any = trainer
         if stage == "fit" and type(untyped.profiler) is PassThroughProfiler:
             untyped.profiler = self._watch = _Stopwatch()
@@ -94,7 +94,7 @@ class Pace(Callback):
         self._begin()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation is not training: begin anew."""
+        """Start again after validation, which is not training."""
         self._begin()
 
     def on_train_batch_end(
@@ -116,7 +116,7 @@ class Pace(Callback):
 
 
 class Visit(Timer):
-    """Ends a run after so much time of its own; that of the runs that it goes on from does not count."""
+    """Ends a run after its own time limit; the time of the runs that it resumes does not count."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Begin anew."""
@@ -156,7 +156,7 @@ class Pictures(Callback):
 
 
 def labelled(pictures: Tensor, labels: list[list[str]] | None = None) -> Picture:
-    """[rows, columns, 3, H, W] in 0..1 and what each is, if anybody says -> one picture of them all."""
+    """[rows, columns, 3, H, W] in 0..1 and their titles, if any -> one picture of them all."""
     shown = (pictures.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
     return sheet(shown.permute(0, 1, 3, 4, 2).cpu().numpy(), labels or [[""] * shown.shape[1]] * shown.shape[0])
 
@@ -242,7 +242,7 @@ class Rows(Callback):
 
 
 class Export(Callback):
-    """At the end of a run, writes the folders that `tttstream watch --model` takes: model, and best where one is known.
+    """At the end of a run, writes the folders for `tttstream watch --model`: model, and best if one is known.
 
     model: the weights as they are at the end (averaged ones, where a callback averages them). best: those of the best
     checkpoint. They lie in the run's folder.
@@ -273,7 +273,7 @@ class Export(Callback):
 
 
 def _measures(trainer: Trainer) -> str | None:
-    """The command that measures what was trained: test, validate where nothing is given for test, or none."""
+    """The command that measures what was trained: test, or validate if there is no data for test, or none."""
     untyped: Any = trainer
     data = untyped.datamodule
     if not isinstance(data, VideoData):

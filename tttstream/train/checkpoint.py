@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and say clearly when they cannot be written or read."""
+"""Checkpoints that are written completely or not at all, with clear errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPAWNED = ".temp.ckpt"  # in a file of this name Lightning hands the bare weight
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes under a temporary name and renames, so that a full disk leaves the last good checkpoint as it was."""
+    """Writes under a temporary name and renames, so that a full disk does not damage the last checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """See the class. Raises OutputError."""

@@ -46,7 +46,7 @@ AFTER_CHIEF = 2.0  # seconds: what fails on every rank is said by the first one
 
 
 class _Parser(LightningArgumentParser):
-    """Says what is wrong with the arguments or a config in one line."""
+    """Reports what is wrong with the arguments or a config in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         own = _own(ex) if ex is not None else None
@@ -54,7 +54,7 @@ class _Parser(LightningArgumentParser):
 
 
 def _short(message: str) -> str:
-    """What a parser has to say: its tree of attempts cut down to the causes, on one line."""
+    """The message of a parser, reduced to the causes, in one line."""
     text = " ".join(message.split()).replace('Parser key "', '"')
     *_, causes = text.split(" Errors: ")
     if causes == text:
@@ -77,7 +77,7 @@ class TrainingCLI(LightningCLI):
             raise
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Only the one that was asked for: each costs a second to describe."""
+        """Only the requested command: each takes a second to describe."""
         return {self._command: LightningCLI.subcommands()[self._command]}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -114,7 +114,7 @@ class TrainingCLI(LightningCLI):
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **changes: Any) -> Trainer:
-        """With a CSV and a TensorBoard log in one folder, where the configuration says nothing of loggers."""
+        """With a CSV and a TensorBoard log in one folder, unless the configuration sets loggers."""
         given = self._get(self.config_init, "trainer")
         for name, least in LEAST.items():
             if isinstance(given.get(name), (int, float)) and given[name] < least:
@@ -144,7 +144,7 @@ class TrainingCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leave no process of a run that failed or was stopped, and no folder of one that came to nothing."""
+        """End all processes of a failed or stopped run, and remove its folder if it holds nothing."""
         chief = is_chief()
         with Signals(chief, self._tidy) as signals:
             signals.trainer = self.trainer
@@ -166,7 +166,7 @@ class TrainingCLI(LightningCLI):
                 raise own from error
 
     def _tidy(self) -> None:
-        """Remove half-written files, and the folder of a run that came to nothing."""
+        """Remove half-written files, and the folder of a run without results."""
         if self._run is None:
             return
         run, folder = self._run
@@ -178,7 +178,7 @@ class TrainingCLI(LightningCLI):
             self._run = None  # from now on it may be another run's
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing of the configuration comes from a checkpoint; only that there is one is looked at here."""
+        """Check that the checkpoint exists; nothing of the configuration comes from it."""
         given = self.config[self.config.subcommand]
         path = given.get("ckpt_path")
         if path is None or (self._command == "fit" and path in LATEST):
@@ -189,7 +189,7 @@ class TrainingCLI(LightningCLI):
 
 
 def _take(table: CSVLogger) -> tuple[Path, OutputFolder]:
-    """Make the folder of a run, of a number that no other run has, however many start at once; and that of all runs."""
+    """Make the folder of a run, with a number that no other run has, even if several start at once."""
     folder = OutputFolder(table.root_dir, claim=False)
     number = int(table.version)
     while True:
@@ -201,7 +201,7 @@ def _take(table: CSVLogger) -> tuple[Path, OutputFolder]:
 
 
 def _data_size(model: int, data: Any) -> int:
-    """The side of the data's frames: that of the model. Raises ConfigError where another one was asked for."""
+    """The side of the data's frames: that of the model. Raises ConfigError if the data has another one."""
     if data is None:
         raise ConfigError("there is no data: give a piece of data/, such as --config data/walk")
     given = data.get("init_args", {}).get("size")
@@ -211,7 +211,7 @@ def _data_size(model: int, data: Any) -> int:
 
 
 def _reported(error: BaseException) -> BaseException:
-    """An error of ours where there is one behind what torch says of a worker or of a spawned rank; else the error."""
+    """Our own error behind torch's error of a worker or of a spawned rank, if there is one; else the error."""
     last = str(error).rstrip().rpartition("\n")[2]
     if UNSENDABLE.match(str(error)):
         return ConfigError(
@@ -224,7 +224,7 @@ def _reported(error: BaseException) -> BaseException:
 
 
 def _own(error: Exception) -> TTTStreamError | None:
-    """The error of ours that made the parser give up on a class, if there is one."""
+    """Our own error that made the parser reject a class, if there is one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TTTStreamError):
@@ -234,9 +234,9 @@ def _own(error: Exception) -> TTTStreamError | None:
 
 
 def resolve(words: Sequence[str]) -> list[str]:
-    """The arguments, with the names of shipped configurations made paths.
+    """The arguments, with the names of shipped configurations replaced by paths.
 
-    Raises ConfigError where a config is neither a file nor a shipped one.
+    Raises ConfigError if a config is neither a file nor a shipped one.
     """
     resolved: list[str] = []
     is_config = False

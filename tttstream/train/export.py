@@ -1,4 +1,4 @@
-"""From a checkpoint to the model in it, without Lightning."""
+"""The model in a checkpoint, without Lightning."""
 
 from __future__ import annotations
 

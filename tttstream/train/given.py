@@ -1,4 +1,4 @@
-"""Whether anything is given for the part of the data that a command needs; said before Lightning is imported."""
+"""Checks that the part of the data that a command needs is given, before Lightning is imported."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ OURS = ("VideoData", "tttstream.train.data.VideoData", "tttstream.train.data.mod
 
 
 def missing(part: str) -> str:
-    """What is said where nothing is given for a part."""
+    """The message for a part that is not given."""
     way = f"; give data.{part}"
     return f"data: nothing is given for {part}{way if part == 'train' else f'{way}, or fractions to cut it from train'}"
 
 
 def without(words: Sequence[str]) -> str | None:
-    """The part that the command needs and that neither its words nor its configurations mention; None in any doubt."""
+    """The part that the command needs and that neither its words nor its configurations mention; None if unsure."""
     if any(word in ("-h", "--help") or word.startswith(("--print_config", "--help")) for word in words):
         return None
     kind, mentioned = None, set[str]()
@@ -54,7 +54,7 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _data(config: str) -> dict[str, Any] | None:
-    """What a configuration says of the data; None where it cannot be told."""
+    """The data of a configuration; None if unknown."""
     import yaml
 
     path = Path(config) if Path(config).is_file() else presets.find(config)

@@ -1,4 +1,4 @@
-"""The map: a memory that says what was seen at places out of sight, trained on questions about the past."""
+"""The map: a memory that recalls places out of sight, trained on questions about the past."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Map(StreamTask):
         self.tables = torch.nn.ModuleDict({stage: Table(OCTAVES, ["error", "mean"]) for stage in ("val", "test")})
 
     def forward(self, batch: Batch, stage: str) -> tuple[MapOutput, Asked]:
-        """Go on with a stage's lanes over one segment."""
+        """Continue the lanes of a stage with one segment."""
         if batch.pose is None:
             raise ConfigError("map: the data says not where frames were taken: take data/places")
         with torch.no_grad():
@@ -152,7 +152,7 @@ class Map(StreamTask):
         return now, asked
 
     def losses(self, output: MapOutput, asked: Asked, valid: Tensor) -> dict[str, Tensor]:
-        """What is trained, by name; gradients come from `loss`, their sum."""
+        """The losses by name; gradients come from `loss`, their sum."""
         error = (output.codes - asked.codes).square().mean(-1)
         valid = valid[..., None] & asked.counts
         seen = valid & (asked.age > 0)
@@ -198,14 +198,14 @@ class Map(StreamTask):
         self._past.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the frames that questions go back to: a run that is resumed asks what an uninterrupted one asks."""
+        """Add the frames that questions go back to, so that a resumed run asks the same questions."""
         super().on_save_checkpoint(checkpoint)
         past = self._past.get("train")
         if past is not None:
             checkpoint["tttstream"]["past"] = [self.gathered(part) for part in past]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See StreamTask; go on with the frames that questions go back to."""
+        """See StreamTask; also restores the frames that questions go back to."""
         super().on_load_checkpoint(checkpoint)
         past = checkpoint["tttstream"].get("past")
         if past is not None and self.resumes():
@@ -276,8 +276,8 @@ def drawn(allowed: Tensor, count: int, draw: torch.Generator) -> Tensor:
 
 
 def begun(network: MapConfig, weights: str | None) -> MapModel:
-    """A map of that shape: with the weights that are named, or drawn, and then with the components of the patches of
-    worlds for training as codes."""
+    """A map of that shape, with the named weights; or with random weights, and the principal components of patches of
+    training worlds as codes."""
     if weights is not None:
         kept = load_as(MapModel, weights)
         if kept.config != network:

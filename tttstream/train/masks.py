@@ -1,4 +1,4 @@
-"""Mask propagation: a mask on the first frame, masks after that, trained on generated moving objects."""
+"""Mask propagation: the mask of the first frame is given, the later ones are predicted."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class MaskPropagation(StreamTask):
         self._numbers: dict[str, Tensor] = {}
 
     def forward(self, batch: Batch, stage: str) -> Segment:
-        """Go on with a stage's lanes over one segment."""
+        """Continue the lanes of a stage with one segment."""
         if batch.mask is None:
             raise ConfigError("masks: the data has no masks: take data/objects, or a DAVIS tree")
         numbers = self.numbers(batch.mask, batch.reset, stage)

@@ -60,16 +60,16 @@ class Table(Metric):
         self.counts.index_add_(0, row, torch.ones_like(row, dtype=self.counts.dtype))
 
     def compute(self) -> Tensor:
-        """[rows, columns + 1]: sums over all processes, and at the end how many they are of."""
+        """[rows, columns + 1]: sums over all processes, and their counts in the last column."""
         return torch.cat([self.sums, self.counts[:, None]], dim=1)
 
     def means(self) -> dict[int, dict[str, float]]:
-        """Row and column -> mean, of the rows that something came for."""
+        """Row and column -> mean, of the rows with values."""
         sums = self.compute()
         return {row: self._named(part) for row, part in enumerate(sums) if part[-1] > 0}
 
     def overall(self) -> dict[str, float]:
-        """Column -> mean over all rows; empty where nothing came."""
+        """Column -> mean over all rows; empty without values."""
         sums = self.compute().sum(0)
         return self._named(sums) if sums[-1] > 0 else {}
 

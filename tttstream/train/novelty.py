@@ -1,4 +1,4 @@
-"""Novelty: a surprise that tells what is new from what merely moves, learned from things planted into streams."""
+"""Novelty: a surprise that separates new objects from motion, trained on objects planted into streams."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHOWS = 0.01  # share of the picture that a planted thing covers when it counts 
 
 
 def contrast(before: Tensor, cover: Tensor, new: Tensor, settled: Tensor, ratio: float) -> Tensor:
-    """How badly the inner loss of each patch [B, T, N] tells new patches from the rest of their row.
+    """A loss that is low if the inner loss of each patch [B, T, N] separates new patches from the rest of their row.
 
     cover: [B, T, N], the share of each patch that a new thing covers. new, settled: [B, T], whether it is still new,
     and whether the stream has lasted long enough for its surprise to count.
@@ -103,7 +103,7 @@ class Novelty(Prediction):
         self._streams: list[Spliced] = []
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """One segment of every lane, with things planted into some, and some new videos that come unannounced."""
+        """One segment of every lane, with objects planted into some, and some new videos without a reset."""
         step = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
         generator = torch.Generator().manual_seed((self.seed << 32) + step)
         frames = sensor_noise(batch.frames, batch.clip, self.noise, generator)

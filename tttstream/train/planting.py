@@ -1,4 +1,4 @@
-"""Plants things into streams that were not there before: pieces of other videos, in random shapes, that move."""
+"""Plants new objects into streams: pieces of other videos, in random shapes, that move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prediction: the next frame, and k frames, from the stream itself; beside it what repeating the last frame gives."""
+"""Prediction of the next frame, or of k frames, compared with repeating the last frame."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def log_relative_error(predicted: Tensor, last: Tensor, target: Tensor) -> Tenso
 
 
 class Segment(NamedTuple):
-    """One segment as the model saw it: what it said of each frame, and the last k predicted from before them."""
+    """One segment as the model saw it: its output for each frame, and the last k frames predicted from before them."""
 
     output: Output
     ahead: Tensor | None
 
 
 class Prediction(StreamTask):
-    """Self-supervised prediction of the frames to come.
+    """Self-supervised prediction of later frames.
 
     The loss is the log of the error of every next frame inside a segment over that of repeating the last one. With
     `horizon` k > 1 the last k frames of a segment are also predicted from the frame before them: predictions go back
@@ -103,7 +103,7 @@ class Prediction(StreamTask):
                 self.tables[f"{stage}_horizon"] = Table(horizon + 1, columns)
 
     def forward(self, batch: Batch, stage: str) -> Segment:
-        """Go on with a stage's lanes over one segment."""
+        """Continue the lanes of a stage with one segment."""
         frames, reset, count = batch.frames, batch.reset, batch.frames.shape[1]
         state, ahead = self.state_before(batch, stage), None
         if self.reset_every and stage != "train":
@@ -137,7 +137,7 @@ class Prediction(StreamTask):
         return cast(Table, self.tables[f"{stage}_{kind}"])
 
     def losses(self, batch: Batch, segment: Segment) -> dict[str, Tensor]:
-        """What is trained on a segment, by name; gradients come from `loss`, their sum."""
+        """The losses of a segment by name; gradients come from `loss`, their sum."""
         target, goes_on = pixels(batch.frames), batch.valid & ~batch.reset
         if target.shape[1] < 2:
             raise ShapeError("prediction: segments of one frame have no next one: set data.length to 2 or more")

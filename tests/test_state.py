@@ -182,8 +182,10 @@ def test_autocast_keeps_the_state_in_float32(case: Case) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, state = memory(x)
         y, _ = memory(x)
-    assert {leaf.dtype for _, leaf in state.leaves()} == {torch.float32}
+        behind, half = memory(x.bfloat16())  # as behind a linear layer
+    assert {leaf.dtype for _, leaf in (*state.leaves(), *half.leaves())} == {torch.float32}
     assert_close(y.float(), expected, tolerance=0.1)
+    assert_close(behind.float(), expected, tolerance=0.1)
 
 
 @every_memory

@@ -25,7 +25,7 @@ def test_without_the_library_the_extra_is_named(adapter: str, package: str, monk
 
 
 def test_the_example_of_an_adapter_acts_as_it_evaluates(root: Path) -> None:
-    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8").split("**An adapter to")[1]
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8").split("### An adapter to")[1]
     module: dict[str, Any] = {}
     exec(text.split("```python\n")[1].split("```")[0], module)
     torch.manual_seed(0)

@@ -85,7 +85,7 @@ def test_another_models_stream_is_refused(make_mask_model: Make, tmp_path: Path)
     with pytest.raises(CheckpointError, match="another model"):
         MaskStream(make_mask_model(torch.float32, first=3)).load(tmp_path / "state.safetensors")
     save_state(stream.state, tmp_path / "bare.safetensors")
-    with pytest.raises(CheckpointError, match="no saved MaskStream"):
+    with pytest.raises(CheckpointError, match="not a saved stream of a MaskStream"):
         stream.load(tmp_path / "bare.safetensors")
 
 

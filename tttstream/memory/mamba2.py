@@ -60,4 +60,4 @@ class Mamba2(MatrixMemory):
         """See `MatrixMemory`."""
         gate, value = rest
         y = torch.addcmul(o, self.skip[:, None], value).flatten(2)
-        return self.out(self.norm(y.to(x.dtype) * F.silu(gate)))
+        return self.out(self.norm(y.to(self.norm.weight.dtype) * F.silu(gate)))

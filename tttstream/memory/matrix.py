@@ -199,7 +199,7 @@ class Delta(Additive):
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
         """See `MatrixMemory`."""
-        return self.out(self.norm(o.to(x.dtype)).flatten(2))
+        return self.out(self.norm(o.to(self.norm.weight.dtype)).flatten(2))
 
 
 class GatedDelta(Delta):
@@ -237,7 +237,7 @@ class GatedDelta(Delta):
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
         """See `MatrixMemory`."""
-        return self.out(self.norm(o.to(x.dtype)).flatten(2) * F.silu(self.gate(x)))
+        return self.out(self.norm(o.to(self.norm.weight.dtype)).flatten(2) * F.silu(self.gate(x)))
 
 
 def spread(heads: int) -> Tensor:

@@ -54,7 +54,7 @@ class Mesa(Additive):
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
         """See `MatrixMemory`."""
-        return self.out(self.norm(o.to(x.dtype)).flatten(2))
+        return self.out(self.norm(o.to(self.norm.weight.dtype)).flatten(2))
 
     def run(self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, ...]:
         """See `MatrixMemory`."""

@@ -57,7 +57,7 @@ class RWKV7(MatrixMemory):
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
         """See `MatrixMemory`."""
         before, window = shifted(seen)
-        r, w, k, v, a, g = (torch.lerp(seen.x, before, share) for share in self.mix)
+        r, w, k, v, a, g = (torch.lerp(seen.x, before, share) for share in self.mix.to(seen.x.dtype))
         dtype = self.state_dtype
         r, k, v = self.receptance(r), self.key(k), self.value(v)
         decay = FASTEST * torch.sigmoid(self.decay(w).to(dtype))
@@ -73,8 +73,8 @@ class RWKV7(MatrixMemory):
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
         """See `MatrixMemory`."""
         own, gate = rest
-        o = self.norm(o.to(x.dtype).flatten(2).flatten(0, 1)).view(*o.shape[:2], -1)
-        return self.out((o + own.to(x.dtype).flatten(2)) * gate)
+        o = self.norm(o.to(self.norm.weight.dtype).flatten(2).flatten(0, 1)).view(*o.shape[:2], -1)
+        return self.out((o + own.to(o.dtype).flatten(2)) * gate)
 
 
 class Small(nn.Module):

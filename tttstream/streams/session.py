@@ -132,11 +132,11 @@ class Session:
     def load(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
         """Go on where `save` was called. The model must be the same; a source given here is moved to its position.
 
-        Raises CheckpointError for another model's stream, and for a file that is no saved stream of this kind.
+        Raises CheckpointError for another model's stream, and for a file that is not a saved stream of this kind.
         """
         text = states.metadata(path).get(self.KEY)
         if text is None:
-            raise CheckpointError(f"{path} is no saved {type(self).__name__}")
+            raise CheckpointError(f"{path} is not a saved stream of a {type(self).__name__}")
         meta: dict[str, Any] = json.loads(text)
         if meta["fingerprint"] != self.model.fingerprint():
             raise CheckpointError(

@@ -261,7 +261,7 @@ def _config(name: str) -> str:
         return name
     path = presets.find(name)
     if path is None:
-        known = presets.names()
+        known = [known for known in presets.names() if not known.startswith("agents/")]
         near = difflib.get_close_matches(name.removesuffix(".yaml"), known, 1)
         hint = f"did you mean {near[0]}?" if near else f"the shipped ones are {', '.join(known) or 'missing'}"
         raise ConfigError(f"there is no config {name}: give a file, or a shipped one by name; {hint}")

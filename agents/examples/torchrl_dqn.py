@@ -1,9 +1,9 @@
-"""TorchRL, off policy: double Q-learning from a replay buffer of sequences, each with the memory that it began with.
+"""TorchRL, off policy: double Q-learning from a replay buffer of sequences with stored initial states.
 
 python agents/examples/torchrl_dqn.py --steps 100000
 
-As in R2D2 (Kapturowski et al., ICLR 2019): a sequence is replayed from its stored state, so that its first steps know
-what came before it. Only one state is kept for each sequence.
+As in R2D2 (Kapturowski et al., ICLR 2019), each sequence is replayed from the memory state that it had when it was
+collected. The buffer keeps one state for each sequence.
 """
 
 from __future__ import annotations

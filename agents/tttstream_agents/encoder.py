@@ -138,7 +138,7 @@ class Residual(nn.Module):
 
 
 def impala(channels: int, height: int, width: int) -> tuple[nn.Sequential, int]:
-    """The deep network of IMPALA (Espeholt et al., arXiv 1802.01561, figure 3), and its number of outputs, 256."""
+    """Build the deep network of IMPALA (Espeholt et al., arXiv 1802.01561, figure 3). Returns it and its width, 256."""
     layers: list[nn.Module] = []
     for features in (16, 32, 32):
         layers += [nn.Conv2d(channels, features, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]

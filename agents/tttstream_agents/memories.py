@@ -1,4 +1,4 @@
-"""Memories by name: those of tttstream, and two baselines without recurrence under the same contract."""
+"""Builds memories by name: those of tttstream, and two baselines without recurrence that have the same interface."""
 
 from __future__ import annotations
 

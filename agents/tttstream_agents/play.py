@@ -142,7 +142,7 @@ def headed(image: Picture, width: int) -> Picture:
 
 
 def words(obs: Any, action: Any, reward: float, side: int) -> Picture:
-    """A picture of observation, action and reward in words, for an environment that draws none."""
+    """Draw observation, action and reward as text, for an environment that cannot render."""
     from PIL import Image, ImageDraw
 
     from tttstream.views.overlay import BACKGROUND, MUTED, TEXT, font

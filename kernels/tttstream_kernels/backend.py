@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -64,22 +64,14 @@ def choose_backend(
     "triton" that cannot run raises with the reason. "reference" is a deprecated name of "torch". Arguments as those of
     `triton_unavailable`."""
     return chosen_backend(
-        backend, inner, causal, update=update, width=width, mini_batch=mini_batch, dtype=dtype, device=device
+        backend, inner, causal, device, update=update, width=width, mini_batch=mini_batch, dtype=dtype
     )[0]
 
 
 def chosen_backend(
-    backend: str,
-    inner: Inner,
-    causal: str | None = None,
-    *,
-    update: Update | None = None,
-    width: int = 64,
-    mini_batch: int = 16,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
+    backend: str, inner: Inner, causal: str | None, device: torch.device | str | None, **call: Any
 ) -> tuple[Literal["definition", "torch", "triton"], str]:
-    """`choose_backend`, and why."""
+    """The backend that a call takes, and the reason. call: the other arguments of `triton_unavailable`."""
     if backend == "reference":
         warnings.warn("backend='reference' is now backend='torch'", DeprecationWarning, stacklevel=2)
         backend = "torch"
@@ -91,9 +83,7 @@ def chosen_backend(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if backend == "auto" and torch.device(device).type != "cuda":
         return "torch", "auto takes Triton on CUDA devices only"
-    reason = triton_unavailable(
-        inner, causal, update=update, width=width, mini_batch=mini_batch, dtype=dtype, device=device
-    )
+    reason = triton_unavailable(inner, causal, device=device, **call)
     if reason is None:
         return "triton", "asked for" if backend == "triton" else "a kernel covers the call"
     if backend == "triton":

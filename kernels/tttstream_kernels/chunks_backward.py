@@ -207,9 +207,12 @@ class Block(NamedTuple):
 
 
 class Incoming(NamedTuple):
-    """What later chunks and the state give back to a chunk: d_total and sign, whose product is the gradient with
-    respect to the sum of its steps; carried, the gradient with respect to its weights past the step; full [R, 1, 1], 1
-    for cells that made a step, or None where all or (sign 1) none did."""
+    """Gradients that a chunk receives from later chunks and from the final state.
+
+    d_total, sign: their product is the gradient with respect to the sum of the chunk's steps. carried: the gradient
+    with respect to the chunk's weights that does not pass through the step. full: [R, 1, 1], 1 for cells that took a
+    step; None if all cells did, or (sign 1) none.
+    """
 
     d_total: list[Tensor]
     carried: list[Tensor]

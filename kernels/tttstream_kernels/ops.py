@@ -174,7 +174,7 @@ def route(
     Arguments as those of `triton_unavailable`; tokens: T of the call.
     """
     chosen, why = chosen_backend(
-        backend, inner, causal, update=update, width=width, mini_batch=mini_batch, dtype=dtype, device=device
+        backend, inner, causal, device, update=update, width=width, mini_batch=mini_batch, dtype=dtype
     )
     causal = causal or ("token" if inner.token_causal else "frame")
     if chosen != "torch":

@@ -228,7 +228,7 @@ def error_terms(z, target, rate, gamma, beta, AXIS: tl.constexpr = 1):
 
 @triton.jit
 def norm_scale(squares, learned, row, C):
-    """The factor that brings a last layer of this squared norm to its limit."""
+    """The factor that scales the last layer to the limit of its norm, from its squared norm."""
     scale = tl.load(learned.p_limit + row.i_head) / tl.sqrt(squares)
     if not C.RESTORE:
         scale = tl.minimum(scale, 1.0, propagate_nan=tl.PropagateNan.ALL)

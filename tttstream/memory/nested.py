@@ -34,12 +34,12 @@ class NestedState(State, _Nested):
 
 class Nested(Delta):
     """Two nested learners. The inner one is a delta rule that learns from the N tokens of a block one by one, and
-    begins every block at weights W. The outer one learns W: at the end of a block W = W + rho (S - W), with S what the
-    inner one has learned and rho in (0, 1), a number a head, learned with the layer.
+    begins every block at weights W. The outer one learns W: at the end of a block W = W + rho (S - W), where S is the
+    state of the inner learner and rho in (0, 1) is a learned parameter of each head.
 
     The outer step is that of Reptile (Nichol et al., arXiv 1803.02999, algorithm 1; as an optimiser, Zhang et al.,
     arXiv 1907.08610). It is one answer to the last question of the TTT paper (arXiv 2407.04620, section 5): what if the
-    inner model is a learner of sequences itself? Of what a block taught, the part rho stays.
+    inner model is a learner of sequences itself? W keeps the fraction rho of what a block adds.
 
     Args:
         dim, heads, conv: see `Additive`. reach: see `Delta`.

@@ -125,13 +125,13 @@ class MapStream(Session):
     def push(self, frame: Frame | NDArray[np.generic]) -> Result:
         """Say what memory expected of one frame, compare, and learn the frame.
 
-        Every cell of the world that the frame shows whole has a surprise: the squared error of what memory expected of
-        it over the error that memory itself told to be expected, times how familiar the cell is. It is about 1 where
-        the cell shows what it showed, and 0 where it is new or was never seen whole. The loss of the frame is the mean
-        of its FEW largest, the surprise the logarithm of that on the scale of `MapConfig.usual`.
+        Each cell that the frame shows whole has a score: the squared error of the prediction, divided by the error that
+        the network predicts for itself, times the familiarity of the cell. The score is about 1 if the cell has not
+        changed, and 0 if the cell is new or was never seen whole. The loss of the frame is the mean of its FEW largest
+        scores. The surprise is the logarithm of the loss on the scale of `MapConfig.usual`.
 
-        A cell that was just learned is not learned again before AGAIN frames are over: views that follow each other
-        show nearly the same, and more steps on that would take room from what is out of sight.
+        A cell is learned again only after AGAIN frames. Consecutive views are nearly the same, and more steps on them
+        would use capacity that cells out of sight need.
 
         Raises FrameError for another shape, type or pose, or for pixels that are not finite; the stream is unchanged
         then.

@@ -211,7 +211,7 @@ class MaskPropagation(StreamTask):
             self.log(f"test/J_{name}", values.sum() / max(1, rows), batch_size=rows, sync_dist=True)
 
     def test_words(self) -> list[str]:
-        """What the command `test` is given beside the run's configuration: segments as long as the sequences."""
+        """Extra arguments of the `test` command that `fit` prints: a segment length equal to the sequence length."""
         trainer: Any = self.trainer
         frames = getattr(trainer.datamodule, "eval_frames", None)
         return [] if frames in (None, trainer.datamodule.length) else [f"--data.init_args.length={frames}"]

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, by kind: every error says what came, what was expected and what to do."""
+"""Errors for users, by kind: each message says what was given, what was expected and what to do."""
 
 from tttstream_kernels.errors import BackendError, ShapeError, TTTStreamError
 

@@ -90,7 +90,7 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a stream says of one frame.
+    """The result of a stream for one frame.
 
     index, time_s: those of the frame.
     surprise: inner loss of the frame before the memory learned it, normalised online (0 is usual for this stream,

@@ -16,7 +16,7 @@ from tttstream_kernels import MLP, Conv, Inner, Linear, SwiGLU, SwiGLUDot, Updat
 
 Grid = tuple[int, int]
 Default = Callable[[float, int, int, str], Update]
-"""What happens at mini-batch ends by default, for (base_lr, head width, tokens of a mini-batch, causal)."""
+"""The default update at the end of a mini-batch, for (base_lr, head width, tokens of a mini-batch, causal)."""
 
 
 @dataclass(frozen=True)

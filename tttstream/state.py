@@ -134,7 +134,7 @@ class State:
 
 
 class Stateful(Protocol):
-    """What has fresh states: every memory and model."""
+    """A module with fresh states: every memory and model."""
 
     def init_state(self, batch: int) -> Any:
         """A fresh state of so many rows."""

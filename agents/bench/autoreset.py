@@ -1,4 +1,4 @@
-"""What the usual mask costs: one training with the right handling of NEXT_STEP environments, one with the naive one.
+"""The cost of the usual mask: one training with the right handling of NEXT_STEP environments, one with the naive one.
 
     python agents/bench/autoreset.py --minutes 10
 

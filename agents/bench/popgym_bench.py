@@ -99,7 +99,7 @@ class Job:
         return config.env, config.memory, config.seed, config.lr, config.steps
 
     def record(self, device: str) -> Record | None:
-        """What is kept of it, nothing before its end."""
+        """The kept results, None before its end."""
         path = self.folder / "summary.json"
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"finished": False}
         rows = read_csv(self.folder / "metrics.csv") if summary["finished"] else []

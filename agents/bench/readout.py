@@ -1,4 +1,4 @@
-"""What a memory beside the observation is worth to an agent that has none: Stable-Baselines3's PPO, four ways.
+"""The gain of a memory beside the observation for an agent that has none: Stable-Baselines3's PPO, four ways.
 
     python agents/bench/readout.py --seeds 3
 

@@ -1,4 +1,4 @@
-"""What the queue of runs has found: records that are kept under version control, the table and the curves of them."""
+"""Results of the queue of runs: records under version control, their table and their curves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str, int, float, int]:
-        """What makes two runs the same run."""
+        """The key that identifies a run."""
         return self.env, self.memory, self.seed, self.lr, self.limit
 
 

@@ -162,5 +162,5 @@ def read(name: str) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """The message of an error, on one line."""
     return " ".join(str(error).split())

@@ -42,7 +42,7 @@ class Choices(nn.Module):
         return (flat[..., self.owner] == self.value).to(torch.get_default_dtype())
 
     def fault(self, x: Tensor) -> str | None:
-        """What is wrong with x, or None: a value that is none of the choices has no one-hot."""
+        """The fault of x, or None: a value that is none of the choices has no one-hot."""
         chosen = self(x).sum(-1)
         return None if bool((chosen == len(self.sizes)).all()) else "a value outside its choices"
 
@@ -77,7 +77,7 @@ class Numbers(nn.Module):
         return torch.where(self.bounded, (flat - middle) / reach, flat.sign() * flat.abs().log1p()).to(dtype)
 
     def fault(self, x: Tensor) -> str | None:
-        """What is wrong with x, or None."""
+        """The fault of x, or None."""
         return None if not x.is_floating_point() or bool(x.isfinite().all()) else "NaN or infinity"
 
 
@@ -191,7 +191,7 @@ class Picture(nn.Module):
         return pixels.movedim(-1, 1) if self.last else pixels
 
     def fault(self, x: Tensor) -> str | None:
-        """What is wrong with x, or None."""
+        """The fault of x, or None."""
         return self.numbers.fault(x)
 
 

@@ -31,7 +31,7 @@ INSTALL = {
     "vizdoom.gymnasium_wrapper": "vizdoom",
     "memory_gym": "--no-deps memory-gym pygame-ce",
 }  # fmt: skip
-"""What to install for them. memory-gym pins an old gymnasium, with which it need not be installed."""
+"""The packages to install for them. memory-gym pins an old gymnasium, with which it need not be installed."""
 
 
 def tree(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
@@ -49,7 +49,7 @@ def stack(samples: Sequence[Any]) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line, with its kind."""
+    """The message of an error, on one line, with its kind."""
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
 
 
@@ -141,7 +141,7 @@ class Seen(gym.ObservationWrapper[Any, Any, Any]):
 
 
 def without_texts(space: spaces.Dict) -> spaces.Dict:
-    """What is left of a dictionary, and of those in it, without texts: gymnasium's, and the missions of MiniGrid."""
+    """A dictionary, and those in it, without texts: gymnasium's, and the missions of MiniGrid."""
     parts = {}
     for key, part in space.spaces.items():
         if not isinstance(part, spaces.Text) and not any(

@@ -37,7 +37,7 @@ class Categorical(nn.Module):
         return [logits.log_softmax(-1) for logits in outputs.split(self.choices.sizes, dim=-1)]
 
     def fault(self, action: Tensor) -> str | None:
-        """What is wrong with actions, or None."""
+        """The fault of actions, or None."""
         return self.choices.fault(action)
 
     def legal(self, mask: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Gaussian(nn.Module):
         return action.reshape(*action.shape[: action.dim() - len(self.numbers.shape)], self.outputs)
 
     def fault(self, action: Tensor) -> str | None:
-        """What is wrong with actions, or None."""
+        """The fault of actions, or None."""
         return self.numbers.fault(action)
 
     def sample(self, outputs: Tensor, deterministic: bool = False, mask: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where an agent is: poses from info or from its own actions as keys, and a map of them for agents without memory.
+"""Poses of an agent, from info or from its own actions, as keys, and a map of them for agents without memory.
 
 Letters: P numbers of a pose, F Fourier features of a pose, N numbers of a flat observation.
 """
@@ -130,7 +130,7 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
 
 
 class PlaceMap:
-    """What was seen where, in a matrix of constant size: the delta rule over random Fourier features of the pose.
+    """Observations by place, in a matrix of constant size: the delta rule over random Fourier features of the pose.
 
     W += k (v - W^T k)^T with a unit key k [F] of the pose and v [N] of the observation (Widrow and Hoff, 1960): with an
     orthogonal key the value last written there is read back exactly. pose_size: P. scale: the distance at which two
@@ -154,7 +154,7 @@ class PlaceMap:
         self.weights += np.outer(key, target - key @ self.weights)
 
     def read(self, pose: Any) -> Array:
-        """What is at places [..., P]: values and how well each place is known (0 to 1), [..., N + 1]."""
+        """The content of places [..., P]: values and how well each place is known (0 to 1), [..., N + 1]."""
         found: Array = self.key(pose) @ self.weights
         return found
 

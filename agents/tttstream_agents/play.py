@@ -167,7 +167,7 @@ def describe(value: Any) -> str:
 
 
 class Screen:
-    """Where pictures go: an MP4, or a window at the environment's pace."""
+    """The target of pictures: an MP4, or a window at the environment's pace."""
 
     def __init__(self, out: str | None, fps: float) -> None:
         from tttstream.views.window import Viewer

@@ -29,7 +29,8 @@ from tttstream_agents.trunk import PolicyState
 from tttstream_agents.vectors import Overwritten, action_mask, final_obs, keep_last, mode_of, own
 
 MEASURED = ("policy_loss", "value_loss", "entropy", "grad_norm", "kl", "clipped", "first_ratio")
-"""What `learn` measures; kl is an estimate (ratio - 1 - log ratio), clipped a share, first_ratio 0 but for rounding."""
+"""Measurements of `learn`; kl is an estimate (ratio - 1 - log ratio), clipped a share, first_ratio 0 but for
+rounding."""
 NOTHING = dict.fromkeys(MEASURED, math.nan)
 """The measurements of an update that learned nothing."""
 
@@ -201,7 +202,7 @@ class Rollout:
 
     @property
     def target(self) -> Tensor:
-        """What the critic is trained to predict."""
+        """The target of the critic."""
         return self.advantage + self.value
 
 

@@ -39,7 +39,7 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """What a memory reached on unseen sequences. accuracy: of labelled steps; loss: cross-entropy in nats."""
+    """The result of a memory on unseen sequences. accuracy: of labelled steps; loss: cross-entropy in nats."""
 
     memory: str
     seed: int

@@ -132,7 +132,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
 
     @property
     def trunk(self) -> Trunk:
-        """Where the memory is; sb3-contrib's name for its place is lstm_actor."""
+        """The memory; sb3-contrib's name for its place is lstm_actor."""
         return cast(Trunk, self.lstm_actor)
 
     def make_features_extractor(self) -> Any:

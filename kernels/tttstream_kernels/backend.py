@@ -18,7 +18,7 @@ BACKENDS: tuple[Backend, ...] = ("auto", "definition", "torch", "triton")
 KERNELS: dict[str, tuple[str, ...]] = {"token": ("linear", "mlp"), "frame": ("linear", "mlp", "conv")}
 """The inner models that have Triton kernels, by mode."""
 OPTIONS = ("momentum", "columns", "step='normalised'")
-"""What of an `Update` has no Triton kernel."""
+"""The fields of an `Update` that have no Triton kernel."""
 WIDTHS = (16, 32, 64, 128)
 MINI_BATCHES = (16, 32, 64)
 CAPABILITY = (8, 0)
@@ -92,7 +92,7 @@ def chosen_backend(
 
 
 def triton_coverage() -> list[str]:
-    """What the Triton kernels run and what they do not, in a few lines for a person."""
+    """A few lines of text: the calls that the Triton kernels run, and those that they do not."""
     modes = "; ".join(f"{causal} mode: {', '.join(names)}" for causal, names in KERNELS.items())
     return [
         modes,

@@ -11,8 +11,8 @@ from tttstream_kernels.backend import SHARED
 
 
 class Blocks(NamedTuple):
-    """Where the blocks of rows with resets lie. number: [B]. begins: [B, T + 1, 2] first token of each and its place in
-    its mini-batch, then the row's length. first: [B, segments + 1] first block that begins a mini-batch in a segment or
+    """The blocks of rows with resets. number: [B]. begins: [B, T + 1, 2] first token of each and its place in its
+    mini-batch, then the row's length. first: [B, segments + 1] first block that begins a mini-batch in a segment or
     later. phase: [B] of each row's first block. end: [B] phase after the call. Without resets the kernels find number,
     begins and first themselves."""
 

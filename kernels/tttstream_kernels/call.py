@@ -1,4 +1,4 @@
-"""What one call of an op works with, checked and in one type."""
+"""The arguments of one call of an op, checked and in one type."""
 
 from __future__ import annotations
 

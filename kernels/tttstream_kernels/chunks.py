@@ -36,7 +36,7 @@ class Packed(NamedTuple):
 
 
 class Seed(NamedTuple):
-    """Where cells stand at the start of a mini-batch, by layer [R, rows, columns]: weights; sums of the part of the
+    """The state of cells at the start of a mini-batch, by layer [R, rows, columns]: weights; sums of the part of the
     mini-batch that an earlier call saw, empty for nothing; momentum, empty for none; the loss [R, 1, 1] of that part,
     for a normalised step."""
 
@@ -73,10 +73,10 @@ class Read(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What the backward pass wants of a chunk. By layer: weights, the keys' inputs and steps; z, gelu' and what came
-    back (G W^T) of the layers before the last. parts: those of `reconstruction`, its result first. Then how the
-    queries were seen, and the keys where losses are wanted; the weights after the step (overwritten where forgetting
-    is not learned), the scale of the last layer's cut (None without one), and that layer after it."""
+    """The values of a chunk that the backward pass needs. By layer: weights, the keys' inputs and steps; z, gelu' and
+    what came back (G W^T) of the layers before the last. parts: those of `reconstruction`, its result first. Then how
+    the queries were seen, and the keys where losses are wanted; the weights after the step (overwritten where
+    forgetting is not learned), the scale of the last layer's cut (None without one), and that layer after it."""
 
     weights: Weights
     inputs: list[Tensor]
@@ -104,7 +104,7 @@ class Learned(NamedTuple):
 
 @dataclass
 class Settings:
-    """What is the same for all chunks: cells of each chunk, whether losses are wanted."""
+    """The values that all chunks share: cells of each chunk, whether losses are wanted."""
 
     inner: Dense
     sizes: list[int]
@@ -275,7 +275,7 @@ def _end(
     complete: bool | Tensor,
     loss: Tensor | None,
 ) -> Seed:
-    """Where cells stand when their piece ends: after a full mini-batch, or inside one, with its sums."""
+    """The state of cells when their piece ends: after a full mini-batch, or inside one, with its sums."""
     if complete is not False:
         after = after._replace(grad_sum=tuple(torch.zeros_like(w) for w in after.weights))
     if complete is True:

@@ -70,7 +70,7 @@ class Backward:
     def incoming(
         self, chunk: Chunk, complete: bool | Tensor, going_on: int, d_after: list[Tensor], d_sum: list[Tensor]
     ) -> Incoming:
-        """What comes back to a chunk's cells from later; takes the place of `d_after`."""
+        """The gradient of a chunk's cells from later chunks; overwrites `d_after`."""
         if complete is False and not going_on:
             return Incoming(d_sum, d_after, 1.0, None)
         if complete is True:
@@ -193,7 +193,7 @@ class Backward:
 
 
 class Block(NamedTuple):
-    """What the backward pass of a chunk reads of the streams, and where it writes: queries, keys, square, eta as in
+    """The inputs of the backward pass of a chunk, and the tensors that it writes: queries, keys, square, eta as in
     `Packed`; share and along, see `reconstruction_backward`."""
 
     queries: Tensor

@@ -33,7 +33,7 @@ from tttstream_kernels.token_parts_triton import dot, matrix
 
 @triton.jit
 def layers(p_weights, C):
-    """Where the convolution's kernel and bias [16, D], of which the first ten rows are used, W2 and b2 lie."""
+    """Pointers to the convolution's kernel and bias [16, D] (the first ten rows are used), W2 and b2."""
     return (
         p_weights + matrix(16, C.D), p_weights + 10 * C.D + matrix(C.D, C.D),
         p_weights + 10 * C.D + C.D * C.D + tl.arange(0, C.D),
@@ -48,8 +48,8 @@ def used():
 
 @triton.jit
 def neighbours(at, tap, C):
-    """What a tap of the kernel (0 .. 8 in reading order) meets at the tokens of a tile: [TILE, D], zeros outside of the
-    picture. Tokens beyond the picture have themselves in the middle and nothing around."""
+    """The inputs of a tap of the kernel (0 .. 8 in reading order) for the tokens of a tile: [TILE, D], zeros outside
+    the picture. Tokens beyond the picture have themselves in the middle and nothing around."""
     down, right = tap // 3 - 1, tap % 3 - 1
     token = at.first + tl.arange(0, C.TILE)
     y, x = token // C.WIDE + down, token % C.WIDE + right
@@ -151,7 +151,7 @@ def learn(weights, reset, p_start, p_to, frame, norm, settling, p_before, p_kept
 
 @triton.jit
 def open_reads(weights, gradient, C):
-    """What the tiles of a frame's queries share."""
+    """Values that the tiles of a frame's queries share."""
     p_d_w, p_d_w2, p_d_b2 = layers(gradient[0], C)
     b_d_w = tl.load(p_d_w, mask=used(), other=0.0)
     b_w2 = tl.load(layers(weights[0], C)[1])
@@ -184,7 +184,7 @@ def close_reads(weights, gradient, frame, p_x, stride_x, p_d_x, stride, p_scratc
 
 @triton.jit
 def open_step(gradient, p_weights, frame, C):
-    """What the tiles of a frame's keys share: the weights with which it began, E of the last layer (that of the
+    """Values that the tiles of a frame's keys share: the weights with which it began, E of the last layer (that of the
     convolution is -1 / N times what is left in memory), and the gradient."""
     b_d_w, b_d_w2, b_d_b2, p_d_weights = gradient
     p_d_w, p_d_w2, _b2 = layers(p_d_weights, C)

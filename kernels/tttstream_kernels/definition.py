@@ -169,7 +169,7 @@ class Cell:
         self.grad_sum = [s + part for s, part in zip(self.grad_sum, step, strict=True)]
 
     def scale(self, tau: float | Tensor) -> float | Tensor:
-        """What S is multiplied with: tau, or for a normalised step tau / (1 + tau |S|^2 / (2 sum eta l))."""
+        """The factor of S: tau, or for a normalised step tau / (1 + tau |S|^2 / (2 sum eta l))."""
         if self.update.step == "plain":
             return tau
         square = torch.stack([s.square().sum() for s in self.grad_sum]).sum()
@@ -231,7 +231,8 @@ def ttt(
     lengths: Tensor | None = None,
     update: Update | None = None,
 ) -> tuple[Tensor, InnerState, Loss]:
-    """What `tttstream_kernels.ttt` computes, with its arguments: (outputs [B, T, H, D], state, loss [B, T, H])."""
+    """The definition of `tttstream_kernels.ttt`, with the same arguments. Returns (outputs [B, T, H, D], state, loss
+    [B, T, H])."""
     update = Update() if update is None else update
     eta = eta[..., None] if eta.dim() == 3 else eta
     rows, tokens, heads, _ = q.shape

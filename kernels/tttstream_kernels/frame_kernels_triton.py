@@ -92,11 +92,11 @@ MODELS = {"linear": _model(linear_frame_triton), "mlp": _model(mlp_frame_triton)
 
 
 Learned = namedtuple("Learned", "p_start p_gamma p_beta p_forget p_max_norm")
-"""What every head has of its own: start [H, P], gamma, beta [H, D], forget and max_norm [H] or None."""
+"""Parameters of each head: start [H, P], gamma, beta [H, D], forget and max_norm [H] or None."""
 
 
 Results = namedtuple("Results", "p_y p_delta p_phase p_before p_after p_checkpoints p_scratch")
-"""What the forward pass gives, and the scratch it works in."""
+"""Outputs and scratch memory of the forward pass."""
 
 
 Upstream = namedtuple("Upstream", "p_y p_delta p_before p_after")
@@ -217,7 +217,8 @@ def forward(
 
 @triton.jit
 def _reads_backward(model, weights, gradient, sums, frame, norm, here, p_scratch, LOSS: tl.constexpr, C):
-    """What the queries of a frame read (equation 16); with LOSS, what its keys read for the loss after learning."""
+    """The outputs of a frame's queries (equation 16); with LOSS, the outputs of its keys for the loss after
+    learning."""
     p_x, stride_x, p_d_x = (frame.p_k, frame.s_k, here.p_k) if LOSS else (frame.p_q, frame.s_q, here.p_q)
     stride = frame.s_eta * C.D
     b_d_gamma, b_d_beta = sums
@@ -246,7 +247,7 @@ def _reads_backward(model, weights, gradient, sums, frame, norm, here, p_scratch
 
 @triton.jit
 def _step_backward(model, weights, e, gradient, sums, frame, norm, here, p_scratch, C):
-    """What the keys of a frame have learned (equations 17 to 20)."""
+    """The backward pass of the step that a frame's keys made (equations 17 to 20)."""
     stride = frame.s_eta * C.D
     b_d_gamma, b_d_beta = sums
     for first in range(0, frame.count, C.TILE):

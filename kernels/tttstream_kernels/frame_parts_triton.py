@@ -1,4 +1,4 @@
-"""What the frame kernels share: tiles of tokens, and what begins and ends a frame (README, equations 10 and 15).
+"""Shared by the frame kernels: tiles of tokens, and the begin and end of a frame (README, equations 10 and 15).
 
 One program runs one head of one row, so nothing here knows of another row or head. Tokens of a tile beyond the frame
 are zeros with a learning rate of zero, and what is computed for them is not stored. Pointers begin with p_, tiles in
@@ -25,20 +25,20 @@ Sizes = namedtuple(
     "Sizes",
     "D P LAST TILE CHUNK HEIGHT WIDE TYPE PRECISION LOSS KEEP RESET FORGET MAX_NORM RESTORE BACKWARD",
 )
-"""What is known when a kernel is compiled. D: width of a head; P: weights of a cell, LAST: where its last layer
-begins; TILE: tokens of a tile; CHUNK: hidden units of a chunk (mlp); HEIGHT, WIDE: of the picture (conv); TYPE,
-PRECISION: of products; LOSS: whether losses are wanted; KEEP: whether checkpoints are; RESET, FORGET, MAX_NORM:
-whether there are resets, forgetting and a limit of the norm; RESTORE: whether the norm is put back to the limit;
-BACKWARD: whether this is the backward pass."""
+"""Constants at compile time. D: width of a head; P: weights of a cell, LAST: where its last layer begins; TILE: tokens
+of a tile; CHUNK: hidden units of a chunk (mlp); HEIGHT, WIDE: of the picture (conv); TYPE, PRECISION: of products;
+LOSS: whether losses are wanted; KEEP: whether checkpoints are; RESET, FORGET, MAX_NORM: whether there are resets,
+forgetting and a limit of the norm; RESTORE: whether the norm is put back to the limit; BACKWARD: whether this is the
+backward pass."""
 
 
 Tile = namedtuple("Tile", "p stride first count")
-"""Where the tokens of a tile lie: from `first` on of a frame of `count` that begins at `p`, `stride` apart."""
+"""Addresses of the tokens of a tile: from `first` on of a frame of `count` that begins at `p`, `stride` apart."""
 
 
 Frame = namedtuple("Frame", "p_q p_k p_v p_eta s_q s_k s_v s_eta count size")
-"""Where the queries, keys, values and rates of a frame lie, the strides from token to token, how many of its
-tokens count, and how many a frame has."""
+"""Pointers to the queries, keys, values and rates of a frame, the strides from token to token, how many of its tokens
+count, and how many a frame has."""
 
 
 Norm = namedtuple("Norm", "b_gamma b_beta")
@@ -61,7 +61,7 @@ def frame_at(cell, begin, length):
 
 @triton.jit
 def keys_of(frame, first):
-    """Where a tile of keys lies."""
+    """The addresses of a tile of keys."""
     return Tile(frame.p_k, frame.s_k, first, frame.count)
 
 
@@ -97,7 +97,7 @@ def store_scalars(at, b_x, C):
 
 @triton.jit
 def targets(b_k, frame, first, C):
-    """What the keys of a tile are to predict, v - k, in float32."""
+    """The targets of the keys of a tile, v - k, in float32."""
     return load_tile(Tile(frame.p_v, frame.s_v, first, frame.count), C).to(tl.float32) - b_k.to(tl.float32)
 
 
@@ -155,8 +155,8 @@ def is_reset(p_reset, at):
 
 @triton.jit
 def settling_of(model, p_start, learned, head, C):
-    """What is forgotten, and the limit of the norm: under RESTORE the norm that the last layer must have, otherwise
-    the largest it may be, its norm at the learned start or `max_norm` if that is more."""
+    """The share that is forgotten, and the limit of the norm: under RESTORE the norm that the last layer must have,
+    otherwise the largest it may be, its norm at the learned start or `max_norm` if that is more."""
     share, limit = 0.0, 0.0
     if C.FORGET:
         share = tl.load(learned.p_forget + head)
@@ -169,7 +169,7 @@ def settling_of(model, p_start, learned, head, C):
 
 @triton.jit
 def norm_scale(norm, limit, C):
-    """What a last layer of this norm is multiplied by."""
+    """The factor that brings a last layer of this norm to the limit."""
     if C.RESTORE:
         return limit / norm
     return tl.minimum(limit / norm, 1.0, propagate_nan=tl.PropagateNan.ALL)
@@ -247,8 +247,8 @@ def end_in_memory(weights, p_start, p_delta, p_end, learned, C):
 
 @triton.jit
 def weights_before(p_checkpoint, p_slots, p_scales, p_spare, p_start, reset, slot, settling, C):
-    """Where the weights stand that a frame of a group began with: at the checkpoint before the group, at the learned
-    start after a reset, otherwise what the frame before left in its slot, which is settled at `p_spare`."""
+    """The address of the weights with which a frame of a group began: at the checkpoint before the group, at the
+    learned start after a reset, otherwise what the frame before left in its slot, which is settled at `p_spare`."""
     p_last = p_slots + (slot - 1) * C.P
     if C.FORGET or C.MAX_NORM:
         if slot > 0:
@@ -309,8 +309,8 @@ def settle_backward_in_memory(weights, gradient, p_start, p_d_start, scale, sett
 
 @triton.jit
 def limit_backward(model, p_start, learned, head, d_limit, C):
-    """Where the limit of the norm came from: what its gradient adds to that of the learned start, as a factor of the
-    start's last layer, and the gradient of `max_norm`."""
+    """The gradient of the limit of the norm: its part in the gradient of the learned start, as a factor of the start's
+    last layer, and the gradient of `max_norm`."""
     if C.RESTORE:
         return 0.0, d_limit
     own, max_norm = model.last_norm(p_start, C), tl.load(learned.p_max_norm + head)
@@ -332,8 +332,8 @@ def end_gradients_in_memory(gradient, pull, p_start, p_d_weights, p_d_start, C):
 
 @triton.jit
 def add_at_reset(p_d_start, b_d, reset, mask=None):
-    """What is left of a gradient before a frame: where the memory is reset there, nothing, for it goes to the learned
-    start."""
+    """The gradient that continues to before a frame: zero where the memory is reset there, because it goes to the
+    learned start."""
     tl.store(p_d_start, tl.load(p_d_start, mask=mask) + tl.where(reset, b_d, 0.0), mask=mask)
     return tl.where(reset, 0.0, b_d)
 

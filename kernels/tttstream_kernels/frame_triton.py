@@ -100,7 +100,7 @@ def launch_options(
 def constants(
     inner: str, way: str, width: int, tokens: int, picture: tuple[int, int], dtype: torch.dtype, shared: int = SHARED
 ) -> dict[str, Any]:
-    """What a kernel is compiled for, besides what the caller wants of it. width: of a head; picture: of conv."""
+    """Constants at compile time that do not depend on the outputs wanted. width: of a head; picture: of conv."""
     last = {"linear": 0, "mlp": 4 * width * (width + 1), "conv": 10 * width}[inner]
     rows = 4 * width if inner == "mlp" else width
     options = launch_options(inner, way, width, tokens, dtype, shared)
@@ -109,9 +109,9 @@ def constants(
 
 
 class Frames(NamedTuple):
-    """What both ops take: the inner model; q, k, v [B, T, H, D] of one type, any strides with the last 1; eta
-    [B, T, H], start [H, P], gamma, beta [H, D], forget, max_norm [H], float32 and contiguous; lengths [B] and reset
-    [B, T], contiguous; height, width: of conv's picture; tokens: of a frame; restore: as in `Update`."""
+    """Arguments of both ops: the inner model; q, k, v [B, T, H, D] of one type, any strides with the last 1; eta [B, T,
+    H], start [H, P], gamma, beta [H, D], forget, max_norm [H], float32 and contiguous; lengths [B] and reset [B, T],
+    contiguous; height, width: of conv's picture; tokens: of a frame; restore: as in `Update`."""
 
     inner: str
     q: Tensor
@@ -145,8 +145,8 @@ class Frames(NamedTuple):
 
 
 class Begin(NamedTuple):
-    """What the forward pass takes besides: delta [B, H, P] and phase [B], contiguous; losses: whether they are wanted;
-    group: frames between checkpoints, 0: none."""
+    """Further arguments of the forward pass: delta [B, H, P] and phase [B], contiguous; losses: whether they are
+    wanted; group: frames between checkpoints, 0: none."""
 
     delta: Tensor
     phase: Tensor
@@ -155,8 +155,8 @@ class Begin(NamedTuple):
 
 
 class End(NamedTuple):
-    """What the backward pass takes besides: group, the checkpoints, and gradients of what the forward pass gave; those
-    of the losses are both there or both None."""
+    """Further arguments of the backward pass: group, the checkpoints, and gradients of the forward pass's outputs;
+    those of the losses are both there or both None."""
 
     group: int
     checkpoints: Tensor

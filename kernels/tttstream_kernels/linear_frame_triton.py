@@ -148,7 +148,7 @@ def settle_backward(weights, gradient, p_start, p_d_start, scale, settling, C):
 
 @triton.jit
 def open_reads(weights, gradient, C):
-    """What the tiles of a frame's queries share: the weights, and the gradient to which each tile adds."""
+    """Values that the tiles of a frame's queries share: the weights, and the gradient to which each tile adds."""
     return weights, gradient
 
 
@@ -171,7 +171,7 @@ def close_reads(weights, gradient, frame, p_x, stride_x, p_d_x, stride, p_scratc
 
 @triton.jit
 def open_step(gradient, p_weights, frame, C):
-    """What the tiles of a frame's keys share: the weights with which it began, E, and the gradient."""
+    """Values that the tiles of a frame's keys share: the weights with which it began, E, and the gradient."""
     b_d_w, b_d_bias, p_gradient = gradient
     b_e, b_e_bias = -b_d_w / frame.size, -b_d_bias / frame.size
     if C.D > 64:

@@ -30,7 +30,7 @@ from tttstream_kernels.token_parts_triton import dot, everything
 
 @triton.jit
 def units(p_weights, c, C):
-    """Where the hidden units c .. c + CHUNK - 1 lie: W1 [D, CHUNK], b1 [CHUNK], W2 [CHUNK, D]."""
+    """Addresses of the hidden units c .. c + CHUNK - 1: W1 [D, CHUNK], b1 [CHUNK], W2 [CHUNK, D]."""
     hidden, columns = c + tl.arange(0, C.CHUNK), tl.arange(0, C.D)
     at_w1 = columns[:, None] * (4 * C.D) + hidden[None, :]
     at_w2 = 4 * C.D * C.D + 4 * C.D + hidden[:, None] * C.D + columns[None, :]
@@ -39,7 +39,7 @@ def units(p_weights, c, C):
 
 @triton.jit
 def last_bias(p_weights, C):
-    """Where b2 [D] lies."""
+    """The addresses of b2 [D]."""
     return p_weights + (8 * C.D * C.D + 4 * C.D + tl.arange(0, C.D))
 
 
@@ -130,7 +130,7 @@ def learn(weights, reset, p_start, p_to, frame, norm, settling, p_before, p_kept
 
 @triton.jit
 def open_reads(weights, gradient, C):
-    """What the tiles of a frame's queries share."""
+    """Values that the tiles of a frame's queries share."""
     return weights, (tl.zeros([C.D], tl.float32), gradient[0])
 
 
@@ -168,8 +168,8 @@ def close_reads(weights, gradient, frame, p_x, stride_x, p_d_x, stride, p_scratc
 
 @triton.jit
 def open_step(gradient, p_weights, frame, C):
-    """What the tiles of a frame's keys share: the weights with which it began, E of the last bias, and the gradient
-    whose other parts are -N E."""
+    """Values that the tiles of a frame's keys share: the weights with which it began, E of the last bias, and the
+    gradient whose other parts are -N E."""
     b_d_b2 = gradient[0] + tl.load(last_bias(gradient[1], C))
     return (p_weights,), (-b_d_b2 / frame.size, gradient[1]), (b_d_b2, gradient[1])
 

@@ -94,7 +94,7 @@ def _replay(
 
 @triton.jit
 def _slot_of_weights(p_reset, begin, segment, row, span, C):
-    """Where the weights stand with which the mini-batch that begins here starts: in its slot, or in the last one, which
+    """The address of the weights with which the mini-batch that begins here starts: its slot, or the last one, which
     holds the learned start."""
     at = slot_of(begin, segment, row, span, C)
     if p_reset is not None:

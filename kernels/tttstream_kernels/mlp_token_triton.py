@@ -68,7 +68,7 @@ def store_units(p, c, w1, b1, w2, C):
 
 @triton.jit
 def last_bias(p, C):
-    """Where the last layer's bias lies, [D]."""
+    """The addresses of the last layer's bias [D]."""
     return p + 8 * C.D * C.D + 4 * C.D + tl.arange(0, C.D)
 
 
@@ -83,7 +83,7 @@ def copy_weights(p_to, p_from, factor, C):
 
 @triton.jit
 def hidden_at(p, part, c, C):
-    """Where what belongs to the hidden units of a block lies in a program's scratch, [CHUNK, BLOCK]."""
+    """The addresses of a block's hidden units in a program's scratch, [CHUNK, BLOCK]."""
     unit = part * (4 * C.D) + c + tl.arange(0, CHUNK)
     return p + unit[:, None] * C.BLOCK + tl.arange(0, C.BLOCK)[None, :]
 

@@ -41,7 +41,7 @@ def through(u, z_hat, rstd, AXIS: tl.constexpr = 1):
 
 @triton.jit
 def gradient_backward(d_gradient, gradient, u, scale, z_hat, rstd, AXIS: tl.constexpr = 1):
-    """What reaches u and z (equation 4) through `gradient` = J u, where u = offset + scale * z^."""
+    """The gradients of u and z (equation 4) through `gradient` = J u, where u = offset + scale * z^."""
     d_u = through(d_gradient, z_hat, rstd, AXIS)
     bend = mean(u * z_hat, AXIS) * d_u + mean(d_gradient * z_hat, AXIS) * gradient + mean(d_u * u, AXIS) * z_hat
     return d_u, through(scale * d_u, z_hat, rstd, AXIS) - rstd * bend

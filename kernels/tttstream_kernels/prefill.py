@@ -111,8 +111,8 @@ def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scann
 def _step(
     weights: Weights, inputs: list[Tensor], steps: list[Tensor], grad_sum: Weights, rule: Rule, tau: float
 ) -> None:
-    """Where the next mini-batch begins (equation 9), in place. Where what is forgotten is a number, the product that
-    makes the step forgets."""
+    """The weights with which the next mini-batch begins (equation 9), in place. If `forget` is a number, the product
+    that makes the step also applies it."""
     stay = 1.0 if isinstance(rule.forget, Tensor) else 1.0 - rule.forget
     for n, (weight, x, step) in enumerate(zip(weights, inputs, steps, strict=True)):
         if grad_sum:

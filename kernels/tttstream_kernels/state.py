@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class InnerState(NamedTuple):
-    """What an inner model has learned of B rows; all zeros is a fresh start.
+    """The state of an inner model for B rows; all zeros is a fresh start.
 
     delta: [B, H, P] the weights' difference from their learned start, at the start of the current mini-batch.
     grad_sum: [B, H, P] sum of the rate times the gradient over the tokens of the unfinished mini-batch, and with a

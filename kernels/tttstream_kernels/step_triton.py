@@ -281,7 +281,7 @@ def warps(width: int) -> int:
 
 
 class Step(NamedTuple):
-    """What the op takes: the inner model; q, k, v [B, 1, H, D], any strides with the last 1; all else contiguous: eta
+    """Arguments of the op: the inner model; q, k, v [B, 1, H, D], any strides with the last 1; all else contiguous: eta
     [B, 1, H], delta, sums [B, H, P], phase [B], start [H, P], gamma, beta [H, D], tau [K], forget, max_norm [H] or one
     number for all heads (0: none), lengths [B], reset [B, 1]; losses: whether they are wanted."""
 

@@ -1,4 +1,4 @@
-"""What tests of the ops share: the tolerance table, and memory of NaN around and under what a kernel is given."""
+"""Shared by tests of the ops: the tolerance table, and memory of NaN around and under what a kernel is given."""
 
 from __future__ import annotations
 

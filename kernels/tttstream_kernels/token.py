@@ -87,7 +87,7 @@ def _losses(call: Call, cut: Uniform | Ragged, target: Tensor, *seen: Tensor) ->
 
 
 def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, Rule]:
-    """What the pieces start from, and their update."""
+    """The states from which the pieces start, and their update."""
 
     def pieces(part: Tensor) -> Tensor:
         return torch.where(cut.fresh[:, None, None], 0.0, part[cut.row]) if isinstance(cut, Ragged) else part

@@ -1,4 +1,4 @@
-"""What the token-mode kernels share: where a mini-batch lies in its row, its tokens, and how they see one another.
+"""Shared by the token-mode kernels: the position of a mini-batch in its row, its tokens, and its causal mask.
 
 One program runs one head of one row and goes through the blocks of its row: a block is a mini-batch, or BLOCK places of
 it where a whole one does not fit into a multiprocessor, or what the call holds of those. Blocks end with their places,
@@ -20,9 +20,9 @@ import triton.language as tl
 from tttstream_kernels.norm_triton import INTERPRETED, standardise
 
 Sizes = namedtuple("Sizes", "D P K BLOCK READS KEEP RESTORE TYPE PRECISION")
-"""What is known when a kernel is compiled. D: width of a head; P: weights of a cell; K: tokens of a mini-batch,
-BLOCK: of a block; READS: 1, or 3 with what keys see after and before they are learned; KEEP: whether checkpoints
-are wanted; RESTORE: whether the norm is put back to the limit; TYPE, PRECISION: of products."""
+"""Constants at compile time. D: width of a head; P: weights of a cell; K: tokens of a mini-batch, BLOCK: of a block;
+READS: 1, or 3 with what keys see after and before they are learned; KEEP: whether checkpoints are wanted; RESTORE:
+whether the norm is put back to the limit; TYPE, PRECISION: of products."""
 
 
 Streams = namedtuple("Streams", "p_q p_k p_v")
@@ -35,11 +35,11 @@ limit: [H] or None."""
 
 
 Cuts = namedtuple("Cuts", "p_number p_begins p_first")
-"""Where blocks lie in rows with resets (`blocks.Blocks`); None without resets."""
+"""The blocks of rows with resets (`blocks.Blocks`); None without resets."""
 
 
 Results = namedtuple("Results", "p_y p_seen p_weights p_sums p_kept")
-"""What the forward pass gives: outputs, what keys see [READS - 1, B, T, H, D], weights, sums, checkpoints [B, H,
+"""Outputs of the forward pass: outputs, what keys see [READS - 1, B, T, H, D], weights, sums, checkpoints [B, H,
 segments, P]."""
 
 
@@ -47,12 +47,12 @@ Gradients = namedtuple(
     "Gradients",
     "p_q p_k p_v p_eta p_weights p_sums p_start p_gamma p_beta p_tau p_forget p_limit",
 )
-"""What the backward pass gives; start [B, H, P] (zeros before), gamma, beta [B, H, D], tau [B, H, K], forget and
-limit [B, H] cell by cell."""
+"""Outputs of the backward pass: start [B, H, P] (zeros before), gamma, beta [B, H, D], tau [B, H, K], forget and limit
+[B, H] cell by cell."""
 
 
 Room = namedtuple("Room", "p_slots p_scales p_hidden")
-"""What the backward pass works in: weights and sums at the ends of a segment's blocks, the scales of the former,
+"""Scratch memory of the backward pass: weights and sums at the ends of a segment's blocks, the scales of the former,
 and what belongs to the hidden units of a block [B, H, 5, 4 D, BLOCK]."""
 
 
@@ -157,9 +157,9 @@ def first_block(segment, row, cuts, segments, span, C):
 
 @triton.jit
 def slot_of(token, segment, row, span, C):
-    """Where in a segment's scratch what stands at this token lies: the weights where a mini-batch begins, its sums
-    where one of its further blocks does. 0 .. (span + K) / BLOCK: two such tokens are never fewer than BLOCK apart,
-    except the first two, whose earlier places came before."""
+    """The slot of this token in a segment's scratch: the weights where a mini-batch begins, its sums where one of its
+    further blocks does. 0 .. (span + K) / BLOCK: two such tokens are never fewer than BLOCK apart, except the first
+    two, whose earlier places came before."""
     return (tl.maximum(token, 0) + row.phase) // C.BLOCK - (segment * span + row.phase) // C.BLOCK
 
 
@@ -179,7 +179,8 @@ def store_tokens(p, stride, block, x, C):
 
 @triton.jit
 def tokens_at(p, read, row, C):
-    """Where the tokens of a row lie in outputs [B, T, H, D] (read 0), or in what keys see [2, B, T, H, D] (1 and 2)."""
+    """Addresses of the tokens of a row in outputs [B, T, H, D] (read 0), or in what keys see [2, B, T, H, D] (1 and
+    2)."""
     p += row.at * C.D
     if read > 1:
         p += tl.num_programs(0).to(tl.int64) * row.tokens * C.D
@@ -188,7 +189,7 @@ def tokens_at(p, read, row, C):
 
 @triton.jit
 def examples(row, block, C):
-    """What a block learns from: keys [BLOCK, D] in the compute type, targets v - k in float32, rates [BLOCK], which
+    """The inputs of a block's step: keys [BLOCK, D] in the compute type, targets v - k in float32, rates [BLOCK], which
     tokens are good, and 0 or NaN for each: a token that is not finite gives zeros, and its NaN is added where it
     belongs."""
     keys = load_tokens(row.p_k, row.s_k, block, C)

@@ -107,8 +107,8 @@ def _one_token(
 
 
 def _settling(update: Update, last: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """What kernels take of an update: what each head forgets and the longest its last layer may be, [H] or None.
-    last: [H, rows, columns] the last layer at the learned start."""
+    """The fields of an update that kernels use: `forget` and `max_norm` of each head, [H] or None. last: [H, rows,
+    columns] the last layer at the learned start."""
 
     def heads(value: float | Tensor) -> Tensor:
         if isinstance(value, Tensor):
@@ -123,10 +123,10 @@ def _settling(update: Update, last: Tensor) -> tuple[Tensor | None, Tensor | Non
 
 
 class Rows(NamedTuple):
-    """What both ops take: the inner model; q, k, v [B, T, H, D] of one type, any strides with the last 1; eta
-    [B, T, H], weights, sums [B, H, P], start [H, P], gamma, beta [H, D], tau [K], forget, limit [H] float32, contiguous
-    but for the rows of `weights`; phase [B] int32, lengths [B], reset [B, T], contiguous; restore: as in `Update`;
-    reads: 1, or 3 for what keys see after and before they are learned; span: tokens between checkpoints, 0: none."""
+    """Arguments of both ops: the inner model; q, k, v [B, T, H, D] of one type, any strides with the last 1; eta [B, T,
+    H], weights, sums [B, H, P], start [H, P], gamma, beta [H, D], tau [K], forget, limit [H] float32, contiguous but
+    for the rows of `weights`; phase [B] int32, lengths [B], reset [B, T], contiguous; restore: as in `Update`; reads:
+    1, or 3 for what keys see after and before they are learned; span: tokens between checkpoints, 0: none."""
 
     inner: str
     q: Tensor
@@ -171,7 +171,7 @@ class Rows(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """What the backward pass takes besides: the checkpoints, and gradients of what the forward pass gave."""
+    """Further arguments of the backward pass: the checkpoints, and gradients of the forward pass's outputs."""
 
     kept: Tensor
     d_y: Tensor
@@ -210,7 +210,7 @@ def _backward(rows: Rows, up: Upstream) -> tuple[Tensor, ...]:
 
 
 def scratch(rows: Rows) -> Room:
-    """What the backward pass works in: weights at the ends of one segment's mini-batches and sums at those of their
+    """Scratch memory of the backward pass: weights at the ends of one segment's mini-batches and sums at those of their
     blocks, their scales, and what belongs to the hidden units of one block of the MLP."""
     (number, heads, size), block = rows.sums.shape, rows.block
     slots = rows.sums.new_empty(number, heads, (rows.span + len(rows.tau)) // block + 2, size)

@@ -1,4 +1,4 @@
-"""What happens at the end of a mini-batch: step, then forgetting, then the norm of the last layer.
+"""The end of a mini-batch: step, then forgetting, then the norm of the last layer.
 
 Each part depends on the weights, the summed gradient and the momentum alone, never on where a call was cut, so that
 any partition of a stream gives the same weights.
@@ -115,7 +115,7 @@ class Rule(NamedTuple):
         return Rule(tuple(w[:count] for w in self.start), *rest)
 
     def base(self, weights: Weights, momentum: Weights) -> Weights:
-        """What queries see before any step of their mini-batch: W - mu M."""
+        """The weights that queries see before any step of their mini-batch: W - mu M."""
         if not self.update.has_momentum:
             return weights
         return tuple(w - self.momentum * m for w, m in zip(weights, momentum, strict=True))

@@ -68,7 +68,7 @@ def triton_status() -> str:
 
 
 def backends() -> list[str]:
-    """What `backend="auto"` takes for each inner model here, and why not Triton, one line each."""
+    """One line for each inner model: the backend that `backend="auto"` selects here, and why it is not Triton."""
     import torch
 
     from tttstream.inner import CATALOGUE

@@ -1,4 +1,4 @@
-"""What `watch` and `track` do with a source: frame after frame, a picture in a window, keys, an end, the files."""
+"""The loop of `watch` and `track` over a source: frames, the window with its keys, the end, and the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `tttstream track` writes about one source: a folder of masks, the overlay, and a line a frame."""
+"""The output of `tttstream track` for one source: a folder of masks, the overlay, and a line a frame."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is scored off line, beside its baselines: events in surprise, spliced videos, masks on DAVIS."""
+"""Offline scores with their baselines: events in surprise, spliced videos, masks on DAVIS."""

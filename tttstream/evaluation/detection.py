@@ -61,7 +61,7 @@ def auroc(positive: Scores, negative: Scores) -> float:
 
 
 class Baselines:
-    """What a user could do instead, frame by frame: frame difference and OpenCV's MOG2.
+    """Baselines frame by frame: frame difference and OpenCV's MOG2.
 
     frame difference: mean absolute difference to the frame before. mog2: share of pixels that OpenCV's background
     model (its own defaults, shadows off) calls foreground.

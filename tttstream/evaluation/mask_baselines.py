@@ -1,4 +1,4 @@
-"""What mask propagation is measured against: repeating the first mask, matching the same features, a frozen memory."""
+"""Baselines of mask propagation: repeating the first mask, matching the same features, a frozen memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a memory costs along a stream, and what the dual form of a TTT layer saves."""
+"""The cost of a memory along a stream, and the time that the dual form of a TTT layer saves."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ GRID = (8, 8)
 
 
 class Cost(NamedTuple):
-    """What a memory costs after so many tokens of one stream: milliseconds a token in calls of CHUNK tokens, a frame of
-    FRAME tokens, and a call of one token (None where it takes whole frames only); bytes of its state; by how many
-    megabytes the process grew since the stream began."""
+    """The cost of a memory after a number of tokens of one stream: milliseconds a token in calls of CHUNK tokens, a
+    frame of FRAME tokens, and a call of one token (None where it takes whole frames only); bytes of its state; by how
+    many megabytes the process grew since the stream began."""
 
     memory: str
     tokens: int
@@ -69,7 +69,7 @@ def make(name: str, dim: int, heads: int) -> Memory:
 
 @torch.no_grad()
 def costs(name: str, lengths: list[int], dim: int, heads: int, device: torch.device, limit: float) -> Iterator[Cost]:
-    """What a memory costs after each of these lengths (multiples of CHUNK), as far as it comes in `limit` seconds."""
+    """The cost of a memory after each of these lengths (multiples of CHUNK) that it reaches in `limit` seconds."""
     torch.manual_seed(0)
     memory: Any = make(name, dim, heads).to(device).eval()
     x = torch.randn(1, CHUNK, dim, device=device)

@@ -55,7 +55,7 @@ def normalised(scores: Sequence[float]) -> Scores:
 
 
 def alarms(scores: Scores) -> list[int]:
-    """Where scores rise above the threshold; once raised, an alarm lasts until the score falls below the release."""
+    """The frames at which scores rise above the threshold. An alarm lasts until the score falls below the release."""
     found, up = [], False
     for at, score in enumerate(scores.tolist()):
         if not up and score > THRESHOLD:

@@ -124,7 +124,7 @@ def _try_lock(descriptor: int, lock: Path, what: str) -> None:
 
 
 def _holder(lock: Path) -> str:
-    """Who wrote into the small file, in brackets."""
+    """The writer named in the lock file, in brackets."""
     until = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -11,7 +11,7 @@ INSTALLED = Path("share", "tttstream", "configs")
 
 
 def folder() -> Path:
-    """Where the shipped configurations lie: configs/ of a checkout, or share/ of where the package was installed."""
+    """The folder of the shipped configurations: configs/ of a checkout, or share/ of the installation."""
     beside = Path(__file__).resolve().parents[2]
     bases = (beside, Path(sysconfig.get_path("data")), Path(site.getuserbase()))
     places = [beside / "configs", *(base / INSTALLED for base in bases)]

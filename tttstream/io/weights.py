@@ -53,7 +53,7 @@ def fingerprint(model: nn.Module, config: dict[str, Any]) -> str:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What config.json in a folder says, "format" among it."""
+    """The content of config.json in a folder, with the entry "format"."""
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -90,7 +90,7 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) 
 
 
 class _Attention(Memory):
-    """What both attentions share: projections, who sees whom, and what of the cache goes on."""
+    """Shared by both attentions: projections, the mask, and the part of the cache that is kept."""
 
     state_type: type[WindowState] | type[CacheState]
 

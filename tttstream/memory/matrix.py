@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 
 
 class MatrixMemory(Memory):
-    """What all matrix memories share: one call from tokens to outputs. A kind defines `look`, `read_out` and its sizes.
+    """Shared by all matrix memories: one call from tokens to outputs. A kind defines `look`, `read_out` and its sizes.
 
     A token with a NaN or an infinity has a NaN as its output and is remembered as a token of zeros.
     """
@@ -79,11 +79,11 @@ class MatrixMemory(Memory):
         return (y if inside is None else torch.where(inside, y, 0.0)), self.state_type(*held, window)
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
-        """What the tokens do to the state, whatever else `read_out` needs, and the next window."""
+        """The update of the state by the tokens, further values that `read_out` needs, and the next window."""
         raise NotImplementedError
 
     def run(self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, ...]:
-        """What is read [B, T, H, Dv], and what the state holds after the call but for the window."""
+        """The read-outs [B, T, H, Dv], and the state after the call without its window."""
         return recurrence(token, state.matrix, reset, lengths)
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a token stands in its mini-batch: positions under resets, rotary angles, and the short causal convolution."""
+"""Positions of tokens in their mini-batch under resets, rotary angles, and the short causal convolution."""
 
 from __future__ import annotations
 

@@ -32,11 +32,9 @@ LEAST = -5.0  # the smallest logarithm of a decay a channel, so that no factor l
 
 
 class Token(NamedTuple):
-    """What the tokens of a call do to the state.
-
-    q, k: [B, T, H, Dk]. v: [B, T, H, Dv]. decay: log w, [B, T, H, 1], or [B, T, H, Dk] of at least LEAST; None for no
-    decay. read, erase: c and a, [B, T, H, Dk]. No `read`: nothing is removed. A `read` without `erase`: a is k, which
-    is the delta rule (k = beta * c) and takes half of the products.
+    """The update of the state by the tokens of a call. q, k: [B, T, H, Dk]. v: [B, T, H, Dv]. decay: log w, [B, T, H,
+    1], or [B, T, H, Dk] of at least LEAST; None for no decay. read, erase: c and a, [B, T, H, Dk]. No `read`: nothing
+    is removed. A `read` without `erase`: a is k, which is the delta rule (k = beta * c) and takes half of the products.
     """
 
     q: Tensor
@@ -115,7 +113,7 @@ class Decays:
         return x if self.sums is None else x * (self.sums[:, -1:] - self.sums).exp()
 
     def whole(self) -> Tensor | None:
-        """What a chunk leaves of the state, [n, 1 or Dk, 1]."""
+        """The decay of the state over a chunk, [n, 1 or Dk, 1]."""
         return None if self.sums is None else self.sums[:, -1, :, None].exp()
 
     def products(self, x: Tensor, y: Tensor, below: int) -> Tensor:
@@ -208,7 +206,7 @@ def moved(state: Tensor, transition: Tensor | None, addition: Tensor) -> Tensor:
 
 
 def pieces_of(cut: Uniform | Ragged, state: Tensor) -> Tensor:
-    """What each piece between two resets starts from [pieces, ...], for the state of the rows [B, ...]."""
+    """The state with which each piece between two resets starts [pieces, ...], for the state of the rows [B, ...]."""
     if not isinstance(cut, Ragged):
         return state
     return torch.where(cut.fresh.view(-1, *[1] * (state.dim() - 1)), 0.0, state[cut.row])

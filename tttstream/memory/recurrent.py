@@ -41,7 +41,7 @@ class LSTMState(State, _HiddenCell):
 
 
 class _Recurrent(Memory):
-    """What LSTM and GRU share. The recurrence runs in the parameters' type, also under autocast."""
+    """Shared by LSTM and GRU. The recurrence runs in the parameters' type, also under autocast."""
 
     layer: type[nn.LSTM] | type[nn.GRU]
     state_type: type[LSTMState] | type[GRUState]

@@ -30,12 +30,10 @@ class _TTTFields(NamedTuple):
 
 
 class TTTState(State, _TTTFields):
-    """What a TTT memory holds of each row.
-
-    delta: [B, H, P] the inner weights' difference from their learned start, at the last mini-batch end.
-    grad_sum: [B, H, P] gradient sums of the unfinished mini-batch ([B, H, 0] in frame mode).
-    momentum: [B, H, P], or [B, H, 0] without momentum. phase: [B] tokens in the unfinished mini-batch.
-    window: [B, width - 1, dim] last tokens that the short convolution still sees ([B, 0, dim] without one).
+    """The state of a TTT memory for each row. delta: [B, H, P] the inner weights' difference from their learned start,
+    at the last mini-batch end. grad_sum: [B, H, P] gradient sums of the unfinished mini-batch ([B, H, 0] in frame
+    mode). momentum: [B, H, P], or [B, H, 0] without momentum. phase: [B] tokens in the unfinished mini-batch. window:
+    [B, width - 1, dim] last tokens that the short convolution still sees ([B, 0, dim] without one).
     """
 
     __slots__ = ()

@@ -29,7 +29,7 @@ class SavedModel(nn.Module):
     config: Any
 
     def description(self) -> dict[str, Any]:
-        """What config.json says besides the format (JSON-able)."""
+        """The entries of config.json besides the format (JSON-able)."""
         return dataclasses.asdict(self.config)
 
     @classmethod
@@ -39,7 +39,7 @@ class SavedModel(nn.Module):
 
     @classmethod
     def shape(cls, description: dict[str, Any]) -> dict[str, Any]:
-        """What must be alike in two descriptions for weights to fit both."""
+        """The part of a description that must be equal for weights to fit."""
         return {name: value for name, value in description.items() if name not in cls.SETTINGS}
 
     @classmethod

@@ -120,7 +120,7 @@ class Classifier(SavedModel):
         return transforms.center_crop(transforms.resize(pixels, [side], antialias=True), [side, side])
 
     def description(self) -> dict[str, Any]:
-        """What config.json says: names, encoder, fitting and the configuration of the model."""
+        """The entries of config.json: names, encoder, fitting and the configuration of the model."""
         return {
             "names": self.names,
             "encoder": self.encoder,
@@ -149,7 +149,7 @@ class Classifier(SavedModel):
 
 
 class Opinion:
-    """What a classifier says of a stream, frame by frame and of all frames since the last reset.
+    """Results of a classifier for a stream: of each frame, and of all frames since the last reset.
 
     so_far: the classes by the mean of their log probabilities over those frames, as the task classification judges a
     clip. Constant memory.

@@ -67,10 +67,9 @@ class ModelConfig:
 
 @exportable
 class Output(NamedTuple):
-    """What a model says of every frame.
-
-    prediction: [B, T, 3, H, W] the next frame. embedding: [B, T, dim] of length 1.
-    losses: inner loss of each token before and after it was learned, [B, T, N]; None for memories without one.
+    """The output of a model for every frame. prediction: [B, T, 3, H, W] the next frame. embedding: [B, T, dim] of
+    length 1. losses: inner loss of each token before and after it was learned, [B, T, N]; None for memories without
+    one.
     """
 
     prediction: Tensor
@@ -79,9 +78,8 @@ class Output(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the heads of a model read.
-
-    patches: [B, T, N, dim]. costs: what `Motion` says of shifts; None without it. losses: see `Output`.
+    """The input of a model's heads. patches: [B, T, N, dim]. costs: what `Motion` says of shifts; None without it.
+    losses: see `Output`.
     """
 
     patches: Tensor
@@ -90,7 +88,7 @@ class Seen(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """What a stream wants to know of a frame: losses as in `Output`; an embedding [1, 1, dim] where it was asked for;
+    """The values of a frame that a stream uses: losses as in `Output`; an embedding [1, 1, dim] where it was asked for;
     logits [1, 1, classes] of a classifier."""
 
     losses: Losses | None
@@ -174,7 +172,7 @@ class FrameModel(SavedModel):
         return ModelState(state.blocks[:kept]) if kept else state
 
     def glance(self, frames: Tensor, state: ModelState, *, learn: bool, embed: bool) -> tuple[Glance, ModelState]:
-        """What a stream needs of frames [1, 1, 3, size, size], and nothing beside it."""
+        """The values of frames [1, 1, 3, size, size] that a stream uses, and nothing else."""
         if not embed:
             losses, state = self.watch(frames, state, learn=learn)
             return Glance(losses, None), state

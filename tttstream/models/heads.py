@@ -1,4 +1,4 @@
-"""What a model says of a frame: the next frame, and one vector."""
+"""Heads of a model: the next frame, and one vector."""
 
 from __future__ import annotations
 

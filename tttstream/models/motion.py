@@ -21,7 +21,7 @@ class _PastFields(NamedTuple):
 
 
 class Past(State, _PastFields):
-    """What is kept of the frame before: light [B, H, W], its mean over colours; seen [B], 1 where there was one."""
+    """The state, from the frame before: light [B, H, W], its mean over colours; seen [B], 1 where there was one."""
 
     __slots__ = ()
 
@@ -80,7 +80,7 @@ class Motion(nn.Module):
         return costs, Past(light[:, -1], torch.ones_like(past.seen))
 
     def tokens(self, costs: Costs) -> Tensor:
-        """What is said of the motion to the tokens: [B, T, N, dim]."""
+        """The input of the tokens about motion: [B, T, N, dim]."""
         logs = costs.patches
         least, still = logs.amin(-1, keepdim=True), logs[..., self.shifts // 2, None]
         x = torch.cat([logs - least, least + 8.0, still + 8.0], -1)  # 8: so that they are about 0 on average

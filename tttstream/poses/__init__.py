@@ -1,4 +1,4 @@
-"""Where frames were taken: what the numbers of a pose mean, files of them, and a scale that stays."""
+"""Poses of frames: the meaning of their numbers, their files, and a fixed scale."""
 
 from __future__ import annotations
 

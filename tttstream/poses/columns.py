@@ -126,7 +126,7 @@ def _plain(name: str) -> str:
 
 
 def _seconds(word: str) -> float | None:
-    """What one unit of a column of time is in seconds; None for other columns."""
+    """Seconds in one unit of a column of time; None for other columns."""
     stem, _, ending = word.rpartition("_")
     if word in TIMES:
         return 1.0

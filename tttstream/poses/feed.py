@@ -47,7 +47,7 @@ class Feed:
 
     @property
     def text(self) -> str:
-        """What was understood, in one line."""
+        """The format that was recognised, in one line."""
         what = "the numbers of a line" if self.form is None else self.form.text
         return f"{self.name}: its last line as it grows, stale after {self.tolerance:g} s: {what}"
 

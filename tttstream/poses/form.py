@@ -1,4 +1,4 @@
-"""What the numbers of a pose mean, and how they become a vector in which nothing jumps."""
+"""The meaning of the numbers of a pose, and their continuous vector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 TURNS = {"deg": 360.0, "rad": 2 * np.pi, "turns": 1.0, "quarters": 4.0}
 """How much of each unit of an angle makes a whole turn."""
 ORDERS = {"xyzw": (0, 1, 2, 3), "wxyz": (1, 2, 3, 0)}
-"""Where x, y, z and w of a quaternion stand among its four numbers."""
+"""The indices of x, y, z and w of a quaternion among its four numbers."""
 UNITS = ("number", *TURNS, *ORDERS)
 SPELLINGS = {"degree": "deg", "degrees": "deg", "radian": "rad", "radians": "rad", "°": "deg", "turn": "turns"}
 ANGLES = {"angle", "azimuth", "bearing", "course", "dir", "direction", "heading", "orientation", "pan"}
@@ -42,11 +42,11 @@ class Part(ABC):
 
     @property
     def text(self) -> str:
-        """What it is, for people."""
+        """A description for messages."""
         return self.name
 
     def fault(self, raw: Floats) -> str | None:
-        """What is wrong with numbers [raw] that are finite; None where nothing is."""
+        """The fault of finite numbers [raw]; None if there is none."""
         return None
 
     @abstractmethod
@@ -195,14 +195,14 @@ class Form:
 
     @property
     def text(self) -> str:
-        """What the parts are, for people."""
+        """A description of the parts for messages."""
         return ", ".join(part.text for part in self.parts)
 
     def _cut(self, raw: Floats) -> list[Floats]:
         return np.split(raw, np.cumsum([part.raw for part in self.parts])[:-1])
 
     def fault(self, raw: Floats) -> str | None:
-        """What is wrong with finite numbers [raw], None where nothing is."""
+        """The fault of finite numbers [raw]; None if there is none."""
         faults = (part.fault(piece) for part, piece in zip(self.parts, self._cut(raw), strict=True))
         return next(filter(None, faults), None)
 

@@ -114,7 +114,7 @@ class Track:
 
     @property
     def text(self) -> str:
-        """What was understood, in one line."""
+        """The format that was recognised, in one line."""
         last = float(self._at[-1])
         match self.clock:
             case "time":

@@ -1,4 +1,4 @@
-"""Where frames come from: `open_source` turns a path, address, number or name into a Source."""
+"""Sources of frames: `open_source` turns a path, address, number or name into a Source."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _posed(
 
 
 def _feed(poses: Any, pose: str | None, tolerance: float | None, start: float | None) -> Any:
-    """What gives the poses of a live source, None where nothing does."""
+    """The provider of a live source's poses, None if there is none."""
     from tttstream.poses import Feed
 
     if start is not None:
@@ -176,7 +176,7 @@ def _absence(path: Path) -> str:
 
 
 def _advice(path: Path) -> str:
-    """What to do about a path that is not there."""
+    """Advice for a path that does not exist."""
     if "%" in path.name and re.search(r"%\d*d", path.name):
         return "frame%05d.png stands for images with numbers, and none fits; give videos one by one, or their folder"
     if glob.has_magic(str(path)) and (found := glob.glob(str(path))):

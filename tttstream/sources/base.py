@@ -1,4 +1,4 @@
-"""What every source of frames is: an iterator of Frames that can be closed, counted and resumed."""
+"""The base class of sources: an iterator of Frames that can be closed, counted and resumed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Source(ABC):
         return frame.index
 
     def remarks(self) -> list[str]:
-        """What a person should know of how it went, each in one line."""
+        """Remarks for a person about the run, one line each."""
         return []
 
     def _check(self, position: dict[str, Any]) -> None:
@@ -70,14 +70,14 @@ class Source(ABC):
 
     @abstractmethod
     def position(self) -> dict[str, Any]:
-        """Where the source stands (JSON-able): `seek` with it goes on with the frame after the last one yielded."""
+        """The position of the source (JSON-able): `seek` with it goes on with the frame after the last one yielded."""
 
     @abstractmethod
     def seek(self, position: dict[str, Any]) -> None:
         """Go on where `position()` was taken, so that the next frames are the same bit for bit."""
 
     def events(self, until: int) -> list[Event] | None:
-        """What was planted before frame `until`; None for a source that does not know."""
+        """The planted events before frame `until`; None for a source that has none."""
         return None
 
     def close(self) -> None:  # noqa: B027

@@ -120,7 +120,7 @@ class Camera(Source):
 
     @property
     def pose_form(self) -> Form | None:  # type: ignore[override]
-        """What the poses are, None where that is unknown."""
+        """The form of the poses, None if it is unknown."""
         return getattr(self._pose, "form", None)
 
     @property

@@ -1,4 +1,4 @@
-"""What sources that draw their frames share: every frame follows from the settings and its number alone."""
+"""Shared by sources that draw their frames: a frame depends on the settings and its number alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Generated(Source):
         """Any frame, by its number."""
 
     def _settings(self) -> dict[str, Any]:
-        """What must be the same to go on (JSON-able)."""
+        """The settings that must be equal to resume (JSON-able)."""
         return {"seed": self.seed, "size": self.size}
 
     def __iter__(self) -> Iterator[Frame]:

@@ -27,7 +27,8 @@ PATIENCE = 1000  # steps in a row without a pose, then the source is given up
 
 
 class Gym(Source):
-    """What an environment shows under random actions or a policy: one frame a step, and a new episode where one ends.
+    """The rendered frames of an environment under random actions or a policy: one frame a step, and a new episode where
+    one ends.
 
     env_id: as gymnasium.make takes it, "CartPole-v1" or "module:ENV_ID"; it must render "rgb_array".
     seed: of the environment and of the actions; the same seed gives the same frames where the environment keeps to it.
@@ -144,7 +145,7 @@ class Gym(Source):
 
     @property
     def pose_form(self) -> Form | None:  # type: ignore[override]
-        """What the poses are, None before the first."""
+        """The form of the poses, None before the first."""
         return None if self._probe is None else self._probe.form
 
     def remarks(self) -> list[str]:

@@ -1,4 +1,5 @@
-"""What a person's spelling of a source stands for: the files of a folder, of a pattern, and of links to folders."""
+"""The files that a source given by a person stands for: the files of a folder, of a pattern, and of links to
+folders."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ def nothing_in(folder: str | os.PathLike[str]) -> SourceError:
 
 
 def inside(tops: Sequence[Path]) -> list[list[str]]:
-    """What each of these folders stands for, see `expand`; a folder that links lead to counts for one of them alone."""
+    """The files of each of these folders, see `expand`; a folder that several links lead to counts once."""
     found: list[list[str]] = []
     left: list[Path] = []
     for top, tree in zip(tops, trees(tops), strict=True):

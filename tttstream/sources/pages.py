@@ -18,7 +18,7 @@ from tttstream.errors import DependencyError
 SEVERAL = frozenset({".png", ".tif", ".tiff", ".webp"})
 """Suffixes of files that may hold several images."""
 FAILURES = (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error)
-"""What Pillow raises for a file that is damaged, SyntaxError among it."""
+"""The exceptions that Pillow raises for a damaged file."""
 
 
 class Pages:

@@ -32,7 +32,7 @@ TINTS = {
 COLOURED = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg")
 NAMES = (*COLOURED, *TINTS)
 HELD_OUT = ("astronaut.png", "chelsea.png", "coffee.png")
-"""What no shipped model is trained on: the worlds of the source `places`."""
+"""Photographs that no shipped model is trained on: the worlds of the source `places`."""
 OBJECTS_FROM = ("astronaut.png", "chelsea.png", "coffee.png", "retina.jpg", "rocket.jpg", "camera.png")
 
 Pixels = NDArray[np.uint8]

@@ -28,7 +28,7 @@ NUMBERS = range(64)  # of kinds of side data, those to come included
 
 @dataclass(frozen=True)
 class Display:
-    """What to do with the pictures of one stream.
+    """How the pictures of one stream are displayed.
 
     name: of the file, for messages. aspect: the width of its pixels over their height. short_side: reduce pictures to
     this many pixels on their shorter side, None for as they are.
@@ -101,7 +101,7 @@ def display_matrix(picture: VideoFrame) -> NDArray[np.float64] | None:
 
 
 def _side_data(picture: VideoFrame) -> list[SideData]:
-    """What a picture carries, but kinds that PyAV has no name for: it lists nothing where there is one (EXIF)."""
+    """The side data of a picture; empty if it has a kind that PyAV cannot name (EXIF)."""
     try:
         return _listed(picture)
     except ValueError:

@@ -19,7 +19,7 @@ INDEX_LAST = (
 UNREACHED = re.compile(
     "(?i)refused|not found|timed out|unreachable|no route|server returned|resolve|denied|reset by peer"
 )
-"""What is said of a server or an address, which tells nothing of the file."""
+"""A message about a server or an address without the path of the file."""
 HEADS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # at byte 4 of an MP4 or MOV
 
 

@@ -118,12 +118,10 @@ class Places(Generated):
         return {**super()._settings(), "photographs": list(self.photographs)}
 
     def events(self, until: int) -> list[Event]:
-        """What begins before frame `until`, by time.
-
-        "scene": another world is entered, of one frame's length; "revisit": said beside it where the world is known.
-        "exchanged", "vanished", "appeared", "moved": from the frame in which the changed spot is in view for the first
-        time after the change to the one in which it is no more; `where` is its (x, y, world), `since` the frame of the
-        change. A move is two events, one for each spot.
+        """Events that begin before frame `until`, by time. "scene": another world is entered, of one frame's length;
+        "revisit": said beside it where the world is known. "exchanged", "vanished", "appeared", "moved": from the frame
+        in which the changed spot is in view for the first time after the change to the one in which it is no more;
+        `where` is its (x, y, world), `since` the frame of the change. A move is two events, one for each spot.
         """
         events, number = [], 0
         while self._start(number) < until:
@@ -150,7 +148,7 @@ class Places(Generated):
         return Frame(exposed(picture, self._rng(NOISE, index)), index, index / FPS, pose)
 
     def look(self, pose: NDArray[np.float64], index: int) -> Floats:
-        """What a camera with a perfect sensor sees at a pose [5] as things stand at a frame, under even light:
+        """The view of a camera with a perfect sensor at a pose [5], with the objects of a frame, under even light:
         [size, size, 3] in 0..255. The world must be that of the frame. Beyond the world its border is repeated."""
         visit = self._visit(self._number(index))
         if int(pose[4]) != visit.world:
@@ -163,7 +161,7 @@ class Places(Generated):
         return picture
 
     def things(self, index: int) -> dict[tuple[float, float], int]:
-        """What stands where at a frame: {(x, y): number of the thing}."""
+        """The objects at a frame: {(x, y): number of the object}."""
         visit = self._visit(self._number(index))
         spots = self._spots(visit.world)
         at = enumerate(visit.things(index - visit.start))
@@ -218,7 +216,7 @@ class Places(Generated):
         return visit._replace(changes=tuple(self._make_changes(visit, number)))
 
     def _make_changes(self, visit: Visit, number: int) -> Iterator[Change]:
-        """What changes out of sight during a visit."""
+        """The changes out of sight during a visit."""
         rng = self._rng(CHANGES, number)
         length = visit.stop - visit.start
         offset = (
@@ -259,7 +257,7 @@ class Places(Generated):
     # What it looks like.
 
     def _spots(self, world: int) -> NDArray[np.float64]:
-        """Where things may stand [SPOTS, 2]: a grid over the world, a little displaced."""
+        """Positions of objects [SPOTS, 2]: a grid over the world, slightly displaced."""
         rows = math.isqrt(SPOTS)
         grid = (np.stack(np.meshgrid(np.arange(rows), np.arange(rows)), axis=-1).reshape(-1, 2) + 0.5) * EXTENT / rows
         return np.asarray(grid + self._rng(SPOT, world, 1).uniform(-0.12, 0.12, grid.shape))

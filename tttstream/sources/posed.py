@@ -118,7 +118,7 @@ class Asked:
         self._width: int | None = None
 
     def ask(self, moment: float) -> Any:
-        """What is said of the pose now, for `put`; never raises, so that a thread can ask."""
+        """The answer about the pose now, for `put`; never raises, so that a thread can ask."""
         try:
             pose = self._give(moment)
             return pose if pose is not None else PoseMissing(getattr(self._give, "reason", "") or "none was given")
@@ -176,7 +176,7 @@ class LivePosed(Source):
 
     @property
     def pose_form(self) -> Form | None:  # type: ignore[override]
-        """What the poses are, None as long as that is unknown."""
+        """The form of the poses, None while it is unknown."""
         return getattr(self._give, "form", None)
 
     @property

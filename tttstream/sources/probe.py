@@ -94,7 +94,7 @@ def _walked(value: Any, so_far: str, steps: Sequence[str | int]) -> Any:
 
 
 def _offers(value: Any) -> str:
-    """What can be asked of a value, for people."""
+    """The keys that a value offers, for messages."""
     if isinstance(value, Mapping):
         names = sorted(map(str, value))
     elif isinstance(value, (np.ndarray, list, tuple)):

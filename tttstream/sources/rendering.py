@@ -1,4 +1,4 @@
-"""What the embedded cameras share: smooth movements, changing light, sensor noise, and things drawn into a picture."""
+"""Shared by the embedded cameras: smooth movements, changing light, sensor noise, and things drawn into a picture."""
 
 from __future__ import annotations
 
@@ -62,6 +62,6 @@ def exposed(picture: Floats, rng: np.random.Generator) -> Pixels:
 
 
 def warped(texture: Pixels | Floats, matrix: NDArray[np.float64], side: int, border: int) -> Floats:
-    """What a camera sees of a texture, [side, side, channels]: `matrix` [3, 3] takes its pixels to the texture's."""
+    """The view of a camera on a texture, [side, side, channels]: `matrix` [3, 3] takes its pixels to the texture's."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpPerspective(texture, matrix, (side, side), flags=flags, borderMode=border).astype(np.float32)

@@ -260,7 +260,7 @@ class _Decoder:
         return f"no data for {self.timeout_s:g} s" if isinstance(error, av.error.ExitError) else reason(error)
 
     def history(self) -> dict[str, Any]:
-        """What `jump` needs so that the rest is judged as if it had been read from the start."""
+        """The state that `jump` needs so that later frames are checked as if read from the start."""
         intervals = {"longest": self.longest, "second": self.second, "steady": self.steady, "silent": self.silent}
         return {"exact": self.exact, **intervals}
 
@@ -380,7 +380,7 @@ def _duration(stream: VideoStream) -> float:
 
 
 def reason(error: Exception) -> str:
-    """What FFmpeg or the system says, in one line."""
+    """The message of FFmpeg or the system, in one line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 

@@ -87,10 +87,9 @@ class Walk(Generated):
         self._lamp = Lamp(size)
 
     def events(self, until: int) -> list[Event]:
-        """What begins before frame `until`, by time.
-
-        "scene": a cut to another place, of one frame's length. "revisit": said beside it where the place is known.
-        "object": from the first frame that shows any of a novel object to the first that shows it no more.
+        """Events that begin before frame `until`, by time. "scene": a cut to another place, of one frame's length.
+        "revisit": said beside it where the place is known. "object": from the first frame that shows any of a novel
+        object to the first that shows it no more.
         """
         events = []
         number = 0
@@ -207,7 +206,7 @@ class Walk(Generated):
         return cutout(math.ceil(self.size * OBJECT), np.random.Generator(np.random.PCG64([self.seed, OBJECTS, *key])))
 
     def _view(self, scene: Scene, t: int) -> Floats:
-        """What the camera sees of the place, [size, size, 3] in 0..255."""
+        """The camera's view of the place, [size, size, 3] in 0..255."""
         move = {name: waves.at(t) for name, waves in scene.moves.items()}
         side = self.size
         texture = self._texture(scene.place)

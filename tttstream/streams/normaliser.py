@@ -60,7 +60,7 @@ class Normaliser:
         self.level, self.slope = math.nan, 0.0
 
     def state(self) -> dict[str, float]:
-        """What `restore` needs to go on bit for bit."""
+        """The values that `restore` needs to continue bit for bit."""
         return {"count": self.count, "level": self.level, "slope": self.slope, "variance": self.variance}
 
     def restore(self, state: dict[str, float]) -> None:

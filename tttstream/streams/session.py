@@ -52,7 +52,7 @@ def place(layers: Iterable[TTTLayer], backend: str, device: torch.device) -> Non
 
 
 class Session:
-    """What every stream has: a model on a device, the memory's state, the counter, and files.
+    """The base class of streams: a model on a device, the memory's state, a frame counter, and files.
 
     model: a SavedModel, on its device, not in training. size: side of the picture that the model sees, in pixels.
     state: of one row. learn: whether the memory learns from the frames; may be switched any time. frames: how many
@@ -114,7 +114,7 @@ class Session:
         return self.model.init_state(1)
 
     def _more(self) -> dict[str, Any]:
-        """What a kind of stream saves besides."""
+        """Further metadata that a kind of stream saves."""
         return {}
 
     def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
@@ -158,8 +158,8 @@ class Session:
 
 
 class Saved:
-    """What a saved stream says of itself. source: the name of what it watched, None where it had none. size: side of
-    the pictures that it saw, None where the file does not say."""
+    """The metadata of a saved stream. source: the name of what it watched, None where it had none. size: side of the
+    pictures that it saw, None where the file does not say."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         texts = states.metadata(path)

@@ -226,7 +226,7 @@ class Classification(StreamTask):
         return rows
 
     def clip_rows(self) -> list[dict[str, Any]]:
-        """What was predicted of each clip of which anything was seen, from all its frames."""
+        """The prediction for each clip with at least one frame, from all its frames."""
         return [self._told[clip] for clip in sorted(self._told)]
 
 

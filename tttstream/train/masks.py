@@ -135,7 +135,7 @@ class MaskPropagation(StreamTask):
         return torch.stack(every, 1)
 
     def offset(self, clip: Tensor) -> Tensor | None:
-        """Where the middle of a sequence's frames lies [B, 2] in training; its number decides, so that it stays."""
+        """The centre of a sequence's frames [B, 2] in training; it depends on the sequence's number only."""
         if not self.training:
             return None
         return torch.stack([clip * 97 % SPREAD, clip * 57 % SPREAD], 1) - SPREAD // 2
@@ -150,7 +150,7 @@ class MaskPropagation(StreamTask):
         return (torch.rand(reset.shape, generator=generator) < share).to(reset.device)
 
     def losses(self, segment: Segment) -> dict[str, Tensor]:
-        """What is trained on a segment, by name."""
+        """The losses of a segment, by name."""
         output, masks, counted = segment.output, segment.masks, segment.counted
         shown = counted.any(2)
         if not bool(shown.any()):

@@ -124,7 +124,7 @@ class Signals:
             self._look()
 
     def _look(self) -> None:
-        """Where another rank has failed this one would wait for it in vain; it has said itself what was wrong."""
+        """End this rank if another has failed, which has reported its error; this one would wait for it for ever."""
         launcher = self.trainer and self.trainer.strategy.launcher
         if launcher is None or self._spawned() or self.answered:
             return
@@ -201,7 +201,7 @@ class Stop(Callback):
         self._step = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is left to do is to write what was trained; a signal that came so late has nothing to stop."""
+        """Only files are left to write; a signal this late stops nothing."""
         self._take().deferred = False
 
     def on_train_batch_end(

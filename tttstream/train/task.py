@@ -1,4 +1,4 @@
-"""What every training task shares: a memory carried from batch to batch, saved with the weights, and the optimiser."""
+"""Shared by all training tasks: a memory carried from batch to batch, saved with the weights, and the optimiser."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def lanes_of(lanes: Tensor, trainer: Trainer) -> Tensor:
 
 
 def named(batch: Batch, row: int, t: int) -> str:
-    """What a frame of a batch is called above its picture."""
+    """The title of a frame of a batch above its picture."""
     if not batch.valid[row, t]:
         return "no frame"
     clip = int(batch.clip[row, t])

@@ -1,1 +1,1 @@
-"""What a person sees of a stream: the overlay, the video, the chart, the window. Import the module you need."""
+"""Views of a stream for people: the overlay, the video, the chart, the window. Import the module you need."""

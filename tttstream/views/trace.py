@@ -1,4 +1,4 @@
-"""What is kept of a whole stream for its chart, in constant memory: curves that coarsen, and the best moments."""
+"""The record of a whole stream for its chart, in constant memory: curves that coarsen, and the highest peaks."""
 
 from __future__ import annotations
 
@@ -127,18 +127,18 @@ class Trace:
         return self.frames <= SHORT
 
     def along(self, numbers: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-        """Where frame numbers lie along the chart: at their times, evenly spaced between the first and the last; in a
-        short run at the numbers themselves."""
+        """The positions of frame numbers along the chart: at their times, evenly spaced between the first and the last;
+        in a short run at the numbers themselves."""
         if self.short:
             return numbers
         return self.first_s + numbers * ((self.last_s - self.first_s) / (self.frames - 1))
 
     def place_of(self, index: int) -> float:
-        """Where the frame with this index in the source lies along the chart."""
+        """The position along the chart of the frame with this index in the source."""
         return float(self.along(np.array([index - self.first_index], dtype=np.float32))[0])
 
     def limits(self) -> tuple[float, float]:
-        """Where the chart begins and ends."""
+        """The limits of the chart."""
         if self.short:
             return -0.5, self.frames - 0.5
         return self.first_s, max(self.last_s, self.first_s + 0.1)

@@ -1,4 +1,4 @@
-"""What a training step gets: one segment of each of B streams."""
+"""The input of a training step: one segment of each of B streams."""
 
 from __future__ import annotations
 

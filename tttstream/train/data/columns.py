@@ -1,4 +1,4 @@
-"""What the columns of a list of videos hold, by their names or by what stands in them."""
+"""The meaning of the columns of a list of videos, by their names or their values."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def by_content(file: Path, line: Line, cells: list[list[str]], path: int, folder
 
 
 def to_row(file: Path, line: Line, cells: Sequence[str], roles: Sequence[str]) -> Row:
-    """What a row of cells says."""
+    """The content of a row of cells."""
     said = {role: cell for role, cell in zip(roles, cells, strict=True) if role != "-" and cell}
     if "path" not in said:
         raise refused(file, line, "it has no path")

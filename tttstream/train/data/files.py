@@ -101,7 +101,7 @@ def member(shard: str, name: str) -> bytes:
 
 @lru_cache(maxsize=4096)
 def members(shard: str) -> dict[str, tuple[int, int]]:
-    """Where the files of a tar stand in it: name → (offset, size). Raises SourceError where it is no tar."""
+    """Positions of the files in a tar: name → (offset, size). Raises SourceError if it is no tar."""
     try:
         with tarfile.open(shard, "r:") as tar:
             return {item.name: (item.offset_data, item.size) for item in tar if item.isfile()}

@@ -1,4 +1,4 @@
-"""What there is to train on: each Index knows one way in which people keep videos, and lists them as clips."""
+"""Indices of training data: each Index reads one layout of video files and lists them as clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies on disk, read in a way that says in one line what is wrong with it: folders, text, csv, json, labels."""
+"""Readers of folders, text, csv, json and labels that report a fault in one line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def place(text: str, what: str) -> Path:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, in natural order."""
+    """The entries of a folder, in natural order."""
     try:
         return sorted(folder.iterdir(), key=natural)
     except OSError as error:
@@ -133,7 +133,7 @@ def read_rows(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, s
 
 
 def read_json(path: Path) -> Any:
-    """What a json file holds."""
+    """The content of a json file."""
     try:
         return json.loads(read_text(path))
     except ValueError as error:

@@ -31,7 +31,7 @@ ALONE = "data.workers=0 reads in the main process"
 
 
 class Rows(NamedTuple):
-    """What a worker sends: the rows of its lanes at one step, or what went wrong; and the bad videos met so far.
+    """A worker's message: the rows of its lanes at one step, or the error; and the bad videos so far.
 
     batch: tensors in this process; arrays between processes, which go through a pipe, where tensors would need room in
     /dev/shm: containers have little, and a worker that finds none lets everyone wait.
@@ -178,7 +178,7 @@ class LaneLoader:
 
 
 def lost(error: BaseException) -> DataError | None:
-    """What to say of an error by which torch reports a worker that has gone, wherever it came up; None for another."""
+    """The message for an error by which torch reports a worker that has ended; None for other errors."""
     found = LOST.search(str(error))
     if found is None:
         return None

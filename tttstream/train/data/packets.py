@@ -1,4 +1,4 @@
-"""What the packets of a video tell without decoding: how many frames there are, and which packet holds which."""
+"""The packets of a video, read without decoding: the number of frames, and the frame in each packet."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ START = Anchor(0, 0)
 
 @dataclass
 class Scan:
-    """What the packets of a video's pictures say.
+    """The packets of a video's pictures.
 
-    frames: how many there should be. packets: what tells each from others, in the order of the file: its time stamp,
-    size and place. seeks: the time stamp that leads to each. keys: whether decoding may begin there. numbers: the frame
-    in each packet, below 0 where it is never shown; None where only decoding from the start tells. formats, codec: as
-    FFmpeg calls them. fresh: whether each key frame of H.264 and HEVC makes a decoder begin anew. damage: set where the
-    file ends well before the time its header promises. anchors: where decoding may begin; with numbers all of them,
-    else those that were met so far.
+    frames: the expected number. packets: the identity of each, in the order of the file: its time stamp, size and
+    place. seeks: the time stamp that leads to each. keys: whether decoding may begin there. numbers: the frame in each
+    packet, below 0 where it is never shown; None where only decoding from the start tells. formats, codec: as FFmpeg
+    calls them. fresh: whether each key frame of H.264 and HEVC makes a decoder begin anew. damage: set where the file
+    ends well before the time its header promises. anchors: where decoding may begin; with numbers all of them, else
+    those that were met so far.
     """
 
     frames: int
@@ -70,7 +70,7 @@ class Scan:
             self.anchors += sorted(Anchor(int(self.numbers[packet]), int(packet)) for packet in begin)
 
     def before(self, frame: int) -> Iterator[Anchor]:
-        """Where to begin in order to reach a frame: the nearest anchor, some before it, and the start."""
+        """Positions from which decoding reaches a frame: the nearest anchor, some before it, and the start."""
         reach = bisect_right(self.anchors, Anchor(frame, len(self.packets)))
         yield from self.anchors[max(1, reach - ATTEMPTS) : reach][::-1]
         yield START

@@ -76,7 +76,7 @@ class PathList(Index):
         return place(self.file, "file").parent if self.root is None else place(self.root, "root")
 
     def _place(self, path: str) -> Path:
-        """Where a path of the list lies; backslashes part folders where no file has them in its name."""
+        """The location of a path in the list; backslashes separate folders if no file has them in its name."""
         place = self._root / Path(path).expanduser()
         if "\\" in path and not place.exists() and (other := self._root / path.replace("\\", "/")).exists():
             return other

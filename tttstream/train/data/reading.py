@@ -45,7 +45,7 @@ class Footage:
 
 
 class Troubles:
-    """What is wrong with the clips that a worker met. listed: by name, and why. dead: clips that cannot be read."""
+    """The bad clips that a worker met. listed: by name, and why. dead: clips that cannot be read."""
 
     def __init__(self) -> None:
         self.listed: dict[str, str] = {}

@@ -37,8 +37,8 @@ def streak(shift: Floats) -> Floats:
 
 @dataclass
 class Motion:
-    """Where a thing is over time: turn (radians), growth (log), shift (pixels), a bend that comes and goes, and stretch
-    (log of how much wider and flatter it becomes), none unless set."""
+    """The motion of an object over time: turn (radians), growth (log), shift (pixels), a bend that comes and goes, and
+    stretch (log of how much wider and flatter it becomes), none unless set."""
 
     turn: Floats
     growth: Floats

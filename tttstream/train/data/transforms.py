@@ -1,4 +1,4 @@
-"""What is done to the frames of a clip: transforms of torchvision, drawn once a visit and alike for all its frames."""
+"""Transforms of the frames of a clip: those of torchvision, drawn once a visit and equal for all its frames."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Decord(Decoder):
 
 
 class _Misled(Exception):
-    """What was read is not what the scan says."""
+    """The frame that was read is not the one that the scan expects."""
 
 
 class _PyAVReader(Reader):

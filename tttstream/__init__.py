@@ -13,7 +13,7 @@ __version__ = "0.2.0"
 _moved.install()
 
 if TYPE_CHECKING:
-    from tttstream import errors, inner, interop, map, masks, memory, models, sources, state, streams, views
+    from tttstream import encoders, errors, inner, interop, map, masks, memory, models, sources, state, streams, views
     from tttstream.errors import TTTStreamError
     from tttstream.frames import Frame, Result
     from tttstream.memory import TTTLayer
@@ -31,6 +31,7 @@ __all__ = [
     "TTTLayer",
     "TTTStreamError",
     "__version__",
+    "encoders",
     "errors",
     "inner",
     "interop",

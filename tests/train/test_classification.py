@@ -11,8 +11,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from tttstream.encoders import VisionTokens
 from tttstream.errors import CheckpointError, ConfigError
-from tttstream.models.encoders import VisionTokens
 from tttstream.train.classification import Classification, Encoder
 from tttstream.train.data import Batch, VideoClip
 

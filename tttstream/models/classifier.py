@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tttstream.encoders import VisionTokens
 from tttstream.errors import ConfigError
 from tttstream.frames import Label
 from tttstream.models.backbone import Backbone, Losses, ModelState
 from tttstream.models.base import SavedModel
-from tttstream.models.encoders import VisionTokens
 from tttstream.models.frame import Glance, ModelConfig
 from tttstream.models.tokens import PatchTokens
 

@@ -11,9 +11,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from tttstream.encoders.pyramid import DEVIATION, MEAN
 from tttstream.errors import CheckpointError, ConfigError
-
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which all its weights expect
 
 
 class VisionTokens(nn.Module):
@@ -35,7 +34,7 @@ class VisionTokens(nn.Module):
     def __init__(self, name: str, size: int, dim: int, *, weights: str = "none", frozen: bool = True) -> None:
         super().__init__()
         self.frozen = frozen
-        self.encoder, self.kind = _build(name, size, weights)
+        self.encoder, self.kind = build(name, size, weights)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
         if frozen:
@@ -72,7 +71,7 @@ class VisionTokens(nn.Module):
         return encoder(images).flatten(2).transpose(1, 2)
 
 
-def _build(name: str, size: int, weights: str) -> tuple[nn.Module, str]:
+def build(name: str, size: int, weights: str) -> tuple[nn.Module, str]:
     """The part of a classifier that makes features, with its weights, and which kind it is."""
     from torchvision import models
     from torchvision.models.swin_transformer import SwinTransformer

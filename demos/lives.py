@@ -1,4 +1,4 @@
-"""Lives of inner models over many scenes, for demos/youth.py and demos/youth_front.py."""
+"""Streams of many scenes for inner models, for demos/youth.py and demos/youth_front.py."""
 
 import datetime
 import platform
@@ -41,7 +41,7 @@ def default(name: str, mode: str) -> Update:
 
 
 def live(name: str, mode: str, update: Update, world: str, scenes: int, heads: int = 1) -> Life:
-    """One life; several heads live the same life, each with its own numbers in the update."""
+    """One stream of scenes; several heads see the same stream, each with its own numbers in the update."""
     torch.manual_seed(0)
     entry, unit = catalogue.find(name), UNIT[mode]
     inner = entry.make(GRID)

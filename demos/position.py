@@ -2,9 +2,9 @@
 
 python demos/position.py --out out/position --docs docs
 
-Every run (memory × seed) is `tttstream fit`, then `tttstream predict` on walks of 64 times the training length; runs
-that are done are not done again, so the table grows over days. Each choice of settings has its own folder in --out.
-`--reset 16` tests the same weights with the memory reset every so many frames. What stands below the picture in
+Every run (memory × seed) is `tttstream fit`, then `tttstream predict` on walks of 64 times the training length.
+Finished runs are not repeated, so the table grows over days. Each set of options has its own folder in --out.
+`--reset 16` also tests the same weights with the memory reset after each 16 frames. The text below the picture in
 position.md is kept.
 """
 
@@ -66,8 +66,8 @@ def fit(folder: Path, name: str, seed: int, args: argparse.Namespace) -> Path:
 def test(folder: Path, name: str, path: Path, reset: int, args: argparse.Namespace) -> dict[str, float]:
     """MSE over that of repeating the last frame, in the frames up to each multiple of the training length.
 
-    A reset also takes the frame before, by which motion is sought. So that the ablation speaks of the memory alone, no
-    score counts the frames foretold from the first of a segment, where resets are (frame 0 has none before it anyway).
+    A reset also removes the frame before, which the estimate of motion needs. So that the ablation measures the memory
+    alone, no score counts the frames predicted from the first of a segment, where resets are.
     """
     frames = args.length * TIMES[-1]
     words = [f"--data.test.frames={frames}", "--data.test.count=2", f"--ckpt_path={path}"]
@@ -96,12 +96,12 @@ def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> Non
     lines = ["# Quality against the position in the stream", ""]
     lines += [
         f"`python demos/position.py --steps {args.steps} --length {args.length} --size {args.size} --motion "
-        f"{args.motion}{resets}`, {datetime.date.today()}, {machine}. Tiny models (model/tiny) that seek motion of up "
-        f"to {args.motion} pixels, trained for {args.steps} steps on walks in segments of {args.length} frames. Error "
-        "of the next frame over that of repeating the last one, in the second half of the frames up to so many times "
-        "the training length: below 1 is better than repeating; mean over seeds ± half their range, and how many. "
-        "Frames foretold from the first of a segment count nowhere: a reset there also takes the frame before, by "
-        "which motion is sought.",
+        f"{args.motion}{resets}`, {datetime.date.today()}, {machine}. Tiny models (model/tiny) that estimate motion of "
+        f"up to {args.motion} pixels, trained for {args.steps} steps on walks in segments of {args.length} frames. "
+        "Error of the next frame over that of repeating the last one, in the second half of the frames up to so many "
+        "times the training length: below 1 is better than repeating; mean over seeds ± half their range, and how "
+        "many. Frames predicted from the first of a segment do not count: a reset there also removes the frame before, "
+        "which the estimate of motion needs.",
         "",
         "| memory | " + " | ".join(f"{times} ×" for times in TIMES) + " | seeds |",
         "| --- |" + " ---: |" * (len(TIMES) + 1),
@@ -142,15 +142,21 @@ def _place(key: str) -> tuple[bool, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/position"), help="runs and results.json, by settings")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/position"), help="folder for runs and results.json, by settings"
+    )
     parser.add_argument("--docs", type=Path, default=Path("out/position"), help="gets results/position.md")
     parser.add_argument("--memories", nargs="*", default=MEMORIES, choices=MEMORIES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--reset", nargs="*", type=int, default=[], help="also test with a reset every so many frames")
+    parser.add_argument(
+        "--reset", nargs="*", type=int, default=[], help="also test with a reset after this number of frames"
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--length", type=int, default=16, help="frames of a training segment")
     parser.add_argument("--size", type=int, default=32, help="side of the walk's pictures")
-    parser.add_argument("--motion", type=int, default=2, help="pixels that motion is sought for, 0 for none")
+    parser.add_argument(
+        "--motion", type=int, default=2, help="largest motion in pixels that the model estimates, 0 for none"
+    )
     args = parser.parse_args()
     if any(every < 1 or every % args.length for every in args.reset):
         parser.error(f"--reset {args.reset}: expected multiples of --length, {args.length}")

@@ -1,4 +1,4 @@
-"""How well a model foretells the next frame of videos, beside repeating the last one and beside itself without memory.
+"""How well a model predicts the next frame of videos, compared with repeating the last one and with a frozen memory.
 
 python demos/prediction.py out/small/held --model base > table.md
 """
@@ -23,14 +23,14 @@ from tttstream.train.metrics import qualities
 
 METHODS = {
     "repeating": "the last frame again",
-    "untrained": "the same model with its weights as drawn: motion is sought and gone on with, no more",
+    "untrained": "the same model with random weights: it only estimates motion and extrapolates it",
     "frozen": "the trained weights, but the memory does not learn from the stream",
     "model": "the trained weights, and the memory learns from every frame",
 }
 
 
 def frames(path: Path, stream: tttstream.Stream, most: int) -> Tensor:
-    """The first frames of a video as the stream's model sees them: uint8 [T, 3, size, size]."""
+    """The first frames of a video as the model gets them: uint8 [T, 3, size, size]."""
     with tttstream.open_source(str(path)) as source:
         seen = [stream.picture(frame).mul(255).round().byte() for frame, _ in zip(source, range(most), strict=False)]
     return torch.stack(seen)

@@ -1,4 +1,4 @@
-"""Videos made small before training, so that decoding does not set the pace: short side in pixels, little loss.
+"""Make videos small before training, so that decoding does not limit its speed.
 
 python demos/shrink.py ../shared/videos out/small --held dog bedroom carphone --skip robustness
 """

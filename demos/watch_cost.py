@@ -1,4 +1,4 @@
-"""CPU time of a frame in `tttstream watch`, choices side by side: taken in turn, so that a busy machine wrongs none.
+"""CPU time of a frame in `tttstream watch` for several sets of options, in turn, so that other load affects all alike.
 
 python demos/watch_cost.py ../shared/videos/surveillance/car-detection.mp4 > table.md
 """
@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument("source", help="what `tttstream watch` takes")
     parser.add_argument("--choices", nargs="*", default=CHOICES, help='options of a run, such as "--model small"')
     parser.add_argument("--frames", type=int, default=200, help="of each run")
-    parser.add_argument("--size", type=int, default=128, help="side in pixels that every model sees (default: 128)")
-    parser.add_argument("--rounds", type=int, default=5, help="each choice runs so often; the least time counts")
+    parser.add_argument("--size", type=int, default=128, help="side in pixels of every model's picture (default: 128)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each set of options; the shortest counts")
     args = parser.parse_args()
     found: dict[str, list[float]] = {choice: [] for choice in args.choices}
     watch(args.source, 20, args.size, [])  # what only a first run pays

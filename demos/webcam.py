@@ -1,7 +1,7 @@
-"""A live camera in a window: a model that learns what it sees, and shows where it is surprised.
+"""A live camera in a window: a model learns what it sees, and shows where it is surprised.
 
     python demos/webcam.py                      camera 0
-    python demos/webcam.py --file clip.mp4      a file in the camera's place, again and again
+    python demos/webcam.py --file clip.mp4      a file instead of a camera, in a loop
 
 Keys: q quit, f forget, l learning on/off, space pause.
 """
@@ -22,7 +22,7 @@ from tttstream.views.window import KEYS, Viewer
 
 
 def looped(path: str) -> Iterator[Frame]:
-    """The frames of a file at its own pace, again and again, with time going on."""
+    """The frames of a file at its own speed, in a loop, with increasing times."""
     began = time.monotonic()
     offset = 0.0
     index = 0
@@ -73,7 +73,7 @@ def main() -> int:
         description="A live camera, watched by a model that learns.", epilog=f"Keys: {KEYS}"
     )
     parser.add_argument("--camera", default="0", help="number of the camera (default: 0)")
-    parser.add_argument("--file", help="a video in the camera's place, looped")
+    parser.add_argument("--file", help="a video instead of a camera, in a loop")
     parser.add_argument("--model", default="base", help="name or folder of the model (default: base)")
     args = parser.parse_args()
     try:

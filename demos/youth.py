@@ -1,10 +1,9 @@
-"""Which memories stay young: 1,000 scenes one after another, with the paper's update and with ours; a table, a picture.
+"""Which memories still learn after 1,000 scenes, with the paper's update and with the default: a table and a picture.
 
     python demos/youth.py --scenes 1000 --out docs
 
-For each inner model: the inner loss early in each scene (what it costs to learn something new), and the loss on other
-tokens of the scenes 1, 3, 7 and 31 back, asked without learning (what is still remembered). What else could be had is
-in demos/youth_front.py.
+For each inner model: the inner loss early in each scene (how fast it learns), and the loss on other tokens of the
+scenes 1, 3, 7 and 31 back, read without learning (how much it remembers). demos/youth_front.py draws the trade-off.
 """
 
 import argparse

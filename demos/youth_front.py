@@ -1,9 +1,9 @@
-"""What a longer or a shorter last layer would bring: how fast a memory learns against how much it keeps.
+"""The effect of the last layer's norm: how fast a memory learns against how much it keeps.
 
     python demos/youth_front.py --scenes 200 --out docs
 
-Every inner model lives the same life with its last layer bounded to shares of the default length, and with the paper's
-update, which does not bound it. Shorter learns new scenes faster, longer keeps more of the old ones.
+Every inner model sees the same scenes with its last layer bounded to shares of the default norm, and with the paper's
+update, which does not bound it. A smaller norm learns new scenes faster, a larger one keeps more of the old ones.
 """
 
 import argparse

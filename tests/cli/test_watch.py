@@ -224,7 +224,7 @@ class TestSeveral:
         bad = tmp_path / "bad.mp4"
         bad.write_text("no video")
         assert watch(bad, clip("one"), "--out", tmp_path / "out") == 0
-        assert "passed over" in capsys.readouterr().err
+        assert "tttstream: skipped: " in capsys.readouterr().err
         assert sorted(os.listdir(tmp_path / "out")) == ["one", "summary.json"]
         assert [one["source"] for one in summary(tmp_path / "out")["unreadable"]] == [str(bad)]
 

@@ -62,7 +62,7 @@ def test_odd_names_under_ascii(place: Path) -> None:
     )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert b"Traceback" not in done.stderr
-    assert b"passed over" not in done.stderr
+    assert b"skipped: " not in done.stderr
     (done.stdout + done.stderr).decode("ascii")
     folders = folder_names(words)
     assert len(set(folders)) == len(names)
@@ -90,7 +90,7 @@ def test_names_of_folders() -> None:
         (["x.mp4", "--out", ""], "empty text"),
         ([""], "empty text"),
         (["$CLIP"], "nobody replaced $CLIP"),
-        (["x.mp4", "--out", "-"], "stands for a pipe"),
+        (["x.mp4", "--out", "-"], "- is a pipe"),
         (["x.mp4", "--model", ""], "empty text"),
         (["x.mp4", "--out", "n" * 300], "too long"),
         (["m" * 300 + ".mp4"], "File name too long"),
@@ -118,7 +118,7 @@ def test_links(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "b").symlink_to("a")
     (place / "c").symlink_to("c")
     assert main(["watch", "a", "b", "c", *QUICK, "--no-overlay", "--out", "out"]) == 0
-    assert "passed over: " in capsys.readouterr().err  # the link to itself
+    assert "tttstream: skipped: " in capsys.readouterr().err  # the link to itself
     assert sorted(os.listdir("out")) == ["summary.json", "x", "x-2"]
 
 

@@ -113,6 +113,6 @@ def test_the_side_of_a_view(images: Path, tmp_path: Path, capsys: pytest.Capture
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     capsys.readouterr()
     assert watch(images, "--model", tmp_path / "map", "--view", 2, "--load-state", state) == 2
-    assert "--view is told by the state" in capsys.readouterr().err
+    assert "sets --view: leave it out" in capsys.readouterr().err
     assert watch(images, "--model", "base", "--view", 2) == 2
-    assert "--view is for maps" in capsys.readouterr().err
+    assert "--view needs a map" in capsys.readouterr().err

@@ -100,14 +100,14 @@ class TestTask:
             return [line for line in caplog.messages if line.startswith("classification")]
 
         assert said(3, train=[0, 1, 2, 2], val=[1]) == []
-        assert said(6, train=[0, 5, 2, 2]) == ["classification: train has no video of 3 of the 6 classes: 1, 3, 4"]
+        assert said(6, train=[0, 5, 2, 2]) == ["classification: 3 of the 6 classes have no video in train: 1, 3, 4"]
         (line,) = said(5, train=[0, 1, 2])
-        assert line.endswith("train has no video of 2 of the 5 classes: 3, 4: set task.classes to 3?")
+        assert line.endswith("2 of the 5 classes have no video in train: 3, 4: set task.classes to 3?")
         (line,) = said(3, train=[1, 2, 2])
-        assert line.endswith("train has no video of 1 of the 3 classes: 0: do its numbers begin at 1?")
+        assert line.endswith("1 of the 3 classes have no video in train: 0: do its numbers begin at 1?")
         one, two = said(3, ["run", "sit", "walk"], train=[0, 1, 0], val=[2, 2, 1, 0])
-        assert one.endswith("train has no video of 1 of the 3 classes: 2 (walk)")
-        assert two == "classification: 2 of 4 videos of val are of classes that train has no video of: 2 (walk)"
+        assert one.endswith("1 of the 3 classes have no video in train: 2 (walk)")
+        assert two == "classification: 2 of 4 videos of val have classes without a video in train: 2 (walk)"
         (line,) = said(2, train=[0, 1, -1], val=[0])
         assert line == "classification: 1 of 3 videos of train have no label and do not count"
         for names, parts, says in (

@@ -156,7 +156,7 @@ class TestMistakes:
 
     def test_no_data(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["fit", "--config", "trainer/fast", "--config", "task/prediction"]) == 2
-        assert "error: there is no data: give a piece of data/" in capsys.readouterr().err
+        assert "error: no data is given: add a piece of data/" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("words", "part"),
@@ -210,7 +210,7 @@ class TestMistakes:
         words = {"file": "--config=mine.yaml", "init_args": "--data.init_args.size=128", "word": "--data.size=128"}
         assert main(["fit", *PIECES, *SHORT, words[where]]) == 2
         error = capsys.readouterr().err
-        assert "data.size is 128, but the model's pictures are of 32: set --model.size alone" in error
+        assert "data.size is 128, but the model takes pictures of 32: set --model.size alone" in error
         assert len(error.splitlines()) == 1
         assert not (here / "out").exists()
 
@@ -224,7 +224,7 @@ class TestMistakes:
         torch.save([1], here / "list.ckpt")
         for name in ("weights.pth", "list.ckpt"):
             assert main(["fit", *PIECES, *SHORT, f"--ckpt_path={name}"]) == 2
-            assert f"{name} is no checkpoint of a run" in capsys.readouterr().err
+            assert f"{name} is not a checkpoint of a run" in capsys.readouterr().err
         assert main(["test", *PIECES, *SHORT, "--ckpt_path=best"]) == 2
         assert "there is no checkpoint best: give a file" in capsys.readouterr().err
 

@@ -135,7 +135,7 @@ def test_cells_have_numbers_of_their_own() -> None:
 
 
 def test_data_without_poses_and_odd_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="take data/places"):
+    with pytest.raises(ConfigError, match="use data/places"):
         task()(batch()._replace(pose=None), "train")
     with pytest.raises(ConfigError, match="future from 0 to below 1"):
         Map(MapConfig(**SMALL), future=1.0)

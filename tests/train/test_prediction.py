@@ -76,7 +76,7 @@ class TestLanes:
         made = task(tiny())
         made(moving(rows=2).train_dataloader().data[0], "train")
         made(moving(rows=3).train_dataloader().data[0], "train")
-        with pytest.raises(ShapeError, match="rows that go on must keep their place"):
+        with pytest.raises(ShapeError, match="rows that continue must keep their position"):
             made(moving(rows=2).train_dataloader().data[1], "train")
 
     def test_validation_leaves_the_training_lanes_alone(self, tiny: Make, moving: Make, trainer: Make) -> None:
@@ -90,7 +90,7 @@ class TestLanes:
         assert sum(seen[-3:]) < sum(seen[:3]) - 0.1
 
     def test_a_memory_that_grows_is_refused(self, tiny: Make) -> None:
-        with pytest.raises(ConfigError, match="grows with the stream: take window"):
+        with pytest.raises(ConfigError, match="grows with the stream: use window"):
             task(tiny(memory="attention"))
 
     def test_frozen_does_not_learn(self, tiny: Make, moving: Make, trainer: Make) -> None:

@@ -16,7 +16,7 @@ LARGEST = 4096  # of the sides in pixels that are taken: beyond, one frame fills
 def path(text: str) -> Path:
     """A file or folder, with `~` expanded. Refuses an empty name, $NAME, and the `-` of pipes."""
     if text == "-":
-        raise argparse.ArgumentTypeError("- stands for a pipe, and this has to be a file or folder; give its name")
+        raise argparse.ArgumentTypeError("- is a pipe, but a file or folder is needed: give its name")
     try:
         return Path(expanded(text, "it", ConfigError))
     except ConfigError as error:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("state", metavar="STATE", type=arguments.path, help="a saved stream of a map")
-    wrote = "the map that wrote it (default: map)"
+    wrote = "the model of the saved stream (default: map)"
     parser.add_argument("--model", metavar="DIR|NAME", type=arguments.model, default="map", help=wrote)
     parser.add_argument(
         "--poses", metavar="FILE", type=arguments.path, help="draw the expected pictures at these poses"
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             file.discard()
         folder.discard()
         raise
-    said = f"{len(known)} pictures, {np.mean(known):.2f} familiar in the mean" if known else "the world as remembered"
+    said = f"{len(known)} pictures, mean familiarity {np.mean(known):.2f}" if known else "the world as remembered"
     names = ", ".join(file.path.name for file in files[:2]) + (", …" if files[2:] else "")
     print(shown(f"{said}: {folder.path} ({names})"))
     return 0

@@ -61,7 +61,7 @@ def triton_status() -> str:
     if find_spec("triton") is None:
         return f"no: triton is not installed (it has packages for Linux only; this is {platform.system()})"
     if os.environ.get("TRITON_INTERPRET") == "1":
-        return "yes, in the interpreter (TRITON_INTERPRET=1): right but slow, for tests"
+        return "yes, in the interpreter (TRITON_INTERPRET=1): correct but slow, for tests"
     if torch.cuda.is_available():
         return "yes, on CUDA"
     return "no: torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels in the interpreter)"

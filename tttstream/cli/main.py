@@ -22,8 +22,8 @@ COMMANDS = {
     "fit": "train a model on streams of video (Lightning's command line)",
     "validate": "measure a trained model on the validation videos",
     "test": "measure a trained model on the test videos",
-    "predict": "write what a trained model says of videos",
-    "export": "turn a checkpoint into the model folder that `watch --model` takes",
+    "predict": "write the predictions of a trained model for videos",
+    "export": "turn a checkpoint into a model folder for `watch --model`",
     "bench": "measure time, memory and state of every memory along a stream",
     "info": "print versions, devices, and why Triton can or cannot run here",
 }
@@ -84,7 +84,7 @@ def guarded(program: str, job: Callable[[], int]) -> int:
     """The exit code of a program's job; a user's mistake is one line on standard error and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")  # a terminal of few letters is no reason to lose a run
+            stream.reconfigure(errors="backslashreplace")  # a terminal without these letters must not end a run
     try:
         return job()
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from tttstream.io.names import shortened
 
 
 class Progress:
-    """Progress of one source on standard error. total: how many frames will come, None where unknown."""
+    """Progress of one source on standard error. total: the number of frames, None if unknown."""
 
     EVERY_S = 10.0
 

@@ -37,7 +37,7 @@ def told(labels: tuple[Label, ...]) -> list[dict[str, Any]]:
 class Record:
     """The files of one source and the counters of all kinds of results. Without a folder it only counts.
 
-    OPTIONAL: the names of files that not every run writes: those of an earlier run go when this one's are published.
+    OPTIONAL: names of files that not every run writes. Those of an earlier run are removed.
     """
 
     OPTIONAL: ClassVar[tuple[str, ...]] = ("overlay.mp4",)
@@ -118,8 +118,8 @@ class Recorder(Record):
     """Writes the frames and results of one source to its folder. Without a folder it only counts.
 
     video: write overlay.mp4. pictures: draw the overlay for a window, with the speed in it. embeddings: write
-    embeddings.npy. endless: nobody knows how many frames will come. overlay: what draws the pictures, one of surprise
-    unless given. surprises: whether there is a surprise to write.
+    embeddings.npy. endless: the number of frames is unknown. overlay: draws the pictures; by default those of
+    surprise. surprises: whether there is a surprise to write.
     """
 
     OPTIONAL = ("overlay.mp4", "embeddings.npy")

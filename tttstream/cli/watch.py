@@ -1,4 +1,4 @@
-"""`tttstream watch`: learn online from a video, a camera or the embedded walk, and write down what surprises."""
+"""`tttstream watch`: learn online from a video, a camera or a generated stream, and write where it is surprised."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ OUT = "watch-results"
 LONGEST = 200  # bytes of a source's name that its folder is called by
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows keeps for devices
 EPILOG = f"""\
-SOURCE is a video file or URL, a folder of images or of videos, frame%05d.png for images with numbers, - for a video on
-the standard input (MPEG-TS, Matroska, or MP4 with its index in front), a camera number, gym:ENV_ID, walk (an endless
-camera walk that needs no file) or places (an endless camera that returns to what it saw, with its pose). Links to
-folders are followed, to each folder once. Cameras, environments, walk and places go on until --max-frames or Ctrl-C;
-Ctrl-C ends the run in good order: everything is written, the summary says "interrupted": true, and the exit code is 0.
+SOURCE is a video file or URL, a folder of images or of videos, frame%05d.png for numbered images, - for a video on the
+standard input (MPEG-TS, Matroska, or MP4 with its index in front), a camera number, gym:ENV_ID, walk (an endless
+generated camera walk) or places (an endless generated camera that returns to what it saw, with its pose). Links to
+folders are followed, to each folder once. Cameras, environments, walk and places run until --max-frames or Ctrl-C.
+Ctrl-C ends the run normally: all results are written, the summary has "interrupted": true, and the exit code is 0.
 
-One source is written to DIR itself: frames.jsonl, summary.json, overlay.mp4, surprise.png. Several sources are taken
-one after another, each written to a folder of its own in DIR, named after the source, with one summary.json over all.
-Each source starts with the same memory, a fresh one or that of --load-state, so its results do not depend on its
-neighbours; with --carry the memory goes on from one source to the next (a recording in several files). --save-state
-keeps the memory of the last source. What an earlier run left in DIR under these names goes: DIR tells of one run, and
-belongs to one run at a time. A second one says who has it, and ends (on network drives too, where they pass locks on).
-A source that cannot be read is passed over with a line on standard error (with --on-error raise it ends the run).
+The results of one source are written to DIR itself: frames.jsonl, summary.json, overlay.mp4, surprise.png. Several
+sources are read one after another; each has its own folder in DIR, named after the source, and DIR has one summary.json
+for all. Each source starts with the same memory, fresh or from --load-state, so its results do not depend on the other
+sources. With --carry the memory continues from one source to the next (a recording in several files). --save-state
+saves the memory of the last source. Results of an earlier run in DIR are replaced. DIR belongs to one run at a time: a
+second run names the owner and ends (also on network drives that support locks). A source that cannot be read is skipped
+with a line on standard error (with --on-error raise it ends the run).
 
-With the folder of a classifier as --model, which `fit` and `export` write, the likeliest classes stand in the picture,
-in frames.jsonl (of the frame, and of all frames so far) and in summary.json (of all frames).
+If --model is the folder of a classifier, which `fit` and `export` write, the likeliest classes are drawn over the
+picture and written to frames.jsonl (for the frame, and for all frames so far) and summary.json (for all frames).
 
 `tttstream track VIDEO --first-mask FILE` follows the objects of a mask.
 
 --show without --out writes nothing. Keys in the window: q quit, f forget, l learning on/off, space pause.
-Exit codes: 0 done, 2 something in the way, said in one line; a source in the way leaves none of its files behind.
+Exit codes: 0 success; 2 an error, reported in one line. A source that fails leaves no files.
 The default for --out is {OUT}.
 """
 
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add = parser.add_argument
-    add("sources", nargs="+", metavar="SOURCE", help="what to watch, see below")
+    add("sources", nargs="+", metavar="SOURCE", help="what to watch (see below)")
     known = "a model by name or from its folder (default: base)"
     add("--model", metavar="DIR|NAME", type=arguments.model, default="base", help=known)
     arguments.add_run(parser, size="side of the square that the model sees")
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
                     if len(specs) == 1 or args.on_error == "raise":
                         raise
                     failed[spec] = shown(" ".join(str(error).split()))
-                    print(f"tttstream: passed over: {failed[spec]}", file=sys.stderr)
+                    print(f"tttstream: skipped: {failed[spec]}", file=sys.stderr)
                 if interrupt.asked:
                     break
             if not summaries:
@@ -157,7 +157,7 @@ def make_stream(args: argparse.Namespace) -> Session:
     from tttstream import models
     from tttstream.streams import Saved, kind_for
 
-    torch.set_num_threads(1)  # frames are small: a second thread waits more than it works, and decoding wants the core
+    torch.set_num_threads(1)  # frames are small: a second thread mostly waits, and decoding needs the core
     torch.manual_seed(args.seed)
     size = Saved(args.load_state).size if args.size is None and args.load_state is not None else args.size
     model = models.load(args.model, seed=args.seed, size=size)
@@ -165,9 +165,9 @@ def make_stream(args: argparse.Namespace) -> Session:
     if args.embeddings and not kind.EMBEDS:
         raise ConfigError(f"--embeddings: a {type(model).__name__} has none, leave it out")
     if args.view is not None and not kind.VIEWS:
-        raise ConfigError(f"--view is for maps, and {args.model} is none: leave it out")
+        raise ConfigError(f"--view needs a map, and {args.model} is none: leave it out")
     if args.view is not None and args.load_state is not None:
-        raise ConfigError("--view is told by the state of --load-state: leave it out")
+        raise ConfigError("the file of --load-state sets --view: leave it out")
     more: dict[str, Any] = {"embed": args.embeddings} if kind.EMBEDS else {}
     more |= {} if args.view is None else {"view": args.view}
     return cast("Session", kind(model, device=args.device, backend=args.backend, learn=not args.no_learn, **more))

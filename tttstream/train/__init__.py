@@ -1,1 +1,1 @@
-"""Training: video data in lanes, tasks, and the command line behind `tttstream fit`. The only room with Lightning."""
+"""Training: data in lanes, tasks, and the command line behind `tttstream fit`. The only package with Lightning."""

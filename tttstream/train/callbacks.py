@@ -74,7 +74,7 @@ class _Stopwatch(PassThroughProfiler):
 class Pace(Callback):
     """Logs train/frames_per_s and train/data_wait, the share of the time in which the trainer waits for data.
 
-    Both since the last logged step. With a profiler of the user's own there is no data_wait.
+    Both cover the steps since the last log. With the user's own profiler there is no data_wait.
     """
 
     def __init__(self) -> None:
@@ -125,8 +125,8 @@ class Visit(Timer):
 class Pictures(Callback):
     """Writes the pictures that the first validation batch returns under "pictures": rows of columns of frames.
 
-    They lie in the run's folder as pictures/step_….png and in TensorBoard. The task's `validation_step` returns them
-    as [rows, columns, 3, H, W] in 0..1, and under "labels" what each of them is, as lists of rows of words.
+    They are saved in the run's folder as pictures/step_….png and in TensorBoard. The task's `validation_step` returns
+    them as [rows, columns, 3, H, W] in 0..1, and their titles under "labels", as lists of rows of words.
     """
 
     def on_validation_batch_end(
@@ -207,7 +207,7 @@ class Rows(Callback):
     def _write(self, file: TextFile, row: dict[str, Any]) -> None:
         clip = row.get("clip", -1)
         row = {**row, **({"clip": self._names[clip]} if 0 <= clip < len(self._names) else {})}
-        if self.csv:  # kept, for a later row may have columns that the first has not
+        if self.csv:  # kept, because a later row may have more columns than the first
             self._rows.setdefault(file, []).append(row)
         else:
             file.write_json(row)
@@ -244,8 +244,8 @@ class Rows(Callback):
 class Export(Callback):
     """At the end of a run, writes the folders for `tttstream watch --model`: model, and best if one is known.
 
-    model: the weights as they are at the end (averaged ones, where a callback averages them). best: those of the best
-    checkpoint. They lie in the run's folder.
+    model: the weights at the end (averaged, if a callback averages them). best: those of the best checkpoint. Both are
+    in the run's folder.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -44,7 +44,7 @@ class WholeFiles(TorchCheckpointIO):
             ) from error
         bare = os.path.basename(path) == SPAWNED
         if not isinstance(checkpoint, dict) or ("state_dict" not in checkpoint and not bare):
-            raise CheckpointError(f"{path} is no checkpoint of a run: give one that `tttstream fit` wrote")
+            raise CheckpointError(f"{path} is not a checkpoint of a run: give one that `tttstream fit` wrote")
         return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Classification: logits for every frame as it comes, and for the clip so far."""
+"""Classification: logits for every frame, and for the clip so far."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ FIRST = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}  
 
 
 class Classification(StreamTask):
-    """Cross-entropy of every frame; measured frame by frame, and at the last frame of a clip by its mean over frames.
+    """Cross-entropy of every frame, measured for each frame and, as the mean over frames, at the last frame of a clip.
 
-    classes: how many there are. encoder: a torchvision backbone in the place of the model's own patches. smoothing: of
-    labels. The others: see `StreamTask`.
+    classes: their number. encoder: a torchvision backbone that replaces the model's patches. smoothing: of labels.
+    The others: see `StreamTask`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Classification(StreamTask):
         self._seed = torch.initial_seed() % 2**31
 
     def forward(self, batch: Batch, stage: str) -> Said:
-        """Go on with a stage's lanes over one segment."""
+        """Continue the lanes of a stage with one segment."""
         state = self.state_before(batch, stage)
         said, state = self.model(batch.frames, state, batch.reset, learn=self.learn)
         self.keep(stage, state)
@@ -122,14 +122,14 @@ class Classification(StreamTask):
             first = ": do its numbers begin at 1?" if missing == [0] else ""
             first = f": set task.classes to {max(found) + 1}?" if not names and min(missing) > max(found) else first
             logger.warning(
-                "classification: train has no video of %d of the %d classes: %s%s",
+                "classification: %d of the %d classes have no video in train: %s%s",
                 len(missing), self.classes, called, first,
             )  # fmt: skip
         if trained_on is not None and (new := sorted(found - trained_on)):
             count = sum(label in new for label in labels)
             called = _some([f"{n} ({names[n]})" if names else str(n) for n in new])
             logger.warning(
-                "classification: %d of %d videos of %s are of classes that train has no video of: %s",
+                "classification: %d of %d videos of %s have classes without a video in train: %s",
                 count, len(labels), part, called,
             )  # fmt: skip
         if -1 in labels:
@@ -140,7 +140,7 @@ class Classification(StreamTask):
         return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what other classes, or the same in another order, were learned from; take the names."""
+        """Refuse a checkpoint of other classes, or of the same in another order; take the names."""
         super().on_load_checkpoint(checkpoint)
         _, description = described(checkpoint["tttstream"])
         names = description["names"]
@@ -152,7 +152,7 @@ class Classification(StreamTask):
         self.model.names = names
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        """Let what an encoder draws at random follow from the step, so that a resumed run draws the same."""
+        """Seed the random draws of an encoder by the step, so that a resumed run draws the same."""
         step = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
         torch.manual_seed((self._seed << 32) + step)
 
@@ -182,10 +182,10 @@ class Classification(StreamTask):
         labelled = batch.valid & (batch.label >= 0)
         self.log_losses(stage, {"loss": self.loss(batch, said.logits)}, said.losses, batch.valid, labelled)
         right = (said.logits.argmax(-1) == batch.label).float()
-        rate = mean_where(right, labelled)  # by every process, also by one that has no clip
+        rate = mean_where(right, labelled)  # in every process, also without a clip
         self.log(f"{stage}/frame_accuracy", rate, batch_size=int(labelled.sum()), sync_dist=True)
         right = self.so_far(batch, said.logits, stage).argmax(-1) == batch.label
-        for b, t in labelled.nonzero().tolist():  # in order, so that a clip's last frame has the last word
+        for b, t in labelled.nonzero().tolist():  # in order, so that a clip's last frame decides
             self._clips[int(batch.clip[b, t])] = bool(right[b, t])
 
     def begin(self, stage: str) -> None:
@@ -201,7 +201,7 @@ class Classification(StreamTask):
         self.log(f"{stage}/clip_accuracy", rate, batch_size=count, sync_dist=True)
 
     def predict_step(self, batch: Batch, index: int) -> list[dict[str, Any]]:
-        """A row for each frame: its class by itself, and that of its clip so far, with their names and probabilities.
+        """A row for each frame: its class, and that of its clip so far, with their names and probabilities.
 
         probability is that of the clip's class. `clip_rows` has a row for each clip afterwards.
         """

@@ -42,7 +42,7 @@ LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "val_check_interv
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LATEST = ("best", "last", "hpc")  # what Lightning itself finds
 UNSENDABLE = re.compile("(?i)can't pickle|cannot pickle|can't get local object")  # what pickle says of a part of it
-AFTER_CHIEF = 2.0  # seconds: what fails on every rank is said by the first one
+AFTER_CHIEF = 2.0  # seconds: an error on every rank is reported by the first one
 
 
 class _Parser(LightningArgumentParser):
@@ -86,7 +86,7 @@ class TrainingCLI(LightningCLI):
         parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
         parser.add_class_arguments(ModelConfig, "model")
         if self._command == "predict":
-            parser.add_argument("--csv", type=bool, default=False, help="write tables instead of lines of JSON")
+            parser.add_argument("--csv", type=bool, default=False, help="write csv tables instead of lines of JSON")
         parser.add_lightning_class_args(LightningModule, "task", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
         parser.link_arguments("model", "task.init_args.model")
@@ -175,7 +175,7 @@ class TrainingCLI(LightningCLI):
         if all(path.name.startswith(BEGINNING) for path in run.glob("*")):
             shutil.rmtree(run, ignore_errors=True)
             folder.discard()
-            self._run = None  # from now on it may be another run's
+            self._run = None  # from now on it may belong to another run
 
     def _parse_ckpt_path(self) -> None:
         """Check that the checkpoint exists; nothing of the configuration comes from it."""
@@ -203,10 +203,10 @@ def _take(table: CSVLogger) -> tuple[Path, OutputFolder]:
 def _data_size(model: int, data: Any) -> int:
     """The side of the data's frames: that of the model. Raises ConfigError if the data has another one."""
     if data is None:
-        raise ConfigError("there is no data: give a piece of data/, such as --config data/walk")
+        raise ConfigError("no data is given: add a piece of data/, such as --config data/walk")
     given = data.get("init_args", {}).get("size")
     if given not in (None, model):
-        raise ConfigError(f"data.size is {given}, but the model's pictures are of {model}: set --model.size alone")
+        raise ConfigError(f"data.size is {given}, but the model takes pictures of {model}: set --model.size alone")
     return model
 
 
@@ -215,7 +215,7 @@ def _reported(error: BaseException) -> BaseException:
     last = str(error).rstrip().rpartition("\n")[2]
     if UNSENDABLE.match(str(error)):
         return ConfigError(
-            f"what the run consists of cannot be sent to processes that are spawned ({error}): take the strategy ddp"
+            f"the objects of the run cannot be sent to spawned processes ({error}): use the strategy ddp"
         )
     spawned = re.match(r"tttstream[\w.]*\.(\w+Error): (.*)", last)
     if isinstance(error, ProcessRaisedException) and spawned:

@@ -49,12 +49,12 @@ class Asked(NamedTuple):
 class Map(StreamTask):
     """A map that is trained on streams of frames with poses.
 
-    With every token it is asked about a cell of the world that this stream has seen whole: any that it knows, with
-    equal chance, however long ago it was in view; and now and then about one that it is yet to see. The present frame
-    tells nothing of most of them, so that only a memory can answer. The loss is the squared error of the codes of cells
-    that were seen, the negative log likelihood of the error that is expected, and the cross-entropy of whether a cell
-    was seen. In training the signs of the codes' components differ from clip to clip, see `flips`. Measured by the age
-    of what is asked for: `error` is that of the codes over that of the mean code.
+    Each token asks about a cell of the world that this stream has seen whole: any known cell, with equal chance,
+    however long ago it was in view; and sometimes about a cell that it has not seen yet. The present frame does not
+    show most of them, so that only a memory can answer. The loss is the squared error of the codes of cells that were
+    seen, the negative log likelihood of the expected error, and the cross-entropy of whether a cell was seen. In
+    training the signs of the codes' components differ from clip to clip, see `flips`. `error` is that of the codes over
+    that of the mean code, by the age of the cell.
 
     Args:
         network: the map's shape. tokens: cells that are learned of every frame, those that it shows most of. past:
@@ -91,7 +91,7 @@ class Map(StreamTask):
     def forward(self, batch: Batch, stage: str) -> tuple[MapOutput, Asked]:
         """Continue the lanes of a stage with one segment."""
         if batch.pose is None:
-            raise ConfigError("map: the data says not where frames were taken: take data/places")
+            raise ConfigError("map: the data has no poses: use data/places")
         with torch.no_grad():
             cells, asked = self._questions(batch, stage)
         output, state = self.model.learned(cells, self.state_before(batch, stage), batch.reset, asked.points)

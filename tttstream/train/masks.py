@@ -28,9 +28,9 @@ BLUR = 32  # pixels that count as found in every picture: where an object has le
 class Segment(NamedTuple):
     """One segment as the model saw it.
 
-    masks: [B, T, O, H, W] the truth of each object. counted: bool [B, T, O], where the model had to find it.
-    known: bool [B, T, H, W], the pixels that count. numbers: int64 [B, T, O], what the data call the objects, NOBODY
-    where there are not so many.
+    masks: [B, T, O, H, W] ground truth of each object. counted: bool [B, T, O], where the model had to find it.
+    known: bool [B, T, H, W], the pixels that count. numbers: int64 [B, T, O], numbers of the objects in the data,
+    NOBODY if there are fewer.
     """
 
     output: MaskOutput
@@ -43,18 +43,18 @@ class Segment(NamedTuple):
 class MaskPropagation(StreamTask):
     """A mask model that is trained on sequences of which the first frame's masks are given.
 
-    Row i of a batch goes on with row i of the batch before it, and `batch.reset` marks where a row begins another
-    sequence: there its masks are given, elsewhere they are to be found. The state is carried and cut from the graph
+    Row i of a batch continues row i of the batch before it, and `batch.reset` marks where a row begins another
+    sequence. There the masks are given; elsewhere the model predicts them. The state is carried and cut from the graph
     between steps (truncated backpropagation), and is part of the checkpoint.
 
-    At first the memory learns true masks, later and later its own: the share of frames whose true mask is learned falls
-    from 1 to 0 over the first `forced` of the steps. A memory that learns what untrained keys find learns nothing.
+    At first the memory learns ground truth, later its own predictions: the share of frames whose ground truth is
+    learned falls from 1 to 0 over the first `forced` of the steps. Predictions from untrained keys would teach nothing.
 
-    The loss is cross-entropy of the pixels, one minus the soft Dice of each object, and the cross-entropy of the
-    memory's own guess token by token, which teaches the keys: those of a frame to lie near the components that say
-    what is true of it, and those that the components are made of to lie near what will be like them. Validation
-    reports J of the model; the test also that of the baselines. Void pixels count nowhere. Where the first frame of a
-    sequence shows more objects than are followed, those of the lowest numbers are; the others are background.
+    The loss is the cross-entropy of the pixels, one minus the soft Dice of each object, and the cross-entropy of the
+    memory's own prediction for each token. The last one trains the keys: the keys of a frame approach the components
+    that predict its ground truth. Validation reports J of the model; the test also that of the baselines. Void pixels
+    count nowhere. If the first frame of a sequence shows more objects than are followed, those with the lowest numbers
+    are followed; the others are background.
 
     Args:
         network: the model's shape. objects: how many are followed in a sequence. forced: see above.
@@ -88,7 +88,7 @@ class MaskPropagation(StreamTask):
     def forward(self, batch: Batch, stage: str) -> Segment:
         """Continue the lanes of a stage with one segment."""
         if batch.mask is None:
-            raise ConfigError("masks: the data has no masks: take data/objects, or a DAVIS tree")
+            raise ConfigError("masks: the data has no masks: use data/objects, or a DAVIS tree")
         numbers = self.numbers(batch.mask, batch.reset, stage)
         masks = (batch.mask[:, :, None] == numbers[..., None, None]).float()
         given = batch.reset[:, :, None] & masks.flatten(3).any(3)
@@ -253,8 +253,8 @@ class MaskPropagation(StreamTask):
 
 
 def overlap(segment: Segment) -> Tensor:
-    """J of each object in each frame where it was to be found, [n]; 1 where it is neither there nor found. Void pixels
-    do not count."""
+    """J of each object in each frame in which the model had to find it, [n]; 1 if it is neither there nor found. Void
+    pixels do not count."""
     numbers = torch.arange(1, segment.masks.shape[2] + 1, device=segment.masks.device)[:, None, None]
     found = (segment.output.logits.argmax(2, keepdim=True) == numbers) & segment.known[:, :, None]
     truth = segment.masks > 0.5

@@ -21,8 +21,8 @@ QUALITIES = ("mse", "psnr", "ssim")
 def qualities(predicted: Tensor, target: Tensor) -> Tensor:
     """Frames [n, 3, H, W] in 0..1 -> [n, 3]: MSE, PSNR in dB and SSIM (Wang et al. 2004, 11 x 11 Gaussian window).
 
-    SSIM is the mean over the windows that lie in the picture, and over colours; a picture smaller than a window is
-    continued by its reflection.
+    SSIM is the mean over the windows inside the picture, and over colours; a picture smaller than a window is padded
+    by reflection.
     """
     predicted, target = predicted.float().clamp(0, 1), target.float()
     mse = (predicted - target).square().mean((1, 2, 3))

@@ -57,9 +57,9 @@ def mean(values: Tensor, mask: Tensor, axes: tuple[int, ...], otherwise: Tensor 
 class Novelty(Prediction):
     """Prediction of the next frame from streams into which things are planted, and a contrast of the inner loss.
 
-    Things that were not there before are planted into a share of the training segments (`plant`); the memory's loss on
-    their patches before it learned them is to stand out from that of all other patches, however these move. Measured as
-    prediction, on streams without planted things.
+    New objects are planted into a share of the training segments (`plant`). Before the memory learns them, its loss on
+    their patches should exceed that of all other patches, whatever their motion. Measured as prediction, on streams
+    without planted objects.
 
     Args:
         weight: of the contrast beside the prediction's loss. share: of the segments that get a thing.
@@ -166,8 +166,8 @@ class Novelty(Prediction):
                 stream.add(images[row, t], learned[row][t], frozen[row][t], event)
 
     def watch(self, frames: Tensor, valid: Tensor) -> Tensor:
-        """The inner loss [B, T] of every frame, as the spliced streams go on. Where a row has no valid frame its memory
-        waits, and the loss says nothing."""
+        """The inner loss [B, T] of every frame of the spliced streams. If a row has no valid frame, its memory does not
+        change, and its loss has no meaning."""
         changes = (valid[:, 1:] != valid[:, :-1]).any(0).nonzero()[:, 0] + 1
         losses, state = [], self._states.get("spliced") or self.model.init_state(len(frames))
         for piece in torch.arange(frames.shape[1]).tensor_split(changes.cpu()):

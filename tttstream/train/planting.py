@@ -33,7 +33,7 @@ def sensor_noise(frames: Tensor, clip: Tensor, most: float, generator: torch.Gen
 
 
 def excursion(frames: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Let about `share` of the rows of [B, T, 3, H, W], T >= 3, show another row's video for a while, and come back.
+    """Let about `share` of the rows of [B, T, 3, H, W], T >= 3, show another row's video for a while, and return.
 
     Returns the frames, and for how many frames they have been away [B, T] (0 at home, 1 at the cut …). Every row is at
     home in its first and last frame. One row alone goes nowhere.

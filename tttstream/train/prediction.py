@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tttstream.train.data import Batch
 
 FLOOR = 1e-5
-"""Added to errors before their ratio is taken: below a grey level (rounding, compression) nothing is to be gained."""
+"""Added to errors before their ratio is taken: errors below a grey level come from rounding and compression."""
 
 OCTAVES = 25  # positions to 16 million
 
@@ -31,8 +31,8 @@ def pixels(frames: Tensor) -> Tensor:
 def log_relative_error(predicted: Tensor, last: Tensor, target: Tensor) -> Tensor:
     """Log of the mean squared error over that of repeating the last frame, frame by frame [...] (FLOOR added to both).
 
-    0 is repeating itself, -0.23 a decibel better. So a street that moves slowly counts as much as a shaking hand, and
-    one frame that nobody could foretell no more than any other. What is gained in all is what mse beside copy_mse says.
+    0 is as good as repeating, -0.23 is one decibel better. So slow and fast motion count alike, and a frame that cannot
+    be predicted counts no more than any other. mse and copy_mse give the total gain.
     """
     axes = (-3, -2, -1)
     error, repeated = ((picture - target).square().mean(axes) + FLOOR for picture in (predicted, last))
@@ -57,11 +57,11 @@ class Prediction(StreamTask):
     stream, beside copying the last frame seen.
 
     Args:
-        horizon: k, how many frames ahead. reset_every: 0, or let the memory begin anew every so many frames of a video
+        horizon: k, how many frames ahead. reset_every: 0, or reset the memory after this number of frames of a video
             when it is measured (an ablation).
-        steady: leave the tokens and the blocks that the surprise comes from (the model's `surprise`) as they are, so
-            that training for prediction cannot blunt it.
-        weights: where training or measuring begins, a model's folder or a shipped one's name; drawn anew unless given.
+        steady: do not train the tokens and the blocks that the surprise comes from (the model's `surprise`), because
+            training for prediction weakens it.
+        weights: initial weights, a model's folder or a shipped model's name; random unless given.
         The others: see `StreamTask`.
     """
 
@@ -84,7 +84,7 @@ class Prediction(StreamTask):
         network.tokens.registers.requires_grad_(model.registers > 0)
         if steady:
             if model.surprise == 0:
-                raise ConfigError("steady keeps the blocks of the surprise: give model.surprise, such as 1")
+                raise ConfigError("steady needs blocks of surprise: set model.surprise, for example to 1")
             for part in (network.tokens, *network.backbone.blocks[: model.surprise]):
                 part.requires_grad_(False)
         super().__init__(
@@ -125,7 +125,7 @@ class Prediction(StreamTask):
         return Segment(output, ahead)
 
     def roll_out(self, output: Output, state: ModelState) -> Tensor:
-        """The k frames [B, k, 3, H, W] after a segment, each prediction going in as if it had been seen."""
+        """The k frames [B, k, 3, H, W] after a segment; each prediction is the input for the next."""
         frames = [output.prediction[:, -1:]]
         for _ in range(self.horizon - 1):
             output, state = self.model(frames[-1], state, learn=False)
@@ -140,7 +140,7 @@ class Prediction(StreamTask):
         """The losses of a segment by name; gradients come from `loss`, their sum."""
         target, goes_on = pixels(batch.frames), batch.valid & ~batch.reset
         if target.shape[1] < 2:
-            raise ShapeError("prediction: segments of one frame have no next one: set data.length to 2 or more")
+            raise ShapeError("prediction: a segment of one frame has no next frame: set data.length to 2 or more")
         error = log_relative_error(segment.output.prediction[:, :-1], target[:, :-1], target[:, 1:])
         losses = {"next": mean_where(error, goes_on[:, 1:])}
         if segment.ahead is not None:
@@ -159,8 +159,8 @@ class Prediction(StreamTask):
     def validation_step(self, batch: Batch, index: int) -> dict[str, Any] | None:
         """As training, measured; of the first batch also pictures.
 
-        Pictures: a row for each lane with the last frame, the one that came, the one predicted and four times their
-        difference; with a horizon, a row of the frames that came above one of those predicted. Labels say so.
+        Pictures: a row for each lane with the last frame, the target, the prediction and four times their difference;
+        with a horizon, a row of targets above a row of predictions. They have labels.
         """
         segment = self.measure(batch, "val")
         if index:
@@ -183,9 +183,9 @@ class Prediction(StreamTask):
         return {"pictures": torch.stack([last, true, said, wrong], 1), "labels": labels}
 
     def predict_step(self, batch: Batch, index: int) -> list[dict[str, float]]:
-        """A row for each frame: where it is, its inner loss before it was learned, and how well it was foretold.
+        """A row for each frame: its position, its inner loss before it was learned, and the error of its prediction.
 
-        mse is that of the prediction from the frame before, copy_mse that of repeating it; neither stands where the
+        mse is the error of the prediction from the frame before, copy_mse that of repeating it. Both are absent if the
         frame before is not in the same batch.
         """
         output = self(batch, "predict").output

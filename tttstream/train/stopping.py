@@ -84,7 +84,7 @@ class Signals:
             signal.signal(number, handler)
 
     def take(self) -> None:
-        """Take the signals, also from Lightning, whose handler for SIGTERM talks to other ranks at any time."""
+        """Install the handlers, also in place of Lightning's for SIGTERM, which communicates with other ranks."""
         if self._main:
             for number in TAKEN:
                 signal.signal(number, self._came)
@@ -105,7 +105,7 @@ class Signals:
         return launcher.procs if isinstance(launcher, _MultiProcessingLauncher) else []
 
     def _watch(self) -> None:
-        """Hear every signal, also while the main thread waits in a collective, and see how the other ranks fare."""
+        """Receive every signal, also while the main thread waits in a collective, and check the other ranks."""
         came, first = 0, 0.0
         while not self._over.is_set():
             if select.select([self._heard], [], [], EVERY)[0]:
@@ -147,7 +147,7 @@ class Signals:
                 process.kill()
 
     def end(self, code: int) -> None:
-        """Exit now, whatever the main thread waits for."""
+        """Exit at once, even if the main thread waits."""
         self.kill()
         self._tidy()
         sys.stdout.flush()
@@ -170,7 +170,7 @@ class Stop(Callback):
         return {**self.__dict__, "_signals": None}  # a spawned rank has its own
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """In a spawned rank nobody has taken the signals yet."""
+        """Install the handlers in a spawned rank."""
         self._spawned = self._spawned or Signals.current is None
         self._signals = Signals.current or Signals(chief=False).__enter__()
 
@@ -180,7 +180,7 @@ class Stop(Callback):
         return self._signals
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning has taken SIGTERM for itself."""
+        """Install the handlers again: Lightning has replaced that of SIGTERM."""
         self._take()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -196,7 +196,7 @@ class Stop(Callback):
         self._take()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is something to save."""
+        """From here on a checkpoint can be saved."""
         self._take().deferred = True
         self._step = trainer.global_step
 
@@ -258,7 +258,7 @@ class Stop(Callback):
         raise stopped
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how to go on."""
+        """Print how to continue."""
         if isinstance(exception, Stopped) and self._said and is_chief():
             _say(self._said)
 
@@ -285,7 +285,7 @@ def folder(trainer: Trainer) -> Path:
 
 
 def shown(path: Path) -> str:
-    """A path as one types it here."""
+    """A path relative to the current folder, if it is inside."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 

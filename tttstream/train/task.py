@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 class StreamTask(LightningModule):
     """A model that is trained on streams longer than memory, one segment a step (truncated backpropagation).
 
-    Row i of a batch goes on with row i of the batch before it; its state is carried and cut from the graph between
-    steps; `batch.reset` marks where a row begins another video. Validation starts from a fresh state each time. The
-    state is part of the checkpoint, so that a run that is resumed sees what an uninterrupted one sees.
+    Row i of a batch continues row i of the batch before it; its state is carried and cut from the graph between steps;
+    `batch.reset` marks where a row begins another video. Validation starts from a fresh state each time. The state is
+    part of the checkpoint, so that a resumed run equals an uninterrupted one.
 
     Args:
         model: a SavedModel, called as a FrameModel.
         learn: whether the memory learns (False is the frozen baseline of equal parameters).
-        recompute: 0, or so many frames whose activations are computed anew for the backward pass instead of kept.
+        recompute: 0, or the number of frames whose activations are recomputed in the backward pass instead of kept.
         lr, weight_decay: of AdamW; matrices decay, biases, norms and start weights do not.
         warmup: optimiser steps over which the learning rate rises; it then falls along a cosine to the share FLOOR,
             where the trainer knows how many steps there will be.
@@ -58,7 +58,7 @@ class StreamTask(LightningModule):
         for memory in self.memories():
             if not memory.bounded:
                 name = model.config.memory
-                raise ConfigError(f"task: memory {name!r} grows with the stream: take window, or a ttt_ one")
+                raise ConfigError(f"task: memory {name!r} grows with the stream: use window, or a ttt_ one")
         self.learn, self.recompute = learn, recompute
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self._states: dict[str, Any] = {}
@@ -85,8 +85,8 @@ class StreamTask(LightningModule):
             return None if state is None else state.to(self.device)
         if not bool(batch.reset[:, 0].all()):
             raise ShapeError(
-                f"{stage}: a batch of {len(batch.frames)} rows after one of {state.rows}: rows that go on must keep "
-                "their place, also when a run is resumed: keep batch_size"
+                f"{stage}: a batch of {len(batch.frames)} rows after one of {state.rows}: rows that continue must keep "
+                "their position, also when a run is resumed: keep batch_size"
             )
         return None
 
@@ -111,7 +111,7 @@ class StreamTask(LightningModule):
         return self.model(frames, state, reset, learn=self.learn)
 
     def setup(self, stage: str) -> None:
-        """A new run begins with fresh lanes; a checkpoint brings its own right after this."""
+        """Start with fresh lanes; a checkpoint restores its own right after this."""
         self._states.clear()
 
     def begin(self, stage: str) -> None:
@@ -170,7 +170,7 @@ class StreamTask(LightningModule):
         return every.view(self.trainer.world_size, *part.shape).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what another task or model wrote; go on with the training lanes."""
+        """Refuse a checkpoint of another task or model; restore the training lanes."""
         saved = checkpoint.get("tttstream")
         if saved is None:
             raise CheckpointError("the checkpoint was not written by `tttstream fit`")
@@ -218,8 +218,8 @@ class StreamTask(LightningModule):
     ) -> None:
         """The losses by name, and the inner loss before and after each valid frame was learned (mean over tokens).
 
-        valid: bool [B, T]. counted: bool, the frames that the losses are means over. Segments that show fewer frames
-        count for less in the mean of a stage.
+        valid: bool [B, T]. counted: bool, the frames that the losses are means over. Segments with fewer frames have
+        less weight in the mean of a stage.
         """
         measured = stage != "train"
         values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
@@ -252,19 +252,19 @@ def named(batch: Batch, row: int, t: int) -> str:
 
 
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the values that count, 0 where none does."""
+    """The mean of the values that count, 0 if none does."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def not_negative(**settings: float) -> None:
-    """Raises ConfigError where one of a task's settings is below 0."""
+    """Raises ConfigError if one of a task's settings is negative."""
     for name, value in settings.items():
         if value < 0:
             raise ConfigError(f"task: {name} cannot be negative, got {value}")
 
 
 def join(outputs: list[Output]) -> Output:
-    """Outputs of pieces that follow one another, as one."""
+    """Concatenate the outputs of successive pieces."""
     parts = [output.losses for output in outputs if output.losses is not None]
     losses = Losses(*(torch.cat(part, 1) for part in zip(*parts, strict=True))) if parts else None
     prediction = torch.cat([output.prediction for output in outputs], 1)

@@ -23,6 +23,7 @@ class Frame:
     time_s: presentation time in seconds from the start of the source.
     pose: where it was taken, [P] float64, 1 to 64 finite numbers of any meaning that stays the same along a stream
         (position, pan and tilt, joint angles); None where that is not known. It is kept as a read-only copy.
+    captured: when it was taken, by `time.monotonic()` of this machine; None for what was recorded or drawn.
 
     Raises FrameError where the image is no RGB array or the pose no such vector.
     """
@@ -31,6 +32,7 @@ class Frame:
     index: int = 0
     time_s: float = 0.0
     pose: NDArray[np.float64] | None = None
+    captured: float | None = None
 
     def __post_init__(self) -> None:
         image = self.image
@@ -100,8 +102,8 @@ class Result:
     surprise_map: [h, w] the loss per patch, same units as `loss`.
     embedding: [D] one vector of length 1 for the frame; [0] from a stream that was asked for none.
     latency_ms: wall time from the frame's arrival to this result.
-    expected: [S, S, 3] uint8, the picture that memory foretold for the frame's pose before it saw the frame; None from
-        a stream without a map.
+    expected: [S, S, 3] uint8, the prediction of this frame before it was seen: of a map for the frame's pose, of a
+        stream with `predict` from the frames before; None from other streams, and where no frame came before.
     familiar: 0..1, how well the place was known before the frame; None from a stream without a map.
     labels: of a classifier, the likeliest classes of the frame, at most five, the likeliest first. so_far: the same of
         all frames since the last reset, by the mean of their log probabilities.

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -157,6 +157,14 @@ def unpack(flat: Tensor, like: S | Stateful) -> S:
         raise StateError(f"cannot unpack a tensor of shape {tuple(flat.shape)}: expected [rows, {sum(widths)}]")
     pieces = iter(flat.split(widths, dim=1))
     return template.map(lambda leaf: next(pieces).reshape(flat.shape[0], *leaf.shape[1:]))  # type: ignore[return-value]
+
+
+def join(states: Sequence[S]) -> S:
+    """The rows of several states of one memory, one after another: `join(states)[n]` is the n-th of states of a row."""
+    if len(states) == 1:
+        return states[0]
+    columns = iter([torch.cat(leaves) for leaves in zip(*(state.tensors() for state in states), strict=True)])
+    return states[0].map(lambda _: next(columns))
 
 
 def save(state: State, path: str | os.PathLike[str], **texts: str) -> None:

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from tttstream.cli.measures import Latencies, Rate, Usage
 from tttstream.evaluation.detection import Comparison, EventDetector
+from tttstream.evaluation.measures import Latencies, Rate, Usage
 from tttstream.frames import Frame, Label, Result
 from tttstream.io.outputs import ArrayFile, OutputFile, OutputFolder, TextFile, saving, text_of
 from tttstream.sources.base import Event, Source

@@ -101,8 +101,10 @@ class Classifier(SavedModel):
         mean = self.norm(x).mean(2)
         return Said(self.head(mean), losses, mean), state
 
-    def glance(self, frames: Tensor, state: ModelState, *, learn: bool, embed: bool) -> tuple[Glance, ModelState]:
-        """See FrameModel.glance."""
+    def glance(
+        self, frames: Tensor, state: ModelState, *, learn: bool, embed: bool, predict: bool = False
+    ) -> tuple[Glance, ModelState]:
+        """See FrameModel.glance; a classifier makes no prediction."""
         said, state = self(frames, state, learn=learn)
         return Glance(said.losses, F.normalize(said.mean, dim=-1) if embed else None, said.logits), state
 

@@ -89,11 +89,13 @@ class Seen(NamedTuple):
 
 class Glance(NamedTuple):
     """The values of a frame that a stream uses: losses as in `Output`; an embedding [1, 1, dim] where it was asked for;
-    logits [1, 1, classes] of a classifier."""
+    logits [1, 1, classes] of a classifier; a prediction [1, 1, 3, size, size] of the next frame where it was asked for.
+    """
 
     losses: Losses | None
     embedding: Tensor | None
     logits: Tensor | None = None
+    prediction: Tensor | None = None
 
 
 class FrameModel(SavedModel):
@@ -130,10 +132,7 @@ class FrameModel(SavedModel):
         looks for motion goes on comparing each frame with the one before)."""
         frames = self.pixels(frames)
         seen, state = self.look(frames, state, reset, learn=learn)
-        moved = frames
-        if self.motion is not None and seen.costs is not None:
-            moved = self.motion(seen.patches, seen.costs, frames)
-        return Output(self.next_frame(seen.patches, moved), self.embedding(seen.patches), seen.losses), state
+        return Output(self._next(seen, frames), self.embedding(seen.patches), seen.losses), state
 
     def look(
         self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
@@ -171,13 +170,24 @@ class FrameModel(SavedModel):
         kept = self.config.surprise
         return ModelState(state.blocks[:kept]) if kept else state
 
-    def glance(self, frames: Tensor, state: ModelState, *, learn: bool, embed: bool) -> tuple[Glance, ModelState]:
-        """The values of frames [1, 1, 3, size, size] that a stream uses, and nothing else."""
-        if not embed:
+    def glance(
+        self, frames: Tensor, state: ModelState, *, learn: bool, embed: bool, predict: bool = False
+    ) -> tuple[Glance, ModelState]:
+        """The values of frames [B, 1, 3, size, size] that a stream uses, and nothing else."""
+        if not embed and not predict:
             losses, state = self.watch(frames, state, learn=learn)
             return Glance(losses, None), state
+        frames = self.pixels(frames)
         seen, state = self.look(frames, state, learn=learn)
-        return Glance(seen.losses, self.embedding(seen.patches)), state
+        embedding = self.embedding(seen.patches) if embed else None
+        return Glance(seen.losses, embedding, prediction=self._next(seen, frames) if predict else None), state
+
+    def _next(self, seen: Seen, frames: Tensor) -> Tensor:
+        """The frames that follow these, as the model predicts them."""
+        moved = frames
+        if self.motion is not None and seen.costs is not None:
+            moved = self.motion(seen.patches, seen.costs, frames)
+        return self.next_frame(seen.patches, moved)
 
     @property
     def rows(self) -> int:

@@ -32,6 +32,7 @@ def open_source(
     pose_start: float | None = None,
     pose_tolerance: float | None = None,
     policy: str | Callable[[Any, dict[str, Any], Any], Any] | None = None,
+    timeout_s: float | None = None,
 ) -> Source:
     """Open anything that yields frames.
 
@@ -52,6 +53,7 @@ def open_source(
     pose: the columns of that file, or the values of an environment, that are the pose, with units: "x,y,yaw:deg".
     pose_start, pose_tolerance: see Track; the tolerance of a file that grows is the age of its last line, 1 s.
     policy: of an environment: a callable (observation, info, env) -> action, or "MODULE:CALLABLE"; random without.
+    timeout_s: how long an address on the network may send nothing; 10 s unless given.
 
     Raises SourceError (or DependencyError, which names the package to install) in one line.
     """
@@ -70,7 +72,7 @@ def open_source(
         raise SourceError(f"{text}: which poses? Give the file that holds them, --poses FILE")
     if re.fullmatch("-?[0-9]+", text) or text.startswith("/dev/video"):
         return _open_camera(text, on_error, _feed(poses, pose, pose_tolerance, pose_start))
-    source = _open(text, on_error, size, seed)
+    source = _open(text, on_error, size, seed, timeout_s)
     if poses is None:
         return source
     try:
@@ -106,7 +108,7 @@ def _feed(poses: Any, pose: str | None, tolerance: float | None, start: float | 
     return Feed(poses, pose) if tolerance is None else Feed(poses, pose, tolerance=tolerance)
 
 
-def _open(text: str, on_error: str, size: int | None, seed: int) -> Source:
+def _open(text: str, on_error: str, size: int | None, seed: int, timeout_s: float | None) -> Source:
     if text in GENERATED:
         kind = getattr(import_module(f"tttstream.sources.{text}"), GENERATED[text])
         source: Source = kind(size=128 if size is None else size, seed=seed)
@@ -115,9 +117,9 @@ def _open(text: str, on_error: str, size: int | None, seed: int) -> Source:
         return _open_path(text, on_error)
     if text == STDIN and (sys.stdin is None or sys.stdin.isatty()):
         raise SourceError("- is the standard input, and nothing is piped into it: `… | tttstream watch -`")
-    from tttstream.sources.video import Video
+    from tttstream.sources.video import NETWORK_TIMEOUT_S, Video
 
-    return Video(text, on_error=on_error)
+    return Video(text, on_error=on_error, timeout_s=NETWORK_TIMEOUT_S if timeout_s is None else timeout_s)
 
 
 def _open_camera(text: str, on_error: str, pose: Any) -> Source:

@@ -102,7 +102,7 @@ class Camera(Source):
             self._origin = moment - self._offset
         self._index += 1
         pixels = image if self._is_file else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        frame = Frame(pixels, self._index - 1, moment - self._origin)
+        frame = Frame(pixels, self._index - 1, moment - self._origin, captured=moment)
         return frame if self._asked is None else self._asked.put(frame, pose)
 
     def _opened(self) -> Any:

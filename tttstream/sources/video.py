@@ -106,7 +106,8 @@ class Video(Source):
             time_s = float((stamp - self._origin) * self._decoder.tick)
             self._index += 1
             self._judge(self._decoder)
-            yield Frame(self._decoder.display.show(image), self._index - 1, time_s)
+            arrived = self._decoder.arrived if self.live else None
+            yield Frame(self._decoder.display.show(image), self._index - 1, time_s, captured=arrived)
 
     def _judge(self, decoder: _Decoder) -> None:
         """Whether the last frame stands where its number says.

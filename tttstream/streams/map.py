@@ -20,7 +20,7 @@ from tttstream.models.map.lattice import Block
 from tttstream.models.map.model import KNOWN, Cells
 from tttstream.models.map.points import NUMBERS, Plane
 from tttstream.sources.base import Source
-from tttstream.streams.session import Session, choose_device, place
+from tttstream.streams.session import Session, choose_device, painted, place
 
 LEAST = 0.05  # of the loss: a place that is not familiar at all is no surprise
 FLOOR = 0.05  # of the error that is to be expected of a cell
@@ -167,7 +167,7 @@ class MapStream(Session):
             learned=learned,
             surprise_map=surprises.float().cpu().numpy(),
             embedding=np.empty(0, np.float32),
-            expected=_painted(expected.picture[0]),
+            expected=painted(expected.picture[0]),
             familiar=float(familiar.mean()),
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
@@ -199,7 +199,7 @@ class MapStream(Session):
             at = self._pose(pose, "imagine")
             expected = self.model.view(at, self.state)
             familiar = self.model.by_patch(expected.said.familiar, at, expected.block)[0]
-        return Imagined(_painted(expected.picture[0]), familiar.float().cpu().numpy())
+        return Imagined(painted(expected.picture[0]), familiar.float().cpu().numpy())
 
     def world(self, extent: Extent | None = None) -> Imagined:
         """The world as memory has it, as far as the stream came unless told otherwise: a picture of config.size pixels
@@ -218,7 +218,7 @@ class MapStream(Session):
             said = self.model.imagine(self.model.points(block, world), self.state)
             picture = self.model.codes.picture(said.codes, block.rows)[0]
             familiar = said.familiar[0].view(block.rows, block.columns)
-        return Imagined(_painted(picture), familiar.float().cpu().numpy())
+        return Imagined(painted(picture), familiar.float().cpu().numpy())
 
     def _pose(self, pose: Sequence[float] | NDArray[np.floating[Any]] | None, what: str) -> Tensor:
         """[1, 5] in float64, of a pose or of none."""
@@ -230,8 +230,3 @@ class MapStream(Session):
         numbers = np.pad(numbers, (0, NUMBERS - len(numbers)))
         numbers[:2] /= self.view
         return torch.from_numpy(numbers).to(self.device)[None]
-
-
-def _painted(picture: Tensor) -> NDArray[np.uint8]:
-    """A picture [3, H, W] in about 0..1 -> [H, W, 3]."""
-    return np.ascontiguousarray((picture.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(1, 2, 0).cpu().numpy())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +50,14 @@ def place(layers: Iterable[TTTLayer], backend: str, device: torch.device) -> Non
             dtype=layer.state_dtype, device=device,
         )  # fmt: skip
         layer.backend = backend
+
+
+def painted(picture: Tensor) -> NDArray[np.uint8]:
+    """A picture [3, H, W] in about 0..1 -> [H, W, 3]."""
+    return np.ascontiguousarray((picture.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+
+
+T = TypeVar("T", bound="Session")
 
 
 class Session:
@@ -110,6 +119,10 @@ class Session:
         """Forget everything that was learned from the stream, as if it began now."""
         self.state = self._fresh()
 
+    def copy(self: T) -> T:
+        """A stream that goes on from here by itself, with the same model."""
+        return copy.deepcopy(self, {id(value): value for value in (self.model, self.state, self.device)})
+
     def _fresh(self) -> Any:
         return self.model.init_state(1)
 
@@ -119,15 +132,20 @@ class Session:
 
     def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
         """Write all that is needed to go on bit for bit: memory, counters, and the source's position."""
+        about = None if source is None else {"name": source.name, "position": source.position()}
+        states.save(self.state, path, **self.notes(about))
+
+    def notes(self, source: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """What `save` writes beside the state. source: its "name" and "position"."""
         meta = {
             "fingerprint": self.model.fingerprint(),
             "size": self.size,
             "frames": self.frames,
             "learn": self.learn,
-            "source": None if source is None else {"name": source.name, "position": source.position()},
+            "source": source,
             **self._more(),
         }
-        states.save(self.state, path, **{self.KEY: json.dumps(meta)})
+        return {self.KEY: json.dumps(meta)}
 
     def load(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
         """Go on where `save` was called. The model must be the same; a source given here is moved to its position.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,19 @@ from tttstream.frames import Frame, Label, Result
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.backbone import Losses, ModelState
 from tttstream.models.classifier import Classifier, Opinion
-from tttstream.models.frame import FrameModel
+from tttstream.models.frame import FrameModel, Glance
 from tttstream.streams.normaliser import Normaliser
-from tttstream.streams.session import Session, choose_device, place
+from tttstream.streams.session import Session, choose_device, painted, place
+
+
+class _Row(NamedTuple):
+    """A frame on its way through a batch: its place in the call, its stream, when it arrived, what the model sees."""
+
+    at: int
+    stream: Stream
+    frame: Frame
+    arrived: float
+    picture: Tensor
 
 
 class Stream(Session):
@@ -30,6 +41,8 @@ class Stream(Session):
     backend: "auto", "torch", "triton". learn: whether the memory learns from the frames; may be switched any time.
     embed: whether results carry an embedding, for good. Without, what only embeddings need is neither computed nor kept
         (of the shipped base the last block, its memory and the search for motion); the surprise is the same.
+    predict: whether results carry the picture that was expected, the prediction made at the frame before; it costs as
+        much as an embedding. FrameModels only. A saved file does not hold it: the first frame after `load` has none.
 
     >>> stream = Stream(tttstream.models.load("base", size=128))
     >>> for frame in tttstream.open_source("walk"):
@@ -38,6 +51,9 @@ class Stream(Session):
 
     MODELS = (FrameModel, Classifier)
     EMBEDS = True
+    normaliser: Normaliser
+    _opinion: Opinion | None
+    _expected: NDArray[np.uint8] | None
 
     def __init__(
         self,
@@ -47,14 +63,17 @@ class Stream(Session):
         backend: str = "auto",
         learn: bool = True,
         embed: bool = True,
+        predict: bool = False,
     ) -> None:
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
         if not isinstance(model, self.MODELS):
             raise ConfigError(f"Stream takes a FrameModel or a Classifier, got {type(model).__name__}")
         if not layers and not isinstance(model, Classifier):
             raise ConfigError(f"a stream needs a memory with an inner loss (ttt_…), got {model.config.memory!r}")
+        if predict and not isinstance(model, FrameModel):
+            raise ConfigError(f"predict: a {type(model).__name__} makes no prediction, leave it out")
         place(layers, backend, choose_device(device))
-        self._embed, self.surprises = embed, bool(layers)
+        self._embed, self._predict, self.surprises = embed, predict, bool(layers)
         super().__init__(model, device, learn=learn)
 
     @property
@@ -69,15 +88,60 @@ class Stream(Session):
         Raises FrameError for another shape or type, or for pixels that are not finite or as floats far from 0..1; the
         stream is unchanged then.
         """
-        arrived, frame = self._arrived(frame)
-        picture = self.picture(frame)
-        with torch.no_grad():
-            seen, state = self.model.glance(picture[None, None], self.state, learn=self.learn, embed=self._embed)
-        losses = seen.losses or Losses(*picture.new_zeros(2, 1, 1, self.model.rows))
-        embedding = np.empty(0, np.float32) if seen.embedding is None else seen.embedding[0, 0].float().cpu().numpy()
-        before = losses.before[0, 0].double()
-        loss, after = float(before.mean()), float(losses.after[0, 0].double().mean())
-        if not np.isfinite(loss) or (seen.logits is not None and not bool(seen.logits.isfinite().all())):
+        (said,) = self.push_rows([self], [frame])
+        if isinstance(said, FrameError):
+            raise said
+        return said
+
+    @classmethod
+    def push_rows(
+        cls, streams: Sequence[Stream], frames: Sequence[Frame | NDArray[np.generic]]
+    ) -> list[Result | FrameError]:
+        """One frame for each of several streams, those of one model and the same settings looked at in one call.
+
+        Each stream gets what `push` gives it, within the rounding of a batch, or the FrameError that `push` raises. The
+        `latency_ms` of a result is that of its batch.
+        """
+        said: list[Any] = [None] * len(frames)
+        groups: dict[Any, list[_Row]] = {}
+        for at, (stream, frame) in enumerate(zip(streams, frames, strict=True)):
+            try:
+                arrived, frame = stream._arrived(frame)
+                row = _Row(at, stream, frame, arrived, stream.picture(frame))
+            except FrameError as error:
+                said[at] = error
+            else:
+                sizes = tuple(leaf.shape[1:] for leaf in stream.state.tensors())  # a cache that grows may differ
+                alike = id(stream.model), stream.learn, stream._embed, stream._predict, sizes
+                groups.setdefault(alike, []).append(row)
+        for rows in groups.values():
+            first = rows[0].stream
+            with torch.no_grad():
+                seen, state = first.model.glance(
+                    torch.stack([row.picture for row in rows])[:, None],
+                    states.join([row.stream.state for row in rows]),
+                    learn=first.learn,
+                    embed=first._embed,
+                    predict=first._predict,
+                )
+            for number, row in enumerate(rows):
+                try:
+                    said[row.at] = row.stream._take(row, seen, number, state[number] if len(rows) > 1 else state)
+                except FrameError as error:
+                    said[row.at] = error
+        return said
+
+    def _take(self, row: _Row, seen: Glance, number: int, state: ModelState) -> Result:
+        """The result of one row of what a model has seen, which becomes part of the stream."""
+        frame = row.frame
+        losses = seen.losses or Losses(*row.picture.new_zeros(2, number + 1, 1, self.model.rows))
+        embedding = (
+            np.empty(0, np.float32) if seen.embedding is None else seen.embedding[number, 0].float().cpu().numpy()
+        )
+        before = losses.before[number, 0].double()
+        loss, after = float(before.mean()), float(losses.after[number, 0].double().mean())
+        logits = None if seen.logits is None else seen.logits[number, 0]
+        if not np.isfinite(loss) or (logits is not None and not bool(logits.isfinite().all())):
             raise FrameError(
                 f"frame {frame.index}: the memory's loss is {loss}; reset the stream or load its last state"
             )
@@ -86,8 +150,10 @@ class Stream(Session):
         score = self.normaliser.push(loss) if self.surprises else 0.0
         labels: tuple[Label, ...] = ()
         so_far: tuple[Label, ...] = ()
-        if self._opinion is not None:
-            labels, so_far = self._opinion.push(seen.logits[0, 0])
+        if self._opinion is not None and logits is not None:
+            labels, so_far = self._opinion.push(logits)
+        expected = self._expected
+        self._expected = None if seen.prediction is None else painted(seen.prediction[number, 0])
         return Result(
             index=frame.index,
             time_s=frame.time_s,
@@ -96,7 +162,8 @@ class Stream(Session):
             learned=(loss - after) / loss if loss > 0 else 0.0,
             surprise_map=self._map(before),
             embedding=embedding,
-            latency_ms=(time.perf_counter() - arrived) * 1e3,
+            latency_ms=(time.perf_counter() - row.arrived) * 1e3,
+            expected=expected,
             labels=labels,
             so_far=so_far,
         )
@@ -110,16 +177,22 @@ class Stream(Session):
     def reset(self) -> None:
         """See Session."""
         super().reset()
+        self._expected = None
         self.normaliser = Normaliser()
         self._opinion = Opinion(self.model.names) if isinstance(self.model, Classifier) else None
 
     def _fresh(self) -> ModelState:
         state = self.model.init_state(1)
-        return state if self._embed else self.model.watched(state)
+        return state if self._whole else self.model.watched(state)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the state is that of all blocks."""
+        return self._embed or self._predict
 
     def _more(self) -> dict[str, Any]:
         opinion = None if self._opinion is None else self._opinion.state()
-        return {"normaliser": self.normaliser.state(), "embed": self._embed, "opinion": opinion}
+        return {"normaliser": self.normaliser.state(), "embed": self._whole, "opinion": opinion}
 
     def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> ModelState:
         """See Session. A stream without embeddings goes on from one with them; the other way round what embeddings are
@@ -129,16 +202,20 @@ class Stream(Session):
                 f"{path} was saved by a version with another scale of surprise: begin the stream anew"
             )
         embedded = meta.get("embed", True)  # files that do not say so had embeddings
-        if self._embed and not embedded and self.model.config.surprise:
+        if self._whole and not embedded and self.model.config.surprise:
+            what, without = "embeddings", "embed=False, no --embeddings"
+            if not self._embed:
+                what, without = "predictions", "predict=False"
             raise CheckpointError(
-                f"{path} was saved without embeddings, and the memory behind them has not seen those frames: go on "
-                "without them (embed=False, no --embeddings)"
+                f"{path} was saved without {what}, and the memory behind them has not seen those frames: go on "
+                f"without them ({without})"
             )
         whole = self.model.init_state(1)
         state: ModelState = states.load(path, whole if embedded else self.model.watched(whole))
-        return state if self._embed else self.model.watched(state)
+        return state if self._whole else self.model.watched(state)
 
     def _go_on(self, meta: dict[str, Any]) -> None:
+        self._expected = None
         self.normaliser.restore(meta["normaliser"])
         if self._opinion is not None:
             self._opinion.restore(meta["opinion"])

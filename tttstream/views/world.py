@@ -37,6 +37,20 @@ def dimmed(picture: Picture, familiar: NDArray[np.float32]) -> Picture:
     return (picture * known + np.array(BACKGROUND, np.float32) * (1 - known)).astype(np.uint8)
 
 
+def changed_patches(result: Result) -> NDArray[np.bool_]:
+    """The patches [h, w] of a frame that a map knows and finds changed."""
+    return (result.surprise_map > CHANGED) & ((result.familiar or 0.0) > KNOWN)
+
+
+def outline(area: Picture, result: Result) -> None:
+    """Outline what changed in a frame, over its picture [H, W, 3], in place."""
+    size = area.shape[1], area.shape[0]
+    changed = cv2.resize(changed_patches(result).astype(np.uint8) * 255, size, interpolation=cv2.INTER_CUBIC)
+    outlines, _ = cv2.findContours((changed > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(area, outlines, -1, BACKGROUND, 4, cv2.LINE_AA)
+    cv2.drawContours(area, outlines, -1, ALERT, 2, cv2.LINE_AA)
+
+
 class WorldOverlay(Overlay):
     """Draws three panes above the numbers and the curve: the frame with changed places outlined, the picture that
     memory foretold, and the world as memory has it, asked anew every few frames, with the path of the camera on it.
@@ -77,16 +91,9 @@ class WorldOverlay(Overlay):
 
     def _draw_frame(self, area: Picture, frame: Picture, result: Result, note: str) -> None:
         area[:] = fit(frame, *area.shape[:2])
-        changed = cv2.resize(self._changed(result).astype(np.uint8) * 255, (PANE, PANE), interpolation=cv2.INTER_CUBIC)
-        outlines, _ = cv2.findContours((changed > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        cv2.drawContours(area, outlines, -1, BACKGROUND, 4, cv2.LINE_AA)
-        cv2.drawContours(area, outlines, -1, ALERT, 2, cv2.LINE_AA)
+        outline(area, result)
         if note:
             self._write(area[8:30, 10 : 20 + 9 * len(note)], [(4, 2, note, 14, TEXT)])
-
-    @staticmethod
-    def _changed(result: Result) -> NDArray[np.bool_]:
-        return (result.surprise_map > CHANGED) & ((result.familiar or 0.0) > KNOWN)
 
     def _follow(self, at: NDArray[np.float64], result: Result) -> None:
         """Take in where the camera is, and what changed there."""
@@ -95,7 +102,7 @@ class WorldOverlay(Overlay):
             self._path.clear()
             self._marks.clear()
         self._path.append((float(at[0]), float(at[1])))
-        changed = self._changed(result)
+        changed = changed_patches(result)
         if changed.any():
             side = len(changed)
             rows, columns = np.nonzero(changed)

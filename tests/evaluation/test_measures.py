@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tttstream.cli.measures import Latencies, Rate, Usage
+from tttstream.evaluation.measures import Latencies, Rate, Usage
 
 
 @pytest.mark.parametrize("count", [1, 7, 9_999])
@@ -45,7 +45,7 @@ def test_usage_keeps_the_most() -> None:
 
 def test_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("tttstream.cli.measures.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("tttstream.evaluation.measures.time.perf_counter", lambda: now[0])
     rate = Rate()
     for _ in range(100):
         now[0] += 0.02

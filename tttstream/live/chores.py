@@ -1,0 +1,56 @@
+"""Chores: what the worker must not wait for, files and messages, done in a thread of its own."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+from tttstream.errors import TTTStreamError
+
+MOST = 256  # chores that may wait
+
+
+class Chores:
+    """Does one job after another. trouble: the last failure in one line, None once a later job succeeded.
+
+    A job that comes while MOST wait is left out and counted in `left_out`: nothing piles up behind a slow disk.
+    """
+
+    def __init__(self, name: str, most: int = MOST) -> None:
+        self.trouble: str | None = None
+        self.left_out = 0
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(most)
+        self._thread = threading.Thread(target=self._run, name=f"tttstream {name}", daemon=True)
+        self._thread.start()
+
+    def add(self, job: Callable[[], None]) -> bool:
+        """Do this some time soon; False where too much waits."""
+        try:
+            self._jobs.put_nowait(job)
+        except queue.Full:
+            self.left_out += 1
+            return False
+        return True
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+                self.trouble = None
+            except (TTTStreamError, OSError) as error:
+                self.trouble = " ".join(str(error).split())
+            except Exception as error:
+                self.trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                traceback.print_exc(file=sys.stderr)
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Do what waits and end; False where that takes longer."""
+        try:
+            self._jobs.put(None, timeout=timeout_s)
+        except queue.Full:
+            return False
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()

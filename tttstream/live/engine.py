@@ -1,0 +1,426 @@
+"""Engine: many cameras on one model, each with its own memory, looked at together when they are ready together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tttstream.errors import ConfigError, FrameError
+from tttstream.frames import Frame, Result
+from tttstream.live.camera import Camera
+from tttstream.live.feed import Feed, Retry
+from tttstream.live.gallery import Gallery
+from tttstream.live.gate import PRESETS
+from tttstream.live.naming import id_of, kind_of, label_of
+from tttstream.live.policy import Inbox, Policy, Taken
+from tttstream.live.snapshots import Snapshots, about
+from tttstream.live.webhook import Webhook
+from tttstream.models.base import SavedModel
+from tttstream.models.frame import FrameModel
+from tttstream.models.map import MapModel
+from tttstream.sources import Source, open_source
+from tttstream.sources.pushed import Pushed
+from tttstream.streams import MaskStream, Session, Stream, kind_for
+
+MOST_CAMERAS = 64
+MOST_BROWSERS = 8
+LASTING = ("camera", "network", "browser")  # kinds of sources that are opened again
+PARTING_S = 2.0  # that sources get to end
+
+
+class UnknownCamera(ConfigError):
+    """There is no camera of that id."""
+
+
+class Engine:
+    """Runs cameras until they end or `stop` is called.
+
+    model: a FrameModel, Classifier or MapModel. allowed: the sources that may be added, as `open_source` takes them; no
+    other can. name: of the model, for people. policy: "auto", "latest", "all" or "every N", see `Policy`. paced:
+    recordings play at their own rate. looped: recordings begin anew at their end. snapshots: folder in which every
+    camera's memory is kept, each `every_s` seconds and at the end; resume: cameras go on from there. events: folder for
+    events and their clips. webhook: address that is told of events. expect: whether a FrameModel says which picture it
+    expected, which takes three times as long; None: where `allowed` has one source. learn, device, backend: as for
+    `tttstream.Stream`. limit: frames a camera. opener: opens a source; `open_source`
+    unless given.
+
+    Use it as a context manager, or call `start` and `stop`; `summary` is what `stop` returned. Raises ConfigError,
+    OutputError and CheckpointError.
+
+    >>> with Engine(tttstream.models.load("base"), allowed=["0"]) as engine:
+    ...     camera = engine.add(0)
+    ...     camera.wait(100, timeout_s=10)
+    """
+
+    MOST_CAMERAS, MOST_BROWSERS = MOST_CAMERAS, MOST_BROWSERS
+
+    def __init__(
+        self,
+        model: SavedModel,
+        *,
+        allowed: Sequence[str] = (),
+        name: str = "base",
+        policy: str = "auto",
+        paced: bool = True,
+        looped: bool = False,
+        snapshots: Path | None = None,
+        every_s: float = 10.0,
+        resume: bool = False,
+        events: Path | None = None,
+        webhook: str | None = None,
+        expect: bool | None = None,
+        learn: bool = True,
+        device: str = "auto",
+        backend: str = "auto",
+        limit: int | None = None,
+        retry: Retry | None = None,
+        opener: Callable[[str], Source] | None = None,
+    ) -> None:
+        self.model, self.name = model, name
+        self._stream = _maker(model, device, backend, learn, len(allowed) == 1 if expect is None else expect)
+        self._policy, self._paced, self._looped, self._limit = Policy.parse(policy), paced, looped, limit
+        self._retry, self._opener = retry, opener or open_source
+        self._specs = [str(spec) for spec in allowed]
+        self._ids: list[str] = []
+        for spec in self._specs:
+            self._ids.append(id_of(label_of(spec), self._ids))
+        if resume and snapshots is None:
+            raise ConfigError("resume: from which folder? Give snapshots")
+        self._hook = None if webhook is None else Webhook(webhook)
+        self._snapshots = None if snapshots is None else Snapshots(snapshots)
+        self._every_s, self._resume = every_s, resume
+        try:
+            self.gallery = Gallery(events, None if self._hook is None else self._hook.tell)
+        except BaseException:
+            if self._snapshots is not None:
+                self._snapshots.close()
+            raise
+        self._cameras: tuple[Camera, ...] = ()
+        self._joining = threading.Lock()
+        self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._wake = threading.Condition()
+        self._awake = self._ending = self._busy = False
+        self._started = time.monotonic()
+        self._process = psutil.Process()
+        self._due: dict[str, float] = {}  # when a camera's next snapshot is asked for
+        self._parted: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self._worker = threading.Thread(target=self._run, name="tttstream engine", daemon=True)
+
+    # Cameras
+
+    @property
+    def cameras(self) -> tuple[Camera, ...]:
+        """Those of now, in the order in which they joined."""
+        return self._cameras
+
+    @property
+    def allowed(self) -> list[dict[str, Any]]:
+        """What `add` takes, for people, and the id of the camera where it was added."""
+        here = {camera.id for camera in self._cameras}
+        known = zip(self._specs, self._ids, strict=True)
+        return [
+            {"number": number, "label": label_of(spec), "camera": name if name in here else None}
+            for number, (spec, name) in enumerate(known)
+        ]
+
+    def camera(self, name: str) -> Camera:
+        """The camera of that id. Raises UnknownCamera."""
+        for camera in self._cameras:
+            if camera.id == name:
+                return camera
+        known = ", ".join(camera.id for camera in self._cameras) or "none"
+        raise UnknownCamera(f"there is no camera {name!r:.60}; there are {known}")
+
+    def add(self, number: int) -> Camera:
+        """Begin to watch one of the allowed sources.
+
+        Raises ConfigError for another number, or one that is watched already; CheckpointError where its snapshot
+        cannot be resumed.
+        """
+        if isinstance(number, bool) or not 0 <= number < len(self._specs):
+            known = f"0 to {len(self._specs) - 1}" if self._specs else "no number"
+            raise ConfigError(f"there is no source {number!r:.30}: those given at the start have {known}")
+        spec = self._specs[number]
+        kind = kind_of(spec)
+        return self._join(self._ids[number], label_of(spec), kind, lambda: self._opener(spec), None)
+
+    def add_browser(self, label: str = "browser") -> Camera:
+        """Begin to watch pictures that `Camera.put` hands over."""
+        with self._joining:
+            if sum(camera.kind == "browser" for camera in self._cameras) >= MOST_BROWSERS:
+                raise ConfigError(f"{MOST_BROWSERS} browsers send pictures already")
+            name = id_of(label, [*(camera.id for camera in self._cameras), *self._ids])
+        pushed = Pushed(label[:80])
+        return self._join(name, label[:80], "browser", lambda: pushed, pushed)
+
+    def _join(self, name: str, label: str, kind: str, opener: Callable[[], Source], pushed: Pushed | None) -> Camera:
+        with self._joining:
+            if len(self._cameras) >= MOST_CAMERAS:
+                raise ConfigError(f"{MOST_CAMERAS} cameras are watched already: remove one")
+            if name in (camera.id for camera in self._cameras):
+                raise ConfigError(f"{label} is watched already")
+            camera = Camera(
+                name, label, kind, self._stream(), self.gallery, self._do, filmed=self.gallery.clips, limit=self._limit
+            )
+            camera.pushed = pushed
+            position = self._resumed(camera)
+            camera.feed = Feed(
+                opener,
+                Inbox(self._notify),
+                name=name,
+                policy=self._policy,
+                lasting=kind in LASTING,
+                paced=self._paced,
+                looped=self._looped,
+                limit=self._limit,
+                position=position,
+                retry=self._retry,
+                seen=None if camera.film is None else camera.film.put,
+            )
+            self._due[name] = time.monotonic() + self._every_s
+            self._cameras = (*self._cameras, camera)
+        camera.feed.start()
+        return camera
+
+    def _resumed(self, camera: Camera) -> dict[str, Any] | None:
+        """Let a camera go on from its snapshot; returns the position of its feed."""
+        if self._snapshots is None:
+            return None
+        for name in self._snapshots.names(camera.id) if self._resume else []:
+            saved = self._stream()
+            saved.load(self._snapshots.path(camera.id, name))
+            camera.saves[name] = saved
+        path = self._snapshots.path(camera.id)
+        if not self._resume or not path.exists():
+            return None
+        note = about(path)
+        camera.stream.load(path)
+        camera.restore_note(note)
+        position: dict[str, Any] | None = note["position"]
+        return position
+
+    def remove(self, name: str) -> None:
+        """Stop to watch a camera. Its memory goes; a last snapshot stays. Raises UnknownCamera."""
+        camera = self.camera(name)
+        camera.feed.stop()
+        camera.feed.join(PARTING_S)
+        self._do(camera, lambda: self._part(camera)).result(PARTING_S + 30.0)
+
+    def _part(self, camera: Camera) -> None:
+        """In the worker: the last frame, the last snapshot, and out."""
+        while (taken := camera.feed.inbox.take()) is not None:
+            self._look([(camera, taken)])
+        camera.feed.inbox.close()
+        camera.finish()
+        self._keep(camera, camera.feed.final)
+        self._parted.append(self._account(camera))
+        with self._joining:
+            self._cameras = tuple(other for other in self._cameras if other is not camera)
+
+    # The worker
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._awake = True
+            self._wake.notify_all()
+
+    def _do(self, camera: Camera, job: Callable[[], Any]) -> Future[Any]:
+        """Let the worker do a job between two frames."""
+        future: Future[Any] = Future()
+        if not self._worker.is_alive():
+            future.set_exception(ConfigError("the engine does not run"))
+            return future
+        self._commands.append((job, future))
+        self._notify()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._awake or self._ending, timeout=0.5)
+                self._awake = False
+            self._obey()
+            self._busy = True
+            batch = []
+            for camera in self._cameras:
+                taken = None if camera.broken else camera.feed.inbox.take()
+                if taken is not None:
+                    batch.append((camera, taken))
+            if batch:
+                self._look(batch)
+                self._notify()  # more may wait already
+            self._busy = False
+            if self._ending and not batch:
+                break
+            self._ask_for_snapshots()
+
+    def _obey(self) -> None:
+        while self._commands:
+            job, future = self._commands.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _look(self, batch: list[tuple[Camera, Taken]]) -> None:
+        """Push one frame of each of these cameras."""
+        seen: list[tuple[Camera, Taken, Frame]] = []
+        for camera, taken in batch:
+            try:
+                seen.append((camera, taken, camera.masked(taken)))
+            except Exception as error:
+                camera.fail(error)
+        answers = self._push([camera for camera, _, _ in seen], [frame for _, _, frame in seen])
+        for (camera, taken, _), answer in zip(seen, answers, strict=True):
+            if isinstance(answer, Result):
+                camera.took(taken, answer)
+            elif isinstance(answer, FrameError):
+                camera.refuse(answer)
+            else:
+                camera.fail(answer)
+            if taken.position is not None:
+                self._keep(camera, taken.position)
+
+    def _push(self, cameras: list[Camera], frames: list[Frame]) -> list[Result | Exception]:
+        """Together where the streams can, one by one where they cannot or where that fails."""
+        before = [camera.stream.frames for camera in cameras]
+        streams = [camera.stream for camera in cameras]
+        if len(cameras) > 1 and all(isinstance(stream, Stream) for stream in streams):
+            try:
+                return list(Stream.push_rows(streams, frames))  # type: ignore[arg-type]
+            except Exception:  # of one of them: who it is shows below
+                if [stream.frames for stream in streams] != before:
+                    raise
+        answers: list[Result | Exception] = []
+        for stream, frame in zip(streams, frames, strict=True):
+            try:
+                answers.append(stream.push(frame))  # type: ignore[attr-defined]
+            except Exception as error:
+                answers.append(error)
+        return answers
+
+    def _ask_for_snapshots(self) -> None:
+        now = time.monotonic()
+        if self._snapshots is not None:
+            for camera in self._cameras:
+                if now >= self._due[camera.id]:
+                    self._due[camera.id] = now + self._every_s
+                    camera.feed.inbox.want_position()
+
+    def _keep(self, camera: Camera, position: dict[str, Any] | None) -> None:
+        if self._snapshots is None or not camera.stream.frames:
+            return
+        self._snapshots.write(self._snapshots.path(camera.id), camera.kept(position))
+        camera.snapshot = camera.stream.frames, time.monotonic()
+
+    # A run
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._worker.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether any camera may still give a frame."""
+        return any(not camera.done or camera.feed.inbox.full for camera in self._cameras) or self._busy
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether all cameras have ended, once they have or the time is over."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while self.running:
+            if until is not None and time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def stop(self) -> dict[str, Any]:
+        """End all cameras after the frame in hand, write what is to be written; returns a summary (JSON-able)."""
+        for camera in self._cameras:
+            camera.feed.stop()
+        until = time.monotonic() + PARTING_S
+        for camera in self._cameras:
+            camera.feed.join(max(0.05, until - time.monotonic()))
+        for camera in self._cameras:
+            self._do(camera, lambda camera=camera: self._part(camera)).result()  # type: ignore[misc]
+        self._ending = True
+        self._notify()
+        self._worker.join()
+        summary = {**self._about(), "seconds": round(time.monotonic() - self._started, 3), "cameras": self._parted}
+        self.gallery.close()
+        if self._snapshots is not None:
+            self._snapshots.close()
+        if self._hook is not None:
+            self._hook.close()
+        self.summary = {**summary, "trouble": self._trouble()}
+        return self.summary
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._worker.is_alive():
+            self.stop()
+
+    def _account(self, camera: Camera) -> dict[str, Any]:
+        """What a summary says of a camera."""
+        status = camera.status()
+        names = ("id", "label", "frames", "dropped", "skipped", "refused", "events", "state_bytes", "state", "reason")
+        latency = {f"p{p}": round(camera.latencies.percentile(p), 3) for p in (50, 95, 99)} if camera.version else {}
+        return {name: status[name] for name in names} | {"results": camera.version, "latency_ms": latency}
+
+    def _about(self) -> dict[str, Any]:
+        kind = "map" if isinstance(self.model, MapModel) else "surprise"
+        return {"model": self.name, "kind": kind, "size": int(self.model.config.size)}
+
+    def _trouble(self) -> dict[str, str | None]:
+        return {
+            "snapshots": None if self._snapshots is None else self._snapshots.trouble,
+            "events": self.gallery.trouble,
+            "webhook": None if self._hook is None else self._hook.trouble,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """All numbers of now (JSON-able)."""
+        return {
+            **self._about(),
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "rss_mb": round(self._process.memory_info().rss / 1e6, 1),
+            "trouble": self._trouble(),
+            "allowed": self.allowed,
+            "cameras": [camera.status() for camera in self._cameras],
+            "presets": dict(PRESETS),
+            "can": {
+                "follow": False,
+                "teach": False,
+                "snapshots": self._snapshots is not None,
+                "clips": self.gallery.clips,
+            },
+        }
+
+
+def _maker(model: SavedModel, device: str, backend: str, learn: bool, expect: bool) -> Callable[[], Session]:
+    """Makes a fresh stream of the kind that the model is for."""
+    kind: Any = kind_for(model)
+    if issubclass(kind, MaskStream):
+        raise ConfigError("live takes models of surprise, classifiers and maps; masks belong to `tttstream track`")
+    more: dict[str, Any] = {"embed": False} if kind.EMBEDS else {}
+    if isinstance(model, FrameModel):
+        more["predict"] = expect
+
+    def make() -> Session:
+        stream: Session = kind(model, device=device, backend=backend, learn=learn, **more)
+        return stream
+
+    make()
+    return make

@@ -1,0 +1,257 @@
+"""Feed: one source in a thread of its own, opened again where it breaks off."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tttstream.errors import SourceError, TTTStreamError
+from tttstream.frames import Frame
+from tttstream.io.names import shortened
+from tttstream.live.policy import Inbox, Policy, Taken
+from tttstream.sources.base import Source
+
+Opener = Callable[[], Source]
+
+STALL_S = 2.0  # without a frame for so long, a live source counts as stalled
+LATE_S = 1.0  # behind its own clock by so much, a recording starts its clock anew
+PAUSE_S = 2.0  # a recording waits at most so long for the time of its next frame: its clock may jump
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How long to wait before a source is opened again: `first` seconds, twice as long each time, at most `most`."""
+
+    first: float = 0.5
+    most: float = 30.0
+
+    def wait_s(self, attempts: int) -> float:
+        """Before the attempt after so many failures."""
+        return float(min(self.most, self.first * 2.0 ** min(attempts - 1, 30)))
+
+
+class Feed:
+    """Reads a source and puts its frames into an inbox, until it ends or `stop` is called.
+
+    open_source: gives the source; called again after a failure where `lasting`, and wherever a live source ends.
+    policy, inbox: see there. seen: is called with every frame that was read, in this thread. paced: a recording plays
+    at its own rate, not as fast as it is taken. looped: a recording begins anew at its end. limit: how many frames to
+    hand over. position: where to go on, of `Taken` or `final`.
+
+    Frames are numbered on over failures and loops, and so is their time; of a live source it is the time since the
+    first capture.
+
+    state: "opening", "running", "stalled", "retrying", "ended" or "failed". reason: of the last failure, in one line.
+    final: the position behind the last frame that was handed over, once the thread has ended.
+    """
+
+    def __init__(
+        self,
+        open_source: Opener,
+        inbox: Inbox,
+        *,
+        name: str,
+        policy: Policy,
+        lasting: bool,
+        paced: bool = True,
+        looped: bool = False,
+        limit: int | None = None,
+        position: dict[str, Any] | None = None,
+        retry: Retry | None = None,
+        seen: Callable[[Frame], None] | None = None,
+    ) -> None:
+        self._open, self.inbox, self._seen = open_source, inbox, seen
+        self.policy, self._lasting, self._paced, self._looped, self._limit = policy, lasting, paced, looped, limit
+        self._retry = retry or Retry()
+        self._position = position
+        self._stop = threading.Event()
+        self._state, self.reason, self.attempts = "opening", "", 0
+        self.retry_at: float | None = None
+        self.source: Source | None = None
+        self.final: dict[str, Any] | None = None
+        self._read = self._handed = self._gone = 0  # frames read; handed over; skipped by sources that are closed
+        self._missed_before = 0
+        self._index, self._time_s = 0, 0.0  # of the next frame at the earliest
+        self._last = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=f"tttstream feed {name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the frame in hand; returns at once."""
+        self._stop.set()
+        source = self.source
+        if source is not None and source.live and hasattr(source, "put"):
+            source.close()  # it waits for a picture that nobody will put in
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the thread has ended within so many seconds."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether more frames may come."""
+        return self._state not in ("ended", "failed")
+
+    @property
+    def state(self) -> str:
+        """See the class."""
+        source = self.source
+        silent = time.monotonic() - self._last > STALL_S and not self.inbox.waiting and not self.inbox.full
+        stalled = self._state == "running" and silent and source is not None and source.live
+        return "stalled" if stalled else self._state
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last frame was read."""
+        return time.monotonic() - self._last
+
+    @property
+    def policy_now(self) -> str:
+        """The policy as it is for the source of now."""
+        source = self.source
+        return str(self.policy if source is None else self.policy.decided(source.live))
+
+    @property
+    def fps(self) -> float | None:
+        """The nominal rate of the source of now."""
+        source = self.source
+        return None if source is None else source.fps
+
+    @property
+    def skipped(self) -> int:
+        """Damaged frames so far."""
+        return self._gone + (self.source.skipped if self.source is not None else 0)
+
+    @property
+    def dropped(self) -> int:
+        """Frames that came too late so far."""
+        return self.inbox.dropped + self._missed_before + int(getattr(self.source, "missed", 0))
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._state = "opening"
+                again = self._attempt()
+                if not again or self._stop.is_set():
+                    break
+            if self._state != "failed":
+                self._state = "ended"
+        finally:
+            self.inbox.wake()
+
+    def _attempt(self) -> bool:
+        """Read a source once to its end; whether to open it again."""
+        source = None
+        try:
+            source = self._open()
+            self.source = source
+            live = source.live
+            self._follow(source)
+            again = live or (self._looped and self._read > 0)
+            said = "the stream ended" if live else ""
+        except Exception as error:  # whatever a driver or a decoder raises ends this source only
+            again, said = self._lasting or (source is not None and source.live), _line(error)
+            live = True
+            if not again:
+                self._state, self.reason = "failed", said
+        finally:
+            if source is not None:
+                self._put_away(source)
+        if self._limit is not None and self._handed >= self._limit:
+            return False
+        if again and live and not self._stop.is_set():
+            self._wait(said)
+        return again
+
+    def _put_away(self, source: Source) -> None:
+        self.source = None
+        self._gone += source.skipped
+        self._missed_before += int(getattr(source, "missed", 0))
+        with suppress(Exception):  # it is broken already
+            source.close()
+
+    def _wait(self, reason: str) -> None:
+        self.attempts += 1
+        pause = self._retry.wait_s(self.attempts)
+        self.reason, self._state, self.retry_at = reason, "retrying", time.monotonic() + pause
+        self._stop.wait(pause)
+        self.retry_at = None
+
+    def _follow(self, source: Source) -> None:
+        position, self._position = self._position, None
+        offset = self._index, self._time_s
+        if position is not None:
+            offset = position["offset"]
+            self._index, self._time_s = position["index"], position["time_s"]
+            if not source.live and position["source"] is not None:
+                source.seek(position["source"])
+        policy = self.policy.decided(source.live)
+        pace = _Pace(self._stop) if self._paced and not source.live else None
+        origin = None
+        self._last = time.monotonic()
+        for frame in source:
+            now = time.monotonic()
+            if pace is not None:
+                pace.wait(frame.time_s)
+                now = time.monotonic()
+            captured = now if frame.captured is None else min(frame.captured, now)
+            if source.live:
+                origin = captured - self._time_s if origin is None else origin
+                frame = replace(frame, index=self._index, time_s=max(captured - origin, self._time_s))
+            elif any(offset):
+                frame = replace(frame, index=frame.index + offset[0], time_s=frame.time_s + offset[1])
+            self._state, self._last, self.attempts, self.reason = "running", now, 0, ""
+            self._read += 1
+            self._index, self._time_s = frame.index + 1, frame.time_s + 1e-3
+            if self._seen is not None:
+                self._seen(frame)
+            if policy.every == 1 or (self._read - 1) % policy.every == 0:
+                self._hand_over(source, frame, captured, policy, offset)
+            if self._stop.is_set() or (self._limit is not None and self._handed >= self._limit):
+                break
+        self._time_s += 1 / (source.fps or 25.0)
+        self.final = self._place(source, offset)
+
+    def _hand_over(self, source: Source, frame: Frame, captured: float, policy: Policy, offset: Any) -> None:
+        place = self._place(source, offset) if self.inbox.position_wanted() else None
+        before = self.inbox.dropped
+        if self.inbox.put(Taken(frame, captured, source, place), bool(policy.newest)):
+            self._handed += 1 - (self.inbox.dropped - before)
+
+    def _place(self, source: Source, offset: tuple[int, float]) -> dict[str, Any]:
+        """Where to go on (JSON-able)."""
+        place = None if source.live else source.position()
+        return {"source": place, "offset": list(offset), "index": self._index, "time_s": self._time_s}
+
+
+class _Pace:
+    """Waits for the times of a recording's frames."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._start: float | None = None
+
+    def wait(self, time_s: float) -> None:
+        now = time.monotonic()
+        early = 0.0 if self._start is None else self._start + time_s - now
+        if self._start is None or not -LATE_S < early < PAUSE_S:
+            early = min(max(early, 0.0), PAUSE_S)
+            self._start = now + early - time_s
+        if early > 0:
+            self._stop.wait(early)
+
+
+def _line(error: Exception) -> str:
+    """What went wrong in one line."""
+    said = " ".join(str(error).split()) or "no reason given"
+    known = isinstance(error, (TTTStreamError, SourceError))
+    return shortened(said if known else f"{type(error).__name__}: {said}", 300)

@@ -1,0 +1,69 @@
+"""Gate: which rises of the surprise are events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+PRESETS = {"low": 6.0, "normal": 3.0, "high": 2.0}
+"""Thresholds of the surprise by how sensitive they are."""
+STEP_S = 1.0  # a frame stands for at most so long: clocks jump
+
+
+@dataclass
+class Gate:
+    """An event begins where the surprise exceeds `threshold`, if it then stays above half of that for `least_s`
+    seconds, and ends once it was below half of it for `hold_s` seconds.
+
+    peak: the highest surprise since the last crossing. rising: above, but not yet for long enough. going: an event goes
+    on. Four numbers are kept.
+    """
+
+    threshold: float = PRESETS["normal"]
+    least_s: float = 0.0
+    hold_s: float = 0.5
+    rising: bool = False
+    going: bool = False
+    peak: float = 0.0
+    above_s: float = 0.0
+    below_s: float = 0.0
+    last_s: float | None = None
+
+    def push(self, surprise: float, time_s: float) -> tuple[str, ...]:
+        """Take in a frame; "rise" where the surprise crosses the threshold, "begin" and "end" of an event."""
+        step = 0.0 if self.last_s is None else min(max(time_s - self.last_s, 0.0), STEP_S)
+        self.last_s = time_s
+        low = surprise < self.threshold / 2
+        said: list[str] = []
+        if not self.rising and not self.going:
+            if surprise <= self.threshold:
+                return ()
+            self.rising, self.peak, self.above_s, self.below_s = True, surprise, 0.0, 0.0
+            said.append("rise")
+        else:
+            self.peak = max(self.peak, surprise)
+            self.above_s += step
+        if self.rising:
+            if low:
+                self.rising = False
+                return ()
+            if self.above_s >= self.least_s:
+                self.rising, self.going = False, True
+                said.append("begin")
+        else:
+            self.below_s = self.below_s + step if low else 0.0
+            if self.below_s >= self.hold_s:
+                self.going = False
+                said.append("end")
+        return tuple(said)
+
+    def state(self) -> dict[str, Any]:
+        """All of it (JSON-able)."""
+        return dict(vars(self))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. An event that went on then is over: nobody saw its end."""
+        for name in vars(self):
+            if name in state:
+                setattr(self, name, state[name])
+        self.rising = self.going = False

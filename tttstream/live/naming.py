@@ -1,0 +1,50 @@
+"""What sources are called on a page and in files: without passwords, in few letters, no two alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePath
+from urllib.parse import urlsplit
+
+from tttstream.io.names import shortened
+from tttstream.sources.listing import GENERATED
+
+LONGEST = 32  # letters of an id, without a number behind it
+
+
+def kind_of(spec: str) -> str:
+    """ "camera", "network", "generated", "environment" or "file"."""
+    if re.fullmatch("[0-9]+", spec) or spec.startswith("/dev/video"):
+        return "camera"
+    if spec in GENERATED:
+        return "generated"
+    if spec.startswith("gym:"):
+        return "environment"
+    return "network" if "://" in spec else "file"
+
+
+def label_of(spec: str) -> str:
+    """A source for people. Of an address neither the user nor what stands behind ? or #, which may be secret."""
+    kind = kind_of(spec)
+    if kind == "camera":
+        return f"camera {spec.removeprefix('/dev/video')}"
+    if kind == "network":
+        try:
+            address = urlsplit(spec)
+        except ValueError:
+            return "an address"
+        return shortened(f"{address.scheme}://{address.netloc.rsplit('@', 1)[-1]}{address.path}", 80)
+    return shortened(spec if kind in ("generated", "environment") else PurePath(spec).name or spec, 80)
+
+
+def id_of(label: str, taken: Iterable[str]) -> str:
+    """A name of [A-Za-z0-9_-] for addresses and files, with a number where it is taken."""
+    last = label.rstrip("/").rsplit("/", 1)[-1] if "://" in label else label
+    stem = last.rsplit(".", 1)[0] if "." in last[1:] else last
+    stem = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:LONGEST].strip("-") or "source"
+    known = {name.casefold() for name in taken}
+    name, number = stem, 2
+    while name.casefold() in known:
+        name, number = f"{stem}-{number}", number + 1
+    return name

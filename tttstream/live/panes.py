@@ -1,0 +1,119 @@
+"""Panes: the pictures of a camera that a person watches, encoded when somebody asks, once for all who ask."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import ConfigError
+from tttstream.frames import Frame, Result
+from tttstream.streams import MapStream, Session
+from tttstream.views.jpeg import encode, narrowed
+from tttstream.views.overlay import HeatLayer, fit, to_uint8
+from tttstream.views.world import dimmed, outline
+
+KINDS = ("frame", "surprise", "expected", "world")
+WIDTHS = (64, 1280)
+WORLD_EVERY = 8  # frames between two drawings of the world
+SIDE = 384  # pixels of a small picture that is drawn larger
+
+
+class Shown(NamedTuple):
+    """What there is to see of a frame. number: of the result. memory: the stream as it was then, to be read only."""
+
+    number: int
+    frame: Frame
+    result: Result
+    memory: Session
+    captured: float
+
+
+class Pane(NamedTuple):
+    """A picture as JPEG. version: the number of its result. captured: of its frame. size: width and height."""
+
+    version: int
+    jpeg: bytes
+    captured: float
+    size: tuple[int, int]
+
+
+class Panes:
+    """Draws and encodes; keeps the newest of each kind and width. Safe in threads."""
+
+    def __init__(self) -> None:
+        self._shown: Shown | None = None
+        self._heat = HeatLayer()
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[str, int], Pane] = {}
+
+    def show(self, shown: Shown | None) -> None:
+        """From now on this is to be seen."""
+        self._shown = shown
+
+    @property
+    def kinds(self) -> list[str]:
+        """What there is to see now."""
+        shown = self._shown
+        if shown is None:
+            return ["frame"]
+        kinds = ["frame"]
+        if shown.result.surprise_map.size > 1:
+            kinds.append("surprise")
+        if shown.result.expected is not None:
+            kinds.append("expected")
+        return [*kinds, "world"] if isinstance(shown.memory, MapStream) and shown.frame.pose is not None else kinds
+
+    def get(self, kind: str, width: int) -> Pane | None:
+        """A pane of a kind, at most so wide; None where there is nothing to see. Raises ConfigError for no kind."""
+        if kind not in KINDS:
+            raise ConfigError(f"there is no pane {kind!r}, expected one of {', '.join(KINDS)}")
+        shown, width = self._shown, min(max(width, WIDTHS[0]), WIDTHS[1])
+        if shown is None or kind not in self.kinds:
+            return None
+        with self._lock:
+            kept = self._kept.get((kind, width))
+            fresh = 1 if kind != "world" else WORLD_EVERY
+            if kept is not None and 0 <= shown.number - kept.version < fresh:
+                return kept
+            if len(self._kept) > 16:
+                self._kept.clear()
+            picture = self._drawn(kind, shown, width)
+            size = picture.shape[1], picture.shape[0]
+            pane = self._kept[kind, width] = Pane(shown.number, encode(picture), shown.captured, size)
+            return pane
+
+    def _drawn(self, kind: str, shown: Shown, width: int) -> NDArray[np.uint8]:
+        if kind == "world":
+            assert isinstance(shown.memory, MapStream)
+            return _enlarged(dimmed(*shown.memory.world()), width)
+        if kind == "expected":
+            assert shown.result.expected is not None
+            return _enlarged(shown.result.expected, width)
+        picture = narrowed(to_uint8(shown.frame.image), width)
+        if kind == "frame":
+            return picture
+        picture = _enlarged(picture, width).copy()
+        if shown.result.familiar is not None:
+            outline(picture, shown.result)
+        else:
+            self._heat.over(picture, shown.result.surprise_map)
+        return picture
+
+
+def _enlarged(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """At least SIDE pixels on the longer side, at most so wide."""
+    factor = max(1.0, SIDE / max(picture.shape[:2]))
+    if factor > 1:
+        picture = fit(picture, round(picture.shape[0] * factor), round(picture.shape[1] * factor))
+    return narrowed(picture, width)
+
+
+def why(shown: Shown, width: int = 480) -> dict[str, bytes]:
+    """The pictures that tell why a frame surprised, as JPEG by their kind."""
+    panes = Panes()
+    panes.show(shown)
+    found = {kind: panes.get(kind, width) for kind in ("frame", "surprise", "expected")}
+    return {kind: pane.jpeg for kind, pane in found.items() if pane is not None}

@@ -1,0 +1,117 @@
+"""Which frames of a source are looked at, and the one place where they wait for it."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tttstream.errors import ConfigError
+from tttstream.frames import Frame
+from tttstream.sources.base import Source
+
+
+class Taken(NamedTuple):
+    """A frame on its way. captured: when it was taken, by `time.monotonic()`. source: that gave it. position: where the
+    source stands behind it, where that was asked for."""
+
+    frame: Frame
+    captured: float
+    source: Source
+    position: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """newest: a frame that comes replaces the one that waits; else its source waits. every: only each so manieth frame.
+
+    None for `newest`: as the source is, the newest of what is live, all of what is recorded.
+    """
+
+    newest: bool | None = None
+    every: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """Of "auto", "latest", "all" or "every N". Raises ConfigError for another text."""
+        found = re.fullmatch(r"every[ :=]?([1-9][0-9]{0,5})", text)
+        if found:
+            return cls(every=int(found[1]))
+        if text not in ("auto", "latest", "all"):
+            raise ConfigError(f"a policy is latest, all or 'every N' (or auto), got {text!r}")
+        return cls({"auto": None, "latest": True, "all": False}[text])
+
+    def decided(self, live: bool) -> Policy:
+        """For a source that is live or not."""
+        return Policy(live if self.newest is None else self.newest, self.every)
+
+    def __str__(self) -> str:
+        if self.every > 1:
+            return f"every {self.every}"
+        return {None: "auto", True: "latest", False: "all"}[self.newest]
+
+
+class Inbox:
+    """Room for one frame between the thread of a source and the worker. dropped: frames that were replaced.
+
+    notify: called after a frame was put in.
+    """
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
+        self._changed = threading.Condition()
+        self._frame: Taken | None = None
+        self._open = True
+        self.waiting = False  # whether the source waits for room
+        self.dropped = 0
+        self._wanted = False
+
+    @property
+    def full(self) -> bool:
+        """Whether a frame waits."""
+        return self._frame is not None
+
+    def put(self, taken: Taken, newest: bool) -> bool:
+        """Put a frame in; False where the inbox was closed, and the frame was not taken."""
+        with self._changed:
+            if not newest:
+                self.waiting = True
+                self._changed.wait_for(lambda: self._frame is None or not self._open)
+                self.waiting = False
+            if not self._open:
+                return False
+            before, self._frame = self._frame, taken
+            if before is not None:
+                self.dropped += 1
+                if before.position is not None and taken.position is None:  # asked for, and not yet given
+                    self._wanted = True
+        self._notify()
+        return True
+
+    def take(self) -> Taken | None:
+        """The frame that waits, None where there is none."""
+        with self._changed:
+            taken, self._frame = self._frame, None
+            self._changed.notify_all()
+        return taken
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Tell the worker that something has changed."""
+        self._notify()
+
+    def want_position(self) -> None:
+        """Ask for the position behind one of the next frames."""
+        self._wanted = True
+
+    def position_wanted(self) -> bool:
+        """Whether the position behind the next frame was asked for; the question is answered with it."""
+        wanted, self._wanted = self._wanted, False
+        return wanted

@@ -1,0 +1,82 @@
+"""Snapshots: every camera's memory in a folder, one file each, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tttstream import state as states
+from tttstream.errors import CheckpointError
+from tttstream.io.outputs import OutputFolder, saving
+from tttstream.live.chores import Chores
+
+SUFFIX = ".safetensors"
+KEY = "live"  # under which a file says where its camera stood
+
+
+class Kept(NamedTuple):
+    """What a file holds: a memory's state (never changed in place) and the texts beside it."""
+
+    state: states.State
+    texts: dict[str, str]
+
+
+class Snapshots:
+    """The files ID.safetensors of a folder, and ID.NAME.safetensors of what a person saved under a name.
+
+    Of a camera only the newest waits to be written. Raises OutputError where the folder cannot be written or another
+    run writes there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = OutputFolder(folder)
+        self._chores = Chores("snapshots")
+        self._lock = threading.Lock()
+        self._waiting: dict[Path, Kept] = {}
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the last file was not written, None where it was."""
+        return self._chores.trouble
+
+    def path(self, camera: str, name: str = "") -> Path:
+        """The file of a camera, or of a save of a camera."""
+        return self._folder.path / f"{camera}{'.' if name else ''}{name}{SUFFIX}"
+
+    def write(self, path: Path, kept: Kept) -> None:
+        """Write this some time soon, in the place of what has this path."""
+        with self._lock:
+            new = path not in self._waiting
+            self._waiting[path] = kept
+        if new and not self._chores.add(lambda: self._write(path)):
+            with self._lock:
+                self._waiting.pop(path, None)
+
+    def _write(self, path: Path) -> None:
+        with self._lock:
+            kept = self._waiting.pop(path)
+        with saving(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        states.save(kept.state, path, **kept.texts)
+
+    def names(self, camera: str) -> list[str]:
+        """What a person saved of a camera."""
+        found = (re.fullmatch(re.escape(camera) + r"\.([A-Za-z0-9_-]+)" + re.escape(SUFFIX), path.name)
+                 for path in self._folder.path.iterdir())  # fmt: skip
+        return sorted(match[1] for match in found if match)
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._chores.close(30.0)
+        self._folder.release()
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What a camera noted beside its memory. Raises CheckpointError where it noted nothing."""
+    text = states.metadata(path).get(KEY)
+    if text is None:
+        raise CheckpointError(f"{path} is no snapshot of `tttstream live`")
+    return dict(json.loads(text))

@@ -1,0 +1,93 @@
+"""Frames that someone else hands over, such as the pictures of a browser's camera."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tttstream.errors import DependencyError, FrameError
+from tttstream.frames import Frame
+from tttstream.sources.base import Source
+from tttstream.sources.pages import FAILURES
+
+try:
+    from PIL import Image
+except ImportError as error:
+    raise DependencyError("reading pictures needs Pillow: pip install pillow") from error
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+LARGEST = 4096  # pixels a side
+
+
+class Pushed(Source):
+    """Pictures that are put in by another thread. A slow reader gets the newest; `missed` counts those in between.
+
+    name: for reports. The iterator waits for the next picture, and ends after `close`.
+    """
+
+    live = True
+
+    def __init__(self, name: str = "browser") -> None:
+        self.name, self.missed = name, 0
+        self._index, self._offset = 0, 0.0
+        self._origin: float | None = None
+        self._newest: tuple[bytes, float] | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, data: bytes, captured: float | None = None) -> None:
+        """Hand over a picture, JPEG, PNG or WebP. captured: when it was taken, by `time.monotonic()`; now unless given.
+
+        Never waits. Raises FrameError for what is no such picture, by its header, or has a side above LARGEST.
+        """
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                sides = picture.size
+        except (*FAILURES, Image.DecompressionBombError) as error:
+            raise FrameError(f"{len(data)} bytes came that are no picture; expected {', '.join(FORMATS)}") from error
+        if max(sides) > LARGEST:
+            raise FrameError(f"a picture of {sides[0]}x{sides[1]} pixels came, expected at most {LARGEST} a side")
+        now = time.monotonic()
+        with self._changed:
+            self.missed += self._newest is not None
+            self._newest = data, now if captured is None else min(captured, now)
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[Frame]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._newest is not None or self._closed)
+                newest, self._newest = self._newest, None
+            if newest is None:
+                return
+            try:
+                with Image.open(io.BytesIO(newest[0]), formats=FORMATS) as picture:
+                    image = np.array(picture.convert("RGB"))
+            except FAILURES:
+                self.skipped += 1
+                continue
+            if self._origin is None:
+                self._origin = newest[1] - self._offset
+            self._index += 1
+            yield Frame(image, self._index - 1, max(0.0, newest[1] - self._origin), captured=newest[1])
+
+    def position(self) -> dict[str, Any]:
+        """The number of the next frame, and the time so far."""
+        time_s = self._offset if self._origin is None else time.monotonic() - self._origin
+        return {"source": self.name, "index": self._index, "time_s": time_s}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go on counting from a position."""
+        self._check(position)
+        self._index, self._offset, self._origin = position["index"], float(position["time_s"]), None
+
+    def close(self) -> None:
+        """End the iterator, after the picture that waits."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

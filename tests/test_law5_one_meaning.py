@@ -15,11 +15,11 @@ from tttstream import TTTLayer
 from tttstream.inner import CATALOGUE
 from tttstream_kernels import (
     BackendError,
+    ConfigError,
     Conv,
     Inner,
     InnerState,
     Linear,
-    ShapeError,
     SwiGLU,
     Update,
     choose_backend,
@@ -337,7 +337,7 @@ def test_an_explicit_backend_is_explicit(inner: Inner, causal: str) -> None:
         assert reason is not None, "no kernel is for heads as narrow as these"
         with pytest.raises(BackendError, match=re.escape(f"backend='triton' cannot run: {reason}; use backend='auto'")):
             ttt(inner, **given, mini_batch=K, causal=causal, backend="triton")
-        with pytest.raises(ShapeError, match="unknown backend 'gpu': expected one of auto, definition, torch, triton"):
+        with pytest.raises(ConfigError, match="unknown backend 'gpu': expected one of auto, definition, torch, triton"):
             ttt(inner, **given, mini_batch=K, causal=causal, backend="gpu")
 
 

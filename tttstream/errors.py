@@ -1,6 +1,6 @@
 """Errors for users, by kind: each message says what was given, what was expected and what to do."""
 
-from tttstream_kernels.errors import BackendError, ShapeError, TTTStreamError
+from tttstream_kernels.errors import BackendError, ConfigError, ShapeError, TTTStreamError
 
 __all__ = [
     "BackendError",
@@ -23,10 +23,6 @@ class StateError(TTTStreamError, ValueError):
 
 class CheckpointError(TTTStreamError, ValueError):
     """A file of weights or of a saved stream is missing, damaged, or belongs to another model."""
-
-
-class ConfigError(TTTStreamError, ValueError):
-    """A configuration names something that does not exist, or gives it a value that it cannot have."""
 
 
 class SourceError(TTTStreamError, OSError):

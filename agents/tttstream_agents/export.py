@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from tttstream.errors import DependencyError, ShapeError
+from tttstream.errors import ConfigError, DependencyError
 from tttstream.io.outputs import OutputFolder, TextFile, saving
 from tttstream.memory import TTTLayer
 from tttstream.state import pack, unpack
@@ -109,7 +109,7 @@ def export(policy: MemoryPolicy, folder: str | os.PathLike[str], *, action_mask:
     """Write policy.pt2, policy.onnx and policy.json (the names, types and shapes of inputs and outputs) into a folder.
 
     action_mask: take a mask of legal actions [B, P] as the last input; always where the observations hold one.
-    The number of environments is free. Raises ShapeError for a memory whose state grows, and for ttt_conv, whose inner
+    The number of environments is free. Raises ConfigError for a memory whose state grows, and for ttt_conv, whose inner
     gradient has no form in ONNX; DependencyError without onnx.
     """
     for package in ("onnx", "onnxscript"):
@@ -118,12 +118,12 @@ def export(policy: MemoryPolicy, folder: str | os.PathLike[str], *, action_mask:
         except ModuleNotFoundError as error:
             raise DependencyError(f"{package} is not installed: pip install 'tttstream[export]'") from error
     if not all(one.bounded for one in policy.memories):
-        raise ShapeError("this policy's memory grows with every step, an exported state cannot: train with 'window'")
+        raise ConfigError("this policy's memory grows with every step, an exported state cannot: train with 'window'")
     masked = policy.masked or action_mask
     if masked and not isinstance(policy.action, Categorical):
-        raise ShapeError("an action mask is for Discrete, MultiDiscrete or MultiBinary actions, this policy has a Box")
+        raise ConfigError("an action mask is for Discrete, MultiDiscrete or MultiBinary actions, this policy has a Box")
     if any(isinstance(one, TTTLayer) and one.inner.name == "conv" for one in policy.memories):
-        raise ShapeError("memory 'ttt_conv' cannot be exported, ONNX has no gradient of a convolution: take 'ttt_mlp'")
+        raise ConfigError("memory 'ttt_conv' cannot be exported, ONNX has no gradient of a convolution: take 'ttt_mlp'")
     training = policy.training
     step = PolicyStep(policy, masked).eval()
     example = step.example(2)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttstream import memory
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.memory import Memory, TTTLayer
 from tttstream.state import State
 
@@ -32,7 +32,7 @@ class FrameStack(Memory):
     def __init__(self, dim: int, frames: int = 4, ratio: int = 2) -> None:
         super().__init__()
         if dim < 1 or frames < 1 or ratio < 1:
-            raise ShapeError(f"expected dim, frames and ratio of at least 1, got {dim = }, {frames = }, {ratio = }")
+            raise ConfigError(f"expected dim, frames and ratio of at least 1, got {dim = }, {frames = }, {ratio = }")
         self.dim, self.frames = dim, frames
         self.mlp = nn.Sequential(nn.Linear(frames * dim, ratio * dim), nn.GELU(), nn.Linear(ratio * dim, dim))
 
@@ -80,15 +80,15 @@ def build(name: str, *, dim: int, heads: int, **options: Any) -> Memory:
     if name in ("mlp", "framestack"):
         taken = {"ratio"} if name == "mlp" else {"frames", "ratio"}
         if set(options) - taken:
-            raise ShapeError(f"memory {name!r} takes {', '.join(sorted(taken))}, got {', '.join(sorted(options))}")
+            raise ConfigError(f"memory {name!r} takes {', '.join(sorted(taken))}, got {', '.join(sorted(options))}")
         return FrameStack(dim, **({"frames": 1} if name == "mlp" else {}), **options)
     if name not in memory.names():
-        raise ShapeError(f"there is no memory {name!r}: expected one of {', '.join(names())}")
+        raise ConfigError(f"there is no memory {name!r}: expected one of {', '.join(names())}")
     if name in ("ttt_linear", "ttt_mlp"):
         options = {"conv": 4, **options}
     if name in ("ttt_conv", "ttt_swiglu"):
         options = {"grid": (1, 1), "base_lr": 0.1, **options}
     built = memory.build(name, dim=dim, heads=heads, **options)
     if isinstance(built, TTTLayer) and built.causal == "frame" and built.tokens > 1:
-        raise ShapeError(f"memory {name!r}: an observation is one token, its frames cannot hold {built.tokens}")
+        raise ConfigError(f"memory {name!r}: an observation is one token, its frames cannot hold {built.tokens}")
     return built

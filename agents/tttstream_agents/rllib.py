@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from tttstream.errors import DependencyError, ShapeError, StateError
+from tttstream.errors import ConfigError, DependencyError, StateError
 from tttstream.state import pack, unpack
 from tttstream_agents import heads as action_heads
 from tttstream_agents.encoder import Encoder
@@ -68,7 +68,7 @@ class Policy(nn.Module):
         sizes = {name: value for name, value in chosen.items() if name not in ("previous_action", "memory")}
         self.trunk = Trunk(self.encoder.size, action_space if previous else None, memory, **sizes)
         if not all(one.bounded for one in self.trunk.memories):
-            raise ShapeError("memory 'attention' grows, a state of RLlib cannot: take 'window'")
+            raise ConfigError("memory 'attention' grows, a state of RLlib cannot: take 'window'")
         self.actor = head(chosen["dim"], self.action.outputs)
         with torch.no_grad():
             for parameter in self.actor[-1].parameters():  # every action equally likely at first
@@ -139,10 +139,10 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
         unknown = sorted(set(given) - set(DEFAULTS) - rllibs)
         if unknown:
             known = ", ".join([*DEFAULTS, "max_seq_len"])
-            raise ShapeError(f"model_config: unknown {', '.join(unknown)}; known are {known}")
+            raise ConfigError(f"model_config: unknown {', '.join(unknown)}; known are {known}")
         foreign = sorted(name for name, value in given.items() if name in rllibs and value != UNUSED.get(name, value))
         if foreign:
-            raise ShapeError(
+            raise ConfigError(
                 f"model_config: {', '.join(foreign)} would change nothing here: say memory (an LSTM: memory='lstm'), "
                 "dim, depth and heads"
             )

@@ -18,7 +18,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from tttstream.errors import DependencyError, ShapeError, StateError
+from tttstream.errors import ConfigError, DependencyError, StateError
 from tttstream.state import pack, unpack
 from tttstream_agents.envs import tree
 from tttstream_agents.errors import ObservationError, SpaceError, TrainingError
@@ -92,7 +92,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
     ) -> None:
         foreign = [name for name in OF_LSTM if name in kwargs]
         if foreign:
-            raise ShapeError(f"policy_kwargs: {', '.join(foreign)} describe an LSTM: say memory, dim, depth and heads")
+            raise ConfigError(f"policy_kwargs: {', '.join(foreign)} describe an LSTM: say memory, dim, depth and heads")
         known = [*inspect.signature(RecurrentActorCriticPolicy).parameters][3:]
         unknown = sorted(set(kwargs) - set(known))
         if unknown:
@@ -100,9 +100,9 @@ class TTTPolicy(RecurrentActorCriticPolicy):
                 name for name, one in inspect.signature(TTTPolicy).parameters.items() if one.kind == one.KEYWORD_ONLY
             ]
             both = [*own, *(name for name in known if name not in (*own, *OF_LSTM))]
-            raise ShapeError(f"policy_kwargs: unknown {', '.join(unknown)}; known are {', '.join(both)}")
+            raise ConfigError(f"policy_kwargs: unknown {', '.join(unknown)}; known are {', '.join(both)}")
         if not kwargs.get("share_features_extractor", True):
-            raise ShapeError("actor and critic share one memory, so they need one features extractor, not two")
+            raise ConfigError("actor and critic share one memory, so they need one features extractor, not two")
         check_sizes(dim=dim, depth=depth, heads=heads)
         masked = masked_part(observation_space, action_space)
         if masked and isinstance(action_space, spaces.MultiBinary):
@@ -121,7 +121,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
             positions=positions, options=options,
         )  # fmt: skip
         if not all(one.bounded for one in trunk.memories):
-            raise ShapeError(f"memory {memory!r} grows, sb3-contrib's states cannot: take 'window'")
+            raise ConfigError(f"memory {memory!r} grows, sb3-contrib's states cannot: take 'window'")
         self._fresh = trunk.initial_state(1)
         size = pack(self._fresh).shape[1]
         # RecurrentPPO asks lstm_actor for these two, predict() for the third.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tttstream.errors import DependencyError, ShapeError, StateError
+from tttstream.errors import ConfigError, DependencyError, ShapeError, StateError
 from tttstream.state import pack, unpack
 from tttstream_agents.errors import ObservationError
 from tttstream_agents.trunk import Trunk
@@ -71,12 +71,12 @@ class TTTModule(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         if (in_key is None) == (in_keys is None):
-            raise ShapeError(f"expected either in_key or in_keys, got {in_key = } and {in_keys = }")
+            raise ConfigError(f"expected either in_key or in_keys, got {in_key = } and {in_keys = }")
         self.trunk = Trunk(
             numbers, None, memory, dim=dim, depth=depth, heads=heads, positions=positions, options=options
         )
         if not all(one.bounded for one in self.trunk.memories):
-            raise ShapeError(f"memory {memory!r} grows, a state of TorchRL cannot: take 'window'")
+            raise ConfigError(f"memory {memory!r} grows, a state of TorchRL cannot: take 'window'")
         self.numbers, self.default_recurrent_mode = numbers, default_recurrent_mode
         self.observation_keys = [in_key] if in_keys is None else list(in_keys)
         self.state_key, self.init_key, self.out_key = state_key, init_key, out_key

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from tttstream.errors import ShapeError, StateError
+from tttstream.errors import ConfigError, StateError
 from tttstream.memory import Memory, TTTLayer
 from tttstream.state import State
 from tttstream_agents import memories
@@ -52,10 +52,10 @@ def mix(numbers: int, dim: int) -> nn.Sequential:
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Raise ShapeError where a size is not a whole number from 1."""
+    """Raise ConfigError where a size is not a whole number from 1."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ShapeError(f"{name} must be a whole number of at least 1, got {size!r}")
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {size!r}")
 
 
 class Played(nn.Module):
@@ -146,7 +146,7 @@ class Trunk(nn.Module):
         try:
             built = [memories.build(memory, dim=dim, heads=heads, **(options or {})) for _ in range(depth)]
         except TypeError as error:
-            raise ShapeError(f"memory {memory!r} cannot be made with options {options}: {error}") from error
+            raise ConfigError(f"memory {memory!r} cannot be made with options {options}: {error}") from error
         self.blocks = nn.ModuleList(Block(one, gate) for one in built)
         self.norm = nn.LayerNorm(dim)
 

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from tttstream.errors import ShapeError
+from tttstream.errors import ConfigError
 from tttstream.memory.ttt import TTTState
 from tttstream.streams.normaliser import Normaliser
 from tttstream_agents.envs import tree
@@ -118,7 +118,7 @@ class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         """Begin an episode everywhere (where options["reset_mask"] says so), with a fresh memory."""
         mask = np.ones(self.num_envs, dtype=bool)
         if options is not None and "reset_mask" in options:
-            raise ShapeError("these environments reset themselves: a reset_mask is for those that do not")
+            raise ConfigError("these environments reset themselves: a reset_mask is for those that do not")
         self._over[:] = False
         return self._read(*self.env.reset(seed=seed, options=options), starts=mask)
 

@@ -2,7 +2,7 @@
 
 from tttstream_kernels import definition
 from tttstream_kernels.backend import BACKENDS, choose_backend, triton_unavailable
-from tttstream_kernels.errors import BackendError, ShapeError, TTTStreamError
+from tttstream_kernels.errors import BackendError, ConfigError, ShapeError, TTTStreamError
 from tttstream_kernels.inner import MLP, Conv, Inner, Linear, SwiGLU, SwiGLUDot
 from tttstream_kernels.norm import EPS, normalise
 from tttstream_kernels.ops import init_state, ttt
@@ -15,6 +15,7 @@ __all__ = [
     "EPS",
     "MLP",
     "BackendError",
+    "ConfigError",
     "Conv",
     "Inner",
     "InnerState",

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from tttstream_kernels.errors import BackendError, ShapeError
+from tttstream_kernels.errors import BackendError, ConfigError
 from tttstream_kernels.inner import Inner
 from tttstream_kernels.update import Update
 
@@ -76,7 +76,7 @@ def chosen_backend(
         warnings.warn("backend='reference' is now backend='torch'", DeprecationWarning, stacklevel=2)
         backend = "torch"
     if backend not in BACKENDS:
-        raise ShapeError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+        raise ConfigError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     if backend in ("definition", "torch"):
         return backend, "asked for"
     if device is None:

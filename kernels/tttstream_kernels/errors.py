@@ -6,7 +6,11 @@ class TTTStreamError(Exception):
 
 
 class ShapeError(TTTStreamError, ValueError):
-    """An argument has the wrong shape, type, device or value; the message names it."""
+    """A tensor has the wrong shape, type, device or values; the message names it."""
+
+
+class ConfigError(TTTStreamError, ValueError):
+    """A configuration names something that does not exist, or gives it a value that it cannot have."""
 
 
 class BackendError(TTTStreamError, RuntimeError):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream_kernels.activation import gelu, gelu_backward
-from tttstream_kernels.errors import ShapeError
+from tttstream_kernels.errors import ConfigError
 from tttstream_kernels.update import Weights
 
 aten = torch.ops.aten
@@ -148,7 +148,7 @@ class Conv(Inner):
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
-            raise ShapeError(f"conv: expected a grid of at least 1 x 1 tokens, got {self.height} x {self.width}")
+            raise ConfigError(f"conv: expected a grid of at least 1 x 1 tokens, got {self.height} x {self.width}")
 
     def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
         """See `Inner.shapes`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from tttstream_kernels import definition
 from tttstream_kernels.backend import chosen_backend
 from tttstream_kernels.call import Call
-from tttstream_kernels.errors import ShapeError
+from tttstream_kernels.errors import ConfigError, ShapeError
 from tttstream_kernels.frame import frame_causal
 from tttstream_kernels.inner import Conv, Inner
 from tttstream_kernels.precision import cast, full_precision
@@ -88,7 +88,8 @@ def ttt(
         `start` is), and the Loss or None.
 
     Raises:
-        ShapeError: an argument does not fit the others. BackendError: "triton" cannot run here.
+        ShapeError: a tensor does not fit the others. ConfigError: an option does not fit. BackendError: "triton" cannot
+            run here.
     """
     update = Update() if update is None else update
     eta = eta[..., None] if eta.dim() == 3 else eta
@@ -244,17 +245,17 @@ def _check(
         if lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise ShapeError(f"lengths: expected whole numbers, got {lengths.dtype}")
     if mini_batch < 1:
-        raise ShapeError(f"mini_batch: expected at least 1, got {mini_batch}")
+        raise ConfigError(f"mini_batch: expected at least 1, got {mini_batch}")
     if causal == "token":
         if not inner.token_causal:
-            raise ShapeError(f'causal="token" has no dual form for the {inner.name} inner model: use causal="frame"')
+            raise ConfigError(f'causal="token" has no dual form for the {inner.name} inner model: use causal="frame"')
         if tau is not None:
             _expect("tau", tau, (mini_batch,), q.device)
         return
     if causal != "frame":
-        raise ShapeError(f'causal: expected "token" or "frame", got {causal!r}')
+        raise ConfigError(f'causal: expected "token" or "frame", got {causal!r}')
     if tau is not None:
-        raise ShapeError("tau: frame mode weighs all tokens of a frame alike; leave it out")
+        raise ConfigError("tau: frame mode weighs all tokens of a frame alike; leave it out")
     if isinstance(inner, Conv) and mini_batch < inner.height * inner.width:
         raise ShapeError(
             f"mini_batch: a grid of {inner.height} x {inner.width} tokens does not fit into frames of {mini_batch}"
@@ -295,23 +296,23 @@ def _require(met: Tensor, message: str) -> None:
 def check_update(update: Update, inner: Inner, heads: int) -> None:
     """Raise where an update does not fit an inner model of so many heads."""
     if update.columns and inner.bias:
-        raise ShapeError(
+        raise ConfigError(
             f"update.columns: the {inner.name} inner model has biases, whose columns have no norm of their own"
         )
     if update.step not in ("plain", "normalised"):
-        raise ShapeError(f'update.step: expected "plain" or "normalised", got {update.step!r}')
+        raise ConfigError(f'update.step: expected "plain" or "normalised", got {update.step!r}')
     if update.normalised and not inner.residual:
-        raise ShapeError(
+        raise ConfigError(
             f"update.step: the loss of the {inner.name} inner model is no square, so it has no normalised step"
         )
     if update.restore and update.max_norm is None:
-        raise ShapeError("update.restore puts the norm back to update.max_norm: give both")
+        raise ConfigError("update.restore puts the norm back to update.max_norm: give both")
     for name, value in (("forget", update.forget), ("momentum", update.momentum), ("max_norm", update.max_norm)):
         if isinstance(value, Tensor):
             if value.shape != (heads,):
                 raise ShapeError(f"update.{name}: expected a number or a tensor [{heads}], got {list(value.shape)}")
         elif value is not None and not (value > 0.0 if name == "max_norm" else 0.0 <= value <= 1.0):
-            raise ShapeError(
+            raise ConfigError(
                 f"update.{name}: expected {'more than 0' if name == 'max_norm' else '0 to 1'}, got {value}"
             )
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from tttstream.errors import DependencyError, ShapeError
+from tttstream.errors import ConfigError, DependencyError
 from tttstream_agents import MemoryPolicy
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'tttstream[export]'")
@@ -125,11 +125,11 @@ def test_continuous_actions_are_clipped_at_their_bounds(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ShapeError, match="grows with every step"):
+    with pytest.raises(ConfigError, match="grows with every step"):
         MemoryPolicy(BOX, spaces.Discrete(3), "attention", dim=8).export(tmp_path / "a")
-    with pytest.raises(ShapeError, match="has no gradient of a convolution"):
+    with pytest.raises(ConfigError, match="has no gradient of a convolution"):
         MemoryPolicy(BOX, spaces.Discrete(3), "ttt_conv", dim=8).export(tmp_path / "a")
-    with pytest.raises(ShapeError, match="has a Box"):
+    with pytest.raises(ConfigError, match="has a Box"):
         MemoryPolicy(BOX, BOX, "gru", dim=8).export(tmp_path / "a", action_mask=True)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(DependencyError, match=r"pip install 'tttstream\[export\]'"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from tttstream.errors import ShapeError, StateError
+from tttstream.errors import ConfigError, StateError
 from tttstream.state import pack, unpack
 from tttstream.testing import assert_close, unroll
 from tttstream_agents import MemoryPolicy, memories
@@ -235,7 +235,7 @@ def test_wrong_calls_are_named() -> None:
         MemoryPolicy(spaces.Dict({"mission": spaces.Text(4)}), ACTIONS["discrete"])
     with pytest.raises(SpaceError, match="cannot act"):
         MemoryPolicy(BOX, spaces.Dict({}))
-    with pytest.raises(ShapeError, match="no memory 'lstn'"):
+    with pytest.raises(ConfigError, match="no memory 'lstn'"):
         MemoryPolicy(BOX, ACTIONS["discrete"], "lstn")
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from tttstream.errors import ShapeError, StateError
+from tttstream.errors import ConfigError, StateError
 from tttstream_agents.errors import ObservationError, SpaceError
 
 with warnings.catch_warnings():
@@ -122,17 +122,17 @@ def each_first(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_wrong_choices_are_named() -> None:
-    with pytest.raises(ShapeError, match="unknown memroy; known are memory, dim"):
+    with pytest.raises(ConfigError, match="unknown memroy; known are memory, dim"):
         build(BOX, ACTIONS[0], memroy="gru")
-    with pytest.raises(ShapeError, match="take 'window'"):
+    with pytest.raises(ConfigError, match="take 'window'"):
         build(BOX, ACTIONS[0], memory="attention")
     with pytest.raises(SpaceError, match="from 0"):
         build(BOX, spaces.Discrete(3, start=1))
     for wrong in ({"use_lstm": True}, {"fcnet_hiddens": [64]}, {"lstm_cell_size": 8, "memory": "lstm"}):
-        with pytest.raises(ShapeError, match=f"{next(iter(wrong))} would change nothing here: say memory"):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} would change nothing here: say memory"):
             build(BOX, ACTIONS[0], **wrong)
     build(BOX, ACTIONS[0], **dataclasses.asdict(DefaultModelConfig(max_seq_len=7)))
-    with pytest.raises(ShapeError, match="dim must be a whole number"):
+    with pytest.raises(ConfigError, match="dim must be a whole number"):
         build(BOX, ACTIONS[0], dim="64")
     module = build(BOX, ACTIONS[0])
     size = len(module.get_initial_state()["memory"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from tttstream.errors import ConfigError, ShapeError, StateError
+from tttstream.errors import ConfigError, StateError
 from tttstream_agents.errors import ObservationError, SpaceError, TrainingError
 
 sb3_contrib = pytest.importorskip("sb3_contrib", reason="Stable-Baselines3 is absent: pip install 'tttstream[sb3]'")
@@ -335,21 +335,21 @@ def test_wrong_choices_are_named() -> None:
     for policy in (MlpLstmPolicy, "MlpLstmPolicy", "MlpPolicy", None):
         with pytest.raises(TrainingError, match=r"expected one of TTTPolicy, .*'memory': 'lstm'"):
             RecurrentPPO(policy, DummyVecEnv([noise]), policy_kwargs={"memory": "lstm"}, **SMALL)
-    with pytest.raises(ShapeError, match=r"unknown memroy; known are memory, dim, .*net_arch"):
+    with pytest.raises(ConfigError, match=r"unknown memroy; known are memory, dim, .*net_arch"):
         model("TTTPolicy", noise, tiny={"memroy": "gru"})
-    with pytest.raises(ShapeError, match="unknown netarch"):
+    with pytest.raises(ConfigError, match="unknown netarch"):
         model("TTTCnnPolicy", lambda: Noise(OBSERVATIONS["TTTCnnPolicy"], ACTIONS[0]), tiny={"netarch": [3]})
-    with pytest.raises(ShapeError, match="dim must be a whole number of at least 1, got '64'"):
+    with pytest.raises(ConfigError, match="dim must be a whole number of at least 1, got '64'"):
         model("TTTPolicy", noise, tiny={"dim": "64"})
     with pytest.raises(ConfigError, match="no option minibatch"):
         model("TTTPolicy", noise, tiny={"options": {"minibatch": 4}})
     with pytest.raises(TrainingError, match="between 1 and n_steps = 12, got 13"):
         model("TTTPolicy", noise, segment=13)
-    with pytest.raises(ShapeError, match="take 'window'"):
+    with pytest.raises(ConfigError, match="take 'window'"):
         model("TTTPolicy", noise, tiny={"memory": "attention"})
-    with pytest.raises(ShapeError, match="one features extractor"):
+    with pytest.raises(ConfigError, match="one features extractor"):
         model("TTTPolicy", noise, tiny={"share_features_extractor": False})
-    with pytest.raises(ShapeError, match="n_lstm_layers, lstm_kwargs describe an LSTM"):
+    with pytest.raises(ConfigError, match="n_lstm_layers, lstm_kwargs describe an LSTM"):
         model("TTTPolicy", noise, tiny={"n_lstm_layers": 2, "lstm_kwargs": {}})
     with pytest.raises(SpaceError, match="take TTTMultiInputPolicy"):
         model("TTTPolicy", lambda: Noise(OBSERVATIONS["TTTMultiInputPolicy"], ACTIONS[0]))

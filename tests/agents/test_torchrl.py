@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tttstream.errors import ShapeError, StateError
+from tttstream.errors import ConfigError, ShapeError, StateError
 from tttstream_agents.errors import ObservationError
 
 with warnings.catch_warnings():
@@ -249,7 +249,7 @@ def test_wrong_calls_are_named() -> None:
         memory(TensorDict({"is_init": begin}, [2]))
     with set_recurrent_mode(True), pytest.raises(ShapeError, match="time dimension"):
         memory(TensorDict({"observation": torch.ones(3), "is_init": begin[0]}, []))
-    with pytest.raises(ShapeError, match="take 'window'"):
+    with pytest.raises(ConfigError, match="take 'window'"):
         TTTModule(3, "attention", in_key="observation")
-    with pytest.raises(ShapeError, match="either in_key or in_keys"):
+    with pytest.raises(ConfigError, match="either in_key or in_keys"):
         TTTModule(3)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tttstream.inner import CATALOGUE
 from tttstream_kernels import (
     MLP,
+    ConfigError,
     Conv,
     Inner,
     InnerState,
@@ -61,7 +62,7 @@ def test_a_wrong_tensor_is_named(inner: Inner, name: str) -> None:
         call(inner, **{name: good.long()})
 
 
-MISTAKES: list[tuple[Inner, dict[str, Any], str]] = [
+TENSORS: list[tuple[Inner, dict[str, Any], str]] = [
     (Linear(), {"q": torch.zeros(B, T, H)}, "q: expected a floating tensor"),
     (Linear(), {"q": torch.zeros(B, T, H, D, dtype=torch.long)}, "q: expected a floating tensor"),
     (Linear(), {"q": torch.zeros(B, 0, H, D)}, "q: expected a floating tensor"),
@@ -71,15 +72,24 @@ MISTAKES: list[tuple[Inner, dict[str, Any], str]] = [
     (Linear(), {"lengths": torch.zeros(B + 1, dtype=torch.long)}, "lengths: expected shape"),
     (Linear(), {"lengths": torch.zeros(B)}, "lengths: expected whole numbers"),
     (Linear(), {"lengths": torch.tensor([4, 3])}, "lengths must be multiples of 4"),
-    (Linear(), {"mini_batch": 0}, "mini_batch: expected at least 1"),
     (Linear(), {"mini_batch": 3}, "whole frames: 8 tokens are no multiple of 3"),
-    (Linear(), {"causal": "block"}, 'causal: expected "token" or "frame", got \'block\''),
-    (Linear(), {"tau": torch.ones(4)}, "tau: frame mode"),
     (Linear(), {"tau": torch.ones(5), "causal": "token"}, "tau: expected shape"),
     (Linear(), {"reset": torch.eye(B, T, dtype=torch.bool)}, "resets at frame starts only"),
+    (Conv(3, 3), {}, "mini_batch: a grid of 3 x 3 tokens"),
+    (Linear(), {"update": Update(max_norm=torch.ones(3))}, r"update.max_norm: expected a number or a tensor \[2\]"),
+    (Linear(), {"update": Update(forget=torch.tensor(0.1))}, r"update.forget: expected a number or a tensor \[2\]"),
+    (Linear(), {"state": state(MLP())}, "state.delta"),
+    (Linear(), {"state": state(Linear(), "token")}, "state.grad_sum"),
+    (Linear(), {"state": state(Linear(), update=Update(momentum=0.1))}, "state.momentum"),
+    (Linear(), {"state": InnerState(*(x.float() for x in state(Linear())))}, "state.delta: expected torch.float64"),
+    (Linear(), {"state": InnerState(*(x[:1] for x in state(Linear())))}, "state.delta"),
+]
+OPTIONS: list[tuple[Inner, dict[str, Any], str]] = [
+    (Linear(), {"mini_batch": 0}, "mini_batch: expected at least 1"),
+    (Linear(), {"causal": "block"}, 'causal: expected "token" or "frame", got \'block\''),
+    (Linear(), {"tau": torch.ones(4)}, "tau: frame mode"),
     (Conv(2, 2), {"causal": "token"}, 'use causal="frame"'),
     (SwiGLU(), {"causal": "token"}, 'use causal="frame"'),
-    (Conv(3, 3), {}, "mini_batch: a grid of 3 x 3 tokens"),
     (Linear(), {"update": Update(columns=True)}, "update.columns"),
     (Conv(2, 2), {"update": Update(columns=True)}, "update.columns"),
     (Linear(), {"update": Update(restore=True)}, "update.restore"),
@@ -88,27 +98,21 @@ MISTAKES: list[tuple[Inner, dict[str, Any], str]] = [
     (Linear(), {"update": Update(forget=1.5)}, "update.forget: expected 0 to 1, got 1.5"),
     (Linear(), {"update": Update(momentum=-0.1)}, "update.momentum: expected 0 to 1"),
     (Linear(), {"update": Update(max_norm=0.0)}, "update.max_norm: expected more than 0"),
-    (Linear(), {"update": Update(max_norm=torch.ones(3))}, r"update.max_norm: expected a number or a tensor \[2\]"),
-    (Linear(), {"update": Update(forget=torch.tensor(0.1))}, r"update.forget: expected a number or a tensor \[2\]"),
-    (Linear(), {"state": state(MLP())}, "state.delta"),
-    (Linear(), {"state": state(Linear(), "token")}, "state.grad_sum"),
-    (Linear(), {"state": state(Linear(), update=Update(momentum=0.1))}, "state.momentum"),
-    (Linear(), {"state": InnerState(*(x.float() for x in state(Linear())))}, "state.delta: expected torch.float64"),
-    (Linear(), {"state": InnerState(*(x[:1] for x in state(Linear())))}, "state.delta"),
     (Linear(), {"backend": "cuda"}, "unknown backend 'cuda': expected one of auto, definition, torch, triton"),
 ]
+MISTAKES = [(*mistake, ShapeError) for mistake in TENSORS] + [(*mistake, ConfigError) for mistake in OPTIONS]
 
 
-@pytest.mark.parametrize(("inner", "changed", "message"), MISTAKES, ids=[message for _, _, message in MISTAKES])
-def test_a_mistake_is_named(inner: Inner, changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(ShapeError, match=message) as raised:
+@pytest.mark.parametrize(("inner", "changed", "message", "kind"), MISTAKES, ids=[row[2] for row in MISTAKES])
+def test_a_mistake_is_named(inner: Inner, changed: dict[str, Any], message: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=message) as raised:
         call(inner, **changed)
     assert "\n" not in str(raised.value)
     assert isinstance(raised.value, TTTStreamError)
 
 
 def test_a_conv_needs_a_grid() -> None:
-    with pytest.raises(ShapeError, match="0 x 3"):
+    with pytest.raises(ConfigError, match="0 x 3"):
         Conv(0, 3)
 
 

@@ -12,7 +12,6 @@ put two puts ago. All memories have as many parameters, or with `--match state` 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from runs import Record, best, following, go_on
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -234,30 +234,13 @@ def measure(name: str, match: str, rate: float, seed: int, steps: int) -> dict[s
     }  # fmt: skip
 
 
-def following(records: list[dict[str, Any]], args: argparse.Namespace) -> tuple[str, float, int] | None:
-    """The next run: every memory at every rate with seed 0, then the other seeds at the best rate of each."""
-    kept = [r for r in records if r["steps"] == args.steps and r["match"] == args.match]
-    done = {(r["memory"], r["rate"], r["seed"]) for r in kept}
-    for rate in args.rates:
-        for name in args.only:
-            if (name, rate, 0) not in done:
-                return name, rate, 0
-    for seed in range(1, args.seeds):
-        for name in args.only:
-            mine = [r for r in kept if r["memory"] == name and r["seed"] == 0 and r["rate"] in args.rates]
-            best = min(mine, key=lambda r: r["losses"][-1])["rate"]
-            if (name, best, seed) not in done:
-                return name, best, seed
-    return None
-
-
 def chosen(records: list[dict[str, Any]], name: str, match: str) -> list[dict[str, Any]]:
     """The runs of a memory at the rate with the least training loss of seed 0."""
     mine = [r for r in records if r["memory"] == name and r["match"] == match]
     if not mine:
         return []
-    best = min((r for r in mine if r["seed"] == 0), key=lambda r: r["losses"][-1])
-    return [r for r in mine if r["rate"] == best["rate"] and r["steps"] == best["steps"]]
+    first = best(mine)
+    return [r for r in mine if r["rate"] == first["rate"] and r["steps"] == first["steps"]]
 
 
 def report(records: list[dict[str, Any]], out: Path) -> None:
@@ -344,17 +327,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/memories.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.monotonic()
-    while time.monotonic() - began < 60 * args.minutes:
-        job = following(json.loads(args.out.read_text()) if args.out.exists() else [], args)
-        if job is None:
-            break
-        record = measure(job[0], args.match, *job[1:], args.steps)
-        records = json.loads(args.out.read_text()) if args.out.exists() else []  # another process may have added to it
-        with TextFile(args.out) as file:
-            file.write(json.dumps([*records, record], indent=1) + "\n")
-    if args.out.exists():
-        report(json.loads(args.out.read_text()), args.out)
+
+    def missing(records: list[Record]) -> tuple[str, float, int] | None:
+        kept = [r for r in records if r["steps"] == args.steps and r["match"] == args.match]
+        return following(kept, args.only, args.rates, args.seeds)
+
+    def run(name: str, rate: float, seed: int) -> Record:
+        return measure(name, args.match, rate, seed, args.steps)
+
+    records = go_on(args.out, args.minutes, missing, run)
+    if records:
+        report(records, args.out)
 
 
 if __name__ == "__main__":

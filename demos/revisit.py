@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import time
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from runs import Record, best, following, go_on
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -277,7 +277,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
         if not mine:
             continue
         title = f"{name}, {recipe}"
-        rate = min((r for r in mine if r["seed"] == 0), key=lambda r: r["losses"][-1])["rate"]
+        rate = best(mine)["rate"]
         runs = [r for r in mine if r["rate"] == rate]
         state = f"{runs[0]['state_bytes'] / 1e3:.0f} kB" if runs[0]["state_bytes"] else "grows"
         for places in runs[0]["places"]:
@@ -347,37 +347,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/revisit.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.monotonic()
-    while time.monotonic() - began < 60 * args.minutes:
-        records = json.loads(args.out.read_text()) if args.out.exists() else []
-        job = following(records, args.only, args.rates, args.seeds, args.steps, args.tokens)
-        if job is None:
-            break
-        record = measure(*job, args.steps, args.tokens, args.keep)
-        records = json.loads(args.out.read_text()) if args.out.exists() else []  # another process may have added to it
-        with TextFile(args.out) as file:
-            file.write(json.dumps([*records, record], indent=1) + "\n")
-    if args.out.exists():
-        report(json.loads(args.out.read_text()), args.out)
 
+    def missing(records: list[Record]) -> tuple[str, float, int] | None:
+        same = {"recipe": RECIPE, "steps": args.steps, "tokens": args.tokens}
+        return following([r for r in records if r.items() >= same.items()], args.only, args.rates, args.seeds)
 
-def following(
-    records: list[dict[str, Any]], names: list[str], rates: list[float], seeds: int, steps: int, tokens: int
-) -> tuple[str, float, int] | None:
-    """The next run: every memory at every rate with seed 0, then the other seeds at the best rate of each."""
-    kept = [r for r in records if r["recipe"] == RECIPE and r["steps"] == steps and r["tokens"] == tokens]
-    done = {(r["memory"], r["rate"], r["seed"]) for r in kept}
-    for rate in rates:
-        for name in names:
-            if (name, rate, 0) not in done:
-                return name, rate, 0
-    for seed in range(1, seeds):
-        for name in names:
-            mine = [r for r in kept if r["memory"] == name and r["seed"] == 0 and r["rate"] in rates]
-            best = min(mine, key=lambda r: r["losses"][-1])["rate"]
-            if (name, best, seed) not in done:
-                return name, best, seed
-    return None
+    def run(name: str, rate: float, seed: int) -> Record:
+        return measure(name, rate, seed, args.steps, args.tokens, args.keep)
+
+    records = go_on(args.out, args.minutes, missing, run)
+    if records:
+        report(records, args.out)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,42 @@ def test_objects_may_be_added_and_corrected_on_the_way(
     assert not stream.push(frames[2]).mask.any()
 
 
+def test_objects_are_shown_by_masks_boxes_and_points(
+    make_mask_model: Make, video: tuple[list[np.ndarray], np.ndarray]
+) -> None:
+    frames, labels = video
+    stream = MaskStream(make_mask_model(torch.float32), objects=3)
+    first = stream.add(frame=frames[0], mask=labels == 1)
+    assert (first.added, first.given, first.index) == (1, True, 0)
+    assert ((first.mask == 1) == (labels == 1)).all()
+    second = stream.add(box=(20, 10, 40, 30), frame=frames[1])
+    assert (second.added, second.index) == (2, 1)
+    ys, xs = np.nonzero(second.mask == 2)
+    assert 10 <= ys.min() <= ys.max() < 40
+    assert 20 <= xs.min() <= xs.max() < 60
+    assert stream.add(point=(5, 60), frame=frames[2]).mask[60, 5] == 3
+    assert stream.push(frames[3]).added is None
+    corrected = stream.add(mask=labels == 2, frame=frames[4], number=2)
+    assert ((corrected.mask == 2) == (labels == 2)).all()
+    before = pack(stream.state)
+    for options, says in (
+        ({"mask": labels > 0}, "no room for another"),
+        ({"mask": labels > 0, "number": 4}, "objects 1 to 3, got number 4"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            stream.add(frame=frames[5], **options)
+    for options, says in (
+        ({}, "one of mask, box and point"),
+        ({"mask": labels, "box": (1, 1, 5, 5), "number": 1}, "one of mask, box and point"),
+        ({"box": (200, 1, 5, 5), "number": 1}, "has no pixel"),
+        ({"mask": labels[1:], "number": 1}, "like the frame"),
+    ):
+        with pytest.raises(FrameError, match=says):
+            stream.add(frame=frames[5], **options)
+    assert torch.equal(pack(stream.state), before)
+    assert stream.frames == 5
+
+
 def test_a_stream_is_bit_for_bit_repeatable_and_goes_on_where_it_was_saved(
     make_mask_model: Make, video: tuple[list[np.ndarray], np.ndarray], tmp_path: Path
 ) -> None:

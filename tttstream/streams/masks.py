@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tttstream.frames import Frame
 from tttstream.io.mask_files import VOID
 from tttstream.models.masks.networks import WHOLE
 from tttstream.models.masks.propagator import ObjectState, Propagator
+from tttstream.streams import outlines
 from tttstream.streams.session import Session
 
 Labels = NDArray[np.uint8]
@@ -32,6 +34,7 @@ class MaskResult:
     index, time_s: those of the frame. mask: [H, W] uint8 of the frame's own size, the object of each pixel.
     confidence: [objects] mean probability of each object over the pixels that are called its own; 0 where it has none.
     given: whether the mask was given with the frame. latency_ms: wall time from the frame's arrival to this result.
+    added: the object that `add` was called for, else None.
     """
 
     index: int
@@ -40,6 +43,7 @@ class MaskResult:
     confidence: NDArray[np.float32]
     given: bool
     latency_ms: float
+    added: int | None = None
 
 
 class MaskStream(Session):
@@ -118,6 +122,49 @@ class MaskStream(Session):
             given=mask is not None,
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
+
+    def add(
+        self,
+        *,
+        frame: Frame | NDArray[np.generic],
+        mask: NDArray[np.generic] | None = None,
+        box: Sequence[float] | None = None,
+        point: Sequence[float] | None = None,
+        number: int | None = None,
+    ) -> MaskResult:
+        """Show the stream an object in one frame, in the place of `push`, at any time: add it, or correct it.
+
+        One of mask, box and point says where it is, in pixels of the frame. mask: [H, W], above 0 where the object is.
+        box: x, y, width, height. point: x, y. Outlines from a box or a point are looked for by their colours, see
+        `tttstream.streams.outlines`. number: which object it is, to correct it; the first that was never given unless
+        said. The other objects are followed as before. The result says in `added` which object it became.
+
+        Raises FrameError for what cannot be used, ConfigError where the stream follows no further object; the stream
+        is unchanged then.
+        """
+        if (mask is not None) + (box is not None) + (point is not None) != 1:
+            raise FrameError("add: expected one of mask, box and point")
+        number = self._free() if number is None else number
+        if not 1 <= number <= self.objects:
+            raise ConfigError(f"add: the stream follows objects 1 to {self.objects}, got number {number}")
+        frame = frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
+        if mask is not None:
+            shown = np.asarray(mask) > 0
+        elif box is not None:
+            shown = outlines.from_box(frame.pixels(), box)
+        else:
+            assert point is not None
+            shown = outlines.from_point(frame.pixels(), point)
+        return replace(self.push(frame, shown * np.int64(number)), added=number)
+
+    def _free(self) -> int:
+        unseen = (self.state.seen[0] == 0).nonzero().flatten().tolist()
+        if not unseen:
+            raise ConfigError(
+                f"the stream follows {self.objects} object{'s' * (self.objects > 1)} and has no room for another: make "
+                "it with more, MaskStream(model, objects=…), or say with number= which one is corrected"
+            )
+        return int(unseen[0]) + 1
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         """Multiples of 16, the shorter about `size`."""

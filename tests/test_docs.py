@@ -30,7 +30,7 @@ PAGES = sorted(
     [*(ROOT / "docs").rglob("*.md"), *(p if p.suffix else p / "README.md" for p in map(ROOT.joinpath, ELSEWHERE))]
 )
 LANGUAGES = {"python", "text", "sh", "yaml", "csv", ""}
-NOT_HERE = {"a camera", "a robot", "Ray"}
+NOT_HERE = {"a camera", "a hub", "a robot", "Ray"}
 FENCE = re.compile(r"(?ms)^(?P<indent> *)```(?P<language>[\w]*)[^\n]*\n(?P<code>.*?)^ *```$")
 
 

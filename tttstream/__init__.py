@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tttstream.errors import TTTStreamError
     from tttstream.frames import Frame, Result
     from tttstream.memory import TTTLayer
+    from tttstream.models import insert
     from tttstream.sources import open_source
     from tttstream.state import State, pack, unpack
     from tttstream.streams import MapStream, MaskStream, Stream
@@ -34,6 +35,7 @@ __all__ = [
     "encoders",
     "errors",
     "inner",
+    "insert",
     "interop",
     "map",
     "masks",
@@ -57,6 +59,7 @@ _MODULE_OF = {
     "Stream": "streams",
     "TTTLayer": "memory",
     "TTTStreamError": "errors",
+    "insert": "models",
     "open_source": "sources",
     "pack": "state",
     "unpack": "state",

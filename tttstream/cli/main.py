@@ -24,6 +24,7 @@ COMMANDS = {
     "test": "measure a trained model on the test videos",
     "predict": "write the predictions of a trained model for videos",
     "export": "turn a checkpoint into a model folder for `watch --model`",
+    "push": "put a trained model on a hub, with its card",
     "bench": "measure time, memory and state of every memory along a stream",
     "info": "print versions, devices, and why Triton can or cannot run here",
 }

@@ -15,14 +15,30 @@ from tttstream.models.backbone import ModelState
 from tttstream.models.base import SavedModel
 from tttstream.models.classifier import Classifier
 from tttstream.models.frame import FrameModel, ModelConfig, Output
+from tttstream.models.hub import fetched, is_remote, push
+from tttstream.models.inserted import Inserted, insert
 from tttstream.models.map import MapModel
 from tttstream.models.masks import MixtureModel
 
-__all__ = ["CONFIGS", "FrameModel", "ModelConfig", "ModelState", "Output", "build", "load", "load_as", "shipped"]
+__all__ = [
+    "CONFIGS",
+    "FrameModel",
+    "ModelConfig",
+    "ModelState",
+    "Output",
+    "build",
+    "insert",
+    "load",
+    "load_as",
+    "push",
+    "shipped",
+]
 
 M = TypeVar("M", bound=SavedModel)
 
-KINDS: dict[str, type[SavedModel]] = {kind.FORMAT: kind for kind in (FrameModel, Classifier, MapModel, MixtureModel)}
+KINDS: dict[str, type[SavedModel]] = {
+    kind.FORMAT: kind for kind in (FrameModel, Classifier, MapModel, MixtureModel, Inserted)
+}
 """Every kind of model, by the format in its config.json."""
 
 CONFIGS: dict[str, ModelConfig] = {
@@ -57,7 +73,8 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> FrameModel:
 
 
 def load(name_or_folder: str | os.PathLike[str], *, seed: int = 0, size: int | None = None) -> Any:
-    """A model from a folder that its `save` wrote, a trained one by its name, or an untrained one by its size.
+    """A model from a folder that its `save` wrote, a trained one by its name, an untrained one by its size, or one of a
+    hub by hf:OWNER/NAME or hf:OWNER/NAME@REVISION (the extra `hub`).
 
     It is a FrameModel, a MapModel ("map"), a MixtureModel of masks ("mask"), or a Classifier. size: side of the
     pictures (of masks, the short side), that of training unless given; a map has one size. seed: of an untrained
@@ -80,6 +97,11 @@ def load(name_or_folder: str | os.PathLike[str], *, seed: int = 0, size: int | N
     return model.eval()
 
 
+def folder(name_or_folder: str | os.PathLike[str]) -> Path:
+    """Where the files of a trained model are. Raises CheckpointError as `load` does."""
+    return _found(os.fspath(name_or_folder))[0]
+
+
 def kind(name_or_folder: str | os.PathLike[str]) -> type[SavedModel]:
     """The class that `load` gives, found without reading weights. Raises CheckpointError as `load` does."""
     name = os.fspath(name_or_folder)
@@ -88,9 +110,11 @@ def kind(name_or_folder: str | os.PathLike[str]) -> type[SavedModel]:
 
 def _found(name: str) -> tuple[Path, type[SavedModel], dict[str, Any]]:
     """The folder of a trained model, its class and its description."""
-    folder = WEIGHTS / name if name in shipped() else Path(name)
+    folder = fetched(name) if is_remote(name) else WEIGHTS / name if name in shipped() else Path(name)
     if not os.path.isdir(folder):
-        known = f"{', '.join(shipped())} (trained), {', '.join(CONFIGS)} (untrained), or a model's folder"
+        known = (
+            f"{', '.join(shipped())} (trained), {', '.join(CONFIGS)} (untrained), hf:OWNER/NAME, or a model's folder"
+        )
         raise CheckpointError(f"there is no model {name!r}: expected one of {known}")
     description = weights.read(folder)
     return folder, kind_of(description.pop("format", None), folder), description

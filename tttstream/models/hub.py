@@ -1,0 +1,170 @@
+"""Models on a hub: fetched by name into the cache of huggingface_hub, and put there with a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+from tttstream.errors import CheckpointError, ConfigError, DependencyError, OutputError
+from tttstream.models.base import SavedModel
+
+PREFIX = "hf:"
+FILES = ["config.json", "model.safetensors", "README.md"]
+PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name stands for a model on a hub, hf:OWNER/NAME."""
+    return name.startswith(PREFIX)
+
+
+def parsed(name: str) -> tuple[str, str | None]:
+    """hf:OWNER/NAME@REVISION -> (OWNER/NAME, REVISION; None where none is given). Raises ConfigError for others."""
+    repository, mark, revision = name.removeprefix(PREFIX).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or (mark and not revision):
+        raise ConfigError(f"{name!r} is no model of a hub: expected {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION")
+    return repository, revision or None
+
+
+def fetched(name: str) -> Path:
+    """The folder of a model of that name, in the cache; what is not there yet is fetched.
+
+    Only config.json, model.safetensors and the card are fetched: weights in pickles are refused, since reading one may
+    run what it holds. Raises CheckpointError for what is not there or cannot be fetched, DependencyError without
+    huggingface_hub.
+    """
+    repository, revision = parsed(name)
+    hub, errors = _hub(), _errors()
+    try:
+        folder = Path(hub.HfApi().snapshot_download(repository, revision=revision, allow_patterns=FILES))
+    except errors as error:
+        raise CheckpointError(_why(hub, name, repository, revision, error)) from error
+    missing = [file for file in FILES[:2] if not (folder / file).is_file()]
+    if missing:
+        raise CheckpointError(f"{name} has no {' and no '.join(missing)}{_pickles(hub, repository, revision)}")
+    return folder
+
+
+def push(
+    model: SavedModel,
+    repository: str,
+    *,
+    card: str | os.PathLike[str] | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "A model of tttstream",
+) -> str:
+    """Put a model on a hub, with its card, and make the repository where there is none; returns the address.
+
+    repository: OWNER/NAME. card: a file of markdown that becomes the README; one that says what the model is and how it
+    is used unless given. revision: the branch, main unless given; it is not made. private: of a repository that is
+    made. The token is that of `hf auth login`.
+
+    Raises OutputError where that cannot be done, DependencyError without huggingface_hub.
+    """
+    repository, branch = parsed(f"{PREFIX}{repository}")
+    if branch is not None:
+        raise ConfigError(f"push: {repository}@{branch}: give the branch as revision={branch!r}")
+    hub, errors = _hub(), _errors()
+    text = described(model, repository) if card is None else _read(Path(card))
+    with TemporaryDirectory() as folder:
+        model.save(folder)
+        Path(folder, "README.md").write_text(text, encoding="utf-8")
+        api = hub.HfApi()
+        try:
+            api.create_repo(repository, private=private, exist_ok=True)
+            info = api.upload_folder(
+                repo_id=repository, folder_path=folder, allow_patterns=FILES, revision=revision, commit_message=message
+            )
+        except errors as error:
+            raise OutputError(f"{repository} cannot be put on {hub.constants.ENDPOINT}: {_said(error)}") from error
+    return str(info.commit_url)
+
+
+def described(model: SavedModel, repository: str) -> str:
+    """The card of a model that has none: what it is, how it is loaded, what its config.json says."""
+    weights = sum(weight.numel() for weight in model.parameters())
+    config = json.dumps({"format": model.FORMAT, **model.description()}, indent=2)
+    return f"""\
+---
+library_name: tttstream
+tags: [tttstream, test-time-training, video]
+---
+
+# {repository.rpartition("/")[2]}
+
+A {type(model).__name__} of tttstream {version("tttstream")}, {weights:,} parameters.
+
+    model = tttstream.models.load("{PREFIX}{repository}")
+
+    tttstream {model.USE} --model {PREFIX}{repository}
+
+What it was trained on, what was measured and where it fails are for its author to say here.
+
+```json
+{config}
+```
+"""
+
+
+def _read(card: Path) -> str:
+    try:
+        return card.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the card {card} cannot be read: {error}") from error
+
+
+def _hub() -> ModuleType:
+    try:
+        import huggingface_hub.constants
+    except ImportError as error:
+        raise DependencyError("models of a hub need huggingface_hub: pip install 'tttstream[hub]'") from error
+    return huggingface_hub
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What goes wrong on the way to a hub; whatever library carries the bytes, its errors have one root."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    carried: Any = HfHubHTTPError.__bases__[0]
+    return carried, EntryNotFoundError, OSError, ValueError
+
+
+def _why(hub: ModuleType, name: str, repository: str, revision: str | None, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    where = hub.constants.ENDPOINT
+    if isinstance(error, errors.GatedRepoError):
+        return f"{name}: {where}/{repository} is given out on request: ask there, and log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{name}: there is no {repository} on {where}, or it is private: see its name, or `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{name}: {repository} has no revision {revision}: expected a branch, a tag or a commit"
+    fetch = " ".join(["hf download", repository, *FILES[:2], *(["--revision", revision] if revision else [])])
+    return (
+        f"{name} is not in the cache {hub.constants.HF_HUB_CACHE} and cannot be fetched from {where} "
+        f"({_said(error.__cause__ or error)}): run `{fetch}` where there is a network, and copy the cache here"
+    )
+
+
+def _said(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]} …"
+
+
+def _pickles(hub: ModuleType, repository: str, revision: str | None) -> str:
+    """What an error adds about a repository with weights of another kind."""
+    try:
+        files = hub.HfApi().list_repo_files(repository, revision=revision)
+    except _errors():
+        return ""
+    found = [file for file in files if file.endswith(PICKLES)]
+    if not found:
+        return "; is it a model of tttstream?"
+    return f"; it has {found[0]}, and pickles are not read: they may run anything. Save the weights as safetensors"

@@ -1,0 +1,138 @@
+"""`insert`: which modules of a network get a memory, and of what kind."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tttstream.errors import ConfigError
+from tttstream.io import weights
+from tttstream.models.inserted.layouts import CHANNELS, Shape, shape_of
+from tttstream.models.inserted.model import Inserted, InsertedConfig
+
+NEAR = 6  # names that an error lists
+SIDE = 224  # of the frames that are shown to a network that does not say its own
+
+
+def insert(
+    network: nn.Module,
+    at: str | Sequence[str],
+    memory: str = "ttt_mlp",
+    *,
+    dim: int = 128,
+    heads: int = 4,
+    tokens: str = "mean",
+    frozen: bool = True,
+    example: Tensor | None = None,
+    channels: str | None = None,
+    **options: Any,
+) -> Inserted:
+    """Put gated memories into a network of frames, which gives at first what it gave before, exactly.
+
+    Args:
+        network: any module that takes frames [n, …] at once and treats each by itself in evaluation mode.
+        at: the modules behind which memories go, by name: patterns with *, ? and [abc], one for each part between dots
+            ("encoder.layers.*" is each layer, and not what is in it); several in a list. Each has to give a tensor of
+            vectors [n, C], tokens [n, N, C] or maps [n, C, H, W] or [n, H, W, C].
+        memory: a name of `tttstream.memory.names()`. dim, heads: its width and heads; a learned projection leads there
+            and another one back. options: what it takes besides.
+        tokens: how a memory reads a frame: "mean", one token, the mean over positions, and what it says is added to all
+            of them; "sequence", all tokens one after another (whole frames for the memories that learn them so);
+            "position", each position by itself over time, with a state of its own.
+        frozen: keep the network as it is, in evaluation mode; only the memories are trained.
+        example: square frames [n, …] that the network takes; 1 × 3 × 224 × 224 (or its `image_size`) unless given.
+        channels: "first" or "last" in maps, where that is not clear from an example of square frames.
+
+    Returns:
+        the network as a network of streams; see `Inserted`. The network itself is not copied.
+
+    Raises:
+        ConfigError: no module of that name, one that does not run or runs twice, one that gives something else.
+    """
+    if channels is not None and channels not in CHANNELS:
+        raise ConfigError(f'insert: channels is {channels!r}, expected "first" or "last"')
+    names = _matched(network, [at] if isinstance(at, str) else list(at))
+    if example is None:
+        side = getattr(network, "image_size", SIDE)
+        like = next(network.parameters(), torch.zeros(()))
+        example = torch.zeros(1, 3, side, side, dtype=like.dtype, device=like.device)
+    places = _places(network, names, example, channels)
+    known = weights.fingerprint(network, {}) if frozen else ""
+    config = InsertedConfig(memory, dim, heads, tokens, places, tuple(example.shape[1:]), frozen, known, options)
+    return Inserted(network, config)
+
+
+def _matched(network: nn.Module, patterns: list[str]) -> list[str]:
+    """The names of the modules that patterns fit, each at least one."""
+    names = [name for name, _ in network.named_modules() if name]
+    found: list[str] = []
+    for pattern in patterns:
+        fitting = [name for name in names if _fits(name, pattern)]
+        if not fitting:
+            raise ConfigError(f"insert: no module fits {pattern!r}: {_near(pattern, names)}")
+        found += fitting
+    return list(dict.fromkeys(found))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    words, wanted = name.split("."), pattern.split(".")
+    return len(words) == len(wanted) and all(fnmatchcase(*pair) for pair in zip(words, wanted, strict=True))
+
+
+def _near(pattern: str, names: list[str]) -> str:
+    """Names that are like a pattern, as the end of an error."""
+    if not names:
+        return "the network has no modules in it"
+    near = difflib.get_close_matches(pattern, names, NEAR, 0.5)
+    near += [name for name in names if name.count(".") == pattern.count(".") and name not in near]
+    return f"it has {', '.join((near or names)[:NEAR])}{' …' * (len(names) > NEAR)}"
+
+
+def _places(network: nn.Module, names: list[str], example: Tensor, channels: str | None) -> dict[str, Shape]:
+    """What each module gives of frames, in the order in which they run."""
+    given: list[tuple[str, Any]] = []
+    hooks = [
+        network.get_submodule(name).register_forward_hook(
+            lambda _m, _i, output, name=name: given.append((name, output))
+        )
+        for name in names
+    ]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network.eval()(example)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"insert: the network does not take frames of {list(example.shape)} ({what}): give an example=[n, …] that "
+            "it takes"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+    ran = [name for name, _ in given]
+    for name in names:
+        if ran.count(name) != 1:
+            how = "does not run" if name not in ran else f"runs {ran.count(name)} times"
+            raise ConfigError(f"insert: {name} {how} in a pass of the network: {_near(name, sorted({*ran} - {name}))}")
+    places = {}
+    for name, output in given:
+        if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != example.shape[:1]:
+            came = f"{list(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigError(
+                f"insert: {name} gives {came} of {len(example)} frames, expected one tensor [n, …] of floats: "
+                f"{_near(name, _others(network, name))}"
+            )
+        places[name] = shape_of(output, name, channels)
+    return places
+
+
+def _others(network: nn.Module, name: str) -> list[str]:
+    return [other for other, _ in network.named_modules() if other and other != name]

@@ -1,0 +1,88 @@
+"""A memory behind one module of a network of frames, with the gate that lets it in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tttstream import memory as memories
+from tttstream.errors import ConfigError, ShapeError
+from tttstream.memory.ttt import TTTLayer
+from tttstream.models.inserted.layouts import Shape, reading
+from tttstream.state import State
+
+
+class Place(nn.Module):
+    """x + tanh(alpha) · out(memory(into(norm(x)))), alpha = 0 at the start: x itself.
+
+    shape: of what the module gives. name: of the module, for messages. memory, dim, heads, tokens, options: see
+    `insert`.
+    """
+
+    def __init__(
+        self, shape: Shape, name: str, memory: str, dim: int, heads: int, tokens: str, options: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.shape, self.name, self.reading = shape, name, reading(tokens)
+        if "insert" in options:
+            raise ConfigError("insert: the option insert is a gate of TTTLayer, and a memory here has one already")
+        self.by_frame = self.reading.frames and "grid" in memories.takes(memory) and options.get("causal") != "token"
+        if self.by_frame:
+            height, width = options.get("grid", shape.grid)
+            frame = {"causal": "frame", "grid": (height, width), "registers": shape.tokens - height * width}
+            options = {**frame, **options}
+        self.extra = options["registers"] if self.by_frame else 0
+        self.norm = nn.LayerNorm(shape.width)
+        self.into = nn.Linear(shape.width, dim)
+        try:
+            self.memory = memories.build(memory, dim=dim, heads=heads, **options)
+        except ConfigError as error:
+            frames = 'tokens="sequence" gives it whole frames' if "grid" in memories.takes(memory) else ""
+            raise ConfigError(f"insert: {error}{frames and f' ({frames})'}") from error
+        self.out = nn.Linear(dim, shape.width)
+        self.alpha = nn.Parameter(torch.zeros(shape.width))
+        self.tokens = shape.tokens if self.by_frame or self.reading.fixed else None
+
+    def init_state(self, batch: int) -> State:
+        """A fresh state of `batch` streams."""
+        return self.reading.kept(self.memory.init_state(batch * self.reading.rows(self.shape)), batch)
+
+    def forward(
+        self,
+        x: Tensor,
+        rows: int,
+        state: State | None,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+        learn: bool = True,
+    ) -> tuple[Tensor, State]:
+        """What the module gave [rows · T, …] -> the same with what the memory says, and its state."""
+        tokens = self._tokens(x).unflatten(0, (rows, -1))
+        seen = self.into(self.norm(self.reading.into(tokens.roll(-self.extra, 2) if self.extra else tokens)))
+        more: dict[str, Any] = {"learn": learn} if isinstance(self.memory, TTTLayer) else {}
+        y, after = self.memory(
+            seen,
+            None if state is None else self.reading.state(state),
+            None if reset is None else self.reading.reset(reset, tokens),
+            None if lengths is None else self.reading.lengths(lengths, tokens),
+            **more,
+        )
+        y = self.reading.back((self.alpha.tanh() * self.out(y)).to(x.dtype), tokens)
+        y = y.roll(self.extra, 2) if self.extra else y
+        return self.shape.added(x, y.flatten(0, 1)), self.reading.kept(after, rows)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """[n, …] -> [n, N, C]. Raises ShapeError for another width, or another number of tokens where that counts."""
+        sizes = [-1] * (1 + len(self.shape.sizes))
+        sizes[self.shape.axis - (self.shape.axis > 0)] = self.shape.width
+        if x.dim() == len(sizes) + 1 and x.shape[self.shape.axis] == self.shape.width:
+            tokens = self.shape.tokens_of(x)
+            if self.tokens in (None, tokens.shape[1]):
+                return tokens
+        known = "any number of" if self.tokens is None else self.tokens
+        raise ShapeError(
+            f"{self.name} gives {list(x.shape)}, expected {len(sizes) + 1} sizes with {self.shape.width} channels and "
+            f"{known} tokens, as the frames had for which the memories were inserted"
+        )

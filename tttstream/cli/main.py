@@ -17,6 +17,7 @@ from tttstream.cli.numbers import plain
 # Each is a module of this package with `add_arguments(parser)` and `run(args) -> exit code`.
 COMMANDS = {
     "watch": "learn online from a video, a camera or the embedded walk, and show what surprises",
+    "live": "watch cameras and videos live, each with a memory of its own, on a browser page",
     "track": "follow the objects that a mask on the first frame shows, through a video or a camera",
     "imagine": "draw what a saved map remembers",
     "fit": "train a model on streams of video (Lightning's command line)",

@@ -44,7 +44,8 @@ class Camera:
     """A source, its stream, and all that is known of both. The worker of an engine calls `masked`, `took`, `refuse` and
     `obey`; everything else may be called by any thread.
 
-    id: of [A-Za-z0-9_-]. label: for people. kind: see `naming.kind_of`. command: hands a job to the worker.
+    id: of [A-Za-z0-9_-]. label: for people. kind: see `naming.kind_of`. command: hands a job to the worker. shown: the
+    newest result with its frame. event_begins: the number of the frame at which the last event was told.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class Camera:
         self._event: int | None = None
         self._rise: tuple[Shown, dict[str, Any]] | None = None
         self._source: Source | None = None
-        self._shown: Shown | None = None
+        self.shown: Shown | None = None
+        self.event_begins: int | None = None
         self._panes = Panes()
         self._changed = threading.Condition()
 
@@ -103,11 +105,11 @@ class Camera:
         self.latencies.add(latency)
         self._recent.append(latency)
         self._times.append(time.monotonic())
-        shown = Shown(self.version + 1, taken.frame, result, copy.copy(self.stream), taken.captured)
+        shown = Shown(self.version + 1, taken.frame, result, copy.copy(self.stream), taken.captured, latency)
         if self.stream.surprises:
             self._judge(shown)
         with self._changed:
-            self._shown = shown
+            self.shown = shown
             self._panes.show(shown)
             self.version += 1
             self._curve.append([self.version, round(result.time_s, 3), round(result.surprise, 4), round(latency, 2)])
@@ -131,6 +133,7 @@ class Camera:
                 strongest, begins = self._rise
                 self._event = self.gallery.begin(self.id, self.label, begins, self.gate.peak, why(strongest))
                 self.events += 1
+                self.event_begins = result.index
                 if self.film is not None:
                     self.film.begin(self._event, begins["time_s"], self._add_clip)
             elif said == "end":
@@ -150,8 +153,8 @@ class Camera:
 
     def finish(self) -> None:
         """Nothing more comes: end what goes on."""
-        if self._shown is not None:
-            self._end_event(self._shown.result.index, self._shown.result.time_s)
+        if self.shown is not None:
+            self._end_event(self.shown.result.index, self.shown.result.time_s)
         if self.film is not None:
             self.film.close()
 
@@ -207,7 +210,7 @@ class Camera:
 
     def status(self) -> dict[str, Any]:
         """All numbers of now (JSON-able)."""
-        feed, shown, gate = self.feed, self._shown, self.gate
+        feed, shown, gate = self.feed, self.shown, self.gate
         retry_at, now = feed.retry_at, time.monotonic()
         return {
             "id": self.id,

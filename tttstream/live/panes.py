@@ -22,13 +22,15 @@ SIDE = 384  # pixels of a small picture that is drawn larger
 
 
 class Shown(NamedTuple):
-    """What there is to see of a frame. number: of the result. memory: the stream as it was then, to be read only."""
+    """What there is to see of a frame. number: of the result. memory: the stream as it was then, to be read only.
+    captured: when the frame was taken, by `time.monotonic()`. latency_ms: from there to the result."""
 
     number: int
     frame: Frame
     result: Result
     memory: Session
     captured: float
+    latency_ms: float
 
 
 class Pane(NamedTuple):

@@ -60,7 +60,7 @@ class WorldOverlay(Overlay):
 
     def __init__(self, stream: MapStream, threshold: float = 3.0) -> None:
         super().__init__(threshold, width=3 * PANE + 4 * GAP, history=300)
-        self._stream = stream
+        self.stream = stream
         self._path: deque[tuple[float, float]] = deque(maxlen=PATH)
         self._marks: deque[Mark] = deque(maxlen=64)
         self._world: Picture | None = None
@@ -72,9 +72,9 @@ class WorldOverlay(Overlay):
     def _draw_top(
         self, area: Picture, frame: Picture, result: Result, note: str, pose: NDArray[np.float64] | None
     ) -> None:
-        at = np.zeros(2) if pose is None else self._stream.plane(pose)
+        at = np.zeros(2) if pose is None else self.stream.plane(pose)
         at = np.pad(at, (0, 5 - len(at)))
-        at[:2] /= self._stream.view
+        at[:2] /= self.stream.view
         self._follow(at, result)
         cv2.rectangle(area, (0, 0), (area.shape[1], area.shape[0]), BACKGROUND, cv2.FILLED)
         panes = [area[TITLE : TITLE + PANE, GAP + i * (PANE + GAP) :][:, :PANE] for i in range(3)]
@@ -84,7 +84,7 @@ class WorldOverlay(Overlay):
             unknown = 1 - (result.familiar or 0.0)
             cv2.addWeighted(panes[1], 1 - 0.8 * unknown, np.full_like(panes[1], BACKGROUND), 0.8 * unknown, 0, panes[1])
         self._draw_world(panes[2], at)
-        size = size_text(self._stream.state_bytes)
+        size = size_text(self.stream.state_bytes)
         texts = [(GAP + i * (PANE + GAP), 6.0, title, 13, TEXT) for i, title in enumerate(TITLES)]
         texts.append((GAP + 3 * (PANE + GAP) - 122, 8.0, f"from {size}, always", 11, MUTED))
         self._write(area[:TITLE], texts)  # type: ignore[arg-type]
@@ -117,11 +117,11 @@ class WorldOverlay(Overlay):
 
     def _draw_world(self, area: Picture, at: NDArray[np.float64]) -> None:
         if self._world is None or self._seen % EVERY == 0:
-            (x0, y0), (x1, y1), number = self._stream.extent
-            n = self._stream.model.config.side  # the world is drawn in whole cells
+            (x0, y0), (x1, y1), number = self.stream.extent
+            n = self.stream.model.config.side  # the world is drawn in whole cells
             low, high = (math.floor(x0 * n) / n, math.floor(y0 * n) / n), (math.ceil(x1 * n) / n, math.ceil(y1 * n) / n)
             self._drawn = Extent(low, high, number)
-            shown = dimmed(*self._stream.world(self._drawn))
+            shown = dimmed(*self.stream.world(self._drawn))
             scale = PANE / max(shown.shape[:2])
             size = round(shown.shape[1] * scale), round(shown.shape[0] * scale)
             self._world = np.asarray(cv2.resize(shown, size, interpolation=cv2.INTER_CUBIC), np.uint8)

@@ -1,0 +1,119 @@
+"""One million frames: a video in a loop, watched by `tttstream.live`, with latency, memory and weights drawn over time.
+
+    python demos/endless.py VIDEO --frames 1000000 --work out/endless --out docs
+
+Ctrl-C or a crash loses the frames since the last snapshot at most: the same command goes on from there. The video is
+made 32 pixels small once, so that decoding does not limit the speed.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import psutil
+import torch
+from shrink import shrink
+
+from tttstream import models
+from tttstream.live import Camera, Engine
+from tttstream.models.frame import FrameModel, ModelConfig
+
+SMALL = ModelConfig(size=32, dim=64, depth=2, heads=2, surprise=1)
+NUMBERS = ("p50_ms", "p99_ms", "cpu_ms", "rss_mb", "state_bytes", "norm")
+LABELS = ("latency, ms", "99th percentile, ms", "CPU time a frame, ms", "resident memory, MB", "state, bytes", "‖ΔW‖")
+
+
+def norm(camera: Camera) -> float:
+    """The length of what the memories learned, over all blocks: the difference from their initial weights."""
+    deltas = [leaf for name, leaf in camera.stream.state.leaves() if name.endswith("delta")]
+    return float(torch.stack([delta.norm() for delta in deltas]).norm())
+
+
+def measure(camera: Camera, every: int, total: int, file: Path) -> None:
+    """Append a line of numbers each `every` frames."""
+    process, frames = psutil.Process(), camera.stream.frames
+    spent, began = sum(process.cpu_times()[:2]), time.perf_counter()
+    while camera.stream.frames < total and not camera.done:
+        time.sleep(0.2)
+        if (now := camera.stream.frames) - frames < every:
+            continue
+        status, used, wall = camera.status(), sum(process.cpu_times()[:2]), time.perf_counter()
+        row = {
+            "frame": now,
+            "p50_ms": status["latency_ms"]["p50"],
+            "p99_ms": status["latency_ms"]["p99"],
+            "cpu_ms": round(1e3 * (used - spent) / (now - frames), 4),
+            "fps": round((now - frames) / (wall - began), 1),
+            "rss_mb": round(process.memory_info().rss / 1e6, 2),
+            "state_bytes": status["state_bytes"],
+            "norm": round(norm(camera), 5),
+            "surprise": status["surprise"],
+        }
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
+        frames, spent, began = now, used, wall
+
+
+def draw(file: Path, out: Path, command: str) -> None:
+    """A picture and a table of the numbers so far; lines behind a snapshot that was gone on from count once."""
+    rows = list({row["frame"]: row for row in map(json.loads, file.read_text().splitlines())}.values())
+    figure, axes = plt.subplots(2, 3, figsize=(12, 5.6), layout="constrained")
+    for axis, name, label in zip(axes.flat, NUMBERS, LABELS, strict=True):
+        values = [row[name] for row in rows]
+        axis.plot([row["frame"] / 1e3 for row in rows], values, linewidth=1.2, color="#2a6f97")
+        axis.set(title=label, xlabel="thousand frames", ylim=(0, 1.25 * float(np.percentile(values, 99)) + 1e-9))
+    (out / "results").mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / "results" / "endless.png", dpi=120)
+    tenth = max(1, len(rows) // 10)
+    head = ["frames", "p50 ms", "p99 ms", "CPU ms a frame", "MB", "state bytes", "‖ΔW‖"]
+    lines = ["| " + " | ".join(head) + " |", "| ---: " * len(head) + "|"]
+    for part in (rows[i : i + tenth] for i in range(0, len(rows) - tenth + 1, tenth)):
+        means = [float(np.median([row[name] for row in part])) for name in NUMBERS]
+        lines.append(f"| to {part[-1]['frame']:,} | " + " | ".join(f"{value:,.4g}" for value in means) + " |")
+    where = (
+        f"`{command}`, {platform.machine()} CPU, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}."
+    )
+    reading = "Medians of each tenth of the run. ‖ΔW‖: how far the inner weights are from their initial ones."
+    text = ["# One million frames", "", where, "", "![Numbers over the run](endless.png)", "", reading, "", *lines]
+    (out / "results" / "endless.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("video", type=Path)
+    parser.add_argument("--model", default="small", help="a model by name (small: one untrained block of 64 numbers)")
+    parser.add_argument("--frames", type=lambda text: int(float(text)), default=1_000_000)
+    parser.add_argument("--every", type=int, default=5000, help="frames between two lines (5000)")
+    parser.add_argument("--work", type=Path, default=Path("out/endless"), help="snapshots and lines")
+    parser.add_argument("--out", type=Path, default=Path("out/endless"), help="picture and table")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    small, lines = args.work / "small.mp4", args.work / "lines.jsonl"
+    if not small.exists():
+        shrink(args.video, small, 32, 1 << 60)
+    torch.manual_seed(0)
+    model = FrameModel(SMALL) if args.model == "small" else models.load(args.model, size=32)
+    engine = Engine(
+        model, allowed=[str(small)], looped=True, paced=False, policy="all", expect=False,
+        snapshots=args.work / "state", every_s=20.0, resume=True,
+    )  # fmt: skip
+    with engine:
+        camera = engine.add(0)
+        try:
+            measure(camera, args.every, args.frames, lines)
+        except KeyboardInterrupt:
+            print(f"{camera.stream.frames} frames; the same command goes on")
+    if lines.exists():
+        draw(lines, args.out, f"python demos/endless.py {args.video.name} --frames {args.frames}")
+        print(f"{args.out}/results/endless.md and endless.png")
+
+
+if __name__ == "__main__":
+    main()

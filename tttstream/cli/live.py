@@ -1,0 +1,286 @@
+"""`tttstream live`: cameras, videos and embedded sources, watched together by a memory each, in a browser page."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import re
+import secrets
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tttstream.cli import arguments
+from tttstream.cli.numbers import whole
+from tttstream.errors import ConfigError, SourceError
+
+if TYPE_CHECKING:
+    from tttstream.live import Engine
+
+PORT = 8230
+INSTEAD = "places"  # what is watched where there is no camera
+LEAST_TOKEN = 16  # characters
+EPILOG = f"""\
+SOURCE is what `tttstream watch` takes: a camera number, an RTSP or MJPEG address, a video, a folder of images,
+gym:ENV_ID, walk, places. Without one it is camera 0, and where there is no camera the embedded {INSTEAD}. Every source
+has a memory of its own. A source that breaks off is opened again, after 0.5 s, 1 s, 2 s … 30 s; its memory stays.
+
+The browser page is at http://127.0.0.1:{PORT} unless --web says otherwise. On an address that others can reach, it
+needs a token: that of --token-file, or a new one, which is printed once as a part of the page's address.
+
+The command ends when all sources have ended, or with Ctrl-C: the last snapshots are written, the summary is printed,
+and the exit code is 0. Exit code 2: something is in the way, said in one line.
+
+Keys in the window of --show: q quit, f forget, l learning on/off, n next source, space pause.
+"""
+
+
+class Address(NamedTuple):
+    """Where the page is served. given: whether a person said so."""
+
+    host: str
+    port: int
+    given: bool = True
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def address(text: str) -> Address:
+    """[HOST:]PORT; of an IPv6 address in brackets."""
+    found = re.fullmatch(r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?([0-9]{1,5})", text)
+    if not found or int(found[2]) > 65535:
+        raise argparse.ArgumentTypeError(f"expected [HOST:]PORT such as {PORT} or 0.0.0.0:{PORT}, got {text!r}")
+    return Address((found[1] or "127.0.0.1").strip("[]"), int(found[2]))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `tttstream live`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("sources", nargs="*", metavar="SOURCE", help="the sources to watch, see below (default: camera 0)")
+    add("--allow", metavar="SOURCE", action="append", default=[], help="may be added on the page too; may be repeated")
+    known = "a model by name or from its folder (default: base; map where all sources know their poses)"
+    add("--model", metavar="DIR|NAME", type=arguments.model, help=known)
+    add("--size", metavar="PX", type=whole, help="side of the square that the model sees (default: its own)")
+    where = f"where the browser page is served (default: 127.0.0.1:{PORT})"
+    page = parser.add_mutually_exclusive_group()
+    page.add_argument(
+        "--web", metavar="[HOST:]PORT", type=address, default=Address("127.0.0.1", PORT, False), help=where
+    )
+    page.add_argument("--no-web", action="store_true", help="serve no page")
+    add("--token-file", metavar="FILE", type=arguments.path, help="the page asks for the token in this file")
+    add("--show", action="store_true", help="show a source in a window too")
+    policy = "latest drops frames that are late, all takes each, 'every N' each N-th (default: latest for cameras)"
+    add("--policy", default="auto", help=policy)
+    add("--loop", action="store_true", help="begin recordings anew at their end")
+    add("--fast", action="store_true", help="take recordings as fast as they can be read, not at their own rate")
+    expect = argparse.BooleanOptionalAction
+    add("--expect", action=expect, help="predict pictures too, three times the work (default: for one source)")
+    add("--no-learn", action="store_true", help="do not let the memories learn")
+    add("--snapshots", metavar="DIR", type=arguments.path, help="keep every memory there, with its place in the source")
+    add("--every", metavar="S", type=float, default=10.0, help="seconds between two snapshots (default: 10)")
+    add("--resume", action="store_true", help="go on from the snapshots in DIR")
+    add("--events", metavar="DIR", type=arguments.path, help="keep events there, with pictures and clips")
+    add("--webhook", metavar="URL", help="post each event there as JSON")
+    add("--summary", metavar="FILE", type=arguments.path, help="write the summary there as JSON too")
+    add("--rerun", action="store_true", help="log to the Rerun viewer (pip install 'tttstream[rerun]')")
+    add("--max-frames", metavar="N", type=whole, help="end each source after N frames")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: auto)")
+    add("--backend", default="auto", choices=("auto", "definition", "torch", "triton"), help="of the memory")
+    add("--seed", metavar="N", type=whole, default=0, help="of embedded sources and untrained weights (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch until all has ended; returns the exit code."""
+    _check(args)
+    from tttstream.io.interrupt import Interrupt
+
+    sources = [str(spec) for spec in args.sources] or [default_source()]
+    with ExitStack() as stack:
+        engine = make_engine(args, sources)
+        views = _views(args, engine, stack)
+        interrupt = stack.enter_context(Interrupt())
+        stack.enter_context(engine)
+        for number in range(len(sources)):
+            engine.add(number)
+        _serve(args, engine, stack)
+        try:
+            follow(engine, views, interrupt)
+        except KeyboardInterrupt:
+            print("tttstream: stopping at once", file=sys.stderr)
+        summary = engine.stop()
+    return report(summary, args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that make no sense before anything is loaded."""
+    if args.size is not None and not 1 <= args.size <= arguments.LARGEST:
+        raise ConfigError(f"--size is {args.size}: expected a side of 1 to {arguments.LARGEST} pixels, such as 128")
+    if args.max_frames is not None and args.max_frames < 1:
+        raise ConfigError(f"--max-frames is {args.max_frames}: expected 1 or more")
+    if not 0.1 <= args.every <= 86_400:
+        raise ConfigError(f"--every is {args.every}: expected 0.1 to 86400 seconds")
+    if args.resume and args.snapshots is None:
+        raise ConfigError("--resume: from where? Give --snapshots DIR, the folder of the run to go on with")
+    if not 0 <= args.seed < 2**63:
+        raise ConfigError(f"--seed is {args.seed}: expected 0 or more, below 2 to the power of 63")
+    if args.no_web and args.token_file is not None:
+        raise ConfigError("--token-file is for the page: leave out --no-web or --token-file")
+
+
+def default_source() -> str:
+    """Camera 0, or the embedded source where there is none, said on standard error."""
+    from tttstream.sources import open_source
+
+    try:
+        open_source(0).close()
+    except (SourceError, ImportError) as error:
+        reason = str(error).split(";")[0]
+        print(f"tttstream: {reason}: showing the embedded source {INSTEAD} instead", file=sys.stderr)
+        return INSTEAD
+    return "0"
+
+
+def make_engine(args: argparse.Namespace, sources: list[str]) -> Engine:
+    """The model and the engine, as the options say."""
+    import torch
+
+    from tttstream import models
+    from tttstream.live import Engine
+    from tttstream.sources import Source, open_source
+
+    torch.set_num_threads(1)  # frames are small: a second thread waits more than it works, and decoding wants the core
+    torch.manual_seed(args.seed)
+    allowed = [*sources, *args.allow]
+    name = args.model or ("map" if set(allowed) == {"places"} else "base")
+
+    def opener(spec: str) -> Source:
+        return open_source(spec, seed=args.seed)
+
+    return Engine(
+        models.load(name, seed=args.seed, size=args.size),
+        allowed=allowed,
+        name=Path(name).name,
+        policy=args.policy,
+        paced=not args.fast,
+        looped=args.loop,
+        snapshots=args.snapshots,
+        every_s=args.every,
+        resume=args.resume,
+        events=args.events,
+        webhook=args.webhook,
+        expect=args.expect,
+        learn=not args.no_learn,
+        device=args.device,
+        backend=args.backend,
+        limit=args.max_frames,
+        opener=opener,
+    )
+
+
+def _serve(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> None:
+    """Serve the page, and say where."""
+    if args.no_web:
+        return
+    from tttstream.live.web import serve  # type: ignore[import-not-found, unused-ignore]
+
+    token = None
+    if args.token_file is not None:
+        token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file.is_file() else ""
+        if len(token) < LEAST_TOKEN:
+            raise ConfigError(f"--token-file {args.token_file}: expected a file with {LEAST_TOKEN} characters or more")
+    elif not args.web.loopback:
+        token = secrets.token_urlsafe(24)
+    try:
+        server = serve(engine, args.web.host, args.web.port, token=token)
+    except OSError:
+        if args.web.given:
+            raise
+        server = serve(engine, args.web.host, 0, token=token)  # another run has the usual port
+    stack.callback(server.close)
+    print(f"page: {server.url}", flush=True)
+
+
+def _views(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> list[Any]:
+    """What shows results besides the page: each has `show() -> bool`, which says whether to go on."""
+    views: list[Any] = []
+    if args.rerun:
+        from tttstream.live.rerun import RerunLog
+
+        views.append(RerunLog(engine))
+    if args.show:
+        from tttstream.live.window import LiveWindow
+
+        views.append(LiveWindow(engine))
+        stack.callback(views[-1].close)
+    return views
+
+
+def follow(engine: Engine, views: list[Any], interrupt: Any) -> None:
+    """Until all sources have ended or a person ends it: show results, and a line each ten seconds."""
+    due = time.monotonic() + 10.0
+    while engine.running and not interrupt.asked:
+        for view in views:
+            if not view.show():
+                return
+        if time.monotonic() >= due:
+            due = time.monotonic() + 10.0
+            for camera in engine.status()["cameras"]:
+                print(line_of(camera), file=sys.stderr, flush=True)
+        if not views:
+            time.sleep(0.05)
+
+
+def line_of(status: dict[str, Any]) -> str:
+    """The state of a camera in one line."""
+    latency = status["latency_ms"]["p50"]
+    parts = [
+        f"{status['label']}: {status['state']}" + (f" ({status['reason']})" if status["reason"] else ""),
+        f"{status['frames']} frames",
+        f"{status['fps']:.1f} fps",
+        "" if latency is None else f"{latency:.0f} ms",
+        f"{status['dropped']} dropped" if status["dropped"] else "",
+        f"{status['refused']} refused ({status['refusal']})" if status["refused"] else "",
+        f"{status['events']} events",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def report(summary: dict[str, Any], args: argparse.Namespace) -> int:
+    """Print the summary. Raises SourceError where no source gave a frame."""
+    from tttstream.io.names import shown
+    from tttstream.io.outputs import TextFile, text_of
+
+    cameras = summary["cameras"]
+    failed = [camera for camera in cameras if camera["state"] == "failed"]
+    if failed and not any(camera["results"] for camera in cameras):
+        raise SourceError(failed[0]["reason"])
+    for camera in cameras:
+        latency = camera["latency_ms"]
+        counts = ", ".join(f"{camera[what]} {what}" for what in ("dropped", "skipped", "refused") if camera[what])
+        times = "".join(f", {name} {latency[name]:.1f} ms" for name in latency)
+        print(
+            shown(
+                f"{camera['label']}: {camera['results']} frames{', ' if counts else ''}{counts}{times}, "
+                f"{camera['events']} events, state {camera['state_bytes'] / 1e3:.0f} kB"
+            )
+        )
+    for what, trouble in summary["trouble"].items():
+        if trouble is not None:
+            print(f"tttstream: {what}: {trouble}", file=sys.stderr)
+    if args.summary is not None:
+        file = TextFile(args.summary)
+        with file:
+            file.write(text_of(summary, indent=2) + "\n")
+    return 0

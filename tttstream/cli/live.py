@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tttstream.cli import arguments
 from tttstream.cli.numbers import whole
-from tttstream.errors import ConfigError, SourceError
+from tttstream.errors import ConfigError, DependencyError, SourceError
 
 if TYPE_CHECKING:
     from tttstream.live import Engine
@@ -193,7 +193,10 @@ def _serve(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> None:
     """Serve the page, and say where."""
     if args.no_web:
         return
-    from tttstream.live.web import serve  # type: ignore[import-not-found, unused-ignore]
+    try:
+        from tttstream.live.web import serve  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise DependencyError("the page needs Starlette, uvicorn and websockets: install them, or --no-web") from error
 
     token = None
     if args.token_file is not None:

@@ -19,8 +19,11 @@ import numpy as np
 from tttstream.errors import ConfigError
 from tttstream.evaluation.measures import Latencies
 from tttstream.frames import Frame, Result
+from tttstream.live.boxes import Box, box_of, boxes_of
+from tttstream.live.companion import Companion
 from tttstream.live.feed import Feed
 from tttstream.live.film import Clip, Film
+from tttstream.live.follower import Follower
 from tttstream.live.gallery import Gallery, moment
 from tttstream.live.gate import PRESETS, Gate
 from tttstream.live.panes import Pane, Panes, Shown, why
@@ -31,11 +34,11 @@ from tttstream.sources.pushed import Pushed
 from tttstream.streams import Session
 from tttstream.views.overlay import to_uint8
 
-Box = tuple[float, float, float, float]
+Helpers = Callable[[str, str], Companion]
+"""Makes a companion of a kind for the camera of that id."""
 CURVE = 600  # results that are kept for a curve
 RECENT = 512  # latencies behind the percentiles of now
 GREY = 127  # what a model sees of what is ignored
-MOST_BOXES = 32
 MOST_SAVES = 8
 SAVE_NAME = re.compile("[A-Za-z0-9_-]{1,32}")
 
@@ -44,8 +47,9 @@ class Camera:
     """A source, its stream, and all that is known of both. The worker of an engine calls `masked`, `took`, `refuse` and
     `obey`; everything else may be called by any thread.
 
-    id: of [A-Za-z0-9_-]. label: for people. kind: see `naming.kind_of`. command: hands a job to the worker. shown: the
-    newest result with its frame. event_begins: the number of the frame at which the last event was told.
+    id: of [A-Za-z0-9_-]. label: for people. kind: see `naming.kind_of`. command: hands a job to the worker. helpers:
+    makes companions. shown: the newest result with its frame. event_begins: the number of the frame at which
+    the last event was told.
     """
 
     def __init__(
@@ -58,10 +62,12 @@ class Camera:
         command: Callable[[Camera, Callable[[], Any]], Future[Any]],
         *,
         filmed: bool,
-        limit: int | None = None,
+        helpers: Helpers,
     ) -> None:
         self.id, self.label, self.kind = name, label, kind
-        self.stream, self.gallery, self._command, self._limit = stream, gallery, command, limit
+        self.stream, self.gallery, self._command, self._helpers = stream, gallery, command, helpers
+        self.companions: dict[str, Companion] = {}
+        self._joining = threading.Lock()
         self.feed: Feed
         self.pushed: Pushed | None = None
         self.film = Film() if filmed else None
@@ -114,6 +120,8 @@ class Camera:
             self.version += 1
             self._curve.append([self.version, round(result.time_s, 3), round(result.surprise, 4), round(latency, 2)])
             self._changed.notify_all()
+        for companion in self.companions.values():
+            companion.put(taken.frame)
 
     def refuse(self, error: Exception) -> None:
         """The stream refused a frame, and is unchanged."""
@@ -151,12 +159,17 @@ class Camera:
                 self.film.end(self._event, time_s)
         self._event = self._rise = None
 
-    def finish(self) -> None:
-        """Nothing more comes: end what goes on."""
+    def end_event(self) -> None:
+        """End the event that goes on, if there is one."""
         if self.shown is not None:
             self._end_event(self.shown.result.index, self.shown.result.time_s)
+
+    def close(self) -> None:
+        """Nothing more comes: finish clips, end companions."""
         if self.film is not None:
             self.film.close()
+        for companion in self.companions.values():
+            companion.close()
 
     def kept(self, position: dict[str, Any] | None) -> Kept:
         """All that is needed to go on here; position: of the feed behind the last frame."""
@@ -188,11 +201,20 @@ class Camera:
             return self.version
 
     def pane(self, kind: str, *, width: int = 480) -> Pane | None:
-        """A picture of now: "frame", "surprise", "expected" or "world"; None where there is none (yet).
+        """A picture of now: "frame", "surprise", "expected", "world" or "follow"; None where there is none (yet).
 
         width: in pixels at most. Raises ConfigError for another kind.
         """
+        self._mark()
         return self._panes.get(kind, width)
+
+    def _mark(self) -> list[dict[str, Any]]:
+        """Show what is followed; returns it."""
+        follower = self.companions.get(Follower.KIND)
+        if not isinstance(follower, Follower):
+            return []
+        self._panes.mark(follower.seen)
+        return follower.things()
 
     def curve(self, after: int = -1) -> list[list[float]]:
         """[number, time in seconds, surprise, latency in ms] of the results with a number above `after`."""
@@ -212,6 +234,7 @@ class Camera:
         """All numbers of now (JSON-able)."""
         feed, shown, gate = self.feed, self.shown, self.gate
         retry_at, now = feed.retry_at, time.monotonic()
+        followed = self._mark()
         return {
             "id": self.id,
             "label": self.label,
@@ -242,7 +265,7 @@ class Camera:
             "ignore": [list(box) for box in self.ignore],
             "event": self._event,
             "events": self.events,
-            "follow": [],
+            "follow": followed,
             "taught": [],
             "said": [],
             "saved": [{"name": name, "frames": saved.frames} for name, saved in sorted(self.saves.items())],
@@ -283,7 +306,7 @@ class Camera:
         """
 
         def job() -> None:
-            boxes = self.ignore if ignore is None else _boxes(ignore)
+            boxes = self.ignore if ignore is None else boxes_of(ignore)
             if preset is not None and preset not in PRESETS:
                 raise ConfigError(f"there is no preset {preset!r}, expected one of {', '.join(PRESETS)}")
             _within("threshold", threshold, 0.5, 20.0)
@@ -326,11 +349,60 @@ class Camera:
 
         return self._tell(job)
 
+    def follow(self, box: Sequence[float], name: str = "") -> Future[Any]:
+        """Follow what is in a box (x0, y0, x1, y1) in 0..1 of the picture that is shown now, MOST things at a time.
+
+        name: for people, at most 40 letters. The future raises ConfigError or FrameError where that cannot be.
+        """
+        shown = self.shown
+
+        def job() -> dict[str, Any]:
+            assert isinstance(companion, Follower)
+            assert shown is not None
+            companion.add(shown.frame, place, " ".join(name.split())[:40])
+            return self.status()
+
+        try:
+            place = box_of(box)
+            if shown is None:
+                raise ConfigError(f"{self.label} has shown no picture yet: there is nothing to follow")
+            companion = self.companion(Follower.KIND)
+        except Exception as error:
+            return failed(error)
+        return companion.do(job)
+
+    def unfollow(self, number: int | None = None) -> Future[Any]:
+        """Let a thing go by its number, or all of them."""
+        companion = self.companions.get(Follower.KIND)
+        if not isinstance(companion, Follower):
+            return failed(ConfigError("nothing is followed"))
+        follower = companion
+
+        def job() -> dict[str, Any]:
+            follower.drop(number)
+            return self.status()
+
+        return follower.do(job)
+
+    def companion(self, kind: str) -> Companion:
+        """The companion of a kind, made where it is not there yet. Raises what loading its model raises."""
+        with self._joining:
+            if kind not in self.companions:
+                self.companions = {**self.companions, kind: self._helpers(kind, self.id)}
+        return self.companions[kind]
+
     def put(self, jpeg: bytes, captured: float | None = None) -> None:
         """Hand over a picture of a browser's camera; see `Pushed.put`. Raises ConfigError for another camera."""
         if self.pushed is None:
             raise ConfigError(f"{self.label} is no camera of a browser: it takes no pictures")
         self.pushed.put(jpeg, captured)
+
+
+def failed(error: Exception) -> Future[Any]:
+    """A future that is done with an error."""
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
 
 
 def _said(result: Result | None) -> dict[str, Any]:
@@ -356,20 +428,3 @@ def _check_name(name: str) -> None:
 def _within(what: str, value: float | None, low: float, high: float) -> None:
     if value is not None and (isinstance(value, bool) or not low <= value <= high):
         raise ConfigError(f"{what} is {value!r:.30}, expected {low:g} to {high:g}")
-
-
-def box_of(numbers: Sequence[float]) -> Box:
-    """A box x0 < x1, y0 < y1 within 0..1. Raises ConfigError for anything else."""
-    try:
-        x0, y0, x1, y1 = (float(number) for number in numbers)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"a box is four numbers x0, y0, x1, y1 in 0..1, got {numbers!r:.80}") from error
-    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-        raise ConfigError(f"a box has 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, got {[x0, y0, x1, y1]}")
-    return x0, y0, x1, y1
-
-
-def _boxes(ignore: Sequence[Sequence[float]]) -> tuple[Box, ...]:
-    if len(ignore) > MOST_BOXES:
-        raise ConfigError(f"at most {MOST_BOXES} boxes can be ignored, got {len(ignore)}")
-    return tuple(box_of(box) for box in ignore)

@@ -14,7 +14,9 @@ import psutil
 
 from tttstream.errors import ConfigError, FrameError
 from tttstream.frames import Frame, Result
+from tttstream.live.assistants import Assistants
 from tttstream.live.camera import Camera
+from tttstream.live.companion import Companion
 from tttstream.live.feed import Feed, Retry
 from tttstream.live.gallery import Gallery
 from tttstream.live.gate import PRESETS
@@ -86,7 +88,7 @@ class Engine:
         self.model, self.name = model, name
         self._stream = _maker(model, device, backend, learn, len(allowed) == 1 if expect is None else expect)
         self._policy, self._paced, self._looped, self._limit = Policy.parse(policy), paced, looped, limit
-        self._retry, self._opener = retry, opener or open_source
+        self._retry, self._opener, self._helpers = retry, opener or open_source, Assistants()
         self._specs = [str(spec) for spec in allowed]
         self._ids: list[str] = []
         for spec in self._specs:
@@ -168,7 +170,14 @@ class Engine:
             if name in (camera.id for camera in self._cameras):
                 raise ConfigError(f"{label} is watched already")
             camera = Camera(
-                name, label, kind, self._stream(), self.gallery, self._do, filmed=self.gallery.clips, limit=self._limit
+                name,
+                label,
+                kind,
+                self._stream(),
+                self.gallery,
+                self._do,
+                filmed=self.gallery.clips,
+                helpers=self._helpers,
             )
             camera.pushed = pushed
             position = self._resumed(camera)
@@ -201,6 +210,10 @@ class Engine:
         path = self._snapshots.path(camera.id)
         if not self._resume or not path.exists():
             return None
+        for kind in self._helpers.kinds:
+            beside = self._snapshots.path(f"{camera.id}+{kind}")
+            if beside.exists():
+                camera.companion(kind).load(beside)
         note = about(path)
         camera.stream.load(path)
         camera.restore_note(note)
@@ -219,8 +232,9 @@ class Engine:
         while (taken := camera.feed.inbox.take()) is not None:
             self._look([(camera, taken)])
         camera.feed.inbox.close()
-        camera.finish()
+        camera.end_event()
         self._keep(camera, camera.feed.final)
+        camera.close()
         self._parted.append(self._account(camera))
         with self._joining:
             self._cameras = tuple(other for other in self._cameras if other is not camera)
@@ -321,7 +335,18 @@ class Engine:
         if self._snapshots is None or not camera.stream.frames:
             return
         self._snapshots.write(self._snapshots.path(camera.id), camera.kept(position))
+        for companion in camera.companions.values():
+            companion.do(lambda it=companion: self._keep_companion(camera, it))  # type: ignore[misc]
         camera.snapshot = camera.stream.frames, time.monotonic()
+
+    def _keep_companion(self, camera: Camera, companion: Companion) -> None:
+        """In the companion's thread."""
+        assert self._snapshots is not None
+        path, kept = self._snapshots.path(f"{camera.id}+{companion.KIND}"), companion.kept()
+        if kept is None:
+            self._snapshots.remove(path)
+        else:
+            self._snapshots.write(path, kept)
 
     # A run
 
@@ -401,8 +426,7 @@ class Engine:
             "cameras": [camera.status() for camera in self._cameras],
             "presets": dict(PRESETS),
             "can": {
-                "follow": False,
-                "teach": False,
+                **{kind: kind in self._helpers.kinds for kind in ("follow", "teach")},
                 "snapshots": self._snapshots is not None,
                 "clips": self.gallery.clips,
             },

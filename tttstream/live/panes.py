@@ -12,10 +12,11 @@ from tttstream.errors import ConfigError
 from tttstream.frames import Frame, Result
 from tttstream.streams import MapStream, Session
 from tttstream.views.jpeg import encode, narrowed
+from tttstream.views.masks import MaskOverlay, palette
 from tttstream.views.overlay import HeatLayer, fit, to_uint8
 from tttstream.views.world import dimmed, outline
 
-KINDS = ("frame", "surprise", "expected", "world")
+KINDS = ("frame", "surprise", "expected", "world", "follow")
 WIDTHS = (64, 1280)
 WORLD_EVERY = 8  # frames between two drawings of the world
 SIDE = 384  # pixels of a small picture that is drawn larger
@@ -50,10 +51,15 @@ class Panes:
         self._heat = HeatLayer()
         self._lock = threading.Lock()
         self._kept: dict[tuple[str, int], Pane] = {}
+        self._marked: tuple[Frame, NDArray[np.uint8]] | None = None
 
     def show(self, shown: Shown | None) -> None:
         """From now on this is to be seen."""
         self._shown = shown
+
+    def mark(self, marked: tuple[Frame, NDArray[np.uint8]] | None) -> None:
+        """This frame is to be seen with the mask of what is followed in it."""
+        self._marked = marked
 
     @property
     def kinds(self) -> list[str]:
@@ -66,7 +72,9 @@ class Panes:
             kinds.append("surprise")
         if shown.result.expected is not None:
             kinds.append("expected")
-        return [*kinds, "world"] if isinstance(shown.memory, MapStream) and shown.frame.pose is not None else kinds
+        if isinstance(shown.memory, MapStream) and shown.frame.pose is not None:
+            kinds.append("world")
+        return kinds if self._marked is None else [*kinds, "follow"]
 
     def get(self, kind: str, width: int) -> Pane | None:
         """A pane of a kind, at most so wide; None where there is nothing to see. Raises ConfigError for no kind."""
@@ -94,6 +102,10 @@ class Panes:
         if kind == "expected":
             assert shown.result.expected is not None
             return _enlarged(shown.result.expected, width)
+        if kind == "follow":
+            assert self._marked is not None
+            frame, mask = self._marked
+            return narrowed(MaskOverlay(palette()).draw(frame.image, mask), width)
         picture = narrowed(to_uint8(shown.frame.image), width)
         if kind == "frame":
             return picture

@@ -25,7 +25,8 @@ class Kept(NamedTuple):
 
 
 class Snapshots:
-    """The files ID.safetensors of a folder, and ID.NAME.safetensors of what a person saved under a name.
+    """The files ID.safetensors of a folder, ID+KIND.safetensors of companions, and ID.NAME.safetensors of what a person
+    saved under a name.
 
     Of a camera only the newest waits to be written. Raises OutputError where the folder cannot be written or another
     run writes there.
@@ -62,6 +63,11 @@ class Snapshots:
             path.parent.mkdir(parents=True, exist_ok=True)
         states.save(kept.state, path, **kept.texts)
 
+    def remove(self, path: Path) -> None:
+        """Remove a file some time soon, if it is there."""
+        if path.exists():
+            self._chores.add(lambda: path.unlink(missing_ok=True))
+
     def names(self, camera: str) -> list[str]:
         """What a person saved of a camera."""
         found = (re.fullmatch(re.escape(camera) + r"\.([A-Za-z0-9_-]+)" + re.escape(SUFFIX), path.name)
@@ -74,9 +80,9 @@ class Snapshots:
         self._folder.release()
 
 
-def about(path: Path) -> dict[str, Any]:
-    """What a camera noted beside its memory. Raises CheckpointError where it noted nothing."""
-    text = states.metadata(path).get(KEY)
+def about(path: Path, key: str = KEY) -> dict[str, Any]:
+    """What a camera, or its companion, noted beside its memory. Raises CheckpointError where it noted nothing."""
+    text = states.metadata(path).get(key)
     if text is None:
         raise CheckpointError(f"{path} is no snapshot of `tttstream live`")
     return dict(json.loads(text))

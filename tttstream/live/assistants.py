@@ -1,0 +1,34 @@
+"""Assistants: makes the companions of cameras, with one model of each kind for all of them."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from tttstream import models
+from tttstream.live.companion import Companion
+from tttstream.live.follower import Follower
+
+
+class Assistants:
+    """Makes companions; a model is loaded when it is first needed."""
+
+    _MADE: dict[str, tuple[type[Any], str]] = {Follower.KIND: (Follower, "mask")}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self._models: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What there is."""
+        return tuple(self._MADE)
+
+    def __call__(self, kind: str, camera: str) -> Companion:
+        """A companion of a kind for a camera. Raises what loading its model raises."""
+        made, name = self._MADE[kind]
+        with self._lock:
+            if kind not in self._models:
+                self._models[kind] = models.load(name)
+        companion: Companion = made(self._models[kind], camera)
+        return companion

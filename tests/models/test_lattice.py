@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from tttstream.errors import ShapeError
-from tttstream.models.map.lattice import around, cell_points, drawn, laid
+from tttstream.models.map.lattice import around, cell_points, drawn, evened, laid
 from tttstream.sources.places import Places
 
 POSES = [(1.5, 1.5, 0.0, 0.0), (1.6, 1.4, 0.2, 0.0), (1.4, 1.7, 0.0, 0.5), (1.5, 1.2, -0.2, -0.3)]
@@ -72,3 +72,18 @@ def test_points_are_the_middles_of_cells() -> None:
 def test_a_view_of_too_many_cells_is_refused() -> None:
     with pytest.raises(ShapeError, match="times as large as at zoom 1"):
         around(torch.tensor([[0, 0, 3.0, 0, 0]]), 4)
+
+
+def test_steps_between_known_cells_are_evened_and_no_others() -> None:
+    picture = torch.tensor([0.2, 0.6, 0.5]).double().repeat_interleave(8).expand(1, 3, 8, -1)
+    known = torch.ones(1, 1, 3, dtype=torch.bool)
+    even = evened(picture, known)
+    torch.testing.assert_close(evened(picture.mT, known.mT), even.mT)
+    assert even.diff(dim=-1).abs().max() < 0.051  # an eighth of the largest step
+    torch.testing.assert_close(even[..., 4::8], picture[..., 4::8], atol=0.03, rtol=0)  # the middles stay
+    torch.testing.assert_close(even[..., 7:9].mean(-1), picture[..., 7:9].mean(-1))
+    known[..., 2] = False
+    part = evened(picture, known)
+    torch.testing.assert_close(part[..., :8], even[..., :8])
+    torch.testing.assert_close(part[..., 16:], picture[..., 16:])
+    torch.testing.assert_close(evened(picture, torch.zeros_like(known)), picture)

@@ -20,6 +20,7 @@ from tttstream.models.map.lattice import Block
 from tttstream.models.map.model import KNOWN, Cells
 from tttstream.models.map.points import NUMBERS, Plane
 from tttstream.sources.base import Source
+from tttstream.streams.normaliser import Normaliser
 from tttstream.streams.session import Session, choose_device, painted, place
 
 LEAST = 0.05  # of the loss: a place that is not familiar at all is no surprise
@@ -102,6 +103,7 @@ class MapStream(Session):
         """See Session."""
         super().reset()
         self.extent = NOWHERE
+        self.normaliser = Normaliser()
         self._learned: dict[tuple[float, ...], int] = {}  # cells that were learned lately, by when
         self._parts: dict[tuple[float, ...], int] = {}  # cells of which only a part was learned, by when
 
@@ -112,6 +114,7 @@ class MapStream(Session):
             "learned": learned,
             "parts": parts,
             "extent": None if math.isnan(self.extent.world) else self.extent,
+            "normaliser": self.normaliser.state(),
         }
 
     def _go_on(self, meta: dict[str, Any]) -> None:
@@ -119,6 +122,7 @@ class MapStream(Session):
         self._learned, self._parts = (
             {tuple(name): int(when) for *name, when in meta[kept]} for kept in ("learned", "parts")
         )
+        self.normaliser.restore(meta.get("normaliser", self.normaliser.state()))  # older files have none
         extent = meta["extent"]
         self.extent = NOWHERE if extent is None else Extent(tuple(extent[0]), tuple(extent[1]), extent[2])
 
@@ -129,6 +133,10 @@ class MapStream(Session):
         the network predicts for itself, times the familiarity of the cell. The score is about 1 if the cell has not
         changed, and 0 if the cell is new or was never seen whole. The loss of the frame is the mean of its FEW largest
         scores. The surprise is the logarithm of the loss on the scale of `MapConfig.usual`.
+
+        A frame without a pose comes from a camera that stands still, where the cells are few and learned very often, so
+        that the error predicted for them is too small. There the loss is the mean squared error of the cells, and the
+        surprise is judged by the stream's own past (`Normaliser`), as for `tttstream.Stream`.
 
         A cell is learned again only after AGAIN frames. Consecutive views are nearly the same, and more steps on them
         would use capacity that cells out of sight need.
@@ -147,7 +155,10 @@ class MapStream(Session):
             names = [tuple(point) for point in cells.points[0, 0].tolist()]
             known = torch.tensor([name not in self._parts for name in names], device=self.device)
             ratio = torch.where((cells.shown[0, 0] > WHOLE) & known, ratio, 0.0)
-            loss = float(ratio.topk(min(FEW, len(ratio)))[0].mean())
+            if given is None:
+                loss = float(error[cells.shown[0, 0] > WHOLE].mean())
+            else:
+                loss = float(ratio.topk(min(FEW, len(ratio)))[0].mean())
             if not np.isfinite(float(error.sum())):
                 raise FrameError(
                     f"frame {frame.index}: the error is {float(error.sum())}; reset the stream or load its last state"
@@ -157,12 +168,17 @@ class MapStream(Session):
                 self.model.by_patch(part[None], *at)[0] for part in (ratio, expected.said.familiar[0])
             )
             learned = self._learn(cells, names, expected.said.familiar[0], error) if self.learn else 0.0
+        if given is None:
+            surprise = self.normaliser.push(loss)
+        else:
+            usual, spread = self.model.config.usual
+            surprise = (math.log(loss + LEAST) - usual) / spread
         self.frames += 1
         self.extent = self.extent.around(pose[0].cpu().numpy())
         return Result(
             index=frame.index,
             time_s=frame.time_s,
-            surprise=(math.log(loss + LEAST) - self.model.config.usual[0]) / self.model.config.usual[1],
+            surprise=surprise,
             loss=loss,
             learned=learned,
             surprise_map=surprises.float().cpu().numpy(),
@@ -216,7 +232,7 @@ class MapStream(Session):
             world = torch.tensor([extent.world], dtype=torch.float64, device=self.device)
             block = block._replace(corner=block.corner[None].to(self.device))
             said = self.model.imagine(self.model.points(block, world), self.state)
-            picture = self.model.codes.picture(said.codes, block.rows)[0]
+            picture = self.model.pictures(said, block)[0]
             familiar = said.familiar[0].view(block.rows, block.columns)
         return Imagined(painted(picture), familiar.float().cpu().numpy())
 

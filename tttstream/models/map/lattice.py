@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tttstream.errors import ShapeError
 
+ALONG = 9  # pixels of a border between cells over which a step is a mean
 MOST = 8.0  # a view that is larger than at zoom 1 by more than that has more cells than it has pixels to show them
 
 
@@ -67,6 +68,30 @@ def laid(frames: Tensor, poses: Tensor, block: Block, side: int, patch: int) -> 
     at = torch.stack([c * x + s * y, c * y - s * x], dim=-1).to(frames.dtype)  # in the view, -0.5 to 0.5 [N, h, w, 2]
     pictures = F.grid_sample(frames, 2 * at, "bilinear", "border", align_corners=False)
     return pictures, at.abs().amax(-1) <= 0.5
+
+
+def evened(pictures: Tensor, known: Tensor) -> Tensor:
+    """Pictures of cells side by side [B, C, rows * patch, columns * patch] without the steps at the borders between
+    cells that are known, bool [B, rows, columns]: half of each step, a mean along the border, is taken from either
+    cell and falls to nothing at its middle. What is drawn of a world is continuous, as the world is."""
+    pictures = _evened_rows(pictures, known)
+    return _evened_rows(pictures.mT, known.mT).mT
+
+
+def _evened_rows(pictures: Tensor, known: Tensor) -> Tensor:
+    """The same at the borders between columns of cells alone."""
+    rows, columns = known.shape[-2:]
+    if columns == 1:
+        return pictures
+    patch = pictures.shape[-1] // columns
+    cells = pictures.unflatten(-1, (columns, patch))  # [B, C, h, columns, patch]
+    step = cells[..., 1:, 0] - cells[..., :-1, -1]
+    both = (known[..., 1:] & known[..., :-1]).repeat_interleave(pictures.shape[-2] // rows, -2)
+    step = torch.where(both[:, None], step, 0.0).mT
+    step = F.avg_pool1d(step.flatten(0, 1), ALONG, 1, ALONG // 2, count_include_pad=False).view_as(step).mT
+    ramp = (1 - (torch.arange(patch, dtype=step.dtype, device=step.device) + 0.5) * 2 / patch).clamp(min=0) / 2
+    here = F.pad(step, (0, 1))[..., None] * ramp.flip(0) - F.pad(step, (1, 0))[..., None] * ramp
+    return (cells + here).flatten(-2)
 
 
 def drawn(pictures: Tensor, poses: Tensor, block: Block, side: int, size: int, mode: str = "bilinear") -> Tensor:

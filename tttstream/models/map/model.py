@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tttstream.errors import ConfigError, ShapeError
 from tttstream.models.base import SavedModel
 from tttstream.models.map.codes import PatchCodes
-from tttstream.models.map.lattice import Block, around, cell_points, drawn, laid
+from tttstream.models.map.lattice import Block, around, cell_points, drawn, evened, laid
 from tttstream.models.map.place_memory import PlaceMemory
 from tttstream.models.map.points import NUMBERS, PointFeatures, WorldSigns, complete
 
@@ -208,8 +208,13 @@ class MapModel(SavedModel):
         side, size = self.config.side, self.config.size
         block = around(poses, side)
         said = self.imagine(cell_points(block, poses[:, 4], side), state)
-        pictures = self.codes.picture(said.codes, block.rows)
+        pictures = self.pictures(said, block)
         return View(block, said, pictures, drawn(pictures, poses, block, side, size))
+
+    def pictures(self, said: MapOutput, block: Block) -> Tensor:
+        """What memory says of the cells of blocks [B, rows * columns, …] as pictures [B, 3, h, w]."""
+        known = (said.familiar > KNOWN).unflatten(-1, (block.rows, block.columns))
+        return evened(self.codes.picture(said.codes, block.rows), known)
 
     def by_patch(self, values: Tensor, poses: Tensor, block: Block) -> Tensor:
         """Numbers of the cells of blocks [B, rows * columns], as they lie in views from poses [B, 5]: the means over

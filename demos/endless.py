@@ -26,14 +26,10 @@ from tttstream.live import Camera, Engine
 from tttstream.models.frame import FrameModel, ModelConfig
 
 SMALL = ModelConfig(size=32, dim=64, depth=2, heads=2, surprise=1)
-NUMBERS = ("p50_ms", "p99_ms", "cpu_ms", "rss_mb", "state_bytes", "norm")
-LABELS = ("latency, ms", "99th percentile, ms", "CPU time a frame, ms", "resident memory, MB", "state, bytes", "‖ΔW‖")
-
-
-def norm(camera: Camera) -> float:
-    """The length of what the memories learned, over all blocks: the difference from their initial weights."""
-    deltas = [leaf for name, leaf in camera.stream.state.leaves() if name.endswith("delta")]
-    return float(torch.stack([delta.norm() for delta in deltas]).norm())
+LABELS = {
+    "p50_ms": "latency, ms", "p99_ms": "99th percentile, ms", "cpu_ms": "CPU time a frame, ms",
+    "rss_mb": "resident memory, MB", "state_bytes": "state, bytes", "norm": "‖ΔW‖",
+}  # fmt: skip
 
 
 def measure(camera: Camera, every: int, total: int, file: Path) -> None:
@@ -45,17 +41,13 @@ def measure(camera: Camera, every: int, total: int, file: Path) -> None:
         if (now := camera.stream.frames) - frames < every:
             continue
         status, used, wall = camera.status(), sum(process.cpu_times()[:2]), time.perf_counter()
+        deltas = [leaf.norm() for name, leaf in camera.stream.state.leaves() if name.endswith("delta")]
         row = {
-            "frame": now,
-            "p50_ms": status["latency_ms"]["p50"],
-            "p99_ms": status["latency_ms"]["p99"],
-            "cpu_ms": round(1e3 * (used - spent) / (now - frames), 4),
-            "fps": round((now - frames) / (wall - began), 1),
-            "rss_mb": round(process.memory_info().rss / 1e6, 2),
-            "state_bytes": status["state_bytes"],
-            "norm": round(norm(camera), 5),
-            "surprise": status["surprise"],
-        }
+            "frame": now, "p50_ms": status["latency_ms"]["p50"], "p99_ms": status["latency_ms"]["p99"],
+            "cpu_ms": round(1e3 * (used - spent) / (now - frames), 4), "fps": round((now - frames) / (wall - began), 1),
+            "rss_mb": round(process.memory_info().rss / 1e6, 2), "state_bytes": status["state_bytes"],
+            "norm": round(float(torch.stack(deltas).norm()), 5), "surprise": status["surprise"],
+        }  # fmt: skip
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         frames, spent, began = now, used, wall
@@ -65,18 +57,17 @@ def draw(file: Path, out: Path, command: str) -> None:
     """A picture and a table of the numbers so far; lines behind a snapshot that was gone on from count once."""
     rows = list({row["frame"]: row for row in map(json.loads, file.read_text().splitlines())}.values())
     figure, axes = plt.subplots(2, 3, figsize=(12, 5.6), layout="constrained")
-    for axis, name, label in zip(axes.flat, NUMBERS, LABELS, strict=True):
+    for axis, name, label in zip(axes.flat, LABELS, LABELS.values(), strict=True):
         values = [row[name] for row in rows]
         axis.plot([row["frame"] / 1e3 for row in rows], values, linewidth=1.2, color="#2a6f97")
         axis.set(title=label, xlabel="thousand frames", ylim=(0, 1.25 * float(np.percentile(values, 99)) + 1e-9))
     (out / "results").mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "results" / "endless.png", dpi=120)
     tenth = max(1, len(rows) // 10)
-    head = ["frames", "p50 ms", "p99 ms", "CPU ms a frame", "MB", "state bytes", "‖ΔW‖"]
-    lines = ["| " + " | ".join(head) + " |", "| ---: " * len(head) + "|"]
+    lines = [f"| frames | {' | '.join(LABELS.values())} |", "| ---: " * (len(LABELS) + 1) + "|"]
     for part in (rows[i : i + tenth] for i in range(0, len(rows) - tenth + 1, tenth)):
-        means = [float(np.median([row[name] for row in part])) for name in NUMBERS]
-        lines.append(f"| to {part[-1]['frame']:,} | " + " | ".join(f"{value:,.4g}" for value in means) + " |")
+        means = [float(np.median([row[name] for row in part])) for name in LABELS]
+        lines.append(f"| to {part[-1]['frame']:,} | " + " | ".join(f"{value:.4g}" for value in means) + " |")
     where = (
         f"`{command}`, {platform.machine()} CPU, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}."
     )

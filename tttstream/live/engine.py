@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tttstream.errors import ConfigError, FrameError
-from tttstream.frames import Frame, Result
+from tttstream.errors import ConfigError
 from tttstream.live.assistants import Assistants
 from tttstream.live.camera import Camera
 from tttstream.live.companion import Companion
@@ -21,15 +18,16 @@ from tttstream.live.feed import Feed, Retry
 from tttstream.live.gallery import Gallery
 from tttstream.live.gate import PRESETS
 from tttstream.live.naming import id_of, kind_of, label_of
-from tttstream.live.policy import Inbox, Policy, Taken
+from tttstream.live.policy import Inbox, Policy
 from tttstream.live.snapshots import Snapshots, about
 from tttstream.live.webhook import Webhook
+from tttstream.live.worker import Worker
 from tttstream.models.base import SavedModel
 from tttstream.models.frame import FrameModel
 from tttstream.models.map import MapModel
 from tttstream.sources import Source, open_source
 from tttstream.sources.pushed import Pushed
-from tttstream.streams import MaskStream, Session, Stream, kind_for
+from tttstream.streams import MaskStream, Session, kind_for
 
 MOST_CAMERAS = 64
 MOST_BROWSERS = 8
@@ -50,8 +48,8 @@ class Engine:
     camera's memory is kept, each `every_s` seconds and at the end; resume: cameras go on from there. events: folder for
     events and their clips. webhook: address that is told of events. expect: whether a FrameModel says which picture it
     expected, which takes three times as long; None: where `allowed` has one source. learn, device, backend: as for
-    `tttstream.Stream`. limit: frames a camera. opener: opens a source; `open_source`
-    unless given.
+    `tttstream.Stream`. limit: frames a camera. workers: threads that share a batch, two
+    unless the machine has one core. opener: opens a source; `open_source` unless given.
 
     Use it as a context manager, or call `start` and `stop`; `summary` is what `stop` returned. Raises ConfigError,
     OutputError and CheckpointError.
@@ -82,6 +80,7 @@ class Engine:
         device: str = "auto",
         backend: str = "auto",
         limit: int | None = None,
+        workers: int | None = None,
         retry: Retry | None = None,
         opener: Callable[[str], Source] | None = None,
     ) -> None:
@@ -106,15 +105,12 @@ class Engine:
             raise
         self._cameras: tuple[Camera, ...] = ()
         self._joining = threading.Lock()
-        self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._wake = threading.Condition()
-        self._awake = self._ending = self._busy = False
         self._started = time.monotonic()
         self._process = psutil.Process()
         self._due: dict[str, float] = {}  # when a camera's next snapshot is asked for
         self._parted: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
-        self._worker = threading.Thread(target=self._run, name="tttstream engine", daemon=True)
+        self._worker = Worker(lambda: self._cameras, self._keep, self._ask_for_snapshots, workers)
 
     # Cameras
 
@@ -175,7 +171,7 @@ class Engine:
                 kind,
                 self._stream(),
                 self.gallery,
-                self._do,
+                self._worker.do,
                 filmed=self.gallery.clips,
                 helpers=self._helpers,
             )
@@ -183,7 +179,7 @@ class Engine:
             position = self._resumed(camera)
             camera.feed = Feed(
                 opener,
-                Inbox(self._notify),
+                Inbox(self._worker.notify),
                 name=name,
                 policy=self._policy,
                 lasting=kind in LASTING,
@@ -225,103 +221,21 @@ class Engine:
         camera = self.camera(name)
         camera.feed.stop()
         camera.feed.join(PARTING_S)
-        self._do(camera, lambda: self._part(camera)).result(PARTING_S + 30.0)
+        self._worker.do(lambda: self._part(camera)).result(PARTING_S + 30.0)
+        camera.close()
 
     def _part(self, camera: Camera) -> None:
         """In the worker: the last frame, the last snapshot, and out."""
         while (taken := camera.feed.inbox.take()) is not None:
-            self._look([(camera, taken)])
+            self._worker.look([(camera, taken)])
         camera.feed.inbox.close()
         camera.end_event()
         self._keep(camera, camera.feed.final)
-        camera.close()
         self._parted.append(self._account(camera))
         with self._joining:
             self._cameras = tuple(other for other in self._cameras if other is not camera)
 
-    # The worker
-
-    def _notify(self) -> None:
-        with self._wake:
-            self._awake = True
-            self._wake.notify_all()
-
-    def _do(self, camera: Camera, job: Callable[[], Any]) -> Future[Any]:
-        """Let the worker do a job between two frames."""
-        future: Future[Any] = Future()
-        if not self._worker.is_alive():
-            future.set_exception(ConfigError("the engine does not run"))
-            return future
-        self._commands.append((job, future))
-        self._notify()
-        return future
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._awake or self._ending, timeout=0.5)
-                self._awake = False
-            self._obey()
-            self._busy = True
-            batch = []
-            for camera in self._cameras:
-                taken = None if camera.broken else camera.feed.inbox.take()
-                if taken is not None:
-                    batch.append((camera, taken))
-            if batch:
-                self._look(batch)
-                self._notify()  # more may wait already
-            self._busy = False
-            if self._ending and not batch:
-                break
-            self._ask_for_snapshots()
-
-    def _obey(self) -> None:
-        while self._commands:
-            job, future = self._commands.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(job())
-            except BaseException as error:
-                future.set_exception(error)
-
-    def _look(self, batch: list[tuple[Camera, Taken]]) -> None:
-        """Push one frame of each of these cameras."""
-        seen: list[tuple[Camera, Taken, Frame]] = []
-        for camera, taken in batch:
-            try:
-                seen.append((camera, taken, camera.masked(taken)))
-            except Exception as error:
-                camera.fail(error)
-        answers = self._push([camera for camera, _, _ in seen], [frame for _, _, frame in seen])
-        for (camera, taken, _), answer in zip(seen, answers, strict=True):
-            if isinstance(answer, Result):
-                camera.took(taken, answer)
-            elif isinstance(answer, FrameError):
-                camera.refuse(answer)
-            else:
-                camera.fail(answer)
-            if taken.position is not None:
-                self._keep(camera, taken.position)
-
-    def _push(self, cameras: list[Camera], frames: list[Frame]) -> list[Result | Exception]:
-        """Together where the streams can, one by one where they cannot or where that fails."""
-        before = [camera.stream.frames for camera in cameras]
-        streams = [camera.stream for camera in cameras]
-        if len(cameras) > 1 and all(isinstance(stream, Stream) for stream in streams):
-            try:
-                return list(Stream.push_rows(streams, frames))  # type: ignore[arg-type]
-            except Exception:  # of one of them: who it is shows below
-                if [stream.frames for stream in streams] != before:
-                    raise
-        answers: list[Result | Exception] = []
-        for stream, frame in zip(streams, frames, strict=True):
-            try:
-                answers.append(stream.push(frame))  # type: ignore[attr-defined]
-            except Exception as error:
-                answers.append(error)
-        return answers
+    # Snapshots
 
     def _ask_for_snapshots(self) -> None:
         now = time.monotonic()
@@ -357,7 +271,8 @@ class Engine:
     @property
     def running(self) -> bool:
         """Whether any camera may still give a frame."""
-        return any(not camera.done or camera.feed.inbox.full for camera in self._cameras) or self._busy
+        waiting = [not camera.done or (camera.feed.inbox.full and not camera.broken) for camera in self._cameras]
+        return any(waiting) or self._worker.busy
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether all cameras have ended, once they have or the time is over."""
@@ -375,11 +290,12 @@ class Engine:
         until = time.monotonic() + PARTING_S
         for camera in self._cameras:
             camera.feed.join(max(0.05, until - time.monotonic()))
-        for camera in self._cameras:
-            self._do(camera, lambda camera=camera: self._part(camera)).result()  # type: ignore[misc]
-        self._ending = True
-        self._notify()
-        self._worker.join()
+        cameras = self._cameras
+        for camera in cameras:
+            self._worker.do(lambda it=camera: self._part(it)).result()  # type: ignore[misc]
+        self._worker.stop()
+        for camera in cameras:
+            camera.close()
         summary = {**self._about(), "seconds": round(time.monotonic() - self._started, 3), "cameras": self._parted}
         self.gallery.close()
         if self._snapshots is not None:
@@ -394,7 +310,7 @@ class Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._worker.is_alive():
+        if self._worker.alive:
             self.stop()
 
     def _account(self, camera: Camera) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""How many cameras a machine watches at once: streams of one model, each with its own memory, measured by `Engine`.
+
+    python demos/many_cameras.py --cameras 1 2 4 8 --fps 10 --size 128 --seconds 20
+
+Each camera is the embedded walk with a seed of its own, at this rate. Frames that come too late are dropped, as with a
+real camera. A clip with --video takes the place of the walk. Latency is from capture to result.
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import tttstream
+from tttstream.frames import Frame
+from tttstream.live import Engine
+from tttstream.sources import Source
+
+
+class Paced(Source):
+    """The frames of a source, kept in memory, again and again at a fixed rate, as a camera gives them."""
+
+    live = True
+
+    def __init__(self, source: Source, fps: float, length: int = 100) -> None:
+        self.name, self.fps = source.name, fps
+        with source:
+            self._frames = [frame for _, frame in zip(range(length), source, strict=False)]
+
+    def __iter__(self) -> Iterator[Frame]:
+        began, index = time.monotonic(), 0
+        while True:
+            due = began + index / (self.fps or 10)
+            time.sleep(max(0.0, due - time.monotonic()))
+            frame = self._frames[index % len(self._frames)]
+            yield replace(frame, index=index, time_s=due - began, captured=due)
+            index += 1
+
+    def position(self) -> dict[str, Any]:
+        """A camera has none."""
+        return {"source": self.name, "index": 0}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """A camera cannot."""
+
+
+def measure(model: Any, count: int, args: argparse.Namespace) -> str:
+    """One row of the table."""
+
+    def opener(spec: str) -> Source:
+        seed = int(spec.rsplit("/", 1)[-1])
+        source = args.video or "walk"
+        return Paced(tttstream.open_source(str(source), seed=seed, size=args.size), args.fps)
+
+    specs = [f"udp://camera/{number}" for number in range(count)]
+    with Engine(model, allowed=specs, opener=opener, expect=False) as engine:
+        cameras = [engine.add(number) for number in range(count)]
+        for camera in cameras:
+            camera.wait(int(2 * args.fps), 120)  # warm
+        process = psutil.Process()
+        began, used, before = time.monotonic(), sum(process.cpu_times()[:2]), [camera.version for camera in cameras]
+        dropped = [camera.feed.dropped for camera in cameras]
+        time.sleep(args.seconds)
+        wall, cpu = time.monotonic() - began, sum(process.cpu_times()[:2]) - used
+        rates = [(camera.version - start) / wall for camera, start in zip(cameras, before, strict=True)]
+        lost = sum(camera.feed.dropped - start for camera, start in zip(cameras, dropped, strict=True))
+        latencies = [camera.status()["latency_ms"] for camera in cameras]
+    p50, p95, p99 = (max(latency[name] for latency in latencies) for name in ("p50", "p95", "p99"))
+    done = sum(rates) * wall
+    cells = (
+        f"{count}", f"{min(rates):.1f}", f"{sum(rates):.0f}", f"{100 * lost / max(done + lost, 1):.1f} %",
+        f"{p50:.0f}", f"{p95:.0f}", f"{p99:.0f}", f"{1e3 * cpu / done:.1f}", f"{cpu / wall:.2f}",
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cameras", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--fps", type=float, default=10.0, help="of each camera")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--model", default="base")
+    parser.add_argument("--video", type=Path, help="in the place of the walk")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model = tttstream.models.load(args.model, size=args.size)
+    print(
+        f"{platform.machine()}, torch {torch.__version__}, {args.model} at {args.size} px, {args.fps:g} fps a camera\n"
+    )
+    print("| cameras | slowest, fps | all, fps | dropped | p50 ms | p95 | p99 | CPU ms a frame | cores |")
+    print("| ---: " * 9 + "|")
+    for count in args.cameras:
+        print(measure(model, count, args), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,15 @@
-"""One million frames: a video in a loop, watched by `tttstream.live`, with latency, memory and weights drawn over time.
+"""A video in a loop for a million frames, watched by `tttstream.live`: latency, memory and weights over time.
 
     python demos/endless.py VIDEO --frames 1000000 --work out/endless --out docs
 
-Ctrl-C or a crash loses the frames since the last snapshot at most: the same command goes on from there. The video is
-made 32 pixels small once, so that decoding does not limit the speed.
+After Ctrl-C or a crash the same command goes on from the last snapshot. The video is made 32 pixels small once.
 """
 
 import argparse
 import json
 import platform
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
@@ -68,11 +68,10 @@ def draw(file: Path, out: Path, command: str) -> None:
     for part in (rows[i : i + tenth] for i in range(0, len(rows) - tenth + 1, tenth)):
         means = [float(np.median([row[name] for row in part])) for name in LABELS]
         lines.append(f"| to {part[-1]['frame']:,} | " + " | ".join(f"{value:.4g}" for value in means) + " |")
-    where = (
-        f"`{command}`, {platform.machine()} CPU, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}."
-    )
+    where = f"`{command}`, {platform.machine()}, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}."
     reading = "Medians of each tenth of the run. ‖ΔW‖: how far the inner weights are from their initial ones."
-    text = ["# One million frames", "", where, "", "![Numbers over the run](endless.png)", "", reading, "", *lines]
+    picture = "![Numbers over the run](endless.png)"
+    text = [f"# {rows[-1]['frame']:,} frames", "", where, "", picture, "", reading, "", *lines]
     (out / "results" / "endless.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
@@ -81,15 +80,15 @@ def main() -> None:
     parser.add_argument("video", type=Path)
     parser.add_argument("--model", default="small", help="a model by name (small: one untrained block of 64 numbers)")
     parser.add_argument("--frames", type=lambda text: int(float(text)), default=1_000_000)
-    parser.add_argument("--every", type=int, default=5000, help="frames between two lines (5000)")
-    parser.add_argument("--work", type=Path, default=Path("out/endless"), help="snapshots and lines")
-    parser.add_argument("--out", type=Path, default=Path("out/endless"), help="picture and table")
+    parser.add_argument("--every", type=int, default=5000, help="frames between two lines")
+    for name in ("--work", "--out"):
+        parser.add_argument(name, type=Path, default=Path("out/endless"), help="snapshots; picture and table")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     small, lines = args.work / "small.mp4", args.work / "lines.jsonl"
     if not small.exists():
         shrink(args.video, small, 32, 1 << 60)
-    torch.manual_seed(0)
     model = FrameModel(SMALL) if args.model == "small" else models.load(args.model, size=32)
     engine = Engine(
         model, allowed=[str(small)], looped=True, paced=False, policy="all", expect=False,
@@ -97,10 +96,8 @@ def main() -> None:
     )  # fmt: skip
     with engine:
         camera = engine.add(0)
-        try:
+        with suppress(KeyboardInterrupt):
             measure(camera, args.every, args.frames, lines)
-        except KeyboardInterrupt:
-            print(f"{camera.stream.frames} frames; the same command goes on")
     if lines.exists():
         draw(lines, args.out, f"python demos/endless.py {args.video.name} --frames {args.frames}")
         print(f"{args.out}/results/endless.md and endless.png")

@@ -43,11 +43,11 @@ class Paced(Source):
             index += 1
 
     def position(self) -> dict[str, Any]:
-        """A camera has none."""
+        """See Source."""
         return {"source": self.name, "index": 0}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """A camera cannot."""
+        """See Source."""
 
 
 def measure(model: Any, count: int, args: argparse.Namespace) -> str:
@@ -55,8 +55,7 @@ def measure(model: Any, count: int, args: argparse.Namespace) -> str:
 
     def opener(spec: str) -> Source:
         seed = int(spec.rsplit("/", 1)[-1])
-        source = args.video or "walk"
-        return Paced(tttstream.open_source(str(source), seed=seed, size=args.size), args.fps)
+        return Paced(tttstream.open_source(str(args.video or "walk"), seed=seed, size=args.size), args.fps)
 
     specs = [f"udp://camera/{number}" for number in range(count)]
     with Engine(model, allowed=specs, opener=opener, expect=False) as engine:

@@ -1,0 +1,131 @@
+"""The command `live`: what it refuses, what it does without a camera, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tttstream.cli.live import Address, address, default_source
+from tttstream.cli.main import main
+from tttstream.errors import SourceError
+from tttstream.models import FrameModel
+from tttstream.models.frame import ModelConfig
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("small")
+    FrameModel(ModelConfig(size=32, patch=8, dim=32, depth=2, heads=2, surprise=1)).save(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "loopback"),
+    [
+        ("8230", "127.0.0.1", 8230, True),
+        ("localhost:1", "localhost", 1, True),
+        ("0.0.0.0:80", "0.0.0.0", 80, False),
+        ("[::1]:80", "::1", 80, True),
+        ("[::]:80", "::", 80, False),
+        ("cam.example:80", "cam.example", 80, False),
+    ],
+)
+def test_addresses_of_the_page(text: str, host: str, port: int, loopback: bool) -> None:
+    found = address(text)
+    assert (found, found.loopback) == (Address(host, port), loopback)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--web", "0.0.0.0"], "expected [HOST:]PORT"),
+        (["--web", "99999"], "expected [HOST:]PORT"),
+        (["--resume"], "Give --snapshots DIR"),
+        (["--every", "0"], "--every is 0.0"),
+        (["--max-frames", "0"], "--max-frames is 0"),
+        (["--policy", "newest"], "a policy is latest"),
+        (["--webhook", "file:///x"], "--webhook takes http://"),
+        (["--model", "mask"], "tttstream track"),
+    ],
+)
+def test_what_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(["live", "walk", "--no-web", "--max-frames", "1", *words])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    assert code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_file_that_is_not_there(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["live", "nothing.mp4", "--no-web", "--model", small]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_a_run_ends_with_a_summary(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["live", "walk", "places", "--no-web", "--fast", "--model", small, "--max-frames", "12"]
+    words += ["--snapshots", str(tmp_path / "state"), "--summary", str(tmp_path / "summary.json")]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "walk: 12 frames" in said
+    assert "places: 12 frames" in said
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [(camera["id"], camera["frames"]) for camera in summary["cameras"]] == [("walk", 12), ("places", 12)]
+    assert set(summary["cameras"][0]["latency_ms"]) == {"p50", "p95", "p99"}
+    assert main([*words, "--resume"]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [(camera["frames"], camera["results"]) for camera in summary["cameras"]] == [(24, 12), (24, 12)]
+    other = tmp_path / "other"
+    torch.manual_seed(1)
+    FrameModel(ModelConfig(size=32, patch=8, dim=32, depth=2, heads=2, surprise=1)).save(other)
+    assert main([*words, "--resume", "--model", str(other)]) == 2
+    assert "saved by another model" in capsys.readouterr().err
+
+
+def test_without_a_camera_the_embedded_source(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: object) -> None:
+        raise SourceError("camera 0 gives no picture; try another")
+
+    monkeypatch.setattr("tttstream.sources.open_source", none)
+    assert default_source() == "places"
+    assert "camera 0 gives no picture: showing the embedded source places instead" in capsys.readouterr().err
+
+
+def test_rerun_that_is_not_installed(
+    small: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    assert main(["live", "walk", "--no-web", "--model", small, "--max-frames", "1", "--rerun"]) == 2
+    assert "pip install 'tttstream[rerun]'" in capsys.readouterr().err
+
+
+def test_control_c_ends_in_good_order(small: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tttstream", "live", "walk", "--no-web", "--model", small]
+    process = subprocess.Popen(
+        [*command, "--snapshots", str(tmp_path), "--every", "0.2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 40
+    while not (tmp_path / "walk.safetensors").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "walk: " in out
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == ["walk.safetensors"]

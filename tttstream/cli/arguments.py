@@ -38,10 +38,13 @@ def add_run(parser: argparse.ArgumentParser, size: str) -> None:
     add("--on-error", choices=("skip", "raise"), default="skip", help="what a damaged frame or source does to the run")
     rows = "where each frame was taken: csv, TUM or KITTI rows; of a camera, a growing file"
     add("--poses", metavar="FILE", help=rows)
-    add("--pose", metavar="KEYS", help="the columns of that file, or values of an environment: x,y,yaw:deg, minigrid …")
+    known = "the columns of that file, values of an environment (x,y,yaw:deg), a bag's topic, a data set's feature"
+    add("--pose", metavar="KEYS", help=known)
     start = "what the clock of that file says at the first frame (default: 0)"
     add("--pose-start", metavar="N", type=float, help=start)
     add("--pose-tolerance", metavar="S", type=float, help="how far in seconds a frame may be from a row, or a row late")
+    add("--topic", metavar="NAME", help="the images of a ROS 2 bag, or the camera of a LeRobot data set")
+    add("--clock", choices=("header", "log"), help="what tells the times of a bag's messages (default: header)")
     add("--policy", metavar="MODULE:NAME", help="plays gym:ENV: a callable (observation, info, env) -> action")
     add("--no-learn", action="store_true", help="do not let the memory learn")
     add("--save-state", metavar="FILE", type=path, help="save memory and place in the source at the end")

@@ -32,7 +32,7 @@ def opened(spec: str, args: argparse.Namespace) -> Source:
     from tttstream.sources import open_source
 
     more = {"poses": args.poses, "pose": args.pose, "pose_start": args.pose_start, "policy": args.policy}
-    more["pose_tolerance"] = args.pose_tolerance
+    more |= {"pose_tolerance": args.pose_tolerance, "topic": args.topic, "clock": args.clock}
     return open_source(spec, on_error=args.on_error, size=args.size, seed=args.seed, **more)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tttstream.errors import SourceError
 from tttstream.poses import table
 from tttstream.poses.columns import Columns, has_names, understand
+from tttstream.poses.form import Form
 
 Floats = NDArray[np.float64]
 LEAST_TOLERANCE_S = 0.05
@@ -45,14 +46,23 @@ class Track:
         on_error: str = "raise",
     ) -> None:
         file = Path(path)
-        self.name = file.name
         if (tolerance is not None and not tolerance >= 0) or (start is not None and not np.isfinite(start)):
             raise SourceError(
                 f"poses: start is {start}, tolerance is {tolerance}: expected seconds, tolerance 0 or more"
             )
         rows = table.read(file, has_names)
-        columns = understand(rows, self.name, keys)
-        self.form, self.clock, self._given = columns.form, columns.clock, start
+        self._set(file.name, rows, understand(rows, file.name, keys), start, tolerance, on_error)
+
+    def _set(
+        self,
+        name: str,
+        rows: table.Table,
+        columns: Columns,
+        start: float | None,
+        tolerance: float | None,
+        on_error: str,
+    ) -> None:
+        self.name, self.form, self.clock, self._given = name, columns.form, columns.clock, start
         self._start = 0.0 if start is None else float(start)
         self.faults: dict[int, str] = {}
         self._of: dict[float, str] = {}
@@ -62,6 +72,29 @@ class Track:
         usual = float(np.median(steps)) if self.clock == "time" and len(steps) else 0.0
         self.tolerance = max(usual, LEAST_TOLERANCE_S) if tolerance is None else float(tolerance)
         self._kind, self._left_out, self._rows = columns.kind, columns.left_out, len(rows.lines)
+
+    @classmethod
+    def timed(
+        cls,
+        name: str,
+        at: NDArray[np.float64],
+        raw: NDArray[np.float64],
+        form: Form,
+        *,
+        kind: str = "poses",
+        tolerance: float | None = None,
+        on_error: str = "raise",
+    ) -> Track:
+        """The poses of something else than a file. at: [n] seconds. raw: [n, P] numbers as `form` takes them. name,
+        kind: for messages. Rows are sorted by their times; of equal ones the first counts. tolerance, on_error: as
+        above; rows count from 1."""
+        columns = Columns(kind, "time", 0, 1.0, form, list(range(1, raw.shape[1] + 1)))
+        order = np.argsort(at, kind="stable")
+        order = order[np.append(True, np.diff(at[order]) > 0)]
+        cells = np.column_stack([at[order], raw[order]])
+        track = cls.__new__(cls)
+        track._set(name, table.Table(None, cells, (order + 1).tolist(), {}, {}), columns, None, tolerance, on_error)
+        return track
 
     def _read(self, rows: table.Table, columns: Columns, *, strict: bool) -> None:
         """Take the rows that can be used."""

@@ -33,6 +33,8 @@ def open_source(
     pose_tolerance: float | None = None,
     policy: str | Callable[[Any, dict[str, Any], Any], Any] | None = None,
     timeout_s: float | None = None,
+    topic: str | None = None,
+    clock: str | None = None,
 ) -> Source:
     """Open anything that yields frames.
 
@@ -43,6 +45,8 @@ def open_source(
         "gym:ENV_ID", a gymnasium environment under random actions or a policy (`gym.Gym`);
         "walk", an endless camera walk that needs no file (`walk.Walk`);
         "places", an endless camera that returns to what it saw, with its pose; no file either (`places.Places`).
+        a ROS 2 bag, `.mcap` or the folder of a rosbag2 (`robots.bag.Bag`);
+        an episode of a LeRobot data set, FOLDER#3, or FOLDER where it is the only one (`robots.lerobot.LeRobot`).
         A file that is called "walk" or "0" is reached as "./walk"; "~/x.mp4" lies in the home folder.
     on_error: "skip" passes over damaged frames and counts them, "raise" raises SourceError at the first.
     size: side in pixels of the frames of `walk` and `places`, 128 unless given. Every other source yields frames at
@@ -50,10 +54,13 @@ def open_source(
     seed: of `walk`, of `places` and of the actions in an environment.
     poses: a file that says where each frame was taken (`tttstream.poses.Track`); of what is live, a file that grows
         (`poses.Feed`), or of a camera a callable that takes a frame's time of capture and gives its pose.
-    pose: the columns of that file, or the values of an environment, that are the pose, with units: "x,y,yaw:deg".
+    pose: the columns of that file, or the values of an environment, that are the pose, with units: "x,y,yaw:deg"; the
+        topic of a bag, "/odom", "/odom:x,y,yaw" or "/tf@base_link"; the feature of a data set, "observation.state".
     pose_start, pose_tolerance: see Track; the tolerance of a file that grows is the age of its last line, 1 s.
     policy: of an environment: a callable (observation, info, env) -> action, or "MODULE:CALLABLE"; random without.
     timeout_s: how long an address on the network may send nothing; 10 s unless given.
+    topic: the images of a bag, or the camera of a data set, where there are several.
+    clock: of a bag: "header" (unless given) or "log", what tells the times of messages.
 
     Raises SourceError (or DependencyError, which names the package to install) in one line.
     """
@@ -68,11 +75,18 @@ def open_source(
         if (poses, pose_start, pose_tolerance) != (None, None, None):
             raise SourceError(f"{text} knows where it is: name its values with --pose KEY,KEY, without a file of poses")
         return Gym(text.removeprefix("gym:"), seed=seed, pose=pose, policy=policy, on_error=on_error)
+    source = _open_recording(text, topic, clock, poses, pose, pose_tolerance, on_error) if is_path(text) else None
+    if source is not None and poses is None:
+        if pose_start is not None:
+            raise SourceError(f"{text} has its poses by their times: leave out where they start")
+        return source
+    if source is None and (topic, clock) != (None, None):
+        raise SourceError(f"--topic and --clock are for bags and LeRobot data sets, and {text} is none")
     if poses is None and (pose, pose_start, pose_tolerance) != (None, None, None):
         raise SourceError(f"{text}: which poses? Give the file that holds them, --poses FILE")
     if re.fullmatch("-?[0-9]+", text) or text.startswith("/dev/video"):
         return _open_camera(text, on_error, _feed(poses, pose, pose_tolerance, pose_start))
-    source = _open(text, on_error, size, seed, timeout_s)
+    source = source or _open(text, on_error, size, seed, timeout_s)
     if poses is None:
         return source
     try:
@@ -82,6 +96,23 @@ def open_source(
     except BaseException:
         source.close()
         raise
+
+
+def _open_recording(
+    text: str,
+    topic: str | None,
+    clock: str | None,
+    poses: Any,
+    pose: str | None,
+    tolerance: float | None,
+    on_error: str,
+) -> Source | None:
+    """A robot's recording, None for what is none; its own poses, unless they come from a file."""
+    if poses is not None:
+        pose = tolerance = None
+    from tttstream.sources.robots.opening import opened
+
+    return opened(text, topic, clock, pose, tolerance, on_error)
 
 
 def _posed(

@@ -14,6 +14,7 @@ from urllib.request import url2pathname
 
 from tttstream.errors import SourceError
 from tttstream.io.names import expanded
+from tttstream.sources.robots.paths import is_bag, is_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +61,19 @@ def expand(specs: Iterable[str | int | os.PathLike[str]], *, strict: bool = True
     A folder with videos in it stands for its videos; one with images for itself (an ImageFolder); one with neither
     for the videos found below it, or else for the folders of images below it. Links to folders are followed, to each
     folder once. Folders that cannot be listed and links that lead nowhere come last, so that opening them says what is
-    wrong. Anything else passes through unchanged.
+    wrong. A LeRobot data set becomes its episodes, FOLDER#0 and so on. Anything else passes through unchanged.
 
     strict: raise SourceError for a folder with nothing to read; else it stands for itself, and opening it does.
     """
     sources: list[str] = []
     for text in map(spelled, specs):
-        if not is_path(text) or not os.path.isdir(text):
+        if not is_path(text) or not os.path.isdir(text) or is_bag(Path(text)):
             sources.append(text)
+            continue
+        if is_dataset(Path(text)):
+            from tttstream.sources.robots.dataset import DataSet  # here: it needs the extra `robots`
+
+            sources += [f"{text}#{episode.number}" for episode in DataSet(Path(text)).episodes]
             continue
         found = inside([Path(text)])[0]
         if strict and not found:

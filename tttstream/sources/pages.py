@@ -114,9 +114,9 @@ class Pages:
         file = self._file
         image = ImageOps.exif_transpose(file)
         if image.mode == "F":
-            image = Image.fromarray(_scaled(np.asarray(image), 0, 1, 255))
+            image = Image.fromarray(scaled(np.asarray(image), 0, 1, 255))
         elif image.mode.startswith("I"):  # Pillow would clip it at 255
-            image = Image.fromarray(_scaled(np.asarray(image), 256, 65535, 1 / 256))
+            image = Image.fromarray(scaled(np.asarray(image), 256, 65535, 1 / 256))
         return np.array(image.convert("RGB"))
 
     def duration(self) -> float:
@@ -204,7 +204,7 @@ def pixels(path: Path) -> NDArray[np.uint8]:
         return pages.read(0)
 
 
-def _scaled(values: NDArray[Any], least: int, most: int, by: float) -> NDArray[np.uint8]:
+def scaled(values: NDArray[Any], least: int, most: int, by: float) -> NDArray[np.uint8]:
     """Values from 0 to `most` times `by`, in 8 bits; the greatest of them must be at least `least`, or 0."""
     low, high = values.min(), values.max()
     if not (low >= 0 and (high == 0 or least <= high <= most)):

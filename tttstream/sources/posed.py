@@ -57,6 +57,10 @@ class Posed(Source):
         if not self._index and self.unposed:
             raise SourceError(f"{self.name}: not one of {self.unposed} frames has a pose; {self._first_missing}")
 
+    def place(self, frame: Frame) -> int | None:
+        """See Source: the number in the source, where frames without a pose count too."""
+        return None if self._last is None else self._last["place"]
+
     @property
     def skipped(self) -> int:  # type: ignore[override]
         """Frames passed over: damaged ones, and those without a pose."""

@@ -75,13 +75,13 @@ class Video(Source):
                 raise SourceError(f"{shown(path)} is no address: {error}") from error
             self.live = url.scheme in LIVE_SCHEMES
             self.name = shown(urlunsplit(url._replace(netloc=url.netloc.rsplit("@", 1)[-1])))
-        self._decoder: _Decoder | None = None
+        self._decoder: VideoDecoder | None = None
         self._rewind()
 
-    def _rewind(self) -> _Decoder:
+    def _rewind(self) -> VideoDecoder:
         """Open the file anew and decode its first frame."""
         self.close()
-        self._decoder = decoder = _Decoder(self._path, self.name, self._strict, self._timeout_s)
+        self._decoder = decoder = VideoDecoder(self._path, self.name, self._strict, self._timeout_s)
         self.fps, self.frames = decoder.fps, decoder.frames
         self._pictures = iter(decoder)
         self._pending = next(self._pictures, None)
@@ -109,7 +109,7 @@ class Video(Source):
             arrived = self._decoder.arrived if self.live else None
             yield Frame(self._decoder.display.show(image), self._index - 1, time_s, captured=arrived)
 
-    def _judge(self, decoder: _Decoder) -> None:
+    def _judge(self, decoder: VideoDecoder) -> None:
         """Whether the last frame stands where its number says.
 
         Up to a damaged one all frames should, else the number of those after it is unknown. A file without a count of
@@ -175,7 +175,7 @@ class Video(Source):
         self._index = index
         self._regular, self._hole = position.get("even", (index == 0, False))
 
-    def _jump(self, decoder: _Decoder, position: dict[str, Any]) -> bool:
+    def _jump(self, decoder: VideoDecoder, position: dict[str, Any]) -> bool:
         """Seek to the key frame before the position and decode up to it; False where that does not lead there."""
         stamp = position["stamp"]
         if not position["exact"] or not decoder.jump(position):
@@ -192,7 +192,7 @@ class Video(Source):
             self._decoder = None
 
 
-class _Decoder:
+class VideoDecoder:
     """One pass over an open file: yields (picture, time stamp) and notes what is damaged or missing.
 
     exact: whether time stamps alone lead back to a frame: they came from the file, increase, and nothing was damaged.

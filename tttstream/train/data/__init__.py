@@ -19,6 +19,7 @@ from tttstream.train.data.loader import LaneLoader
 from tttstream.train.data.mixture import Mixture
 from tttstream.train.data.module import BadVideoWarning, VideoData
 from tttstream.train.data.pathlist import PathList
+from tttstream.train.data.robots import LeRobotEpisodes, RosBags
 from tttstream.train.data.shards import Shards
 from tttstream.train.data.transforms import fitted
 from tttstream.train.data.video import Decord, PyAV
@@ -38,6 +39,7 @@ __all__ = [
     "Index",
     "Kinetics",
     "LaneLoader",
+    "LeRobotEpisodes",
     "Mixture",
     "MovingDigits",
     "PathList",
@@ -45,6 +47,7 @@ __all__ = [
     "PlacesWorlds",
     "PyAV",
     "Reader",
+    "RosBags",
     "Schedule",
     "Shards",
     "Shot",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +57,14 @@ class Clip(ABC):
     """A piece of footage by itself. name: for reports. label: its class, -1 for none. masked: it has object masks.
     pose: how many numbers say where a frame was taken, 0 where that is not known."""
 
-    pose: ClassVar[int] = 0
-
     name: str
     label: int = -1
     masked: bool = False
+
+    @property
+    def pose(self) -> int:
+        """How many numbers say where a frame was taken."""
+        return 0
 
     @abstractmethod
     def open(self, decoder: Decoder) -> Reader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -49,13 +48,16 @@ class PlacesClip(Clip):
     for endless. held_out: whether of the photographs that the source `places` shows, instead of those for training.
     speed: every how manieth frame is taken; drawn from STRIDES by the seed unless given."""
 
-    pose: ClassVar[int] = 5
-
     seed: int = 0
     size: int = 128
     frames: int | None = None
     held_out: bool = False
     speed: int | None = None
+
+    @property
+    def pose(self) -> int:
+        """See Clip."""
+        return 5
 
     def open(self, decoder: Decoder) -> Reader:
         """See Clip."""

@@ -1,0 +1,1 @@
+"""Recordings of robots: ROS 2 bags and LeRobot data sets."""

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from tttstream.errors import ConfigError, FrameError
-from tttstream.live import Engine
+from tttstream.live import Engine, Retry
 from tttstream.live.gallery import Gallery, moment
 from tttstream.live.gate import Gate
-from tttstream.live.naming import id_of, kind_of, label_of
+from tttstream.live.naming import id_of, kind_of, label_of, scrubbed
 from tttstream.live.policy import Inbox, Policy, Taken
 from tttstream.live.webhook import Webhook
 from tttstream.models import FrameModel
@@ -188,6 +188,35 @@ def test_names_hold_no_secrets() -> None:
     for spec in ("0", "a/clip.mp4", "b/clip.mp4", "walk", "Walk", "../../etc/passwd", "ä ö.mp4", "...."):
         taken.append(id_of(label_of(spec), taken))
     assert taken == ["camera-0", "clip", "clip-2", "walk", "Walk-2", "passwd", "source", "source-2"]
+
+
+def test_messages_and_files_hold_no_secrets(model: FrameModel, reel: Any, tmp_path: Path) -> None:
+    address = "http://someone:PW@127.0.0.1:9/stream.mjpg?key=SECRET#F"
+    with Engine(model, allowed=[address], expect=False, retry=Retry(0.05, 0.05)) as engine:
+        camera = engine.add(0)
+        until = time.monotonic() + 20
+        while camera.status()["attempts"] < 1 and time.monotonic() < until:
+            time.sleep(0.02)
+        said = json.dumps(engine.status())
+        assert "http://127.0.0.1:9/stream.mjpg" in camera.status()["reason"]
+    text = "http://127.0.0.1:9/stream.mjpg?key=SECRET#F and key=SECRET and someone:PW failed"
+    for words in (said, json.dumps(engine.summary), scrubbed(text, address)):
+        assert not [secret for secret in ("PW", "SECRET", "someone") if secret in words]
+    named = reel(0, 20)
+    named.name = "http://h/x.mp4?key=SECRET"
+    address = "http://someone:PW@h/x.mp4?key=SECRET"
+    with Engine(model, allowed=[address], opener=lambda spec: named, snapshots=tmp_path, expect=False) as engine:
+        engine.add(0)
+        assert engine.wait(20)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert b"SECRET" not in file.read_bytes()
+    named._index, named.frames = 0, 30
+    with Engine(
+        model, allowed=[address], opener=lambda spec: named, snapshots=tmp_path, expect=False, resume=True
+    ) as engine:
+        camera = engine.add(0)
+        assert engine.wait(20)
+        assert (camera.version, camera.stream.frames) == (10, 30)
 
 
 def test_pictures_are_pushed_in(model: FrameModel) -> None:

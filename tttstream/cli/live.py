@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tttstream.cli import arguments
 from tttstream.cli.numbers import whole
-from tttstream.errors import ConfigError, DependencyError, SourceError
+from tttstream.errors import ConfigError, DependencyError, OutputError, SourceError
 
 if TYPE_CHECKING:
     from tttstream.live import Engine
@@ -80,6 +80,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     page.add_argument("--no-web", action="store_true", help="serve no page")
     add("--token-file", metavar="FILE", type=arguments.path, help="the page asks for the token in this file")
+    known = "another host name of the page, of a proxy before it; may be repeated"
+    add("--web-name", metavar="NAME", action="append", default=[], help=known)
+    pem = "serve the page over TLS, with these PEM files; phones share their camera only so"
+    add("--web-tls", metavar=("CERT", "KEY"), nargs=2, type=arguments.path, help=pem)
     add("--show", action="store_true", help="show a source in a window too")
     policy = "latest drops frames that are late, all takes each, 'every N' each N-th (default: latest for cameras)"
     add("--policy", default="auto", help=policy)
@@ -205,12 +209,14 @@ def _serve(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> None:
             raise ConfigError(f"--token-file {args.token_file}: expected a file with {LEAST_TOKEN} characters or more")
     elif not args.web.loopback:
         token = secrets.token_urlsafe(24)
+    more: dict[str, Any] = {"token": token, "names": args.web_name}
+    more["tls"] = None if args.web_tls is None else tuple(args.web_tls)
     try:
-        server = serve(engine, args.web.host, args.web.port, token=token)
-    except OSError:
+        server = serve(engine, args.web.host, args.web.port, **more)
+    except OutputError:
         if args.web.given:
             raise
-        server = serve(engine, args.web.host, 0, token=token)  # another run has the usual port
+        server = serve(engine, args.web.host, 0, **more)  # another run has the usual port
     stack.callback(server.close)
     print(f"page: {server.url}", flush=True)
 

@@ -17,7 +17,7 @@ from tttstream.live.companion import Companion
 from tttstream.live.feed import Feed, Retry
 from tttstream.live.gallery import Gallery
 from tttstream.live.gate import PRESETS
-from tttstream.live.naming import id_of, kind_of, label_of
+from tttstream.live.naming import id_of, kind_of, label_of, scrubbed
 from tttstream.live.policy import Inbox, Policy
 from tttstream.live.snapshots import Snapshots, about
 from tttstream.live.webhook import Webhook
@@ -148,7 +148,7 @@ class Engine:
             raise ConfigError(f"there is no source {number!r:.30}: those given at the start have {known}")
         spec = self._specs[number]
         kind = kind_of(spec)
-        return self._join(self._ids[number], label_of(spec), kind, lambda: self._opener(spec), None)
+        return self._join(self._ids[number], label_of(spec), kind, lambda: self._opener(spec), None, spec)
 
     def add_browser(self, label: str = "browser") -> Camera:
         """Begin to watch pictures that `Camera.put` hands over."""
@@ -159,7 +159,9 @@ class Engine:
         pushed = Pushed(label[:80])
         return self._join(name, label[:80], "browser", lambda: pushed, pushed)
 
-    def _join(self, name: str, label: str, kind: str, opener: Callable[[], Source], pushed: Pushed | None) -> Camera:
+    def _join(
+        self, name: str, label: str, kind: str, opener: Callable[[], Source], pushed: Pushed | None, spec: str = ""
+    ) -> Camera:
         with self._joining:
             if len(self._cameras) >= MOST_CAMERAS:
                 raise ConfigError(f"{MOST_CAMERAS} cameras are watched already: remove one")
@@ -189,6 +191,7 @@ class Engine:
                 position=position,
                 retry=self._retry,
                 seen=None if camera.film is None else camera.film.put,
+                told=lambda text: scrubbed(text, spec),
             )
             self._due[name] = time.monotonic() + self._every_s
             self._cameras = (*self._cameras, camera)

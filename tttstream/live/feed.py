@@ -40,7 +40,7 @@ class Feed:
     open_source: gives the source; called again after a failure where `lasting`, and wherever a live source ends.
     policy, inbox: see there. seen: is called with every frame that was read, in this thread. paced: a recording plays
     at its own rate, not as fast as it is taken. looped: a recording begins anew at its end. limit: how many frames to
-    hand over. position: where to go on, of `Taken` or `final`.
+    hand over. position: where to go on, of `Taken` or `final`. told: what a message becomes before anybody sees it.
 
     Frames are numbered on over failures and loops, and so is their time; of a live source it is the time since the
     first capture.
@@ -63,11 +63,12 @@ class Feed:
         position: dict[str, Any] | None = None,
         retry: Retry | None = None,
         seen: Callable[[Frame], None] | None = None,
+        told: Callable[[str], str] = str,
     ) -> None:
         self._open, self.inbox, self._seen = open_source, inbox, seen
         self.policy, self._lasting, self._paced, self._looped, self._limit = policy, lasting, paced, looped, limit
         self._retry = retry or Retry()
-        self._position = position
+        self._position, self._name, self._told = position, name, told
         self._stop = threading.Event()
         self._state, self.reason, self.attempts = "opening", "", 0
         self.retry_at: float | None = None
@@ -159,7 +160,7 @@ class Feed:
             again = live or (self._looped and self._read > 0)
             said = "the stream ended" if live else ""
         except Exception as error:  # whatever a driver or a decoder raises ends this source only
-            again, said = self._lasting or (source is not None and source.live), _line(error)
+            again, said = self._lasting or (source is not None and source.live), self._told(_line(error))
             live = True
             if not again:
                 self._state, self.reason = "failed", said
@@ -192,8 +193,10 @@ class Feed:
         if position is not None:
             offset = position["offset"]
             self._index, self._time_s = position["index"], position["time_s"]
+            if position["name"] != self._name:
+                raise SourceError(f"the position is of {position['name']!r}, this source is {self._name!r}")
             if not source.live and position["source"] is not None:
-                source.seek(position["source"])
+                source.seek({**position["source"], "source": source.name})
         policy = self.policy.decided(source.live)
         pace = _Pace(self._stop) if self._paced and not source.live else None
         origin = None
@@ -229,8 +232,14 @@ class Feed:
 
     def _place(self, source: Source, offset: tuple[int, float]) -> dict[str, Any]:
         """Where to go on (JSON-able)."""
-        place = None if source.live else source.position()
-        return {"source": place, "offset": list(offset), "index": self._index, "time_s": self._time_s}
+        place = None if source.live else {**source.position(), "source": ""}  # its name may be an address with secrets
+        return {
+            "name": self._name,
+            "source": place,
+            "offset": list(offset),
+            "index": self._index,
+            "time_s": self._time_s,
+        }
 
 
 class _Pace:

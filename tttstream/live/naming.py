@@ -38,6 +38,22 @@ def label_of(spec: str) -> str:
     return shortened(spec if kind in ("generated", "environment") else PurePath(spec).name or spec, 80)
 
 
+def scrubbed(text: str, spec: str) -> str:
+    """A message about a source without what may be secret in its address: user, password, and what stands behind ? or
+    #. Sources put their whole address into messages."""
+    if "://" not in spec:
+        return text
+    try:
+        address = urlsplit(spec)
+    except ValueError:
+        return text.replace(spec, label_of(spec))
+    user, _, host = address.netloc.rpartition("@")
+    without_user = address._replace(netloc=host).geturl()
+    for secret in (spec, without_user, *(part for part in (user, address.query, address.fragment) if part)):
+        text = text.replace(secret, label_of(spec) if "://" in secret else "…")
+    return text
+
+
 def id_of(label: str, taken: Iterable[str]) -> str:
     """A name of [A-Za-z0-9_-] for addresses and files, with a number where it is taken."""
     last = label.rstrip("/").rsplit("/", 1)[-1] if "://" in label else label

@@ -161,7 +161,7 @@ class Row:
     def kept(self, position: dict[str, Any] | None) -> Kept:
         """All that is needed to go on here; position: of the feed behind the last frame."""
         place = (position or {}).get("source")
-        source = None if self._source is None else {"name": self._source.name, "position": place}
+        source = None if self._source is None else {"name": self.label, "position": place}
         note = {
             "label": self.label, "position": position, "ignore": self.ignore, "preset": self.preset,
             "gate": self.gate.state(), "events": self.events, "refused": self.refused,

@@ -1,0 +1,413 @@
+"""Who gets in, from where, with how much, and what never gets out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from tttstream.errors import ConfigError, OutputError
+from tttstream.live import Engine
+from tttstream.live.web import Server, access, serve
+from tttstream.live.web.rates import CLIENTS, Rate
+from tttstream.sources import open_source
+
+TOKEN, SECRET = "a-token-of-these-tests", "hunter2-of-these-tests"
+Make = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module")
+def locked(engine: Engine) -> Iterator[Server]:
+    """A server that wants a token."""
+    with serve(engine, port=0, token=TOKEN) as server:
+        yield server
+
+
+@pytest.fixture
+def stranger(locked: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{locked.port}") as client:
+        yield client
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org"])
+def test_nothing_listens_beyond_loopback_without_a_token(engine: Engine, host: str) -> None:
+    with pytest.raises(ConfigError, match="a token is needed"):
+        serve(engine, host, 0)
+
+
+@pytest.mark.parametrize("token", ["", "short", "x" * 15, "has a space in it, long", "has/a/slash/in/it/long"])
+def test_a_token_that_is_guessed_or_does_not_stand_in_a_url_is_refused(token: str) -> None:
+    with pytest.raises(ConfigError, match="a token has at least"):
+        access.Access("0.0.0.0", token)
+
+
+def test_a_made_token_is_long_and_another_each_time() -> None:
+    one, other = access.Access("0.0.0.0", "new"), access.Access("0.0.0.0", "new")
+    assert len(one.token or "") >= 32
+    assert one.token != other.token
+    assert (one.token or "?") not in repr(one)
+
+
+def test_every_path_but_the_form_wants_the_token(locked: Server, stranger: httpx.Client) -> None:
+    paths = httpx.get(f"http://127.0.0.1:{locked.port}/api/openapi.json", headers=bearer()).json()["paths"]
+    asked = 0
+    for path, methods in paths.items():
+        for method in methods:
+            if (method, path) == ("post", "/api/session"):
+                continue
+            answer = stranger.request(method, re.sub(r"{\w+}", "1", path))
+            assert answer.status_code in (401, 429), (method, path)
+            asked += answer.status_code == 401
+    assert asked > 15
+    assert stranger.get("/").status_code == 401
+    assert "main.js" not in stranger.get("/").text
+    assert stranger.get("/page/main.js").status_code == 401
+
+
+def bearer(token: str = TOKEN) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_the_token_as_a_header_or_as_the_cookie_of_one_visit(locked: Server, stranger: httpx.Client) -> None:
+    assert stranger.get("/api/status", headers=bearer()).status_code == 200
+    assert stranger.post("/api/session", json={"token": "wrong"}).status_code == 401
+    answer = stranger.post("/api/session", json={"token": TOKEN})
+    assert answer.status_code == 204
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert TOKEN not in cookie
+    assert stranger.get("/api/status").status_code == 200
+    assert stranger.get("/").status_code == 200
+    value = cookie.partition(";")[0]
+    with connect(f"ws://127.0.0.1:{locked.port}/api/pictures", additional_headers={"Cookie": value}) as socket:
+        socket.send('{"ping": 1}')
+        assert json.loads(socket.recv(5))["pong"] == 1
+
+
+def test_a_cookie_outlives_the_server_but_not_the_token() -> None:
+    before, after = access.Access("0.0.0.0", TOKEN), access.Access("0.0.0.0", TOKEN)
+    assert after.fits_cookie(before.cookie)
+    assert not access.Access("0.0.0.0", TOKEN + "x").fits_cookie(before.cookie)
+    assert before.cookie_name(1) != before.cookie_name(2)
+
+
+def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[int, int]] = []
+    whole = access.hmac.compare_digest
+
+    def noted(a: bytes, b: bytes) -> bool:
+        compared.append((len(a), len(b)))
+        return whole(a, b)
+
+    monkeypatch.setattr(access.hmac, "compare_digest", noted)
+    door = access.Access("0.0.0.0", TOKEN)
+    assert door.fits_token(TOKEN)
+    assert not door.fits_token("")
+    assert not door.fits_token(TOKEN[:-1])
+    assert not door.fits_cookie("\ud800é")
+    assert compared == [(32, 32)] * 4
+
+
+def test_wrong_tokens_are_soon_too_many(engine: Engine) -> None:
+    with (
+        serve(engine, port=0, token=TOKEN) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client,
+    ):
+        statuses = [client.get("/api/status", headers=bearer(f"{number:020}")).status_code for number in range(14)]
+        assert statuses[0] == 401
+        assert statuses[-1] == 429
+        assert client.post("/api/session", json={"token": TOKEN}).status_code == 429
+        assert client.get("/api/status", headers=bearer()).status_code == 429  # the right one has to wait too
+
+
+def test_the_token_is_in_no_log_and_in_no_request_line(
+    engine: Engine, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with serve(engine, port=0, token=TOKEN) as server:
+        assert server.url.endswith(f"/#token={TOKEN}")  # behind #, which browsers keep to themselves
+        base = f"http://127.0.0.1:{server.port}"
+        httpx_level = logging.getLogger("httpx")
+        httpx_level.setLevel(logging.WARNING)  # the client of this test writes down what it asks
+        assert httpx.get(f"{base}/?token={TOKEN}").status_code == 401  # no token is taken from there
+        httpx.post(f"{base}/api/session", json={"token": TOKEN})
+        httpx.get(f"{base}/api/status", headers=bearer())
+        with pytest.raises(InvalidStatus):
+            connect(f"ws://127.0.0.1:{server.port}/api/pictures?token={TOKEN}", logger=logging.getLogger("quiet"))
+    server_lines = [line for line in caplog.records if not line.name.startswith(("httpcore", "quiet", "asyncio"))]
+    assert TOKEN not in " ".join(line.getMessage() for line in server_lines)
+    out, err = capfd.readouterr()
+    assert TOKEN not in out + err
+
+
+@pytest.mark.parametrize(
+    ("host", "open_to", "status"),
+    [
+        ("127.0.0.1:PORT", None, 200),
+        ("localhost:PORT", None, 200),
+        ("[::1]:9", None, 200),  # another port: it may be forwarded
+        ("evil.example:PORT", None, 421),
+        ("127.0.0.1.evil.example", None, 421),
+        ("192.168.0.7:PORT", None, 421),  # open to this machine alone
+        ("localhost@evil.example", None, 421),
+        ("", None, 421),
+        ("192.168.0.7:PORT", TOKEN, 200),
+        ("evil.example:PORT", TOKEN, 421),
+        ("porch.lan", TOKEN, 200),
+    ],
+)
+def test_a_name_that_is_not_ours_reaches_nothing(engine: Engine, host: str, open_to: str | None, status: int) -> None:
+    """A page of another site lets a name of its own resolve to this machine (DNS rebinding)."""
+    with serve(engine, port=0, token=open_to, names=["porch.lan"] if open_to else []) as server:
+        headers = {"Host": host.replace("PORT", str(server.port)), **bearer()}
+        assert httpx.get(f"http://127.0.0.1:{server.port}/api/status", headers=headers).status_code == status
+        if status != 200:
+            assert raw_upgrade(server.port, headers["Host"], None) == status
+
+
+def raw_upgrade(port: int, host: str, origin: str | None) -> int:
+    """The status with which a WebSocket is answered."""
+    lines = ["GET /api/pictures HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade"]
+    lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
+    lines += [] if origin is None else [f"Origin: {origin}"]
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
+        raw.sendall("\r\n".join([*lines, "", ""]).encode())
+        return int(raw.recv(4096).split()[1])
+
+
+def test_two_hosts_or_none_are_refused(server: Server) -> None:
+    for lines in ("", "Host: 127.0.0.1\r\nHost: 127.0.0.1\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
+            raw.sendall(f"GET /api/status HTTP/1.1\r\n{lines}\r\n".encode())
+            assert raw.recv(4096).split()[1] == b"400"
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost.evil.example"]
+)
+def test_pages_of_other_sites_command_nothing(
+    server: Server, client: httpx.Client, engine: Engine, origin: str
+) -> None:
+    camera = engine.cameras[0]
+    before = camera.status()["learn"]
+    answer = client.patch(f"/api/cameras/{camera.id}", json={"learn": not before}, headers={"Origin": origin})
+    assert answer.status_code == 403
+    assert camera.status()["learn"] == before
+    assert raw_upgrade(server.port, f"127.0.0.1:{server.port}", origin) == 403
+
+
+def test_the_page_itself_commands(server: Server, client: httpx.Client, engine: Engine) -> None:
+    origin = server.url.rstrip("/")
+    answer = client.patch(f"/api/cameras/{engine.cameras[0].id}", json={"learn": True}, headers={"Origin": origin})
+    assert answer.status_code == 200
+    assert raw_upgrade(server.port, f"127.0.0.1:{server.port}", origin) == 101
+
+
+def test_pages_of_other_sites_see_nothing_but_may_link_here(client: httpx.Client) -> None:
+    cross = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    camera = client.get("/api/status").json()["cameras"][0]["id"]
+    for path in ("/api/status", f"/api/cameras/{camera}/panes/frame", "/api/updates", "/page/main.js", "/"):
+        assert client.get(path, headers=cross).status_code == 403
+    assert client.get("/", headers={**cross, "Sec-Fetch-Mode": "navigate"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/page/main.js", "/api/status", "/api/nothing", "/api/cameras/none"])
+def test_every_answer_carries_the_policy(client: httpx.Client, path: str) -> None:
+    headers = client.get(path).headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert "access-control-allow-origin" not in headers
+    assert "server" not in headers
+
+
+def test_the_page_puts_in_text_as_text_and_loads_nothing_from_elsewhere(saved_page: Path) -> None:
+    for path in saved_page.iterdir():
+        text = path.read_text("utf-8")
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", text), path
+        assert not re.search(r"https?://(?!www\.w3\.org/)", text), path
+        if path.suffix == ".html":
+            assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", text), path
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{" * 100_000, 413),
+        (b"[" * 60_000, 400),
+        (b"not json", 400),
+        (b'{"learn": NaN}', 400),
+        (b'{"threshold": NaN}', 400),
+        (b'{"threshold": 1e9}', 400),
+        (b'{"threshold": true}', 400),
+        (b'{"learn": null}', 400),
+        (b'{"other": 1}', 400),
+        (b"[]", 400),
+        (b'{"ignore": [[0, 0, 1]]}', 400),
+        (b'{"ignore": [[0, 0, 1, 2]]}', 400),
+        (json.dumps({"ignore": [[0, 0, 1, 1]] * 33}).encode(), 400),
+        (json.dumps({"preset": "x" * 17}).encode(), 400),
+    ],
+)
+def test_bodies_that_are_too_large_or_say_something_else(
+    client: httpx.Client, engine: Engine, body: bytes, status: int
+) -> None:
+    path, json_type = f"/api/cameras/{engine.cameras[0].id}", {"Content-Type": "application/json"}
+    answer = client.patch(path, content=body, headers=json_type)
+    assert answer.status_code == status
+    assert "\n" not in answer.json()["error"]
+
+
+def test_only_json_is_a_body(client: httpx.Client, engine: Engine) -> None:
+    """A form of another site can send text, but not this type."""
+    path = f"/api/cameras/{engine.cameras[0].id}/save"
+    assert client.post(path, content=b'{"name": "x"}', headers={"Content-Type": "text/plain"}).status_code == 415
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", "/etc/x", "a.b", "x" * 33, "é", "a\n", "%2e%2e"])
+@pytest.mark.parametrize("command", ["save", "restore"])
+def test_names_of_memories_cannot_leave_their_folder(
+    tmp_path: Path, name: str, command: str, client: httpx.Client
+) -> None:
+    camera = client.get("/api/status").json()["cameras"][0]["id"]
+    assert client.post(f"/api/cameras/{camera}/{command}", json={"name": name}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "/page/../app.py",
+            "/page/..%2fapp.py",
+            "/page/%2e%2e/app.py",
+            "/page/..%5capp.py",
+            "/page//etc/passwd",
+            "/page/",
+        ),
+        *(
+            "/app.py",
+            "/api/events/..%2f..",
+            "/api/events/1/..%2fevent.json",
+            "/api/cameras/..%2f",
+            "/api/events/1e9/clip",
+        ),
+    ],
+)
+def test_no_path_leads_out_of_the_page(server: Server, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
+        raw.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert answer.split()[1] == b"404"
+    assert b"import" not in answer.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"number": 99}, {"number": -1}, {"source": "/etc/passwd"}, {"number": "0"}, {"number": 0, "source": "0"}, {}],
+)
+def test_only_sources_of_the_command_line_can_be_added(
+    client: httpx.Client, engine: Engine, body: dict[str, object]
+) -> None:
+    before = engine.cameras
+    assert client.post("/api/cameras", json=body).status_code == 400
+    assert engine.cameras == before
+
+
+def test_passwords_in_addresses_stay_inside(
+    make_engine: Make,
+    until: Callable[..., Any],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    spec = f"http://someone:{SECRET}@127.0.0.1:9/stream.mjpg"
+    said = []
+    with make_engine((spec,), opener=open_source) as engine, serve(engine, port=0) as server:
+        camera = engine.add(0)
+        until(lambda: camera.status()["attempts"] > 0)
+        with httpx.Client(base_url=server.url) as client:
+            said += [
+                client.get(path).text for path in ("/", "/api/status", f"/api/cameras/{camera.id}", "/api/openapi.json")
+            ]
+            said.append(client.post("/api/cameras", json={"number": 0}).text)
+            with client.stream("GET", "/api/updates") as stream:
+                said.append(next(text for text in stream.iter_text() if "status" in text))
+    assert "127.0.0.1" in said[1]
+    assert SECRET not in " ".join(said)
+    assert "someone" not in " ".join(said)
+    assert SECRET not in " ".join(line.getMessage() for line in caplog.records)
+    out, err = capfd.readouterr()
+    assert SECRET not in out + err
+
+
+def test_a_rate_lets_a_burst_through_and_then_so_many_a_second() -> None:
+    now = [0.0]
+    rate = Rate(2, 3, lambda: now[0])
+    assert [rate.allows("a") for _ in range(4)] == [True, True, True, False]
+    assert rate.allows("b")
+    now[0] = 0.5
+    assert [rate.allows("a"), rate.allows("a")] == [True, False]
+    now[0] = 100.0
+    assert [rate.allows("a") for _ in range(4)] == [True, True, True, False]
+    for number in range(2 * CLIENTS):
+        rate.allows(str(number))
+    assert len(rate._left) == CLIENTS
+
+
+def test_commands_are_soon_too_many(engine: Engine) -> None:
+    with serve(engine, port=0) as server, httpx.Client(base_url=server.url) as client:
+        path = f"/api/cameras/{engine.cameras[0].id}"
+        statuses = {client.patch(path, json={"learn": 1}).status_code for _ in range(90)}
+        assert statuses == {400, 429}
+        assert client.get(path).status_code == 200  # reading goes on
+
+
+@pytest.mark.parametrize("path", ["/api/pictures", "/api/browser-camera"])
+@pytest.mark.parametrize("message", ["[" * 50_000, "nothing", "[]", '{"watch": 1}', '{"label": 1}', b"\x00\x01"])
+def test_what_a_websocket_does_not_understand_ends_it(server: Server, path: str, message: str | bytes) -> None:
+    with connect(f"ws://127.0.0.1:{server.port}{path}") as socket:
+        socket.send(message)
+        with pytest.raises(ConnectionClosed):
+            socket.recv(10)
+        assert socket.close_code == 1008
+
+
+def test_a_message_of_a_websocket_has_a_limit(server: Server, engine: Engine) -> None:
+    with connect(f"ws://127.0.0.1:{server.port}/api/browser-camera") as socket:
+        socket.send('{"label": "large"}')
+        name = json.loads(socket.recv(5))["camera"]
+        with suppress(ConnectionClosed):  # it may end before all was sent
+            socket.send(bytes(2**21 + 9))
+        with pytest.raises(ConnectionClosed):
+            socket.recv(10)
+        assert socket.close_code == 1009
+    engine.remove(name)
+
+
+def test_a_port_that_is_taken_and_a_host_that_is_none(engine: Engine, server: Server) -> None:
+    with pytest.raises(OutputError, match="cannot listen on"):
+        serve(engine, port=server.port)
+    with pytest.raises(ConfigError, match="no address"):
+        serve(engine, "no.such.host.invalid", 0, token=TOKEN)
+
+
+def test_a_certificate_that_is_none(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "x.pem").write_text("nothing")
+    with pytest.raises(ConfigError, match="certificate"):
+        serve(engine, port=0, tls=(tmp_path / "x.pem", tmp_path / "x.pem"))

@@ -1,0 +1,105 @@
+"""Who may use the page and its API: addresses, tokens and the names by which the server is called."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+import socket
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from tttstream.errors import ConfigError
+
+SHORTEST = 16  # characters of a token
+TOKEN = re.compile(r"[A-Za-z0-9._~-]+")  # so that it stands in a URL, a header and a shell as it is
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?")
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Access:
+    """What a request has to show.
+
+    host: the address that the server listens on. token: what every request has to carry; None lets every program of
+    this machine in, and is for loopback alone. "new" makes a token. names: further names by which browsers may call the
+    server, such as that of a proxy. secure: whether the server speaks TLS.
+
+    Raises ConfigError for an address beyond loopback without a token, and for a token that is short or has characters
+    that do not stand in a URL.
+    """
+
+    def __init__(
+        self, host: str = "127.0.0.1", token: str | None = None, names: Iterable[str] = (), *, secure: bool = False
+    ) -> None:
+        if token is None and not is_loopback(host):
+            raise ConfigError(f"{host} is open to other machines: a token is needed there")
+        if token == "new":
+            token = secrets.token_urlsafe(24)
+        if token is not None and (len(token) < SHORTEST or not TOKEN.fullmatch(token)):
+            raise ConfigError(f"a token has at least {SHORTEST} letters, digits or . _ ~ -")
+        self.host, self.token, self.secure = host, token, secure
+        self.names = LOOPBACK | {name.lower() for name in names}
+        if token is not None:
+            own = socket.gethostname().lower()
+            self.names |= {own, f"{own}.local"}
+
+    def __repr__(self) -> str:
+        return f"Access(host={self.host!r}, token={'None' if self.token is None else '…'})"
+
+    def fits_host(self, header: str) -> bool:
+        """Whether a Host header calls this server.
+
+        A page of another site reaches the server by a name of its own that resolves to this machine (DNS rebinding).
+        Such a name is none of ours. An address is never such a name, so with a token every address will do.
+        """
+        match = HOST.fullmatch(header)
+        if match is None:
+            return False
+        name = match[1].strip("[]").lower()
+        if name in self.names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return self.token is not None or address.is_loopback
+
+    def fits_origin(self, origin: str, host: str) -> bool:
+        """Whether an Origin header is that of the page which this server gave out under this Host."""
+        parts = urlsplit(origin)
+        return parts.scheme == ("https" if self.secure else "http") and parts.netloc.lower() == host.lower()
+
+    def fits_token(self, given: str) -> bool:
+        """Whether this is the token. The time that it takes does not depend on how much of it is right."""
+        return self.token is None or hmac.compare_digest(_digest(given), _digest(self.token))
+
+    def fits_cookie(self, given: str) -> bool:
+        """Whether this is the value of the cookie that `cookie` gave."""
+        return self.token is None or hmac.compare_digest(_digest(given), _digest(self.cookie))
+
+    @property
+    def cookie(self) -> str:
+        """The value of the cookie of a browser that showed the token. The token does not follow from it, and it stays
+        the same when the server starts again with the same token."""
+        assert self.token is not None
+        return hmac.new(self.token.encode(), b"tttstream live page", hashlib.sha256).hexdigest()
+
+    def cookie_name(self, port: int) -> str:
+        """The name of the cookie: browsers share cookies between the ports of a host."""
+        return f"tttstream_{port}"
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

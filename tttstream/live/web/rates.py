@@ -1,0 +1,39 @@
+"""Limits on how often a client may ask."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+CLIENTS = 1024  # whose allowance is kept; the one that was quiet for longest goes first
+
+
+class Rate:
+    """Lets each client do a number of things at once, and so many a second after that (a token bucket).
+
+    per_second: things a second. burst: things at once. clock: seconds.
+    """
+
+    def __init__(self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_second, self.burst, self._clock = per_second, burst, clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def allows(self, client: str) -> bool:
+        """Whether the client may do one more thing now, which is counted then."""
+        left = self._available(client)
+        if left < 1:
+            return False
+        self._left[client] = left - 1, self._clock()
+        self._left.move_to_end(client)
+        while len(self._left) > CLIENTS:
+            self._left.popitem(last=False)
+        return True
+
+    def is_spent(self, client: str) -> bool:
+        """Whether the client may do nothing now."""
+        return self._available(client) < 1
+
+    def _available(self, client: str) -> float:
+        left, since = self._left.get(client, (self.burst, self._clock()))
+        return min(self.burst, left + (self._clock() - since) * self.per_second)

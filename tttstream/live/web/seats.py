@@ -1,0 +1,45 @@
+"""How many clients may listen and look at once, and how many pictures a second each of them gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SEATS = 512  # a page takes two
+PICTURES = 400  # a second, to all together: sending them takes time from the model
+FASTEST = 30  # to one reader of one view, a second
+
+
+class Seats:
+    """Counts the clients of one server. Used in its event loop alone."""
+
+    def __init__(self, seats: int = SEATS) -> None:
+        self._seats, self._taken, self._looks = seats, 0, 0
+
+    @property
+    def are_taken(self) -> bool:
+        """Whether there is no room for one more."""
+        return self._taken >= self._seats
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds between two pictures of a view to one reader: the more look, the longer."""
+        return max(1 / FASTEST, self._looks / PICTURES)
+
+    @contextmanager
+    def seat(self) -> Iterator[None]:
+        """Take a seat for a while."""
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        """Count as a reader of one view for a while."""
+        self._looks += 1
+        try:
+            yield
+        finally:
+            self._looks -= 1

@@ -1,0 +1,58 @@
+"""Answers without an end: server-sent events and motion JPEG, to clients that may stop reading at any time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+PATIENCE_S = 15.0  # a client that takes nothing for so long is given up
+
+
+class Endless(Response):
+    """An answer of chunks for as long as the client reads and there are any.
+
+    chunks: is asked for the next one when the one before has left the buffer of the connection, so a chunk is as new as
+    it can be, and a slow client has one in memory and never more. It is closed at the end.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None], media_type: str) -> None:
+        super().__init__(media_type=media_type)
+        del self.headers["content-length"]
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See Response."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            await self._chunks.aclose()
+            return
+        tasks = {asyncio.ensure_future(self._write(send)), asyncio.ensure_future(_gone(receive))}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._chunks.aclose()
+
+    async def _write(self, send: Send) -> None:
+        try:
+            async for chunk in self._chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                # An empty part is written when the part before it has left the buffer.
+                part = send({"type": "http.response.body", "body": b"", "more_body": True})
+                await asyncio.wait_for(part, PATIENCE_S)
+            await asyncio.wait_for(send({"type": "http.response.body", "body": b""}), PATIENCE_S)
+        except asyncio.TimeoutError:
+            return
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

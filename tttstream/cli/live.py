@@ -198,7 +198,7 @@ def _serve(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> None:
     if args.no_web:
         return
     try:
-        from tttstream.live.web import serve  # type: ignore[import-not-found, unused-ignore]
+        from tttstream.live.web import serve
     except ImportError as error:
         raise DependencyError("the page needs Starlette, uvicorn and websockets: install them, or --no-web") from error
 

@@ -14,7 +14,7 @@ from tttstream.streams import MapStream, Session
 from tttstream.views.jpeg import encode, narrowed
 from tttstream.views.masks import MaskOverlay, palette
 from tttstream.views.overlay import HeatLayer, fit, to_uint8
-from tttstream.views.world import dimmed, outline
+from tttstream.views.world import draw_view, outline, place_of, world_picture
 
 KINDS = ("frame", "surprise", "expected", "world", "follow")
 WIDTHS = (64, 1280)
@@ -98,7 +98,9 @@ class Panes:
     def _drawn(self, kind: str, shown: Shown, width: int) -> NDArray[np.uint8]:
         if kind == "world":
             assert isinstance(shown.memory, MapStream)
-            return _enlarged(dimmed(*shown.memory.world()), width)
+            world, extent = world_picture(shown.memory, min(width, SIDE))
+            draw_view(world, extent, place_of(shown.frame.pose, shown.memory))
+            return world
         if kind == "expected":
             assert shown.result.expected is not None
             return _enlarged(shown.result.expected, width)

@@ -51,6 +51,43 @@ def outline(area: Picture, result: Result) -> None:
     cv2.drawContours(area, outlines, -1, ALERT, 2, cv2.LINE_AA)
 
 
+def place_of(pose: NDArray[np.float64] | None, stream: MapStream) -> NDArray[np.float64]:
+    """A frame's pose as x, y (in sides of a view), log zoom, roll, world; all zeros where it has none."""
+    at = np.zeros(2) if pose is None else stream.plane(pose)
+    at = np.pad(at, (0, 5 - len(at)))
+    at[:2] /= stream.view
+    return at
+
+
+def world_picture(stream: MapStream, side: int) -> tuple[Picture, Extent]:
+    """The world of a stream as memory has it, `side` pixels on its longer side, and how far the picture reaches.
+
+    Raises StateError where the stream has seen nothing yet.
+    """
+    (x0, y0), (x1, y1), number = stream.extent
+    n = stream.model.config.side  # the world is drawn in whole cells
+    low, high = (math.floor(x0 * n) / n, math.floor(y0 * n) / n), (math.ceil(x1 * n) / n, math.ceil(y1 * n) / n)
+    extent = Extent(low, high, number)
+    shown = dimmed(*stream.world(extent))
+    scale = side / max(shown.shape[:2])
+    size = round(shown.shape[1] * scale), round(shown.shape[0] * scale)
+    return np.asarray(cv2.resize(shown, size, interpolation=cv2.INTER_CUBIC), np.uint8), extent
+
+
+def in_world(points: NDArray[np.float64], world: Picture, extent: Extent) -> NDArray[np.int32]:
+    """Points [n, 2] of a world as pixels of its picture."""
+    corner = np.array(extent.low)
+    scale = world.shape[1] / (extent.high[0] - corner[0])
+    return np.asarray(np.round((points - corner) * scale), np.int32)
+
+
+def draw_view(world: Picture, extent: Extent, at: NDArray[np.float64]) -> None:
+    """Draw what a camera sees, at a place of `place_of`, as a square over the picture of a world, in place."""
+    corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]) * math.exp(at[2])
+    turned = corners @ np.array([[math.cos(at[3]), math.sin(at[3])], [-math.sin(at[3]), math.cos(at[3])]])
+    cv2.polylines(world, [in_world(at[:2] + turned, world, extent)], True, TEXT, 2, cv2.LINE_AA)
+
+
 class WorldOverlay(Overlay):
     """Draws three panes above the numbers and the curve: the frame with changed places outlined, the picture that
     memory foretold, and the world as memory has it, asked anew every few frames, with the path of the camera on it.
@@ -72,9 +109,7 @@ class WorldOverlay(Overlay):
     def _draw_top(
         self, area: Picture, frame: Picture, result: Result, note: str, pose: NDArray[np.float64] | None
     ) -> None:
-        at = np.zeros(2) if pose is None else self.stream.plane(pose)
-        at = np.pad(at, (0, 5 - len(at)))
-        at[:2] /= self.stream.view
+        at = place_of(pose, self.stream)
         self._follow(at, result)
         cv2.rectangle(area, (0, 0), (area.shape[1], area.shape[0]), BACKGROUND, cv2.FILLED)
         panes = [area[TITLE : TITLE + PANE, GAP + i * (PANE + GAP) :][:, :PANE] for i in range(3)]
@@ -117,29 +152,15 @@ class WorldOverlay(Overlay):
 
     def _draw_world(self, area: Picture, at: NDArray[np.float64]) -> None:
         if self._world is None or self._seen % EVERY == 0:
-            (x0, y0), (x1, y1), number = self.stream.extent
-            n = self.stream.model.config.side  # the world is drawn in whole cells
-            low, high = (math.floor(x0 * n) / n, math.floor(y0 * n) / n), (math.ceil(x1 * n) / n, math.ceil(y1 * n) / n)
-            self._drawn = Extent(low, high, number)
-            shown = dimmed(*self.stream.world(self._drawn))
-            scale = PANE / max(shown.shape[:2])
-            size = round(shown.shape[1] * scale), round(shown.shape[0] * scale)
-            self._world = np.asarray(cv2.resize(shown, size, interpolation=cv2.INTER_CUBIC), np.uint8)
+            self._world, self._drawn = world_picture(self.stream, PANE)
         world = self._world.copy()
-        corner = np.array(self._drawn.low)
-        scale = world.shape[1] / (self._drawn.high[0] - corner[0])
-
-        def pixel(x: NDArray[np.float64]) -> NDArray[np.int32]:
-            return np.asarray(np.round((x - corner) * scale), np.int32)
-
-        cv2.polylines(world, [pixel(np.array(self._path))], False, (210, 220, 235), 1, cv2.LINE_AA)
-        corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]) * math.exp(at[2])
-        turned = corners @ np.array([[math.cos(at[3]), math.sin(at[3])], [-math.sin(at[3]), math.cos(at[3])]])
-        cv2.polylines(world, [pixel(at[:2] + turned)], True, TEXT, 2, cv2.LINE_AA)
+        path = in_world(np.array(self._path), world, self._drawn)
+        cv2.polylines(world, [path], False, (210, 220, 235), 1, cv2.LINE_AA)
+        draw_view(world, self._drawn, at)
         for mark in self._marks:
             if self._seen - mark.frame < MARKED:
                 middle, half = np.array([mark.x, mark.y]), 0.24
-                box = pixel(np.stack([middle - half, middle + half]))
+                box = in_world(np.stack([middle - half, middle + half]), world, self._drawn)
                 cv2.rectangle(world, tuple(box[0].tolist()), tuple(box[1].tolist()), ALERT, 2, cv2.LINE_AA)
         top, left = (PANE - world.shape[0]) // 2, (PANE - world.shape[1]) // 2
         area[top : top + world.shape[0], left : left + world.shape[1]] = world

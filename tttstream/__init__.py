@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tttstream.models import insert
     from tttstream.sources import open_source
     from tttstream.state import State, pack, unpack
-    from tttstream.streams import MapStream, MaskStream, Stream
+    from tttstream.streams import MapStream, MaskStream, Stream, TeachStream
 
 __all__ = [
     "Frame",
@@ -31,6 +31,7 @@ __all__ = [
     "Stream",
     "TTTLayer",
     "TTTStreamError",
+    "TeachStream",
     "__version__",
     "encoders",
     "errors",
@@ -59,6 +60,7 @@ _MODULE_OF = {
     "Stream": "streams",
     "TTTLayer": "memory",
     "TTTStreamError": "errors",
+    "TeachStream": "streams",
     "insert": "models",
     "open_source": "sources",
     "pack": "state",

@@ -19,6 +19,7 @@ COMMANDS = {
     "watch": "learn online from a video, a camera or the embedded walk, and show what surprises",
     "live": "watch cameras and videos live, each with a memory of its own, on a browser page",
     "track": "follow the objects that a mask on the first frame shows, through a video or a camera",
+    "teach": "show things by name, and say in which frames they are in view again",
     "imagine": "draw what a saved map remembers",
     "fit": "train a model on streams of video (Lightning's command line)",
     "validate": "measure a trained model on the validation videos",

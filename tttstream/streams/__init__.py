@@ -7,9 +7,11 @@ from tttstream.streams.masks import MaskResult, MaskStream
 from tttstream.streams.normaliser import Normaliser
 from tttstream.streams.session import Saved, Session, choose_device, place
 from tttstream.streams.surprise import Stream
+from tttstream.streams.teach import Found, TeachResult, TeachStream
 
 __all__ = [
     "Extent",
+    "Found",
     "Imagined",
     "MapStream",
     "MaskResult",
@@ -18,12 +20,14 @@ __all__ = [
     "Saved",
     "Session",
     "Stream",
+    "TeachResult",
+    "TeachStream",
     "choose_device",
     "kind_for",
     "place",
 ]
 
-KINDS: tuple[type[Session], ...] = (Stream, MapStream, MaskStream)
+KINDS: tuple[type[Session], ...] = (Stream, MapStream, MaskStream, TeachStream)
 
 
 def kind_for(model: SavedModel) -> type[Session]:

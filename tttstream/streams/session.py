@@ -181,7 +181,7 @@ class Saved:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         texts = states.metadata(path)
-        meta: dict[str, Any] = json.loads(texts.get("stream") or texts.get("masks") or "{}")
+        meta: dict[str, Any] = json.loads(texts.get("stream") or texts.get("masks") or texts.get("taught") or "{}")
         source = meta.get("source")
         self.source = None if source is None else str(source["name"])
         self.size: int | None = meta.get("size")

@@ -1,0 +1,237 @@
+"""`tttstream teach`: show things by name, and say in which frames they are in view again."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from tttstream.cli import arguments, examples
+from tttstream.errors import ConfigError, ShapeError
+from tttstream.io.names import shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tttstream.cli.loop import Step
+    from tttstream.cli.teach_recorder import TeachRecorder
+    from tttstream.frames import Frame
+    from tttstream.sources.base import Source
+    from tttstream.streams import TeachStream
+    from tttstream.streams.teach import Box
+    from tttstream.views.overlay import Picture
+    from tttstream.views.window import Viewer
+
+OUT = "teach-results"
+KEYS = "123456789"
+EPILOG = f"""\
+SOURCE is what `tttstream watch` takes: a video file or URL, a folder of images, a camera number, - for a pipe.
+
+Things are taught in three ways, and all of them may be used together:
+  DIR with one folder for each thing, called by its name, with images or videos of it. The whole of a picture counts,
+  so let the thing fill it. Of a video, every tenth frame is taken.
+  --box FRAME:X,Y,W,H=LABEL says where a thing is in a frame of SOURCE, by left edge, top edge, width and height in
+  pixels. May be given often.
+  --labels NAME,NAME with --show: hold the keys 1 to 9 while you show the thing of that place in the square.
+
+Results: frames.jsonl says for each frame which things are in view, where roughly and how sure; overlay.mp4 shows it;
+summary.json counts. `teach DIR --save-state FILE` without a SOURCE teaches only. --show without --out writes nothing.
+Keys in the window: 1 to 9 teach, q quit, f forget all, l learning on/off, space pause.
+Exit codes: 0 done, 2 something in the way, said in one line; no file is left behind. The default for --out is {OUT}.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `tttstream teach`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("what", nargs="+", metavar="DIR|SOURCE", help="folders of examples, and at most one video, folder or camera")
+    known = "things by the keys 1 to 9 of the window, such as mug,keys"
+    add("--labels", metavar="NAMES", type=_names, default=[], help=known)
+    where = "a thing in a frame of SOURCE, such as 0:120,80,60,70=mug"
+    add("--box", metavar="FRAME:X,Y,W,H=LABEL", type=Told.parse, action="append", default=[], dest="boxes", help=where)
+    add("--forget", metavar="LABEL", action="append", default=[], help="a thing of --load-state that is forgotten")
+    add("--certain", metavar="P", type=float, help="the probability from which a thing counts as in view")
+    known = "a model by name or from its folder (default: teach)"
+    add("--model", metavar="DIR|NAME", type=arguments.model, default="teach", help=known)
+    arguments.add_run(parser, size="short side in pixels at which the model sees the frames")
+
+
+class Told(NamedTuple):
+    """One --box: where a thing of that name is in the frame of that number."""
+
+    frame: int
+    box: Box
+    label: str
+
+    @classmethod
+    def parse(cls, text: str) -> Told:
+        """FRAME:X,Y,W,H=LABEL."""
+        number = r"\s*(-?\d+(?:\.\d+)?)\s*"
+        found = re.fullmatch(rf"\s*(\d+)\s*:{number},{number},{number},{number}=(.+)", text)
+        if found is None:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected FRAME:X,Y,W,H=LABEL, such as 0:120,80,60,70=mug")
+        left, top, width, height = (float(found[place]) for place in range(2, 6))
+        return cls(int(found[1]), (left, top, width, height), found[6].strip())
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names) or len(names) > len(KEYS):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 to {len(KEYS)} names that differ, such as mug,keys")
+    return names
+
+
+def run(args: argparse.Namespace) -> int:
+    """Teach, and look for what was taught; returns the exit code."""
+    arguments.check_run(args)
+    folders = [what for what in args.what if examples.holds(what)]
+    specs = [what for what in args.what if what not in folders]
+    if len(specs) > 1:
+        raise ConfigError(f"teach looks at one source, {len(specs)} came: {', '.join(specs)}; run them one by one")
+    if args.labels and not args.show:
+        raise ConfigError("--labels are for the keys of the window: give --show too")
+    if not specs and (args.boxes or args.show):
+        raise ConfigError("--box and --show need a SOURCE beside the folders of examples")
+    if not specs and args.save_state is None:
+        raise ConfigError("give a SOURCE to look at, or --save-state FILE to keep what is taught")
+    if not (folders or args.boxes or args.labels or args.load_state):
+        raise ConfigError("what is there to look for? Give a folder of examples, --box, --labels or --load-state")
+    import torch
+
+    torch.set_num_threads(1)
+    return look(args, folders, specs[0]) if specs else teach(args, folders)
+
+
+def teach(args: argparse.Namespace, folders: list[str]) -> int:
+    """Teach from folders and save what was learned; returns the exit code."""
+    from tttstream.cli.loop import claimed
+
+    with ExitStack() as stack:
+        claimed(args, stack)
+        stream = start(args, folders, None)
+        stream.save(args.save_state)
+    print(f"taught: {said(stream)}")
+    print(shown(f"state: {args.save_state}"))
+    return 0
+
+
+def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
+    """Teach, then look at a source; returns the exit code."""
+    from tttstream.cli.loop import claimed, opened, recorded
+    from tttstream.cli.teach_recorder import TeachRecorder
+    from tttstream.io.interrupt import Interrupt
+    from tttstream.views.overlay import size_text
+
+    out = arguments.out_folder(args, OUT)
+    with ExitStack() as stack:
+        window = claimed(args, stack)
+        keys = None if window is None else Keys(window, args.labels)
+        source = stack.enter_context(opened(spec, args))
+        stream = start(args, folders, source)
+        endless = source.frames is None and args.max_frames is None
+        recorder = TeachRecorder(
+            out, source, video=not args.no_overlay, keys=args.labels if keys is not None else [], endless=endless
+        )
+        interrupt = stack.enter_context(Interrupt())
+        step = step_of(stream, recorder, args.boxes, keys)
+        more = {"certain": stream.certain}
+        summary = recorded(spec, source, stream, step, recorder, cast("Viewer | None", keys), interrupt, args, more)
+    latency = summary["latency_ms"]
+    in_view = ", ".join(f"{label} in {count}" for label, count in summary["in_view"].items()) or "nothing taught"
+    print(
+        f"{shown(spec)}: {summary['frames']} frames{', interrupted' if summary['interrupted'] else ''}, "
+        f"{summary['fps']:.1f} fps, latency {latency['p50']:.0f} ms (p95 {latency['p95']:.0f}), "
+        f"state {size_text(stream.state_bytes)}; {in_view}"
+    )
+    late = [told for told in args.boxes if told.frame >= summary["frames"]]
+    if late and args.load_state is None:
+        print(f"tttstream: --box {late[0].frame} lies behind the last frame that was read", file=sys.stderr)
+    if out is not None:
+        print(shown(f"results: {out} ({', '.join(recorder.written)})"))
+    return 0
+
+
+def start(args: argparse.Namespace, folders: list[str], source: Source | None) -> TeachStream:
+    """The stream, fresh or as it was saved, with what the folders teach."""
+    from tttstream.cli.measures import Rate
+    from tttstream.cli.progress import Progress
+    from tttstream.models import load_as
+    from tttstream.models.teach import TeachModel
+    from tttstream.streams import Saved, TeachStream
+    from tttstream.views.overlay import size_text
+
+    stream = TeachStream(load_as(TeachModel, args.model), size=args.size, certain=args.certain)
+    if args.load_state is not None:
+        resumed = source is not None and Saved(args.load_state).source == source.name
+        stream.load(args.load_state, source if resumed else None)
+        stream.size = stream.size if args.size is None else args.size
+        stream.certain = stream.certain if args.certain is None else args.certain
+    for label in args.forget:
+        stream.forget(label)
+    for folder in folders:
+        progress, rate = Progress(folder, None), Rate()
+        try:
+            for label, frame in examples.read(folder, args.on_error):
+                stream.teach(label, frame)
+                rate.tick()
+                progress.update(rate.late, None, size_text(stream.state_bytes))
+        finally:
+            progress.close()
+    stream.learn = not args.no_learn
+    return stream
+
+
+def said(stream: TeachStream) -> str:
+    """What is taught, with how many examples of each."""
+    return ", ".join(f"{label} ({stream.examples(label)})" for label in stream.labels)
+
+
+class Keys:
+    """A window that also tells which key was pressed last. names: what the keys 1, 2 … stand for."""
+
+    def __init__(self, window: Viewer, names: list[str]) -> None:
+        self._window = window
+        self._names = dict(zip(KEYS, names, strict=False))
+        self._pressed = ""
+
+    def show(self, picture: NDArray[np.uint8], wait_ms: int = 1) -> str:
+        """See Viewer."""
+        self._pressed = self._window.show(picture, wait_ms)
+        return self._pressed
+
+    def key(self, wait_ms: int = 30) -> str:
+        """See Viewer."""
+        return self._window.key(wait_ms)
+
+    @property
+    def name(self) -> str | None:
+        """What the key stands for that was pressed at the last picture."""
+        return self._names.get(self._pressed)
+
+
+def step_of(stream: TeachStream, recorder: TeachRecorder, boxes: list[Told], keys: Keys | None) -> Step:
+    """How one frame is taken: what is told of it is taught first, then it is looked at."""
+    from tttstream.views.teach import guide
+
+    def step(frame: Frame) -> tuple[Picture, None]:
+        told = []
+        if stream.learn:
+            for number, box, label in boxes:
+                if number == frame.index:
+                    try:
+                        stream.teach(label, frame, box)
+                    except ShapeError as error:
+                        raise ConfigError(f"--box {number}:…={label}: {error}") from error
+                    told.append(label)
+            if keys is not None and keys.name is not None:
+                stream.teach(keys.name, frame, guide(*frame.image.shape[:2]))
+                told.append(keys.name)
+        result = stream.push(frame)
+        return recorder.add(frame, result, stream, told), None
+
+    return step

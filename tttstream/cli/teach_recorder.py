@@ -1,0 +1,76 @@
+"""The output of `tttstream teach` for one source: the overlay, and a line a frame with what was found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tttstream.cli.recorder import Record, number, place
+from tttstream.frames import Frame
+from tttstream.io.outputs import TextFile
+from tttstream.sources.base import Source
+from tttstream.streams.teach import TeachResult, TeachStream
+from tttstream.views.overlay import Picture
+from tttstream.views.teach import TeachOverlay
+from tttstream.views.writer import VideoWriter
+
+
+class TeachRecorder(Record):
+    """Takes in frames and results of one source, and writes its folder; without a folder it only keeps count.
+
+    video: write overlay.mp4. keys: names that the keys 1, 2 … teach. endless: nobody knows how many frames will come.
+    """
+
+    def __init__(self, folder: Path | None, source: Source, *, video: bool, keys: Sequence[str], endless: bool) -> None:
+        super().__init__(folder, source)
+        self.overlay = TeachOverlay(keys=keys)
+        self._in_view: Counter[str] = Counter()
+        self._taught: dict[str, int] = {}
+        self._video: VideoWriter | None = None
+        if self._folder is None:
+            return
+        try:
+            self._lines = self._own(TextFile(self._folder.path / "frames.jsonl"))
+            if video:
+                path = self._folder.path / "overlay.mp4"
+                self._video = self._own(VideoWriter(path, source.fps or 25.0, endless=endless))
+        except BaseException:
+            self.discard()
+            raise
+
+    def add(self, frame: Frame, result: TeachResult, stream: TeachStream, told: list[str]) -> Picture:
+        """Take in one frame and its result; the picture drawn of it. told: the labels that were taught of it."""
+        self._count(result.latency_ms)
+        self._in_view.update(thing.label for thing in result.found)
+        self._taught = {label: stream.examples(label) for label in stream.labels}
+        note = "" if stream.learn else "not learning"
+        picture = self.overlay.draw(frame.image, result, self._taught, " ".join([*told, note]).strip())
+        if self._folder is not None:
+            self._lines.write_json(
+                {
+                    "index": result.index,
+                    "time_s": round(result.time_s, 6),
+                    **place(frame),
+                    "found": [
+                        {
+                            "label": thing.label,
+                            "probability": number(thing.probability),
+                            "box": [round(side, 1) for side in thing.box],  # left, top, width, height
+                        }
+                        for thing in result.found
+                    ],
+                    "unknown": number(result.unknown),
+                    "taught": told,
+                    "latency_ms": round(result.latency_ms, 3),
+                }
+            )
+            if self._video is not None:
+                self._video.write(picture, result.time_s)
+        return picture
+
+    def summary(self) -> dict[str, Any]:
+        """See Record; `in_view` counts the frames that each taught thing was seen in."""
+        in_view = {label: self._in_view[label] for label in self._taught}
+        return {**super().summary(), "taught": self._taught, "in_view": in_view}

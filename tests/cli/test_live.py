@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,23 @@ def test_rerun_that_is_not_installed(
     monkeypatch.setitem(sys.modules, "rerun", None)
     assert main(["live", "walk", "--no-web", "--model", small, "--max-frames", "1", "--rerun"]) == 2
     assert "pip install 'tttstream[rerun]'" in capsys.readouterr().err
+
+
+def test_results_go_to_rerun(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    image = types.SimpleNamespace(compress=lambda: "image")
+    fake = types.SimpleNamespace(
+        init=lambda name, spawn: logged.append(f"init {name} {spawn}"),
+        set_time=lambda timeline, duration: None,
+        log=lambda path, value: logged.append(path),
+        Image=lambda pixels: image,
+        DepthImage=lambda values: values,
+        Scalars=lambda value: value,
+    )
+    monkeypatch.setitem(sys.modules, "rerun", fake)  # type: ignore[arg-type]
+    assert main(["live", "walk", "--no-web", "--model", small, "--max-frames", "20", "--rerun"]) == 0
+    assert logged[0] == "init tttstream True"
+    assert {"walk/frame", "walk/surprise", "walk/latency_ms", "walk/surprise_map", "walk/expected"} <= set(logged)
 
 
 def test_control_c_ends_in_good_order(small: str, tmp_path: Path) -> None:

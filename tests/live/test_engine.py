@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tttstream.errors import ConfigError
 from tttstream.frames import Result
@@ -133,3 +135,23 @@ def test_what_is_ignored_changes_nothing(model: FrameModel, reel: Any, blinking:
             told.append([point[2] for point in camera.curve()])
     assert len(told[0]) == 60
     assert told[0] == told[1]
+
+
+def test_saved_memories_are_there_in_the_next_run(model: FrameModel, reel: Any, tmp_path: Path) -> None:
+    def engine(resume: bool) -> Engine:
+        return Engine(
+            model, allowed=["gym:0"], opener=lambda spec: reel(0), policy="all", paced=False, expect=False,
+            snapshots=tmp_path, resume=resume,
+        )  # fmt: skip
+
+    with engine(False) as first:
+        camera = first.add(0)
+        camera.wait(20, 20)
+        camera.save("morning").result(10)
+        kept = camera.saves["morning"]
+    with engine(True) as second:
+        camera = second.add(0)
+        camera.wait(5, 20)
+        assert camera.status()["saved"] == [{"name": "morning", "frames": kept.frames}]
+        assert torch.equal(pack(camera.saves["morning"].state), pack(kept.state))
+        camera.restore("morning").result(10)

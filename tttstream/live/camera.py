@@ -28,7 +28,7 @@ SAVE_NAME = re.compile("[A-Za-z0-9_-]{1,32}")
 class Camera(Row):
     """A row, for everybody but the worker: all of it may be called by any thread.
 
-    command: hands a job to the worker.
+    command: hands a job to the worker. keep_save: is called with what a person saved.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Camera(Row):
     ) -> None:
         super().__init__(name, label, kind, stream, gallery, filmed=filmed, helpers=helpers)
         self._command = command
+        self.keep_save: Callable[[str, Session], None] = lambda name, stream: None
 
     # What a person sees.
 
@@ -180,13 +181,14 @@ class Camera(Row):
         return self._tell(self.stream.reset)
 
     def save(self, name: str = "saved") -> Future[Any]:
-        """Keep the memory as it is under a name, at most MOST_SAVES of them."""
+        """Keep the memory as it is under a name, at most MOST_SAVES of them; with snapshots in a file too."""
 
         def job() -> None:
             _check_name(name)
             if name not in self.saves and len(self.saves) >= MOST_SAVES:
                 raise ConfigError(f"{MOST_SAVES} memories are saved already: save under one of {', '.join(self.saves)}")
             self.saves[name] = self.stream.copy()
+            self.keep_save(name, self.saves[name])
 
         return self._tell(job)
 

@@ -19,7 +19,7 @@ from tttstream.live.gallery import Gallery
 from tttstream.live.gate import PRESETS
 from tttstream.live.naming import id_of, kind_of, label_of, scrubbed
 from tttstream.live.policy import Inbox, Policy
-from tttstream.live.snapshots import Snapshots, about
+from tttstream.live.snapshots import Kept, Snapshots, about
 from tttstream.live.webhook import Webhook
 from tttstream.live.worker import Worker
 from tttstream.models.base import SavedModel
@@ -202,6 +202,12 @@ class Engine:
         """Let a camera go on from its snapshot; returns the position of its feed."""
         if self._snapshots is None:
             return None
+        snapshots = self._snapshots
+
+        def keep_save(name: str, stream: Session) -> None:
+            snapshots.write(snapshots.path(camera.id, name), Kept(stream.state, stream.notes()))
+
+        camera.keep_save = keep_save
         for name in self._snapshots.names(camera.id) if self._resume else []:
             saved = self._stream()
             saved.load(self._snapshots.path(camera.id, name))

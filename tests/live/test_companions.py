@@ -92,3 +92,34 @@ def test_a_box_is_followed(moving: Any, model: FrameModel, tmp_path: Path) -> No
         x0, _, x1, _ = camera.status()["follow"][0]["box"]
         assert (x0 + x1) / 2 == pytest.approx(90 / 128, abs=0.05)
         assert camera.unfollow(1).result(10)["follow"] == []
+
+
+def test_a_thing_is_taught_and_recognised(moving: Any, model: FrameModel, tmp_path: Path) -> None:
+    source = moving()
+
+    def engine(resume: bool) -> Engine:
+        return Engine(
+            model, allowed=["gym:0"], opener=lambda spec: source, policy="all", expect=False, snapshots=tmp_path,
+            resume=resume,
+        )  # fmt: skip
+
+    with engine(False) as first:
+        camera = first.add(0)
+        with pytest.raises(ConfigError, match="nothing was taught"):
+            camera.forget_label("disc").result(10)
+        assert camera.wait(3, 10) > 3
+        for _ in range(3):
+            said = camera.teach("red disc", [0.1, 0.3, 0.4, 0.7]).result(60)
+        assert said["taught"] == [{"label": "red disc", "examples": 3}]
+        with pytest.raises(ConfigError, match="label"):
+            camera.teach("").result(10)
+        assert eventually(lambda: bool(camera.status()["said"]), 40)
+        found = camera.status()["said"][0]
+        assert found["label"] == "red disc"
+        x0, y0, x1, y1 = found["box"]
+        assert x0 < 30 / 128 < x1
+        assert y0 < 0.5 < y1
+    with engine(True) as second:
+        camera = second.add(0)
+        assert camera.status()["taught"] == [{"label": "red disc", "examples": 3}]
+        assert camera.forget_label("red disc").result(20)["taught"] == []

@@ -158,8 +158,8 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
 
 def start(args: argparse.Namespace, folders: list[str], source: Source | None) -> TeachStream:
     """The stream, fresh or as it was saved, with what the folders teach."""
-    from tttstream.cli.measures import Rate
     from tttstream.cli.progress import Progress
+    from tttstream.evaluation.measures import Rate
     from tttstream.models import load_as
     from tttstream.models.teach import TeachModel
     from tttstream.streams import Saved, TeachStream

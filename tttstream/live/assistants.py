@@ -8,12 +8,16 @@ from typing import Any
 from tttstream import models
 from tttstream.live.companion import Companion
 from tttstream.live.follower import Follower
+from tttstream.live.teacher import Teacher
 
 
 class Assistants:
     """Makes companions; a model is loaded when it is first needed."""
 
-    _MADE: dict[str, tuple[type[Any], str]] = {Follower.KIND: (Follower, "mask")}  # noqa: RUF012
+    _MADE: dict[str, tuple[type[Any], str]] = {  # noqa: RUF012
+        Follower.KIND: (Follower, "mask"),
+        Teacher.KIND: (Teacher, "teach"),
+    }
 
     def __init__(self) -> None:
         self._models: dict[str, Any] = {}

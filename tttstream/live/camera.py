@@ -19,6 +19,7 @@ from tttstream.live.gallery import Gallery
 from tttstream.live.gate import PRESETS
 from tttstream.live.panes import Pane
 from tttstream.live.row import Helpers, Row
+from tttstream.live.teacher import Teacher
 from tttstream.streams import Session
 
 MOST_SAVES = 8
@@ -89,7 +90,7 @@ class Camera(Row):
         """All numbers of now (JSON-able)."""
         feed, shown, gate = self.feed, self.shown, self.gate
         retry_at, now = feed.retry_at, time.monotonic()
-        followed = self._mark()
+        followed, teacher = self._mark(), self.companions.get(Teacher.KIND)
         return {
             "id": self.id,
             "label": self.label,
@@ -121,8 +122,8 @@ class Camera(Row):
             "event": self._event,
             "events": self.events,
             "follow": followed,
-            "taught": [],
-            "said": [],
+            "taught": teacher.taught() if isinstance(teacher, Teacher) else [],
+            "said": teacher.said() if isinstance(teacher, Teacher) else [],
             "saved": [{"name": name, "frames": saved.frames} for name, saved in sorted(self.saves.items())],
             "snapshot": None if self.snapshot is None else _snapshot(*self.snapshot, now),
         }
@@ -239,6 +240,39 @@ class Camera(Row):
             return self.status()
 
         return follower.do(job)
+
+    def teach(self, label: str, box: Sequence[float] | None = None) -> Future[Any]:
+        """One example of a thing by its name: what is in a box (x0, y0, x1, y1) in 0..1 of the picture that is shown
+        now, or all of it. More examples make it better known. The future raises ConfigError where that cannot be."""
+        shown = self.shown
+
+        def job() -> dict[str, Any]:
+            assert isinstance(companion, Teacher)
+            assert shown is not None
+            companion.teach(label, shown.frame, place)
+            return self.status()
+
+        try:
+            place = None if box is None else box_of(box)
+            if shown is None:
+                raise ConfigError(f"{self.label} has shown no picture yet: there is nothing to teach")
+            companion = self.companion(Teacher.KIND)
+        except Exception as error:
+            return failed(error)
+        return companion.do(job)
+
+    def forget_label(self, label: str) -> Future[Any]:
+        """Forget a name that was taught."""
+        companion = self.companions.get(Teacher.KIND)
+        if not isinstance(companion, Teacher):
+            return failed(ConfigError("nothing was taught"))
+        teacher = companion
+
+        def job() -> dict[str, Any]:
+            teacher.forget(label)
+            return self.status()
+
+        return teacher.do(job)
 
     def companion(self, kind: str) -> Companion:
         """The companion of a kind, made where it is not there yet. Raises what loading its model raises."""

@@ -1,0 +1,68 @@
+"""Teacher: things that a person taught by name, and which of them are in view."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tttstream.frames import Frame
+from tttstream.live.boxes import Box
+from tttstream.live.companion import Companion, in_pixels
+from tttstream.models.teach import TeachModel
+from tttstream.streams import TeachStream
+
+
+class Teacher(Companion):
+    """The names that one camera was taught."""
+
+    KIND = "teach"
+
+    def __init__(self, model: TeachModel, name: str) -> None:
+        self.stream: TeachStream = TeachStream(model)
+        self._said: list[dict[str, Any]] = []
+        super().__init__(name)
+
+    @property
+    def wanted(self) -> bool:
+        """See Companion."""
+        return bool(self.stream.labels)
+
+    def look(self, frame: Frame) -> None:
+        """See Companion."""
+        height, width = frame.image.shape[:2]
+        self._said = [
+            {
+                "label": found.label,
+                "probability": round(found.probability, 3),
+                "box": [round(v, 4) for v in _shares(found.box, width, height)],
+            }
+            for found in self.stream.push(frame).found
+        ]
+
+    def teach(self, label: str, frame: Frame, box: Box | None) -> None:
+        """In its thread: one example of a thing, in a box of a frame or the whole of it. Raises ConfigError."""
+        self.stream.teach(label, frame, None if box is None else in_pixels(box, frame))
+
+    def forget(self, label: str) -> None:
+        """In its thread: forget a name. Raises ConfigError for one that was not taught."""
+        self.stream.forget(label)
+        self._said = [said for said in self._said if said["label"] != label]
+
+    def taught(self) -> list[dict[str, Any]]:
+        """The names, and how many examples of each are remembered."""
+        return [{"label": label, "examples": self.stream.examples(label)} for label in self.stream.labels]
+
+    def said(self) -> list[dict[str, Any]]:
+        """Which of them are in view, by the last frame that was looked at."""
+        return list(self._said)
+
+    def note(self) -> dict[str, Any]:
+        """See Companion."""
+        return {}
+
+    def restore(self, note: dict[str, Any]) -> None:
+        """See Companion."""
+
+
+def _shares(box: Any, width: int, height: int) -> tuple[float, float, float, float]:
+    left, top, wide, tall = box
+    return left / width, top / height, (left + wide) / width, (top + tall) / height

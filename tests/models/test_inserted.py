@@ -20,6 +20,9 @@ WAYS = [
     ("ttt_mlp", "mean"), ("ttt_mlp", "sequence"), ("ttt_linear", "position"), ("ttt_conv", "sequence"),
     ("gated_delta", "mean"), ("gru", "position"), ("window", "sequence"),
 ]  # fmt: skip
+GRID = [("vit", *way) for way in WAYS] + [
+    (kind, *way) for kind in ("swin", "cnn") for way in (WAYS[0], WAYS[3], WAYS[5])
+]
 NARROW = {"ttt_mlp": {"mini_batch": 4}, "window": {"window": 20}}
 
 
@@ -64,8 +67,7 @@ def frames(rows: int, count: int, dtype: torch.dtype = torch.float64, seed: int 
     return torch.randn(rows, count, 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype)
 
 
-@pytest.mark.parametrize("kind", AT)
-@pytest.mark.parametrize(("memory", "tokens"), WAYS)
+@pytest.mark.parametrize(("kind", "memory", "tokens"), GRID)
 def test_output_is_unchanged_at_first(kind: str, memory: str, tokens: str) -> None:
     x = frames(2, 3, torch.float32)
     model = inserted(kind, memory, tokens, torch.float32, moved=False)
@@ -84,8 +86,7 @@ def test_output_is_unchanged_at_first(kind: str, memory: str, tokens: str) -> No
     assert_close(alone, plain[0], 1e-5)  # the network by itself is what it was
 
 
-@pytest.mark.parametrize("kind", AT)
-@pytest.mark.parametrize(("memory", "tokens"), WAYS)
+@pytest.mark.parametrize(("kind", "memory", "tokens"), GRID)
 def test_law2_any_partition(kind: str, memory: str, tokens: str) -> None:
     model, x = inserted(kind, memory, tokens), frames(2, 7)
     reset = torch.zeros(2, 7, dtype=torch.bool)
@@ -119,8 +120,7 @@ def test_law2_gradients() -> None:
             assert_close(split, whole, 1e-9)
 
 
-@pytest.mark.parametrize("kind", AT)
-@pytest.mark.parametrize(("memory", "tokens"), WAYS)
+@pytest.mark.parametrize(("kind", "memory", "tokens"), GRID)
 def test_law3_reset_and_isolation(kind: str, memory: str, tokens: str) -> None:
     model, x = inserted(kind, memory, tokens), frames(3, 6)
     reset = torch.zeros(3, 6, dtype=torch.bool)
@@ -244,7 +244,7 @@ def test_another_network_is_refused(tmp_path: pytest.TempPathFactory) -> None:
 def test_copies_and_threads_do_not_meet() -> None:
     import threading
 
-    model, x = inserted("cnn", dtype=torch.float32), frames(4, 5, torch.float32)
+    model, x = inserted("cnn"), frames(4, 5)
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in twin.memories.parameters():
@@ -271,7 +271,7 @@ def test_copies_and_threads_do_not_meet() -> None:
         for thread in threads:
             thread.join()
     for y, true in zip(found, expected, strict=True):
-        assert_close(y, true, 1e-4)
+        assert_close(y, true, 1e-10)
 
 
 def test_compiled() -> None:
@@ -353,5 +353,33 @@ def test_options_that_do_not_fit() -> None:
         model(x[None], model.init_state(2))
 
 
+def test_channels_are_measured_on_the_example() -> None:
+    x = (
+        torch.randn(50, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([2.0, 1.0, 0.0])[:, None, None]
+    )
+    x = x + torch.tensor([5.0, 0.0, 0.0])[:, None, None]
+    net = nn.Sequential(nn.Identity(), nn.Flatten())
+    place = insert(net, "0", "gru", dim=4, example=x).places[0]
+    torch.testing.assert_close(place.mean, torch.tensor([5.0, 0.0, 0.0]), atol=0.1, rtol=0)
+    size = 0.1 * float(x.square().mean().sqrt())
+    torch.testing.assert_close(place.deviation, torch.tensor([2.0, 1.0, 0.0]) + size, atol=0.1, rtol=0)
+    with pytest.raises(ConfigError, match="0 gives numbers that are not finite"):
+        insert(net, "0", "gru", dim=4, example=torch.full((1, 3, 8, 8), torch.nan))
+
+
 def test_public_name() -> None:
     assert tttstream.insert is insert
+
+
+def test_in_the_encoder() -> None:
+    """The encoder gives a tuple of maps; its stages are named by numbers."""
+    from tttstream import encoders
+
+    encoder, x = encoders.load(weights="none", strides=(16, 32)), torch.rand(2, 2, 3, 64, 64)
+    model = insert(encoder, "model.[67].*", "ttt_linear", dim=8, heads=2, example=x[0])
+    assert [place.name for place in model.places] == [*(f"model.6.{n}" for n in range(4)), "model.7.0"]
+    with torch.no_grad():
+        maps, _ = model(x)
+        for y, plain in zip(maps, encoder(x.flatten(0, 1)), strict=True):
+            assert torch.equal(y.flatten(0, 1), plain)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tttstream.errors import ConfigError
 from tttstream.io import weights
-from tttstream.models.inserted.layouts import CHANNELS, Shape, shape_of
+from tttstream.models.inserted.layouts import CHANNELS, shape_of
 from tttstream.models.inserted.model import Inserted, InsertedConfig
 
 NEAR = 6  # names that an error lists
@@ -45,7 +45,8 @@ def insert(
             of them; "sequence", all tokens one after another (whole frames for the memories that learn them so);
             "position", each position by itself over time, with a state of its own.
         frozen: keep the network as it is, in evaluation mode; only the memories are trained.
-        example: square frames [n, …] that the network takes; 1 × 3 × 224 × 224 (or its `image_size`) unless given.
+        example: square frames [n, …] that the network takes, best some real ones: the mean and the deviation of each
+            channel that a module gives of them are kept. Noise of 1 × 3 × 224 × 224 (or its `image_size`) unless given.
         channels: "first" or "last" in maps, where that is not clear from an example of square frames.
 
     Returns:
@@ -60,11 +61,16 @@ def insert(
     if example is None:
         side = getattr(network, "image_size", SIDE)
         like = next(network.parameters(), torch.zeros(()))
-        example = torch.zeros(1, 3, side, side, dtype=like.dtype, device=like.device)
-    places = _places(network, names, example, channels)
+        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        example = noise.to(like.device, like.dtype)
+    given = _given(network, names, example)
+    places = {name: shape_of(output, name, channels) for name, output in given.items()}
     known = weights.fingerprint(network, {}) if frozen else ""
     config = InsertedConfig(memory, dim, heads, tokens, places, tuple(example.shape[1:]), frozen, known, options)
-    return Inserted(network, config)
+    model = Inserted(network, config)
+    for place in model.places:
+        place.measure(given[place.name])
+    return model
 
 
 def _matched(network: nn.Module, patterns: list[str]) -> list[str]:
@@ -93,7 +99,7 @@ def _near(pattern: str, names: list[str]) -> str:
     return f"it has {', '.join((near or names)[:NEAR])}{' …' * (len(names) > NEAR)}"
 
 
-def _places(network: nn.Module, names: list[str], example: Tensor, channels: str | None) -> dict[str, Shape]:
+def _given(network: nn.Module, names: list[str], example: Tensor) -> dict[str, Tensor]:
     """What each module gives of frames, in the order in which they run."""
     given: list[tuple[str, Any]] = []
     hooks = [
@@ -122,7 +128,6 @@ def _places(network: nn.Module, names: list[str], example: Tensor, channels: str
         if ran.count(name) != 1:
             how = "does not run" if name not in ran else f"runs {ran.count(name)} times"
             raise ConfigError(f"insert: {name} {how} in a pass of the network: {_near(name, sorted({*ran} - {name}))}")
-    places = {}
     for name, output in given:
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != example.shape[:1]:
             came = f"{list(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
@@ -130,8 +135,7 @@ def _places(network: nn.Module, names: list[str], example: Tensor, channels: str
                 f"insert: {name} gives {came} of {len(example)} frames, expected one tensor [n, …] of floats: "
                 f"{_near(name, _others(network, name))}"
             )
-        places[name] = shape_of(output, name, channels)
-    return places
+    return dict(given)
 
 
 def _others(network: nn.Module, name: str) -> list[str]:

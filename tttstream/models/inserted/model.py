@@ -230,7 +230,7 @@ def load(folder: str | os.PathLike[str], network: nn.Module) -> Inserted:
         raise CheckpointError(f"{os.fspath(folder)} holds no memories that were inserted into a network")
     try:
         places: Mapping[str, Any] = description.pop("places")
-        shapes = {name: Shape(s["axis"], s["width"], tuple(s["sizes"])) for name, s in places.items()}
+        shapes = {name: Shape(**{**s, "sizes": tuple(s["sizes"])}) for name, s in places.items()}
         config = InsertedConfig(places=shapes, frame=tuple(description.pop("frame")), **description)
         missing = [name for name in shapes if name not in dict(network.named_modules())]
         if missing or (config.frozen and weights.fingerprint(network, {}) != config.network):

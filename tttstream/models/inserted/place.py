@@ -13,13 +13,21 @@ from tttstream.memory.ttt import TTTLayer
 from tttstream.models.inserted.layouts import Shape, reading
 from tttstream.state import State
 
+SMALLEST = 0.1  # as a share of the module's size: what is added to a deviation, for channels that were still
+
 
 class Place(nn.Module):
-    """x + tanh(alpha) · out(memory(into(norm(x)))), alpha = 0 at the start: x itself.
+    """x + deviation · tanh(alpha) · out(memory(into(norm((x - mean) / deviation)))), alpha = 0 at the start: x itself.
+
+    Mean and deviation are those of each channel over the example, so that a memory sees what differs between frames,
+    and a gate means the same in every network.
 
     shape: of what the module gives. name: of the module, for messages. memory, dim, heads, tokens, options: see
     `insert`.
     """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self, shape: Shape, name: str, memory: str, dim: int, heads: int, tokens: str, options: dict[str, Any]
@@ -43,7 +51,23 @@ class Place(nn.Module):
             raise ConfigError(f"insert: {error}{frames and f' ({frames})'}") from error
         self.out = nn.Linear(dim, shape.width)
         self.alpha = nn.Parameter(torch.zeros(shape.width))
+        self.register_buffer("mean", torch.zeros(shape.width))
+        self.register_buffer("deviation", torch.ones(shape.width))
         self.tokens = shape.tokens if self.by_frame or self.reading.fixed else None
+
+    def measure(self, output: Tensor) -> None:
+        """Take mean and deviation of each channel from the module's output, [n, …]. Raises ConfigError for numbers that
+        are not finite."""
+        tokens = self.shape.tokens_of(output).flatten(0, 1).double()
+        size = tokens.square().mean().sqrt()
+        if not bool(size.isfinite()):
+            raise ConfigError(f"insert: {self.name} gives numbers that are not finite")
+        size = size if size > 0 else torch.ones_like(size)
+        if len(tokens) > 1:
+            self.mean.copy_(tokens.mean(0))
+            self.deviation.copy_(tokens.std(0) + SMALLEST * size)
+        else:
+            self.deviation.fill_(float(size))
 
     def init_state(self, batch: int) -> State:
         """A fresh state of `batch` streams."""
@@ -60,7 +84,8 @@ class Place(nn.Module):
     ) -> tuple[Tensor, State]:
         """What the module gave [rows · T, …] -> the same with what the memory says, and its state."""
         tokens = self._tokens(x).unflatten(0, (rows, -1))
-        seen = self.into(self.norm(self.reading.into(tokens.roll(-self.extra, 2) if self.extra else tokens)))
+        read = self.reading.into(tokens.roll(-self.extra, 2) if self.extra else tokens)
+        seen = self.into(self.norm((read - self.mean) / self.deviation))
         more: dict[str, Any] = {"learn": learn} if isinstance(self.memory, TTTLayer) else {}
         y, after = self.memory(
             seen,
@@ -69,7 +94,7 @@ class Place(nn.Module):
             None if lengths is None else self.reading.lengths(lengths, tokens),
             **more,
         )
-        y = self.reading.back((self.alpha.tanh() * self.out(y)).to(x.dtype), tokens)
+        y = self.reading.back((self.deviation * self.alpha.tanh() * self.out(y)).to(x.dtype), tokens)
         y = y.roll(self.extra, 2) if self.extra else y
         return self.shape.added(x, y.flatten(0, 1)), self.reading.kept(after, rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -179,6 +180,7 @@ class Feed:
         self._missed_before += int(getattr(source, "missed", 0))
         with suppress(Exception):  # it is broken already
             source.close()
+        gc.collect(1)  # PyAV's pictures of a closed file, and their threads, wait for a collection; this one is quick
 
     def _wait(self, reason: str) -> None:
         self.attempts += 1

@@ -1,6 +1,8 @@
-"""Law 6 for a trained network: how the shipped map recalls its 64th world beside its first."""
+"""Law 6 for a trained network: how the shipped map recalls its 64th world beside its first ones and a fresh memory."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 
@@ -14,12 +16,13 @@ WORLDS, TOKENS, SIDE, FRAMES = 64, 1440, 12, 12  # 12 frames a world, each of 12
 
 
 @torch.no_grad()
-def errors(model: MapModel, pool: torch.Tensor) -> list[float]:
-    """Of every world in one stream: the squared error of the codes of its 144 cells, over that of the mean code."""
-    draw, state, found = torch.Generator().manual_seed(3), None, []
+def errors(model: MapModel, pool: torch.Tensor, worlds: Iterable[int] = range(WORLDS), seed: int = 3) -> list[float]:
+    """Of every world of these numbers in one stream: the squared error of the codes of its 144 cells, over that of the
+    mean code."""
+    draw, state, found = torch.Generator().manual_seed(seed), None, []
     row, column = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     middles = (torch.stack([column, row], -1).view(-1, 2).double() + 0.5) / model.config.side
-    for world in range(WORLDS):
+    for world in worlds:
         codes = pool[torch.randint(len(pool), (SIDE * SIDE,), generator=draw)]
         points = torch.cat([middles, torch.full((len(middles), 1), float(world)).double()], 1)
         walk = torch.randint(SIDE * SIDE, (1, FRAMES, TOKENS // FRAMES), generator=draw)
@@ -31,7 +34,9 @@ def errors(model: MapModel, pool: torch.Tensor) -> list[float]:
 
 
 def test_the_last_worlds_are_recalled_nearly_as_the_first() -> None:
-    """The law asks for 15% at most; the shipped map is 77% worse (docs/map.md), and must not get worse than that."""
+    """The law asks for 15% at most. The shipped map is 77% worse. Beside a fresh memory in the same worlds it is 31%
+    worse: the rest is no age, since training met few worlds with such numbers (docs/map.md). No change may add to it.
+    """
     torch.manual_seed(0)
     model = models.load("map")
     assert isinstance(model, MapModel)
@@ -41,7 +46,9 @@ def test_the_last_worlds_are_recalled_nearly_as_the_first() -> None:
     found = errors(model, pool)
     first, last = sum(found[:8]) / 8, sum(found[-8:]) / 8
     assert first < 0.15, found[:8]
-    assert last < 1.9 * first, (first, last)
+    fresh = sum(sum(errors(model, pool, [number], seed=number)) for number in range(WORLDS - 8, WORLDS)) / 8
+    assert last < 1.8 * first, (first, last)
+    assert last < 1.4 * fresh, (fresh, last)
 
 
 def test_an_untrained_map_would_not_pass() -> None:

@@ -75,6 +75,28 @@ def test_a_slow_camera_holds_up_no_other(model: FrameModel, reel: Any) -> None:
         assert slow.wait(4, 20) == 5
 
 
+def test_an_error_inside_one_camera_ends_that_camera_only(
+    model: FrameModel, reel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = [threading.Event(), threading.Event()]
+    engine = Engine(
+        model, allowed=["gym:0", "gym:1"], policy="all", paced=False, expect=False,
+        opener=lambda spec: reel(int(spec[4:]), 40, gate=gates[int(spec[4:])]),
+    )  # fmt: skip
+    with engine:
+        broken, fine = engine.add(0), engine.add(1)
+
+        def fails(*_: object) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(broken.gate, "push", fails)
+        for gate in gates:
+            gate.set()
+        assert engine.wait(20)
+        assert (broken.status()["state"], broken.status()["reason"]) == ("failed", "RuntimeError: a bug")
+        assert (fine.status()["state"], fine.version) == ("ended", 40)
+
+
 def test_cameras_join_and_leave(model: FrameModel, reel: Any) -> None:
     engine = Engine(
         model, allowed=["gym:0", "gym:1"], opener=lambda spec: reel(int(spec[4:])), policy="all", paced=False

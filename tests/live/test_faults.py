@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -220,6 +222,23 @@ def recording(path: Path, frames: int) -> None:
         for index in range(frames):
             scene = np.random.default_rng(index // 60).integers(0, 255, (8, 8, 3)).repeat(8, 0).repeat(8, 1)
             writer.write((0.8 * scene + rng.integers(0, 40, (64, 64, 3))).astype(np.uint8), index / 100)
+
+
+def test_a_source_that_is_opened_again_and_again_leaves_nothing_behind(model: FrameModel, tmp_path: Path) -> None:
+    video = tmp_path / "clip.mp4"
+    recording(video, 12)
+    process = psutil.Process()
+    with Engine(model, allowed=[str(video)], policy="all", paced=False, looped=True, expect=False) as engine:
+        camera = engine.add(0)
+        gc.disable()  # in a long run collections are rare
+        try:
+            assert eventually(lambda: camera.version > 5 * 12)
+            threads, files = process.num_threads(), process.num_fds()
+            assert eventually(lambda: camera.version > 35 * 12)
+            assert process.num_threads() <= threads + 6
+            assert process.num_fds() <= files + 2
+        finally:
+            gc.enable()
 
 
 def test_kill_9_and_resume_bit_for_bit(model: FrameModel, saved_model: Path, tmp_path: Path) -> None:

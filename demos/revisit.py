@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from tttstream import inner
 from tttstream.io.outputs import TextFile
 from tttstream.models.map.place_memory import PlaceMemory
 from tttstream.sources.photographs import HELD_OUT, NAMES, photograph
@@ -48,9 +49,12 @@ OLD = {4352: 4, 16640: 8}  # and a measurement of long ages alone: how many rows
 LONG = 34304  # tokens of it
 AGES = (1, 8, 64, 256, 1024, 4096, 16384)
 EXCHANGED = 2048  # tokens between two worlds in the test of youth
+LONGER = inner.bounded(4.5, 4.5, 1e-5, restore=True)(0.1, (2 * WHERE + WHAT) // HEADS, 8, "token")
+"""The default update of ttt_mlp with a last layer half as long again: slower to learn, slower to forget."""
 MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ttt_mlp": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp_4": ("ttt_mlp", {"rotary": False, "mini_batch": 4}),
+    "ttt_mlp_longer": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": LONGER}),
     "frozen": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp_plain": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": Update()}),
     "ttt_linear": ("ttt_linear", {"rotary": False, "mini_batch": 8}),
@@ -85,6 +89,14 @@ def tiles() -> tuple[Tensor, Tensor, Tensor]:
     return (train - mean) @ basis / scale, (held - mean) @ basis / scale, scale[:, None] * basis.mT
 
 
+def features(places: Tensor) -> Tensor:
+    """Random Fourier features [..., FEATURES] of places [..., 2] in cells."""
+    draw = torch.Generator().manual_seed(5)
+    waves = torch.randn(2, FEATURES, generator=draw) / SCALE
+    phases = torch.rand(FEATURES, generator=draw) * 2 * math.pi
+    return (places @ waves + phases).cos()
+
+
 class Walks:
     """Walks in worlds of tiles that go on from call to call, a row each.
 
@@ -101,9 +113,6 @@ class Walks:
         self.at = np.zeros((rows, 2), int)
         self.way = self.rng.integers(0, 4, rows)
         self.time, self.visited = 0, np.zeros((rows, 0), int)
-        draw = torch.Generator().manual_seed(5)
-        self.waves = torch.randn(2, FEATURES, generator=draw) / SCALE
-        self.phases = torch.rand(FEATURES, generator=draw) * 2 * math.pi
         for row in range(rows):
             self.exchange(row)
 
@@ -138,7 +147,7 @@ class Walks:
         self.visited = path[:, 1:, 0] * self.sides[:, None] + path[:, 1:, 1]
         cells = torch.from_numpy(path[..., 0] * self.sides[:, None] + path[..., 1])
         codes = self.worlds.gather(1, cells[..., None].expand(-1, -1, CODES))
-        places = (torch.from_numpy(path).float() @ self.waves + self.phases).cos()
+        places = features(torch.from_numpy(path).float())
         return codes[:, :-1], places[:, :-1], places[:, 1:], codes[:, 1:], torch.from_numpy(age[:, 1:])
 
 
@@ -151,13 +160,15 @@ def build(name: str) -> PlaceMemory:
     return network
 
 
-def train(name: str, rate: float, seed: int, steps: int, pool: Tensor) -> tuple[PlaceMemory, list[float]]:
+def train(
+    name: str, rate: float, seed: int, steps: int, pool: Tensor, recipe: str = RECIPE
+) -> tuple[PlaceMemory, list[float]]:
     """A trained network, and the mean loss of every 50 steps. Streams go on from step to step, their state cut from the
     graph; now and then a stream's world is exchanged, or a stream begins anew."""
     torch.manual_seed(seed)
     network, rng = build(name), np.random.default_rng(1000 + seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
-    anew, another, leaving = RECIPES[RECIPE]
+    anew, another, leaving = RECIPES[recipe]
     walks = Walks(pool, [LARGEST] * 8, seed, list(leaving))
     bounded, state, losses = network.memory.bounded, None, []
     for step in tqdm(range(steps), f"{name} {rate:g} seed {seed}", disable=None):
@@ -227,17 +238,19 @@ def youth(network: PlaceMemory, pool: Tensor, worlds: int) -> list[float]:
     return found
 
 
-def measure(name: str, rate: float, seed: int, steps: int, tokens: int, keep: Path | None) -> dict[str, Any]:
+def measure(
+    name: str, rate: float, seed: int, steps: int, tokens: int, recipe: str, keep: Path | None
+) -> dict[str, Any]:
     """Train one network, keep its weights in a folder where one is given, and measure it."""
     pool, held, _ = tiles()
     began = time.perf_counter()
-    network, losses = train(name, rate, seed, steps, pool)
+    network, losses = train(name, rate, seed, steps, pool, recipe)
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), keep / f"{name}-{rate:g}-{seed}.pt")
     state: Any = network.init_state(1)
     record: dict[str, Any] = {
-        "memory": name, "recipe": RECIPE, "rate": rate, "seed": seed, "steps": steps, "tokens": tokens,
+        "memory": name, "recipe": recipe, "rate": rate, "seed": seed, "steps": steps, "tokens": tokens,
         "losses": losses,
         "parameters": sum(p.numel() for p in network.parameters()), "torch": torch.__version__,
         "state_bytes": state.nbytes if network.memory.bounded else None, "date": time.strftime("%Y-%m-%d"),
@@ -343,17 +356,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default=RECIPE, help="of training")
     parser.add_argument("--keep", type=Path, help="a folder for the trained weights")
     parser.add_argument("--out", type=Path, default=Path("docs/results/revisit.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
 
     def missing(records: list[Record]) -> tuple[str, float, int] | None:
-        same = {"recipe": RECIPE, "steps": args.steps, "tokens": args.tokens}
+        same = {"recipe": args.recipe, "steps": args.steps, "tokens": args.tokens}
         return following([r for r in records if r.items() >= same.items()], args.only, args.rates, args.seeds)
 
     def run(name: str, rate: float, seed: int) -> Record:
-        return measure(name, rate, seed, args.steps, args.tokens, args.keep)
+        return measure(name, rate, seed, args.steps, args.tokens, args.recipe, args.keep)
 
     records = go_on(args.out, args.minutes, missing, run)
     if records:

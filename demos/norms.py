@@ -1,0 +1,65 @@
+"""Why does a trained memory forget what it has not seen for long? The inner update of kept weights is altered.
+
+    python demos/revisit.py --only ttt_mlp --rates 2e-3 --seeds 1 --recipe "long lives, long ages" --keep out/revisit
+    python demos/norms.py --weights out/revisit/ttt_mlp-0.002-0.pt
+
+Nothing is trained here. The measurement is that of long ages in demos/revisit.py: rows leave half of their world for
+4,352 or 16,640 tokens. The last layer of the inner model is kept at a norm; a step of the same size turns a longer one
+by less, by the square. `forget` is the share of the inner weights' difference from their start that each mini-batch end
+takes away. Error over that of the mean code, on photographs that training never shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from revisit import AGES, LONG, OLD, Walks, build, follow, tiles
+from tqdm import tqdm
+
+from tttstream.io.outputs import TextFile
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True, help="of ttt_mlp, that demos/revisit.py kept")
+    parser.add_argument("--norms", type=float, nargs="*", default=[1.0, 1.5, 2.0], help="times the default's")
+    parser.add_argument("--forget", type=float, nargs="*", default=[0.0], help="at the default norm")
+    parser.add_argument("--sides", type=int, nargs="+", default=[12, 16], help="of the worlds, in places")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/norms.md"))
+    args = parser.parse_args()
+    if not args.weights.is_file():
+        parser.error(f"--weights {args.weights}: no such file; demos/revisit.py --keep makes one")
+    torch.set_num_threads(1)
+    _, held, _ = tiles()
+    network = build("ttt_mlp").eval()
+    network.load_state_dict(torch.load(args.weights))
+    memory: Any = network.memory
+    usual = memory.update
+    updates = [usual._replace(max_norm=factor * usual.max_norm) for factor in args.norms]
+    updates += [usual._replace(forget=forget) for forget in args.forget]
+    head = ["places", "norm", "forget", *(f"age ≥ {age}" for age in AGES)]
+    lines = ["# Norm and forgetting", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
+    lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    spans = [span for span, rows in OLD.items() for _ in range(rows)]
+    jobs = [(side, update) for side in args.sides for update in updates]
+    for side, update in tqdm(jobs, disable=None):
+        memory._update = update
+        ages = follow(network, Walks(held, [side] * len(spans), 150 + side, spans), LONG)["age"]
+        cells = [
+            f"{value:.3f}{'' if count >= 500 else f' ({count})'}" if count else "" for value, count in ages.values()
+        ]
+        about = [side * side, f"{update.max_norm / usual.max_norm:.1f} times", f"{update.forget:g}"]
+        lines.append("| " + " | ".join(map(str, [*about, *cells])) + " |")
+    lines += ["", f"(n): under 500 visits. {LONG} tokens, {len(spans)} rows, one seed, no training; "]
+    lines[-1] += f"{time.strftime('%Y-%m-%d')}. Made by `python demos/norms.py`."
+    with TextFile(args.out) as file:
+        file.write("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -194,7 +197,7 @@ def test_two_hosts_or_none_are_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost.evil.example"]
+    "origin", ["https://evil.example", "null", "https://evil[", "http://127.0.0.1:1", "http://localhost.evil.example"]
 )
 def test_pages_of_other_sites_command_nothing(
     server: Server, client: httpx.Client, engine: Engine, origin: str
@@ -212,6 +215,12 @@ def test_the_page_itself_commands(server: Server, client: httpx.Client, engine: 
     answer = client.patch(f"/api/cameras/{engine.cameras[0].id}", json={"learn": True}, headers={"Origin": origin})
     assert answer.status_code == 200
     assert raw_upgrade(server.port, f"127.0.0.1:{server.port}", origin) == 101
+
+
+def test_a_proxy_may_add_tls(client: httpx.Client, server: Server, engine: Engine) -> None:
+    origin = f"https://127.0.0.1:{server.port}"
+    path = f"/api/cameras/{engine.cameras[0].id}"
+    assert client.patch(path, json={"learn": True}, headers={"Origin": origin}).status_code == 200
 
 
 def test_pages_of_other_sites_see_nothing_but_may_link_here(client: httpx.Client) -> None:
@@ -336,7 +345,7 @@ def test_passwords_in_addresses_stay_inside(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    spec = f"http://someone:{SECRET}@127.0.0.1:9/stream.mjpg"
+    spec = f"http://someone:{SECRET}@127.0.0.1:9/stream.mjpg?key={SECRET}"
     said = []
     with make_engine((spec,), opener=open_source) as engine, serve(engine, port=0) as server:
         camera = engine.add(0)
@@ -405,6 +414,29 @@ def test_a_port_that_is_taken_and_a_host_that_is_none(engine: Engine, server: Se
         serve(engine, port=server.port)
     with pytest.raises(ConfigError, match="no address"):
         serve(engine, "no.such.host.invalid", 0, token=TOKEN)
+
+
+def test_over_tls_cookies_are_for_tls_alone(engine: Engine, tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    words += ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, *words], check=True, capture_output=True)
+    trusted = ssl.create_default_context(cafile=certificate)
+    trusted.check_hostname = False
+    with serve(engine, port=0, token=TOKEN, tls=(certificate, key)) as server:
+        address = f"127.0.0.1:{server.port}"
+        assert server.url.startswith(f"https://{address}/")
+        with httpx.Client(base_url=f"https://{address}", verify=trusted) as client:
+            plain = client.post("/api/session", json={"token": TOKEN}, headers={"Origin": f"http://{address}"})
+            assert plain.status_code == 403
+            answer = client.post("/api/session", json={"token": TOKEN}, headers={"Origin": f"https://{address}"})
+            assert "Secure" in answer.headers["set-cookie"]
+        with connect(f"wss://{address}/api/pictures", ssl=trusted, additional_headers=bearer()) as client:
+            client.send('{"ping": 2}')
+            assert json.loads(client.recv(5))["pong"] == 2
 
 
 def test_a_certificate_that_is_none(engine: Engine, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tttstream.live import Engine
-from tttstream.live.web import Server, serve
+from tttstream.live.web import Server, app, serve, streaming
 from tttstream.live.web.seats import FASTEST, PICTURES, Seats
 from tttstream.live.web.sockets import AHEAD, Visitors
 
@@ -165,6 +165,20 @@ def test_clients_that_never_read_cost_nothing_and_hold_up_nobody(make_engine: Ca
             read(client, 40)
             grown = psutil.Process().memory_info().rss - before
         assert grown < 16e6
+
+
+def test_a_client_that_takes_nothing_is_given_up(
+    make_engine: Callable[..., Engine], until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seats = Seats()
+    monkeypatch.setattr(app, "Seats", lambda: seats)
+    monkeypatch.setattr(streaming, "PATIENCE_S", 0.5)
+    with make_engine(("noise",)) as engine, serve(engine, port=0) as server:
+        camera = engine.add(0)
+        camera.wait(2, 20)
+        with ask(server.port, f"/api/cameras/{camera.id}/panes/frame/video?width=640"):
+            until(lambda: seats.taken == 1)
+            until(lambda: seats.taken == 0)
 
 
 def read(client: ClientConnection, count: int) -> None:

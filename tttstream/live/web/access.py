@@ -9,7 +9,6 @@ import re
 import secrets
 import socket
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 from tttstream.errors import ConfigError
 
@@ -77,9 +76,10 @@ class Access:
         return self.token is not None or address.is_loopback
 
     def fits_origin(self, origin: str, host: str) -> bool:
-        """Whether an Origin header is that of the page which this server gave out under this Host."""
-        parts = urlsplit(origin)
-        return parts.scheme == ("https" if self.secure else "http") and parts.netloc.lower() == host.lower()
+        """Whether an Origin header is that of the page which this server gave out under this Host. A proxy may have
+        added TLS; nothing takes it away."""
+        schemes = ("https",) if self.secure else ("http", "https")
+        return origin.lower() in {f"{scheme}://{host.lower()}" for scheme in schemes}
 
     def fits_token(self, given: str) -> bool:
         """Whether this is the token. The time that it takes does not depend on how much of it is right."""

@@ -11,15 +11,16 @@ FASTEST = 30  # to one reader of one view, a second
 
 
 class Seats:
-    """Counts the clients of one server. Used in its event loop alone."""
+    """Counts the clients of one server. Used in its event loop alone. taken: seats that are taken now."""
 
     def __init__(self, seats: int = SEATS) -> None:
-        self._seats, self._taken, self._looks = seats, 0, 0
+        self._seats, self._looks = seats, 0
+        self.taken = 0
 
     @property
     def are_taken(self) -> bool:
         """Whether there is no room for one more."""
-        return self._taken >= self._seats
+        return self.taken >= self._seats
 
     @property
     def pause_s(self) -> float:
@@ -29,11 +30,11 @@ class Seats:
     @contextmanager
     def seat(self) -> Iterator[None]:
         """Take a seat for a while."""
-        self._taken += 1
+        self.taken += 1
         try:
             yield
         finally:
-            self._taken -= 1
+            self.taken -= 1
 
     @contextmanager
     def look(self) -> Iterator[None]:

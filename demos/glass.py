@@ -96,6 +96,7 @@ def measure(cameras: int, args: argparse.Namespace) -> str:
             page.wait_for_timeout(200)
         for button in page.get_by_role("button", name="Surprise map").all():
             button.click()  # the code is to be seen as it is
+        page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(3000)
         box = page.locator(".picture.main canvas").first.bounding_box()
         session = page.context.new_cdp_session(page)

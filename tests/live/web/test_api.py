@@ -156,13 +156,30 @@ def test_clips_are_videos(make_engine: Callable[..., Engine], tmp_path: Path, un
     ],
 )
 def test_what_an_engine_cannot_do_it_says(
-    client: httpx.Client, engine: Engine, path: str, method: str, body: dict[str, Any] | None
+    client: httpx.Client,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
 ) -> None:
-    can = engine.status()["can"]["follow" if path == "follow" else "teach"]
-    if can:
-        pytest.skip("this engine can")
+    said = engine.status()
+    monkeypatch.setattr(engine, "status", lambda: said | {"can": dict.fromkeys(said["can"], False)})
     answer = client.request(method, f"/api/cameras/{engine.cameras[0].id}/{path}", json=body)
     assert answer.status_code == 501
+
+
+def test_things_are_followed_and_taught(client: httpx.Client, path: str) -> None:
+    said = client.post(f"{path}/follow", json={"box": [0.2, 0.2, 0.6, 0.7], "name": "square"}).json()
+    assert [thing["name"] for thing in said["follow"]] == ["square"]
+    number = said["follow"][0]["number"]
+    assert client.delete(f"{path}/follow", params={"number": number}).json()["follow"] == []
+    said = client.post(f"{path}/teach", json={"label": "cup", "box": [0.2, 0.2, 0.6, 0.7]}).json()
+    assert [taught["label"] for taught in said["taught"]] == ["cup"]
+    assert client.post(f"{path}/forget-label", json={"label": "plate"}).status_code == 400
+    assert client.post(f"{path}/forget-label", json={"label": "cup"}).json()["taught"] == []
+    for box in ([0.5, 0.5, 0.5, 0.6], [0.6, 0.2, 0.2, 0.7]):
+        assert client.post(f"{path}/follow", json={"box": box}).status_code == 400
 
 
 @pytest.mark.parametrize(

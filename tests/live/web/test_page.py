@@ -108,6 +108,30 @@ def test_a_thing_is_followed_by_a_click_and_let_go(home: Any, engine: Engine, un
     until(lambda: not camera.status()["follow"])
 
 
+def test_a_thing_is_taught_while_the_button_is_held(home: Any, engine: Engine, until: Until) -> None:
+    camera = engine.cameras[0]
+    if not engine.status()["can"]["teach"]:
+        pytest.skip("this engine cannot be taught")
+    hold = home.get_by_role("button", name="Hold to teach")
+    hold.click()  # without a name it asks for one
+    assert home.evaluate("document.activeElement.placeholder") == "what is it?"
+    home.get_by_placeholder("what is it?").fill("square")
+    home.get_by_role("button", name="Teach: drag").click()
+    frame = home.locator(".picture.main").bounding_box()
+    home.mouse.move(frame["x"] + 0.2 * frame["width"], frame["y"] + 0.3 * frame["height"])
+    home.mouse.down()
+    home.mouse.move(frame["x"] + 0.6 * frame["width"], frame["y"] + 0.7 * frame["height"])
+    home.mouse.up()
+    home.wait_for_selector("rect.lesson")
+    hold.hover()
+    home.mouse.down()
+    until(lambda: [one["examples"] for one in camera.status()["taught"] if one["label"] == "square"] > [1])
+    home.mouse.up()
+    home.locator(".list b", has_text="square").wait_for()
+    home.get_by_role("button", name="Forget this name").click()
+    until(lambda: not camera.status()["taught"])
+
+
 def test_the_surprise_map_can_be_put_away(tab: Any, server: Server) -> None:
     with tab.expect_websocket() as opened:
         tab.goto(server.url)

@@ -24,6 +24,7 @@ const NUMBERS = {
 const MODES = [
   ["look", "i-hand", "Only look"],
   ["follow", "i-target", "Follow: click a thing or drag a box around it"],
+  ["teach", "i-teach", "Teach: drag a box around the thing to teach; click for the whole picture"],
   ["ignore", "i-mask", "Ignore: drag boxes over what shall raise no events; click one to remove it"],
 ];
 const SIDE = { expected: "what memory expected here", world: "the world as remembered" };
@@ -111,7 +112,7 @@ export class Card {
     this.flame.setAttribute("aria-pressed", this.heat);
     const bar = el("div", { class: "tools" }, this.flame);
     for (const [mode, image, label] of MODES) {
-      if (mode === "follow" && !can.follow) continue;
+      if (mode in can && !can[mode]) continue;
       const tool = button(image, label, () => this.choose(mode), { bare: true });
       this.tools.set(mode, tool);
       bar.append(tool);
@@ -129,8 +130,7 @@ export class Card {
   choose(mode) {
     this.mode = mode;
     for (const [name, tool] of this.tools) tool.setAttribute("aria-pressed", name === mode);
-    const drawn = { look: null, follow: (box) => this.follow(box), ignore: (box, point) => this.ignore(box, point) };
-    this.picture.draw(drawn[mode]);
+    this.picture.draw(mode === "look" ? null : (box, point) => this[mode](box, point));
     if (this.status) this.mark();
   }
 
@@ -138,6 +138,11 @@ export class Card {
     call("POST", `${this.path}/follow`, { box, name: this.things.name.value.trim() });
     this.things.name.value = "";
     this.warm(false);
+  }
+
+  teach(box, point) {
+    this.teaching.box = point ? null : box;
+    this.mark();
   }
 
   ignore(box, point) {
@@ -218,6 +223,10 @@ export class Card {
     for (const { box, number, name } of this.status.follow) {
       if (box) marks.push({ box, kind: `thing n${number % 6}`, name: name || `thing ${number}` });
     }
+    for (const { box, label, probability } of this.status.said) {
+      if (box) marks.push({ box, kind: "said", name: `${label} ${Math.round(100 * probability)} %` });
+    }
+    if (this.teaching?.box) marks.push({ box: this.teaching.box, kind: "lesson", name: "" });
     this.picture.mark(marks);
   }
 

@@ -165,6 +165,7 @@ export class Things {
 export class Teaching {
   constructor(path) {
     this.path = path;
+    this.box = null; // of the thing in the picture; null for the whole of it
     this.name = field("what is it?", "name to teach", 40);
     this.hold = button("i-teach", "Hold to teach", () => {}, { kind: "primary hold" });
     this.said = el("ul", { class: "bars" });
@@ -173,6 +174,7 @@ export class Teaching {
     const release = () => (this.held = false);
     for (const name of ["pointerdown", "keydown"]) this.hold.addEventListener(name, (event) => this.begin(event));
     for (const name of RELEASES) this.hold.addEventListener(name, release);
+    this.hold.addEventListener("mousedown", (event) => event.preventDefault()); // it would take the focus
     this.hold.addEventListener("contextmenu", (event) => event.preventDefault());
   }
 
@@ -185,7 +187,8 @@ export class Teaching {
     }
     this.held = true;
     this.hold.classList.add("held");
-    while (this.held && (await call("POST", `${this.path}/teach`, { label }))) {
+    const lesson = this.box ? { label, box: this.box } : { label };
+    while (this.held && (await call("POST", `${this.path}/teach`, lesson))) {
       await new Promise((done) => setTimeout(done, 200));
     }
     this.held = false;

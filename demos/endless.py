@@ -98,6 +98,7 @@ def main() -> None:
         camera = engine.add(0)
         with suppress(KeyboardInterrupt):
             measure(camera, args.every, args.frames, lines)
+        print(f"{camera.stream.frames} frames, {camera.status()['state']} {camera.status()['reason']}")
     if lines.exists():
         draw(lines, args.out, f"python demos/endless.py {args.video.name} --frames {args.frames}")
         print(f"{args.out}/results/endless.md and endless.png")

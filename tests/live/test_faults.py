@@ -21,6 +21,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tttstream import open_source, state
+from tttstream.errors import SourceError
 from tttstream.live import Camera, Engine, Retry, feed
 from tttstream.models import FrameModel
 from tttstream.views.writer import VideoWriter
@@ -222,6 +223,27 @@ def recording(path: Path, frames: int) -> None:
         for index in range(frames):
             scene = np.random.default_rng(index // 60).integers(0, 255, (8, 8, 3)).repeat(8, 0).repeat(8, 1)
             writer.write((0.8 * scene + rng.integers(0, 40, (64, 64, 3))).astype(np.uint8), index / 100)
+
+
+def test_a_resume_that_fails_loses_nothing(model: FrameModel, reel: Any, tmp_path: Path) -> None:
+    def run(source: Callable[[], Any], folder: str, resume: bool) -> Camera:
+        with Engine(
+            model, allowed=["gym:0"], opener=lambda spec: source(), policy="all", paced=False, expect=False,
+            snapshots=tmp_path / folder, resume=resume,
+        ) as engine:  # fmt: skip
+            camera = engine.add(0)
+            assert engine.wait(20)
+        return camera
+
+    def broken() -> Any:
+        raise SourceError("it is not there today")
+
+    run(lambda: reel(0, 100), "whole", False)
+    assert run(lambda: reel(0, 100, fails_at=30), "parts", False).stream.frames == 30
+    assert run(broken, "parts", True).status()["state"] == "failed"
+    assert run(lambda: reel(0, 100), "parts", True).version == 70
+    a, b = (load_file(tmp_path / folder / "gym-0.safetensors") for folder in ("whole", "parts"))
+    assert all(np.array_equal(a[name].numpy(), b[name].numpy()) for name in a)
 
 
 def test_a_source_that_is_opened_again_and_again_leaves_nothing_behind(model: FrameModel, tmp_path: Path) -> None:

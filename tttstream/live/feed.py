@@ -74,7 +74,7 @@ class Feed:
         self._state, self.reason, self.attempts = "opening", "", 0
         self.retry_at: float | None = None
         self.source: Source | None = None
-        self.final: dict[str, Any] | None = None
+        self.final = position
         self._read = self._handed = self._gone = 0  # frames read; handed over; skipped by sources that are closed
         self._missed_before = 0
         self._index, self._time_s = 0, 0.0  # of the next frame at the earliest
@@ -156,9 +156,9 @@ class Feed:
         try:
             source = self._open()
             self.source = source
-            live = source.live
+            live, resumed = source.live, self._position is not None
             self._follow(source)
-            again = live or (self._looped and self._read > 0)
+            again = live or (self._looped and (self._read > 0 or resumed))  # not an empty one for ever
             said = "the stream ended" if live else ""
         except Exception as error:  # whatever a driver or a decoder raises ends this source only
             again, said = self._lasting or (source is not None and source.live), self._told(_line(error))
@@ -203,28 +203,31 @@ class Feed:
         pace = _Pace(self._stop) if self._paced and not source.live else None
         origin = None
         self._last = time.monotonic()
-        for frame in source:
-            now = time.monotonic()
-            if pace is not None:
-                pace.wait(frame.time_s)
+        try:
+            for frame in source:
                 now = time.monotonic()
-            captured = now if frame.captured is None else min(frame.captured, now)
-            if source.live:
-                origin = captured - self._time_s if origin is None else origin
-                frame = replace(frame, index=self._index, time_s=max(captured - origin, self._time_s))
-            elif any(offset):
-                frame = replace(frame, index=frame.index + offset[0], time_s=frame.time_s + offset[1])
-            self._state, self._last, self.attempts, self.reason = "running", now, 0, ""
-            self._read += 1
-            self._index, self._time_s = frame.index + 1, frame.time_s + 1e-3
-            if self._seen is not None:
-                self._seen(frame)
-            if policy.every == 1 or (self._read - 1) % policy.every == 0:
-                self._hand_over(source, frame, captured, policy, offset)
-            if self._stop.is_set() or (self._limit is not None and self._handed >= self._limit):
-                break
+                if pace is not None:
+                    pace.wait(frame.time_s)
+                    now = time.monotonic()
+                captured = now if frame.captured is None else min(frame.captured, now)
+                if source.live:
+                    origin = captured - self._time_s if origin is None else origin
+                    frame = replace(frame, index=self._index, time_s=max(captured - origin, self._time_s))
+                elif any(offset):
+                    frame = replace(frame, index=frame.index + offset[0], time_s=frame.time_s + offset[1])
+                self._state, self._last, self.attempts, self.reason = "running", now, 0, ""
+                self._read += 1
+                self._index, self._time_s = frame.index + 1, frame.time_s + 1e-3
+                if self._seen is not None:
+                    self._seen(frame)
+                if policy.every == 1 or (self._read - 1) % policy.every == 0:
+                    self._hand_over(source, frame, captured, policy, offset)
+                if self._stop.is_set() or (self._limit is not None and self._handed >= self._limit):
+                    break
+        finally:
+            with suppress(Exception):  # a source that broke may not know where it stands
+                self.final = self._place(source, offset)
         self._time_s += 1 / (source.fps or 25.0)
-        self.final = self._place(source, offset)
 
     def _hand_over(self, source: Source, frame: Frame, captured: float, policy: Policy, offset: Any) -> None:
         place = self._place(source, offset) if self.inbox.position_wanted() else None

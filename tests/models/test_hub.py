@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 
 from tttstream import models
 from tttstream.cli.main import main
@@ -250,6 +251,20 @@ def test_names_that_are_none(name: str) -> None:
 def test_names_that_huggingface_hub_refuses(server: Hub) -> None:
     with pytest.raises(CheckpointError, match="cannot be fetched"):
         models.load("hf:../b")
+
+
+def test_memories_of_another_network(server: Hub) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = models.insert(network, "0", "gru", dim=4, example=x).eval()
+    models.push(model, "someone/gru")
+    card = server.repositories["someone/gru"]["main"]["README.md"].decode()
+    assert 'tttstream.models.inserted.load("hf:someone/gru", network)' in card
+    assert "--model" not in card
+    again = models.inserted.load("hf:someone/gru", network)
+    assert again.fingerprint() == model.fingerprint()
+    with pytest.raises(CheckpointError, match=r"inserted\.load\(folder, network\)"):
+        models.load("hf:someone/gru")
 
 
 def test_names() -> None:

@@ -158,6 +158,16 @@ def test_each_episode_has_its_own_frames(make: Any, tmp_path: Path) -> None:
         assert source.name == f"set#{episode}:{CAMERA}"
 
 
+def test_colours_of_stored_pictures(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "set")
+    part = rows(0, 5, 0)
+    red = np.full((32, 48, 3), (200, 30, 60), np.uint8)
+    part[CAMERA] = [{"bytes": cv2.imencode(".png", red[..., ::-1])[1].tobytes(), "path": None}] * 5
+    table(folder / "data/chunk-000/episode_000000.parquet", part)
+    for frame in open_source(f"{folder}#0"):
+        np.testing.assert_array_equal(frame.image, red)
+
+
 def test_a_time_that_is_off_is_no_match(tmp_path: Path) -> None:
     """Where an episode begins between two frames of the video nobody knows which is meant."""
     small = open_source(f"{v3(tmp_path / 'a', shift=0.004)}#1")

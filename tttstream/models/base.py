@@ -18,13 +18,14 @@ class SavedModel(nn.Module):
     """A model that is saved as a folder: config.json and model.safetensors.
 
     FORMAT: what config.json calls this class. CONFIG: the dataclass of its options. USE: the arguments of `tttstream`
-    that show what the model does. SETTINGS: the options that the same weights may be used with otherwise. config: the
-    options of this model.
+    that show what the model does. LOAD: how Python loads one of a name. SETTINGS: the options that the same weights may
+    be used with otherwise. config: the options of this model.
     """
 
     FORMAT: ClassVar[str]
     CONFIG: ClassVar[type]
     USE: ClassVar[str] = "watch VIDEO"
+    LOAD: ClassVar[str] = 'tttstream.models.load("{}")'
     SETTINGS: ClassVar[tuple[str, ...]] = ()
     config: Any
 

@@ -90,6 +90,7 @@ def push(
 def described(model: SavedModel, repository: str) -> str:
     """The card of a model that has none: what it is, how it is loaded, what its config.json says."""
     weights = sum(weight.numel() for weight in model.parameters())
+    command = f"\n    tttstream {model.USE} --model {PREFIX}{repository}\n" if model.USE else ""
     config = json.dumps({"format": model.FORMAT, **model.description()}, indent=2)
     return f"""\
 ---
@@ -101,10 +102,8 @@ tags: [tttstream, test-time-training, video]
 
 A {type(model).__name__} of tttstream {version("tttstream")}, {weights:,} parameters.
 
-    model = tttstream.models.load("{PREFIX}{repository}")
-
-    tttstream {model.USE} --model {PREFIX}{repository}
-
+    model = {model.LOAD.format(f"{PREFIX}{repository}")}
+{command}
 What it was trained on, what was measured and where it fails are for its author to say here.
 
 ```json

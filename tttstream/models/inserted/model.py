@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from tttstream.errors import CheckpointError, ConfigError, ShapeError, StateError
 from tttstream.io import weights
 from tttstream.models.base import SavedModel
+from tttstream.models.hub import fetched, is_remote
 from tttstream.models.inserted.layouts import Shape
 from tttstream.models.inserted.place import Place
 from tttstream.state import State
@@ -101,6 +102,8 @@ class Inserted(SavedModel):
 
     FORMAT: ClassVar[str] = "tttstream.inserted/1"
     CONFIG = InsertedConfig
+    USE: ClassVar[str] = ""
+    LOAD: ClassVar[str] = 'tttstream.models.inserted.load("{}", network)'
 
     def __init__(self, network: nn.Module, config: InsertedConfig) -> None:
         super().__init__()
@@ -222,10 +225,12 @@ class Inserted(SavedModel):
 def load(folder: str | os.PathLike[str], network: nn.Module) -> Inserted:
     """A network with the memories that `Inserted.save` wrote.
 
-    network: the one they were inserted into, with the weights that it had then (those of a network that was trained
-    with them come from the folder). Raises CheckpointError for another network, and for files that do not fit.
+    folder: or hf:OWNER/NAME of a hub. network: the one they were inserted into, with the weights that it had then
+    (those of a network that was trained with them come from the folder). Raises CheckpointError for another network,
+    and for files that do not fit.
     """
-    description = weights.read(Path(folder))
+    folder = fetched(os.fspath(folder)) if is_remote(os.fspath(folder)) else Path(folder)
+    description = weights.read(folder)
     if description.pop("format", None) != Inserted.FORMAT:
         raise CheckpointError(f"{os.fspath(folder)} holds no memories that were inserted into a network")
     try:
@@ -238,6 +243,6 @@ def load(folder: str | os.PathLike[str], network: nn.Module) -> Inserted:
             raise CheckpointError(f"{os.fspath(folder)} was inserted into another network: {what}")
         model = Inserted(network, config)
     except (AttributeError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{Path(folder) / 'config.json'} does not fit this version: {error}") from error
-    weights.fill(model._kept(), Path(folder))
+        raise CheckpointError(f"{folder / 'config.json'} does not fit this version: {error}") from error
+    weights.fill(model._kept(), folder)
     return model.eval()

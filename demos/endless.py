@@ -7,24 +7,21 @@ After Ctrl-C or a crash the same command goes on from the last snapshot. The vid
 
 import argparse
 import json
-import platform
 import time
 from contextlib import suppress
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import psutil
 import torch
+from matplotlib.figure import Figure
 from shrink import shrink
 
 from tttstream import models
 from tttstream.live import Camera, Engine
 from tttstream.models.frame import FrameModel, ModelConfig
 
+EVERY = 5000  # frames between two lines
 SMALL = ModelConfig(size=32, dim=64, depth=2, heads=2, surprise=1)
 LABELS = {
     "p50_ms": "latency, ms", "p99_ms": "99th percentile, ms", "cpu_ms": "CPU time a frame, ms",
@@ -32,13 +29,13 @@ LABELS = {
 }  # fmt: skip
 
 
-def measure(camera: Camera, every: int, total: int, file: Path) -> None:
-    """Append a line of numbers each `every` frames."""
+def measure(camera: Camera, total: int, file: Path) -> None:
+    """Append a line of numbers each EVERY frames."""
     process, frames = psutil.Process(), camera.stream.frames
     spent, began = sum(process.cpu_times()[:2]), time.perf_counter()
     while camera.stream.frames < total and not camera.done:
         time.sleep(0.2)
-        if (now := camera.stream.frames) - frames < every:
+        if (now := camera.stream.frames) - frames < EVERY:
             continue
         status, used, wall = camera.status(), sum(process.cpu_times()[:2]), time.perf_counter()
         deltas = [leaf.norm() for name, leaf in camera.stream.state.leaves() if name.endswith("delta")]
@@ -48,7 +45,7 @@ def measure(camera: Camera, every: int, total: int, file: Path) -> None:
             "rss_mb": round(process.memory_info().rss / 1e6, 2), "state_bytes": status["state_bytes"],
             "norm": round(float(torch.stack(deltas).norm()), 5), "surprise": status["surprise"],
         }  # fmt: skip
-        with file.open("a", encoding="utf-8") as lines:
+        with file.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
         frames, spent, began = now, used, wall
 
@@ -56,8 +53,8 @@ def measure(camera: Camera, every: int, total: int, file: Path) -> None:
 def draw(file: Path, out: Path, command: str) -> None:
     """A picture and a table of the numbers so far; lines behind a snapshot that was gone on from count once."""
     rows = list({row["frame"]: row for row in map(json.loads, file.read_text().splitlines())}.values())
-    figure, axes = plt.subplots(2, 3, figsize=(12, 5.6), layout="constrained")
-    for axis, name, label in zip(axes.flat, LABELS, LABELS.values(), strict=True):
+    figure = Figure(figsize=(12, 5.6), layout="constrained")
+    for axis, name, label in zip(figure.subplots(2, 3).flat, LABELS, LABELS.values(), strict=True):
         values = [row[name] for row in rows]
         axis.plot([row["frame"] / 1e3 for row in rows], values, linewidth=1.2, color="#2a6f97")
         axis.set(title=label, xlabel="thousand frames", ylim=(0, 1.25 * float(np.percentile(values, 99)) + 1e-9))
@@ -66,29 +63,25 @@ def draw(file: Path, out: Path, command: str) -> None:
     tenth = max(1, len(rows) // 10)
     lines = [f"| frames | {' | '.join(LABELS.values())} |", "| ---: " * (len(LABELS) + 1) + "|"]
     for part in (rows[i : i + tenth] for i in range(0, len(rows) - tenth + 1, tenth)):
-        means = [float(np.median([row[name] for row in part])) for name in LABELS]
-        lines.append(f"| to {part[-1]['frame']:,} | " + " | ".join(f"{value:.4g}" for value in means) + " |")
-    where = f"`{command}`, {platform.machine()}, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}."
+        means = " | ".join(f"{np.median([row[name] for row in part]):.4g}" for name in LABELS)
+        lines.append(f"| to {part[-1]['frame']:,} | {means} |")
+    where = f"`{command}`, CPU, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}."
     reading = "Medians of each tenth of the run. ‖ΔW‖: how far the inner weights are from their initial ones."
-    picture = "![Numbers over the run](endless.png)"
-    text = [f"# {rows[-1]['frame']:,} frames", "", where, "", picture, "", reading, "", *lines]
-    (out / "results" / "endless.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    head = f"# {rows[-1]['frame']:,} frames\n\n{where}\n\n![Numbers over the run](endless.png)\n\n{reading}\n"
+    (out / "results" / "endless.md").write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("video", type=Path)
-    parser.add_argument("--model", default="small", help="a model by name (small: one untrained block of 64 numbers)")
-    parser.add_argument("--frames", type=lambda text: int(float(text)), default=1_000_000)
-    parser.add_argument("--every", type=int, default=5000, help="frames between two lines")
-    for name in ("--work", "--out"):
-        parser.add_argument(name, type=Path, default=Path("out/endless"), help="snapshots; picture and table")
+    options = {"--model": "small", "--frames": 1_000_000, "--work": Path("out/endless"), "--out": Path("out/endless")}
+    for name, default in options.items():
+        parser.add_argument(name, type=type(default), default=default)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     small, lines = args.work / "small.mp4", args.work / "lines.jsonl"
-    if not small.exists():
-        shrink(args.video, small, 32, 1 << 60)
+    small.exists() or shrink(args.video, small, 32, 1 << 60)
     model = FrameModel(SMALL) if args.model == "small" else models.load(args.model, size=32)
     engine = Engine(
         model, allowed=[str(small)], looped=True, paced=False, policy="all", expect=False,
@@ -97,11 +90,10 @@ def main() -> None:
     with engine:
         camera = engine.add(0)
         with suppress(KeyboardInterrupt):
-            measure(camera, args.every, args.frames, lines)
+            measure(camera, args.frames, lines)
         print(f"{camera.stream.frames} frames, {camera.status()['state']} {camera.status()['reason']}")
     if lines.exists():
         draw(lines, args.out, f"python demos/endless.py {args.video.name} --frames {args.frames}")
-        print(f"{args.out}/results/endless.md and endless.png")
 
 
 if __name__ == "__main__":

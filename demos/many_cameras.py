@@ -11,7 +11,6 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -44,7 +43,7 @@ class Paced(Source):
 
     def position(self) -> dict[str, Any]:
         """See Source."""
-        return {"source": self.name, "index": 0}
+        return {}
 
     def seek(self, position: dict[str, Any]) -> None:
         """See Source."""
@@ -55,7 +54,7 @@ def measure(model: Any, count: int, args: argparse.Namespace) -> str:
 
     def opener(spec: str) -> Source:
         seed = int(spec.rsplit("/", 1)[-1])
-        return Paced(tttstream.open_source(str(args.video or "walk"), seed=seed, size=args.size), args.fps)
+        return Paced(tttstream.open_source(args.video, seed=seed, size=args.size), args.fps)
 
     specs = [f"udp://camera/{number}" for number in range(count)]
     with Engine(model, allowed=specs, opener=opener, expect=False) as engine:
@@ -82,11 +81,9 @@ def measure(model: Any, count: int, args: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cameras", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--fps", type=float, default=10.0, help="of each camera")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--model", default="base")
-    parser.add_argument("--video", type=Path, help="in the place of the walk")
+    options = {"--fps": 10.0, "--seconds": 20.0, "--size": 128, "--model": "base", "--video": "walk"}
+    for name, default in options.items():
+        parser.add_argument(name, type=type(default), default=default)
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = tttstream.models.load(args.model, size=args.size)

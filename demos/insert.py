@@ -29,7 +29,7 @@ from tttstream.sources.listing import expand
 from tttstream.sources.photographs import HELD_OUT, NAMES, photograph
 
 SIDE, COLOURS, VIEWS = 64, ((230, 30, 30), (30, 200, 30), (40, 60, 240), (240, 220, 30)), 4
-AGES = ((1, 4), (4, 16), (16, 64), (64, 256))
+AGES = ((1, 4), (4, 16), (16, 64), (64, 128))
 OPTIONS = {
     "none": ("gru", {}),
     "window": ("window", {"window": 16}),

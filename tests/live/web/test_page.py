@@ -41,6 +41,16 @@ def test_a_camera_is_seen_with_its_numbers(home: Any, engine: Engine, until: Unt
     assert home.title() == "tttstream live"
 
 
+def test_the_curve_takes_points_that_come_late_or_twice(home: Any) -> None:
+    """Updates and the history are two requests, whose answers may overtake each other."""
+    points = """import("/page/curve.js").then(({ Curve }) => {
+        const curve = new Curve();
+        for (const numbers of [[1, 2, 3, 4], [2, 3], [3, 4, 5]]) curve.add(numbers.map((number) => [number, 0, 0, 0]));
+        return curve.points.map((point) => point[0]);
+    })"""
+    assert home.evaluate(points) == [1, 2, 3, 4, 5]
+
+
 def test_sensitivity(home: Any, engine: Engine, until: Until) -> None:
     camera = engine.cameras[0]
     home.get_by_role("button", name="low", exact=True).click()

@@ -319,3 +319,21 @@ def test_a_browsers_camera_leaves_in_the_end(
             client.recv(10)
             assert len(engine.cameras) == 1
         until(lambda: not engine.cameras)
+
+
+def test_a_cancellation_that_comes_with_a_result_is_not_lost() -> None:
+    async def cancelled_together() -> bool:
+        result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(streaming.within(10, result))
+        await asyncio.sleep(0)
+        result.set_result(1)
+        task.cancel()
+        await asyncio.wait({task})
+        return task.cancelled()
+
+    async def late() -> None:
+        await streaming.within(0.01, asyncio.sleep(10))
+
+    assert asyncio.run(cancelled_together())
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(late())

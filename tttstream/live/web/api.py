@@ -16,7 +16,7 @@ from tttstream.live.web.operations import Asked, Operation, Refused
 from tttstream.live.web.pictures import Pictures, View
 from tttstream.live.web.schema import Schema, number, record, text
 from tttstream.live.web.seats import Seats
-from tttstream.live.web.streaming import Endless
+from tttstream.live.web.streaming import Endless, within
 from tttstream.live.web.updates import KINDS, Updates
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class Api:
 async def _done(future: Future[dict[str, Any]]) -> dict[str, Any]:
     """What a command gives. It goes on where the client does not wait for it."""
     try:
-        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), PATIENCE_S)
+        return await within(PATIENCE_S, asyncio.shield(asyncio.wrap_future(future)))
     except asyncio.TimeoutError:
         raise Refused(503, "the engine does not answer") from None
 

@@ -17,6 +17,7 @@ from tttstream.live.web.pictures import Pictures, View
 from tttstream.live.web.rates import Rate
 from tttstream.live.web.schema import check, number, record, text
 from tttstream.live.web.seats import Seats
+from tttstream.live.web.streaming import within
 from tttstream.live.web.updates import text_of
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Viewer:
     async def _send(self, message: str | bytes) -> None:
         async with self._sending:
             sent = self._socket.send_text(message) if isinstance(message, str) else self._socket.send_bytes(message)
-            await asyncio.wait_for(sent, PATIENCE_S)
+            await within(PATIENCE_S, sent)
 
     def _stop(self) -> None:
         for task in self._views:
@@ -161,7 +162,7 @@ class Visitors:
         """One connection, until the browser goes."""
         visitor = None
         try:
-            hello = json.loads(await asyncio.wait_for(socket.receive_text(), PATIENCE_S))
+            hello = json.loads(await within(PATIENCE_S, socket.receive_text()))
             check(hello, HELLO)
             visitor = await self._welcome(hello)
             said = {"camera": visitor.camera.id, "key": visitor.key, "now": time.monotonic()}
@@ -203,7 +204,7 @@ class Visitors:
             else:
                 taken += 1
                 said = await asyncio.to_thread(_put, camera, message["bytes"]) or {"taken": taken}
-            await asyncio.wait_for(socket.send_text(text_of({**said, "now": time.monotonic()})), PATIENCE_S)
+            await within(PATIENCE_S, socket.send_text(text_of({**said, "now": time.monotonic()})))
 
     def _part_with(self, visitor: Visitor) -> None:
         visitor.connections -= 1

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
+from typing import TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+T = TypeVar("T")
 PATIENCE_S = 15.0  # a client that takes nothing for so long is given up
+
+
+async def within(seconds: float, waits: Awaitable[T]) -> T:
+    """The result of an awaitable. Raises asyncio.TimeoutError where there is none in time.
+
+    Before Python 3.12 asyncio.wait_for loses a cancellation that comes together with the result, and the task goes on.
+    """
+    task = asyncio.ensure_future(waits)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    finally:
+        task.cancel()
+    if not done:
+        raise asyncio.TimeoutError
+    return task.result()
 
 
 class Endless(Response):
@@ -47,8 +64,8 @@ class Endless(Response):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 # An empty part is written when the part before it has left the buffer.
                 part = send({"type": "http.response.body", "body": b"", "more_body": True})
-                await asyncio.wait_for(part, PATIENCE_S)
-            await asyncio.wait_for(send({"type": "http.response.body", "body": b""}), PATIENCE_S)
+                await within(PATIENCE_S, part)
+            await within(PATIENCE_S, send({"type": "http.response.body", "body": b""}))
         except asyncio.TimeoutError:
             return
 

@@ -16,8 +16,6 @@ export class Curve {
 
   // points: [[number, time_s, surprise, latency_ms], …], perhaps some that came before.
   add(points) {
-    const last = this.points.length ? this.points[this.points.length - 1][0] : -1;
-    if (points.length && points[points.length - 1][0] < last) this.points = []; // the server began anew
     const known = this.points.length ? this.points[this.points.length - 1][0] : -1;
     this.points.push(...points.filter((point) => point[0] > known));
     this.points.splice(0, this.points.length - POINTS);

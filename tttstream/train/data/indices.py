@@ -95,7 +95,7 @@ class PlacesWorlds(Index):
     """Cameras that walk, return, turn and zoom in worlds of photographs, with their poses; see PlacesClip.
 
     count, frames, size, seed: as for Walks. held_out: take the photographs that no shipped model is trained on. speed:
-    every how manieth frame is taken, 1 to 8; another one for each camera unless given.
+    every how manieth frame is taken; one of STRIDES for each camera unless given.
     """
 
     count: int = 8

@@ -10,6 +10,7 @@ __all__ = [
     "DependencyError",
     "FrameError",
     "OutputError",
+    "RankError",
     "ShapeError",
     "SourceError",
     "StateError",
@@ -43,3 +44,7 @@ class OutputError(TTTStreamError, OSError):
 
 class DependencyError(TTTStreamError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+class RankError(TTTStreamError, RuntimeError):
+    """Another process of a run over several ranks has ended, or does not answer."""

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tttstream.models.frame import ModelConfig
 from tttstream.train.data import Batch
+from tttstream.train.place import place
 
 SIZE = 16
 
@@ -48,13 +49,13 @@ class MovingData(LightningDataModule):
         self.loader: Any = None
 
     def train_dataloader(self) -> Any:
-        trainer = self.trainer
-        first = 0 if trainer is None else trainer.global_rank * self.rows
+        first = place(self.trainer).rows * self.rows
         self.loader = _Resumable(Moving(self.steps, self.rows, self.frames, first))
         return self.loader
 
     def val_dataloader(self) -> Any:
-        return DataLoader(Moving(3, self.rows, self.frames, 4), batch_size=None)
+        first = 4 + place(self.trainer).rows * self.rows
+        return DataLoader(Moving(3, self.rows, self.frames, first), batch_size=None)
 
     test_dataloader = predict_dataloader = val_dataloader
 

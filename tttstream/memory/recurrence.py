@@ -49,17 +49,27 @@ class Token(NamedTuple):
         return Token(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
 
 
+Before = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From what a call does to the state, S -> A S + B (see `effect`), and the state it is given, to the state before it:
+what other ranks do first."""
+
+
 def recurrence(
-    token: Token, state: Tensor, reset: Tensor | None = None, lengths: Tensor | None = None
+    token: Token,
+    state: Tensor,
+    reset: Tensor | None = None,
+    lengths: Tensor | None = None,
+    before: Before | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs o [B, T, H, Dv] (zero beyond a row's length) and the state [B, H, Dk, Dv] after the call.
 
-    state: [B, H, Dk, Dv], whose type everything is computed in. reset [B, T], lengths [B]: see `Memory`.
+    state: [B, H, Dk, Dv], whose type everything is computed in. reset [B, T], lengths [B]: see `Memory`. before: gives
+    the state that the call begins with, for tokens that follow those of other ranks; without lengths.
     """
     token = token.each(lambda part: cast(state.dtype, part)[0])
     rows, tokens = token.q.shape[:2]
     with full_precision(state.device.type):
-        if tokens == 1 and lengths is None:
+        if tokens == 1 and lengths is None and before is None:
             if reset is not None:
                 state = torch.where(reset[..., None, None], 0.0, state)
             o, state = step(token.each(lambda part: part[:, 0]), state)
@@ -70,6 +80,8 @@ def recurrence(
         if isinstance(cut, Ragged) and not cut.active:
             return torch.zeros_like(token.v), state
         chunks = prepare(token.each(cut.pack))
+        if before is not None:
+            state = before(*effect(cut, state, chunks), state)
         starts, state = walk(cut, state, chunks.transition, chunks.addition)
         return cut.unpack(chunks.read(starts)), state
 
@@ -186,6 +198,22 @@ def walk(cut: Uniform | Ragged, state: Tensor, transition: Tensor | None, additi
     ends.append(current)
     whole = starts[0] if len(starts) == 1 else torch.cat(starts)
     return whole, rows_of(cut, torch.cat(ends[::-1]).unflatten(0, (-1, heads)), state)
+
+
+def effect(cut: Uniform | Ragged, state: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
+    """What a call does to the states of its rows, whatever they are: S -> A S + B with A [B, H, Dk, Dk], or
+    [B, H, Dk, 1] for a factor a channel, and B [B, H, Dk, Dv]. state: [B, H, Dk, Dv], for its sizes.
+
+    [A | B] is what the chunks make of [1 | 0].
+    """
+    keys = state.shape[2]
+    full = chunks.transition is not None and chunks.transition.shape[-1] > 1
+    unit = torch.eye(keys, dtype=state.dtype, device=state.device) if full else state.new_ones(keys, 1)
+    start = torch.cat([unit.expand(*state.shape[:2], -1, -1), torch.zeros_like(state)], -1)
+    addition = torch.nn.functional.pad(chunks.addition, (unit.shape[1], 0))
+    _, end = walk(cut, start, chunks.transition, addition)
+    transition, addition = end.split((unit.shape[1], state.shape[-1]), -1)
+    return transition, addition
 
 
 def moves(

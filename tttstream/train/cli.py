@@ -33,6 +33,7 @@ from tttstream.train.callbacks import Bar, Export, Pace, Pictures, Rows, Visit
 from tttstream.train.data import VideoData
 from tttstream.train.data.loader import lost
 from tttstream.train.given import PARTS, missing
+from tttstream.train.in_time import register
 from tttstream.train.stopping import Signals, Stop, Stopped, is_chief
 
 OUT = "out"
@@ -294,6 +295,7 @@ def _main(words: Sequence[str]) -> int:
     # What Lightning 2.6 says of another product, of torch's own future, and of a resumed run's folder.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`|The dirpath has changed")
+    register()
     defaults: dict[str, Any] = {
         "default_root_dir": OUT,
         "plugins": [{"class_path": "tttstream.train.checkpoint.WholeFiles"}],

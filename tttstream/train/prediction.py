@@ -11,6 +11,7 @@ from tttstream.errors import ConfigError, ShapeError
 from tttstream.models import load_as
 from tttstream.models.backbone import ModelState
 from tttstream.models.frame import FrameModel, ModelConfig, Output
+from tttstream.ranks import Line
 from tttstream.train.metrics import QUALITIES, Table, octave, qualities
 from tttstream.train.task import StreamTask, join, mean_where, named
 
@@ -102,6 +103,13 @@ class Prediction(StreamTask):
             if horizon > 1:
                 self.tables[f"{stage}_horizon"] = Table(horizon + 1, columns)
 
+    def go_along(self, line: Line) -> None:
+        """See StreamTask."""
+        if self.horizon > 1 or self.recompute:
+            given = f"horizon {self.horizon}, recompute {self.recompute}"
+            raise ConfigError(f"time: expected a horizon of 1 and no recompute, got {given}")
+        self.line = line
+
     def forward(self, batch: Batch, stage: str) -> Segment:
         """Continue the lanes of a stage with one segment."""
         frames, reset, count = batch.frames, batch.reset, batch.frames.shape[1]
@@ -138,11 +146,11 @@ class Prediction(StreamTask):
 
     def losses(self, batch: Batch, segment: Segment) -> dict[str, Tensor]:
         """The losses of a segment by name; gradients come from `loss`, their sum."""
-        target, goes_on = pixels(batch.frames), batch.valid & ~batch.reset
+        target, goes_on = targets(batch)
         if target.shape[1] < 2:
             raise ShapeError("prediction: a segment of one frame has no next frame: set data.length to 2 or more")
-        error = log_relative_error(segment.output.prediction[:, :-1], target[:, :-1], target[:, 1:])
-        losses = {"next": mean_where(error, goes_on[:, 1:])}
+        error = log_relative_error(segment.output.prediction[:, : len(target[0]) - 1], target[:, :-1], target[:, 1:])
+        losses = {"next": self.mean(error, goes_on[:, 1:])}
         if segment.ahead is not None:
             k = self.horizon
             error = log_relative_error(segment.ahead, target[:, -k - 1 : -k], target[:, -k:])
@@ -163,7 +171,7 @@ class Prediction(StreamTask):
         with a horizon, a row of targets above a row of predictions. They have labels.
         """
         segment = self.measure(batch, "val")
-        if index:
+        if index or batch.frames.shape[1] < 2:
             return None
         target, predicted = pixels(batch.frames), segment.output.prediction
         if segment.ahead is not None:
@@ -205,11 +213,12 @@ class Prediction(StreamTask):
     def measure(self, batch: Batch, stage: str) -> Segment:
         """See StreamTask."""
         segment = self(batch, stage)
-        target, goes_on = pixels(batch.frames), batch.valid & ~batch.reset
+        target, goes_on = targets(batch)
         valid = goes_on[:, 1:]
         self.log_losses(stage, self.losses(batch, segment), segment.output.losses, batch.valid, valid)
-        shown = [part[valid] for part in (segment.output.prediction[:, :-1], target[:, :-1], target[:, 1:])]
-        self.table(stage, "position").update(octave(batch.position[:, 1:][valid]), _beside_copy(*shown))
+        predicted, position = segment.output.prediction[:, : valid.shape[1]], batch.position[:, : valid.shape[1]] + 1
+        shown = [part[valid] for part in (predicted, target[:, :-1], target[:, 1:])]
+        self.table(stage, "position").update(octave(position[valid]), _beside_copy(*shown))
         if segment.ahead is None:
             return segment
         k = self.horizon
@@ -233,6 +242,15 @@ class Prediction(StreamTask):
                 values = {f"{stage}/{name}/ahead_{row}": value for name, value in means.items()}
                 self.log_dict(values, sync_dist=True)
             self.table(stage, "horizon").reset()
+
+
+def targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The frames of a batch, and the one that follows where there is one, [B, T or T + 1, 3, H, W] in 0..1; and which
+    of them go on with the frame before, bool [B, T or T + 1]."""
+    frames, goes_on = batch.frames, batch.valid & ~batch.reset
+    if batch.after is not None and batch.follows is not None:
+        frames, goes_on = torch.cat([frames, batch.after], 1), torch.cat([goes_on, batch.follows], 1)
+    return pixels(frames), goes_on
 
 
 def begun(config: ModelConfig, weights: str | None) -> FrameModel:

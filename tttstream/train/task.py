@@ -17,6 +17,7 @@ from tttstream.memory.base import Memory
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.backbone import Losses, ModelState
 from tttstream.models.frame import Output
+from tttstream.ranks import Line
 from tttstream.state import pack, unpack
 from tttstream.train.export import described
 
@@ -41,6 +42,7 @@ class StreamTask(LightningModule):
     """
 
     FLOOR: ClassVar[float] = 0.1
+    line: Line | None = None  # the ranks that share each segment in time
 
     def __init__(
         self,
@@ -71,6 +73,10 @@ class StreamTask(LightningModule):
         """The memories of the model's blocks."""
         return (module for module in self.model.modules() if isinstance(module, Memory))
 
+    def go_along(self, line: Line) -> None:
+        """Take part in a run whose ranks share each segment in time. Raises ConfigError where the task cannot."""
+        raise ConfigError(f"time: the task {type(self).__name__} cannot be cut in time; Prediction can")
+
     def fresh(self, rows: int, stage: str) -> Any:
         """A fresh state of so many lanes."""
         return self.model.init_state(rows)
@@ -91,8 +97,16 @@ class StreamTask(LightningModule):
         return None
 
     def keep(self, stage: str, state: Any) -> None:
-        """Let the lanes of a stage go on from this state, without its past."""
-        self._states[stage] = state.detach()
+        """Let the lanes of a stage go on from this state, without its past; of several ranks in time, the last's."""
+        state = state.detach()
+        self._states[stage] = state if self.line is None else self.line.from_last(state)
+
+    def mean(self, values: Tensor, mask: Tensor) -> Tensor:
+        """`mean_where` for a loss: the mean over ranks is that over all values of their segments."""
+        if self.line is None or not self.training:
+            return mean_where(values, mask)
+        count = self.line.total(mask.sum()) / self.line.size
+        return torch.where(mask, values, 0.0).sum() / count.clamp(min=1 / self.line.size)
 
     def run_segment(self, frames: Tensor, state: ModelState | None, reset: Tensor | None) -> tuple[Output, ModelState]:
         """The model over [B, T] frames; with `recompute`, piece by piece."""
@@ -222,12 +236,13 @@ class StreamTask(LightningModule):
         less weight in the mean of a stage.
         """
         measured = stage != "train"
+        together = measured or self.line is not None
         values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(values, batch_size=int(counted.sum()) if measured else len(valid), sync_dist=measured)
+        self.log_dict(values, batch_size=int(counted.sum()) if measured else len(valid), sync_dist=together)
         if inner is not None:
             means = [mean_where(part.detach().mean(-1), valid) for part in inner]
             values = {f"{stage}/inner_before": means[0], f"{stage}/inner_after": means[1]}
-            self.log_dict(values, batch_size=int(valid.sum()) if measured else len(valid), sync_dist=measured)
+            self.log_dict(values, batch_size=int(valid.sum()) if measured else len(valid), sync_dist=together)
 
 
 def lanes_of(lanes: Tensor, trainer: Trainer) -> Tensor:

@@ -19,6 +19,8 @@ class Batch(NamedTuple):
         videos, or a video broke off. Zeros stand there, and they do not count.
     mask: int64 [B, T, H, W], the number of the object that each pixel belongs to, 0 the background, -1 where nobody
         knows (void); None where no clip has masks. Numbers are those of the files and may have gaps.
+    after: uint8 [B, 1, 3, H, W], the frame that follows where the batch is the part of a longer segment, else None.
+    follows: bool [B, 1], whether it is valid and goes on with the video of the last frame.
     """
 
     frames: Tensor
@@ -30,10 +32,20 @@ class Batch(NamedTuple):
     valid: Tensor
     mask: Tensor | None = None
     pose: Tensor | None = None
+    after: Tensor | None = None
+    follows: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each tensor changed."""
         return Batch._make(None if item is None else change(item) for item in self)
+
+    def part(self, begin: int, end: int) -> Batch:
+        """The frames [begin, end) of every row, and the one that follows."""
+        cut = self.map(lambda item: item[:, begin:end])
+        if end >= self.frames.shape[1]:
+            return cut
+        goes_on = self.valid & ~self.reset
+        return cut._replace(after=self.frames[:, end : end + 1], follows=goes_on[:, end : end + 1])
 
     @staticmethod
     def woven(parts: Sequence[Batch]) -> Batch:

@@ -123,6 +123,17 @@ class Schedule:
             pieces = []
 
 
+def within(pieces: list[Piece], begin: int, end: int) -> list[Piece]:
+    """The frames [begin, end) of the pieces of a segment, in pieces."""
+    found, at = [], 0
+    for visit, start, stop in pieces:
+        first, last = max(begin - at, 0), min(end - at, stop - start)
+        if first < last:
+            found.append(Piece(visit, start + first, start + last))
+        at += stop - start
+    return found
+
+
 @lru_cache(maxsize=4)
 def _order(seed: int, dealt: int, count: int) -> Numbers:
     """The order in which clips are dealt in one round."""

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tttstream.errors import DataError, TTTStreamError
 from tttstream.train.data.batch import Batch
-from tttstream.train.data.lanes import Schedule
+from tttstream.train.data.lanes import Piece, Schedule, within
 from tttstream.train.data.reading import Footage, Lane, Troubles
 
 logger = logging.getLogger(__name__)
@@ -46,10 +46,18 @@ class _LaneRows(IterableDataset[Rows]):
     """The rows of some lanes from one step to another; worker w of W has every W-th lane from the w-th on."""
 
     def __init__(
-        self, footage: Footage, schedule: Schedule, lanes: range, length: int, start: int, stop: int | None
+        self,
+        footage: Footage,
+        schedule: Schedule,
+        lanes: range,
+        length: int,
+        start: int,
+        stop: int | None,
+        part: tuple[int, int],
     ) -> None:
         self._footage, self._schedule, self._lanes = footage, schedule, lanes
         self._length, self._start, self._stop = length, start, stop
+        self._begin, self._end = part
 
     def __iter__(self) -> Iterator[Rows]:
         worker = get_worker_info()
@@ -59,7 +67,7 @@ class _LaneRows(IterableDataset[Rows]):
         plans = [self._schedule.segments(lane, self._length, self._start) for lane in lanes]
         try:
             for _ in count() if self._stop is None else range(self._start, self._stop):
-                rows = [lane.segment(next(plan), self._length) for lane, plan in zip(readers, plans, strict=True)]
+                rows = [self._read(lane, next(plan)) for lane, plan in zip(readers, plans, strict=True)]
                 yield Rows(Batch.woven(rows), None, dict(troubles.listed))
         except TTTStreamError as error:  # sent, not raised: raising here would add a traceback to its message
             yield Rows(None, error, dict(troubles.listed))
@@ -67,11 +75,18 @@ class _LaneRows(IterableDataset[Rows]):
             for reader in readers:
                 reader.close()
 
+    def _read(self, lane: Lane, pieces: list[Piece]) -> Batch:
+        """The part of a segment that is wanted, and the frame after it where there is one."""
+        more = min(self._end + 1, self._length)
+        row = lane.segment(within(pieces, self._begin, more), more - self._begin)
+        return row.part(0, self._end - self._begin)
+
 
 class LaneLoader:
     """Batches of segments, row b going on with lane b; knows at which step it stands, and goes on there when told.
 
-    lanes: those of this process. length: frames in a segment. steps: batches of one pass (`iter`).
+    lanes: those of this process. length: frames in a segment. part: the frames [begin, end) of each segment that this
+    process reads, all unless given. steps: batches of one pass (`iter`).
     workers: processes, 0 for none; they change nothing in the result. prefetch: batches that each reads ahead.
     endless: passes go on where the last one stopped, and workers read ahead meanwhile; else each pass begins anew.
     bad: videos that could not be read to their end, and why.
@@ -85,12 +100,15 @@ class LaneLoader:
         *,
         length: int,
         steps: int,
+        part: tuple[int, int] | None = None,
         workers: int = 0,
         prefetch: int = 2,
         endless: bool = True,
         pin: bool = False,
     ) -> None:
-        self._make = lambda start: _LaneRows(footage, schedule, lanes, length, start, None if endless else steps)
+        self._make = lambda start: _LaneRows(
+            footage, schedule, lanes, length, start, None if endless else steps, part or (0, length)
+        )
         self.lanes, self.steps, self.workers, self.endless = lanes, steps, min(workers, len(lanes)), endless
         self._prefetch, self._pin = prefetch, pin
         self._step = 0

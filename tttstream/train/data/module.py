@@ -23,6 +23,7 @@ from tttstream.train.data.split import cut, shared
 from tttstream.train.data.transforms import fitted
 from tttstream.train.data.video import PyAV
 from tttstream.train.given import missing
+from tttstream.train.place import place
 
 SIZE = 128
 
@@ -35,7 +36,8 @@ class VideoData(LightningDataModule):
     """Batches of segments from lanes of video, see Batch.
 
     train, val, test: what to show. Where val or test is None and fractions are given, they are cut from train by file.
-    size: side of the frames, 128 unless given; on the command line that of the model. length: frames in a segment, T.
+    size: side of the frames, 128 unless given; on the command line that of the model. length: frames in a
+    segment, T (of all ranks together that share one in time).
     batch_size: lanes in each process, B.
     window: how much of a clip a visit shows in training; eval_window: in validation and test, where every clip comes
         once. Whole clips need their lengths beforehand: all files are opened once when the run starts.
@@ -102,6 +104,9 @@ class VideoData(LightningDataModule):
         self._loaders: dict[str, LaneLoader] = {}
         self._listed: set[str] = set()
         self._resume: dict[str, Any] | None = None
+
+    reads_parts = True
+    """Whether its batches are the part in time of this process alone, see `Place`."""
 
     @property
     def classes(self) -> list[str]:
@@ -179,7 +184,12 @@ class VideoData(LightningDataModule):
         footage = Footage(
             clips, window, self._decoder, self._transforms[not training], self.size, self._strict, training
         )
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        mine = place(self.trainer)
+        rank, world = mine.rows, mine.sets
+        if self.length < mine.parts:
+            raise DataError(
+                f"data: length is {self.length}, but {mine.parts} ranks share a segment: give as many frames"
+            )
         lanes = self.batch_size if training else min(self.batch_size, -(-len(clips) // world))
         rounds = None if training else 1
         schedule = Schedule(lengths, lanes * world, seed=self.seed, shuffle=training, rounds=rounds)
@@ -196,6 +206,7 @@ class VideoData(LightningDataModule):
             range(rank * lanes, (rank + 1) * lanes),
             length=self.length,
             steps=steps,
+            part=mine.frames(self.length),
             workers=self.workers,
             endless=training,
             pin=torch.cuda.is_available(),

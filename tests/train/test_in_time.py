@@ -1,0 +1,241 @@
+"""Segments cut in time over processes: gradients, lanes and losses are those of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tttstream.errors import ConfigError
+from tttstream.train.data import Batch, VideoData
+from tttstream.train.data.lanes import Piece, Visit, within
+from tttstream.train.in_time import InTime
+from tttstream.train.place import Place
+from tttstream.train.prediction import Prediction
+
+SCRIPT = """
+import json, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from conftest import MovingData
+from lightning.pytorch import Callback, Trainer
+from tttstream.models.frame import ModelConfig
+from tttstream.state import pack
+from tttstream.train.in_time import InTime
+from tttstream.train.prediction import Prediction
+
+folder, processes, ranks = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+memories = ("ttt_linear", "gated_delta")
+
+class Notes(Callback):
+    def __init__(self, stop):
+        self.losses, self.gradients, self.validated, self.stop = [], [], [], stop
+    def on_after_backward(self, trainer, module):
+        self.gradients.append([[] if p.grad is None else p.grad.flatten().tolist() for p in module.parameters()])
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        trainer.should_stop = len(self.losses) == self.stop
+    def on_validation_end(self, trainer, module):
+        metrics = trainer.callback_metrics.items()
+        self.validated.append({name: float(value) for name, value in metrics if "val/" in name})
+
+def run(memory, stop=None, resume=None):
+    torch.manual_seed(0)
+    task = Prediction(ModelConfig(size=16, patch=8, dim=16, depth=2, heads=2, memory=memory), lr=1e-3, warmup=0)
+    torch.nn.init.normal_(task.model.next_frame.change.weight, std=0.02)
+    notes = Notes(stop)
+    rows = 4 // (processes // ranks)
+    trainer = Trainer(
+        accelerator="cpu", devices=processes, max_steps=3, max_epochs=-1, logger=False, precision="64-true",
+        strategy=InTime(ranks, pieces=2) if processes > 1 else "auto", accumulate_grad_batches=2,
+        callbacks=[notes], enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        limit_val_batches=2, val_check_interval=4, num_sanity_val_steps=0, default_root_dir=folder,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(task, datamodule=MovingData(20, rows, 7), ckpt_path=resume)
+    return trainer, task, notes
+
+found = {}
+for memory in memories:
+    trainer, task, notes = run(memory)
+    found[memory] = {
+        "losses": notes.losses, "gradients": notes.gradients, "validated": notes.validated,
+        "state": pack(task._states["train"]).tolist(),
+    }
+if processes > 1:
+    trainer, _, _ = run("ttt_linear", 2)
+    trainer.save_checkpoint(folder / "two.ckpt")
+    found["resumed"] = run("ttt_linear", None, folder / "two.ckpt")[2].losses
+(folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(found))
+"""
+
+
+def run(folder: Path, processes: int, ranks: int) -> list[dict[str, Any]]:
+    """What each process found."""
+    folder.mkdir()
+    (folder / "train.py").write_text(SCRIPT)
+    words = [str(folder / "train.py"), str(Path(__file__).parent), str(folder), str(processes), str(ranks)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(tmp_path_factory.mktemp("one") / "run", 1, 1)[0]
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Two sets of lanes, each over two ranks in time."""
+    return run(tmp_path_factory.mktemp("mesh") / "run", 4, 2)
+
+
+def same(left: Any, right: Any, tolerance: float) -> None:
+    a, b = torch.tensor(left, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)
+    largest = float(b.abs().max()) if b.numel() else 0.0
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1e-3, largest))
+
+
+@pytest.mark.parametrize("memory", ["ttt_linear", "gated_delta"])
+def test_rows_and_time(one: dict[str, Any], mesh: list[dict[str, Any]], memory: str) -> None:
+    """Processes 0 and 1 share the first two lanes in time, 2 and 3 the others; seven frames are three and four.
+
+    Every second gradient is that of an optimiser step, which all processes share; pixels are float32.
+    """
+    true = one[memory]
+    assert len(true["gradients"]) == 6
+    for number, rank in enumerate(mesh):
+        got = rank[memory]
+        for left, right in zip(got["gradients"][1::2], true["gradients"][1::2], strict=True):
+            for a, b in zip(left, right, strict=True):
+                same(a, b, 1e-10)
+        same(got["losses"], true["losses"], 1e-6)
+        rows = number // 2
+        same(got["state"], true["state"][2 * rows : 2 * rows + 2], 1e-10)
+
+
+def test_a_validation_measures_every_frame_once(one: dict[str, Any], mesh: list[dict[str, Any]]) -> None:
+    true = one["ttt_linear"]["validated"]
+    assert true
+    for rank in mesh:
+        for got, expected in zip(rank["ttt_linear"]["validated"], true, strict=True):
+            assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_a_resume_goes_on(mesh: list[dict[str, Any]]) -> None:
+    """Not bit for bit: Lightning reads weights of float64 into float32 before it converts them."""
+    for rank in mesh:
+        assert rank["resumed"] == pytest.approx(rank["ttt_linear"]["losses"][2:], rel=1e-6)
+
+
+def test_a_part_of_a_batch() -> None:
+    frames = torch.arange(5, dtype=torch.uint8).view(1, 5, 1, 1, 1).expand(1, 5, 3, 2, 2)
+    counts = torch.arange(5)[None]
+    whole = Batch(frames, counts == 3, counts, counts, counts, counts, counts >= 0)
+    first, last = whole.part(0, 3), whole.part(3, 5)
+    assert first.frame.tolist() == [[0, 1, 2]]
+    assert last.frame.tolist() == [[3, 4]]
+    assert first.after is not None
+    assert first.follows is not None
+    assert first.after[0, 0, 0, 0, 0] == 3
+    assert not first.follows  # the frame after it begins another video
+    assert last.after is last.follows is None
+
+
+def test_pieces_within_a_part() -> None:
+    a, b = Visit(0, 0, 0), Visit(1, 1, 1)
+    pieces = [Piece(a, 10, 14), Piece(b, 0, 3)]
+    assert within(pieces, 0, 7) == pieces
+    assert within(pieces, 2, 5) == [Piece(a, 12, 14), Piece(b, 0, 1)]
+    assert within(pieces, 4, 7) == [Piece(b, 0, 3)]
+    assert within(pieces, 7, 9) == []
+
+
+def test_places() -> None:
+    assert [Place(0, 1, part, 3).frames(7) for part in range(3)] == [(0, 2), (2, 4), (4, 7)]
+    assert Place().frames(5) == (0, 5)
+
+
+def test_reading_parts_is_reading_the_whole(tmp_path: Path) -> None:
+    """The frames that the data of two ranks read are those of one process, and the one after each part is there."""
+    from tttstream.train.data import Walks
+
+    def batches(part: int, parts: int) -> list[Batch]:
+        data = VideoData(Walks(count=3, seed=1), size=16, length=5, batch_size=2, workers=0, steps=2)
+        data.trainer = type("Run", (), {"strategy": type("S", (), {"place": Place(0, 1, part, parts)})()})()
+        return list(data.loader("train"))
+
+    for whole, first, last in zip(batches(0, 1), batches(0, 2), batches(1, 2), strict=True):
+        assert torch.equal(torch.cat([first.frames, last.frames], 1), whole.frames)
+        assert torch.equal(torch.cat([first.reset, last.reset], 1), whole.reset)
+        assert torch.equal(first.after, whole.frames[:, 2:3])
+        assert torch.equal(first.follows, ~whole.reset[:, 2:3])
+        assert last.after is None
+
+
+def test_mistakes(trainer: Any, moving: Any, tiny: Any) -> None:
+    with pytest.raises(ConfigError, match="ranks and pieces of at least 1"):
+        InTime(0)
+    with pytest.raises(ConfigError, match="horizon 3"):
+        Prediction(tiny(), horizon=3).go_along(None)  # type: ignore[arg-type]
+    strategy = InTime(3)
+    strategy.cluster_environment = type("Two", (), {"world_size": lambda _: 2, "global_rank": lambda _: 0})()
+    with pytest.raises(ConfigError, match="2 processes are no multiple of 3"):
+        _ = strategy.place
+
+
+def started(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """`tttstream fit` of a tiny model on camera walks, in time over two processes."""
+    pieces = ("trainer/fast", "trainer/time", "model/tiny", "data/walk", "task/prediction")
+    given = [
+        *(sys.executable, "-m", "tttstream", "fit", *(f"--config={name}" for name in pieces)),
+        *("--trainer.val_check_interval=1", "--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0"),
+        *("--trainer.max_time=null", "--model.dim=16", "--data.init_args.batch_size=2", "--data.init_args.length=4"),
+        *("--data.init_args.workers=0", "--trainer.enable_progress_bar=false", *words),
+    ]
+    return subprocess.Popen(given, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.soak
+def test_the_command(tmp_path: Path) -> None:
+    run = started(tmp_path, "--trainer.max_steps=2")
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, said[-3000:]
+    left = {path.name for path in (tmp_path / "out" / "train" / "version_0").iterdir()}
+    assert {"checkpoints", "config.yaml", "metrics.csv", "model", "best"} <= left
+
+
+def test_a_rank_that_is_killed(tmp_path: Path) -> None:
+    """The run ends with an error, and soon; nobody waits for the one that has gone."""
+    run = started(tmp_path, "--trainer.max_steps=1000000")
+    log, limit = tmp_path / "out" / "train" / "version_0" / "metrics.csv", time.monotonic() + 150
+    while not log.exists() and run.poll() is None and time.monotonic() < limit:
+        time.sleep(0.2)
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(run.pid)], capture_output=True, text=True)
+    (other,) = [int(pid) for pid in listed.stdout.split() if Path(f"/proc/{pid}").exists()][:1]
+    os.kill(other, signal.SIGKILL)
+    begun = time.monotonic()
+    said, _ = run.communicate(timeout=100)
+    assert run.returncode not in (0, None), said[-3000:]
+    assert time.monotonic() - begun < 60
+
+
+@pytest.mark.soak
+def test_a_task_that_cannot(tmp_path: Path) -> None:
+    run = started(tmp_path, "--trainer.max_steps=2", "--task.init_args.horizon=2")
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode == 2, said[-3000:]
+    assert "time: expected a horizon of 1" in said
+    assert "Traceback" not in said

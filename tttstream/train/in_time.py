@@ -1,0 +1,123 @@
+"""Training on segments longer than one device holds: a strategy for Lightning that cuts them in time over ranks."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from torch import distributed as dist
+
+from tttstream.errors import ConfigError
+from tttstream.ranks import Line, Relay
+from tttstream.train.data.batch import Batch
+from tttstream.train.place import Place
+from tttstream.train.task import StreamTask
+
+NAME = "time"
+
+
+class InTime(DDPStrategy):
+    """Several processes share each segment in time, and their memories hand states along; DDP over rows on top.
+
+    Processes k * ranks to (k + 1) * ranks - 1 have the same lanes, each another part of `data.length` frames; the next
+    ones have other lanes, as in DDP. Gradients are those of one process that has all lanes and whole segments.
+
+    Args:
+        ranks: processes that share a segment; None for all of them.
+        pieces: in how many pieces the rows of a batch go through the model, see `Relay`; no more than there are rows.
+        scan: see `Relay`.
+        wait: seconds after which a rank that does not answer ends the run.
+        options: of DDPStrategy.
+
+    Raises ConfigError for a task that cannot be cut in time, and where the processes are no multiple of `ranks`.
+    """
+
+    strategy_name = NAME
+
+    def __init__(
+        self, ranks: int | None = None, pieces: int = 4, scan: bool = True, wait: float = 600.0, **options: Any
+    ) -> None:
+        super().__init__(**{"timeout": timedelta(seconds=wait), **options})
+        if (ranks is not None and ranks < 1) or pieces < 1 or wait <= 0:
+            raise ConfigError(
+                f"time: expected ranks and pieces of at least 1 and a wait above 0, got {ranks}, {pieces}, {wait}"
+            )
+        self._ranks, self._pieces, self._scan = ranks, pieces, scan
+        self._relay: Relay | None = None
+        self.line: Line | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where this process stands."""
+        world = self.world_size
+        parts = self._ranks or world
+        if world % parts:
+            raise ConfigError(f"time: {world} processes are no multiple of {parts} ranks in time")
+        return Place(self.global_rank // parts, world // parts, self.global_rank % parts, parts)
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Rows are dealt to sets of ranks."""
+        return {"num_replicas": self.place.sets, "rank": self.place.rows}
+
+    def setup_distributed(self) -> None:
+        """Make the lines, after the processes have met."""
+        mine = self.place
+        super().setup_distributed()
+        for rows in range(mine.sets):  # every process makes every group, in the same order
+            group = dist.new_group(list(range(rows * mine.parts, (rows + 1) * mine.parts)), timeout=self._timeout)
+            if rows == mine.rows:
+                self.line = Line(cast(dist.ProcessGroup, group))
+
+    def setup(self, trainer: Trainer) -> None:
+        """Prepare the task, before DDP takes it."""
+        task: Any = self.lightning_module
+        assert self.line is not None
+        if not isinstance(task, StreamTask):
+            raise ConfigError(f"time: expected a StreamTask, got {type(task).__name__}")
+        task.go_along(self.line)
+        self._relay = Relay(task.model, self.line, self._pieces, self._scan)
+        super().setup(trainer)
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """This rank's part of a batch, where the data does not read parts alone."""
+        data: Any = self.lightning_module and self.lightning_module.trainer
+        if isinstance(batch, Batch) and not getattr(data.datamodule, "reads_parts", False):
+            length, mine = batch.frames.shape[1], self.place
+            if length < mine.parts:
+                raise ConfigError(f"time: a segment of {length} frames cannot be cut into {mine.parts} parts")
+            batch = batch.part(*mine.frames(length))
+        return super().batch_to_device(batch, device, dataloader_idx)
+
+    def _handing(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._relay is None else self._relay
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """With memories that hand their states along."""
+        with self._handing():
+            return super().training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """See `training_step`."""
+        with self._handing():
+            return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """See `training_step`."""
+        with self._handing():
+            return super().test_step(*args, **kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """See `training_step`."""
+        with self._handing():
+            return super().predict_step(*args, **kwargs)
+
+
+def register() -> None:
+    """Let `--trainer.strategy=time` mean this strategy."""
+    if NAME not in StrategyRegistry:
+        StrategyRegistry.register(NAME, InTime, description=InTime.__doc__)

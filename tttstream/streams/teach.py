@@ -179,8 +179,8 @@ class TeachStream(Session):
 
     def _seen(self, evidence: Tensor, boxes: Tensor, height: int, width: int) -> tuple[list[Found], float]:
         """evidence [n, L] of the windows boxes [n, 4] -> what is in view, and the probability that nothing is."""
-        share = torch.cat([evidence, torch.zeros_like(evidence[:, :1])], -1).softmax(-1)[:, :-1]
-        best, at = share.amax(0), evidence.argmax(0)
+        most, at = evidence.max(0)
+        best = (most - self.model.config.search).sigmoid()
         found = []
         for label, place in self._places.items():
             probability = float(best[place])

@@ -23,7 +23,8 @@ CELL = 32  # pixels: the sides of the picture that the encoder sees are multiple
 class TeachConfig:
     """size: short side of the picture that the encoder sees, in pixels. encoder: its name, see `tttstream.encoders`.
     strides: of its maps. keys: width of a key. labels: how many things can be known at the same time. horizon: examples
-    after which a thing is known by the last ones. certain: the probability from which a thing counts as seen."""
+    after which a thing is known by the last ones. search: the evidence in the best of all windows of a frame with which
+    a thing is as likely in view as not. certain: the probability from which a thing counts as in view."""
 
     size: int = 256
     encoder: str = "efficientnet_lite0"
@@ -31,7 +32,8 @@ class TeachConfig:
     keys: int = 128
     labels: int = 128
     horizon: int = 1000
-    certain: float = 0.97
+    search: float = 3.6
+    certain: float = 0.5
 
 
 class TeachModel(SavedModel):
@@ -43,7 +45,7 @@ class TeachModel(SavedModel):
 
     FORMAT, CONFIG = "tttstream.teach/1", TeachConfig
     USE = "teach VIDEO"
-    SETTINGS = ("size", "horizon", "certain")
+    SETTINGS = ("size", "horizon", "search", "certain")
     mean: Tensor
     deviation: Tensor
 

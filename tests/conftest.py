@@ -15,7 +15,7 @@ from hypothesis import settings
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tttstream.models.masks import MixtureModel
+    from tttstream.models.masks import MixtureModel, TargetModel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,6 +81,28 @@ def make_mask_model() -> Callable[..., MixtureModel]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture
+def make_target_model() -> Callable[..., TargetModel]:
+    """Makes a small model with an untrained encoder, every parameter moved a little; options are those of
+    TargetConfig."""
+
+    from tttstream.models.masks import TargetConfig, TargetModel
+
+    small = TargetConfig(key=8, hidden=12, channels=8, inside=12, outside=20, size=32)
+
+    def make(dtype: torch.dtype = torch.float64, **options: Any) -> TargetModel:
+        torch.manual_seed(0)
+        model = TargetModel(replace(small, **options))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if not name.startswith("encoder."):
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+            model.spread.fill_(0.05)
         return model.to(dtype).eval()
 
     return make

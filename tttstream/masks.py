@@ -9,7 +9,16 @@ import torch
 
 from tttstream.io.mask_files import VOID, read_mask
 from tttstream.models import load_as
-from tttstream.models.masks import MaskOutput, MixtureConfig, MixtureModel, MixtureState, Propagator
+from tttstream.models.masks import (
+    MaskOutput,
+    MixtureConfig,
+    MixtureModel,
+    MixtureState,
+    Propagator,
+    TargetConfig,
+    TargetModel,
+    TargetState,
+)
 from tttstream.streams.masks import MaskResult, MaskStream
 
 __all__ = [
@@ -21,6 +30,9 @@ __all__ = [
     "MixtureModel",
     "MixtureState",
     "Propagator",
+    "TargetConfig",
+    "TargetModel",
+    "TargetState",
     "load",
     "read_mask",
     "save",

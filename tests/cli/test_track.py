@@ -11,14 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from tttstream.cli.given import Given
 from tttstream.cli.main import main
-from tttstream.cli.track import read_mask
 from tttstream.errors import ConfigError, SourceError
 from tttstream.io import mask_files
 from tttstream.masks import MixtureConfig, MixtureModel
 from tttstream.views.masks import mask_image, palette
 
 FRAMES, HEIGHT, WIDTH = 6, 36, 52
+
+
+def read_mask(path: Path) -> Given:
+    return Given.read([(0, path)])
 
 
 @pytest.fixture
@@ -102,7 +106,29 @@ def test_another_mask_than_the_one_it_began_with_is_refused(work: Path, capsys: 
     words = ["--no-overlay", "--max-frames", "2"]
     assert track(work, "--first-mask", str(work / "palette.png"), *words, "--save-state", str(work / "state")) == 0
     assert track(work, "--first-mask", str(work / "colour.png"), *words, "--load-state", str(work / "state")) == 2
-    assert "shows the objects [1, 2], the stream" in capsys.readouterr().err
+    assert "show the objects [1, 2], the stream" in capsys.readouterr().err
+
+
+def test_objects_are_added_and_corrected_on_the_way(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    later = np.zeros((HEIGHT, WIDTH), np.uint8)
+    later[22:34, 27:39] = 9
+    mask_image(later, palette()).save(work / "later.png")
+    words = ["--mask", f"3:{work / 'later.png'}", "--box", "4:5,6,20,20", "--no-overlay"]
+    assert track(work, "--first-mask", str(work / "palette.png"), *words) == 0
+    masks = [np.asarray(Image.open(path)) for path in sorted((work / "out" / "masks").iterdir())]
+    assert ((masks[3] == 9) == (later == 9)).all()
+    assert not any((mask == 9).any() for mask in masks[:3])
+    assert not any((mask == 10).any() for mask in masks[:4])
+    ys, xs = np.nonzero(masks[4] == 10)
+    assert len(ys) > 0
+    assert 6 <= ys.min() <= ys.max() < 26
+    assert 5 <= xs.min() <= xs.max() < 25
+    summary = json.loads((work / "out" / "summary.json").read_text())
+    assert summary["objects"] == [2, 7, 9, 10]
+    assert summary["boxes"] == [[4, 5, 6, 20, 20]]
+    assert track(work, "--box", "0:5,6,20,20", "--no-overlay") == 0
+    assert json.loads((work / "out" / "summary.json").read_text())["objects"] == [1]
+    capsys.readouterr()
 
 
 BOXES = (np.s_[8:20, 6:18], np.s_[22:34, 30:42])
@@ -171,11 +197,12 @@ def test_objects_of_a_colour_mask_keep_their_colours(work: Path) -> None:
 
 def test_masks_of_all_kinds_say_the_same(work: Path) -> None:
     indexed, coloured, grey = (read_mask(work / f"{name}.png") for name in ("palette", "colour", "grey"))
-    assert np.array_equal(indexed.labels > 0, coloured.labels > 0)
+    (_, numbers), (_, colours), (_, one) = (given.masks[0] for given in (indexed, coloured, grey))
+    assert np.array_equal(numbers > 0, colours > 0)
     assert indexed.numbers == [2, 7]
     assert coloured.numbers == [1, 2]
     assert grey.numbers == [1]
-    assert np.array_equal(grey.labels == 1, indexed.labels == 1)
+    assert np.array_equal(one == 1, numbers == 1)
 
 
 def test_images_that_are_no_masks(tmp_path: Path) -> None:
@@ -208,6 +235,9 @@ def test_images_that_are_no_masks(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ([], "Give --first-mask"),
+        (["--box", "0:60,60,5,5"], "--box 0: the box 60, 60, 5, 5 (x, y, width, height) has no pixel"),
+        (["--mask", "9:grey.png"], "frame 9 has a mask or box"),
+        (["--mask", "0:grey.png", "--first-mask", "grey.png"], "frame 0 has two masks"),
         (["--first-mask", "small.png"], "the frames are 52x36"),
         (["--first-mask", "turned.png"], "turned upright?"),
         (["--first-mask", "mask.jpg"], "keep masks as PNG"),
@@ -230,6 +260,15 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not (work / "out").exists()
 
 
+@pytest.mark.parametrize("options", [["--mask", "grey.png"], ["--mask", "x:grey.png"], ["--box", "0:1,2,3"]])
+def test_frames_and_boxes_that_cannot_be_read(
+    work: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        track(work, *options)
+    assert "expected FRAME:" in capsys.readouterr().err
+
+
 def test_watch_still_follows_masks_and_points_to_track(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mask, frames = ["--first-mask", str(work / "grey.png"), "--out", str(work / "out")], str(work / "frames")
     words = ["--model", str(work / "model"), *mask]
@@ -248,7 +287,7 @@ def test_watch_still_follows_masks_and_points_to_track(work: Path, capsys: pytes
 def test_a_model_of_frames_follows_no_mask(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--first-mask", str(work / "grey.png"), "--model", "base", "--out", str(work / "out")]
     assert main(["track", str(work / "frames"), *words]) == 2
-    assert "base is a FrameModel, expected a MixtureModel" in capsys.readouterr().err
+    assert "base is a FrameModel, expected a Propagator" in capsys.readouterr().err
 
 
 def test_the_palette_is_that_of_davis() -> None:

@@ -14,9 +14,12 @@ Make = Callable[..., MixtureModel]
 Clip = Callable[..., tuple[Tensor, Tensor]]
 
 
+@pytest.mark.parametrize("kind", ["make_mask_model", "make_target_model"])
 @pytest.mark.parametrize("method", METHODS)
-def test_masks_come_at_the_size_of_the_images(make_mask_model: Make, mask_clip: Clip, method: str) -> None:
-    model, (frames, masks) = make_mask_model(torch.float32), mask_clip(1, 4)
+def test_masks_come_at_the_size_of_the_images(
+    request: pytest.FixtureRequest, mask_clip: Clip, method: str, kind: str
+) -> None:
+    model, (frames, masks) = request.getfixturevalue(kind)(torch.float32), mask_clip(1, 4)
     images = list((255 * frames[0]).byte().permute(0, 2, 3, 1).numpy())
     images = [np.pad(image, ((0, 5), (0, 9), (0, 0))) for image in images]
     first = (masks[0, 0] * torch.tensor([1.0, 2.0])[:, None, None]).sum(0).byte().numpy()

@@ -1,4 +1,4 @@
-"""`tttstream track`: follow the objects that a mask on the first frame shows, through a video or a camera."""
+"""`tttstream track`: follow the objects that masks and boxes show, through a video or a camera."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import argparse
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from tttstream.cli import arguments
-from tttstream.errors import ConfigError, ShapeError
-from tttstream.io import mask_files
+from tttstream.cli.given import Box, Given, box_at, mask_at
+from tttstream.errors import ConfigError
 from tttstream.io.names import shown
 
 if TYPE_CHECKING:
@@ -25,12 +22,13 @@ if TYPE_CHECKING:
     from tttstream.views.overlay import Picture
 
 OUT = "track-results"
-MOST = 255  # objects of a MaskStream
 EPILOG = f"""\
 SOURCE is what `tttstream watch` takes: a video file or URL, a folder of images, a camera number, - for a pipe.
 
-DIR holds masks (images with the numbers of the first mask), overlay.mp4, frames.jsonl and summary.json. FILE is as
-large as the first frame, PNG or another image without loss. Grey and palette images number the objects, 0 is the
+Frames are numbered from 0. A box says less than a mask: the object's outline in it is looked for by its colours.
+
+DIR holds masks (images with the numbers of the given masks), overlay.mp4, frames.jsonl and summary.json. FILE is as
+large as its frame, PNG or another image without loss. Grey and palette images number the objects, 0 is the
 background, and 255 in 8 bits is void (unknown) unless 0 and 255 are all there is: then it is the object. In RGB each
 colour is an object, black the background. What is transparent is background. JPEG and smoothed edges are refused. All
 of it: docs/masks.md.
@@ -46,9 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a video, a folder of images or a camera")
-    add("--first-mask", metavar="FILE", type=arguments.path, help="an image of the objects to follow")
-    known = "a mask model by name or from its folder (default: mask)"
-    add("--model", metavar="DIR|NAME", type=arguments.model, default="mask", help=known)
+    add("--first-mask", metavar="FILE", type=arguments.path, help="the objects to follow: short for --mask 0:FILE")
+    known = "objects that a frame shows: added there, or corrected; may be given again"
+    add("--mask", metavar="FRAME:FILE", type=mask_at, action="append", help=known)
+    known = "another object, in this box of a frame, in pixels; may be given again"
+    add("--box", metavar="FRAME:x,y,w,h", type=box_at, action="append", help=known)
+    known = "a mask model by name or from its folder (default: track)"
+    add("--model", metavar="DIR|NAME", type=arguments.model, default="track", help=known)
     arguments.add_run(parser, size="short side in pixels at which the model sees the frames")
 
 
@@ -60,8 +62,11 @@ def run(args: argparse.Namespace) -> int:
 
 def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
     """Follow the objects through one source; returns the exit code."""
-    if args.first_mask is None and args.load_state is None:
-        raise ConfigError("which objects? Give --first-mask FILE, an image as large as the first frame")
+    files, boxes = masks_of(args), getattr(args, "box", None) or []
+    if not files and not boxes and args.load_state is None:
+        raise ConfigError(
+            "which objects? Give --first-mask FILE, an image as large as the first frame, or --box 0:x,y,w,h"
+        )
     import torch
 
     from tttstream.cli.loop import claimed, opened, recorded
@@ -73,108 +78,71 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
     with ExitStack() as stack:
         window = claimed(args, stack)
         source = stack.enter_context(opened(spec, args))
-        stream, first = start(args, source)
+        stream, given = start(args, source, files, boxes)
+        if source.frames is not None and given.last >= source.frames:
+            raise ConfigError(f"frame {given.last} has a mask or box, but {spec} has {source.frames} frames, from 0 on")
         endless = source.frames is None and args.max_frames is None
-        recorder = MaskRecorder(out, source, first.numbers, first.colours, video=not args.no_overlay, endless=endless)
+        recorder = MaskRecorder(out, source, given.numbers, given.colours, video=not args.no_overlay, endless=endless)
         interrupt = stack.enter_context(Interrupt())
-        step = step_of(stream, first, recorder, args)
-        more = {"first_mask": None if args.first_mask is None else str(args.first_mask), "objects": first.numbers}
+        step = step_of(stream, given, recorder)
+        first = next((str(path) for frame, path in files if frame == 0), None)
+        more = {
+            "first_mask": first,
+            "masks": {str(frame): str(path) for frame, path in files},
+            "boxes": [[frame, *box] for frame, box in boxes],
+            "objects": given.numbers,
+        }
         summary = recorded(spec, source, stream, step, recorder, window, interrupt, args, more)
     latency = summary["latency_ms"]
     print(
         f"{shown(spec)}: {summary['frames']} frames{', interrupted' if summary['interrupted'] else ''}, "
         f"{summary['fps']:.1f} fps, latency {latency['p50']:.0f} ms (p95 {latency['p95']:.0f}), "
-        f"{len(first.numbers)} object{'s' if len(first.numbers) > 1 else ''}, state {size_text(stream.state_bytes)}"
+        f"{len(given.numbers)} object{'s' if len(given.numbers) > 1 else ''}, state {size_text(stream.state_bytes)}"
     )
+    if given.last >= 0:
+        print(f"tttstream: frame {given.last} did not come: its mask or box was not used", file=sys.stderr)
     if out is not None:
         print(shown(f"results: {out} ({', '.join(recorder.written)})"))
     return 0
 
 
-class FirstMask(NamedTuple):
-    """What a mask says: labels [H, W], 1 … for the objects, VOID where nobody knows; the number of each object in the
-    file, which it keeps in what is written; and the colours of numbers, [256, 3], as far as they are written in 8 bits.
-    """
-
-    labels: NDArray[np.int16]
-    numbers: list[int]
-    colours: NDArray[np.uint8]
-
-    @classmethod
-    def saved(cls, stream: MaskStream) -> FirstMask:
-        """Of a stream that was saved: its objects, and no pixels."""
-        from tttstream.views.masks import palette
-
-        return cls(np.zeros((0, 0), np.int16), stream.numbers, palette())
+def masks_of(args: argparse.Namespace) -> list[tuple[int, Path]]:
+    """The files of masks and their frames, --first-mask among them."""
+    first = [] if args.first_mask is None else [(0, args.first_mask)]
+    return [*first, *(getattr(args, "mask", None) or [])]
 
 
-def read_mask(path: Path) -> FirstMask:
-    """Read the mask of a first frame, by the rule of `tttstream.io.mask_files`."""
-    from tttstream.views.masks import palette
-
-    mask = mask_files.read_mask(path)
-    places, numbers = mask_files.compact(mask.labels)
-    void = bool((places == mask_files.VOID).any())
-    if not numbers:
-        raise ConfigError(
-            f"--first-mask {path} shows no object: every pixel is 0 (black)" + (" or void" if void else "")
-        )
-    if len(numbers) > MOST:
-        raise ConfigError(f"--first-mask {path} shows {len(numbers)} objects, at most {MOST} can be followed")
-    if void:
-        print(f"tttstream: --first-mask {path}: 255 is void (unknown), no object", file=sys.stderr)
-    colours = palette()
-    for own, colour in mask.colours.items():
-        if own < len(colours):
-            colours[own] = colour
-    return FirstMask(places, numbers, colours)
-
-
-def start(args: argparse.Namespace, source: Source) -> tuple[MaskStream, FirstMask]:
+def start(
+    args: argparse.Namespace, source: Source, files: list[tuple[int, Path]], boxes: list[tuple[int, Box]]
+) -> tuple[MaskStream, Given]:
     """The stream, fresh or as it was saved, and what it is to follow."""
     from tttstream.models import load_as
-    from tttstream.models.masks import MixtureModel
+    from tttstream.models.masks import Propagator
     from tttstream.streams import MaskStream, Saved
 
-    model = load_as(MixtureModel, args.model)
+    model: Propagator[Any] = load_as(Propagator, args.model)  # type: ignore[type-abstract]
+    given = Given.read(files, boxes) if files or boxes else None
     if args.load_state is None:
-        first = read_mask(args.first_mask)
-        stream = MaskStream(model, objects=len(first.numbers), size=args.size)
-        stream.numbers = first.numbers
+        assert given is not None
+        stream = MaskStream(model, objects=len(given.numbers), size=args.size)
+        stream.numbers = given.numbers
     else:
         stream = MaskStream(model, size=args.size)
         stream.load(args.load_state, source if Saved(args.load_state).source == source.name else None)
-        first = FirstMask.saved(stream)
-        if args.first_mask is not None:
-            first = read_mask(args.first_mask)._replace(labels=first.labels)
-        if first.numbers != stream.numbers:
+        if given is not None and given.numbers != stream.numbers:
             raise ConfigError(
-                f"--first-mask shows the objects {first.numbers}, the stream in {args.load_state} follows "
-                f"{stream.numbers}: give the mask it began with, or leave it out"
+                f"the masks and boxes show the objects {given.numbers}, the stream in {args.load_state} follows "
+                f"{stream.numbers}: give those it began with, or leave them out"
             )
+        given = Given.saved(stream) if given is None else given.without_first()
     stream.learn = not args.no_learn
-    return stream, first
+    return stream, given
 
 
-def step_of(stream: MaskStream, first: FirstMask, recorder: MaskRecorder, args: argparse.Namespace) -> Step:
-    """How one frame is taken: with the mask until that was learned, then without."""
-    wanted = first.labels.size > 0
+def step_of(stream: MaskStream, given: Given, recorder: MaskRecorder) -> Step:
+    """How one frame is taken: with what is given of it."""
 
     def step(frame: Frame) -> tuple[Picture, None]:
-        nonlocal wanted
-        if wanted and frame.image.shape[:2] != first.labels.shape:
-            height, width = first.labels.shape
-            turned = (
-                " (is it of the video before it was turned upright?)"
-                if frame.image.shape[1::-1] == (height, width)
-                else ""
-            )
-            raise ShapeError(
-                f"--first-mask {args.first_mask} is {width}x{height} pixels, the frames are "
-                f"{frame.image.shape[1]}x{frame.image.shape[0]}: give a mask of the frames' own size{turned}"
-            )
-        result = stream.push(frame, first.labels if wanted else None)
-        wanted = False
-        return recorder.add(frame, result), None
+        return recorder.add(frame, stream.push(frame, given.take(frame))), None
 
     return step

@@ -98,7 +98,7 @@ class EfficientNetLite0(Encoder):
                 blocks.append(Block(width, stage, stage.stride if number == 0 else 1))
                 width = stage.width
             stages.append(nn.Sequential(*blocks))
-        super().__init__(nn.Sequential(*stages), strides, [127 / 255] * 3, [128 / 255] * 3)
+        super().__init__(nn.Sequential(*stages), strides, [127 / 255] * 3, [128 / 255] * 3, whole=head)
         self.head: nn.Sequential | None = None
         if head:
             parts = (

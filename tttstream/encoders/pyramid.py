@@ -21,7 +21,8 @@ class Encoder(nn.Module):
     the last map that is asked for do not run. Frames and maps are channels_last.
 
     model: stages [n, c, h, w] -> [n, c', h', w'] that run one after another. strides: pixels of a frame along the side
-    of a feature. mean, deviation: of colours in 0..1, as the weights expect them. widths: channels of each map.
+    of a feature. mean, deviation: of colours in 0..1, as the weights expect them. whole: keep
+    stages behind the last map that is asked for. widths: channels of each map.
     Raises ConfigError for a stride that no stage has.
     """
 
@@ -34,6 +35,8 @@ class Encoder(nn.Module):
         strides: Sequence[int],
         mean: Iterable[float] = MEAN,
         deviation: Iterable[float] = DEVIATION,
+        *,
+        whole: bool = False,
     ) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last).requires_grad_(False).eval()
@@ -47,6 +50,8 @@ class Encoder(nn.Module):
             raise ConfigError(f"encoder: strides are {list(strides)}, expected some of those it has: {known}")
         self.strides = tuple(strides)
         self._numbers = [last[stride] for stride in strides]
+        if isinstance(self.model, nn.Sequential) and not whole:
+            self.model = self.model[: max(self._numbers) + 1]
         self.widths = tuple(maps[number].shape[1] for number in self._numbers)
 
     def train(self, mode: bool = True) -> Encoder:

@@ -12,17 +12,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import ConfigError
-from tttstream.models.masks.networks import STRIDE
-from tttstream.models.masks.propagator import SURE, Propagator, moments, together
+from tttstream.models.masks.propagator import SURE, Propagator, together
+from tttstream.models.masks.target import TargetModel
 from tttstream.streams.masks import Labels, MaskStream
 
-NAMES = ("copy", "matching", "frozen", "untaught")
-"""copy: the first mask again and again. matching: each token takes the mask of the tokens most like it in the first
-and the previous frame, by the model's own keys. frozen: the memory learns the first frame only. untaught: it never
+NAMES = ("copy", "first", "matching", "frozen", "untaught")
+"""copy: the first mask again and again. first: each token takes the mask of the tokens most like it in the first frame,
+by the model's own keys; a TargetModel draws contours of its answers. matching: the same with the previous frame beside
+the first. frozen: the memory learns the first frame only. untaught: it never
 learns, its weights are the learned start."""
 
 METHODS = ("model", *NAMES)
 
+MATCHING = {"first": ("given",), "matching": ("given", "last")}
+"""By which memories of a TargetModel each baseline answers, see `TargetModel.only`."""
 NEAREST, SHARPNESS = 5, 20.0
 
 
@@ -32,13 +35,12 @@ def propagate(name: str, model: Propagator[Any], frames: Tensor, masks: Tensor) 
         if name == "copy":
             logits = together((2 * masks - 1) * SURE)
             return logits[:, None].expand(-1, frames.shape[1], -1, -1, -1)
-        if name == "matching":
-            return _matching(model, frames, masks)
+        if name in MATCHING and isinstance(model, TargetModel):
+            return _followed(model.only(*MATCHING[name]), frames, masks)
+        if name in MATCHING:
+            return _matching(model, frames, masks, "last" in MATCHING[name])
         if name == "frozen":
-            given = torch.zeros(*frames.shape[:2], masks.shape[1], dtype=torch.bool, device=frames.device)
-            given[:, 0] = masks.flatten(2).any(2)
-            every = F.pad(masks[:, None], (0, 0, 0, 0, 0, 0, 0, frames.shape[1] - 1))
-            return model(frames, masks=every, given=given, learn=False)[0].logits
+            return _followed(model, frames, masks, learn=False)
         if name == "untaught":
             state = model.init_state(len(frames), masks.shape[1])
             return model(frames, state._replace(seen=masks.flatten(2).any(2).to(state.seen)), learn=False)[0].logits
@@ -69,27 +71,30 @@ def follow(
     return [part.argmax(0).to(torch.uint8).numpy() for part in whole]
 
 
-def _matching(model: Propagator[Any], frames: Tensor, masks: Tensor) -> Tensor:
+def _followed(model: Propagator[Any], frames: Tensor, masks: Tensor, learn: bool = True) -> Tensor:
+    given = torch.zeros(*frames.shape[:2], masks.shape[1], dtype=torch.bool, device=frames.device)
+    given[:, 0] = masks.flatten(2).any(2)
+    state, logits = model.init_state(len(frames), masks.shape[1]), []
+    for t in range(frames.shape[1]):  # one by one: all frames' features at once would fill the memory
+        output, state = model(frames[:, t : t + 1], state, masks=masks[:, None], given=given[:, t : t + 1], learn=learn)
+        logits.append(output.logits)
+    return torch.cat(logits, 1)
+
+
+def _matching(model: Propagator[Any], frames: Tensor, masks: Tensor, last: bool) -> Tensor:
     pixels = frames.to(model.dtype) / (255.0 if frames.dtype == torch.uint8 else 1.0)
-    grid = [size // STRIDE for size in frames.shape[-2:]]
+    grid = [size // model.CELL for size in frames.shape[-2:]]
     logits = [together((2 * masks - 1) * SURE)]
     labels = F.interpolate(torch.cat([1 - masks.sum(1, keepdim=True), masks], 1), grid, mode="area").flatten(2).mT
-    first, *others = _keys(model, pixels).unbind(1)
+    first, *others = torch.stack([model.compared(row) for row in pixels]).unbind(1)
     previous = begun = (first, labels)
     for keys in others:
-        known, answers = torch.cat([begun[0], previous[0]], 1), torch.cat([begun[1], previous[1]], 1)
+        known, answers = (torch.cat([a, b], 1) if last else a for a, b in zip(begun, previous, strict=True))
         found = torch.cat([_vote(part, known, answers) for part in keys.split(1024, 1)], 1)
         previous = keys, found
         picture = F.interpolate(found.mT.unflatten(2, grid), frames.shape[-2:], mode="bilinear", align_corners=False)
         logits.append(picture.clamp(min=1e-6).log())
     return torch.stack(logits, 1)
-
-
-def _keys(model: Propagator[Any], pixels: Tensor) -> Tensor:
-    """Keys of all heads side by side, of length 1: [B, T, 3, H, W] -> [B, T, N, heads * D]."""
-    raw = torch.stack([model.encoder(frame, None).keys for frame in pixels.unbind(1)], 1)
-    first = moments(raw[:, 0])
-    return torch.stack([F.normalize(model.centred(keys, *first).flatten(2), dim=2) for keys in raw.unbind(1)], 1)
 
 
 def _vote(keys: Tensor, known: Tensor, answers: Tensor) -> Tensor:

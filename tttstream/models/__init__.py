@@ -18,7 +18,7 @@ from tttstream.models.frame import FrameModel, ModelConfig, Output
 from tttstream.models.hub import fetched, is_remote, push
 from tttstream.models.inserted import Inserted, insert
 from tttstream.models.map import MapModel
-from tttstream.models.masks import MixtureModel
+from tttstream.models.masks import MixtureModel, TargetModel
 from tttstream.models.teach import TeachModel
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 M = TypeVar("M", bound=SavedModel)
 
 KINDS: dict[str, type[SavedModel]] = {
-    kind.FORMAT: kind for kind in (FrameModel, Classifier, MapModel, MixtureModel, Inserted, TeachModel)
+    kind.FORMAT: kind for kind in (FrameModel, Classifier, MapModel, MixtureModel, TargetModel, Inserted, TeachModel)
 }
 """Every kind of model, by the format in its config.json."""
 
@@ -77,9 +77,9 @@ def load(name_or_folder: str | os.PathLike[str], *, seed: int = 0, size: int | N
     """A model from a folder that its `save` wrote, a trained one by its name, an untrained one by its size, or one of a
     hub by hf:OWNER/NAME or hf:OWNER/NAME@REVISION (the extra `hub`).
 
-    It is a FrameModel, a MapModel ("map"), a MixtureModel of masks ("mask"), a TeachModel of things ("teach"), or a
-    Classifier. size: side of the pictures (of masks and things, the short side), that of training unless given; a map
-    has one size. seed: of an untrained model's weights.
+    It is a FrameModel, a MapModel ("map"), a TargetModel or MixtureModel of masks ("track", "mask"), a TeachModel of
+    things ("teach"), or a Classifier. size: side of the pictures (of masks and things, the short side), that of
+    training unless given; a map has one size. seed: of an untrained model's weights.
 
     Raises CheckpointError where there is no such model, or where the files do not fit together; ConfigError for a size
     that does not fit.

@@ -49,12 +49,12 @@ class MaskResult:
 class MaskStream(Session):
     """A mask model that follows objects through one stream.
 
-    model: a MixtureModel. objects: how many it can follow at the same time. size: short side in pixels
+    model: a TargetModel or MixtureModel. objects: how many it can follow at the same time. size: short side in pixels
     at which it looks at the frames, the model's own unless given. learn: whether the memory learns from the masks
     it predicts. numbers: what the objects 1, 2 … are called in the files of their masks; kept for who writes files,
     and with a saved stream.
 
-    >>> stream = MaskStream(tttstream.models.load("mask"))
+    >>> stream = MaskStream(tttstream.models.load("track"))
     >>> result = stream.push(first_frame, mask=first_mask)
     >>> for frame in the_others:
     ...     result = stream.push(frame)

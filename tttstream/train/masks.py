@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from tttstream.errors import ConfigError
 from tttstream.evaluation.mask_baselines import NAMES, propagate
 from tttstream.io.mask_files import VOID
-from tttstream.models.masks.mixture import MixtureConfig, MixtureModel, MixtureState
-from tttstream.models.masks.networks import STRIDE
-from tttstream.models.masks.propagator import MaskOutput
+from tttstream.models.masks import MaskOutput, MixtureConfig, MixtureModel, Propagator, TargetConfig, TargetModel
+from tttstream.sources.photographs import NAMES as PHOTOGRAPHS
+from tttstream.sources.photographs import photograph
 from tttstream.train.task import StreamTask, named, not_negative
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class MaskPropagation(StreamTask):
     """
 
     FLOOR = 0.02
-    model: MixtureModel
+    model: Propagator[Any]
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class MaskPropagation(StreamTask):
         weight_decay: float = 0.01,
         warmup: int = 50,
     ) -> None:
-        super().__init__(MixtureModel(network), lr=lr, weight_decay=weight_decay, warmup=warmup)
+        super().__init__(self.built(network), lr=lr, weight_decay=weight_decay, warmup=warmup)
         not_negative(forced=forced)
         if objects < 1:
             raise ConfigError(f"masks: expected objects of at least 1, got {objects}")
@@ -84,6 +84,11 @@ class MaskPropagation(StreamTask):
             raise ConfigError(f"masks: expected slots of at least 1, got {slots}")
         self.objects, self.forced, self.slots = objects, forced, slots
         self._numbers: dict[str, Tensor] = {}
+
+    @staticmethod
+    def built(network: Any) -> Propagator[Any]:
+        """An untrained model of that shape."""
+        return MixtureModel(network)
 
     def forward(self, batch: Batch, stage: str) -> Segment:
         """Continue the lanes of a stage with one segment."""
@@ -111,9 +116,11 @@ class MaskPropagation(StreamTask):
         self.keep(stage, state)
         return Segment(output, masks, torch.stack(counted, 1), batch.mask != VOID, numbers)
 
-    def fresh(self, rows: int, stage: str) -> MixtureState:
+    def fresh(self, rows: int, stage: str) -> Any:
         """See StreamTask."""
-        return self.model.init_state(rows, self.objects, self.slots if stage == "train" else None)
+        if isinstance(self.model, MixtureModel):
+            return self.model.init_state(rows, self.objects, self.slots if stage == "train" else None)
+        return self.model.init_state(rows, self.objects)
 
     def numbers(self, mask: Tensor, reset: Tensor, stage: str) -> Tensor:
         """The numbers [B, T, O] of the objects that are followed in each frame of masks [B, T, H, W]: those that the
@@ -163,8 +170,8 @@ class MaskPropagation(StreamTask):
         share = logits.softmax(1)[:, 1:] * known
         both = (share * truth).sum((2, 3))
         dice = 1 - (2 * both + BLUR) / ((share + truth).sum((2, 3)) + BLUR)
-        told = F.avg_pool2d(known, STRIDE)
-        coarse = F.avg_pool2d(truth, STRIDE) / told.clamp(min=1e-6)
+        told = F.avg_pool2d(known, self.model.CELL)
+        coarse = F.avg_pool2d(truth, self.model.CELL) / told.clamp(min=1e-6)
         told = (told > 0).float()
         guess = F.binary_cross_entropy_with_logits(output.guess[shown], coarse, reduction="none")
         guess = (guess * (1 + 3 * coarse) * told).sum((2, 3)) / told.sum((2, 3)).clamp(min=1)
@@ -250,6 +257,61 @@ class MaskPropagation(StreamTask):
         numbers = checkpoint["tttstream"].get("numbers")
         if numbers is not None and self.resumes():  # earlier checkpoints have 1, 2 …
             self._numbers["train"] = numbers[self.trainer.global_rank]
+
+
+class TargetPropagation(MaskPropagation):
+    """MaskPropagation of a TargetModel: keys, basis and contours are trained on the frozen features of its encoder.
+
+    In some of the steps the model hears some of its memories only, so that contours do not depend on one of them, and
+    so that matching, which is compared with it, has contours too: see `TargetModel.only`.
+
+    Args:
+        network: the model's shape. objects, lr, weight_decay, warmup: see MaskPropagation. forced: the share of the
+            steps in which true masks are learned, less and less of them.
+    """
+
+    model: TargetModel
+    HEARD = ((("given", "last"), 0.08), (("given",), 0.1), (("target", "given"), 0.47))
+    """Memories that are heard alone, and in which share of the steps."""
+
+    def __init__(
+        self,
+        network: TargetConfig,
+        *,
+        objects: int = 2,
+        forced: float = 0.0,
+        lr: float = 2e-3,
+        weight_decay: float = 0.01,
+        warmup: int = 30,
+    ) -> None:
+        super().__init__(
+            network,  # type: ignore[arg-type]
+            objects=objects,
+            forced=forced,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+        )
+
+    @staticmethod
+    def built(network: TargetConfig) -> TargetModel:
+        """A model with the encoder's pretrained weights, whose features are scaled on photographs."""
+        model = TargetModel(network)
+        whole = [torch.tensor(photograph(name)).permute(2, 0, 1)[None] / 255 for name in PHOTOGRAPHS]
+        model.prepare(torch.cat([F.interpolate(x, (256, 256), mode="bilinear", antialias=True) for x in whole]))
+        return model
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """See the class."""
+        luck = float(torch.rand((), generator=torch.Generator().manual_seed(self.global_step)))
+        try:
+            for memories, share in self.HEARD:
+                if 0 <= luck < share:
+                    self.model.memories = memories
+                luck -= share
+            return super().training_step(batch, batch_idx)
+        finally:
+            self.model.memories = self.model.config.memories
 
 
 def overlap(segment: Segment) -> Tensor:

@@ -2,5 +2,15 @@
 
 from tttstream.models.masks.mixture import MixtureConfig, MixtureModel, MixtureState
 from tttstream.models.masks.propagator import MaskOutput, Propagator
+from tttstream.models.masks.target import TargetConfig, TargetModel, TargetState
 
-__all__ = ["MaskOutput", "MixtureConfig", "MixtureModel", "MixtureState", "Propagator"]
+__all__ = [
+    "MaskOutput",
+    "MixtureConfig",
+    "MixtureModel",
+    "MixtureState",
+    "Propagator",
+    "TargetConfig",
+    "TargetModel",
+    "TargetState",
+]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tttstream.errors import ConfigError
 from tttstream.models.masks.networks import STRIDE, Contour, FeatureNetwork, Features
-from tttstream.models.masks.propagator import SURE, ObjectState, Propagator, together
+from tttstream.models.masks.propagator import SURE, ObjectState, Propagator, moments, together
 
 Inner = tuple[Tensor, Tensor, Tensor]
 """The inner model's weights: slots, says and mass of MixtureState."""
@@ -105,6 +105,7 @@ class MixtureModel(Propagator[MixtureState]):
     FORMAT = "tttstream.mixture/1"
     CONFIG = MixtureConfig
     USE = "track VIDEO --first-mask MASK.png"
+    CELL = STRIDE
     SETTINGS = ("slots", "sharpness", "agreement", "patience", "prior", "power", "first", "size")
 
     def __init__(self, config: MixtureConfig) -> None:
@@ -127,6 +128,17 @@ class MixtureModel(Propagator[MixtureState]):
             zeros(batch, width),
             zeros(batch, width),
         )
+
+    def encoded(self, frames: Tensor, offset: Tensor | None = None) -> Features:
+        """See Propagator."""
+        features: Features = self.encoder(frames, offset)
+        return features
+
+    def compared(self, frames: Tensor) -> Tensor:
+        """See Propagator."""
+        raw = torch.cat([self.encoder(frame[None], None).keys for frame in frames])
+        first = moments(raw[:1])
+        return torch.cat([F.normalize(self.centred(keys[None], *first).flatten(2), dim=2) for keys in raw])
 
     def _frame(
         self,

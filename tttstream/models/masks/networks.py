@@ -17,7 +17,8 @@ WHOLE = 16
 """Frames are a multiple of this in height and width."""
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution, group norm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(outputs // 8, outputs), nn.ReLU()
     )
@@ -28,7 +29,7 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = _conv(width, width)
+        self.first = convolution(width, width)
         self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.GroupNorm(width // 8, width))
         nn.init.zeros_(self.second[1].weight)  # type: ignore[arg-type]
 
@@ -46,11 +47,11 @@ class Pyramid(nn.Module):
     def __init__(self, width: int, depth: int = 1) -> None:
         super().__init__()
         self.here = Residual(width)
-        self.middle = nn.Sequential(_conv(width, width + 16, 2), *(Residual(width + 16) for _ in range(depth)))
-        self.far = nn.Sequential(_conv(width + 16, width + 32, 2), *(Residual(width + 32) for _ in range(depth)))
+        self.middle = nn.Sequential(convolution(width, width + 16, 2), *(Residual(width + 16) for _ in range(depth)))
+        self.far = nn.Sequential(convolution(width + 16, width + 32, 2), *(Residual(width + 32) for _ in range(depth)))
         self.from_far = nn.Conv2d(width + 32, width + 16, 1)
         self.from_middle = nn.Conv2d(width + 16, width, 1)
-        self.out = _conv(width, width)
+        self.out = convolution(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, width, h, w], h and w multiples of 4 -> the same."""
@@ -84,8 +85,8 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, width: int, heads: int, head_width: int, placed: int, depth: int = 1, waves: int = 8) -> None:
         super().__init__()
-        self.fine = _conv(3, FINE, 2)
-        self.down = _conv(FINE, width, 2)
+        self.fine = convolution(3, FINE, 2)
+        self.down = convolution(FINE, width, 2)
         self.pyramid = Pyramid(width, depth)
         seen = width + 9
         look, place = (heads - placed) * head_width, placed * head_width
@@ -132,7 +133,7 @@ class Contour(nn.Module):
         self.seen = nn.Conv2d(width, channels, 1, bias=False)
         self.found = nn.Conv2d(4, channels, 3, padding=1)
         self.near = Residual(channels)
-        self.fine = nn.Sequential(_conv(channels + FINE, 24), nn.Conv2d(24, 1, 3, padding=1))
+        self.fine = nn.Sequential(convolution(channels + FINE, 24), nn.Conv2d(24, 1, 3, padding=1))
         for parameter in self.fine[1].parameters():
             nn.init.zeros_(parameter)
 

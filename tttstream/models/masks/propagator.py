@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tttstream.errors import ShapeError, StateError
 from tttstream.models.base import SavedModel
-from tttstream.models.masks.networks import WHOLE, FeatureNetwork, Features
+from tttstream.models.masks.networks import WHOLE
 from tttstream.state import State
 
 SURE = 12.0
@@ -42,7 +42,7 @@ class MaskOutput(NamedTuple):
     """What a model says of every frame.
 
     logits: [B, T, 1 + O, H, W], softmax over the third axis gives the share of background and of each object.
-    guess: [B, T, O, H/4, W/4] log-odds from the memory's answers alone.
+    guess: [B, T, O, h, w] log-odds of the tokens from the memory's answers alone.
     """
 
     logits: Tensor
@@ -61,8 +61,19 @@ class Propagator(SavedModel, ABC, Generic[S]):
     `learn=False` freezes the memory after the masks that are given: the first-frame classifier alone.
     """
 
+    CELL: ClassVar[int]
+    """Pixels along the side of a token."""
     config: Any
-    encoder: FeatureNetwork
+
+    @abstractmethod
+    def encoded(self, frames: Tensor, offset: Tensor | None = None) -> Any:
+        """What the model sees of frames [n, 3, H, W] in 0..1, a NamedTuple of tensors [n, …]; offset: [n, 2], see
+        `forward`."""
+
+    @abstractmethod
+    def compared(self, frames: Tensor) -> Tensor:
+        """Keys [T, N, D] of length 1 of the frames of one stream [T, 3, H, W] in 0..1: how like tokens are is their
+        product."""
 
     @abstractmethod
     def init_state(self, batch: int, objects: int = 1) -> S:
@@ -71,14 +82,14 @@ class Propagator(SavedModel, ABC, Generic[S]):
     @abstractmethod
     def _frame(
         self,
-        features: Features,
+        features: Any,
         state: S,
         masks: Tensor | None,
         given: Tensor,
         forced: Tensor | None,
         learn: bool,
     ) -> tuple[Tensor, Tensor, S]:
-        """Logits [B, 1 + O, H, W], the memory's own guess [B, O, H/4, W/4], and the state after one frame."""
+        """Logits [B, 1 + O, H, W], the memory's own guess [B, O, h, w] of the tokens, and the state after one frame."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,8 +115,9 @@ class Propagator(SavedModel, ABC, Generic[S]):
         frames = frames.to(self.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.dtype)
         rows, count = frames.shape[:2]
         moved = None if offset is None else offset.repeat_interleave(count, 0)
-        parts = (x.unflatten(0, (rows, count)).unbind(1) for x in self.encoder(frames.flatten(0, 1), moved))
-        every = [Features(*here) for here in zip(*parts, strict=True)]
+        seen = self.encoded(frames.flatten(0, 1), moved)
+        parts = (x.unflatten(0, (rows, count)).unbind(1) for x in seen)
+        every = [type(seen)(*here) for here in zip(*parts, strict=True)]
         logits, guesses = [], []
         for t, here in enumerate(every):
             before = state

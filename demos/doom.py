@@ -267,7 +267,8 @@ def main() -> None:
     about += (
         f"parameters, {state.nbytes / 1e3:.0f} kB of state, {np.mean([r['ms'] for r in records]):.2f} ms a token of "
     )
-    about += f"one thread of a CPU; one seed; {time.strftime('%Y-%m-%d')}."
+    about += f"one thread of a CPU; one seed; {time.strftime('%Y-%m-%d')}. `python demos/doom.py --weights "
+    about += f"{args.weights.name} --tokens {args.tokens} --held-out {args.held_out} --steps {args.steps}`."
     lines = ["# First-person worlds", "", " ".join(__doc__.split("\n\n")[2].split()), "", about, "", "## Recall", ""]
     lines += [
         "Error over the spread around the mean view, by tokens since this pose was last seen; (n): under 500 views."

@@ -92,7 +92,7 @@ def test_an_epoch_lasts_as_long_as_the_videos(fit: Fit) -> None:
 
 def rank_of(index: Index, rank: int, world: int, part: str = "train", **options: Any) -> list[Batch]:
     data = VideoData(index, index, index, size=32, length=4, workers=0, **options)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, strategy=None)  # type: ignore[assignment]
     loader = data.loader(part)
     return [batch for _, batch in zip(range(4), loader, strict=False)]
 

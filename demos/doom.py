@@ -90,7 +90,7 @@ def follow(model: PlaceMemory, codes: Codes, run: Run, frozen: bool = False) -> 
 
 
 def otherwise(codes: Codes, run: Run) -> dict[str, tuple[Tensor, Tensor]]:
-    """The next views [T, CODES] and the views asked for, as ways without a network say them."""
+    """The baselines' predictions, which use no network: of the next views [T, CODES], and of the views asked for."""
     seen = codes.code(run["picture"])
     mean = torch.cat([torch.zeros(1, CODES), seen.cumsum(0)[:-1]]) / torch.arange(len(seen)).clamp(min=1)[:, None]
     last: dict[int, int] = {}
@@ -189,7 +189,8 @@ def change_table(records: list[dict[str, Any]], names: list[str]) -> list[str]:
 
 
 def draw(model: PlaceMemory, codes: Codes, runs: list[tuple[str, Run]], out: Path) -> None:
-    """Views asked for late in patrols: true, in the components, as memory says, and as a frozen memory says."""
+    """Views asked for late in patrols: the true one, its components, and the predictions of memory and of a frozen
+    memory."""
     import matplotlib
 
     matplotlib.use("Agg")

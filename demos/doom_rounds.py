@@ -52,7 +52,7 @@ class Rounds:
         return _pressed("TURN_LEFT" if turn > 0 else "TURN_RIGHT", env)
 
     def _blocked(self, here: NDArray[np.float64]) -> bool:
-        """Whether it has walked for long without coming anywhere."""
+        """Whether it has walked for long without progress."""
         if np.hypot(*(here - self.stood)) > PROGRESS:
             self.stood, self.steps = here, 0
         self.steps += self.walks

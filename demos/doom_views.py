@@ -64,8 +64,8 @@ class Album(NamedTuple):
 
 
 class Walks:
-    """Patrols through parts of the maps for training that go on from call to call, a row each. Every world has signs of
-    its own for the components, so that no code comes back in another world."""
+    """Training patrols through parts of maps, one per row; each call continues them. Every world has its own signs of
+    the components, so no two worlds share a code."""
 
     def __init__(self, albums: list[Album], seed: int) -> None:
         self.albums, self.rng, self.time = albums, np.random.default_rng(seed), 0

@@ -20,7 +20,7 @@ def small(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class Place(NamedTuple):
-    """Where a view is taken: x, y in map units, heading in degrees."""
+    """The pose of a view: x, y in map units, heading in degrees."""
 
     x: float
     y: float
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 
 class World(NamedTuple):
-    """Waypoints of a map: places [N, 2] in map units, what lies a step ahead at each heading [N, 4] (-1: none)."""
+    """Waypoints of a map: places [N, 2] in map units, the next waypoint at each heading [N, 4] (-1: none)."""
 
     places: NDArray[np.float64]
     ahead: NDArray[np.int64]

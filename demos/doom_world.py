@@ -55,7 +55,7 @@ class Game:
         self.begin()
 
     def begin(self) -> None:
-        """Begin the map anew."""
+        """Restart the map."""
         self.game.new_episode()
         self.say("god")
 
@@ -71,7 +71,7 @@ class Game:
         self.game.make_action([0, 0], 1)
 
     def where(self) -> Place:
-        """Where the player is."""
+        """The player's position."""
         names = ("POSITION_X", "POSITION_Y", "ANGLE")
         return Place(*(self.game.get_game_variable(getattr(vizdoom.GameVariable, name)) for name in names))
 
@@ -87,13 +87,13 @@ class Game:
         return np.ascontiguousarray(self.game.get_state().screen_buffer)
 
     def things(self) -> dict[int, tuple[str, float]]:
-        """What the latest view shows: number of each thing -> its kind, and the share of the view that it takes."""
+        """The things in the latest view: number of each -> its kind, and its share of the view."""
         state = self.game.get_state()
         shares = np.bincount(state.labels_buffer.ravel(), minlength=256) / state.labels_buffer.size
         return {one.object_id: (one.object_name, float(shares[one.value])) for one in state.labels}
 
     def walks(self, start: Place, x: float, y: float) -> bool:
-        """Whether one who walks from a place straight ahead comes to (x, y)."""
+        """Whether walking straight ahead from a place leads to (x, y)."""
         self.put(start)
         self.game.make_action([0, 0], REST)
         self.put(start)

@@ -36,7 +36,7 @@ OPTIONS = {
     "ttt_mlp": ("ttt_mlp", {"mini_batch": 4, "rotary": False}),
     "ttt_linear": ("ttt_linear", {"mini_batch": 4, "rotary": False}),
 }
-"""What is inserted under a name, where it is not the memory of that name as it is."""
+"""Memories that are inserted with options of their own, by name."""
 
 
 def stills(folders: list[str]) -> list[np.ndarray]:
@@ -46,7 +46,7 @@ def stills(folders: list[str]) -> list[np.ndarray]:
 
 
 def bank(photographs: list[np.ndarray], places: int, seed: int, encoder: nn.Module) -> Tensor:
-    """What the frozen blocks say of every picture: [places, views, 1 + colours, 320, 2, 2]."""
+    """Features of the frozen blocks for every picture: [places, views, 1 + colours, 320, 2, 2]."""
     import cv2
 
     rng = np.random.default_rng(seed)

@@ -53,7 +53,7 @@ class Times(NamedTuple):
 
 
 def clock(call: Callable[[], Tensor], repeats: int) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds of forward and of backward, of this process alone, whatever else the machine does."""
+    """Milliseconds of forward and of backward, in processor time of this process."""
     took = []
     for _ in range(repeats + 1):
         begin = time.process_time()
@@ -74,7 +74,7 @@ class Absent(nn.Module):
 
 
 def affine(transition: Tensor, addition: Tensor, state: Tensor) -> Tensor:
-    """What stands in for the ranks before: uses all that a rank tells the others."""
+    """A stand-in for the ranks before: it uses every message of a rank to the others."""
     moved = transition * state if transition.shape[-1] == 1 else transition @ state
     return addition + moved
 

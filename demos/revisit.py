@@ -50,7 +50,7 @@ LONG = 34304  # tokens of it
 AGES = (1, 8, 64, 256, 1024, 4096, 16384)
 EXCHANGED = 2048  # tokens between two worlds in the test of youth
 LONGER = inner.bounded(4.5, 4.5, 1e-5, restore=True)(0.1, (2 * WHERE + WHAT) // HEADS, 8, "token")
-"""The default update of ttt_mlp with a last layer half as long again: slower to learn, slower to forget."""
+"""The default update of ttt_mlp with 1.5 times the norm of the last layer: it learns and forgets more slowly."""
 MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ttt_mlp": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp_4": ("ttt_mlp", {"rotary": False, "mini_batch": 4}),

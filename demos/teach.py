@@ -61,7 +61,7 @@ def drawn_run(stream: TeachStream) -> None:
 
 
 def video_run(stream: TeachStream, args: argparse.Namespace) -> None:
-    """Teach what the boxes show in their frames, and say what is in view from then on."""
+    """Teach the contents of the boxes, and print the things in view in later frames."""
     todo = [(name, int(index), [float(edge) for edge in box]) for name, index, *box in args.thing]
     for frame in tttstream.open_source(args.source):
         for name, index, box in todo:

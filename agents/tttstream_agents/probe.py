@@ -39,7 +39,8 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """The result of a memory on unseen sequences. accuracy: of labelled steps; loss: cross-entropy in nats."""
+    """The score of a memory on unseen sequences. accuracy: share of labelled steps that are right. loss: cross-entropy
+    in nats."""
 
     memory: str
     seed: int

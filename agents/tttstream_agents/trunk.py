@@ -52,7 +52,7 @@ def mix(numbers: int, dim: int) -> nn.Sequential:
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Raise ConfigError where a size is not a whole number from 1."""
+    """Raise ConfigError if a size is not a whole number of at least 1."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {size!r}")

@@ -1,4 +1,4 @@
-"""LeRobot data sets as sources: both layouts, videos shared by episodes, times, poses, damage. The tests write them."""
+"""LeRobot data sets as sources: both layouts, shared videos, times, poses and damage. The tests write the data sets."""
 
 import json
 from fractions import Fraction

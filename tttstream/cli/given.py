@@ -26,11 +26,9 @@ Box = tuple[float, ...]
 
 @dataclass
 class Given:
-    """What is to be followed, and where it was shown.
-
-    numbers: what the objects 1, 2 … of the stream are called in files, sorted. colours: of numbers, [256, 3], as far as
-    they are written in 8 bits. masks: by frame, a file and its labels [H, W]: 1 … for the objects, VOID where nobody
-    knows. boxes: by frame, the object and its box x, y, width, height.
+    """The objects to follow, and the frames that show them. numbers: of the objects 1, 2 … of the stream in files,
+    sorted. colours: of numbers, [256, 3], as far as they are written in 8 bits. masks: by frame, a file and its labels
+    [H, W]: 1 … for the objects, VOID where nobody knows. boxes: by frame, the object and its box x, y, width, height.
     """
 
     numbers: list[int]
@@ -89,7 +87,7 @@ class Given:
         return given
 
     def without_first(self) -> Given:
-        """The same for a stream that goes on, which has learned the mask of frame 0 already."""
+        """The same for a resumed stream, which has already learned the mask of frame 0."""
         masks = {frame: mask for frame, mask in self.masks.items() if frame > 0}
         return Given(
             self.numbers, self.colours, masks, {frame: here for frame, here in self.boxes.items() if frame > 0}
@@ -101,7 +99,7 @@ class Given:
         return max([*self.masks, *self.boxes], default=-1)
 
     def take(self, frame: Frame) -> NDArray[np.int16] | None:
-        """Labels [H, W] of what is given of this frame, and which is then taken; None where nothing is.
+        """Labels [H, W] given for this frame, each at most once; None if none are given.
 
         Where boxes lie over a mask, the mask stands. Raises ShapeError for a mask of another size, ConfigError for a
         box outside of the frame.

@@ -38,7 +38,7 @@ Keys in the window of --show: q quit, f forget, l learning on/off, n next source
 
 
 class Address(NamedTuple):
-    """Where the page is served. given: whether a person said so."""
+    """The address of the page. given: whether the user chose it."""
 
     host: str
     port: int
@@ -144,7 +144,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def default_source() -> str:
-    """Camera 0, or the embedded source where there is none, said on standard error."""
+    """Camera 0, or the embedded source if there is none, with a line on standard error."""
     from tttstream.sources import open_source
 
     try:
@@ -157,7 +157,7 @@ def default_source() -> str:
 
 
 def make_engine(args: argparse.Namespace, sources: list[str]) -> Engine:
-    """The model and the engine, as the options say."""
+    """The model and the engine for these options."""
     import torch
 
     from tttstream import models
@@ -194,7 +194,7 @@ def make_engine(args: argparse.Namespace, sources: list[str]) -> Engine:
 
 
 def _serve(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> None:
-    """Serve the page, and say where."""
+    """Serve the page, and print its address."""
     if args.no_web:
         return
     try:
@@ -222,7 +222,7 @@ def _serve(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> None:
 
 
 def _views(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> list[Any]:
-    """What shows results besides the page: each has `show() -> bool`, which says whether to go on."""
+    """Further displays besides the page: `show() -> bool` of each returns whether to continue."""
     views: list[Any] = []
     if args.rerun:
         from tttstream.live.rerun import RerunLog

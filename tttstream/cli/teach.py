@@ -1,4 +1,4 @@
-"""`tttstream teach`: show things by name, and say in which frames they are in view again."""
+"""`tttstream teach`: teach things by name, and find the frames in which they are in view."""
 
 from __future__ import annotations
 
@@ -187,12 +187,12 @@ def start(args: argparse.Namespace, folders: list[str], source: Source | None) -
 
 
 def said(stream: TeachStream) -> str:
-    """What is taught, with how many examples of each."""
+    """The taught labels, with the number of examples of each."""
     return ", ".join(f"{label} ({stream.examples(label)})" for label in stream.labels)
 
 
 class Keys:
-    """A window that also tells which key was pressed last. names: what the keys 1, 2 … stand for."""
+    """A window that also keeps the last key. names: labels of the keys 1, 2 …."""
 
     def __init__(self, window: Viewer, names: list[str]) -> None:
         self._window = window
@@ -210,12 +210,12 @@ class Keys:
 
     @property
     def name(self) -> str | None:
-        """What the key stands for that was pressed at the last picture."""
+        """The label of the key that was pressed at the last picture."""
         return self._names.get(self._pressed)
 
 
 def step_of(stream: TeachStream, recorder: TeachRecorder, boxes: list[Told], keys: Keys | None) -> Step:
-    """How one frame is taken: what is told of it is taught first, then it is looked at."""
+    """Process one frame: teach its labels first, then look for taught things in it."""
     from tttstream.views.teach import guide
 
     def step(frame: Frame) -> tuple[Picture, None]:

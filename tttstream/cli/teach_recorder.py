@@ -41,7 +41,7 @@ class TeachRecorder(Record):
             raise
 
     def add(self, frame: Frame, result: TeachResult, stream: TeachStream, told: list[str]) -> Picture:
-        """Take in one frame and its result; the picture drawn of it. told: the labels that were taught of it."""
+        """Record one frame and its result; returns the picture. told: the labels that were taught with it."""
         self._count(result.latency_ms)
         self._in_view.update(thing.label for thing in result.found)
         self._taught = {label: stream.examples(label) for label in stream.labels}

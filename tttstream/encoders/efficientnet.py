@@ -48,7 +48,8 @@ STAGES = (
 
 
 class Convolution(nn.Conv2d):
-    """A convolution with its batch norm folded in, padded as TensorFlow does: what is odd stands right and below."""
+    """A convolution with its batch norm folded in, padded as in TensorFlow: an odd pixel goes to the right and the
+    bottom."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups)

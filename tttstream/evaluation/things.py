@@ -1,4 +1,4 @@
-"""How well taught things are known: the rules to compare with on the same keys, and figures of accuracy and strangers.
+"""Evaluation of taught things: baselines on the same keys, accuracy, and rejection of unknown things.
 
 Letters: n examples, m questions, D width of a key, L labels.
 """
@@ -44,7 +44,7 @@ def linear_probe(examples: Tensor, labels: Tensor, questions: Tensor, count: int
 
 
 def bound(memory: Binding) -> Rule:
-    """The evidence of a memory after the examples came one by one."""
+    """The evidence of a memory that learned the examples one by one."""
 
     def rule(examples: Tensor, labels: Tensor, questions: Tensor, count: int) -> Tensor:
         state = memory.init_state(1)

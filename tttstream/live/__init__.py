@@ -1,4 +1,4 @@
-"""Live: many cameras on one model, each with a memory of its own, for ever."""
+"""Live: many cameras on one model, each with its own memory."""
 
 from tttstream.live.camera import Camera
 from tttstream.live.engine import Engine, UnknownCamera

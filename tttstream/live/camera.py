@@ -1,4 +1,4 @@
-"""Camera: one source with its own memory, what it says, and what a person can tell it."""
+"""Camera: one source with its own memory, its status, and its commands."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def failed(error: Exception) -> Future[Any]:
 
 
 def _said(result: Result | None) -> dict[str, Any]:
-    """What a status says of the last result."""
+    """The last result, for a status."""
     names = ("time_s", "surprise", "learned", "familiar")
     values = {name: None if result is None else getattr(result, name) for name in names}
     labels = () if result is None else result.labels

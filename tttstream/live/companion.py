@@ -51,7 +51,7 @@ class Companion(ABC):
 
     @abstractmethod
     def note(self) -> dict[str, Any]:
-        """What `restore` needs besides the stream (JSON-able)."""
+        """The values that `restore` needs besides the stream (JSON-able)."""
 
     @abstractmethod
     def restore(self, note: dict[str, Any]) -> None:
@@ -76,13 +76,13 @@ class Companion(ABC):
         return future
 
     def kept(self) -> Kept | None:
-        """All that is needed to go on, None where there is nothing to look for."""
+        """The values needed to resume, None if nothing is followed or taught."""
         if not self.wanted:
             return None
         return Kept(self.stream.state, {**self.stream.notes(), NOTE: json.dumps(self.note())})
 
     def load(self, path: Path) -> None:
-        """Go on where a file says. Raises CheckpointError."""
+        """Resume from a file. Raises CheckpointError."""
 
         def job() -> None:
             self.stream.load(path)

@@ -121,7 +121,7 @@ class Engine:
 
     @property
     def allowed(self) -> list[dict[str, Any]]:
-        """What `add` takes, for people, and the id of the camera where it was added."""
+        """The labels of the sources that `add` accepts, each with the id of its camera if one was added."""
         here = {camera.id for camera in self._cameras}
         known = zip(self._specs, self._ids, strict=True)
         return [
@@ -199,7 +199,7 @@ class Engine:
         return camera
 
     def _resumed(self, camera: Camera) -> dict[str, Any] | None:
-        """Let a camera go on from its snapshot; returns the position of its feed."""
+        """Resume a camera from its snapshot; returns the position of its feed."""
         if self._snapshots is None:
             return None
         snapshots = self._snapshots
@@ -323,7 +323,7 @@ class Engine:
             self.stop()
 
     def _account(self, camera: Camera) -> dict[str, Any]:
-        """What a summary says of a camera."""
+        """The entry of a camera in the summary."""
         status = camera.status()
         names = ("id", "label", "frames", "dropped", "skipped", "refused", "events", "state_bytes", "state", "reason")
         latency = {f"p{p}": round(camera.latencies.percentile(p), 3) for p in (50, 95, 99)} if camera.version else {}

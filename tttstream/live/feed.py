@@ -25,7 +25,7 @@ PAUSE_S = 2.0  # a recording waits at most so long for the time of its next fram
 
 @dataclass(frozen=True)
 class Retry:
-    """How long to wait before a source is opened again: `first` seconds, twice as long each time, at most `most`."""
+    """The wait before a source is opened again: `first` seconds, twice as long each time, at most `most`."""
 
     first: float = 0.5
     most: float = 30.0
@@ -135,7 +135,7 @@ class Feed:
 
     @property
     def dropped(self) -> int:
-        """Frames that came too late so far."""
+        """The number of dropped frames so far."""
         return self.inbox.dropped + self._missed_before + int(getattr(self.source, "missed", 0))
 
     def _run(self) -> None:
@@ -236,7 +236,7 @@ class Feed:
             self._handed += 1 - (self.inbox.dropped - before)
 
     def _place(self, source: Source, offset: tuple[int, float]) -> dict[str, Any]:
-        """Where to go on (JSON-able)."""
+        """The position to resume from (JSON-able)."""
         place = None if source.live else {**source.position(), "source": ""}  # its name may be an address with secrets
         return {
             "name": self._name,
@@ -265,7 +265,7 @@ class _Pace:
 
 
 def _line(error: Exception) -> str:
-    """What went wrong in one line."""
+    """The error in one line."""
     said = " ".join(str(error).split()) or "no reason given"
     known = isinstance(error, (TTTStreamError, SourceError))
     return shortened(said if known else f"{type(error).__name__}: {said}", 300)

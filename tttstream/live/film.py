@@ -93,14 +93,14 @@ class Film:
             self._clips.append(Clip(number, stills, since, finish=finish))
 
     def end(self, number: int, time_s: float) -> None:
-        """The event ended at a time: its clip goes on for AROUND_S from there."""
+        """The event ended at a time: its clip continues for AROUND_S after it."""
         with self._lock:
             for clip in self._clips:
                 if clip.number == number:
                     clip.until = time_s + AROUND_S
 
     def close(self) -> None:
-        """Nothing more comes: finish all clips as they are."""
+        """No more frames follow: finish all clips."""
         with self._lock:
             clips, self._clips = self._clips, []
         for clip in clips:

@@ -71,7 +71,7 @@ class Follower(Companion):
             self._found, self.seen = {}, None
 
     def things(self) -> list[dict[str, Any]]:
-        """What is followed, where it was last seen (None: it is out of sight) and how sure that is."""
+        """The followed things, the last box of each (None if it is out of sight) and its confidence."""
         found = self._found
         return [
             {"number": number, "name": name, "box": found[number][0], "confidence": round(found[number][1], 3)}

@@ -1,4 +1,4 @@
-"""What sources are called on a page and in files: without passwords, in few letters, no two alike."""
+"""Names of sources on a page and in files: without passwords, short and unique."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def kind_of(spec: str) -> str:
 
 
 def label_of(spec: str) -> str:
-    """A source for people. Of an address neither the user nor what stands behind ? or #, which may be secret."""
+    """The label of a source. The user, the query and the fragment of an address are left out: they may be secret."""
     kind = kind_of(spec)
     if kind == "camera":
         return f"camera {spec.removeprefix('/dev/video')}"
@@ -39,8 +39,8 @@ def label_of(spec: str) -> str:
 
 
 def scrubbed(text: str, spec: str) -> str:
-    """A message about a source without what may be secret in its address: user, password, and what stands behind ? or
-    #. Sources put their whole address into messages."""
+    """A message about a source without the secret parts of its address: user, password, query and fragment. Sources put
+    their whole address into messages."""
     if "://" not in spec:
         return text
     try:

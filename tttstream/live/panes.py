@@ -23,8 +23,9 @@ SIDE = 384  # pixels of a small picture that is drawn larger
 
 
 class Shown(NamedTuple):
-    """What there is to see of a frame. number: of the result. memory: the stream as it was then, to be read only.
-    captured: when the frame was taken, by `time.monotonic()`. latency_ms: from there to the result."""
+    """The values from which the pictures of a frame are drawn. number: of the result. memory: the stream as it was
+    then, to be read only. captured: when the frame was taken, by `time.monotonic()`. latency_ms: from there to the
+    result."""
 
     number: int
     frame: Frame
@@ -63,7 +64,7 @@ class Panes:
 
     @property
     def kinds(self) -> list[str]:
-        """What there is to see now."""
+        """The panes that are available now."""
         shown = self._shown
         if shown is None:
             return ["frame"]

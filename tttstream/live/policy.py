@@ -25,7 +25,7 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """newest: a frame that comes replaces the one that waits; else its source waits. every: only each so manieth frame.
+    """newest: a frame that comes replaces the one that waits; else its source waits. every: only each n-th frame.
 
     None for `newest`: as the source is, the newest of what is live, all of what is recorded.
     """

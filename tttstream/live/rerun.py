@@ -23,7 +23,7 @@ class RerunLog:
         rerun.init("tttstream", spawn=True)
 
     def show(self) -> bool:
-        """Log what is new; True to go on."""
+        """Log new results; True to continue."""
         log = self._rerun.log
         for camera in self._engine.cameras:
             shown = camera.shown

@@ -115,7 +115,7 @@ class Row:
         self.refused, self.refusal = self.refused + 1, " ".join(str(error).split())[:300]
 
     def fail(self, error: Exception) -> None:
-        """The stream broke: this camera ends, the others go on."""
+        """The stream raised an error: this camera ends, the others continue."""
         self.broken = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         self.feed.stop()
 
@@ -147,19 +147,19 @@ class Row:
         self._event = self._rise = None
 
     def end_event(self) -> None:
-        """End the event that goes on, if there is one."""
+        """End the current event, if there is one."""
         if self.shown is not None:
             self._end_event(self.shown.result.index, self.shown.result.time_s)
 
     def close(self) -> None:
-        """Nothing more comes: finish clips, end companions."""
+        """No more frames follow: finish clips, end companions."""
         if self.film is not None:
             self.film.close()
         for companion in self.companions.values():
             companion.close()
 
     def kept(self, position: dict[str, Any] | None) -> Kept:
-        """All that is needed to go on here; position: of the feed behind the last frame."""
+        """The values needed to resume; position: of the feed after the last frame."""
         place = (position or {}).get("source")
         source = None if self._source is None else {"name": self.label, "position": place}
         note = {
@@ -176,5 +176,5 @@ class Row:
 
     @property
     def done(self) -> bool:
-        """Whether no frame will come any more."""
+        """Whether no more frames follow."""
         return bool(self.broken) or (not self.feed.alive)

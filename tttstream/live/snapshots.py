@@ -18,7 +18,7 @@ KEY = "live"  # under which a file says where its camera stood
 
 
 class Kept(NamedTuple):
-    """What a file holds: a memory's state (never changed in place) and the texts beside it."""
+    """The content of a file: a memory's state (never changed in place) and the texts beside it."""
 
     state: states.State
     texts: dict[str, str]
@@ -69,7 +69,7 @@ class Snapshots:
             self._chores.add(lambda: path.unlink(missing_ok=True))
 
     def names(self, camera: str) -> list[str]:
-        """What a person saved of a camera."""
+        """The memories of a camera that users saved."""
         found = (re.fullmatch(re.escape(camera) + r"\.([A-Za-z0-9_-]+)" + re.escape(SUFFIX), path.name)
                  for path in self._folder.path.iterdir())  # fmt: skip
         return sorted(match[1] for match in found if match)
@@ -81,7 +81,7 @@ class Snapshots:
 
 
 def about(path: Path, key: str = KEY) -> dict[str, Any]:
-    """What a camera, or its companion, noted beside its memory. Raises CheckpointError where it noted nothing."""
+    """The notes of a camera, or of its companion, in its file. Raises CheckpointError if there are none."""
     text = states.metadata(path).get(key)
     if text is None:
         raise CheckpointError(f"{path} is no snapshot of `tttstream live`")

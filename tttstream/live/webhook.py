@@ -1,4 +1,4 @@
-"""Webhook: tells an address of every event, and never lets anybody wait for it."""
+"""Webhook: posts every event to an address, without blocking."""
 
 from __future__ import annotations
 

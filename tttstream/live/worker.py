@@ -19,7 +19,7 @@ Keep = Callable[[Any, "dict[str, Any] | None"], None]
 
 
 class Worker:
-    """A thread that goes round the rows for ever.
+    """A thread that processes the rows in a loop.
 
     rows: gives those of now. keep: is called with a row and the position of its source, where that was asked for.
     tick: is called after every round. workers: threads that share a batch; two unless the machine has one core.

@@ -1,4 +1,4 @@
-"""Binding: a memory of labelled examples that are told one by one, in the same bytes however many came.
+"""Binding: a memory of labelled examples, learned one by one, whose state has a constant size.
 
 Letters: B rows, T tokens, L labels, D width of a key, n questions.
 
@@ -72,7 +72,7 @@ class Binding(Memory):
         self.bar = nn.Parameter(torch.tensor(5.0))  # c
 
     def init_state(self, batch: int) -> BindingState:
-        """Nothing told yet."""
+        """A state without examples."""
         return BindingState(
             self.zeros(batch, self.labels, self.keys),
             self.zeros(batch, self.labels),
@@ -150,7 +150,7 @@ class Binding(Memory):
         return torch.where((counts > 0)[:, None], found, self.NOTHING)
 
     def forget(self, state: BindingState, label: int) -> BindingState:
-        """The state without what was told of one label. How examples differ stays: it is of no label."""
+        """The state without the examples of one label. The scatter is kept, because all labels share it."""
         keep = torch.arange(self.labels, device=state.counts.device) != label
         means, counts, scatter, repeats = state
         return BindingState(torch.where(keep[:, None], means, 0.0), torch.where(keep, counts, 0.0), scatter, repeats)

@@ -128,7 +128,7 @@ def _hub() -> ModuleType:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What goes wrong on the way to a hub; whatever library carries the bytes, its errors have one root."""
+    """Errors of a transfer with a hub; they have one base class, whatever library transfers the bytes."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     carried: Any = HfHubHTTPError.__bases__[0]
@@ -158,7 +158,7 @@ def _said(error: BaseException) -> str:
 
 
 def _pickles(hub: ModuleType, repository: str, revision: str | None) -> str:
-    """What an error adds about a repository with weights of another kind."""
+    """A remark for an error about a repository with weights of another format."""
     try:
         files = hub.HfApi().list_repo_files(repository, revision=revision)
     except _errors():

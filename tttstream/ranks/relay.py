@@ -132,7 +132,7 @@ class Relay:
         return y, new, *more
 
     def _sizes(self, memory: Memory, rows: int, device: torch.device) -> State:
-        """A state of the sizes that the rank before sends; those of a growing one are told by a message."""
+        """A state of the sizes that the rank before sends; the sizes of a growing one come in a message."""
         like = memory.init_state(rows).to(device)
         if memory.bounded:
             return like

@@ -25,7 +25,7 @@ from tttstream.ranks.line import Line
 
 
 def scans(memory: Memory) -> bool:
-    """Whether a memory is of the kind that needs not wait: a matrix under `recurrence`, and nothing else."""
+    """Whether a memory can be scanned: its state is a matrix under `recurrence`, and nothing else."""
     return isinstance(memory, MatrixMemory) and type(memory).run is MatrixMemory.run
 
 
@@ -100,7 +100,7 @@ class _Before(torch.autograd.Function):
 
 
 def exclusive(line: Line, transition: Tensor, addition: Tensor, backward: bool) -> Tensor:
-    """What the ranks before this one, in order, make of zero: [B, H, Dk, Dv]; on the first rank zero.
+    """The state after the ranks before this one, from zero: [B, H, Dk, Dv]; on the first rank zero.
 
     backward: the order is from the last rank to the first.
     """

@@ -1,4 +1,4 @@
-"""Frames that someone else hands over, such as the pictures of a browser's camera."""
+"""Frames that a caller pushes, such as the pictures of a browser's camera."""
 
 from __future__ import annotations
 

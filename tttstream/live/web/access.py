@@ -1,4 +1,4 @@
-"""Who may use the page and its API: addresses, tokens and the names by which the server is called."""
+"""Access to the page and its API: addresses, tokens and host names."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """What a request has to show.
-
-    host: the address that the server listens on. token: what every request has to carry; None lets every program of
-    this machine in, and is for loopback alone. "new" makes a token. names: further names by which browsers may call the
-    server, such as that of a proxy. secure: whether the server speaks TLS.
+    """The conditions that a request must meet. host: the address that the server listens on. token: what every request
+    has to carry; None lets every program of this machine in, and is for loopback alone. "new" makes a token. names:
+    further names by which browsers may call the server, such as that of a proxy. secure: whether the server speaks TLS.
 
     Raises ConfigError for an address beyond loopback without a token, and for a token that is short or has characters
     that do not stand in a URL.
@@ -82,7 +80,7 @@ class Access:
         return origin.lower() in {f"{scheme}://{host.lower()}" for scheme in schemes}
 
     def fits_token(self, given: str) -> bool:
-        """Whether this is the token. The time that it takes does not depend on how much of it is right."""
+        """Whether this is the token, compared in constant time."""
         return self.token is None or hmac.compare_digest(_digest(given), _digest(self.token))
 
     def fits_cookie(self, given: str) -> bool:

@@ -125,7 +125,7 @@ async def _asset(request: Request) -> Response:
 
 
 async def _missing(_: Request, error: Exception) -> Response:
-    """What Starlette refuses by itself: no such path, no such method."""
+    """Refusals of Starlette itself: unknown path, unknown method."""
     status = getattr(error, "status_code", 500)
     return refusal(status, str(getattr(error, "detail", "error")).lower(), getattr(error, "headers", None))
 

@@ -12,7 +12,7 @@ from tttstream.live.web.access import Access
 from tttstream.live.web.rates import Rate
 
 OPEN = frozenset({"/", "/api/session", "/page/signin.js", "/page/style.css", "/page/icon.svg"})
-"""What a browser gets before it has shown the token: the form for it. "/" decides by `scope["signed_in"]`."""
+"""The page for a browser that has not sent the token: a form for it. "/" decides by `scope["signed_in"]`."""
 CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "

@@ -20,7 +20,7 @@ class Rate:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def allows(self, client: str) -> bool:
-        """Whether the client may do one more thing now, which is counted then."""
+        """Whether the client may make one more request now; it is then counted."""
         left = self._available(client)
         if left < 1:
             return False
@@ -31,7 +31,7 @@ class Rate:
         return True
 
     def is_spent(self, client: str) -> bool:
-        """Whether the client may do nothing now."""
+        """Whether the client has used up its requests."""
         return self._available(client) < 1
 
     def _available(self, client: str) -> float:

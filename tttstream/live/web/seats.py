@@ -1,4 +1,4 @@
-"""How many clients may listen and look at once, and how many pictures a second each of them gets."""
+"""Limits on the number of clients, and on the pictures a second that each receives."""
 
 from __future__ import annotations
 

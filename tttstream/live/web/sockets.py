@@ -1,4 +1,4 @@
-"""WebSockets: pictures to a browser that says what it has shown, and pictures from a browser's own camera."""
+"""WebSockets: pictures to a browser, which confirms each one, and pictures from a browser's own camera."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes, several times a second, made into text once and handed to everybody who listens."""
+"""Updates of the status, several times a second: encoded once and sent to all listeners."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Updates:
 
     @contextmanager
     def listener(self) -> Iterator[AsyncIterator[Update]]:
-        """What happens from now on; ends for a listener that is too far behind, and when the server closes."""
+        """The updates from now on; ends for a listener that is too far behind, and when the server closes."""
         queue: asyncio.Queue[Update | None] = asyncio.Queue(BEHIND)
         self._listeners.add(queue)
         try:

@@ -100,7 +100,7 @@ def _near(pattern: str, names: list[str]) -> str:
 
 
 def _given(network: nn.Module, names: list[str], example: Tensor) -> dict[str, Tensor]:
-    """What each module gives of frames, in the order in which they run."""
+    """The layout of each module's output, in the order in which they run."""
     given: list[tuple[str, Any]] = []
     hooks = [
         network.get_submodule(name).register_forward_hook(

@@ -1,4 +1,4 @@
-"""How what a module gives of frames becomes tokens of a stream, and how a memory's answer goes back into it."""
+"""Layouts: the output of a module as tokens of a stream, and the memory's output added to it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ CHANNELS = ("first", "last")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a module gives of one frame.
-
-    axis: where its channels are: 1 in [n, C, H, W], -1 elsewhere. width: C. sizes: all other sizes, () for a vector.
+    """The layout of a module's output for one frame. axis: of its channels: 1 in [n, C, H, W], -1 elsewhere. width: C.
+    sizes: all other sizes, () for a vector.
     """
 
     axis: int
@@ -86,7 +85,7 @@ class Reading(ABC):
     """Whether the state has a size for each of N tokens."""
 
     def rows(self, shape: Shape) -> int:
-        """How many rows of the memory belong to one stream."""
+        """The number of the memory's rows for one stream."""
         return 1
 
     @abstractmethod
@@ -95,7 +94,7 @@ class Reading(ABC):
 
     @abstractmethod
     def back(self, y: Tensor, x: Tensor) -> Tensor:
-        """What the memory said, [B, T, N or 1, C]."""
+        """The memory's output, [B, T, N or 1, C]."""
 
     def reset(self, reset: Tensor, x: Tensor) -> Tensor:
         """[B, T] -> [rows, tokens]."""
@@ -172,7 +171,7 @@ class Position(Reading):
 
 
 class Mean(Reading):
-    """One token a frame, the mean of its tokens; what the memory says is added to all of them: B rows of T tokens."""
+    """One token a frame, the mean of its tokens; the memory's output is added to all of them: B rows of T tokens."""
 
     def into(self, x: Tensor) -> Tensor:
         """See Reading."""

@@ -67,7 +67,7 @@ class _Call:
         self.after: list[State | None] = [None] * len(before)
 
     def through(self, number: int, place: Place, x: Tensor) -> Tensor:
-        """What a module gave, with what its memory says."""
+        """A module's output with that of its memory added."""
         if self.after[number] is not None:
             raise ConfigError(
                 f"insert: {place.name} runs twice in one pass of the network; put the memory behind a module that runs "

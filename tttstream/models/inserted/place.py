@@ -82,7 +82,7 @@ class Place(nn.Module):
         lengths: Tensor | None = None,
         learn: bool = True,
     ) -> tuple[Tensor, State]:
-        """What the module gave [rows · T, …] -> the same with what the memory says, and its state."""
+        """The module's output [rows · T, …] with the memory's output added, and the memory's state."""
         tokens = self._tokens(x).unflatten(0, (rows, -1))
         read = self.reading.into(tokens.roll(-self.extra, 2) if self.extra else tokens)
         seen = self.into(self.norm((read - self.mean) / self.deviation))

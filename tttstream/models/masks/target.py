@@ -70,8 +70,8 @@ class TargetConfig:
 
 
 class Maps(NamedTuple):
-    """What is seen of n frames. quarter [n, C, H/4, W/4], eighth [n, C', H/8, W/8]: features for contours.
-    keys [n, N, D] of length 1 and basis [n, N, 1 + hidden], for each token of the grid of an eighth."""
+    """Features of n frames. quarter [n, C, H/4, W/4], eighth [n, C', H/8, W/8]: features for contours. keys [n, N, D]
+    of length 1 and basis [n, N, 1 + hidden], for each token of the grid of an eighth."""
 
     quarter: Tensor
     eighth: Tensor
@@ -90,7 +90,7 @@ class _TargetFields(NamedTuple):
 
 
 class TargetState(ObjectState, _TargetFields):
-    """What is kept of each stream; its size depends neither on the frames nor on their size.
+    """The state of each stream; its size depends neither on the frames nor on their size.
 
     given_keys, last_keys: [B, O, inside + outside, D + 3] keys of each object and of what is around it, in the frame in
     which it was given and in the last one, each with its place (y, x) in short sides and whether it is there.
@@ -175,7 +175,7 @@ class TargetModel(Propagator[TargetState]):
         )
 
     def encoded(self, frames: Tensor, offset: Tensor | None = None) -> Maps:
-        """What is seen of frames [n, 3, H, W] in 0..1."""
+        """Features of frames [n, 3, H, W] in 0..1."""
         return self.seen(*self.encoder(frames))
 
     def compared(self, frames: Tensor) -> Tensor:
@@ -231,8 +231,9 @@ class TargetModel(Propagator[TargetState]):
         return fine, 3 * cues[:, :, 0]
 
     def cues(self, features: Maps, state: TargetState) -> Tensor:
-        """What the memories say of each token, [B, O, CUES, H/8, W/8]: the target model's score; likeness to the object
-        and to its surroundings, in the given frame and in the last one; and the best score and likeness of others."""
+        """Scores of the memories for each token, [B, O, CUES, H/8, W/8]: the target model's score; likeness to the
+        object and to its surroundings, in the given frame and in the last one; and the best score and likeness of
+        others."""
         height, width = features.eighth.shape[-2:]
         score = torch.einsum("boc,bnc->bon", self.target(state), features.basis.to(state.seen.dtype)).clamp(-3, 3)
         given = self._alike(features.keys, state.given_keys, None)

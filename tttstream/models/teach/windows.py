@@ -18,7 +18,7 @@ SHAPES = (1.0, 0.5, 2.0)
 """Their widths over their heights, at the same area."""
 
 STEP = 0.5
-"""How far neighbours of one size are apart, as a share of their sides."""
+"""The distance of neighbours of one size, as a share of their sides."""
 
 
 @lru_cache(maxsize=16)
@@ -36,7 +36,7 @@ def windows(height: int, width: int) -> Tensor:
 
 
 def _starts(side: float) -> list[float]:
-    """Where windows of that side begin, evenly from edge to edge."""
+    """The first pixels of windows of that side, evenly spaced from edge to edge."""
     count = 1 + max(0, -int(-(1 - side) // (STEP * side)))
     return torch.linspace(0, 1 - side, count).tolist() if count > 1 else [(1 - side) / 2]
 

@@ -165,7 +165,7 @@ class DataSet:
         return times
 
     def form(self, spec: str) -> tuple[Form, str, list[int]]:
-        """What `--pose FEATURE` or `FEATURE:NAME,NAME` stands for: the poses, the feature, and the places in it."""
+        """The values of `--pose FEATURE` or `FEATURE:NAME,NAME`: the poses, the feature, and the places in it."""
         feature, colon, chosen = spec.partition(":")
         kind = self.features.get(feature)
         fitting = [n for n, k in self.features.items() if str(k.get("dtype", "")).startswith(("float", "int"))]

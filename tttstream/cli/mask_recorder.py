@@ -76,7 +76,6 @@ class MaskRecorder(Record):
         own = [colours[n] if n <= LARGEST else colours[place] for place, n in enumerate(numbers, 1)]
         self.overlay = MaskOverlay(distinct(np.array([(0, 0, 0), *own], np.uint8)))
         self._numbers = np.array([0, *numbers], np.int32)
-        self._video: VideoWriter | None = None
         if self._folder is None:
             return
         try:
@@ -93,7 +92,7 @@ class MaskRecorder(Record):
         """Take in one frame and its result; the picture drawn of it."""
         self._count(result.latency_ms)
         picture = self.overlay.draw(frame.image, result.mask)
-        if self._folder is not None:
+        if self._lines is not None:
             self._lines.write_json(
                 {
                     "index": result.index,

@@ -48,6 +48,21 @@ class Record:
         self.latencies, self.rate, self.usage = Latencies(), Rate(), Usage()
         self._folder = None if folder is None else OutputFolder(folder)
         self._files: list[OutputFile] = []
+        self._lines: TextFile | None = None
+        self._video: VideoWriter | None = None
+
+    def _begin(self, *, video: bool, endless: bool) -> None:
+        """Open frames.jsonl and, with `video`, overlay.mp4. If one cannot be opened, none stays."""
+        if self._folder is None:
+            return
+        try:
+            self._lines = self._own(TextFile(self._folder.path / "frames.jsonl"))
+            if video:
+                path = self._folder.path / "overlay.mp4"
+                self._video = self._own(VideoWriter(path, self.source.fps or 25.0, endless=endless))
+        except BaseException:
+            self.discard()
+            raise
 
     def _own(self, file: F) -> F:
         self._files.append(file)
@@ -146,19 +161,8 @@ class Recorder(Record):
             self.overlay = overlay or Overlay(self.detector.threshold)
         self._shown = pictures
         self._embeddings = embeddings
-        self._lines: TextFile | None = None
-        self._video: VideoWriter | None = None
         self._array: ArrayFile | None = None
-        if self._folder is None:
-            return
-        try:
-            self._lines = self._own(TextFile(self._folder.path / "frames.jsonl"))
-            if video:
-                path = self._folder.path / "overlay.mp4"
-                self._video = self._own(VideoWriter(path, source.fps or 25.0, endless=endless))
-        except BaseException:
-            self.discard()
-            raise
+        self._begin(video=video, endless=endless)
 
     def add(self, frame: Frame, result: Result, state_bytes: int, note: str = "") -> Picture | None:
         """Record one frame and its result; returns the picture drawn of it, if one is needed."""

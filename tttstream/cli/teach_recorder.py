@@ -9,18 +9,16 @@ from typing import Any
 
 from tttstream.cli.recorder import Record, number, place
 from tttstream.frames import Frame
-from tttstream.io.outputs import TextFile
 from tttstream.sources.base import Source
 from tttstream.streams.teach import TeachResult, TeachStream
 from tttstream.views.overlay import Picture
 from tttstream.views.teach import TeachOverlay
-from tttstream.views.writer import VideoWriter
 
 
 class TeachRecorder(Record):
     """Takes in frames and results of one source, and writes its folder; without a folder it only keeps count.
 
-    video: write overlay.mp4. keys: names that the keys 1, 2 … teach. endless: nobody knows how many frames will come.
+    video: write overlay.mp4. keys: names that the keys 1, 2 … teach. endless: the number of frames is unknown.
     """
 
     def __init__(self, folder: Path | None, source: Source, *, video: bool, keys: Sequence[str], endless: bool) -> None:
@@ -28,17 +26,7 @@ class TeachRecorder(Record):
         self.overlay = TeachOverlay(keys=keys)
         self._in_view: Counter[str] = Counter()
         self._taught: dict[str, int] = {}
-        self._video: VideoWriter | None = None
-        if self._folder is None:
-            return
-        try:
-            self._lines = self._own(TextFile(self._folder.path / "frames.jsonl"))
-            if video:
-                path = self._folder.path / "overlay.mp4"
-                self._video = self._own(VideoWriter(path, source.fps or 25.0, endless=endless))
-        except BaseException:
-            self.discard()
-            raise
+        self._begin(video=video, endless=endless)
 
     def add(self, frame: Frame, result: TeachResult, stream: TeachStream, told: list[str]) -> Picture:
         """Record one frame and its result; returns the picture. told: the labels that were taught with it."""
@@ -47,7 +35,7 @@ class TeachRecorder(Record):
         self._taught = {label: stream.examples(label) for label in stream.labels}
         note = "" if stream.learn else "not learning"
         picture = self.overlay.draw(frame.image, result, self._taught, " ".join([*told, note]).strip())
-        if self._folder is not None:
+        if self._lines is not None:
             self._lines.write_json(
                 {
                     "index": result.index,

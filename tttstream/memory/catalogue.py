@@ -28,7 +28,7 @@ def _ttt(name: str, model: InnerModel) -> Entry:
 
 CATALOGUE |= {
     **{f"ttt_{name}": _ttt(name, model) for name, model in INNER_MODELS.items() if model.about is not None},
-    "ttt": Entry(Mixed, "mixed heads: some correct (delta), some add up (additive), some learn deeply (ttt_mlp)"),
+    "ttt": Entry(Mixed, "mixed heads: delta, additive and ttt_mlp in one layer"),
     "ttt_nested": Entry(Nested, "a delta rule whose start is learned by an outer learner, block by block"),
     "additive": Entry(Additive, "linear attention without a norm: sums that count"),
     "delta": Entry(Delta, "the delta rule, steps up to 2"),

@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from tttstream import memory as memories
 from tttstream.memory import Memory
 from tttstream.memory.matrix import MatrixMemory
-from tttstream.memory.recurrence import recurrence
 from tttstream.models.backbone import Block
 
 DIM, HEADS, TOKENS = 192, 3, 16
 RANKS = (1, 2, 4, 8, 16, 32, 64)
-WAYS = {"ttt_linear": False, "ttt_mlp": False, "gated_delta": False, "gated_delta, scan": True}
+WAYS = {
+    "ttt_linear": False, "ttt_mlp": False, "gated_delta": False, "gated_delta, scan": True, "mesa": False,
+    "mesa, scan": True,
+}  # fmt: skip
 
 
 class Times(NamedTuple):
@@ -79,11 +81,6 @@ def affine(transition: Tensor, addition: Tensor, state: Tensor) -> Tensor:
     return addition + moved
 
 
-def run_scan(token: Any, state: Any, reset: Any, lengths: Any) -> Any:
-    """`MatrixMemory.run` as `tttstream.ranks.scan` has it, without messages."""
-    return recurrence(token, state.matrix, reset, lengths, affine)
-
-
 def measured(name: str, scan: bool, rows: int, frames: int, repeats: int) -> Times:
     """Times of a layer for rows × frames."""
     torch.manual_seed(0)
@@ -95,7 +92,7 @@ def measured(name: str, scan: bool, rows: int, frames: int, repeats: int) -> Tim
     flat = torch.randn(rows, frames * TOKENS, DIM, requires_grad=True)
     if scan:
         assert isinstance(memory, MatrixMemory)
-        memory.run = run_scan  # type: ignore[method-assign]
+        memory.run = partial(memory.run, before=affine)  # type: ignore[method-assign]
     alone, alone_back = clock(lambda: memory(flat)[0], repeats)
     rest, rest_back = clock(lambda: block(x, None, None, True)[0], repeats)
     return Times(alone, rest, alone_back, rest_back, memory.init_state(rows).nbytes)

@@ -18,11 +18,12 @@ from tttstream.errors import ConfigError
 from tttstream.memory.matrix import Additive
 from tttstream.models.frame import FrameModel, ModelConfig
 from tttstream.ranks import Line, Relay
+from tttstream.ranks.scan import moved
 from tttstream.testing import Case, cases
 from tttstream_kernels.testing import TOLERANCE
 
 HERE = Path(__file__).parent
-LINEAR = ("additive", "delta", "gated_delta", "mamba2", "rwkv7")
+LINEAR = ("additive", "delta", "gated_delta", "mamba2", "mesa", "rwkv7", "ttt_nested")
 Found = dict[int, dict[str, Any]]
 
 
@@ -60,6 +61,15 @@ def test_which_memories_scan(found: Found) -> None:
     assert scanning == set(LINEAR)
 
 
+def test_a_reset_ends_what_is_not_finite() -> None:
+    """A row that was reset does not depend on its state any more, whatever it holds; a row beside it does."""
+    state, more = torch.full((2, 1, 3, 3), torch.nan), torch.ones(2, 1, 3, 3)
+    for columns in (1, 3):
+        came = moved(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 3, columns), state, more)
+        assert torch.equal(came[0], more[0])
+        assert came[1].isnan().all()
+
+
 DIES = """
 import os, sys, time
 from datetime import timedelta
@@ -68,6 +78,7 @@ from torch import distributed as dist
 from tttstream import memory
 from tttstream.errors import RankError
 from tttstream.ranks import Line, Relay
+from tttstream.ranks.scan import moved
 
 rank, folder, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group(

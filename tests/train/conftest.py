@@ -19,12 +19,15 @@ SIZE = 16
 
 
 class Moving(Dataset[Batch]):
-    """Segments of T frames in B rows; every 5th step each row begins another video."""
+    """Segments of T frames in B rows; every 5th step each row begins another video.
 
-    def __init__(self, steps: int, rows: int = 2, frames: int = 4, first: int = 0) -> None:
+    labels: the label of a video is its number modulo this; 0 for no labels.
+    """
+
+    def __init__(self, steps: int, rows: int = 2, frames: int = 4, first: int = 0, labels: int = 0) -> None:
         noise = torch.Generator().manual_seed(1)
         self.pictures = torch.randint(0, 256, (8, 3, SIZE, SIZE + 5 * frames), generator=noise, dtype=torch.uint8)
-        self.steps, self.rows, self.frames, self.first = steps, rows, frames, first
+        self.steps, self.rows, self.frames, self.first, self.labels = steps, rows, frames, first, labels
 
     def __len__(self) -> int:
         return self.steps
@@ -33,29 +36,32 @@ class Moving(Dataset[Batch]):
         if not 0 <= step < self.steps:
             raise IndexError(step)
         times = (step % 5) * self.frames + torch.arange(self.frames)
-        rows = [self.pictures[(self.first + row + step // 5) % 8] for row in range(self.rows)]
+        videos = (self.first + step // 5 + torch.arange(self.rows)) % 8
+        rows = self.pictures[videos]
         frames = torch.stack([torch.stack([picture[:, :, t : t + SIZE] for t in times.tolist()]) for picture in rows])
         position = times.expand(self.rows, -1)
         minus = torch.full_like(position, -1)
-        return Batch(frames, position == 0, position, position, minus, minus, position >= 0)
+        clip = videos[:, None].expand_as(position) if self.labels else minus
+        label = clip % self.labels if self.labels else minus
+        return Batch(frames, position == 0, position, position, clip, label, position >= 0)
 
 
 class MovingData(LightningDataModule):
     """Training lanes that go on after a resume, and a validation."""
 
-    def __init__(self, steps: int = 20, rows: int = 2, frames: int = 4) -> None:
+    def __init__(self, steps: int = 20, rows: int = 2, frames: int = 4, labels: int = 0) -> None:
         super().__init__()
-        self.steps, self.rows, self.frames = steps, rows, frames
+        self.steps, self.rows, self.frames, self.labels = steps, rows, frames, labels
         self.loader: Any = None
 
     def train_dataloader(self) -> Any:
         first = place(self.trainer).rows * self.rows
-        self.loader = _Resumable(Moving(self.steps, self.rows, self.frames, first))
+        self.loader = _Resumable(Moving(self.steps, self.rows, self.frames, first, self.labels))
         return self.loader
 
     def val_dataloader(self) -> Any:
         first = 4 + place(self.trainer).rows * self.rows
-        return DataLoader(Moving(3, self.rows, self.frames, first), batch_size=None)
+        return DataLoader(Moving(3, self.rows, self.frames, first, self.labels), batch_size=None)
 
     test_dataloader = predict_dataloader = val_dataloader
 

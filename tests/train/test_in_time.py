@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from tttstream.errors import ConfigError
+from tttstream.train.classification import Classification, Encoder
 from tttstream.train.data import Batch, VideoData
 from tttstream.train.data.lanes import Piece, Visit, within
 from tttstream.train.in_time import InTime
+from tttstream.train.novelty import Novelty
 from tttstream.train.place import Place
 from tttstream.train.prediction import Prediction
 
@@ -32,11 +34,12 @@ from conftest import MovingData
 from lightning.pytorch import Callback, Trainer
 from tttstream.models.frame import ModelConfig
 from tttstream.state import pack
+from tttstream.train.classification import Classification
 from tttstream.train.in_time import InTime
 from tttstream.train.prediction import Prediction
 
 folder, processes, ranks = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-memories = ("ttt_linear", "gated_delta")
+runs = {"ttt_linear": Prediction, "gated_delta": Prediction, "classes": Classification}
 
 class Notes(Callback):
     def __init__(self, stop):
@@ -50,10 +53,13 @@ class Notes(Callback):
         metrics = trainer.callback_metrics.items()
         self.validated.append({name: float(value) for name, value in metrics if "val/" in name})
 
-def run(memory, stop=None, resume=None):
+def run(name, stop=None, resume=None):
     torch.manual_seed(0)
-    task = Prediction(ModelConfig(size=16, patch=8, dim=16, depth=2, heads=2, memory=memory), lr=1e-3, warmup=0)
-    torch.nn.init.normal_(task.model.next_frame.change.weight, std=0.02)
+    memory = "ttt_linear" if name == "classes" else name
+    config = ModelConfig(size=16, patch=8, dim=16, depth=2, heads=2, memory=memory)
+    task = runs[name](config, **{"classes": 3} if name == "classes" else {}, lr=1e-3, warmup=0)
+    if name != "classes":
+        torch.nn.init.normal_(task.model.next_frame.change.weight, std=0.02)
     notes = Notes(stop)
     rows = 4 // (processes // ranks)
     trainer = Trainer(
@@ -63,16 +69,19 @@ def run(memory, stop=None, resume=None):
         limit_val_batches=2, val_check_interval=4, num_sanity_val_steps=0, default_root_dir=folder,
         use_distributed_sampler=False,
     )
-    trainer.fit(task, datamodule=MovingData(20, rows, 7), ckpt_path=resume)
+    trainer.fit(task, datamodule=MovingData(20, rows, 7, 3), ckpt_path=resume)
     return trainer, task, notes
 
 found = {}
-for memory in memories:
-    trainer, task, notes = run(memory)
-    found[memory] = {
+for name in runs:
+    trainer, task, notes = run(name)
+    found[name] = {
         "losses": notes.losses, "gradients": notes.gradients, "validated": notes.validated,
         "state": pack(task._states["train"]).tolist(),
     }
+    if name == "classes":
+        trainer.predict(task, datamodule=MovingData(20, 4 // (processes // ranks), 7, 3), return_predictions=False)
+        found["clips"] = task.clip_rows()
 if processes > 1:
     trainer, _, _ = run("ttt_linear", 2)
     trainer.save_checkpoint(folder / "two.ckpt")
@@ -108,16 +117,16 @@ def same(left: Any, right: Any, tolerance: float) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1e-3, largest))
 
 
-@pytest.mark.parametrize("memory", ["ttt_linear", "gated_delta"])
-def test_rows_and_time(one: dict[str, Any], mesh: list[dict[str, Any]], memory: str) -> None:
+@pytest.mark.parametrize("name", ["ttt_linear", "gated_delta", "classes"])
+def test_rows_and_time(one: dict[str, Any], mesh: list[dict[str, Any]], name: str) -> None:
     """Processes 0 and 1 share the first two lanes in time, 2 and 3 the others; seven frames are three and four.
 
     Every second gradient is that of an optimiser step, which all processes share; pixels are float32.
     """
-    true = one[memory]
+    true = one[name]
     assert len(true["gradients"]) == 6
     for number, rank in enumerate(mesh):
-        got = rank[memory]
+        got = rank[name]
         for left, right in zip(got["gradients"][1::2], true["gradients"][1::2], strict=True):
             for a, b in zip(left, right, strict=True):
                 same(a, b, 1e-10)
@@ -126,12 +135,20 @@ def test_rows_and_time(one: dict[str, Any], mesh: list[dict[str, Any]], memory: 
         same(got["state"], true["state"][2 * rows : 2 * rows + 2], 1e-10)
 
 
-def test_a_validation_measures_every_frame_once(one: dict[str, Any], mesh: list[dict[str, Any]]) -> None:
-    true = one["ttt_linear"]["validated"]
+@pytest.mark.parametrize("name", ["ttt_linear", "classes"])
+def test_a_validation_measures_every_frame_once(one: dict[str, Any], mesh: list[dict[str, Any]], name: str) -> None:
+    true = one[name]["validated"]
     assert true
     for rank in mesh:
-        for got, expected in zip(rank["ttt_linear"]["validated"], true, strict=True):
+        for got, expected in zip(rank[name]["validated"], true, strict=True):
             assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_a_clip_is_judged_by_all_its_frames(one: dict[str, Any], mesh: list[dict[str, Any]]) -> None:
+    """The last rank of each set writes the rows of its clips, which are those of one process."""
+    assert [row["frames"] for row in one["clips"]] == [21] * 4
+    assert mesh[1]["clips"] + mesh[3]["clips"] == one["clips"]
+    assert mesh[0]["clips"] == mesh[2]["clips"] == []
 
 
 def test_a_resume_goes_on(mesh: list[dict[str, Any]]) -> None:
@@ -190,6 +207,11 @@ def test_mistakes(trainer: Any, moving: Any, tiny: Any) -> None:
         InTime(0)
     with pytest.raises(ConfigError, match="horizon 3"):
         Prediction(tiny(), horizon=3).go_along(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="the task Novelty cannot be cut in time; Prediction, Classification can"):
+        Novelty(tiny()).go_along(None)  # type: ignore[arg-type]
+    classes = Classification(tiny(size=32), 2, encoder=Encoder("resnet18", frozen=False))
+    with pytest.raises(ConfigError, match="an encoder that is trained"):
+        classes.go_along(None)  # type: ignore[arg-type]
     strategy = InTime(3)
     strategy.cluster_environment = type("Two", (), {"world_size": lambda _: 2, "global_rank": lambda _: 0})()
     with pytest.raises(ConfigError, match="2 processes are no multiple of 3"):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tttstream.errors import ConfigError
 from tttstream.memory.base import Memory
 from tttstream.memory.positions import ShortConv
-from tttstream.memory.recurrence import LEAST, Token, recurrence
+from tttstream.memory.recurrence import LEAST, Before, Token, recurrence
 from tttstream.state import State
 
 NORM_EPS = 1e-6
@@ -82,9 +82,11 @@ class MatrixMemory(Memory):
         """The update of the state by the tokens, further values that `read_out` needs, and the next window."""
         raise NotImplementedError
 
-    def run(self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, ...]:
-        """The read-outs [B, T, H, Dv], and the state after the call without its window."""
-        return recurrence(token, state.matrix, reset, lengths)
+    def run(
+        self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None, before: Before | None = None
+    ) -> tuple[Tensor, ...]:
+        """The read-outs [B, T, H, Dv], and the state after the call without its window. before: see `recurrence`."""
+        return recurrence(token, state.matrix, reset, lengths, before)
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
         """From what was read, [B, T, H, Dv] in the state's type, to y [B, T, dim] in x's."""

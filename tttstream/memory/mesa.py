@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tttstream.memory.matrix import NORM_EPS, Additive, Decay, Seen, linear
-from tttstream.memory.recurrence import CHUNK, Decays, Token, step, walk
+from tttstream.memory.recurrence import CHUNK, Before, Decays, Token, effect, step, walk
 from tttstream_kernels.plan import Ragged, plan
 from tttstream_kernels.precision import full_precision
 
@@ -56,14 +56,16 @@ class Mesa(Additive):
         """See `MatrixMemory`."""
         return self.out(self.norm(o.to(self.norm.weight.dtype)).flatten(2))
 
-    def run(self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, ...]:
+    def run(
+        self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None, before: Before | None = None
+    ) -> tuple[Tensor, ...]:
         """See `MatrixMemory`."""
         matrix: Tensor = state.matrix
         token = token.each(lambda part: part.to(matrix.dtype))
         ridge = F.softplus(self.ridge.to(matrix.dtype)) + LEAST_RIDGE
         rows, tokens = token.q.shape[:2]
         with full_precision(matrix.device.type):
-            if tokens == 1 and lengths is None:
+            if tokens == 1 and lengths is None and before is None:
                 if reset is not None:
                     matrix = torch.where(reset[..., None, None], 0.0, matrix)
                 _, matrix = step(token.each(lambda part: part[:, 0]), matrix)
@@ -77,7 +79,10 @@ class Mesa(Additive):
             q, k, both, log = token.each(cut.pack)[:4]
             assert log is not None
             decays = Decays(log)
-            starts, matrix = walk(cut, matrix, decays.whole(), decays.until(k).mT @ both)
+            addition = decays.until(k).mT @ both
+            if before is not None:
+                matrix = before(*effect(cut, matrix, decays.whole(), addition), matrix)
+            starts, matrix = walk(cut, matrix, decays.whole(), addition)
             ridges = ridge.repeat(len(q) // self.heads, 1)[:, None]
             chunk = _Chunk(q, k, both, decays, starts, ridges)
             return cut.unpack(chunk.read()), matrix

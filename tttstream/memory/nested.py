@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tttstream.errors import ConfigError
 from tttstream.memory.matrix import Delta
-from tttstream.memory.recurrence import Token, moved, moves, pieces_of, prepare, rows_of, step
+from tttstream.memory.recurrence import Before, Chunks, Token, moved, moves, pieces_of, prepare, rows_of, step
 from tttstream.state import State
 from tttstream_kernels.plan import Ragged, Uniform, plan
 from tttstream_kernels.precision import full_precision
@@ -60,14 +60,16 @@ class Nested(Delta):
         matrix, window = super().init_state(batch)
         return NestedState(matrix, torch.zeros_like(matrix), self.zeros(batch), window)
 
-    def run(self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, ...]:
+    def run(
+        self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None, before: Before | None = None
+    ) -> tuple[Tensor, ...]:
         """See `MatrixMemory`."""
         matrix, start, phase = state.matrix, state.start, state.phase.detach()
         token = token.each(lambda part: part.to(matrix.dtype))
         rows, tokens = token.q.shape[:2]
         rho = torch.sigmoid(self.outer.to(matrix.dtype))[:, None, None]
         with full_precision(matrix.device.type):
-            if tokens == 1 and lengths is None:
+            if tokens == 1 and lengths is None and before is None:
                 if reset is not None:
                     matrix, start = (torch.where(reset[..., None, None], 0.0, z) for z in (matrix, start))
                     phase = torch.where(reset[:, 0], 0.0, phase)
@@ -76,14 +78,42 @@ class Nested(Delta):
                 ends = (phase == 0)[:, None, None, None]
                 start = torch.where(ends, torch.lerp(start, matrix, rho), start)
                 return o[:, None], torch.where(ends, start, matrix), start, phase
+            if before is not None:
+                phase = before(*self._phases(phase, tokens, reset), phase[:, None, None, None]).flatten() % self.block
             cut = plan(rows, tokens, self.block, phase, reset, lengths, matrix.device)
             if isinstance(cut, Ragged) and not cut.active:
                 return torch.zeros_like(token.v), matrix, start, phase
             chunks = prepare(token.each(cut.pack))
             rhos = rho.repeat(max(cut.waves), 1, 1)
+            if before is not None:
+                both = before(*_effect(cut, matrix, rhos, chunks), torch.cat([matrix, start], 2))
+                matrix, start = both.chunk(2, 2)
             starts, matrix, start = _walk(cut, matrix, start, rhos, chunks.transition, chunks.addition)
             after = torch.full_like(phase, cut.end_phase) if isinstance(cut, Uniform) else cut.end_phase.to(phase)
             return cut.unpack(chunks.read(starts)), matrix, start, after
+
+    def _phases(self, phase: Tensor, tokens: int, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The effect of a call on the phases of its rows: p -> A p + B, both [B, 1, 1, 1]."""
+        stays, since = torch.ones_like(phase), torch.full_like(phase, tokens)
+        if reset is not None:
+            places = torch.arange(tokens, device=phase.device)
+            latest = torch.where(reset, places, -1).amax(1)
+            stays, since = (latest < 0).to(phase), (tokens - latest.clamp(min=0)).to(phase)
+        return stays[:, None, None, None], (since % self.block)[:, None, None, None]
+
+
+def _effect(cut: Uniform | Ragged, matrix: Tensor, rho: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
+    """The effect of a call on both learners, as `recurrence.effect`: on [S; W], [B, H, 2 D, D], which it maps linearly.
+
+    The chunks turn [1 0 | 0] and [0 1 | 0] into the upper and the lower half of [A | B].
+    """
+    width = matrix.shape[2]
+    unit = torch.eye(2 * width, 3 * width, dtype=matrix.dtype, device=matrix.device)
+    upper, lower = (half.expand(*matrix.shape[:2], -1, -1) for half in unit.chunk(2))
+    addition = torch.nn.functional.pad(chunks.addition, (2 * width, 0))
+    _, *ends = _walk(cut, upper, lower, rho, chunks.transition, addition)
+    transition, rest = torch.cat(ends, 2).split((2 * width, width), -1)
+    return transition, rest
 
 
 def _walk(

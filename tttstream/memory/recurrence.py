@@ -50,8 +50,8 @@ class Token(NamedTuple):
 
 
 Before = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From what a call does to the state, S -> A S + B (see `effect`), and the state it is given, to the state before it:
-what other ranks do first."""
+"""(A, B, S) -> the state before a call whose tokens follow those of other ranks. A, B: the effect of the call, see
+`effect`. S: the state that the call is given."""
 
 
 def recurrence(
@@ -81,7 +81,7 @@ def recurrence(
             return torch.zeros_like(token.v), state
         chunks = prepare(token.each(cut.pack))
         if before is not None:
-            state = before(*effect(cut, state, chunks), state)
+            state = before(*effect(cut, state, chunks.transition, chunks.addition), state)
         starts, state = walk(cut, state, chunks.transition, chunks.addition)
         return cut.unpack(chunks.read(starts)), state
 
@@ -200,20 +200,20 @@ def walk(cut: Uniform | Ragged, state: Tensor, transition: Tensor | None, additi
     return whole, rows_of(cut, torch.cat(ends[::-1]).unflatten(0, (-1, heads)), state)
 
 
-def effect(cut: Uniform | Ragged, state: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
-    """What a call does to the states of its rows, whatever they are: S -> A S + B with A [B, H, Dk, Dk], or
-    [B, H, Dk, 1] for a factor a channel, and B [B, H, Dk, Dv]. state: [B, H, Dk, Dv], for its sizes.
+def effect(cut: Uniform | Ragged, state: Tensor, transition: Tensor | None, addition: Tensor) -> tuple[Tensor, Tensor]:
+    """The effect of a call on the states of its rows: S -> A S + B for any S, with A [B, H, Dk, Dk], or [B, H, Dk, 1]
+    for a factor a channel, and B [B, H, Dk, Dv].
 
-    [A | B] is what the chunks make of [1 | 0].
+    state: [B, H, Dk, Dv], for its sizes. transition, addition: of the chunks, see `Chunks`; they turn [1 | 0] into
+    [A | B].
     """
     keys = state.shape[2]
-    full = chunks.transition is not None and chunks.transition.shape[-1] > 1
+    full = transition is not None and transition.shape[-1] > 1
     unit = torch.eye(keys, dtype=state.dtype, device=state.device) if full else state.new_ones(keys, 1)
     start = torch.cat([unit.expand(*state.shape[:2], -1, -1), torch.zeros_like(state)], -1)
-    addition = torch.nn.functional.pad(chunks.addition, (unit.shape[1], 0))
-    _, end = walk(cut, start, chunks.transition, addition)
-    transition, addition = end.split((unit.shape[1], state.shape[-1]), -1)
-    return transition, addition
+    _, end = walk(cut, start, transition, torch.nn.functional.pad(addition, (unit.shape[1], 0)))
+    whole, rest = end.split((unit.shape[1], state.shape[-1]), -1)
+    return whole, rest
 
 
 def moves(

@@ -14,6 +14,7 @@ from tttstream.errors import ConfigError, RankError
 from tttstream.state import State, pack, unpack
 
 S = TypeVar("S", bound=State)
+T = TypeVar("T")
 
 
 class Line:
@@ -73,10 +74,14 @@ class Line:
 
     def from_last(self, state: S) -> S:
         """The state that the last rank holds, on every rank; every rank calls it with a state of the same sizes."""
-        flat = self._carried(pack(state))
+        return unpack(self.value_of_last(pack(state)), state)
+
+    def value_of_last(self, value: Tensor) -> Tensor:
+        """The tensor that the last rank holds, on every rank; every rank calls it with a tensor of the same sizes."""
+        held = self._carried(value)
         with self._heard(self.size - 1):
-            dist.broadcast(flat, self._processes[-1], group=self.group)
-        return unpack(flat.to(state.tensors()[0].device), state)
+            dist.broadcast(held, self._processes[-1], group=self.group)
+        return held.to(value.device)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the ranks of the line, without a gradient; every rank calls it."""
@@ -84,6 +89,13 @@ class Line:
         with self._heard():
             dist.all_reduce(summed, group=self.group)
         return summed.to(value.device)
+
+    def gathered(self, value: T) -> list[T]:
+        """What each rank of the line has, such as a dictionary, in the order of time; every rank calls it."""
+        every: list[Any] = [None] * self.size
+        with self._heard():
+            dist.all_gather_object(every, value, group=self.group)
+        return every
 
     def _carried(self, value: Tensor) -> Tensor:
         value = value.detach().contiguous()

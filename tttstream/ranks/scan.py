@@ -19,14 +19,14 @@ from torch.autograd.function import once_differentiable
 from tttstream.errors import ShapeError
 from tttstream.memory.base import Memory
 from tttstream.memory.matrix import MatrixMemory
-from tttstream.memory.recurrence import Token, recurrence
+from tttstream.memory.recurrence import Token
 from tttstream.ranks.handing import Receive, Send, settle_after_backward
 from tttstream.ranks.line import Line
 
 
 def scans(memory: Memory) -> bool:
-    """Whether a memory can be scanned: its state is a matrix under `recurrence`, and nothing else."""
-    return isinstance(memory, MatrixMemory) and type(memory).run is MatrixMemory.run
+    """Whether a memory can be scanned: its update is linear in its state."""
+    return isinstance(memory, MatrixMemory)
 
 
 def scanned(
@@ -54,7 +54,7 @@ def scanned(
         if reset is not None:
             earlier = line.receive(torch.empty_like(reset[:, :window], dtype=torch.uint8), line.rank - 1)
             reset = torch.cat([earlier.bool(), reset], 1)
-    memory.run = partial(_run, line, seen)  # type: ignore[method-assign]
+    memory.run = partial(_run, memory, line, seen)  # type: ignore[method-assign]
     try:
         y, state = type(memory).forward(memory, x, state, reset)
     finally:
@@ -63,13 +63,13 @@ def scanned(
 
 
 def _run(
-    line: Line, seen: int, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    memory: MatrixMemory, line: Line, seen: int, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, ...]:
     """`MatrixMemory.run` over the tokens from `seen` on; those before belong to the rank before."""
     token = token.each(lambda part: part[:, seen:])
     reset = None if reset is None else reset[:, seen:]
-    o, matrix = recurrence(token, state.matrix, reset, lengths, partial(_Before.apply, line))
-    return torch.nn.functional.pad(o, (0, 0, 0, 0, seen, 0)), matrix
+    o, *held = type(memory).run(memory, token, state, reset, lengths, partial(_Before.apply, line))
+    return torch.nn.functional.pad(o, (0, 0, 0, 0, seen, 0)), *held
 
 
 class _Before(torch.autograd.Function):
@@ -79,7 +79,7 @@ class _Before(torch.autograd.Function):
     def forward(ctx: Any, line: Line, transition: Tensor, addition: Tensor, state: Tensor) -> Tensor:
         """transition, addition: A and B, see `recurrence.effect`. state: [B, H, Dk, Dv], the first rank's counts."""
         if line.first:
-            exclusive(line, transition, _moved(transition, state, addition), backward=False)
+            exclusive(line, transition, moved(transition, state, addition), backward=False)
             start = state.clone()
         else:
             start = exclusive(line, transition, addition, backward=False)
@@ -96,7 +96,7 @@ class _Before(torch.autograd.Function):
         later = exclusive(ctx.line, turned, gradient, backward=True)
         settle_after_backward(ctx.line)
         of_transition = (later * start).sum(-1, keepdim=True) if transition.shape[-1] == 1 else later @ start.mT
-        return None, of_transition, later, _moved(turned, later, gradient)
+        return None, of_transition, later, moved(turned, later, gradient)
 
 
 def exclusive(line: Line, transition: Tensor, addition: Tensor, backward: bool) -> Tensor:
@@ -125,12 +125,13 @@ def exclusive(line: Line, transition: Tensor, addition: Tensor, backward: bool) 
     distance = 1
     while distance < line.size - 1:
         if (came := hand(distance, 1)) is not None:
-            addition = _moved(transition, came[1], addition)
+            addition = moved(transition, came[1], addition)
             transition = transition * came[0] if columns == 1 else transition @ came[0]
         distance *= 2
     return addition
 
 
-def _moved(transition: Tensor, state: Tensor, addition: Tensor) -> Tensor:
-    """A S + B."""
-    return addition + (transition * state if transition.shape[-1] == 1 else transition @ state)
+def moved(transition: Tensor, state: Tensor, addition: Tensor) -> Tensor:
+    """A S + B. After a reset A is zero, and B comes back even where S is not finite."""
+    product = transition * state if transition.shape[-1] == 1 else transition @ state
+    return addition + torch.where((transition == 0).all((-2, -1), keepdim=True), 0.0, product)

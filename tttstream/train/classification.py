@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from tttstream.errors import CheckpointError, ConfigError
 from tttstream.models.classifier import Classifier, Encoder, Said
 from tttstream.models.frame import ModelConfig
 from tttstream.models.tokens import PatchTokens
+from tttstream.ranks import Line
 from tttstream.train.export import described
 from tttstream.train.task import StreamTask, mean_where
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from tttstream.train.data import Batch
 
 logger = logging.getLogger(__name__)
+
+Judged = tuple[int, Any]
+"""The position of the last frame of a clip that was seen, and what was found at it."""
 
 FIRST = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}  # the data of each command
 
@@ -54,10 +59,20 @@ class Classification(StreamTask):
         super().__init__(network, learn=learn, lr=lr, weight_decay=weight_decay, warmup=warmup)
         self.classes, self.smoothing = classes, smoothing
         self._sums: dict[str, Tensor] = {}
-        self._clips: dict[int, bool] = {}
-        self._told: dict[int, dict[str, Any]] = {}
+        self._clips: dict[int, Judged] = {}
+        self._rows: dict[int, Judged] = {}
         self._named = False
         self._seed = torch.initial_seed() % 2**31
+
+    def go_along(self, line: Line) -> None:
+        """See StreamTask."""
+        tokens: Any = self.model.tokens
+        if self.model.encoder is not None and not tokens.frozen:
+            raise ConfigError(
+                "time: an encoder that is trained has random draws and means of its own on each rank: set "
+                "task.encoder.frozen"
+            )
+        self.line = line
 
     def forward(self, batch: Batch, stage: str) -> Said:
         """Continue the lanes of a stage with one segment."""
@@ -74,7 +89,7 @@ class Classification(StreamTask):
             logits.flatten(0, 1).float(), batch.label.clamp(min=0).flatten(), reduction="none",
             label_smoothing=self.smoothing,
         )  # fmt: skip
-        return mean_where(each.view_as(batch.label), labelled)
+        return self.mean(each.view_as(batch.label), labelled)
 
     def _fits(self, label: int) -> None:
         if label >= self.classes:
@@ -164,15 +179,22 @@ class Classification(StreamTask):
         return loss
 
     def so_far(self, batch: Batch, logits: Tensor, stage: str) -> Tensor:
-        """The sum of each clip's log probabilities up to every frame [B, T, classes], carried from batch to batch."""
+        """The sum of each clip's log probabilities up to every frame [B, T, classes], carried from batch to batch, and
+        from rank to rank in time."""
         logs = logits.float().log_softmax(-1)
         sums = self._sums.get(stage)
         if sums is None or len(sums) != len(logs):
             sums = torch.zeros_like(logs[:, 0])
-        found = []
+        line, found = self.line, []
+        if line is not None and not line.first:
+            sums = line.receive(sums, line.rank - 1)
         for t in range(logs.shape[1]):
             sums = torch.where(batch.reset[:, t, None], 0.0, sums) + logs[:, t]
             found.append(sums)
+        if line is not None:
+            if not line.last:
+                line.send(sums, line.rank + 1)
+            sums = line.value_of_last(sums)
         self._sums[stage] = sums
         return torch.stack(found, 1)
 
@@ -186,18 +208,19 @@ class Classification(StreamTask):
         self.log(f"{stage}/frame_accuracy", rate, batch_size=int(labelled.sum()), sync_dist=True)
         right = self.so_far(batch, said.logits, stage).argmax(-1) == batch.label
         for b, t in labelled.nonzero().tolist():  # in order, so that a clip's last frame decides
-            self._clips[int(batch.clip[b, t])] = bool(right[b, t])
+            self._clips[int(batch.clip[b, t])] = int(batch.position[b, t]), bool(right[b, t])
 
     def begin(self, stage: str) -> None:
         """Fresh lanes and sums."""
         super().begin(stage)
         self._sums.pop(stage, None)
-        self._clips, self._told = {}, {}
+        self._clips, self._rows = {}, {}
 
     def finish(self, stage: str) -> None:
         """Log the accuracy of clips."""
-        count = len(self._clips)
-        rate = sum(self._clips.values()) / max(1, count)
+        clips = self._latest(self._clips)
+        count = len(clips)
+        rate = sum(right for _, right in clips.values()) / max(1, count)
         self.log(f"{stage}/clip_accuracy", rate, batch_size=count, sync_dist=True)
 
     def predict_step(self, batch: Batch, index: int) -> list[dict[str, Any]]:
@@ -222,12 +245,22 @@ class Classification(StreamTask):
             rows.append(row | of_clip)
             label = int(batch.label[b, t])
             true = {"label": label, "label_name": names[label], "right": label == judged} if label >= 0 else {}
-            self._told[clip] = {"clip": clip, "frames": int(batch.position[b, t]) + 1, **of_clip, **true}
+            at = int(batch.position[b, t])
+            self._rows[clip] = at, {"clip": clip, "frames": at + 1, **of_clip, **true}
         return rows
 
     def clip_rows(self) -> list[dict[str, Any]]:
-        """The prediction for each clip with at least one frame, from all its frames."""
-        return [self._told[clip] for clip in sorted(self._told)]
+        """The prediction for each clip with at least one frame, from all its frames; of ranks in time, the last's."""
+        rows = self._latest(self._rows)
+        return [rows[clip][1] for clip in sorted(rows) if self.line is None or self.line.last]
+
+    def _latest(self, found: dict[int, Judged]) -> dict[int, Judged]:
+        """What was found at the last frame of each clip, which another rank in time may hold."""
+        parts = [found] if self.line is None else self.line.gathered(found)
+        latest: dict[int, Judged] = {}
+        for clip, judged in (pair for part in parts for pair in part.items()):
+            latest[clip] = max(judged, latest.get(clip, judged), key=itemgetter(0))
+        return latest
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

@@ -14,8 +14,10 @@ from tttstream.errors import ConfigError
 from tttstream.evaluation.spliced import Spliced, judge, table
 from tttstream.io.outputs import TextFile, saving
 from tttstream.models.frame import ModelConfig
+from tttstream.ranks import Line
 from tttstream.train.planting import excursion, plant, sensor_noise
 from tttstream.train.prediction import Prediction, Segment
+from tttstream.train.task import StreamTask
 
 if TYPE_CHECKING:
     from tttstream.train.data import Batch
@@ -101,6 +103,10 @@ class Novelty(Prediction):
         self.noise = noise
         self.planted_in_test, self.seed = planted_in_test, seed
         self._streams: list[Spliced] = []
+
+    def go_along(self, line: Line) -> None:
+        """Raises ConfigError: things are planted into whole segments, and the contrast is over their frames."""
+        StreamTask.go_along(self, line)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """One segment of every lane, with objects planted into some, and some new videos without a reset."""

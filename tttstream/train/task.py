@@ -75,7 +75,7 @@ class StreamTask(LightningModule):
 
     def go_along(self, line: Line) -> None:
         """Take part in a run whose ranks share each segment in time. Raises ConfigError where the task cannot."""
-        raise ConfigError(f"time: the task {type(self).__name__} cannot be cut in time; Prediction can")
+        raise ConfigError(f"time: the task {type(self).__name__} cannot be cut in time; Prediction, Classification can")
 
     def fresh(self, rows: int, stage: str) -> Any:
         """A fresh state of so many lanes."""

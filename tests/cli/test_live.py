@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -11,10 +12,12 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tttstream.cli.live import Address, address, default_source
+from tttstream.cli.live import Address, address
+from tttstream.cli.live_sources import default_source, options_of
 from tttstream.cli.main import main
 from tttstream.errors import SourceError
 from tttstream.models import FrameModel
@@ -56,6 +59,10 @@ def test_addresses_of_the_page(text: str, host: str, port: int, loopback: bool) 
         (["--policy", "newest"], "a policy is latest"),
         (["--webhook", "file:///x"], "--webhook takes http://"),
         (["--model", "mask"], "tttstream track"),
+        (["--topic", "/image"], "--topic is for ROS 2 bags and LeRobot data sets, and no source here is one"),
+        (["--clock", "log"], "--clock is for ROS 2 bags"),
+        (["--pose", "x,y"], "--pose is for ROS 2 bags, LeRobot data sets and environments"),
+        (["--view", "2"], "--view belongs to maps"),
     ],
 )
 def test_what_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +99,45 @@ def test_a_run_ends_with_a_summary(small: str, tmp_path: Path, capsys: pytest.Ca
     FrameModel(ModelConfig(size=32, patch=8, dim=32, depth=2, heads=2, surprise=1)).save(other)
     assert main([*words, "--resume", "--model", str(other)]) == 2
     assert "saved by another model" in capsys.readouterr().err
+
+
+def test_each_source_takes_its_own_options(tmp_path: Path) -> None:
+    bag, data = tmp_path / "drive.mcap", tmp_path / "arm"
+    bag.touch()
+    for folder in ("meta", "data"):
+        (data / folder).mkdir(parents=True)
+    (data / "meta" / "info.json").write_text("{}")
+    given = argparse.Namespace(topic="/front", clock="log", pose="/odom")
+    assert options_of(given, ["walk", str(bag), f"{data}#3", "gym:Maze-v0", "rtsp://127.0.0.1/x.mcap"]) == {
+        "walk": {},
+        str(bag): {"topic": "/front", "clock": "log", "pose": "/odom"},
+        f"{data}#3": {"topic": "/front", "pose": "/odom"},
+        "gym:Maze-v0": {"pose": "/odom"},
+        "rtsp://127.0.0.1/x.mcap": {},
+    }
+
+
+def test_a_bag_beside_another_source(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = pytest.importorskip("mcap_ros2.writer", reason="needs the extra robots")
+    image = "std_msgs/Header header\nuint32 height\nuint32 width\nstring encoding\nuint8 is_bigendian\nuint32 step\n"
+    image += f"uint8[] data\n{'=' * 80}\nMSG: std_msgs/Header\nbuiltin_interfaces/Time stamp\nstring frame_id\n"
+    image += f"{'=' * 80}\nMSG: builtin_interfaces/Time\nint32 sec\nuint32 nanosec\n"
+    with open(tmp_path / "drive.mcap", "wb") as file:
+        bag = writer.Writer(file)
+        schema = bag.register_msgdef("sensor_msgs/msg/Image", image)
+        for number in range(8):
+            pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            head = types.SimpleNamespace(stamp=types.SimpleNamespace(sec=number, nanosec=0), frame_id="")
+            size = {"height": 24, "width": 32, "step": 96, "encoding": "rgb8", "is_bigendian": 0}
+            message = types.SimpleNamespace(header=head, data=pixels.tobytes(), **size)
+            for topic in ("/front", "/back")[: 1 + (number < 5)]:
+                bag.write_message(topic, schema, message, number, number)
+        bag.finish()
+    words = ["live", "walk", str(tmp_path / "drive.mcap"), "--no-web", "--fast", "--model", small, "--max-frames", "20"]
+    assert main([*words, "--topic", "/front"]) == 0
+    said = capsys.readouterr().out
+    assert "walk: 20 frames" in said
+    assert "drive.mcap: 8 frames" in said
 
 
 def test_without_a_camera_the_embedded_source(

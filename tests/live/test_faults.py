@@ -216,6 +216,88 @@ def test_a_full_disk_is_told_and_the_run_goes_on(saved_model: Path, tmp_path: Pa
     assert "walk.safetensors" in run.stdout
 
 
+INTERVAL = """
+import sys, threading, types
+from pathlib import Path
+import numpy as np
+import torch
+torch.set_num_threads(1)
+from tttstream import models
+from tttstream.frames import Frame
+from tttstream.live import Engine, engine as module
+from tttstream.sources.base import Source
+
+class Told(Source):
+    def __init__(self, name):
+        self.name, self.live, self._index, self.next = name, name == "live", 0, threading.Semaphore(0)
+    def __iter__(self):
+        while self.next.acquire():
+            pixels = np.random.default_rng(self._index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            self._index += 1
+            yield Frame(pixels, self._index - 1, (self._index - 1) / 8)
+    def position(self):
+        return {"source": self.name, "index": self._index}
+    def seek(self, position):
+        self._index = position["index"]
+
+now = 0.0
+module.time = types.SimpleNamespace(monotonic=lambda: now)
+sources = {f"gym:{name}": Told(name) for name in ("live", "file")}
+options = {"snapshots": Path(sys.argv[2]), "every_s": 1.0, "policy": "all", "paced": False, "expect": False}
+engine = Engine(models.load(sys.argv[1]), allowed=list(sources), opener=sources.get, **options)
+engine.start()
+cameras = [engine.add(number) for number in range(2)]
+for line in sys.stdin:
+    now += 1 / 8
+    for source, camera in zip(sources.values(), cameras):
+        seen = camera.version
+        source.next.release()
+        assert camera.wait(seen, 60) == int(line)
+    print(line, end="", flush=True)
+"""
+
+
+def test_kill_9_loses_at_most_one_interval(saved_model: Path, tmp_path: Path) -> None:
+    """Eight frames are an interval, of a camera that is live and of one that can seek."""
+
+    def kept() -> list[int]:
+        files = [tmp_path / f"gym-{name}.safetensors" for name in ("live", "file")]
+        return [int(json.loads(state.metadata(file)["stream"])["frames"]) if file.exists() else 0 for file in files]
+
+    words = [sys.executable, "-c", INTERVAL, str(saved_model), str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            for frames in range(1, 33):
+                process.stdin.write(f"{frames}\n")
+                assert process.stdout.readline() == f"{frames}\n"
+                if frames in (10, 18, 26):  # the writing is given its time
+                    assert eventually(lambda least=frames - 2: min(kept()) >= least)  # type: ignore[misc]
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert all(32 - 8 <= frames < 32 for frames in kept())
+
+
+def test_settings_are_kept_while_a_camera_is_away(model: FrameModel, reel: Any, tmp_path: Path) -> None:
+    def opener(spec: str) -> Any:
+        if engine.cameras and engine.cameras[0].version:
+            raise SourceError("the cable is out")
+        return reel(0, live=True, fails_at=20)
+
+    options: dict[str, Any] = {"allowed": ["0"], "expect": False, "snapshots": tmp_path, "every_s": 0.1}
+    with Engine(model, opener=opener, policy="all", retry=Retry(0.05, 0.05), **options) as engine:
+        camera = engine.add(0)
+        assert eventually(lambda: camera.version == 20 and camera.status()["attempts"] > 1)
+        camera.set(threshold=7.0).result(10)
+        file = tmp_path / "camera-0.safetensors"
+        assert eventually(lambda: file.exists() and "7.0" in state.metadata(file)["live"])
+        note = json.loads(state.metadata(file)["live"])
+        assert (note["gate"]["threshold"], note["position"]["index"]) == (7.0, 20)
+        assert json.loads(state.metadata(file)["stream"])["frames"] == 20
+
+
 def recording(path: Path, frames: int) -> None:
     rng = np.random.default_rng(0)
     writer = VideoWriter(path, 100.0)

@@ -38,13 +38,10 @@ def add_run(parser: argparse.ArgumentParser, size: str) -> None:
     add("--on-error", choices=("skip", "raise"), default="skip", help="what a damaged frame or source does to the run")
     rows = "where each frame was taken: csv, TUM or KITTI rows; of a camera, a growing file"
     add("--poses", metavar="FILE", help=rows)
-    known = "the columns of that file, values of an environment (x,y,yaw:deg), a bag's topic, a data set's feature"
-    add("--pose", metavar="KEYS", help=known)
+    add_recording(parser, pose="the columns of that file, ")
     start = "what the clock of that file says at the first frame (default: 0)"
     add("--pose-start", metavar="N", type=float, help=start)
     add("--pose-tolerance", metavar="S", type=float, help="how far in seconds a frame may be from a row, or a row late")
-    add("--topic", metavar="NAME", help="the images of a ROS 2 bag, or the camera of a LeRobot data set")
-    add("--clock", choices=("header", "log"), help="what tells the times of a bag's messages (default: header)")
     add("--policy", metavar="MODULE:NAME", help="plays gym:ENV: a callable (observation, info, env) -> action")
     add("--no-learn", action="store_true", help="do not let the memory learn")
     add("--save-state", metavar="FILE", type=path, help="save memory and place in the source at the end")
@@ -53,6 +50,15 @@ def add_run(parser: argparse.ArgumentParser, size: str) -> None:
     add("--no-overlay", action="store_true", help="do not write overlay.mp4")
     add("--show", action="store_true", help="show the overlay in a window while it runs")
     add("--seed", metavar="N", type=whole, default=0, help="of walk, random actions and untrained weights (default: 0)")
+
+
+def add_recording(parser: argparse.ArgumentParser, pose: str = "") -> None:
+    """The options of robots' recordings. pose: what else --pose names."""
+    add = parser.add_argument
+    add("--topic", metavar="NAME", help="the images of a ROS 2 bag, or the camera of a LeRobot data set")
+    add("--clock", choices=("header", "log"), help="what tells the times of a bag's messages (default: header)")
+    known = f"{pose}values of an environment (x,y,yaw:deg), a bag's topic, a data set's feature"
+    add("--pose", metavar="KEYS", help=known)
 
 
 def check_run(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tttstream.cli import arguments
+from tttstream.cli.live_sources import INSTEAD, default_source, options_of
 from tttstream.cli.numbers import whole
 from tttstream.errors import ConfigError, DependencyError, OutputError, SourceError
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from tttstream.live import Engine
 
 PORT = 8230
-INSTEAD = "places"  # what is watched where there is no camera
 LEAST_TOKEN = 16  # characters
 EPILOG = f"""\
-SOURCE is what `tttstream watch` takes: a camera number, an RTSP or MJPEG address, a video, a folder of images,
-gym:ENV_ID, walk, places. Without one it is camera 0, and where there is no camera the embedded {INSTEAD}. Every source
-has a memory of its own. A source that breaks off is opened again, after 0.5 s, 1 s, 2 s … 30 s; its memory stays.
+SOURCE is what `tttstream watch` takes: a camera number, an RTSP or MJPEG address, a video, a folder of images, a ROS 2
+bag, gym:ENV_ID, walk, places. Without one it is camera 0, and where there is no camera the embedded {INSTEAD}. Every
+source has a memory of its own. A source that breaks off is opened again, after 0.5 s, 1 s, 2 s … 30 s; its memory
+stays.
 
 The browser page is at http://127.0.0.1:{PORT} unless --web says otherwise. On an address that others can reach, it
 needs a token: that of --token-file, or a new one, which is printed once as a part of the page's address.
@@ -70,8 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="the sources to watch, see below (default: camera 0)")
     add("--allow", metavar="SOURCE", action="append", default=[], help="may be added on the page too; may be repeated")
-    known = "a model by name or from its folder (default: base; map where all sources know their poses)"
+    known = f"a model by name or from its folder (default: base; map where all sources are {INSTEAD})"
     add("--model", metavar="DIR|NAME", type=arguments.model, help=known)
+    add("--view", metavar="L", type=float, help="maps: the side of a view, in the units of the poses (default: 1)")
     add("--size", metavar="PX", type=whole, help="side of the square that the model sees (default: its own)")
     where = f"where the browser page is served (default: 127.0.0.1:{PORT})"
     page = parser.add_mutually_exclusive_group()
@@ -85,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pem = "serve the page over TLS, with these PEM files; phones share their camera only so"
     add("--web-tls", metavar=("CERT", "KEY"), nargs=2, type=arguments.path, help=pem)
     add("--show", action="store_true", help="show a source in a window too")
+    arguments.add_recording(parser)
     policy = "latest drops frames that are late, all takes each, 'every N' each N-th (default: latest for cameras)"
     add("--policy", default="auto", help=policy)
     add("--loop", action="store_true", help="begin recordings anew at their end")
@@ -143,19 +146,6 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--token-file is for the page: leave out --no-web or --token-file")
 
 
-def default_source() -> str:
-    """Camera 0, or the embedded source if there is none, with a line on standard error."""
-    from tttstream.sources import open_source
-
-    try:
-        open_source(0).close()
-    except (SourceError, ImportError) as error:
-        reason = str(error).split(";")[0]
-        print(f"tttstream: {reason}: showing the embedded source {INSTEAD} instead", file=sys.stderr)
-        return INSTEAD
-    return "0"
-
-
 def make_engine(args: argparse.Namespace, sources: list[str]) -> Engine:
     """The model and the engine for these options."""
     import torch
@@ -169,8 +159,10 @@ def make_engine(args: argparse.Namespace, sources: list[str]) -> Engine:
     allowed = [*sources, *args.allow]
     name = args.model or ("map" if set(allowed) == {"places"} else "base")
 
+    shares = options_of(args, allowed)
+
     def opener(spec: str) -> Source:
-        return open_source(spec, seed=args.seed)
+        return open_source(spec, seed=args.seed, **shares[spec])
 
     return Engine(
         models.load(name, seed=args.seed, size=args.size),
@@ -185,6 +177,7 @@ def make_engine(args: argparse.Namespace, sources: list[str]) -> Engine:
         events=args.events,
         webhook=args.webhook,
         expect=args.expect,
+        view=args.view,
         learn=not args.no_learn,
         device=args.device,
         backend=args.backend,

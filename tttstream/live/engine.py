@@ -47,7 +47,8 @@ class Engine:
     recordings play at their own rate. looped: recordings begin anew at their end. snapshots: folder in which every
     camera's memory is kept, each `every_s` seconds and at the end; resume: cameras go on from there. events: folder for
     events and their clips. webhook: address that is told of events. expect: whether a FrameModel says which picture it
-    expected, which takes three times as long; None: where `allowed` has one source. learn, device, backend: as for
+    expected, which takes three times as long; None: where `allowed` has one source. view: of a MapModel, the side of a
+    view in the units of the poses. learn, device, backend: as for
     `tttstream.Stream`. limit: frames a camera. workers: threads that share a batch, two
     unless the machine has one core. opener: opens a source; `open_source` unless given.
 
@@ -76,6 +77,7 @@ class Engine:
         events: Path | None = None,
         webhook: str | None = None,
         expect: bool | None = None,
+        view: float | None = None,
         learn: bool = True,
         device: str = "auto",
         backend: str = "auto",
@@ -85,7 +87,7 @@ class Engine:
         opener: Callable[[str], Source] | None = None,
     ) -> None:
         self.model, self.name = model, name
-        self._stream = _maker(model, device, backend, learn, len(allowed) == 1 if expect is None else expect)
+        self._stream = _maker(model, device, backend, learn, len(allowed) == 1 if expect is None else expect, view)
         self._policy, self._paced, self._looped, self._limit = Policy.parse(policy), paced, looped, limit
         self._retry, self._opener, self._helpers = retry, opener or open_source, Assistants()
         self._specs = [str(spec) for spec in allowed]
@@ -250,8 +252,12 @@ class Engine:
         now = time.monotonic()
         if self._snapshots is not None:
             for camera in self._cameras:
-                if now >= self._due[camera.id]:
-                    self._due[camera.id] = now + self._every_s
+                if now < self._due[camera.id]:
+                    continue
+                self._due[camera.id] = now + self._every_s
+                if camera.feed.rests and not camera.broken:  # what people told it meanwhile is kept too
+                    self._keep(camera, camera.feed.place())
+                else:
                     camera.feed.inbox.want_position()
 
     def _keep(self, camera: Camera, position: dict[str, Any] | None) -> None:
@@ -358,12 +364,17 @@ class Engine:
         }
 
 
-def _maker(model: SavedModel, device: str, backend: str, learn: bool, expect: bool) -> Callable[[], Session]:
+def _maker(
+    model: SavedModel, device: str, backend: str, learn: bool, expect: bool, view: float | None
+) -> Callable[[], Session]:
     """Makes a fresh stream of the kind that the model is for."""
     kind: Any = kind_for(model)
     if issubclass(kind, MaskStream):
         raise ConfigError("live takes models of surprise, classifiers and maps; masks belong to `tttstream track`")
+    if view is not None and not kind.VIEWS:
+        raise ConfigError("--view belongs to maps, and this model is none: leave it out")
     more: dict[str, Any] = {"embed": False} if kind.EMBEDS else {}
+    more |= {} if view is None else {"view": view}
     if isinstance(model, FrameModel):
         more["predict"] = expect
 

@@ -78,6 +78,7 @@ class Feed:
         self._read = self._handed = self._gone = 0  # frames read; handed over; skipped by sources that are closed
         self._missed_before = 0
         self._index, self._time_s = 0, 0.0  # of the next frame at the earliest
+        self._offset: tuple[int, float] = 0, 0.0  # where the source of now began
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"tttstream feed {name}", daemon=True)
 
@@ -110,6 +111,16 @@ class Feed:
         silent = time.monotonic() - self._last > STALL_S and not self.inbox.waiting and not self.inbox.full
         stalled = self._state == "running" and silent and source is not None and source.live
         return "stalled" if stalled else self._state
+
+    @property
+    def rests(self) -> bool:
+        """Whether no frame is on its way: the source ended, broke off, or sends nothing."""
+        return not self.inbox.full and self.state in ("opening", "retrying", "stalled", "ended", "failed")
+
+    def place(self) -> dict[str, Any] | None:
+        """The position to resume from while it rests."""
+        source = self.source
+        return self.final if source is None or not source.live else self._place(source, self._offset)
 
     @property
     def silent_s(self) -> float:
@@ -193,12 +204,13 @@ class Feed:
         position, self._position = self._position, None
         offset = self._index, self._time_s
         if position is not None:
-            offset = position["offset"]
+            offset = tuple(position["offset"])
             self._index, self._time_s = position["index"], position["time_s"]
             if position["name"] != self._name:
                 raise SourceError(f"the position is of {position['name']!r}, this source is {self._name!r}")
             if not source.live and position["source"] is not None:
                 source.seek({**position["source"], "source": source.name})
+        self._offset = offset
         policy = self.policy.decided(source.live)
         pace = _Pace(self._stop) if self._paced and not source.live else None
         origin = None

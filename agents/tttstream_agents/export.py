@@ -8,17 +8,16 @@ Letters: B environments, n numbers of the packed state, P numbers that the actor
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
-from tttstream.errors import ConfigError, DependencyError
-from tttstream.io.outputs import OutputFolder, TextFile, saving
+from tttstream.errors import ConfigError
+from tttstream.io import exported
 from tttstream.memory import TTTLayer
 from tttstream.state import pack, unpack
 from tttstream_agents.encoder import leaves
@@ -27,11 +26,10 @@ from tttstream_agents.trunk import PolicyState
 
 MemoryPolicy: TypeAlias = Any  # that of tttstream_agents.policy, whose method `export` calls this module
 
-LARGEST_BATCH = 65_536
-OUTPUTS = ["action", "logits", "value", "next_state"]
+EXAMPLES = 2  # environments in the example that is traced
 
 
-class PolicyStep(nn.Module):
+class PolicyStep(exported.Step):
     """The exported module: one deterministic step of a policy, without checks of values.
 
     Called with the inputs by name, in the order of `inputs`; returns (action, logits, value, state). state is the
@@ -39,6 +37,8 @@ class PolicyStep(nn.Module):
     starts: true where an episode begins; state and previous_action do not count there. No input of the first call of
     an episode may hold NaN.
     """
+
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("action", "logits", "value", "next_state")
 
     def __init__(self, policy: MemoryPolicy, action_mask: bool) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class PolicyStep(nn.Module):
         state = self.policy.initial_state(1)
         return state._replace(previous=state.previous[:, :0])
 
-    def example(self, batch: int) -> dict[str, Tensor]:
+    def example(self, batch: int = EXAMPLES) -> dict[str, Tensor]:
         """Inputs by name for `batch` environments at the beginning of an episode."""
         policy, rows = self.policy, (batch,)
         device = next(policy.parameters()).device
@@ -112,11 +112,6 @@ def export(policy: MemoryPolicy, folder: str | os.PathLike[str], *, action_mask:
     The number of environments is free. Raises ConfigError for a memory whose state grows, and for ttt_conv, whose inner
     gradient has no form in ONNX; DependencyError without onnx.
     """
-    for package in ("onnx", "onnxscript"):
-        try:
-            __import__(package)
-        except ModuleNotFoundError as error:
-            raise DependencyError(f"{package} is not installed: pip install 'tttstream[export]'") from error
     if not all(one.bounded for one in policy.memories):
         raise ConfigError("this policy's memory grows with every step, an exported state cannot: train with 'window'")
     masked = policy.masked or action_mask
@@ -125,50 +120,14 @@ def export(policy: MemoryPolicy, folder: str | os.PathLike[str], *, action_mask:
     if any(isinstance(one, TTTLayer) and one.inner.name == "conv" for one in policy.memories):
         raise ConfigError("memory 'ttt_conv' cannot be exported, ONNX has no gradient of a convolution: take 'ttt_mlp'")
     training = policy.training
-    step = PolicyStep(policy, masked).eval()
-    example = step.example(2)
-    made = OutputFolder(folder)
     try:
-        batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
-        shapes = (tuple({0: batch} for _ in example),)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of deprecations inside torch and onnx
-            program = torch.export.export(step, tuple(example.values()), dynamic_shapes=shapes)
-            onnx = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=list(example), output_names=OUTPUTS
-            )
-        outputs = step(*example.values())
-        for name, write in (("policy.pt2", _writer(program)), ("policy.onnx", cast(Any, onnx).save)):
-            part = made.path / f".{name}.part"
-            with saving(made.path / name):
-                write(part)
-                os.replace(part, made.path / name)
-        values = {
-            "inputs": {name: _described(x) for name, x in example.items()},
-            "outputs": {name: _described(x) for name, x in zip(OUTPUTS, outputs, strict=True)},
-            "observation_space": str(policy.observation_space), "action_space": str(policy.action_space),
-            "log_std": None if isinstance(policy.action, Categorical) else policy.action.log_std.tolist(),
-        }  # fmt: skip
-        file = TextFile(made.path / "policy.json")
-        with file:
-            file.write_json(values)
+        return exported.write(PolicyStep(policy, masked), folder, "policy", _described(policy))
     finally:
         policy.train(training)
-        made.discard()
-    return made.path
 
 
-def _writer(program: torch.export.ExportedProgram) -> Any:
-    return lambda path: path.write_bytes(_bytes(program))
-
-
-def _bytes(program: torch.export.ExportedProgram) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    return buffer.getvalue()
-
-
-def _described(x: Tensor) -> dict[str, Any]:
-    return {"type": str(x.dtype).removeprefix("torch."), "shape": ["batch", *x.shape[1:]]}
+def _described(policy: MemoryPolicy) -> dict[str, Any]:
+    return {
+        "observation_space": str(policy.observation_space), "action_space": str(policy.action_space),
+        "log_std": None if isinstance(policy.action, Categorical) else policy.action.log_std.tolist(),
+    }  # fmt: skip

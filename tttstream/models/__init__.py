@@ -19,6 +19,7 @@ from tttstream.models.hub import fetched, is_remote, push
 from tttstream.models.inserted import Inserted, insert
 from tttstream.models.map import MapModel
 from tttstream.models.masks import MixtureModel, TargetModel
+from tttstream.models.steps import export
 from tttstream.models.teach import TeachModel
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ModelState",
     "Output",
     "build",
+    "export",
     "insert",
     "load",
     "load_as",

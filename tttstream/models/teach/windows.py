@@ -49,7 +49,8 @@ def means(maps: Sequence[Tensor], boxes: Tensor) -> list[Tensor]:
     """
     boxes = boxes.to(maps[0].device, torch.float64)
     left, top, right, bottom = boxes.unbind(-1)
-    if boxes.dim() != 2 or not bool(((right > left) & (bottom > top)).all()):
+    solid = torch.compiler.is_compiling() or bool(((right > left) & (bottom > top)).all())
+    if boxes.dim() != 2 or not solid:
         raise ShapeError("windows: expected boxes [n, 4] of left < right and top < bottom")
     corners = torch.stack(
         [torch.stack(corner, -1) for corner in ((left, top), (right, top), (left, bottom), (right, bottom))]

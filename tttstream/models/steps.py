@@ -1,0 +1,118 @@
+"""One frame of a model as a module that can be exported, the state in and out (`tttstream.io.exported`)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tttstream.errors import ConfigError
+from tttstream.io import exported
+from tttstream.io.exported import Step
+from tttstream.models.base import SavedModel
+from tttstream.models.frame import FrameModel
+from tttstream.models.teach import CELL, TeachModel, windows
+from tttstream.state import pack, unpack
+
+SIDES = 256, 448
+"""Height and width of the picture that an exported TeachModel takes, unless others are given."""
+
+
+def export(model: SavedModel, folder: str | os.PathLike[str], sides: tuple[int, int] | None = None) -> Path:
+    """Write one frame of a model as step.pt2 (torch.export) and step.onnx, and its inputs and outputs as step.json.
+
+    model: a FrameModel (`FrameStep`) or a TeachModel (`TeachStep`), on the CPU. sides: height and width in pixels of
+    the picture that a TeachModel takes, SIDES unless given. Returns the folder.
+    Raises ConfigError for another kind of model, for a memory that ONNX cannot express and for sides that do not fit;
+    DependencyError without onnx.
+    """
+    if isinstance(model, TeachModel):
+        step: Step = TeachStep(model, *(sides or SIDES))
+    elif isinstance(model, FrameModel) and sides is None:
+        step = FrameStep(model)
+    else:
+        what = "its pictures have one size" if isinstance(model, FrameModel) else "expected a FrameModel or TeachModel"
+        raise ConfigError(f"{type(model).__name__} cannot be exported so: {what}")
+    return exported.write(step, folder, "step", {"model": type(model).FORMAT, "config": model.description()})
+
+
+class FrameStep(Step):
+    """One frame of a stream of a FrameModel.
+
+    state [1, n], starts bool [1] (the stream begins here, its state does not count), frame uint8 [1, 3, size, size] ->
+    prediction [1, 3, size, size] of the next frame in 0..1, embedding [1, dim], loss [1, N] of each token before it is
+    learned, next_state [1, n].
+    """
+
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("prediction", "embedding", "loss", "next_state")
+    BATCHED: ClassVar[bool] = False
+
+    def __init__(self, model: FrameModel) -> None:
+        super().__init__()
+        if any(getattr(getattr(memory, "inner", None), "name", "") == "conv" for memory in model.modules()):
+            raise ConfigError("memory 'ttt_conv' cannot be exported, ONNX has no gradient of a convolution")
+        self.model = model
+
+    def example(self) -> dict[str, Tensor]:
+        """See Step."""
+        size = self.model.config.size
+        return {
+            "state": pack(self.model.init_state(1)),
+            "starts": torch.ones(1, dtype=torch.bool),
+            "frame": torch.zeros(1, 3, size, size, dtype=torch.uint8),
+        }
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See the class."""
+        state, starts, frame = inputs
+        before = unpack(torch.where(starts[:, None], 0.0, state), self.model.init_state(1))
+        output, after = self.model(frame[:, None], before)
+        if output.losses is None:
+            raise ConfigError("a model whose memory has no inner loss cannot be exported")
+        return output.prediction[:, 0], output.embedding[:, 0], output.losses.before[:, 0], pack(after)
+
+
+class TeachStep(Step):
+    """One picture of a TeachModel: it is asked for everything that was taught, then learned if it has a label.
+
+    state [1, n], picture uint8 [1, 3, height, width] (the whole frame, scaled to these sides), label int64 [1] (-1 for
+    a question alone), box [1, 4] of the example (left, top, right, bottom as shares of the sides) -> evidence [1, L]
+    for each label in the best of all windows (log-odds of "in view" less the model's `search`), boxes [1, L, 4] of
+    these windows, next_state [1, n].
+    """
+
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("evidence", "boxes", "next_state")
+    BATCHED: ClassVar[bool] = False
+
+    def __init__(self, model: TeachModel, height: int, width: int) -> None:
+        super().__init__()
+        if min(height, width) < CELL or height % CELL or width % CELL:
+            raise ConfigError(f"export: sides are {height} and {width} pixels, expected multiples of {CELL}")
+        self.model, self.encoder, self.sides = model, model.encoder, (height, width)
+        self.register_buffer("windows", windows(height, width), persistent=False)
+
+    windows: Tensor
+
+    def example(self) -> dict[str, Tensor]:
+        """See Step."""
+        return {
+            "state": pack(self.model.init_state(1)),
+            "picture": torch.zeros(1, 3, *self.sides, dtype=torch.uint8),
+            "label": torch.full((1,), -1),
+            "box": torch.tensor([[0.0, 0.0, 1.0, 1.0]]),
+        }
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See the class."""
+        state, picture, label, box = inputs
+        memory = self.model.memory
+        before = unpack(state, self.model.init_state(1))
+        maps = self.encoder(picture / 255)
+        keys = self.model.keys(maps, torch.cat([self.windows, box]))
+        evidence, at = memory.evidence(before, keys[None, :-1])[0].max(0)
+        told = (torch.arange(memory.labels) == label).to(keys.dtype)[None]
+        after = memory.bind(before, keys[-1:], told)
+        return evidence[None], self.windows[at][None], pack(after)

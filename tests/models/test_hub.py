@@ -185,7 +185,6 @@ def test_pushed_and_loaded(server: Hub, tmp_path: Path) -> None:
     again = models.load("hf:someone/tiny")
     assert again.fingerprint() == model.fingerprint()
     assert (tmp_path / "cache" / "models--someone--tiny").is_dir()
-    assert models.kind("hf:someone/tiny") is models.FrameModel
 
 
 def test_revisions(server: Hub, tmp_path: Path) -> None:
@@ -283,3 +282,14 @@ def test_command(server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "is no model of a hub" in capsys.readouterr().err
     assert main(["push", str(tmp_path / "none"), "someone/tiny"]) == 2
     assert models.load("hf:someone/tiny").fingerprint() == tiny().fingerprint()
+
+
+def test_a_command_asks_the_hub_once(server: Hub, tmp_path: Path) -> None:
+    server.repositories["someone/tiny"] = {"main": files(tiny(), tmp_path / "a")}
+    models.load("hf:someone/tiny")
+    server.asked.clear()
+    models.load("hf:someone/tiny")
+    once = list(server.asked)
+    server.asked.clear()
+    assert main(["watch", "walk", "--model", "hf:someone/tiny", "--max-frames", "2", "--no-overlay"]) == 0
+    assert server.asked == once

@@ -23,11 +23,10 @@ def run(args: argparse.Namespace) -> int:
     """Put it there."""
     from tttstream import models
 
-    card = args.card
-    beside = models.folder(args.model) / "card.md"
-    if card is None and beside.is_file():
-        card = beside
-    model = models.load(args.model)
+    card, folder = args.card, models.folder(args.model)
+    if card is None and (folder / "card.md").is_file():
+        card = folder / "card.md"
+    model = models.load(folder)
     address = models.push(model, args.repository, card=card, private=args.private, revision=args.revision)
     print(f"{args.model} is at {address}: `tttstream {model.USE} --model hf:{args.repository}` shows what it does")
     return 0

@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
     out = arguments.out_folder(args, OUT)
     if args.poses is not None and len(specs) > 1:
         raise ConfigError(f"--poses belongs to one source, {len(specs)} came: run them one by one")
-    if of_masks(args, specs):
+    model = loaded(args)
+    if of_masks(model, args, specs):
         from tttstream.cli.track import track
 
         return track(args, specs[0], out)
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         if len(specs) > 1 and out is not None:
             stack.enter_context(OutputFolder(out))
         with Interrupt() as interrupt:
-            stream = make_stream(args)
+            stream = make_stream(model, args)
             for spec, name in zip(specs, folder_names(specs), strict=True):
                 folder = out / name if out is not None and len(specs) > 1 else out
                 try:
@@ -132,12 +133,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def of_masks(args: argparse.Namespace, specs: list[str]) -> bool:
-    """Whether the model is one of masks, which `watch` still follows objects with in this release."""
+def loaded(args: argparse.Namespace) -> Any:
+    """The model that the options name, of the size of a stream that is continued."""
+    import torch
+
     from tttstream import models
+    from tttstream.streams import Saved
+
+    torch.set_num_threads(1)  # frames are small: a second thread mostly waits, and decoding needs the core
+    torch.manual_seed(args.seed)
+    size = Saved(args.load_state).size if args.size is None and args.load_state is not None else args.size
+    return models.load(args.model, seed=args.seed, size=size)
+
+
+def of_masks(model: Any, args: argparse.Namespace, specs: list[str]) -> bool:
+    """Whether the model is one of masks, which `watch` still follows objects with in this release."""
     from tttstream.models.masks import Propagator
 
-    if not issubclass(models.kind(args.model), Propagator):
+    if not isinstance(model, Propagator):
         if args.first_mask is not None:
             raise ConfigError("--first-mask belongs to `tttstream track`")
         return False
@@ -150,17 +163,10 @@ def of_masks(args: argparse.Namespace, specs: list[str]) -> bool:
     return True
 
 
-def make_stream(args: argparse.Namespace) -> Session:
-    """The model and the stream around it, as the options say."""
-    import torch
+def make_stream(model: Any, args: argparse.Namespace) -> Session:
+    """The stream around a model, as the options say."""
+    from tttstream.streams import kind_for
 
-    from tttstream import models
-    from tttstream.streams import Saved, kind_for
-
-    torch.set_num_threads(1)  # frames are small: a second thread mostly waits, and decoding needs the core
-    torch.manual_seed(args.seed)
-    size = Saved(args.load_state).size if args.size is None and args.load_state is not None else args.size
-    model = models.load(args.model, seed=args.seed, size=size)
     kind: Any = kind_for(model)
     if args.embeddings and not kind.EMBEDS:
         raise ConfigError(f"--embeddings: a {type(model).__name__} has none, leave it out")

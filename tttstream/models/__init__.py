@@ -105,12 +105,6 @@ def folder(name_or_folder: str | os.PathLike[str]) -> Path:
     return _found(os.fspath(name_or_folder))[0]
 
 
-def kind(name_or_folder: str | os.PathLike[str]) -> type[SavedModel]:
-    """The class that `load` gives, found without reading weights. Raises CheckpointError as `load` does."""
-    name = os.fspath(name_or_folder)
-    return FrameModel if name in CONFIGS else _found(name)[1]
-
-
 def _found(name: str) -> tuple[Path, type[SavedModel], dict[str, Any]]:
     """The folder of a trained model, its class and its description."""
     folder = fetched(name) if is_remote(name) else WEIGHTS / name if name in shipped() else Path(name)

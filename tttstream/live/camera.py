@@ -105,6 +105,7 @@ class Camera(Row):
             "skipped": feed.skipped,
             "refused": self.refused,
             "refusal": self.refusal,
+            "trouble": "; ".join(f"{one.KIND}: {one.trouble}" for one in self.companions.values() if one.trouble),
             "learn": self.stream.learn,
             "frames": self.stream.frames,
             "state_bytes": self.stream.state_bytes,

@@ -233,18 +233,18 @@ class Engine:
         camera.feed.stop()
         camera.feed.join(PARTING_S)
         self._worker.do(lambda: self._part(camera)).result(PARTING_S + 30.0)
+        with self._joining:
+            self._cameras = tuple(other for other in self._cameras if other is not camera)
         camera.close()
 
     def _part(self, camera: Camera) -> None:
-        """In the worker: the last frame, the last snapshot, and out."""
+        """In the worker: the last frame and the last snapshot."""
         while (taken := camera.feed.inbox.take()) is not None:
             self._worker.look([(camera, taken)])
         camera.feed.inbox.close()
         camera.end_event()
         self._keep(camera, camera.feed.final)
         self._parted.append(self._account(camera))
-        with self._joining:
-            self._cameras = tuple(other for other in self._cameras if other is not camera)
 
     # Snapshots
 
@@ -299,7 +299,10 @@ class Engine:
         return True
 
     def stop(self) -> dict[str, Any]:
-        """End all cameras after the frame in hand, write what is to be written; returns a summary (JSON-able)."""
+        """End all cameras after the frame in hand, write what is to be written; returns a summary (JSON-able).
+
+        The cameras stay as they are, to be looked at.
+        """
         for camera in self._cameras:
             camera.feed.stop()
         until = time.monotonic() + PARTING_S

@@ -36,7 +36,7 @@ def test_a_camera_is_seen_with_its_numbers(home: Any, engine: Engine, until: Unt
     assert home.locator(".numbers .state dd").inner_text().endswith(("B", "kB", "MB"))
     until(lambda: home.evaluate(f"({PAINTED})(document.querySelector('.curve'))"))
     can = engine.status()["can"]
-    groups = ["EVENTS", "MEMORY", *(["FOLLOW"] if can["follow"] else []), *(["TEACH"] if can["teach"] else [])]
+    groups = [*(["FOLLOW"] if can["follow"] else []), *(["TEACH"] if can["teach"] else []), "EVENTS", "MEMORY"]
     assert home.locator(".group h3").all_inner_texts() == groups
     assert home.title() == "tttstream live"
 
@@ -65,7 +65,7 @@ def test_sensitivity(home: Any, engine: Engine, until: Until) -> None:
 
 def test_what_is_ignored_is_drawn_and_removed_by_a_click(home: Any, engine: Engine, until: Until) -> None:
     camera = engine.cameras[0]
-    home.locator(".tools button").last.click()
+    home.get_by_role("button", name="Ignore", exact=True).click()
     frame = home.locator(".picture.main").bounding_box()
     x, y, width, height = (frame[name] for name in ("x", "y", "width", "height"))
     home.mouse.move(x + 0.25 * width, y + 0.25 * height)
@@ -86,9 +86,9 @@ def test_memory(home: Any, engine: Engine, until: Until, monkeypatch: pytest.Mon
     until(lambda: not camera.status()["learn"])
     home.locator(".switch input").click()
     until(lambda: camera.status()["learn"])
-    home.get_by_placeholder("name", exact=True).fill("no on")
+    home.get_by_placeholder("name of the copy").fill("no on")
     home.get_by_role("button", name="Save").click()  # the browser says that this is no name
-    home.get_by_placeholder("name", exact=True).fill("noon")
+    home.get_by_placeholder("name of the copy").fill("noon")
     home.get_by_role("button", name="Save").click()
     until(lambda: [saved["name"] for saved in camera.status()["saved"]] == ["noon"])
     before = camera.stream
@@ -107,8 +107,8 @@ def test_a_thing_is_followed_by_a_click_and_let_go(home: Any, engine: Engine, un
     camera = engine.cameras[0]
     if not engine.status()["can"]["follow"]:
         pytest.skip("this engine cannot follow")
-    home.get_by_role("button", name="Follow:").click()
-    home.get_by_placeholder("name of the next thing").fill("<i>square</i>")
+    home.get_by_role("button", name="Follow", exact=True).click()
+    home.get_by_placeholder("its name, if it has one").fill("<i>square</i>")
     home.locator(".picture.main").click()
     followed = until(lambda: camera.status()["follow"])
     assert [thing["name"] for thing in followed] == ["<i>square</i>"]
@@ -126,7 +126,7 @@ def test_a_thing_is_taught_while_the_button_is_held(home: Any, engine: Engine, u
     hold.click()  # without a name it asks for one
     assert home.evaluate("document.activeElement.placeholder") == "what is it?"
     home.get_by_placeholder("what is it?").fill("square")
-    home.get_by_role("button", name="Teach: drag").click()
+    home.get_by_role("button", name="Teach", exact=True).click()
     frame = home.locator(".picture.main").bounding_box()
     home.mouse.move(frame["x"] + 0.2 * frame["width"], frame["y"] + 0.3 * frame["height"])
     home.mouse.down()
@@ -249,3 +249,22 @@ def test_nothing_sticks_out_on_a_phone(home: Any, width: int, until: Until) -> N
     until(lambda: home.evaluate("document.documentElement.scrollWidth <= innerWidth"))
     frame = home.locator(".picture.main").bounding_box()
     assert frame["width"] >= 0.9 * min(width, 480)
+
+
+def test_the_controls_are_put_away_and_an_ended_run_says_so(tab: Any, make_engine: Callable[..., Engine]) -> None:
+    """With three cameras the pictures come first; after the run the page keeps what it last showed."""
+    tab.forgiven += ["ERR_CONNECTION_REFUSED", "WebSocket connection", "ERR_INCOMPLETE_CHUNKED", "ERR_CONNECTION_RESET"]
+    with make_engine(allowed=("one", "two", "three")) as engine, serve(engine, port=0) as server:
+        for number in range(3):
+            engine.add(number)
+        tab.goto(server.url)
+        tab.wait_for_selector("#cameras.many .card:nth-child(3) .picture.main.live")
+        groups = tab.locator(".groups")
+        assert [groups.nth(number).is_visible() for number in range(3)] == [False] * 3
+        tab.get_by_role("button", name="Controls").nth(1).click()
+        assert [groups.nth(number).is_visible() for number in range(3)] == [False, True, False]
+        engine.stop()
+        tab.locator(".card .pill", has_text="ended").nth(2).wait_for()
+        assert tab.locator(".card").count() == 3
+    tab.get_by_text("the run has ended").wait_for()
+    assert tab.locator(".card .picture.main.live").count() == 3

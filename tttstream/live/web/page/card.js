@@ -17,16 +17,18 @@ const STATES = {
 const NUMBERS = {
   latency: "glass to glass",
   fps: "frames a second",
-  dropped: "dropped",
+  dropped: "dropped frames",
   state: "state",
   surprise: "surprise",
 };
+// [mode, icon, label, what to do then]
 const MODES = [
-  ["look", "i-hand", "Only look"],
-  ["follow", "i-target", "Follow: click a thing or drag a box around it"],
-  ["teach", "i-teach", "Teach: drag a box around the thing to teach; click for the whole picture"],
-  ["ignore", "i-mask", "Ignore: drag boxes over what shall raise no events; click one to remove it"],
+  ["look", "i-hand", "Look", "Only look: the picture takes no clicks."],
+  ["follow", "i-target", "Follow", "Click a thing, or drag a box around it."],
+  ["teach", "i-teach", "Teach", "Drag a box around the thing, or click for the whole picture. Then type its name and hold the button."],
+  ["ignore", "i-mask", "Ignore", "Drag boxes over what shall raise no events. Click a box to remove it."],
 ];
+const WAITS = { opening: "Opening the source …", running: "The picture comes soon …" };
 const SIDE = { expected: "what memory expected here", world: "the world as remembered" };
 const COARSE = window.matchMedia("(pointer: coarse)").matches;
 
@@ -42,6 +44,9 @@ export class Card {
     this.mode = can.follow && !COARSE ? "follow" : "look";
     this.title = el("h2", {}, status.label);
     this.state = el("span", { class: "pill" });
+    this.happens = el("span", { class: "pill alert", hidden: true, data: { state: "event" } }, "event");
+    this.waits = el("p", { class: "waits" });
+    this.hint = el("p", { class: "hint muted" });
     this.reason = el("p", { class: "reason", hidden: true });
     this.panes = el("div", { class: "panes" });
     this.numbers = this.makeNumbers();
@@ -49,11 +54,13 @@ export class Card {
     this.memory = new Memory(this.path);
     this.things = can.follow ? new Things(this.path) : null;
     this.teaching = can.teach ? new Teaching(this.path) : null;
-    const groups = [this.sensitivity, this.memory, this.things, this.teaching].filter((group) => group !== null);
+    const groups = [this.things, this.teaching, this.sensitivity, this.memory].filter((group) => group !== null);
+    this.groups = el("div", { class: "groups" }, ...groups.map((group) => group.element));
+    this.opener = button("i-controls", "Controls", () => this.open(this.groups.hidden), { kind: "quiet" });
     this.element = el(
       "article",
       { class: "card" },
-      el("header", {}, this.title, this.state, el("span", { class: "gap" }), this.makeRemove()),
+      el("header", {}, this.title, this.state, this.happens, el("span", { class: "gap" }), this.opener, this.makeRemove()),
       this.reason,
       el(
         "div",
@@ -61,19 +68,17 @@ export class Card {
         el(
           "div",
           { class: "view" },
-          el("div", { class: "stage" }, this.picture.element, this.makeTools(can)),
+          el("div", { class: "stage" }, this.picture.element, this.waits),
+          this.makeTools(can),
+          this.hint,
           this.numbers.element,
           this.curve.canvas,
         ),
-        el(
-          "div",
-          { class: "more" },
-          this.panes,
-          el("div", { class: "groups" }, ...groups.map((group) => group.element)),
-        ),
+        el("div", { class: "more" }, this.panes, this.groups),
       ),
     );
     this.choose(this.mode);
+    this.open(true, false);
     this.change(status);
     this.observer = new ResizeObserver(() => {
       this.curve.dirty = true;
@@ -108,16 +113,28 @@ export class Card {
 
   makeTools(can) {
     this.tools = new Map();
-    this.flame = button("i-heat", "Surprise map", () => this.warm(!this.heat), { bare: true });
+    this.flame = button("i-heat", "Surprise map", () => this.warm(!this.heat));
     this.flame.setAttribute("aria-pressed", this.heat);
-    const bar = el("div", { class: "tools" }, this.flame);
-    for (const [mode, image, label] of MODES) {
+    for (const [mode, image, label, hint] of MODES) {
       if (mode in can && !can[mode]) continue;
-      const tool = button(image, label, () => this.choose(mode), { bare: true });
+      const tool = button(image, label, () => {
+        this.element.classList.add("chosen");
+        this.choose(mode);
+      });
+      tool.title = hint;
       this.tools.set(mode, tool);
-      bar.append(tool);
     }
-    return bar;
+    const modes = el("div", { class: "modes", role: "group", ariaLabel: "what a click does" }, ...this.tools.values());
+    return el("div", { class: "tools" }, modes, this.flame);
+  }
+
+  // Shows the controls or puts them away. chosen: whether a person said so; the layout then leaves them alone.
+  open(shown, chosen = true) {
+    if (!chosen && this.chosen) return;
+    this.chosen = chosen;
+    this.groups.hidden = !shown;
+    this.opener.setAttribute("aria-expanded", shown);
+    this.opener.title = shown ? "Hide the controls" : "Show the controls";
   }
 
   // Shows the surprise map, or else what is followed.
@@ -130,6 +147,9 @@ export class Card {
   choose(mode) {
     this.mode = mode;
     for (const [name, tool] of this.tools) tool.setAttribute("aria-pressed", name === mode);
+    say(this.hint, MODES.find(([name]) => name === mode)[3]);
+    this.hint.hidden = mode === "look";
+    if (["teach", "follow"].includes(mode) && this.status) this.open(true);
     this.picture.draw(mode === "look" ? null : (box, point) => this[mode](box, point));
     if (this.status) this.mark();
   }
@@ -180,9 +200,14 @@ export class Card {
     const waits = status.state === "retrying" && status.retry_in_s !== null;
     say(this.state, (STATES[status.state] ?? status.state) + (waits ? ` in ${Math.ceil(status.retry_in_s)} s` : ""));
     const refusal = status.refusal && `last frame refused: ${status.refusal}`;
-    const reason = status.state === "running" ? refusal : status.reason;
+    const reason = (status.state === "running" ? refusal : status.reason) || status.trouble;
     this.reason.hidden = !reason;
     say(this.reason, reason || "");
+    this.happens.hidden = status.event === null;
+    this.element.classList.toggle("stale", status.state !== "running");
+    const none = this.picture.element.classList.contains("live") ? "" : WAITS[status.state] ?? "No picture yet";
+    say(this.waits, status.state === "stalled" ? `No new picture for ${Math.round(status.age_s)} s` : none);
+    this.waits.hidden = !this.waits.textContent;
     const kinds = status.panes.filter((kind) => kind in SIDE);
     for (const kind of kinds) {
       if (this.side.has(kind)) continue;
@@ -212,16 +237,17 @@ export class Card {
     say(dropped, String(status.dropped));
     dropped.title = `policy ${status.policy}; damaged ${status.skipped}, refused ${status.refused}`;
     say(state, bytes(status.state_bytes));
-    const sign = status.surprise < 0 ? "−" : "+";
-    say(surprise, status.surprise === null ? "–" : sign + Math.abs(status.surprise).toFixed(1));
-    surprise.classList.toggle("alert", status.event !== null);
+    const shown = status.surprise?.toFixed(1).replace("-0.0", "0.0");
+    say(surprise, shown === undefined ? "–" : (status.surprise > 0 ? "+" : "") + shown.replace("-", "−"));
+    surprise.classList.toggle("alert", status.surprise > status.threshold);
   }
 
   mark() {
     const ignored = this.mode === "ignore" ? "ignored edit" : "ignored";
     const marks = this.status.ignore.map((box) => ({ box, kind: ignored, name: "" }));
+    const outlined = !this.heat && this.status.panes.includes("follow") ? " outlined" : ""; // in the picture itself
     for (const { box, number, name } of this.status.follow) {
-      if (box) marks.push({ box, kind: `thing n${number % 6}`, name: name || `thing ${number}` });
+      if (box) marks.push({ box, kind: `thing n${number % 6}${outlined}`, name: name || `thing ${number}` });
     }
     for (const { box, label, probability } of this.status.said) {
       if (box) marks.push({ box, kind: "said", name: `${label} ${Math.round(100 * probability)} %` });

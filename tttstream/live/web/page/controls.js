@@ -58,7 +58,7 @@ export class Sensitivity {
     const above = (place) => `above ${toThreshold(place).toFixed(1)}`;
     const seconds = (value) => `${value.toFixed(1)} s`;
     this.slider = new Slider("sensitivity", 0, 100, 0.5, above, (place) => set({ threshold: toThreshold(place) }));
-    this.least = new Slider("at least", 0, 10, 0.1, seconds, (value) => set({ least_s: value }));
+    this.least = new Slider("lasting at least", 0, 10, 0.1, seconds, (value) => set({ least_s: value }));
     this.presets = Object.keys(presets).map((name) =>
       el("button", { type: "button", data: { name }, onclick: () => set({ preset: name }) }, name),
     );
@@ -87,14 +87,14 @@ export class Memory {
     const learns = () => call("PATCH", path, { learn: this.learn.checked });
     this.learn = el("input", { type: "checkbox", role: "switch", onchange: learns });
     this.forget = button("i-forget", "Forget", () => this.sure());
-    this.name = field("name", "name of the saved memory", 32);
+    this.name = field("name of the copy", "name of the saved memory", 32);
     this.name.pattern = "[A-Za-z0-9_\\-]{1,32}";
     this.name.title = "letters, digits, _ and -";
     this.list = el("ul", { class: "list" });
     this.about = el("p", { class: "muted" });
     this.element = group(
       "Memory",
-      row(el("label", { class: "switch" }, this.learn, el("span", {}, "learns")), this.forget),
+      row(el("label", { class: "switch" }, this.learn, el("span", {}, "learning")), this.forget),
       row(this.name, button("i-save", "Save", () => this.save())),
       this.list,
       this.about,
@@ -130,16 +130,16 @@ export class Memory {
       (item, saved) => say(item.children[1], `${saved.frames} frames`),
     );
     const kept = status.snapshot ? `, snapshot ${Math.round(status.snapshot.age_s)} s ago` : "";
-    say(this.about, `${status.frames} frames in ${bytes(status.state_bytes)}${kept}`);
+    say(this.about, `${status.frames.toLocaleString()} frames learned in ${bytes(status.state_bytes)}${kept}`);
   }
 }
 
 export class Things {
   constructor(path) {
-    this.name = field("name of the next thing", "name of the next thing", 40);
+    this.name = field("its name, if it has one", "name of the next thing to follow", 40);
     this.list = el("ul", { class: "list" });
     this.path = path;
-    this.none = el("p", { class: "muted" }, "Click a thing in the picture, or drag a box around it.");
+    this.none = el("p", { class: "muted" }, "Nothing is followed. Choose Follow under the picture.");
     this.element = group("Follow", this.name, this.none, this.list);
   }
 
@@ -170,7 +170,8 @@ export class Teaching {
     this.hold = button("i-teach", "Hold to teach", () => {}, { kind: "primary hold" });
     this.said = el("ul", { class: "bars" });
     this.list = el("ul", { class: "list" });
-    this.element = group("Teach", row(this.name, this.hold), this.said, this.list);
+    this.none = el("p", { class: "muted" }, "No name is known. Show a thing, type its name, hold the button.");
+    this.element = group("Teach", row(this.name, this.hold), this.none, this.said, this.list);
     const release = () => (this.held = false);
     for (const name of ["pointerdown", "keydown"]) this.hold.addEventListener(name, (event) => this.begin(event));
     for (const name of RELEASES) this.hold.addEventListener(name, release);
@@ -196,6 +197,7 @@ export class Teaching {
   }
 
   change(status) {
+    this.none.hidden = status.taught.length > 0;
     sync(
       this.said,
       status.said,
@@ -214,7 +216,7 @@ export class Teaching {
         const forget = () => call("POST", `${this.path}/forget-label`, { label });
         return entry(label, "i-close", "Forget this name", forget);
       },
-      (item, taught) => say(item.children[1], `${taught.examples} examples`),
+      (item, taught) => say(item.children[1], `${taught.examples} example${taught.examples === 1 ? "" : "s"}`),
     );
   }
 }

@@ -99,5 +99,29 @@ export class Curve {
     context.lineTo(width, y(this.height(this.threshold)));
     context.stroke();
     context.setLineDash([]);
+    this.write(context, width, height, ratio, y(this.height(this.threshold)), colour);
+  }
+
+  // Words on the curve: what it is, from where an event begins, and how long ago its left end is.
+  write(context, width, height, ratio, line, colour) {
+    context.font = `${11 * ratio}px system-ui, sans-serif`;
+    const put = (text, x, y, name) => {
+      context.lineWidth = 3 * ratio;
+      context.strokeStyle = colour("--panel");
+      context.fillStyle = colour(name);
+      context.strokeText(text, x, y);
+      context.fillText(text, x, y);
+    };
+    const side = 6 * ratio;
+    context.textAlign = "left";
+    const above = line > 16 * ratio ? line - 4 * ratio : line + 12 * ratio;
+    put(`event above ${this.threshold.toFixed(1)}`, side, above, "--alert");
+    const last = this.points[this.points.length - 1];
+    if (!last || this.points.length < 2) return;
+    const seconds = last[1] - this.points[0][1];
+    const from = ((POINTS - this.points.length) / (POINTS - 1)) * width;
+    if (from < width - 110 * ratio) put(`${Math.round(seconds)} s ago`, from + side, height - 5 * ratio, "--muted");
+    context.textAlign = "right";
+    put("now", width - side, height - 5 * ratio, "--muted");
   }
 }

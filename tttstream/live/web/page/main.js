@@ -1,12 +1,13 @@
 // The page: one card for each camera, the gallery, and the state of the connection.
 
 import { Card } from "./card.js";
-import { bytes, clock, el, notice, say } from "./dom.js";
+import { bytes, clock, el, say } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { call, listen, Pictures } from "./link.js";
 import { possible, Webcam } from "./webcam.js";
 
 const at = (name) => document.getElementById(name);
+const NARROW = window.matchMedia("(max-width: 44rem)");
 const COARSE = window.matchMedia("(pointer: coarse)").matches;
 const cards = new Map();
 const gallery = new Gallery();
@@ -61,6 +62,8 @@ function status(said) {
     if (before !== `${camera.panes} ${camera.picture}`) changed();
   }
   at("cameras").classList.toggle("one", cards.size === 1);
+  at("cameras").classList.toggle("many", cards.size > 2);
+  for (const card of cards.values()) card.open(cards.size === 1 || (cards.size === 2 && !NARROW.matches), false);
   at("empty").hidden = cards.size > 0;
   offer(said.allowed);
 }
@@ -116,8 +119,9 @@ async function share(facing) {
 
 function state(now) {
   const open = now === "open";
-  at("connection").dataset.state = open ? "running" : "retrying";
-  say(at("connection"), open ? "connected" : "reconnecting");
+  const over = cards.size > 0 && [...cards.values()].every(({ status }) => ["ended", "failed"].includes(status.state));
+  say(at("connection"), open ? "connected" : over ? "the run has ended" : "reconnecting");
+  at("connection").dataset.state = open ? "running" : over ? "ended" : "retrying";
   document.body.classList.toggle("away", !open);
   if (!open) return;
   for (const card of cards.values()) {
@@ -138,7 +142,6 @@ listen({
   event(event) {
     gallery.add(event);
     cards.get(event.camera)?.curve.mark(event);
-    if (!event.ends) notice(`${event.label}: an event`);
   },
 });
 document.addEventListener("visibilitychange", changed);

@@ -75,7 +75,7 @@ export class Picture {
       const [x0, y0, x1, y1] = box;
       this.boxes.append(svg("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, class: kind }));
       if (name) {
-        const label = el("span", { class: kind }, name);
+        const label = el("span", { class: y0 < 0.08 ? `${kind} inside` : kind }, name);
         label.style.left = `${100 * x0}%`;
         label.style.top = `${100 * y0}%`;
         this.names.append(label);

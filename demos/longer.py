@@ -143,7 +143,7 @@ def main() -> None:
     print("| --- | --- | --- | --- |", *("--- |" for _ in RANKS))
     for name, scan in WAYS.items():
         plain = measured(name, False, args.rows, args.frames, args.repeats)
-        for count in pieces if not scan else pieces[:1]:
+        for count in pieces:
             made = partial(measured, name, scan, args.rows // count, args.frames, args.repeats)
             times = plain if count == 1 and not scan else made()
             tasks, hop = args.layers * count, args.latency + times.nbytes / args.bandwidth / 1e6

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -274,16 +275,26 @@ def test_copies_and_threads_do_not_meet() -> None:
         assert_close(y, true, 1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of the compiler itself
 def test_compiled() -> None:
+    """Two calls, the second from the state of the first, and the gradients through both."""
     net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()), frames(1, 3, torch.float32)
     model = insert(net, "1", "gru", dim=4, example=x[0])
     nn.init.ones_(model.places[0].alpha)
-    with torch.no_grad():
-        y, now = torch.compile(model, backend="eager")(x)
-        true, expected = model(x)
-        assert not torch.equal(y, net(x[0])[None])
+
+    def run(call: Any) -> tuple[Tensor, list[Tensor]]:
+        first, state = call(x)
+        second, _ = call(x.flip(1), state)
+        y = torch.cat([first, second], 1)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        return y.detach(), list(torch.autograd.grad(y.square().mean(), trained))
+
+    y, gradients = run(torch.compile(model, backend="aot_eager"))
+    true, expected = run(model)
+    assert not torch.equal(y[:, :3], net(x[0])[None])
     assert_close(y, true, 1e-6)
-    assert_close(now, expected, 1e-6)
+    for gradient, right in zip(gradients, expected, strict=True):
+        assert_close(gradient, right, 1e-6)
 
 
 class Odd(nn.Module):

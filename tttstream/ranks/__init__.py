@@ -1,4 +1,4 @@
-"""One stream over several ranks: each holds a part of it in time, and the states of memories are handed along."""
+"""One stream over several ranks: each holds a part in time, and the states of memories pass from rank to rank."""
 
 from tttstream.ranks.line import Line
 from tttstream.ranks.relay import Relay

@@ -1,4 +1,4 @@
-"""Tensors from rank to rank as nodes of autograd's graph, whose gradients travel the other way."""
+"""Tensors from rank to rank as nodes of autograd's graph; gradients are sent in the opposite direction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tttstream.ranks.line import Line
 
 
 def settle_after_backward(line: Line) -> None:
-    """Wait at the end of the running `backward` until what it sent has arrived, so that no process ends before."""
+    """At the end of the running `backward`, wait until all sent tensors have arrived, so that no process ends early."""
     engine: Any = torch.autograd.Variable._execution_engine
     engine.queue_callback(line.settle)
 
@@ -22,7 +22,7 @@ class Receive(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, line: Line, like: Tensor) -> Tensor:
-        """anchor: a number that has a gradient where the tensor is to have one. like: a tensor of its sizes."""
+        """anchor: a number that requires a gradient if the tensor needs one. like: a tensor of its sizes."""
         ctx.line = line
         return line.receive(like, line.rank - 1)
 
@@ -38,13 +38,13 @@ class Receive(torch.autograd.Function):
 class Send(torch.autograd.Function):
     """A tensor to the next rank; backward waits for its gradient from there.
 
-    Other tensors pass through, so that their gradients bring this node's turn. What came from the rank before is an
-    argument too, so that backward gets there even where nothing depends on it.
+    Other tensors pass through, so that backward reaches this node. The tensor from the rank before is an argument too,
+    so that backward reaches its node even if no output depends on it.
     """
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, line: Line, value: Tensor, came: Tensor | None, *others: Tensor) -> Any:
-        """value: what is sent. others: what passes through. anchor: see `Receive`."""
+        """value: the tensor to send. others: tensors that pass through. anchor: see `Receive`."""
         line.send(value, line.rank + 1)
         ctx.line, ctx.like = line, torch.empty_like(value, device="meta")
         ctx.device = value.device

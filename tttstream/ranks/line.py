@@ -39,7 +39,7 @@ class Line:
         self._sent: list[tuple[Any, Tensor]] = []
 
     def __deepcopy__(self, memo: Any) -> Line:
-        """The same line: a copy of who has one is on the same rank."""
+        """The same line: a copied owner is on the same rank."""
         return self
 
     @property
@@ -59,14 +59,14 @@ class Line:
             self._sent.append((dist.isend(value, self._processes[to], group=self.group), value))
 
     def receive(self, like: Tensor, of: int) -> Tensor:
-        """The next tensor from a rank of the line, of the shape, type and device of `like`."""
+        """The next tensor from a rank of the line, with the shape, type and device of `like`."""
         into = torch.empty(like.shape, dtype=like.dtype, device="cpu" if self._by_cpu else like.device)
         with self._heard(of):
             dist.recv(into, self._processes[of], group=self.group)
         return into.to(like.device)
 
     def settle(self) -> None:
-        """Wait until all that was sent has arrived."""
+        """Wait until all sent tensors have arrived."""
         sent, self._sent = self._sent, []
         with self._heard():
             for work, _ in sent:
@@ -91,7 +91,7 @@ class Line:
         return summed.to(value.device)
 
     def gathered(self, value: T) -> list[T]:
-        """What each rank of the line has, such as a dictionary, in the order of time; every rank calls it."""
+        """The values of all ranks of the line, such as dictionaries, in the order of time; every rank calls it."""
         every: list[Any] = [None] * self.size
         with self._heard():
             dist.all_gather_object(every, value, group=self.group)

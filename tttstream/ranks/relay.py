@@ -1,4 +1,4 @@
-"""The memories of a model hand their states from rank to rank, forward, and gradients of states backward."""
+"""The memories of a model pass their states to the next rank, and the gradients of states to the rank before."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class Relay:
         with Relay(model, line):
             y, state = model(x, state, reset)   # x: this rank's part in time
 
-    Each memory of the model begins with the state that the same memory ends with on the rank before, so outputs,
-    states and gradients are those of one process that sees the whole stream. The state that is given counts on the
-    first rank alone; the state of the last rank is that after the stream. `backward` sends the gradients of states back
-    along the line: every rank calls it, for a loss that depends on the outputs of each memory in every piece of rows,
-    and a parameter's gradient is the sum of the ranks' gradients. Parts may differ in length.
+    Each memory starts from the final state of the same memory on the rank before, so outputs, states and gradients are
+    those of one process that reads the whole stream. A state given by the caller is used on the first rank only; the
+    last rank returns the state after the stream. `backward` sends the gradients of states to the rank before. Every
+    rank calls it, with a loss that depends on the outputs of each memory in every piece of rows. A parameter's gradient
+    is the sum of the ranks' gradients. Parts may differ in length.
 
-    Memories whose state is linear in itself (additive, delta, gated_delta, mamba2, rwkv7) need not wait for the rank
-    before: see `tttstream.ranks.scan`. Their parts are at least as long as the window that their convolution keeps.
+    Memories with a linear update (additive, delta, gated_delta, mamba2, mesa, rwkv7, ttt_nested) need not wait for the
+    rank before: see `tttstream.ranks.scan`. Their parts are at least as long as the window of their convolution.
 
     Args:
-        model: a memory, or a model whose whole state is that of its memories and whose arguments and results have the
-            rows as their first dimension.
+        model: a memory, or a model without any other state than that of its memories. Rows are the first dimension of
+            its arguments and results.
         line: the ranks in the order of time.
-        scan: let such memories work on all ranks at once. False: they wait for each other as the others do.
-        pieces: in how many pieces the rows go through the model, one after another, at most one a row.
-            While a rank works at one piece the next rank works at the piece before it; see docs/longer.md.
+        scan: run memories with a linear update on all ranks at once. False: they wait, as the others do.
+        pieces: the number of pieces in which the rows go through the model, at most one for each row. While a rank
+            computes one piece, the next rank computes the piece before it; see docs/longer.md.
 
-    Raises ConfigError for a model with a state beside that of its memories, and for pieces of a memory that grows.
+    Raises ConfigError for a model with another state, and for several pieces with a memory that grows.
     """
 
     def __init__(self, model: nn.Module, line: Line, pieces: int = 1, scan: bool = True) -> None:
@@ -78,7 +78,7 @@ class Relay:
             self.line.settle()
 
     def _in_pieces(self, *given: Any, **options: Any) -> Any:
-        """The model's call, piece of rows by piece."""
+        """The model's call, one piece of rows after another."""
         leaves, form = tree_flatten((given, options))
         rows = next(len(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         parts = []
@@ -105,7 +105,7 @@ class Relay:
         lengths: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """A memory's call, from the state of the rank before to the next rank."""
+        """A memory's call: receive the state of the rank before, send the new state to the next rank."""
         line = self.line
         if line.size == 1:
             return type(memory).forward(memory, x, state, reset, lengths, **options)
@@ -132,7 +132,7 @@ class Relay:
         return y, new, *more
 
     def _sizes(self, memory: Memory, rows: int, device: torch.device) -> State:
-        """A state of the sizes that the rank before sends; the sizes of a growing one come in a message."""
+        """A state with the sizes of the one that the rank before sends; a growing state sends its sizes first."""
         like = memory.init_state(rows).to(device)
         if memory.bounded:
             return like

@@ -1,10 +1,10 @@
-"""Memories whose state is linear in itself, on all ranks at once: a scan over what each rank does to the state.
+"""Memories with a linear update, on all ranks at once: a scan over the effects of the ranks on the state.
 
-A rank turns the state S before its tokens into A S + B, whatever S is (`recurrence.effect`). What ranks 0 to r - 1 do
-one after another is again of that form, (A2, B2) after (A1, B1) is (A2 A1, A2 B1 + B2), and this product is
-associative: ceil(log2(R - 1)) + 1 rounds of messages give every one of R ranks the state before its tokens (Hillis and
-Steele, Data parallel algorithms, 1986). Gradients take the same way back with A transposed: with g the gradient of a
-rank's start from its own tokens, G_r = g_r + A_r^T G_(r+1).
+A rank turns the state S before its tokens into A S + B, where A and B do not depend on S (`recurrence.effect`). The
+effects of several ranks combine into one of the same form: (A2, B2) after (A1, B1) is (A2 A1, A2 B1 + B2). This product
+is associative, so ceil(log2(R - 1)) + 1 rounds of messages give every one of R ranks the state before its tokens
+(Hillis and Steele, Data parallel algorithms, 1986). Gradients go back in the same way with A transposed: with g the
+gradient of a rank's start from its own tokens, G_r = g_r + A_r^T G_(r+1).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def scanned(
 ) -> tuple[Tensor, Any]:
     """A call of a memory over this rank's tokens x [B, T, dim] -> y and the state after them.
 
-    state: on the first rank that before the stream. The convolution sees the last tokens of the rank before, which go
-    through the projections of this rank once more.
+    state: on the first rank the state before the stream. The convolution also reads the last tokens of the rank before;
+    this rank projects them once more.
     """
     window = memory.init_state(1).window.shape[1]
     if x.shape[1] < window:
@@ -65,7 +65,7 @@ def scanned(
 def _run(
     memory: MatrixMemory, line: Line, seen: int, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """`MatrixMemory.run` over the tokens from `seen` on; those before belong to the rank before."""
+    """`MatrixMemory.run` over the tokens from `seen` on; earlier tokens belong to the rank before."""
     token = token.each(lambda part: part[:, seen:])
     reset = None if reset is None else reset[:, seen:]
     o, *held = type(memory).run(memory, token, state, reset, lengths, partial(_Before.apply, line))
@@ -73,11 +73,11 @@ def _run(
 
 
 class _Before(torch.autograd.Function):
-    """The state before this rank's tokens, from what each rank does to the state."""
+    """The state before this rank's tokens, from the effects of the ranks before."""
 
     @staticmethod
     def forward(ctx: Any, line: Line, transition: Tensor, addition: Tensor, state: Tensor) -> Tensor:
-        """transition, addition: A and B, see `recurrence.effect`. state: [B, H, Dk, Dv], the first rank's counts."""
+        """transition, addition: A and B, see `recurrence.effect`. state: [B, H, Dk, Dv], used on the first rank."""
         if line.first:
             exclusive(line, transition, moved(transition, state, addition), backward=False)
             start = state.clone()
@@ -108,7 +108,7 @@ def exclusive(line: Line, transition: Tensor, addition: Tensor, backward: bool) 
     columns = transition.shape[-1]
 
     def hand(distance: int, lowest: int) -> tuple[Tensor, Tensor] | None:
-        """Send to the place `distance` further on; what came from as far before, where that place takes part."""
+        """Send to the place at +`distance`. Returns the pair from -`distance`, None if that takes no part."""
         step = -distance if backward else distance
         both = torch.cat([transition, addition], -1)
         if place >= lowest and place + distance < line.size:

@@ -21,10 +21,11 @@ NAME = "time"
 
 
 class InTime(DDPStrategy):
-    """Several processes share each segment in time, and their memories hand states along; DDP over rows on top.
+    """Several processes share each segment in time and pass the states of memories on; DDP over rows on top.
 
-    Processes k * ranks to (k + 1) * ranks - 1 have the same lanes, each another part of `data.length` frames; the next
-    ones have other lanes, as in DDP. Gradients are those of one process that has all lanes and whole segments.
+    Processes k * ranks to (k + 1) * ranks - 1 have the same lanes, and each has another part of the `data.length`
+    frames. Other groups of processes have other lanes, as in DDP. Gradients are those of one process with all lanes and
+    whole segments.
 
     Args:
         ranks: processes that share a segment; None for all of them.
@@ -61,11 +62,11 @@ class InTime(DDPStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Rows are dealt to sets of ranks."""
+        """Each set of ranks gets other rows."""
         return {"num_replicas": self.place.sets, "rank": self.place.rows}
 
     def setup_distributed(self) -> None:
-        """Make the lines, after the processes have met."""
+        """Make the lines, after the process group is initialised."""
         mine = self.place
         super().setup_distributed()
         for rows in range(mine.sets):  # every process makes every group, in the same order
@@ -84,7 +85,7 @@ class InTime(DDPStrategy):
         super().setup(trainer)
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
-        """This rank's part of a batch, where the data does not read parts alone."""
+        """This rank's part of a batch, unless the data already reads parts."""
         data: Any = self.lightning_module and self.lightning_module.trainer
         if isinstance(batch, Batch) and not getattr(data.datamodule, "reads_parts", False):
             length, mine = batch.frames.shape[1], self.place
@@ -97,7 +98,7 @@ class InTime(DDPStrategy):
         return nullcontext() if self._relay is None else self._relay
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """With memories that hand their states along."""
+        """With memories that pass their states to the next rank."""
         with self._handing():
             return super().training_step(*args, **kwargs)
 

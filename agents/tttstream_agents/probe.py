@@ -5,36 +5,26 @@ Letters: T steps of a sequence, S sequences, C classes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
+from tttstream_agents.answers import Data, collect
 from tttstream_agents.encoder import Encoder, choices, leaves, pick
-from tttstream_agents.envs import close, tree, vector
-from tttstream_agents.errors import EnvError, TrainingError
+from tttstream_agents.envs import tree
+from tttstream_agents.errors import TrainingError
 from tttstream_agents.policy import MemoryPolicy
 
-NONE = -100
-"""The label of a step without one, which cross-entropy leaves out."""
-BINS, MOST_CLASSES, MOST_COUNT, MOST_ACTIONS = 8, 64, 15, 32
-
-
-class Data(NamedTuple):
-    """obs: observations [T, S, ...]; starts bool [T, S]; answers [T, S]: the right actions, or NONE."""
-
-    obs: Any
-    starts: Tensor
-    answers: Tensor
+NONE = -1
+"""The class of a step without a label."""
+BINS, MOST_CLASSES, MOST_COUNT = 8, 64, 15
 
 
 @dataclass(frozen=True)
@@ -48,74 +38,6 @@ class Score:
     state_bytes: int
     accuracy: float
     loss: float
-
-
-def collect(
-    make_env: Callable[[], gym.Env[Any, Any]], steps: int, sequences: int, seed: int, answers: bool, n_envs: int = 16
-) -> Data:
-    """Sequences of random play, each from a reset on. answers: ask the environment for the right actions."""
-    envs = vector(make_env, min(n_envs, sequences), seed, "same_step")
-    envs.action_space.seed(seed)
-    draws, rows = np.random.default_rng(seed), list[Data]()
-    for _ in range(-(-sequences // envs.num_envs)):
-        seen, begun, right = [], [], []
-        obs, info = envs.reset()
-        starts = np.ones(envs.num_envs, bool)
-        for _ in range(steps):
-            seen.append(tree(np.array, obs))
-            begun.append(starts)
-            right.append(_answers(envs, info) if answers else np.full(envs.num_envs, NONE))
-            obs, _, ended, cut, info = envs.step(_sample(envs, info, draws))
-            starts = ended | cut
-        whole = tree(lambda *x: torch.as_tensor(np.stack(x)), *seen)
-        rows.append(Data(whole, torch.as_tensor(np.stack(begun)), torch.as_tensor(np.stack(right))))
-    close(envs)
-    found = tree(lambda *x: torch.cat(x, 1)[:, :sequences], *(row.obs for row in rows))
-    return Data(found, *(torch.cat(x, 1)[:, :sequences] for x in zip(*(row[1:] for row in rows), strict=True)))
-
-
-def _sample(envs: Any, info: dict[str, Any], draws: np.random.Generator) -> Any:
-    """Random actions; legal ones where the environments say which are."""
-    masks, space = info.get("action_mask"), envs.single_action_space
-    if masks is None or not isinstance(space, spaces.Discrete):
-        return envs.action_space.sample()
-    allowed = [np.asarray(mask, np.int8) if np.any(mask) else None for mask in masks]
-    return np.array([space.start + draws.choice(np.flatnonzero(a)) if a is not None else space.start
-                     for a in allowed])  # fmt: skip
-
-
-def _answers(envs: Any, info: dict[str, Any]) -> NDArray[Any]:
-    """The right action in each environment: its info["answer"], its attribute `answer`, or the one that a copy of the
-    environment rewards most; NONE where none is better than the others."""
-    space = envs.single_action_space
-    if not isinstance(space, spaces.Discrete):
-        raise EnvError(f"the right answer is known for Discrete actions only, this environment has {space}")
-    if "answer" in info:
-        given, has = np.asarray(info["answer"]), info.get("_answer", np.ones(envs.num_envs, bool))
-        return np.where(has & (given >= space.start), given - space.start, NONE)
-    found = np.full(envs.num_envs, NONE)
-    for row, env in enumerate(envs.envs):
-        known = getattr(env.unwrapped, "answer", None)
-        if known is not None:
-            found[row] = int(known) - space.start if int(known) >= space.start else NONE
-            continue
-        if space.n > MOST_ACTIONS:
-            raise EnvError(f"{space.n} actions are too many to try each: give another target, first, back:K or count")
-        rewards = np.array([_tried(env, space.start + action) for action in range(int(space.n))])
-        if (rewards == rewards.max()).sum() == 1:
-            found[row] = int(rewards.argmax())
-    return found
-
-
-def _tried(env: gym.Env[Any, Any], action: Any) -> float:
-    """The reward of an action in a copy of the environment."""
-    try:
-        return float(copy.deepcopy(env.unwrapped).step(action)[1])
-    except Exception as error:  # an environment is foreign code and may raise anything
-        raise EnvError(
-            f"the right answer cannot be found by trying actions in a copy of {env.unwrapped}: {type(error).__name__}; "
-            "give another target, first, back:K or count"
-        ) from error
 
 
 def classes(space: spaces.Space[Any], obs: Any) -> tuple[Tensor, int]:
@@ -137,51 +59,54 @@ def classes(space: spaces.Space[Any], obs: Any) -> tuple[Tensor, int]:
     return torch.bucketize(numbers.contiguous(), edges), BINS
 
 
-def labels(target: str, data: Data, space: spaces.Space[Any], actions: int) -> tuple[Tensor, int]:
-    """Labels [T, S], NONE where a step has none, and C.
+def labels(target: str, data: Data, space: spaces.Space[Any]) -> Tensor:
+    """The right classes of each step, bool [T, S, C], none where a step has no label.
 
-    target: "answer" (the right action), "first" (the class of the episode's first observation), "back:K" (of the one K
+    target: "answer" (the right actions), "first" (the class of the episode's first observation), "back:K" (of the one K
     steps ago), "count" (how often this observation's class came before in the episode, at most 15).
     """
     if target == "answer":
-        return data.answers.long(), actions
+        return data.answers
     seen, count = classes(space, data.obs)
     steps = torch.arange(len(seen))[:, None]
     begin = torch.where(data.starts, steps, -1).cummax(0).values
     if target == "first":
-        return torch.where(steps > begin, seen.gather(0, begin), NONE), count
+        return _one_hot(torch.where(steps > begin, seen.gather(0, begin), NONE), count)
     if target == "count":
         found = torch.zeros_like(seen)
         for kind in range(count):
             here = (seen == kind).long()
             before = here.cumsum(0) - here
             found = torch.where(here > 0, before - before.gather(0, begin), found)
-        return found.clamp(max=MOST_COUNT), MOST_COUNT + 1
+        return _one_hot(found.clamp(max=MOST_COUNT), MOST_COUNT + 1)
     back = target.removeprefix("back:")
     if back == target or not back.isdecimal() or int(back) < 1:
         raise TrainingError(f"there is no target {target!r}: expected answer, first, count or back:K with K from 1")
     ago = int(back)
     source = (steps - ago).clamp(min=0).expand_as(seen)
-    return torch.where(steps - ago >= begin, seen.gather(0, source), NONE), count
+    return _one_hot(torch.where(steps - ago >= begin, seen.gather(0, source), NONE), count)
 
 
-def chance(label: Tensor, count: int) -> tuple[float, float]:
-    """(accuracy, loss) of always saying how frequent each class is."""
-    share = torch.bincount(label[label != NONE], minlength=count).double()
-    share = share / share.sum()
-    return float(share.max()), float(-(share * share.clamp(min=1e-12).log()).sum())
+def _one_hot(label: Tensor, count: int) -> Tensor:
+    return label[..., None] == torch.arange(count)
+
+
+def chance(right: Tensor) -> tuple[float, float]:
+    """(accuracy, loss) of always saying how frequent each class is, for right classes bool [T, S, C]."""
+    labelled = right[right.any(-1)].double()
+    share = labelled.mean(0)
+    return float(share.max()), float(-((labelled * share).sum(-1) / share.sum()).log().mean())
 
 
 def fit(
-    memory: str, spaces_of: tuple[spaces.Space[Any], int], train: tuple[Data, Tensor], test: tuple[Data, Tensor], *,
+    memory: str, space: spaces.Space[Any], train: tuple[Data, Tensor], test: tuple[Data, Tensor], *,
     seed: int, updates: int, batch: int, lr: float, dim: int, heads: int, options: dict[str, Any] | None = None,
     on_update: Callable[[], Any] = lambda: None,
 ) -> Score:  # fmt: skip
-    """Train a memory and a head to say the labels of sequences, and score it on others."""
+    """Train a memory and a head to say the labels of sequences (see `labels`), and score it on others."""
     torch.manual_seed(seed)
-    space, count = spaces_of
     policy = MemoryPolicy(
-        space, spaces.Discrete(count), memory, dim=dim, heads=heads, previous_action=False, options=options
+        space, spaces.Discrete(train[1].shape[-1]), memory, dim=dim, heads=heads, previous_action=False, options=options
     )
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=updates + 1, pct_start=0.1)
@@ -189,9 +114,11 @@ def fit(
     def loss_of(data: Data, label: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         parts = policy.encoder.tensors(tree(lambda x: x[:, rows], data.obs), 2, check=False)
         x, _ = policy.remember(policy.encoder(parts), policy.initial_state(len(rows)), data.starts[:, rows])
-        logits, wanted = policy.actor(x).flatten(0, 1), label[:, rows].flatten()
-        right = (logits.argmax(-1) == wanted)[wanted != NONE]
-        return F.cross_entropy(logits, wanted, ignore_index=NONE, reduction="sum"), right
+        wanted = label[:, rows]
+        labelled = wanted.any(-1)
+        said, wanted = policy.actor(x)[labelled].log_softmax(-1), wanted[labelled]
+        right = wanted.gather(-1, said.argmax(-1, keepdim=True))[:, 0]
+        return -torch.where(wanted, said, -torch.inf).logsumexp(-1).sum(), right
 
     for _ in range(updates):
         rows = torch.randint(train[1].shape[1], (batch,))
@@ -227,19 +154,18 @@ def probe(
     if sequences < 4:
         raise TrainingError(f"sequences must be at least 4, got {sequences}")
     env = make_env()
-    space, acting = env.observation_space, env.action_space
+    space = env.observation_space
     env.close()
     Encoder(space)  # what cannot be seen is named before anything is played
-    actions = int(acting.n) if isinstance(acting, spaces.Discrete) else 0
-    data = collect(make_env, steps, sequences + sequences // 4, 0, target == "answer")
-    label, count = labels(target, data, space, actions)
+    data = collect(make_env, steps, sequences + sequences // 4, 0, target == "answer", quiet=quiet)
+    right = labels(target, data, space)
     sets = [
-        (Data(*(tree(lambda x, cut=cut: x[:, cut], part) for part in data)), label[:, cut])
+        (Data(*(tree(lambda x, cut=cut: x[:, cut], part) for part in data)), right[:, cut])
         for cut in (slice(0, sequences), slice(sequences, None))
     ]
-    if not all(bool((one != NONE).any()) for _, one in sets):
+    if not all(bool(one.any()) for _, one in sets):
         raise TrainingError(f"no step of {steps} has a label for target {target!r}: play longer sequences")
-    accuracy, loss = chance(sets[1][1], count)
+    accuracy, loss = chance(sets[1][1])
     scores = []
     with tqdm(total=len(memories) * seeds * updates, unit=" updates", disable=True if quiet else None) as bar:
         for memory in memories:
@@ -247,12 +173,12 @@ def probe(
                 bar.set_postfix_str(f"{memory}, seed {seed}", refresh=False)
                 scores.append(
                     fit(
-                        memory, (space, count), sets[0], sets[1], seed=seed, updates=updates, batch=batch, lr=lr,
+                        memory, space, sets[0], sets[1], seed=seed, updates=updates, batch=batch, lr=lr,
                         dim=dim, heads=heads, options=options, on_update=bar.update,
                     )
                 )  # fmt: skip
     return {
-        "target": target, "classes": count, "chance": {"accuracy": accuracy, "loss": loss},
+        "target": target, "classes": right.shape[-1], "chance": {"accuracy": accuracy, "loss": loss},
         "scores": [vars(one) for one in scores],
     }  # fmt: skip
 

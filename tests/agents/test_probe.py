@@ -12,10 +12,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from tttstream_agents import answers
+from tttstream_agents.answers import collect
 from tttstream_agents.cli import main
 from tttstream_agents.envs import make
 from tttstream_agents.errors import EnvError, TrainingError
-from tttstream_agents.probe import NONE, chance, classes, collect, labels, probe, table
+from tttstream_agents.probe import chance, classes, labels, probe, table
 
 
 def test_labels_against_a_loop(repeat_first: Any) -> None:
@@ -23,7 +25,7 @@ def test_labels_against_a_loop(repeat_first: Any) -> None:
     assert data.obs.shape == data.starts.shape == (20, 5)
     space = spaces.Discrete(3)
     for target in ("first", "count", "back:2", "answer"):
-        found, count = labels(target, data, space, 3)
+        found = labels(target, data, space)
         for row in range(5):
             episode: list[int] = []
             for t in range(20):
@@ -31,12 +33,11 @@ def test_labels_against_a_loop(repeat_first: Any) -> None:
                     episode = []
                 now = int(data.obs[t, row])
                 expected = {
-                    "first": episode[0] if episode else NONE, "count": episode.count(now),
-                    "back:2": episode[-2] if len(episode) > 1 else NONE, "answer": episode[0] if episode else now,
+                    "first": episode[0] if episode else None, "count": episode.count(now),
+                    "back:2": episode[-2] if len(episode) > 1 else None, "answer": episode[0] if episode else now,
                 }[target]  # fmt: skip
-                assert int(found[t, row]) == expected, (target, t)
+                assert found[t, row].nonzero().flatten().tolist() == [expected] * (expected is not None), (target, t)
                 episode.append(now)
-        assert int(found.max()) < count
     assert bool(data.starts[0].all())
     assert data.starts[7].all()
 
@@ -54,17 +55,35 @@ def test_right_answers_of_popgym_are_found_by_trying(env: str, rule: Any) -> Non
         for t in range(12):
             expected = rule(data.obs[:, row], t)
             if expected is not None:
-                assert int(data.answers[t, row]) == expected
+                assert data.answers[t, row].nonzero().tolist() == [[expected]]
+
+
+def test_several_right_actions_of_several_parts() -> None:
+    """MineSweeper: every safe cell that is not open yet."""
+    data = collect(lambda: make("popgym-MineSweeperEasy-v0"), 6, 3, 0, answers=True, n_envs=3)
+    assert data.answers.shape == (6, 3, 16)
+    assert data.answers[0].sum(-1).tolist() == [14, 14, 14]  # two mines in sixteen cells
+    assert (data.answers[1:].sum(-1) <= 14).all()
+
+
+def test_trials_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more actions to try than TRIES, a share of the steps is labelled, and rightly."""
+    whole = collect(lambda: make("popgym-CountRecallEasy-v0"), 20, 8, 0, answers=True)
+    monkeypatch.setattr(answers, "TRIES", 20 * 8 * 27 // 4)
+    part = collect(lambda: make("popgym-CountRecallEasy-v0"), 20, 8, 0, answers=True)
+    labelled = part.answers.any(-1)
+    assert 0.1 < labelled.float().mean() < 0.4
+    assert torch.equal(part.answers[labelled], whole.answers[labelled])
 
 
 def test_answers_and_masks_that_an_environment_tells() -> None:
     data = collect(lambda: make("tttstream/Revisit-v0", env_args={"side": 3}), 60, 3, 0, answers=True)
-    answered = data.answers != NONE
+    answered = data.answers.any(-1)
     assert not answered[0].any()
     assert answered[40:].float().mean() > 0.9
     assert make("Taxi-v4").action_space.n == 6  # type: ignore[attr-defined]
     masked = collect(lambda: make("Taxi-v4"), 10, 2, 0, answers=False)
-    assert masked.answers.eq(NONE).all()
+    assert masked.answers.shape == (10, 2, 0)
 
 
 def test_classes_of_other_observations() -> None:
@@ -75,7 +94,7 @@ def test_classes_of_other_observations() -> None:
     bins, count = classes(spaces.Box(-1, 1, (2,)), torch.linspace(-1, 1, 80).view(8, 5, 2))
     assert count == 8
     assert torch.bincount(bins.flatten()).tolist() == [5] * 8
-    accuracy, loss = chance(torch.tensor([0, 0, 0, 1, NONE]), 2)
+    accuracy, loss = chance(torch.tensor([[1, 0], [1, 0], [1, 0], [0, 1], [0, 0]], dtype=torch.bool))
     assert accuracy == 0.75
     assert loss == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
 
@@ -122,7 +141,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_what_has_no_answer_is_named() -> None:
-    with pytest.raises(EnvError, match="for Discrete actions only"):
+    with pytest.raises(EnvError, match="known for Discrete actions"):
         probe(lambda: gym.make("Pendulum-v1"), steps=4, sequences=4)
     with pytest.raises(TrainingError, match="sequences must be at least 4"):
         probe(lambda: gym.make("CartPole-v1"), "first", sequences=2)

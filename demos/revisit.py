@@ -58,7 +58,7 @@ MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "frozen": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp_plain": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": Update()}),
     "ttt_linear": ("ttt_linear", {"rotary": False, "mini_batch": 8}),
-    "ttt": ("ttt", {"options": {"ttt_mlp": {"rotary": False, "mini_batch": 8}}}),
+    "ttt": ("ttt", {}),
     "additive": ("additive", {}),
     "delta": ("delta", {}),
     "gated_delta": ("gated_delta", {}),

@@ -148,7 +148,7 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
     ],
     "ttt_conv": [(_GRID, 6), ({"update": Update(step="normalised"), **_GRID}, 6)],
     "gated_delta": [({}, 1), ({"decay": "channel", "reach": 2.0, "conv": 0}, 1)],
-    "ttt": [({"options": {"ttt_mlp": {"mini_batch": 4}}}, 1)],
+    "mixed": [({"options": {"ttt_mlp": {"mini_batch": 4}}}, 1)],
     "ttt_nested": [({"block": 4}, 1)],
     "mamba2": [({"state": 6}, 1)],
     "rwkv7": [({"rank": 4}, 1)],

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,16 +40,27 @@ from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVS = (
-    "popgym-RepeatFirstEasy-v0",
-    "popgym-RepeatPreviousEasy-v0",
-    "popgym-AutoencodeEasy-v0",
-    "popgym-CountRecallEasy-v0",
-    "popgym-PositionOnlyCartPoleEasy-v0",
-    "MiniGrid-MemoryS7-v0",
-)
-MEMORIES = ("ttt_linear", "ttt_mlp", "gru", "lstm", "window", "framestack", "mlp")
-HEADS = {"ttt_linear": 2, "ttt_mlp": 2, "window": 2}
+ENVS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        name: (name, {}) for name in (
+            "popgym-RepeatFirstEasy-v0",
+            "popgym-RepeatPreviousEasy-v0",
+            "popgym-AutoencodeEasy-v0",
+            "popgym-CountRecallEasy-v0",
+            "popgym-PositionOnlyCartPoleEasy-v0",
+            "MiniGrid-MemoryS7-v0",
+            "popgym-NoisyPositionOnlyCartPoleEasy-v0",
+            "popgym-VelocityOnlyCartPoleEasy-v0",
+            "popgym-ConcentrationEasy-v0",
+            "popgym-MineSweeperEasy-v0",
+        )
+    },
+    "Revisit-4x4": ("tttstream/Revisit-v0", {"side": 4, "steps": 128, "scale": 1 / 128}),
+    "MiniGrid-MemoryS7-view3": ("MiniGrid-MemoryS7-v0", {"agent_view_size": 3}),
+}  # fmt: skip
+"""By name: the id and the arguments. Revisit-4x4: 0.88 is perfect, -0.44 is chance."""
+MEMORIES = ("ttt", "ttt_linear", "ttt_mlp", "gru", "lstm", "window", "framestack", "mlp")
+HEADS = {"ttt": 4, "ttt_linear": 2, "ttt_mlp": 2, "window": 2}
 DIM = 64  # of ttt_linear; the others get the width that brings their policies nearest to it in parameters
 RATES = (3e-4, 1e-3, 3e-3)
 SWEEP_ENV = "popgym-RepeatPreviousEasy-v0"
@@ -56,9 +68,10 @@ SWEEP_STEPS = 200_000
 
 
 def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
-    """The same for every memory, its width apart."""
+    """The same for every memory, its width apart. env: a name of `ENVS`."""
     values = {
-        **read("popgym"), "env": env, "memory": memory, "seed": seed, "steps": steps, "lr": lr,
+        **read("popgym"), "env": ENVS[env][0], "env_args": ENVS[env][1], "memory": memory, "seed": seed,
+        "steps": steps, "lr": lr,
         "dim": sizes(env)[memory][0], "heads": HEADS.get(memory, 1), "stop_return": 0.97, "checkpoint_every": 10,
     }  # fmt: skip
     return build(values, "the queue")
@@ -67,7 +80,8 @@ def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
 @functools.cache
 def sizes(env: str) -> dict[str, tuple[int, int]]:
     """(width, parameters of the whole policy) of each memory, all as near to ttt_linear's as whole widths allow."""
-    played = make(env)
+    name, arguments = ENVS[env]
+    played = make(name, env_args=arguments)
 
     def count(memory: str, dim: int) -> int:
         policy = MemoryPolicy(
@@ -89,6 +103,7 @@ def sizes(env: str) -> dict[str, tuple[int, int]]:
 class Job:
     """One run of the queue."""
 
+    env: str
     folder: Path
     config: Config
 
@@ -96,7 +111,7 @@ class Job:
     def key(self) -> tuple[str, str, int, float, int]:
         """As the key of its record."""
         config = self.config
-        return config.env, config.memory, config.seed, config.lr, config.steps
+        return self.env, config.memory, config.seed, config.lr, config.steps
 
     def record(self, device: str) -> Record | None:
         """The kept results, None before its end."""
@@ -125,7 +140,7 @@ def work(job: Job, until: float) -> tuple[Job, str]:
         summary = train(job.config, job.folder, resume=resume, minutes=minutes, quiet=True, tensorboard=False)
     except TTTStreamError as error:
         return job, f"{job.folder.name} failed: {error}"
-    run = f"{job.config.env} {job.config.memory} seed {job.config.seed} lr {job.config.lr:g}"
+    run = f"{job.env} {job.config.memory} seed {job.config.seed} lr {job.config.lr:g}"
     return job, f"{run}: {summary['steps']} steps, return {summary['return']:.2f}"
 
 
@@ -141,7 +156,7 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
     """Write the table and draw the curves of what there is."""
     keys = {job.key for job in jobs}
     done = [record for record in records if record.key in keys]
-    envs = list(dict.fromkeys(job.config.env for job in jobs))
+    envs = list(dict.fromkeys(job.env for job in jobs))
     names = list(dict.fromkeys(job.config.memory for job in jobs))
     config = jobs[0].config
     devices = sorted({record.device for record in [*done, *sweep]})
@@ -189,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--steps", type=int, default=500_000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--envs", nargs="+", default=list(ENVS))
+    parser.add_argument("--envs", nargs="+", default=list(ENVS), choices=list(ENVS))
     parser.add_argument("--memories", nargs="+", default=list(MEMORIES), choices=list(MEMORIES))
     parser.add_argument("--sweep", action="store_true", help="the learning rate, on one environment and one seed")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "popgym")
@@ -199,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def queue(folder: Path, envs: Sequence[str], seeds: int, rates: Sequence[float], steps: int) -> list[Job]:
         return [
-            Job(folder / env / f"{memory}-seed{seed}-lr{rate:g}", config(env, memory, seed, steps, rate))
+            Job(env, folder / env / f"{memory}-seed{seed}-lr{rate:g}", config(env, memory, seed, steps, rate))
             for seed in range(seeds) for rate in rates for env in envs for memory in args.memories
         ]  # fmt: skip
 

@@ -14,8 +14,8 @@ from tttstream.io.outputs import TextFile
 
 POINTS = 60  # of a learning curve that are kept
 COLOURS = {
-    "ttt_linear": "#d6336c", "ttt_mlp": "#f08c00", "gru": "#1c7ed6", "lstm": "#1098ad", "window": "#5f3dc4",
-    "framestack": "#2b8a3e", "mlp": "#868e96",
+    "ttt": "#000000", "ttt_linear": "#d6336c", "ttt_mlp": "#f08c00", "gru": "#1c7ed6", "lstm": "#1098ad",
+    "window": "#5f3dc4", "framestack": "#2b8a3e", "mlp": "#868e96",
 }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ update each, so that whatever else the machine does falls on all alike. Writes d
 
     python agents/bench/throughput.py --pixels --updates 3
 
-measures pictures of 84 x 84 that cost nothing to make, NatureCNN for all, and writes docs/results/throughput_pixels.md.
+measures pictures of 84 x 84 that cost nothing to make, NatureCNN for all, smaller rollouts and fewer epochs, and writes
+docs/results/throughput_pixels.md. It takes some two minutes of processor time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -36,7 +37,18 @@ from tttstream_agents.sb3 import RecurrentPPO
 from tttstream_agents.train import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVS, STEPS, BATCH, EPOCHS = 16, 128, 512, 4
+
+
+class Sizes(NamedTuple):
+    """Of an update: environments, steps of each, steps of a batch, epochs."""
+
+    envs: int
+    steps: int
+    batch: int
+    epochs: int
+
+
+NUMBERS, PIXELS = Sizes(16, 128, 512, 4), Sizes(8, 64, 256, 2)
 YARDSTICK = "sb3-contrib RecurrentPPO, LSTM 256 (its default)"
 
 
@@ -62,19 +74,26 @@ def made(env: str) -> gym.Env[Any, Any]:
     return Pictures() if env == "pixels" else make(env)
 
 
+def sizes_of(env: str) -> Sizes:
+    """Of the updates in an environment."""
+    return PIXELS if env == "pixels" else NUMBERS
+
+
 def sb3(kind: Any, policy: str, env: str, **policy_kwargs: Any) -> tuple[Callable[[], Any], Any]:
     """(one update, the policy) of a RecurrentPPO."""
+    envs, steps, batch, epochs = sizes_of(env)
     model = kind(
-        policy, DummyVecEnv([lambda: made(env)] * ENVS), n_steps=STEPS, batch_size=BATCH, n_epochs=EPOCHS, seed=0,
+        policy, DummyVecEnv([lambda: made(env)] * envs), n_steps=steps, batch_size=batch, n_epochs=epochs, seed=0,
         device="cpu", policy_kwargs=policy_kwargs,
     )  # fmt: skip
-    return lambda: model.learn(ENVS * STEPS, reset_num_timesteps=False), model.policy
+    return lambda: model.learn(envs * steps, reset_num_timesteps=False), model.policy
 
 
 def own(memory: str, env: str) -> tuple[Callable[[], Any], Any]:
     """(one update, the policy) of our own PPO."""
-    sizes = {"n_envs": ENVS, "rollout": STEPS, "minibatch": BATCH, "epochs": EPOCHS, "target_kl": 0.0}
-    run = Run(Config(env=env, memory=memory, cnn="nature", **sizes), lambda: made(env))
+    envs, steps, batch, epochs = sizes_of(env)
+    sizes: dict[str, Any] = {"n_envs": envs, "rollout": steps, "minibatch": batch, "epochs": epochs}
+    run = Run(Config(env=env, memory=memory, cnn="nature", target_kl=0.0, **sizes), lambda: made(env))
     return run.update, run.policy
 
 
@@ -86,6 +105,7 @@ def contestants(env: str) -> dict[str, tuple[Callable[[], Any], Any]]:
             YARDSTICK: sb3(stock, "CnnLstmPolicy", env),
             "tttstream_agents.sb3.RecurrentPPO, ttt_linear": sb3(RecurrentPPO, "TTTCnnPolicy", env),
             "tttstream-agents train, ttt_linear": own("ttt_linear", env),
+            "tttstream-agents train, ttt": own("ttt", env),
             "tttstream-agents train, ttt_mlp": own("ttt_mlp", env),
             "tttstream-agents train, gru": own("gru", env),
         }
@@ -95,6 +115,7 @@ def contestants(env: str) -> dict[str, tuple[Callable[[], Any], Any]]:
         "tttstream_agents.sb3.RecurrentPPO, ttt_linear": sb3(RecurrentPPO, "TTTPolicy", env),
         "tttstream_agents.sb3.RecurrentPPO, ttt_mlp": sb3(RecurrentPPO, "TTTPolicy", env, memory="ttt_mlp"),
         "tttstream_agents.sb3.RecurrentPPO, lstm": sb3(RecurrentPPO, "TTTPolicy", env, memory="lstm"),
+        "tttstream-agents train, ttt": own("ttt", env),
         "tttstream-agents train, ttt_linear": own("ttt_linear", env),
         "tttstream-agents train, ttt_mlp": own("ttt_mlp", env),
         "tttstream-agents train, gru": own("gru", env),
@@ -108,13 +129,20 @@ def measure(env: str, updates: int) -> dict[str, tuple[float, int]]:
     torch.manual_seed(0)
     taking_part = contestants(env)
     seconds: dict[str, list[float]] = {name: [] for name in taking_part}
-    for _ in tqdm(range(updates + 1), desc=env, disable=None):
-        for name, (update, _) in taking_part.items():
-            began = time.process_time()
-            update()
-            seconds[name].append(time.process_time() - began)
+    with tqdm(total=(updates + 1) * len(taking_part), desc=env, disable=None) as bar:
+        for _ in range(updates + 1):
+            for name, (update, _) in taking_part.items():
+                bar.set_postfix_str(name, refresh=False)
+                began = time.process_time()
+                update()
+                seconds[name].append(time.process_time() - began)
+                bar.update()
+    sizes = sizes_of(env)
     return {
-        name: (ENVS * STEPS / float(np.median(seconds[name][1:])), sum(p.numel() for p in policy.parameters()))
+        name: (
+            sizes.envs * sizes.steps / float(np.median(seconds[name][1:])),
+            sum(p.numel() for p in policy.parameters()),
+        )
         for name, (_, policy) in taking_part.items()
     }
 
@@ -131,11 +159,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.envs = ["pixels"] if args.pixels else args.envs
     chosen = "--pixels" if args.pixels else f"--envs {' '.join(args.envs)}"
     found = {env: measure(env, args.updates) for env in args.envs}
+    sizes = sizes_of(args.envs[0])
     lines = [
         "# Training throughput",
         "",
-        f"Environment steps per CPU second, playing and learning together: {ENVS} environments, {STEPS} steps, batches "
-        f"of {BATCH}, {EPOCHS} epochs, median of {args.updates} updates, the contestants taking turns in one process. "
+        f"Environment steps per CPU second, playing and learning together: {sizes.envs} environments, {sizes.steps} "
+        f"steps, batches of {sizes.batch}, {sizes.epochs} epochs, median of {args.updates} updates, the contestants "
+        "taking turns in one process. "
         f"In brackets: relative to {YARDSTICK}. On {args.device_name} ({platform.machine()}), torch "
         f"{torch.__version__}, sb3-contrib {sb3_contrib.__version__}, {datetime.date.today()}. "
         f"Command: `python agents/bench/throughput.py --updates {args.updates} {chosen}`.",

@@ -16,7 +16,7 @@ def bench(root: Path, monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 def test_policies_have_equal_parameters(bench: object) -> None:
-    for env in ("popgym-RepeatFirstEasy-v0", "MiniGrid-MemoryS7-v0"):
+    for env in ("popgym-RepeatFirstEasy-v0", "MiniGrid-MemoryS7-v0", "Revisit-4x4"):
         counts = [count for _, count in bench.sizes(env).values()]  # type: ignore[attr-defined]
         assert max(counts) < 1.1 * counts[0]
         assert min(counts) > 0.9 * counts[0]
@@ -78,11 +78,10 @@ def test_throughput_is_counted_for_all_alike(root: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(root / "agents" / "bench"))
     import throughput  # type: ignore[import-not-found]
 
-    for name, value in {"ENVS": 2, "STEPS": 8, "BATCH": 8, "EPOCHS": 1}.items():
-        monkeypatch.setattr(throughput, name, value)
+    monkeypatch.setattr(throughput, "NUMBERS", throughput.Sizes(2, 8, 8, 1))
     assert throughput.main(["--updates=1", "--envs", "CartPole-v1", f"--docs={tmp_path}"]) == 0
     rows = [line for line in (tmp_path / "throughput.md").read_text().splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 9
+    assert len(rows) == 10
     assert "(1.00×)" in rows[0]
 
 

@@ -15,6 +15,7 @@ from tttstream.memory import (
     Memory,
     Mesa,
     Mixed,
+    MixedHeads,
     Nested,
     Window,
     build,
@@ -37,7 +38,14 @@ def test_every_name(name: str) -> None:
 def test_classes() -> None:
     classes = {name: type(build(name, dim=16, heads=2, **GRID.get(name, {}))) for name in names()}
     ttt = dict.fromkeys(("ttt_linear", "ttt_mlp", "ttt_conv", "ttt_swiglu"), TTTLayer)
-    rules = {"additive": Additive, "delta": Delta, "gated_delta": GatedDelta, "ttt": Mixed, "ttt_nested": Nested}
+    rules = {
+        "additive": Additive,
+        "delta": Delta,
+        "gated_delta": GatedDelta,
+        "ttt": MixedHeads,
+        "mixed": Mixed,
+        "ttt_nested": Nested,
+    }
     rules |= {"mesa": Mesa, "mamba2": Mamba2, "rwkv7": RWKV7}
     assert classes == {**ttt, **rules, "attention": Attention, "window": Window, "lstm": LSTM, "gru": GRU}
 

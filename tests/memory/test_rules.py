@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tttstream.memory import Memory, Mixed, build
+from tttstream.memory import Memory, Mixed, MixedHeads, build
 from tttstream.memory.recurrence import LEAST, Token, recurrence
 from tttstream.testing import Case, assert_close, gradients
 
@@ -56,9 +56,9 @@ def rows(rule: Callable[..., tuple[Tensor, Tensor]], read: Callable[..., Tensor]
         heads = list(matrix)
         for token in x:
             p, window = convolved(memory.conv, window, memory.project.weight @ token)
-            q, k, v = p.view(3, HEADS, WIDTH)
+            q, k, v = p.view(3, memory.heads, -1)
             o = []
-            for h in range(HEADS):
+            for h in range(memory.heads):
                 heads[h], answer = rule(memory, h, heads[h], unit(q[h]), unit(k[h]), v[h], token)
                 o.append(answer)
             out.append(memory.out.weight @ read(memory, torch.stack(o), token))
@@ -92,6 +92,17 @@ def fade_channels(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tenso
     raw = decay.up.weight @ decay.down.weight @ x + decay.up.bias
     alpha = torch.exp(LEAST * sigmoid(raw.view(HEADS, WIDTH)[h]))
     return correct(memory, h, torch.diag(alpha) @ s, q, k, v, x)
+
+
+def by_head(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Additive, delta, delta, gated delta."""
+    if h == 0:
+        return add(memory, h, s, q, 0.5 * beta(memory, h, x) * k, v, x)
+    if h < 3:
+        return correct(memory, h, s, q, k, v, x)
+    decay = memory.decay
+    raw = decay.rate.weight[0] @ x + decay.rate.bias[0]
+    return correct(memory, h, torch.exp(-decay.scale[0].exp() * softplus(raw)) * s, q, k, v, x)
 
 
 def ridge(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,6 +192,19 @@ def gated(memory: Any, o: Tensor, x: Tensor) -> Tensor:
     return normed(memory, o, x) * silu(memory.gate.weight @ x)
 
 
+def by_head_read(memory: Any, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    """What the additive head reads is put out normalised, and as a sum in all channels."""
+    seen: list[Tensor] = []
+
+    def read(memory: Any, o: Tensor, x: Tensor) -> Tensor:
+        seen.append(o[0])
+        return normed(memory, o, x)
+
+    y, matrix, window = rows(by_head, read)(memory, x, *state)
+    total = torch.stack([(one * memory.total[0]).sum() for one in seen])
+    return y + total[:, None], matrix, window
+
+
 RULES: dict[str, tuple[str, dict[str, Any], Literal]] = {
     "additive": ("additive", {}, rows(add, plain)),
     "additive-raw": ("additive", {"conv": 0}, rows(add, plain)),
@@ -191,6 +215,8 @@ RULES: dict[str, tuple[str, dict[str, Any], Literal]] = {
     "ttt_nested": ("ttt_nested", {"block": 6}, nested),
     "mamba2": ("mamba2", {"state": 6}, mamba2),
     "rwkv7": ("rwkv7", {"rank": 4}, rwkv7),
+    "ttt": ("ttt", {}, by_head_read),
+    "ttt-raw": ("ttt", {"conv": 0}, by_head_read),
     "gated_delta-channel": ("gated_delta", {"decay": "channel", "reach": 2.0}, rows(fade_channels, gated)),
 }
 every_rule = pytest.mark.parametrize("name", RULES)
@@ -232,10 +258,10 @@ def test_fresh(name: str) -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 3, 4])
-def test_mixed_heads_are_memories_side_by_side(heads: int) -> None:
+def test_mixed_are_memories_side_by_side(heads: int) -> None:
     """Heads are dealt out in turn, and one of each rule is there in any case."""
     options = {"ttt_mlp": {"mini_batch": 4, "rotary": False}}
-    memory = Case("ttt", {"options": options}, dim=12, heads=heads).memory()
+    memory = Case("mixed", {"options": options}, dim=12, heads=heads).memory()
     assert isinstance(memory, Mixed)
     assert memory.sizes == {1: [12, 12, 12], 3: [4, 4, 4], 4: [6, 3, 3]}[heads]
     x = torch.randn(2, 11, 12, dtype=torch.float64)
@@ -244,6 +270,35 @@ def test_mixed_heads_are_memories_side_by_side(heads: int) -> None:
     told = [part(share) for part, share in zip(memory.parts, shares, strict=True)]
     assert_close(y, torch.cat([one for one, _ in told], -1) @ memory.out.weight.mT)
     assert_close(state.parts, tuple(new for _, new in told))
+
+
+def test_mixed_heads_count_and_a_norm_after_them_hides_it() -> None:
+    """Three items are counted exactly over 3,000 tokens, in the mean of the channels; a LayerNorm gives what it gives
+    for a thousand times the sums, so what the other heads read is not swamped."""
+    memory = build("ttt", dim=12, heads=4, conv=0).double()
+    assert isinstance(memory, MixedHeads)
+    item = torch.randint(3, (1, 3000), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 3000, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x[..., :3] = torch.nn.functional.one_hot(item, 3)
+    with torch.no_grad():
+        memory.project.weight[[0, 1, 2, 12, 13, 14, 24, 25, 26]] = 0.0  # q, k and v of the first head
+        for place in range(3):
+            memory.project.weight[[place, 12 + place], place] = 1.0
+        memory.project.weight[24, :3] = 1.0
+        memory.rate.weight[0] = 0.0
+        memory.total.copy_(torch.tensor([[2.0, 0.0, 0.0]]))  # the step size is a half
+        state = memory(x)[1]
+        memory.out.weight.zero_()
+        counted = memory(x)[0][0]
+    seen = torch.nn.functional.one_hot(item[0], 3).cumsum(0).gather(1, item[0, :, None])
+    torch.testing.assert_close(counted, seen.double().expand(-1, 12), rtol=1e-5, atol=0)  # keys have length 1 - 5e-7
+
+    norm = torch.nn.functional.layer_norm
+    more = state._replace(matrix=torch.cat([1000 * state.matrix[:, :1], state.matrix[:, 1:]], 1))
+    memory = build("ttt", dim=12, heads=4, conv=0).double()
+    few, many = (memory(x[:, :1], one)[0].detach() for one in (state, more))
+    assert float((many - few).abs().mean()) > 1000
+    torch.testing.assert_close(norm(many, (12,)), norm(few, (12,)), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["number", "channel"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tttstream.memory.attention import Attention, Window
 from tttstream.memory.base import Memory
 from tttstream.memory.catalogue import build, names, takes
+from tttstream.memory.heads import MixedHeads
 from tttstream.memory.mamba2 import Mamba2
 from tttstream.memory.matrix import Additive, Delta, GatedDelta
 from tttstream.memory.mesa import Mesa
@@ -26,6 +27,7 @@ __all__ = [
     "Memory",
     "Mesa",
     "Mixed",
+    "MixedHeads",
     "Nested",
     "TTTLayer",
     "Window",

@@ -8,6 +8,7 @@ from typing import Any
 from tttstream.inner import CATALOGUE as INNER_MODELS
 from tttstream.inner import InnerModel
 from tttstream.memory.attention import Attention, Window
+from tttstream.memory.heads import MixedHeads
 from tttstream.memory.mamba2 import Mamba2
 from tttstream.memory.matrix import Additive, Delta, GatedDelta
 from tttstream.memory.mesa import Mesa
@@ -28,7 +29,8 @@ def _ttt(name: str, model: InnerModel) -> Entry:
 
 CATALOGUE |= {
     **{f"ttt_{name}": _ttt(name, model) for name, model in INNER_MODELS.items() if model.about is not None},
-    "ttt": Entry(Mixed, "mixed heads: delta, additive and ttt_mlp in one layer"),
+    "ttt": Entry(MixedHeads, "mixed heads: additive, delta and gated delta in one recurrence"),
+    "mixed": Entry(Mixed, "memories of several kinds side by side: ttt_mlp, delta, additive"),
     "ttt_nested": Entry(Nested, "a delta rule whose start is learned by an outer learner, block by block"),
     "additive": Entry(Additive, "linear attention without a norm: sums that count"),
     "delta": Entry(Delta, "the delta rule, steps up to 2"),

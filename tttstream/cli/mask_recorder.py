@@ -34,11 +34,11 @@ class MaskFolder(OutputFile):
         self._remove()
         self.part.mkdir()
 
-    def write(self, index: int, mask: NDArray[np.int32]) -> None:
-        """Add the mask of a frame: the numbers of its objects, [H, W]."""
+    def write(self, name: str, mask: NDArray[np.integer[Any]]) -> None:
+        """Add the mask of a frame under this name: the numbers of its objects, [H, W]."""
         with saving(self.path):
             image = mask_image(mask, self._colours, self._largest)
-            image.save(self.part / f"{index:05d}.{self._kind}", format=self._kind)
+            image.save(self.part / f"{name}.{self._kind}", format=self._kind)
 
     def _place(self) -> None:
         if self.path.is_dir():
@@ -102,7 +102,7 @@ class MaskRecorder(Record):
                     "latency_ms": round(result.latency_ms, 3),
                 }
             )
-            self._masks.write(result.index, self._numbers[result.mask])
+            self._masks.write(f"{result.index:05d}", self._numbers[result.mask])
             if self._video is not None:
                 self._video.write(picture, result.time_s)
         return picture

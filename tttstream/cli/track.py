@@ -33,6 +33,9 @@ background, and 255 in 8 bits is void (unknown) unless 0 and 255 are all there i
 colour is an object, black the background. What is transparent is background. JPEG and smoothed edges are refused. All
 of it: docs/masks.md.
 
+--davis: masks of all sequences of a tree, in DIR/SEQUENCE/00000.png … for DAVIS, of which the first frame's mask alone
+is read, and in DIR/Annotations/VIDEO/NAME.png for YouTube-VOS, of which masks show new objects in any frame.
+
 --show without --out writes nothing. Keys in the window: q quit, f forget, l learning on/off, space pause.
 Exit codes: 0 done, 2 something in the way, said in one line; no file is left behind. The default for --out is {OUT}.
 """
@@ -51,12 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--box", metavar="FRAME:x,y,w,h", type=box_at, action="append", help=known)
     known = "a mask model by name or from its folder (default: track)"
     add("--model", metavar="DIR|NAME", type=arguments.model, default="track", help=known)
+    known = "SOURCE is a DAVIS or YouTube-VOS tree: write masks as the server takes them, and nothing else"
+    add("--davis", action="store_true", help=known)
+    add("--sequences", metavar="NAME", nargs="+", help="with --davis: these sequences (default: all)")
     arguments.add_run(parser, size="short side in pixels at which the model sees the frames")
 
 
 def run(args: argparse.Namespace) -> int:
     """Follow the objects; returns the exit code."""
     arguments.check_run(args)
+    if args.davis:
+        from tttstream.cli import benchmark
+
+        return benchmark.run(args, Path(args.source), args.out or Path(OUT))
+    if args.sequences:
+        raise ConfigError("--sequences belongs to --davis")
     return track(args, args.source, arguments.out_folder(args, OUT))
 
 

@@ -1,0 +1,162 @@
+"""`tttstream track ROOT --davis`: folders of results as the servers of DAVIS and YouTube-VOS take them."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tttstream.errors import ConfigError, OutputError, SourceError
+from tttstream.io import mask_files
+from tttstream.sources.folder import IMAGES, listed
+from tttstream.sources.pages import FAILURES, pixels
+
+if TYPE_CHECKING:
+    from tttstream.models.masks import Propagator
+
+SIZES = ("480p", "Full-Resolution")
+REFUSED = ("mask", "box", "first_mask", "load_state", "save_state", "show", "max_frames", "poses", "pose")
+
+
+@dataclass(frozen=True)
+class BenchmarkSequence:
+    """One sequence of a data set. frames: its images in order. masks: those that may be looked at, by frame. target:
+    where the results go, below the folder of all."""
+
+    name: str
+    frames: list[Path]
+    masks: dict[int, Path]
+    target: Path
+
+
+def sequences(root: Path, names: list[str] | None) -> list[BenchmarkSequence]:
+    """The sequences of a DAVIS or YouTube-VOS tree, all of them unless named.
+
+    DAVIS (ROOT/JPEGImages/480p/SEQUENCE) shows the mask of the first frame alone, whatever else lies there. YouTube-VOS
+    (ROOT/JPEGImages/VIDEO) shows masks wherever an object comes in. Raises ConfigError for what is neither, and for
+    names that it has not.
+    """
+    images, annotations = root / "JPEGImages", root / "Annotations"
+    if not images.is_dir() or not annotations.is_dir():
+        raise ConfigError(f"{root} is no DAVIS or YouTube-VOS tree: expected the folders JPEGImages and Annotations")
+    size = next((size for size in SIZES if (images / size).is_dir()), None)
+    images, annotations = (images, annotations) if size is None else (images / size, annotations / size)
+    known = sorted(path.name for path in images.iterdir() if path.is_dir())
+    missing = [name for name in names or [] if name not in known]
+    if missing or not known:
+        raise ConfigError(f"{images} has no sequence {', '.join(missing)}".rstrip())
+    return [_sequence(images / name, annotations / name, size is not None) for name in names or known]
+
+
+def _sequence(images: Path, annotations: Path, first_only: bool) -> BenchmarkSequence:
+    frames = listed(images, IMAGES)
+    masks = {
+        index: annotations / f"{frame.stem}.png"
+        for index, frame in enumerate(frames[:1] if first_only else frames)
+        if (annotations / f"{frame.stem}.png").is_file()
+    }
+    if not masks:
+        raise SourceError(
+            f"{annotations} shows no object: there is no mask of {'the first' if first_only else 'any'} frame"
+        )
+    return BenchmarkSequence(
+        images.name, frames, masks, Path(images.name) if first_only else Path("Annotations", images.name)
+    )
+
+
+def run(args: argparse.Namespace, root: Path, out: Path) -> int:
+    """Follow the objects of every sequence and write their masks; returns the exit code."""
+    for name in REFUSED:
+        if getattr(args, name) not in (None, False, []):
+            raise ConfigError(f"--davis takes its masks from the data set: leave --{name.replace('_', '-')} out")
+    if not root.is_dir():
+        raise SourceError(f"there is no folder {root}")
+    if out.resolve() in (root.resolve(), (root / "Annotations").resolve()):
+        raise OutputError(f"--out {out} is the data set itself: give another folder")
+    every = sequences(root, args.sequences)
+    import torch
+
+    from tttstream.cli.progress import Progress
+    from tttstream.io.outputs import OutputFolder
+    from tttstream.models import load_as
+    from tttstream.models.masks import Propagator
+
+    torch.set_num_threads(1)
+    model: Propagator[Any] = load_as(Propagator, args.model)  # type: ignore[type-abstract]
+    folder = OutputFolder(out)
+    try:
+        began, count = time.perf_counter(), 0
+        for sequence in every:
+            progress = Progress(sequence.name, len(sequence.frames))
+            try:
+                for state in follow(sequence, model, out, args.size, not args.no_learn):
+                    count += 1
+                    progress.update(count / (time.perf_counter() - began), None, state)
+            finally:
+                progress.close()
+    except BaseException:
+        folder.discard()
+        raise
+    folder.release()
+    fps = count / (time.perf_counter() - began)
+    print(f"{root}: {len(every)} sequences, {count} frames, {fps:.1f} fps; results: {out}")
+    return 0
+
+
+def follow(
+    sequence: BenchmarkSequence, model: Propagator[Any], out: Path, size: int | None, learn: bool
+) -> Iterator[str]:
+    """Write the masks of one sequence, under the names of its frames; the size of the state after each frame. They
+    appear when all are there."""
+    from tttstream.cli.mask_recorder import MaskFolder
+    from tttstream.io.outputs import OutputFolder
+    from tttstream.streams import MaskStream
+    from tttstream.views.masks import palette
+    from tttstream.views.overlay import size_text
+
+    read = mask_files.MaskSequence([*sequence.masks.values()])
+    shown, colours, seen = {}, palette(), set[int]()
+    for place, index in enumerate(sequence.masks):
+        mask = read[place]
+        shown[index] = np.where(np.isin(mask.labels, [*seen]), 0, mask.labels)  # those that are followed stay so
+        seen |= {int(number) for number in np.unique(mask.labels) if number > 0}
+        for number, colour in mask.colours.items():
+            if number < len(colours):
+                colours[number] = colour
+    numbers = sorted(seen)
+    if not 0 < len(numbers) < 256:
+        raise SourceError(f"{sequence.name}: its masks show {len(numbers)} objects, expected 1 to 255")
+    names = np.array([0, *numbers], np.int32)
+    stream = MaskStream(model, objects=len(numbers), size=size, learn=learn)
+    target = out / sequence.target
+    OutputFolder(target.parent, claim=False)
+    with MaskFolder(target, numbers, colours) as masks:
+        for index, path in enumerate(sequence.frames):
+            frame = _image(path)
+            mask = _compact(shown.get(index), numbers)
+            if mask is None and not bool(stream.state.seen.any()):
+                found: NDArray[np.integer[Any]] = np.zeros(frame.shape[:2], np.int32)
+            else:
+                found = names[stream.push(frame, mask).mask]
+            masks.write(path.stem, found)
+            yield size_text(stream.state_bytes)
+
+
+def _compact(labels: NDArray[Any] | None, numbers: list[int]) -> NDArray[Any] | None:
+    """Labels whose objects are 1, 2 … in the order of their numbers; None where there is no object."""
+    if labels is None or not (labels > 0).any():
+        return None
+    return np.where(labels > 0, np.searchsorted(numbers, labels) + 1, labels).astype(np.int16)
+
+
+def _image(path: Path) -> NDArray[np.uint8]:
+    try:
+        return pixels(path)
+    except FAILURES as error:
+        raise SourceError(f"{path} cannot be read as an image ({error})") from error

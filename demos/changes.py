@@ -21,12 +21,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from runs import publish
 from tqdm import tqdm
 
 from tttstream import MapStream, models
 from tttstream.evaluation.detection import Baselines, auroc
 from tttstream.frames import Frame
-from tttstream.io.outputs import TextFile
 from tttstream.sources.base import Event
 from tttstream.sources.places import THING, Places
 
@@ -176,10 +176,7 @@ def main() -> None:
         f"Kept: map {kept[0] / 1e6:.1f} MB, always; dictionary {kept[1] / 1e6:.1f} MB, growing.",
         time.strftime("%Y-%m-%d"),
     ]
-    print("\n".join(lines))
-    if args.out is not None:
-        with TextFile(args.out) as file:
-            file.write("\n".join(lines) + "\n")
+    publish(lines, args.out)
 
 
 if __name__ == "__main__":

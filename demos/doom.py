@@ -28,12 +28,12 @@ from doom_views import LENGTH, ROWS, SIDE, Album, Codes, keys, train
 from doom_walks import HEIGHT, WIDTH
 from numpy.typing import NDArray
 from revisit import CODES
+from runs import publish
 from torch import Tensor
 from tqdm import tqdm
 
 from tttstream.errors import DependencyError
 from tttstream.evaluation.detection import Baselines, auroc
-from tttstream.io.outputs import TextFile
 from tttstream.models.map.place_memory import PlaceMemory
 
 try:
@@ -278,8 +278,7 @@ def main() -> None:
     lines += [*recall_table(records, list(models)), "", "## Changes", "", *change_table(changes, list(models)), ""]
     lines += [f"![Views asked for, as they are and as memory says]({args.out.with_suffix('.png').name})", ""]
     lines += ["Made by `python demos/doom.py`; its first lines have the commands."]
-    with TextFile(args.out) as file:
-        file.write("\n".join(lines) + "\n")
+    publish(lines, args.out, quiet=True)
 
 
 if __name__ == "__main__":

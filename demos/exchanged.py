@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from revisit import CODES, MEMORIES, TILE, Walks, build, tiles, train
+from runs import publish
 from torch import Tensor
 from tqdm import tqdm
 
 from tttstream.evaluation.detection import Baselines, auroc
-from tttstream.io.outputs import TextFile
 
 KINDS = ("exchanged", "vanished", "appeared")
 SCORES = ("memory", "dictionary", "frame difference", "MOG2")
@@ -107,10 +107,7 @@ def main() -> None:
         lines.append(f"| {name} | {auroc(hit, calm):.3f} | {(hit > limit).mean():.2f} | " + " | ".join(cells) + " |")
     lines += ["", f"{args.side**2} places, {len(kinds)} revisits, {int((~quiet).sum())} changes, noise {args.noise}; "]
     lines[-1] += f"{args.memory} after {args.steps} steps of training; {time.strftime('%Y-%m-%d')}."
-    print("\n".join(lines))
-    if args.out is not None:
-        with TextFile(args.out) as file:
-            file.write("\n".join(lines) + "\n")
+    publish(lines, args.out)
 
 
 if __name__ == "__main__":

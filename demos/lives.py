@@ -35,7 +35,7 @@ def scene_of(world: str, number: int, tokens: int, part: int = 0) -> tuple[Tenso
 
 
 def default(name: str, mode: str) -> Update:
-    """What a TTTLayer with heads of this width does at mini-batch ends unless told otherwise."""
+    """The default update of a TTTLayer with heads of this width at the end of a mini-batch."""
     entry = catalogue.find(name)
     return entry.update(entry.base_lr, WIDTH, UNIT[mode], mode)
 

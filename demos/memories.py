@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from runs import Record, best, following, go_on
+from runs import Record, add_queue, best, following, go_on, publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from tttstream import memory as catalogue
-from tttstream.io.outputs import TextFile
 
 TELL, ASK, MARK, COUNT, SHOW, PUT = range(6)
 SHARES = (0.25, 0.2, 0.15, 0.1, 0.15, 0.15)  # of the six kinds of token
@@ -312,20 +311,14 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
         f"Training: {', '.join(map(str, steps))} steps of {ROWS} × {LENGTH} tokens; one CPU thread; {dates[-1]}.",
         "",
     ]
-    lines += ["Made by `python demos/memories.py`, which goes on with the runs that are missing."]
-    with TextFile(out.with_suffix(".md")) as file:
-        file.write("\n".join(lines) + "\n")
+    lines += ["Made by `python demos/memories.py`, which resumes with the missing runs."]
+    publish(lines, out.with_suffix(".md"), quiet=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no further run after so many")
-    parser.add_argument("--only", nargs="+", choices=tuple(MEMORIES), default=list(MEMORIES))
-    parser.add_argument("--rates", type=float, nargs="+", default=[6e-3, 3e-3, 12e-3], help="of which the best counts")
-    parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
-    parser.add_argument("--steps", type=int, default=500)
+    add_queue(parser, tuple(MEMORIES), [6e-3, 3e-3, 12e-3], 500, "docs/results/memories.json")
     parser.add_argument("--match", choices=("parameters", "state"), default="parameters")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/memories.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
 

@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from revisit import AGES, LONG, OLD, Walks, build, follow, tiles
+from runs import publish
 from tqdm import tqdm
-
-from tttstream.io.outputs import TextFile
 
 
 def main() -> None:
@@ -56,9 +55,7 @@ def main() -> None:
         lines.append("| " + " | ".join(map(str, [*about, *cells])) + " |")
     lines += ["", f"(n): under 500 visits. {LONG} tokens, {len(spans)} rows, one seed, no training; "]
     lines[-1] += f"{time.strftime('%Y-%m-%d')}. Made by `python demos/norms.py`."
-    with TextFile(args.out) as file:
-        file.write("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    publish(lines, args.out)
 
 
 if __name__ == "__main__":

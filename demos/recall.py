@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from runs import publish
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from tttstream import MapStream, models
 from tttstream.evaluation.detection import auroc
-from tttstream.io.outputs import TextFile
 from tttstream.sources.places import EXTENT, Places
 
 AGES = ((1, 64), (64, 256), (256, 1024), (1024, 1 << 30))
@@ -108,10 +108,7 @@ def main() -> None:
     known = auroc(np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts]))
     lines += ["", f"Medians over {len(found)} questions, {args.seeds} seeds of {args.frames} frames."]
     lines += [f"Visited against unvisited poses, by `familiar`: AUROC {known:.3f}.", time.strftime("%Y-%m-%d")]
-    print("\n".join(lines))
-    if args.out is not None:
-        with TextFile(args.out) as file:
-            file.write("\n".join(lines) + "\n")
+    publish(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from runs import Record, best, following, go_on
+from runs import Record, add_queue, best, following, go_on, publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from tttstream import inner
-from tttstream.io.outputs import TextFile
 from tttstream.models.map.place_memory import PlaceMemory
 from tttstream.sources.photographs import HELD_OUT, NAMES, photograph
 from tttstream_kernels import Update
@@ -343,22 +342,16 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
     ]
     lines[-1] += " for which rows leave half of their worlds: "
     lines[-1] += "; ".join(f"{name}: {what[0]}, {what[1]}, {what[2]}" for name, what in RECIPES.items()) + "."
-    lines += ["", "Made by `python demos/revisit.py`, which goes on with the runs that are missing."]
-    with TextFile(out.with_suffix(".md")) as file:
-        file.write("\n".join(lines) + "\n")
+    lines += ["", "Made by `python demos/revisit.py`, which resumes with the missing runs."]
+    publish(lines, out.with_suffix(".md"), quiet=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no further run after so many")
-    parser.add_argument("--only", nargs="+", choices=tuple(MEMORIES), default=tuple(MEMORIES))
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 1e-3, 4e-3], help="of which the best counts")
-    parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
-    parser.add_argument("--steps", type=int, default=900)
+    add_queue(parser, tuple(MEMORIES), [2e-3, 1e-3, 4e-3], 900, "docs/results/revisit.json")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--recipe", choices=tuple(RECIPES), default=RECIPE, help="of training")
     parser.add_argument("--keep", type=Path, help="a folder for the trained weights")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/revisit.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
 

@@ -1,8 +1,9 @@
-"""A queue of training runs that can be stopped and resumed, with its records in one JSON file; for demos that compare
-memories."""
+"""For demos: a queue of training runs that can be stopped and resumed, with its records in one JSON file, and tables in
+Markdown files."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ Record = dict[str, Any]
 
 
 def records_of(path: Path) -> list[Record]:
-    """The records of a file, none where there is no file."""
+    """The records of a file, none if it does not exist."""
     found: list[Record] = json.loads(path.read_text()) if path.exists() else []
     return found
 
@@ -29,8 +30,8 @@ def best(records: Sequence[Record]) -> Record:
 def following(
     kept: Sequence[Record], names: Sequence[str], rates: Sequence[float], seeds: int
 ) -> tuple[str, float, int] | None:
-    """The next run, None after the last: every memory at every rate with seed 0, then the other seeds at the best rate
-    of each."""
+    """The next run, None after the last one. First every memory at every rate with seed 0, then the other seeds at the
+    best rate of each memory."""
     done = {(r["memory"], r["rate"], r["seed"]) for r in kept}
     for rate in rates:
         for name in names:
@@ -44,13 +45,32 @@ def following(
     return None
 
 
+def add_queue(parser: argparse.ArgumentParser, names: Sequence[str], rates: list[float], steps: int, out: str) -> None:
+    """Add the options of a queue of runs."""
+    parser.add_argument("--minutes", type=float, default=60.0, help="start no run after this time")
+    parser.add_argument("--only", nargs="+", choices=tuple(names), default=list(names))
+    parser.add_argument("--rates", type=float, nargs="+", default=rates, help="the best of them is used")
+    parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--out", type=Path, default=Path(out))
+
+
+def publish(lines: Sequence[str], path: Path | None = None, quiet: bool = False) -> None:
+    """Print a page of Markdown unless `quiet`, and write it to a file if one is given."""
+    if not quiet:
+        print("\n".join(lines))
+    if path is not None:
+        with TextFile(path) as file:
+            file.write("\n".join(lines) + "\n")
+
+
 def go_on(
     path: Path,
     minutes: float,
     following: Callable[[list[Record]], tuple[str, float, int] | None],
     measure: Callable[[str, float, int], Record],
 ) -> list[Record]:
-    """Do the runs that are missing, and begin none after so many minutes. Returns all records."""
+    """Do the missing runs, and start none after so many minutes. Returns all records."""
     began = time.monotonic()
     while time.monotonic() - began < 60 * minutes:
         job = following(records_of(path))

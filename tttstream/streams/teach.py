@@ -57,14 +57,13 @@ class TeachResult:
 
 
 class TeachStream(Session):
-    """A stream that remembers what it was shown.
+    """A stream that remembers taught things and finds them in later frames.
 
-    model: a TeachModel. device: "auto", "cpu", "cuda" … learn: whether it may be taught. size: short side in pixels at
-    which it looks at the frames, the model's own unless given. certain: the probability from which a thing counts as in
-    view, the model's own unless given. labels: the names that are taught, in the order of their places in the memory.
+    model: a TeachModel. device: "auto", "cpu", "cuda" … learn: whether it may be taught. size: the short side of the
+    resized frames in pixels, by default the model's. certain: the least probability of a thing that is in view, by
+    default the model's. labels: the taught names, in the order of their places in the memory.
 
-    Its memory has the same bytes whatever is taught and however long it runs. Frames that are pushed change nothing in
-    it, so what was taught stays until it is forgotten.
+    The size of its memory is constant. `push` does not change the memory, so a taught thing stays until `forget`.
 
     >>> stream = TeachStream(tttstream.models.load("teach"))
     >>> stream.teach("my mug", frame, box=(120, 80, 60, 70))

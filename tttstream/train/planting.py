@@ -22,9 +22,9 @@ class Planted(NamedTuple):
 
 
 def sensor_noise(frames: Tensor, clip: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise to uint8 frames [B, T, 3, H, W]; its deviation, 0 to `most` grey levels, is the clip's own.
+    """Add Gaussian noise to uint8 frames [B, T, 3, H, W]. Its deviation is 0 to `most` grey levels, constant in a clip.
 
-    clip: [B, T], the number of the clip that each frame is of, so that a stream's noise does not change by itself.
+    clip: [B, T], the number of the clip of each frame.
     """
     share = (clip.cpu() * 2654435761 % 1009).float() / 1009
     level = (most * share.square())[..., None, None, None]
@@ -33,10 +33,10 @@ def sensor_noise(frames: Tensor, clip: Tensor, most: float, generator: torch.Gen
 
 
 def excursion(frames: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Let about `share` of the rows of [B, T, 3, H, W], T >= 3, show another row's video for a while, and return.
+    """In about `share` of the rows of [B, T, 3, H, W], T >= 3, replace some frames in the middle by another row's.
 
-    Returns the frames, and for how many frames they have been away [B, T] (0 at home, 1 at the cut …). Every row is at
-    home in its first and last frame. One row alone goes nowhere.
+    Returns the frames and a count [B, T]: 0 for a frame of the row itself, 1, 2 … for the replaced ones. The first and
+    the last frame of a row are never replaced. A batch of one row is unchanged.
     """
     rows, count = frames.shape[:2]
     leaves = torch.rand(rows, generator=generator) < (share if rows > 1 else 0.0)

@@ -54,11 +54,10 @@ class ClassFolders(Index):
 
 
 @dataclass
-class UCF101(Index):
-    """UCF101: videos in folders by class, and the split files classInd.txt, trainlist01.txt, testlist01.txt …
+class Folds(Index):
+    """Videos in folders by class, with files that say which fold of them is for training.
 
-    root: folder of the class folders (UCF-101). splits: folder of the split files (ucfTrainTestlist). part: "train" or
-    "test". fold: 1, 2 or 3.
+    root: folder of the class folders. splits: folder of the split files. part: "train" or "test". fold: 1, 2 or 3.
     """
 
     root: str
@@ -66,6 +65,15 @@ class UCF101(Index):
     part: str = "train"
     fold: int = 1
     classes: Sequence[str] = field(default=(), init=False)
+
+
+@dataclass
+class UCF101(Folds):
+    """UCF101: videos in folders by class, and the split files classInd.txt, trainlist01.txt, testlist01.txt …
+
+    root: folder of the class folders (UCF-101). splits: folder of the split files (ucfTrainTestlist). part: "train" or
+    "test". fold: 1, 2 or 3.
+    """
 
     def clips(self) -> list[Clip]:
         """See Index."""
@@ -83,18 +91,12 @@ class UCF101(Index):
 
 
 @dataclass
-class HMDB51(Index):
+class HMDB51(Folds):
     """HMDB51: videos in folders by class, and split files such as brush_hair_test_split1.txt.
 
     root: folder of the class folders. splits: folder of the split files (testTrainMulti_7030_splits). part: "train"
     (marked 1 in the files) or "test" (marked 2). fold: 1, 2 or 3.
     """
-
-    root: str
-    splits: str
-    part: str = "train"
-    fold: int = 1
-    classes: Sequence[str] = field(default=(), init=False)
 
     def clips(self) -> list[Clip]:
         """See Index."""

@@ -29,7 +29,8 @@ Box = tuple[float, float, float, float]
 
 
 class View(NamedTuple):
-    """image [SIZE, SIZE, 3]; things: their numbers; boxes around them; empty: boxes without any of them."""
+    """image: [SIZE, SIZE, 3]. things: the numbers of the things in it. boxes: one around each thing. empty: boxes that
+    contain no thing."""
 
     image: Pixels
     things: list[int]
@@ -38,7 +39,7 @@ class View(NamedTuple):
 
 
 Pool = list[list[Pixels]]
-"""Pictures by the photograph or video that they are of."""
+"""A list of pictures for each photograph or video."""
 
 
 def pool(photographs: Sequence[str], videos: Sequence[str]) -> Pool:

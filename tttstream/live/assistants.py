@@ -1,4 +1,4 @@
-"""Assistants: makes the companions of cameras, with one model of each kind for all of them."""
+"""Assistants: make the companions of cameras. All companions of a kind share one model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Assistants:
         return tuple(self._MADE)
 
     def __call__(self, kind: str, camera: str) -> Companion:
-        """A companion of a kind for a camera. Raises what loading its model raises."""
+        """A companion of a kind for a camera. Raises the errors of loading its model."""
         made, name = self._MADE[kind]
         with self._lock:
             if kind not in self._models:

@@ -27,9 +27,9 @@ SAVE_NAME = re.compile("[A-Za-z0-9_-]{1,32}")
 
 
 class Camera(Row):
-    """A row, for everybody but the worker: all of it may be called by any thread.
+    """The public interface of a row. Any thread may call it.
 
-    command: hands a job to the worker. keep_save: is called with what a person saved.
+    command: passes a job to the worker. keep_save: called with each saved memory.
     """
 
     def __init__(
@@ -51,15 +51,16 @@ class Camera(Row):
     # What a person sees.
 
     def wait(self, version: int, timeout_s: float) -> int:
-        """The number of the newest result, once it is above `version` or the time is over."""
+        """Wait until the number of the newest result is above `version` or the time is over; returns that number."""
         with self._changed:
             self._changed.wait_for(lambda: self.version > version, timeout_s)
             return self.version
 
     def pane(self, kind: str, *, width: int = 480) -> Pane | None:
-        """A picture of now: "frame", "surprise", "expected", "world" or "follow"; None where there is none (yet).
+        """The newest picture of a kind: "frame", "surprise", "expected", "world" or "follow"; None if there is none
+        yet.
 
-        width: in pixels at most. Raises ConfigError for another kind.
+        width: at most, in pixels. Raises ConfigError for another kind.
         """
         self._mark()
         return self._panes.get(kind, width)
@@ -155,11 +156,11 @@ class Camera(Row):
         least_s: float | None = None,
         ignore: Sequence[Sequence[float]] | None = None,
     ) -> Future[Any]:
-        """Change settings; what is None stays.
+        """Change settings; None leaves a setting unchanged.
 
         learn: whether the memory learns. preset: "low", "normal" or "high" sensitivity. threshold: of the surprise, 0.5
         to 20. least_s: how long a surprise must last to be an event, 0 to 10 seconds. ignore: boxes (x0, y0, x1, y1) in
-        0..1 of the picture, at most 32, which the model sees grey. The future raises ConfigError for other values.
+        0..1 of the picture, at most 32, that are grey for the model. The future raises ConfigError for other values.
         """
 
         def job() -> None:
@@ -183,7 +184,7 @@ class Camera(Row):
         return self._tell(self.stream.reset)
 
     def save(self, name: str = "saved") -> Future[Any]:
-        """Keep the memory as it is under a name, at most MOST_SAVES of them; with snapshots in a file too."""
+        """Save a copy of the memory under a name, at most MOST_SAVES; with snapshots also in a file."""
 
         def job() -> None:
             _check_name(name)
@@ -195,7 +196,7 @@ class Camera(Row):
         return self._tell(job)
 
     def restore(self, name: str = "saved") -> Future[Any]:
-        """Go on with the memory that was saved under a name; settings stay."""
+        """Continue with the memory saved under a name; settings stay."""
 
         def job() -> None:
             _check_name(name)
@@ -208,9 +209,9 @@ class Camera(Row):
         return self._tell(job)
 
     def follow(self, box: Sequence[float], name: str = "") -> Future[Any]:
-        """Follow what is in a box (x0, y0, x1, y1) in 0..1 of the picture that is shown now, MOST things at a time.
+        """Follow the thing in a box (x0, y0, x1, y1) in 0..1 of the newest picture, at most MOST things at a time.
 
-        name: for people, at most 40 letters. The future raises ConfigError or FrameError where that cannot be.
+        name: shown to people, at most 40 letters. The future raises ConfigError or FrameError if this is not possible.
         """
         shown = self.shown
 
@@ -243,8 +244,10 @@ class Camera(Row):
         return follower.do(job)
 
     def teach(self, label: str, box: Sequence[float] | None = None) -> Future[Any]:
-        """One example of a thing by its name: what is in a box (x0, y0, x1, y1) in 0..1 of the picture that is shown
-        now, or all of it. More examples make it better known. The future raises ConfigError where that cannot be."""
+        """Teach one example of a thing: a box (x0, y0, x1, y1) in 0..1 of the newest picture, or the whole picture.
+
+        More examples improve recognition. The future raises ConfigError if this is not possible.
+        """
         shown = self.shown
 
         def job() -> dict[str, Any]:
@@ -276,14 +279,14 @@ class Camera(Row):
         return teacher.do(job)
 
     def companion(self, kind: str) -> Companion:
-        """The companion of a kind, made where it is not there yet. Raises what loading its model raises."""
+        """The companion of a kind, made at the first call. Raises the errors of loading its model."""
         with self._joining:
             if kind not in self.companions:
                 self.companions = {**self.companions, kind: self._helpers(kind, self.id)}
         return self.companions[kind]
 
     def put(self, jpeg: bytes, captured: float | None = None) -> None:
-        """Hand over a picture of a browser's camera; see `Pushed.put`. Raises ConfigError for another camera."""
+        """Add a picture of a browser's camera; see `Pushed.put`. Raises ConfigError for another camera."""
         if self.pushed is None:
             raise ConfigError(f"{self.label} is no camera of a browser: it takes no pictures")
         self.pushed.put(jpeg, captured)

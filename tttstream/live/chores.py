@@ -1,4 +1,4 @@
-"""Chores: what the worker must not wait for, files and messages, done in a thread of its own."""
+"""Chores: writes files and sends messages in another thread, so that the worker does not wait."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST = 256  # chores that may wait
 class Chores:
     """Does one job after another. trouble: the last failure in one line, None once a later job succeeded.
 
-    A job that comes while MOST wait is left out and counted in `left_out`: nothing piles up behind a slow disk.
+    If MOST jobs wait, a new job is left out and counted in `left_out`, so memory is bounded with a slow disk.
     """
 
     def __init__(self, name: str, most: int = MOST) -> None:

@@ -1,4 +1,4 @@
-"""Companion: a second stream over a camera's frames, in a thread of its own, that looks as often as it can."""
+"""Companion: a second stream over the frames of a camera, in its own thread, that processes as many as it can."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PARTING_S = 2.0  # that the frame in hand gets at the end
 
 
 class Companion(ABC):
-    """Looks at the newest frame of a camera whenever it is done with the one before, as long as there is something to
-    look for. A slow one holds up nobody. Jobs are done between two frames.
+    """Processes the newest frame of a camera when it has finished the one before, while it has anything to look for.
+    The camera does not wait for it. Jobs run between two frames.
 
     KIND: in names of files. stream: see the subclass; only its own thread uses it. trouble: of the last frame.
     """

@@ -1,4 +1,4 @@
-"""Engine: many cameras on one model, each with its own memory, looked at together when they are ready together."""
+"""Engine: many cameras on one model, each with its own memory; frames that are ready together run in one batch."""
 
 from __future__ import annotations
 
@@ -42,15 +42,14 @@ class UnknownCamera(ConfigError):
 class Engine:
     """Runs cameras until they end or `stop` is called.
 
-    model: a FrameModel, Classifier or MapModel. allowed: the sources that may be added, as `open_source` takes them; no
-    other can. name: of the model, for people. policy: "auto", "latest", "all" or "every N", see `Policy`. paced:
-    recordings play at their own rate. looped: recordings begin anew at their end. snapshots: folder in which every
-    camera's memory is kept, each `every_s` seconds and at the end; resume: cameras go on from there. events: folder for
-    events and their clips. webhook: address that is told of events. expect: whether a FrameModel says which picture it
-    expected, which takes three times as long; None: where `allowed` has one source. view: of a MapModel, the side of a
-    view in the units of the poses. learn, device, backend: as for
-    `tttstream.Stream`. limit: frames a camera. workers: threads that share a batch, two
-    unless the machine has one core. opener: opens a source; `open_source` unless given.
+    model: a FrameModel, Classifier or MapModel. allowed: the only sources that can be added, as `open_source` takes
+    them. name: of the model, for people. policy: "auto", "latest", "all" or "every N", see `Policy`. paced: recordings
+    play at their own rate. looped: recordings restart at their end. snapshots: folder in which every camera's memory is
+    saved, every `every_s` seconds and at the end; resume: cameras continue from there. events: folder for events and
+    their clips. webhook: address that gets a message for each event. expect: whether a FrameModel also predicts
+    pictures, which takes three times as long; None: if `allowed` has one source. view: of a MapModel, the side of a
+    view in the units of the poses. learn, device, backend: as for `tttstream.Stream`. limit: frames a camera. workers:
+    threads that share a batch, two unless the machine has one core. opener: opens a source; `open_source` unless given.
 
     Use it as a context manager, or call `start` and `stop`; `summary` is what `stop` returned. Raises ConfigError,
     OutputError and CheckpointError.
@@ -140,9 +139,9 @@ class Engine:
         raise UnknownCamera(f"there is no camera {name!r:.60}; there are {known}")
 
     def add(self, number: int) -> Camera:
-        """Begin to watch one of the allowed sources.
+        """Start one of the allowed sources.
 
-        Raises ConfigError for another number, or one that is watched already; CheckpointError where its snapshot
+        Raises ConfigError for another number, or one that is already watched; CheckpointError if its snapshot
         cannot be resumed.
         """
         if isinstance(number, bool) or not 0 <= number < len(self._specs):
@@ -228,7 +227,7 @@ class Engine:
         return position
 
     def remove(self, name: str) -> None:
-        """Stop to watch a camera. Its memory goes; a last snapshot stays. Raises UnknownCamera."""
+        """Remove a camera and its memory; its last snapshot is kept. Raises UnknownCamera."""
         camera = self.camera(name)
         camera.feed.stop()
         camera.feed.join(PARTING_S)
@@ -290,7 +289,7 @@ class Engine:
         return any(waiting) or self._worker.busy
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Whether all cameras have ended, once they have or the time is over."""
+        """Wait until all cameras have ended or the time is over; returns whether they have ended."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while self.running:
             if until is not None and time.monotonic() > until:
@@ -299,9 +298,9 @@ class Engine:
         return True
 
     def stop(self) -> dict[str, Any]:
-        """End all cameras after the frame in hand, write what is to be written; returns a summary (JSON-able).
+        """End all cameras after their current frame and write the last files; returns a summary (JSON-able).
 
-        The cameras stay as they are, to be looked at.
+        The cameras can still be read.
         """
         for camera in self._cameras:
             camera.feed.stop()

@@ -1,4 +1,4 @@
-"""Feed: one source in a thread of its own, opened again where it breaks off."""
+"""Feed: one source in its own thread, opened again after a failure."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Retry:
 class Feed:
     """Reads a source and puts its frames into an inbox, until it ends or `stop` is called.
 
-    open_source: gives the source; called again after a failure where `lasting`, and wherever a live source ends.
-    policy, inbox: see there. seen: is called with every frame that was read, in this thread. paced: a recording plays
-    at its own rate, not as fast as it is taken. looped: a recording begins anew at its end. limit: how many frames to
-    hand over. position: where to go on, of `Taken` or `final`. told: what a message becomes before anybody sees it.
+    open_source: opens the source; called again after a failure if `lasting`, and when a live source ends. policy,
+    inbox: see there. seen: called with every frame, in this thread. paced: a recording plays at its own rate. looped: a
+    recording restarts at its end. limit: the number of frames to put into the inbox. position: where to continue, of
+    `Taken` or `final`. told: changes a message before anybody sees it.
 
-    Frames are numbered on over failures and loops, and so is their time; of a live source it is the time since the
-    first capture.
+    Numbers and times of frames continue over failures and loops. The time of a live source counts from its first
+    capture.
 
     state: "opening", "running", "stalled", "retrying", "ended" or "failed". reason: of the last failure, in one line.
-    final: the position behind the last frame that was handed over, once the thread has ended.
+    final: the position after the last frame put into the inbox, set when the thread has ended.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Feed:
 
     @property
     def rests(self) -> bool:
-        """Whether no frame is on its way: the source ended, broke off, or sends nothing."""
+        """Whether no frame is coming: the source ended, failed, or sends nothing."""
         return not self.inbox.full and self.state in ("opening", "retrying", "stalled", "ended", "failed")
 
     def place(self) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ class Still(NamedTuple):
 
 @dataclass
 class Clip:
-    """Pictures around one event. until: the time in the source after which it is whole; None while that is open."""
+    """Pictures around one event. until: the time in the source at which it ends; None while that is unknown."""
 
     number: int
     stills: list[Still]
@@ -46,7 +46,7 @@ class Clip:
         return over or last - self.since >= LONGEST_S or len(self.stills) >= MOST
 
     def write(self, path: Path, fps: float) -> None:
-        """Write it as MP4, all pictures of the size of the first. Raises OutputError."""
+        """Write the clip as MP4; all pictures get the size of the first. Raises OutputError."""
         size = decode(self.stills[0].jpeg).shape[:2]
         writer = VideoWriter(path, fps)
         with writer:
@@ -56,9 +56,9 @@ class Clip:
 
 
 class Film:
-    """Takes in every frame of a source and keeps the last AROUND_S seconds, in constant memory.
+    """Takes every frame of a source and keeps the last AROUND_S seconds, in constant memory.
 
-    It is shared by the thread of the source, which puts frames in, and the worker, which begins and ends clips.
+    Two threads share it: that of the source adds frames, the worker begins and ends clips.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Film:
             clip.finish(clip)
 
     def begin(self, number: int, time_s: float, finish: Callable[[Clip], None]) -> None:
-        """Begin the clip of an event at a time; `finish` is called with it once it is whole, in any thread."""
+        """Begin the clip of an event at a time; `finish` is called with the complete clip, in any thread."""
         since = time_s - AROUND_S
         with self._lock:
             stills = [still for still in self._stills if still.time_s >= since]

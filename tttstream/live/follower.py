@@ -20,9 +20,9 @@ LEAST = 1e-4  # share of the picture below which a thing is not in view
 
 
 class Follower(Companion):
-    """At most MOST things of one camera, each found again in every frame that it looks at.
+    """Follows at most MOST things of one camera.
 
-    seen: the last frame that it looked at, with the mask of the things, for a picture.
+    seen: the last processed frame, with the mask of the things, for a picture.
     """
 
     KIND = "follow"
@@ -51,7 +51,7 @@ class Follower(Companion):
         self.seen = frame, mask
 
     def add(self, frame: Frame, box: Box, name: str) -> int:
-        """In its thread: follow what is in a box of a frame; its number. Raises ConfigError, FrameError."""
+        """In its thread: follow the thing in a box of a frame; returns its number. Raises ConfigError, FrameError."""
         free = [number for number in range(1, MOST + 1) if number not in self._names]
         if not free:
             raise ConfigError(f"{MOST} things are followed already: let one go")
@@ -61,7 +61,7 @@ class Follower(Companion):
         return free[0]
 
     def drop(self, number: int | None) -> None:
-        """In its thread: let a thing go, or all. Raises ConfigError for a number that is not followed."""
+        """In its thread: stop following one thing, or all. Raises ConfigError for a number that is not followed."""
         if number is None:
             self._names.clear()
         elif self._names.pop(number, None) is None:

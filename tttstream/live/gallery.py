@@ -1,4 +1,4 @@
-"""Gallery: the events of all cameras, each with why, in memory or in a folder."""
+"""Gallery: the events of all cameras with their pictures, in memory or in a folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = re.compile(r"(\d{6})-[A-Za-z0-9_-]+")
 
 
 def moment(frame: int, time_s: float) -> dict[str, Any]:
-    """A frame's number and time in its source, and the time of day now."""
+    """The number and time of a frame in its source, and the current time of day."""
     return {
         "frame": frame,
         "time_s": round(time_s, 3),
@@ -36,9 +36,9 @@ def moment(frame: int, time_s: float) -> dict[str, Any]:
 class Gallery:
     """Events by number, the newest KEPT of them.
 
-    folder: where each gets a folder NUMBER-CAMERA with event.json, frame.jpg, surprise.jpg, expected.jpg and clip.mp4;
-    None keeps the pictures of the last IN_MEMORY events in memory, and no clips. told: is called with "begin" or "end"
-    and the event. Raises OutputError where the folder cannot be written or another run writes there.
+    folder: in which each event has a folder NUMBER-CAMERA with event.json, frame.jpg, surprise.jpg, expected.jpg and
+    clip.mp4; None keeps the pictures of the last IN_MEMORY events in memory, and no clips. told: is called with "begin"
+    or "end" and the event. Raises OutputError where the folder cannot be written or another run writes there.
     """
 
     def __init__(self, folder: Path | None = None, told: Callable[[str, dict[str, Any]], None] | None = None) -> None:
@@ -169,7 +169,7 @@ class Gallery:
         return events[-limit:] if limit > 0 else []
 
     def content(self, number: int, what: str) -> bytes | Path | None:
-        """A picture of an event as JPEG, or the path of its clip; None where there is none (yet)."""
+        """A picture of an event as JPEG, or the path of its clip; None if there is none yet."""
         event = self.get(number)
         if event is None or what not in event["has"]:
             return None

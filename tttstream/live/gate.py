@@ -12,11 +12,11 @@ STEP_S = 1.0  # a frame stands for at most so long: clocks jump
 
 @dataclass
 class Gate:
-    """An event begins where the surprise exceeds `threshold`, if it then stays above half of that for `least_s`
-    seconds, and ends once it was below half of it for `hold_s` seconds.
+    """An event begins when the surprise exceeds `threshold` and then stays above half of it for `least_s` seconds. It
+    ends after `hold_s` seconds below half of it.
 
-    peak: the highest surprise since the last crossing. rising: above, but not yet for long enough. going: an event goes
-    on. Four numbers are kept.
+    peak: the highest surprise since the last crossing. rising: above, but not yet for long enough. going: an event has
+    begun and not ended. The state has four numbers.
     """
 
     threshold: float = PRESETS["normal"]
@@ -30,7 +30,7 @@ class Gate:
     last_s: float | None = None
 
     def push(self, surprise: float, time_s: float) -> tuple[str, ...]:
-        """Take in a frame; "rise" where the surprise crosses the threshold, "begin" and "end" of an event."""
+        """Add a frame; returns "rise" if the surprise crosses the threshold, "begin" and "end" of an event."""
         step = 0.0 if self.last_s is None else min(max(time_s - self.last_s, 0.0), STEP_S)
         self.last_s = time_s
         low = surprise < self.threshold / 2
@@ -62,7 +62,7 @@ class Gate:
         return dict(vars(self))
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. An event that went on then is over: nobody saw its end."""
+        """Continue from `state`. An event that had not ended then is over, because its end is unknown."""
         for name in vars(self):
             if name in state:
                 setattr(self, name, state[name])

@@ -25,7 +25,7 @@ def kind_of(spec: str) -> str:
 
 
 def label_of(spec: str) -> str:
-    """The label of a source. The user, the query and the fragment of an address are left out: they may be secret."""
+    """The label of a source, without user, query and fragment of an address, which may be secret."""
     kind = kind_of(spec)
     if kind == "camera":
         return f"camera {spec.removeprefix('/dev/video')}"
@@ -55,7 +55,7 @@ def scrubbed(text: str, spec: str) -> str:
 
 
 def id_of(label: str, taken: Iterable[str]) -> str:
-    """A name of [A-Za-z0-9_-] for addresses and files, with a number where it is taken."""
+    """A name of [A-Za-z0-9_-] for addresses and files, with a number if it is already used."""
     last = label.rstrip("/").rsplit("/", 1)[-1] if "://" in label else label
     stem = last.rsplit(".", 1)[0] if "." in last[1:] else last
     stem = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:LONGEST].strip("-") or "source"

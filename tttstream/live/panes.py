@@ -1,4 +1,4 @@
-"""Panes: the pictures of a camera that a person watches, encoded when somebody asks, once for all who ask."""
+"""Panes: the pictures of a camera for people, encoded on request, once for all requests."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ SIDE = 384  # pixels of a small picture that is drawn larger
 
 
 class Shown(NamedTuple):
-    """The values from which the pictures of a frame are drawn. number: of the result. memory: the stream as it was
-    then, to be read only. captured: when the frame was taken, by `time.monotonic()`. latency_ms: from there to the
-    result."""
+    """The values from which the pictures of a frame are drawn. number: of the result. memory: a copy of the stream, to
+    read only. captured: the time of the capture, by `time.monotonic()`. latency_ms: from the capture to the result."""
 
     number: int
     frame: Frame
@@ -45,7 +44,7 @@ class Pane(NamedTuple):
 
 
 class Panes:
-    """Draws and encodes; keeps the newest of each kind and width. Safe in threads."""
+    """Draws and encodes pictures; keeps the newest of each kind and width. Thread-safe."""
 
     def __init__(self) -> None:
         self._shown: Shown | None = None
@@ -59,7 +58,7 @@ class Panes:
         self._shown = shown
 
     def mark(self, marked: tuple[Frame, NDArray[np.uint8]] | None) -> None:
-        """This frame is to be seen with the mask of what is followed in it."""
+        """Show this frame with the mask of the followed things."""
         self._marked = marked
 
     @property
@@ -78,7 +77,7 @@ class Panes:
         return kinds if self._marked is None else [*kinds, "follow"]
 
     def get(self, kind: str, width: int) -> Pane | None:
-        """A pane of a kind, at most so wide; None where there is nothing to see. Raises ConfigError for no kind."""
+        """A pane of a kind, at most `width` wide; None without a picture. Raises ConfigError for an unknown kind."""
         if kind not in KINDS:
             raise ConfigError(f"there is no pane {kind!r}, expected one of {', '.join(KINDS)}")
         shown, width = self._shown, min(max(width, WIDTHS[0]), WIDTHS[1])
@@ -129,7 +128,7 @@ def _enlarged(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
 
 
 def why(shown: Shown, width: int = 480) -> dict[str, bytes]:
-    """The pictures that tell why a frame surprised, as JPEG by their kind."""
+    """The pictures that explain the surprise of a frame, as JPEG by kind."""
     panes = Panes()
     panes.show(shown)
     found = {kind: panes.get(kind, width) for kind in ("frame", "surprise", "expected")}

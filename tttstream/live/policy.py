@@ -1,4 +1,4 @@
-"""Which frames of a source are looked at, and the one place where they wait for it."""
+"""Which frames of a source are processed, and the inbox in which a frame waits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tttstream.sources.base import Source
 
 
 class Taken(NamedTuple):
-    """A frame on its way. captured: when it was taken, by `time.monotonic()`. source: that gave it. position: where the
-    source stands behind it, where that was asked for."""
+    """A frame that waits. captured: the time of its capture, by `time.monotonic()`. source: of the frame. position:
+    that of the source after the frame, if it was asked for."""
 
     frame: Frame
     captured: float
@@ -25,9 +25,9 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """newest: a frame that comes replaces the one that waits; else its source waits. every: only each n-th frame.
+    """newest: a new frame replaces the waiting one; else the source waits. every: only each n-th frame.
 
-    None for `newest`: as the source is, the newest of what is live, all of what is recorded.
+    None for `newest`: true for a live source, false for a recording.
     """
 
     newest: bool | None = None
@@ -35,7 +35,7 @@ class Policy:
 
     @classmethod
     def parse(cls, text: str) -> Policy:
-        """Of "auto", "latest", "all" or "every N". Raises ConfigError for another text."""
+        """The policy named "auto", "latest", "all" or "every N". Raises ConfigError for another text."""
         found = re.fullmatch(r"every[ :=]?([1-9][0-9]{0,5})", text)
         if found:
             return cls(every=int(found[1]))
@@ -74,7 +74,7 @@ class Inbox:
         return self._frame is not None
 
     def put(self, taken: Taken, newest: bool) -> bool:
-        """Put a frame in; False where the inbox was closed, and the frame was not taken."""
+        """Put a frame in; False if the inbox is closed."""
         with self._changed:
             if not newest:
                 self.waiting = True
@@ -112,6 +112,6 @@ class Inbox:
         self._wanted = True
 
     def position_wanted(self) -> bool:
-        """Whether the position behind the next frame was asked for; the question is answered with it."""
+        """Whether the position after the next frame was requested; the request then counts as answered."""
         wanted, self._wanted = self._wanted, False
         return wanted

@@ -36,10 +36,10 @@ GREY = 127  # what a model sees of what is ignored
 
 
 class Row:
-    """A source and its stream, as the worker of an engine sees them: it calls `masked`, `took`, `refuse` and `fail`.
+    """A source and its stream. The worker of an engine calls `masked`, `took`, `refuse` and `fail`.
 
     id: of [A-Za-z0-9_-]. label: for people. kind: see `naming.kind_of`. helpers: makes companions. shown: the newest
-    result with its frame. event_begins: the number of the frame at which the last event was told.
+    result with its frame. event_begins: the number of the frame at which the last event began.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Row:
         self._changed = threading.Condition()
 
     def masked(self, taken: Taken) -> Frame:
-        """The frame that the model sees; prepares the stream for a source that is new."""
+        """The frame for the model, with grey boxes; prepares the stream for a new source."""
         if taken.source is not self._source:
             self._source = taken.source
             self.stream.begin(taken.source)

@@ -1,4 +1,4 @@
-"""Snapshots: every camera's memory in a folder, one file each, written whole or not at all."""
+"""Snapshots: the memory of every camera in a folder, one file each; a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Kept(NamedTuple):
 
 
 class Snapshots:
-    """The files ID.safetensors of a folder, ID+KIND.safetensors of companions, and ID.NAME.safetensors of what a person
+    """The files ID.safetensors of a folder, ID+KIND.safetensors of companions, and ID.NAME.safetensors of memories
     saved under a name.
 
-    Of a camera only the newest waits to be written. Raises OutputError where the folder cannot be written or another
-    run writes there.
+    At most one snapshot of each camera waits to be written, the newest. Raises OutputError if the folder cannot be
+    written or another run writes there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +48,7 @@ class Snapshots:
         return self._folder.path / f"{camera}{'.' if name else ''}{name}{SUFFIX}"
 
     def write(self, path: Path, kept: Kept) -> None:
-        """Write this some time soon, in the place of what has this path."""
+        """Write this soon; it replaces an earlier file of this path."""
         with self._lock:
             new = path not in self._waiting
             self._waiting[path] = kept

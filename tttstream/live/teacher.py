@@ -1,4 +1,4 @@
-"""Teacher: things that a person taught by name, and which of them are in view."""
+"""Teacher: things taught by name, and which of them are in view."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Teacher(Companion):
         ]
 
     def teach(self, label: str, frame: Frame, box: Box | None) -> None:
-        """In its thread: one example of a thing, in a box of a frame or the whole of it. Raises ConfigError."""
+        """In its thread: learn one example of a thing, a box of a frame or the whole frame. Raises ConfigError."""
         self.stream.teach(label, frame, None if box is None else in_pixels(box, frame))
 
     def forget(self, label: str) -> None:
@@ -52,7 +52,7 @@ class Teacher(Companion):
         return [{"label": label, "examples": self.stream.examples(label)} for label in self.stream.labels]
 
     def said(self) -> list[dict[str, Any]]:
-        """Which of them are in view, by the last frame that was looked at."""
+        """The things in view in the last processed frame."""
         return list(self._said)
 
     def note(self) -> dict[str, Any]:

@@ -29,12 +29,12 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """The conditions that a request must meet. host: the address that the server listens on. token: what every request
-    has to carry; None lets every program of this machine in, and is for loopback alone. "new" makes a token. names:
+    """The conditions that a request must meet. host: the address that the server listens on. token: required in
+    every request; None admits every program of this machine and works on loopback only. "new" makes a token. names:
     further names by which browsers may call the server, such as that of a proxy. secure: whether the server speaks TLS.
 
     Raises ConfigError for an address beyond loopback without a token, and for a token that is short or has characters
-    that do not stand in a URL.
+    that a URL does not allow.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Access:
         return f"Access(host={self.host!r}, token={'None' if self.token is None else '…'})"
 
     def fits_host(self, header: str) -> bool:
-        """Whether a Host header calls this server.
+        """Whether a Host header names this server.
 
-        A page of another site reaches the server by a name of its own that resolves to this machine (DNS rebinding).
-        Such a name is none of ours. An address is never such a name, so with a token every address will do.
+        A page of another site can reach the server by its own host name that resolves to this machine (DNS rebinding).
+        Such a name is refused. A numeric address cannot be such a name, so with a token every address is accepted.
         """
         match = HOST.fullmatch(header)
         if match is None:
@@ -74,8 +74,8 @@ class Access:
         return self.token is not None or address.is_loopback
 
     def fits_origin(self, origin: str, host: str) -> bool:
-        """Whether an Origin header is that of the page which this server gave out under this Host. A proxy may have
-        added TLS; nothing takes it away."""
+        """Whether an Origin header is that of this server's page under this Host. A proxy may add TLS, but not remove
+        it."""
         schemes = ("https",) if self.secure else ("http", "https")
         return origin.lower() in {f"{scheme}://{host.lower()}" for scheme in schemes}
 
@@ -89,8 +89,8 @@ class Access:
 
     @property
     def cookie(self) -> str:
-        """The value of the cookie of a browser that showed the token. The token does not follow from it, and it stays
-        the same when the server starts again with the same token."""
+        """The value of the cookie for a browser that sent the token. The token cannot be derived from it. It stays the
+        same when the server restarts with the same token."""
         assert self.token is not None
         return hmac.new(self.token.encode(), b"tttstream live page", hashlib.sha256).hexdigest()
 

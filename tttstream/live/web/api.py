@@ -51,7 +51,7 @@ BOUNDARY = "frame"
 
 
 class Api:
-    """The operations on one engine. guard: gives out cookies. seats: how many may listen and look at once."""
+    """The operations on one engine. guard: sets cookies. seats: limits of clients."""
 
     def __init__(self, engine: Engine, guard: Guard, pictures: Pictures, updates: Updates, seats: Seats) -> None:
         self._engine, self._guard, self._pictures, self._updates, self._seats = engine, guard, pictures, updates, seats
@@ -79,7 +79,7 @@ class Api:
         return [
             Operation("GET", one, "The status of a camera", self._camera_status),
             Operation("PATCH", one, "Learning on or off, and which surprise is an event", self._set, SETTINGS),
-            Operation("DELETE", one, "Let a camera go, with its memory", self._remove, gives=""),
+            Operation("DELETE", one, "Remove a camera and its memory", self._remove, gives=""),
             Operation("GET", f"{one}/curve", CURVE, self._curve, query={"after": COUNT}),
             Operation("GET", pane, "The newest picture: `frame`, `surprise` …", self._picture, query=width, gives=jpeg),
             Operation("GET", f"{pane}/video", VIDEO, self._video, query=width, gives=f"{MIXED}; boundary={BOUNDARY}"),
@@ -226,7 +226,7 @@ class Api:
 
 
 async def _done(future: Future[dict[str, Any]]) -> dict[str, Any]:
-    """What a command gives. It goes on where the client does not wait for it."""
+    """The result of a command. The command continues if the client stops waiting."""
     try:
         return await within(PATIENCE_S, asyncio.shield(asyncio.wrap_future(future)))
     except asyncio.TimeoutError:

@@ -38,7 +38,7 @@ SOCKETS = {"/api/pictures": PICTURES, "/api/browser-camera": BROWSER}
 class Application:
     """An ASGI application over one engine.
 
-    access: who may come in. port: the one that the server listens on. seats: how many may look and listen at once.
+    access: conditions of requests. port: of the server. seats: limits of clients.
     """
 
     def __init__(self, engine: Engine, access: Access, port: int, seats: Seats | None = None) -> None:
@@ -103,7 +103,7 @@ class Application:
             self._pictures.close()
 
     async def _tidy(self) -> None:
-        """Let the threads of cameras go that have left."""
+        """End the threads of removed cameras."""
         while True:
             await asyncio.sleep(2)
             self._pictures.keep(self._engine.cameras)
@@ -116,7 +116,7 @@ async def _page(request: Request) -> Response:
 
 
 async def _asset(request: Request) -> Response:
-    """A part of the page: one of the files that are there, by its name."""
+    """A file of the page, by its name."""
     known = {path.name: path for path in PAGE.iterdir()}
     path = known.get(request.path_params["name"])
     if path is None or path.suffix not in TYPES:
@@ -131,7 +131,7 @@ async def _missing(_: Request, error: Exception) -> Response:
 
 
 async def _broken(_: Request, error: Exception) -> Response:
-    """A fault of ours: the log has it, the client learns no more than that."""
+    """An internal error: it is logged, and the client gets no details."""
     LOG.error("a request broke off", exc_info=error)
     return refusal(500, "an error inside the server; its log has it")
 

@@ -1,4 +1,4 @@
-"""The gate before every route: Host, Origin, token and rate of each request, and the headers of each answer."""
+"""Checks before every route: Host, Origin, token and rate of each request; adds the headers of each answer."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware that lets a request through to `app` or refuses it.
+    """ASGI middleware that passes a request to `app` or refuses it.
 
     A refusal is JSON `{"error": …}`: 400 without a usable Host, 421 for the Host of another server, 403 for a request
-    from the page of another site, 401 without the token, 429 where too many came. WebSockets are refused alike, before
-    they open. port: the one that the server listens on.
+    from the page of another site, 401 without the token, 429 for too many requests. WebSockets are refused in the
+    same way before they open. port: of the server.
     """
 
     def __init__(self, app: ASGIApp, access: Access, port: int) -> None:
@@ -81,7 +81,7 @@ class Guard:
         return refusal(429, "too many requests; wait a second", {"Retry-After": "1"})
 
     def _signed_in(self, scope: Scope, headers: Headers) -> bool:
-        """Whether the request carries the token, as a header or as the cookie of the page."""
+        """Whether the request has the token in a header or the cookie of the page."""
         if self._access.token is None:
             return True
         kind, _, token = headers.get("authorization", "").partition(" ")
@@ -99,7 +99,7 @@ class Guard:
         return refusal(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
 
     def sign_in(self, scope: Scope, token: str) -> Response:
-        """The answer to a browser that shows a token: 204 with the cookie, 401, or 429 after too many wrong ones."""
+        """The answer to a browser that sends a token: 204 with the cookie, 401, or 429 after too many wrong ones."""
         client = _client(scope)
         if self._guesses.is_spent(client):
             return refusal(429, "too many wrong tokens; wait a minute", {"Retry-After": "60"})

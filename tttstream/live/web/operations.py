@@ -1,4 +1,4 @@
-"""An operation of the API: what is read from a request and checked, what is answered, and how OpenAPI describes it."""
+"""An operation of the API: the values read from a request and their checks, the answer, and its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request says. path, query: its parameters. body: the JSON in it, None where none belongs there."""
+    """The content of a request. path, query: its parameters. body: its JSON, None if the operation takes none."""
 
     request: Request
     path: dict[str, str]
@@ -48,8 +48,8 @@ class Asked:
 class Operation:
     """One method on one path.
 
-    answer: called with what was asked; gives a Response, a value for JSON, or None for an empty answer. body: the
-    schema of the JSON that is sent. query: schemas of what may stand behind the question mark. gives: the media type.
+    answer: called with `Asked`; returns a Response, a value for JSON, or None for an empty answer. body: the schema of
+    the request's JSON. query: schemas of the query parameters. gives: the media type.
     """
 
     method: str
@@ -66,7 +66,7 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """A name of its own, by which OpenAPI calls it."""
+        """The unique name in OpenAPI."""
         words = re.findall(r"\w+", self.path.removeprefix("/api/"))
         return "_".join([self.method.lower(), *words]).replace("-", "_")
 

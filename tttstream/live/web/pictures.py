@@ -1,4 +1,4 @@
-"""Encodes the pictures of cameras while somebody looks, each picture once for all who look."""
+"""Encodes the pictures of cameras while clients read them, each picture once for all clients."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class View(NamedTuple):
 
 
 class Encoder:
-    """The pictures of one camera, encoded in a thread of its own.
+    """Encodes the pictures of one camera in its own thread.
 
-    Only views that somebody waits for are encoded. A reader that is slow does not wait, so it costs nothing, and the
-    next picture that it gets is the newest.
+    Only views with a waiting reader are encoded. A slow reader does not wait, so it costs nothing, and its next picture
+    is the newest.
     """
 
     def __init__(self, camera: Camera, loop: asyncio.AbstractEventLoop) -> None:
@@ -45,7 +45,7 @@ class Encoder:
         self._thread: threading.Thread | None = None
 
     async def newer(self, view: View, version: int) -> Pane:
-        """The newest picture of a view, as soon as there is one after this version."""
+        """Wait for a picture of a view that is newer than this version."""
         while view not in self._newest or self._newest[view].version <= version:
             await self._next(view)
         return self._newest[view]
@@ -88,7 +88,7 @@ class Encoder:
                     self._hand_out(view, pane)
 
     def _wanted(self) -> list[View] | None:
-        """The views that somebody waits for; None where the thread is to end."""
+        """The views with a waiting reader; None if the thread must end."""
         with self._changed:
             self._waiting = {view: futures for view, futures in self._waiting.items() if futures}
             if not self._waiting and not self._closed:
@@ -131,7 +131,7 @@ class Pictures:
         return encoder
 
     def keep(self, cameras: tuple[Camera, ...]) -> None:
-        """Forget the cameras that are not among these."""
+        """Remove all cameras but these."""
         present = {camera.id for camera in cameras}
         for name in [name for name in self._encoders if name not in present]:
             self._encoders.pop(name)[1].close()

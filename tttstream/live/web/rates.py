@@ -10,9 +10,9 @@ CLIENTS = 1024  # whose allowance is kept; the one that was quiet for longest go
 
 
 class Rate:
-    """Lets each client do a number of things at once, and so many a second after that (a token bucket).
+    """Limits the requests of each client (a token bucket).
 
-    per_second: things a second. burst: things at once. clock: seconds.
+    per_second: requests a second. burst: requests at once. clock: seconds.
     """
 
     def __init__(self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:

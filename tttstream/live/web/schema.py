@@ -1,4 +1,4 @@
-"""Shapes of what clients send, as JSON Schema: one description that is checked and documented."""
+"""JSON Schemas of the values that clients send, for the checks and for the documentation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def number(least: float, most: float) -> Schema:
 
 
 def check(value: Any, schema: Schema, name: str = "the body") -> None:
-    """Raises ConfigError where a value read from JSON does not fit."""
+    """Raises ConfigError if a value read from JSON does not fit."""
     kind = schema["type"]
     fits: bool = isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
     if not fits:

@@ -11,7 +11,7 @@ FASTEST = 30  # to one reader of one view, a second
 
 
 class Seats:
-    """Counts the clients of one server. Used in its event loop alone. taken: seats that are taken now."""
+    """Counts the clients of one server. Used in its event loop only. taken: seats in use."""
 
     def __init__(self, seats: int = SEATS) -> None:
         self._seats, self._looks = seats, 0
@@ -24,7 +24,7 @@ class Seats:
 
     @property
     def pause_s(self) -> float:
-        """Seconds between two pictures of a view to one reader: the more look, the longer."""
+        """Seconds between two pictures of a view to one reader; more readers, more seconds."""
         return max(1 / FASTEST, self._looks / PICTURES)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The server: a thread of its own that gives out the page and answers the API."""
+"""The server: serves the page and answers the API, in its own thread."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONNECTIONS = 1500
 class Server:
     """A running server.
 
-    url: what to open, with the token behind `#`, where browsers send it nowhere. close() ends it.
+    url: the address to open, with the token after `#`, which browsers do not send. close() ends the server.
     """
 
     def __init__(self, engine: Engine, access: Access, port: int, tls: tuple[Path, Path] | None = None) -> None:
@@ -118,17 +118,17 @@ def serve(
 ) -> Server:
     """Serve the page of an engine.
 
-    host, port: to listen on; port 0 is any free one. token: needed beyond loopback. names: further host names by which
-    browsers may call the server. tls: files of a certificate and its key, in PEM; browsers of other machines share
-    their camera only over TLS.
+    host, port: to listen on; port 0 is any free one. token: required on other interfaces than loopback. names: further
+    host names by which browsers may call the server. tls: files of a certificate and its key, in PEM; browsers of other
+    machines share their camera only over TLS.
 
-    Raises ConfigError for what cannot be, OutputError for a port that is in use.
+    Raises ConfigError for options that do not fit, OutputError for a port in use.
     """
     return Server(engine, Access(host, token, names, secure=tls is not None), port, tls)
 
 
 def _own_address() -> str:
-    """The address under which other machines of the network know this one; its name where there is no network."""
+    """The address of this machine in its network; its name without a network."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # an address of documents; nothing is sent
@@ -138,7 +138,7 @@ def _own_address() -> str:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OutputError where the port is taken, ConfigError where the address is none of ours."""
+    """A listening socket. Raises OutputError for a port in use, ConfigError for an address of another machine."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:

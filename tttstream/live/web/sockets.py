@@ -143,7 +143,7 @@ class Viewer:
 
 
 class Visitor:
-    """A browser's camera. key: what the browser shows to take it up again. leaves: the task that lets it go."""
+    """The camera of a browser. key: sent by the browser to continue it. leaves: the task that removes it."""
 
     def __init__(self, camera: Camera) -> None:
         self.camera, self.key = camera, secrets.token_urlsafe(16)

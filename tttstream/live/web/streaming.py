@@ -1,4 +1,4 @@
-"""Answers without an end: server-sent events and motion JPEG, to clients that may stop reading at any time."""
+"""Endless answers: server-sent events and motion JPEG, to clients that may stop reading at any time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ PATIENCE_S = 15.0  # a client that takes nothing for so long is given up
 
 
 async def within(seconds: float, waits: Awaitable[T]) -> T:
-    """The result of an awaitable. Raises asyncio.TimeoutError where there is none in time.
+    """The result of an awaitable. Raises asyncio.TimeoutError if there is none in time.
 
-    Before Python 3.12 asyncio.wait_for loses a cancellation that comes together with the result, and the task goes on.
+    Before Python 3.12 asyncio.wait_for loses a cancellation that comes together with the result, and the task
+    continues.
     """
     task = asyncio.ensure_future(waits)
     try:
@@ -29,10 +30,10 @@ async def within(seconds: float, waits: Awaitable[T]) -> T:
 
 
 class Endless(Response):
-    """An answer of chunks for as long as the client reads and there are any.
+    """An answer of chunks, until the client stops reading or there are no more.
 
-    chunks: is asked for the next one when the one before has left the buffer of the connection, so a chunk is as new as
-    it can be, and a slow client has one in memory and never more. It is closed at the end.
+    chunks: the next chunk is requested when the one before has left the buffer of the connection. So chunks are new,
+    and a slow client has one chunk in memory at most. It is closed at the end.
     """
 
     def __init__(self, chunks: AsyncGenerator[bytes, None], media_type: str) -> None:

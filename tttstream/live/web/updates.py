@@ -42,10 +42,10 @@ class Update(dict[str, bytes]):
 
 
 class Updates:
-    """Asks the engine every 0.2 s and tells all listeners.
+    """Reads the status of the engine every 0.2 s and sends it to all listeners.
 
     status: of the engine, each time. curve: {camera: points since the last time}. event: an event that began or ended.
-    A listener that does not read is dropped when it is BEHIND updates behind; others do not notice.
+    A listener that does not read is dropped when it is BEHIND updates behind; this does not affect others.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -56,7 +56,7 @@ class Updates:
         self._last = -1
 
     async def run(self) -> None:
-        """Ask and tell until cancelled."""
+        """Read and send until cancelled."""
         self._skip_past()
         while True:
             if self._listeners:
@@ -72,7 +72,7 @@ class Updates:
 
     @contextmanager
     def listener(self) -> Iterator[AsyncIterator[Update]]:
-        """The updates from now on; ends for a listener that is too far behind, and when the server closes."""
+        """The coming updates. Ends for a listener that is too far behind, and when the server closes."""
         queue: asyncio.Queue[Update | None] = asyncio.Queue(BEHIND)
         self._listeners.add(queue)
         try:
@@ -118,7 +118,7 @@ class Updates:
         return [*ended, *new]
 
     def _skip_past(self) -> None:
-        """Nobody listens: what is there by now is asked for by those who come later."""
+        """Skip the present updates because nobody listens; later clients request the status themselves."""
         self._points = {camera.id: camera.version for camera in self._engine.cameras}
         last = self._engine.gallery.list(self._last)
         if last:
@@ -132,7 +132,7 @@ async def _heard(queue: asyncio.Queue[Update | None]) -> AsyncIterator[Update]:
 
 
 def _drop(queue: asyncio.Queue[Update | None]) -> None:
-    """End what is heard of a queue: the updates in it are given up."""
+    """End the updates of a queue and discard those in it."""
     while not queue.empty():
         queue.get_nowait()
     queue.put_nowait(None)

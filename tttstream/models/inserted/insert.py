@@ -1,4 +1,4 @@
-"""`insert`: which modules of a network get a memory, and of what kind."""
+"""`insert`: puts memories behind modules of a network."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def insert(
     channels: str | None = None,
     **options: Any,
 ) -> Inserted:
-    """Put gated memories into a network of frames, which gives at first what it gave before, exactly.
+    """Put gated memories into a network of frames. At first its output is exactly unchanged.
 
     Args:
-        network: any module that takes frames [n, …] at once and treats each by itself in evaluation mode.
-        at: the modules behind which memories go, by name: patterns with *, ? and [abc], one for each part between dots
-            ("encoder.layers.*" is each layer, and not what is in it); several in a list. Each has to give a tensor of
-            vectors [n, C], tokens [n, N, C] or maps [n, C, H, W] or [n, H, W, C].
-        memory: a name of `tttstream.memory.names()`. dim, heads: its width and heads; a learned projection leads there
-            and another one back. options: what it takes besides.
-        tokens: how a memory reads a frame: "mean", one token, the mean over positions, and what it says is added to all
-            of them; "sequence", all tokens one after another (whole frames for the memories that learn them so);
-            "position", each position by itself over time, with a state of its own.
-        frozen: keep the network as it is, in evaluation mode; only the memories are trained.
-        example: square frames [n, …] that the network takes, best some real ones: the mean and the deviation of each
-            channel that a module gives of them are kept. Noise of 1 × 3 × 224 × 224 (or its `image_size`) unless given.
-        channels: "first" or "last" in maps, where that is not clear from an example of square frames.
+        network: any module of frames [n, …] whose outputs for a frame do not depend on the others in evaluation mode.
+        at: the names of the modules behind which memories are put: a pattern with *, ? and [abc] for each part between
+            dots ("encoder.layers.*" is each layer, not its parts), or a list of patterns. Each module must return a
+            tensor of vectors [n, C], tokens [n, N, C] or maps [n, C, H, W] or [n, H, W, C].
+        memory: a name of `tttstream.memory.names()`. dim, heads: its width and heads. Learned projections lead to this
+            width and back. options: its other options.
+        tokens: how a memory reads a frame. "mean": one token, the mean over positions; the output is added to all
+            positions. "sequence": all tokens one after another, or whole frames for memories in frame mode. "position":
+            each position by itself over time, with its own state.
+        frozen: keep the network fixed and in evaluation mode; only the memories are trained.
+        example: square frames [n, …] for the network, best real ones. The mean and the deviation of each channel of a
+            module's output are measured on them. By default noise of 1 × 3 × 224 × 224 (or its `image_size`).
+        channels: "first" or "last" in maps, if the layout is not clear from the example.
 
     Returns:
         the network as a network of streams; see `Inserted`. The network itself is not copied.
 
     Raises:
-        ConfigError: no module of that name, one that does not run or runs twice, one that gives something else.
+        ConfigError: no module has the name, or the module does not run, runs twice, or returns something else.
     """
     if channels is not None and channels not in CHANNELS:
         raise ConfigError(f'insert: channels is {channels!r}, expected "first" or "last"')
@@ -74,7 +74,7 @@ def insert(
 
 
 def _matched(network: nn.Module, patterns: list[str]) -> list[str]:
-    """The names of the modules that patterns fit, each at least one."""
+    """The names of the modules that match the patterns. Raises ConfigError for a pattern without a match."""
     names = [name for name, _ in network.named_modules() if name]
     found: list[str] = []
     for pattern in patterns:
@@ -100,7 +100,7 @@ def _near(pattern: str, names: list[str]) -> str:
 
 
 def _given(network: nn.Module, names: list[str], example: Tensor) -> dict[str, Tensor]:
-    """The layout of each module's output, in the order in which they run."""
+    """The output of each module, in the order in which they run."""
     given: list[tuple[str, Any]] = []
     hooks = [
         network.get_submodule(name).register_forward_hook(

@@ -33,7 +33,7 @@ class Shape:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) of the tokens. Tokens in a row are taken for a square, those before it left over: a class token."""
+        """(h, w) of the tokens. A list of tokens counts as a square; extra tokens before it are class tokens."""
         if len(self.sizes) == 2:
             return self.sizes[0], self.sizes[1]
         side = math.isqrt(self.tokens)
@@ -51,10 +51,10 @@ class Shape:
 
 
 def shape_of(output: Tensor, name: str, channels: str | None) -> Shape:
-    """The layout of what a module gave of square frames, [n, …].
+    """The layout of a module's output for square frames, [n, …].
 
-    channels: "first" or "last" in what has two further sizes; found by these, which are equal, unless given. Raises
-    ConfigError where that is not clear.
+    channels: "first" or "last" in maps; by default found by the two equal sizes. Raises ConfigError if the layout is
+    not clear.
     """
     sizes = tuple(output.shape[1:])
     if output.dim() in (2, 3):

@@ -28,16 +28,16 @@ class _InsertedFields(NamedTuple):
 
 
 class InsertedState(State, _InsertedFields):
-    """The states of the memories, in the order in which a frame meets them."""
+    """The states of the memories, in the order in which they run."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class InsertedConfig:
-    """memory, dim, heads, tokens, options: as `insert` takes them. places: the modules behind which memories are, and
-    what each gives. frame: sizes of one frame, as it was shown. frozen: whether the network is kept as it is. network:
-    a hash of its weights."""
+    """memory, dim, heads, tokens, options: those of `insert`. places: the modules with a memory, and the layout of each
+    output. frame: sizes of a frame of the example. frozen: whether the network is fixed. network: a hash of its
+    weights."""
 
     memory: str
     dim: int
@@ -60,14 +60,14 @@ class _Now(threading.local):
 
 
 class _Call:
-    """One pass of frames through the network: which states the memories had, and have now."""
+    """One pass of frames through the network, with the states of the memories before and after it."""
 
     def __init__(self, rows: int, before: Sequence[Any], **arguments: Any) -> None:
         self.rows, self.before, self.arguments = rows, before, arguments
         self.after: list[State | None] = [None] * len(before)
 
     def through(self, number: int, place: Place, x: Tensor) -> Tensor:
-        """A module's output with that of its memory added."""
+        """A module's output plus that of its memory."""
         if self.after[number] is not None:
             raise ConfigError(
                 f"insert: {place.name} runs twice in one pass of the network; put the memory behind a module that runs "
@@ -78,7 +78,7 @@ class _Call:
 
 
 class _Tap:
-    """The hook behind a module. The network alone, called by somebody else, passes through unchanged."""
+    """The hook behind a module. It changes nothing if the network is called directly."""
 
     def __init__(self, number: int, place: Place, now: _Now) -> None:
         self.number, self.place, self.now = number, place, now
@@ -91,13 +91,13 @@ class _Tap:
 class Inserted(SavedModel):
     """A network of frames with memories; `insert` makes it.
 
-    Called as `output, state = model(frames [B, T, …], state=None, reset=None, lengths=None)`: what the network gives of
-    frames [n, …], each tensor [n, …] of it as [B, T, …]. reset bool [B, T]: the frame starts as if nothing came before.
-    lengths [B]: only the first frames of a row count, outputs after them are zero. With `learn=False` TTT memories are
-    read and do not learn.
+    Called as `output, state = model(frames [B, T, …], state=None, reset=None, lengths=None)`. The output is that of the
+    network, with each tensor [n, …] as [B, T, …]. reset: bool [B, T], the state is fresh before this frame. lengths:
+    [B], only the first frames of a row count, and outputs after them are zero. With `learn=False` TTT memories are read
+    and do not learn.
 
-    A frozen network stays in evaluation mode and without gradients of its own, whatever `train()` says. The network is
-    not copied, and keeps its names: called by itself it gives what it always gave.
+    A frozen network stays in evaluation mode and gets no gradients, also after `train()`. The network is not copied and
+    keeps its names. Called directly, its output is unchanged.
     """
 
     FORMAT: ClassVar[str] = "tttstream.inserted/1"
@@ -124,7 +124,7 @@ class Inserted(SavedModel):
 
     @property
     def places(self) -> list[Place]:
-        """The memories with their gates, in the order in which a frame meets them."""
+        """The memories with their gates, in the order in which they run."""
         return [place for place in self.memories if isinstance(place, Place)]
 
     def train(self, mode: bool = True) -> Inserted:
@@ -214,8 +214,8 @@ class Inserted(SavedModel):
         )
 
     def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors into a folder: the memories alone where the network is frozen, else
-        all weights. dtype: as in SavedModel."""
+        """Write config.json and model.safetensors into a folder: only the memories if the network is frozen, else all
+        weights. dtype: as in SavedModel."""
         weights.write(self._kept(), self.description(), self.FORMAT, folder, dtype)
 
     def _kept(self) -> nn.Module:
@@ -225,9 +225,9 @@ class Inserted(SavedModel):
 def load(folder: str | os.PathLike[str], network: nn.Module) -> Inserted:
     """A network with the memories that `Inserted.save` wrote.
 
-    folder: or hf:OWNER/NAME of a hub. network: the one they were inserted into, with the weights that it had then
-    (those of a network that was trained with them come from the folder). Raises CheckpointError for another network,
-    and for files that do not fit.
+    folder: or hf:OWNER/NAME of a hub. network: the network of `insert`, with the same weights (if it was trained with
+    the memories, its weights are in the folder). Raises CheckpointError for another network, and for files that do not
+    fit.
     """
     folder = fetched(os.fspath(folder)) if is_remote(os.fspath(folder)) else Path(folder)
     description = weights.read(folder)

@@ -1,4 +1,4 @@
-"""A memory behind one module of a network of frames, with the gate that lets it in."""
+"""A gated memory behind one module of a network of frames."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SMALLEST = 0.1  # as a share of the module's size: what is added to a deviation,
 class Place(nn.Module):
     """x + deviation · tanh(alpha) · out(memory(into(norm((x - mean) / deviation)))), alpha = 0 at the start: x itself.
 
-    Mean and deviation are those of each channel over the example, so that a memory sees what differs between frames,
-    and a gate means the same in every network.
+    Mean and deviation are those of each channel over the example, so the memory's input shows the differences between
+    frames, and alpha has the same scale in every network.
 
-    shape: of what the module gives. name: of the module, for messages. memory, dim, heads, tokens, options: see
+    shape: of the module's output. name: of the module, for messages. memory, dim, heads, tokens, options: see
     `insert`.
     """
 

@@ -125,6 +125,13 @@ def on_paper(times: Times, ranks: int, tasks: int, hop: float, scan: bool) -> fl
     return tasks * times.whole + (ranks - 1) * (memory + back + 2 * hop)
 
 
+def draw(axes: Any, colour: str, name: str, pieces: int, shares: list[float], papers: list[float]) -> None:
+    """The lines of one row of the table: squares for several pieces, dots for the formula."""
+    label, marker = f"{name}, {pieces} piece{'s' * (pieces > 1)}", "s" if pieces > 1 else "o"
+    axes.plot(RANKS, shares, marker=marker, color=colour, linestyle="--" if pieces > 1 else "-", label=label)
+    axes.plot(RANKS, papers, linestyle=":", color=colour)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24)
@@ -141,7 +148,7 @@ def main() -> None:
     axes = figure.add_subplot()
     print("| memory | pieces | memory's call, ms | rest of a layer, ms |", *(f"{ranks} |" for ranks in RANKS))
     print("| --- | --- | --- | --- |", *("--- |" for _ in RANKS))
-    for name, scan in WAYS.items():
+    for colour, (name, scan) in enumerate(WAYS.items()):
         plain = measured(name, False, args.rows, args.frames, args.repeats)
         for count in pieces:
             made = partial(measured, name, scan, args.rows // count, args.frames, args.repeats)
@@ -157,8 +164,7 @@ def main() -> None:
             said = [f"{share:.2f} ({paper:.2f}) |" for share, paper in zip(shares, papers, strict=True)]
             print(f"| {name} | {count} | {memory:.1f} + {back:.1f} | {rest:.1f} + {rest_back:.1f} |", *said, flush=True)
             if count in (pieces[0], pieces[-1]):
-                (drawn,) = axes.plot(RANKS, shares, marker="o", label=f"{name}, {count} piece{'s' * (count > 1)}")
-                axes.plot(RANKS, papers, linestyle=":", color=drawn.get_color())
+                draw(axes, f"C{colour}", name, count, shares, papers)
     axes.set(xscale="log", xticks=RANKS, xticklabels=RANKS, ylim=(0, 1.1), xlabel="ranks in time", ylabel="efficiency")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)

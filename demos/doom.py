@@ -1,16 +1,17 @@
-"""First-person worlds that none of us drew: does a memory that learns know what is to be seen in a Doom map it left?
+"""First-person worlds of a game: does a memory recall the views of a Doom map after it has left the place?
 
     python demos/revisit.py --only ttt_mlp --rates 2e-3 --seeds 1 --recipe "long lives, long ages" --keep out/revisit
     python demos/doom.py --weights out/revisit/ttt_mlp-0.002-0.pt                # as it is
     python demos/doom.py --weights out/revisit/ttt_mlp-0.002-0.pt --steps 200    # and trained on in three of four maps
 
-Freedoom's maps in ViZDoom (pip install vizdoom). A camera goes among waypoints 128 map units apart on shortest ways to
-random goals and looks around by quarters, one view a token. A view is a picture of 40 x 30 pixels (code: 32 whitened
-principal components); its pose is x, y and one of four headings, each of which has a plane of its own. The network is
-that of demos/revisit.py, which was trained on tiles of photographs. It says the next view before it is seen, and every
-32 tokens views that were last seen at least 64 tokens ago. Measured in the game, in one of four maps; components and
-further training are of the other maps. Then things of the game are placed, and while they are out of sight one is
-exchanged, vanishes or appears: does the error rise when the place is seen again?
+The worlds are the maps of Freedoom in ViZDoom (pip install vizdoom). A camera moves between waypoints 128 map units
+apart, on shortest paths to random goals, and turns by quarters; each view is one token. A view is a picture of 40 x 30
+pixels (code: 32 whitened principal components). Its pose is x, y and one of four headings; each heading has its own
+plane. The network is that of demos/revisit.py, trained on tiles of photographs. It predicts the next view, and every 32
+tokens some views that were last seen at least 64 tokens ago. One map in four is used for the measurement; the other
+maps give the components and the data of further training. In a second measurement, things of the game are placed. While
+they are out of sight one of them is exchanged, removed or added. The question is whether the error rises when the place
+is seen again.
 """
 
 from __future__ import annotations
@@ -169,15 +170,11 @@ def change_table(records: list[dict[str, Any]], names: list[str]) -> list[str]:
     scores, kinds = (np.concatenate([record[key] for record in records]) for key in ("scores", "kinds"))
     quiet, hit = scores[kinds < 0], scores[kinds >= 0]
     lines = [
-        f"{len(hit)} revisits that show a change against {len(quiet)} quiet ones, in worlds of {SIDES[-1]} steps a"
+        f"{len(hit)} revisits with a change and {len(quiet)} without one, in worlds of {SIDES[-1]} steps a side."
+        " Things of the game, at most one of a kind, are exchanged, removed or added while they are out of sight for at"
+        " least 32 tokens. A revisit has a change if exactly one took place there and the thing covers at least 1% of"
+        " the view, now or in the visit before."
     ]
-    lines[-1] += (
-        " side. Things of the game, one of a kind at most, are exchanged, vanish or appear while they are out of"
-    )
-    lines[-1] += (
-        " sight for 32 tokens at least. A revisit shows a change if just one took place there and the thing takes"
-    )
-    lines[-1] += " 1% of the view or more, now or at the visit before."
     head = ["score", "AUROC", "found at one false alarm a minute", *KINDS]
     lines += ["", "| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for column, name in enumerate((*names, *SCORES)):
@@ -245,7 +242,7 @@ def main() -> None:
         kept = args.work / f"network-{args.maps}-{steps}.pt"
         model = train(args.weights, [Album(a.world, codes.code(a.pictures)) for a in others], steps, kept, end)
         if model is None:
-            sys.exit("time is up while the network is trained; the same command goes on")
+            sys.exit("time is up during training; the same command continues")
         models[f"memory, {steps} steps more" if steps else "memory"] = model
     records: list[dict[str, Any]] = []
     changes: list[dict[str, Any]] = []
@@ -272,11 +269,11 @@ def main() -> None:
     about += f"{args.weights.name} --tokens {args.tokens} --held-out {args.held_out} --steps {args.steps}`."
     lines = ["# First-person worlds", "", " ".join(__doc__.split("\n\n")[2].split()), "", about, "", "## Recall", ""]
     lines += [
-        "Error over the spread around the mean view, by tokens since this pose was last seen; (n): under 500 views."
+        "Error divided by the variance of the views, by tokens since this pose was last seen; (n): under 500 views."
     ]
-    lines[-1] += " Next: the view after the present one, before it is seen. Out of sight: views asked for.\n"
+    lines[-1] += " Next: the prediction of the next view. Out of sight: the recall of earlier views.\n"
     lines += [*recall_table(records, list(models)), "", "## Changes", "", *change_table(changes, list(models)), ""]
-    lines += [f"![Views asked for, as they are and as memory says]({args.out.with_suffix('.png').name})", ""]
+    lines += [f"![True views and recalled views]({args.out.with_suffix('.png').name})", ""]
     lines += ["Made by `python demos/doom.py`; its first lines have the commands."]
     publish(lines, args.out, quiet=True)
 

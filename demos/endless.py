@@ -2,7 +2,7 @@
 
     python demos/endless.py VIDEO --frames 1000000 --work out/endless --out docs
 
-After Ctrl-C or a crash the same command goes on from the last snapshot. The video is made 32 pixels small once.
+After Ctrl-C or a crash the same command continues from the last snapshot. The video is scaled to 32 pixels once.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def measure(camera: Camera, total: int, file: Path) -> None:
 
 
 def draw(file: Path, out: Path, command: str) -> None:
-    """A picture and a table of the numbers so far; lines behind a snapshot that was gone on from count once."""
+    """A picture and a table of the numbers so far. Lines repeated after a resume count once."""
     rows = list({row["frame"]: row for row in map(json.loads, file.read_text().splitlines())}.values())
     figure = Figure(figsize=(12, 5.6), layout="constrained")
     for axis, name, label in zip(figure.subplots(2, 3).flat, LABELS, LABELS.values(), strict=True):
@@ -66,7 +66,7 @@ def draw(file: Path, out: Path, command: str) -> None:
         means = " | ".join(f"{np.median([row[name] for row in part]):.4g}" for name in LABELS)
         lines.append(f"| to {part[-1]['frame']:,} | {means} |")
     where = f"`{command}`, CPU, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}."
-    reading = "Medians of each tenth of the run. ‖ΔW‖: how far the inner weights are from their initial ones."
+    reading = "Medians of each tenth of the run. ‖ΔW‖: the distance of the inner weights from their initial values."
     head = f"# {rows[-1]['frame']:,} frames\n\n{where}\n\n![Numbers over the run](endless.png)\n\n{reading}\n"
     (out / "results" / "endless.md").write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
 

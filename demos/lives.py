@@ -69,10 +69,11 @@ def live(name: str, mode: str, update: Update, world: str, scenes: int, heads: i
 
 
 def origin(arguments: str) -> str:
-    """Where figures come from, for the head of a table."""
+    """The command, the device, the date and the data, for the head of a table."""
     return (
         f"Command `python {arguments}`, {datetime.date.today()}, one thread of a {platform.machine()} CPU, torch "
-        f"{torch.__version__}. Scenes of {TOKENS} tokens with keys in a new four-dimensional subspace each, heads "
-        f"{WIDTH} wide, means of {ROWS} streams. Scenes that share nothing have a new map from keys to values each and "
-        f"a loss of {WIDTH} at chance; in scenes that share projections, keys and values are fixed maps of the tokens."
+        f"{torch.__version__}. A scene has {TOKENS} tokens, with keys in a new four-dimensional subspace. Heads are "
+        f"{WIDTH} wide; the figures are means of {ROWS} streams. If scenes share nothing, each has a new map from keys "
+        f"to values, and the loss at chance is {WIDTH}. If scenes share projections, keys and values are fixed maps of "
+        f"the tokens."
     )

@@ -1,12 +1,13 @@
-"""Recall, counting, copying and first-seen in one stream: what each memory can do, and up to which length.
+"""Recall, counting, copying and first-seen in one stream: the tasks that each memory solves, and up to which length.
 
-    python demos/memories.py --minutes 60                     # go on with the queue; records in docs/results
+    python demos/memories.py --minutes 60                     # continues the queue; records in docs/results
     python demos/memories.py --only delta additive ttt --rates 2e-3 --seeds 1 --match state
 
-One network a memory, trained on fresh streams of 128 tokens, asked on streams of 64 times as many. A token tells the
-value of a key, asks for it (keys differ in how often they are told, so that some were told long ago), marks an item,
-asks how often an item was marked, shows a code and asks whether it came before, or puts a symbol and asks for the one
-put two puts ago. All memories have as many parameters, or with `--match state` as many bytes of state.
+Each memory has its own network. Training uses new streams of 128 tokens, the test streams of 64 times that length.
+There are four tasks. Recall: a token gives the value of a key or asks for it; some keys were last given long ago.
+Count: a token marks an item or asks how often an item was marked. First-seen: a token shows a code and asks whether it
+is new. Copy: a token gives a symbol and asks for the one two symbols before. All memories have the same number of
+parameters, or with `--match state` the same number of bytes of state.
 """
 
 from __future__ import annotations
@@ -253,14 +254,12 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
     assert __doc__ is not None
     lines = ["# What memories can do", "", __doc__.split("\n\n")[2].replace("\n", " "), ""]
     lines += [
-        f"Errors: recall and copy, share of wrong answers (chance {1 - 1 / VALUES:.2f}); first-seen, mean of the shares"
-        " of wrong answers"
-    ]
-    lines += [
-        "among new and old codes (chance 0.5); count, mean distance over that of the median (1: no better than it).",
+        f"Errors. Recall and copy: share of wrong answers (chance {1 - 1 / VALUES:.2f}). First-seen: mean of the shares"
+        " of wrong answers among new and old codes (chance 0.5). Count: mean distance over that of the median (1: no"
+        " better than the median).",
         "",
     ]
-    for match, title in (("parameters", "As many parameters"), ("state", "As many bytes of state")):
+    for match, title in (("parameters", "Equal parameters"), ("state", "Equal bytes of state")):
         runs = {name: chosen(records, name, match) for name in MEMORIES}
         if not any(runs.values()):
             continue

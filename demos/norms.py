@@ -1,12 +1,13 @@
-"""Why does a trained memory forget what it has not seen for long? The inner update of kept weights is altered.
+"""Why does a trained memory forget after a long time? Trained weights are tested with other inner updates.
 
     python demos/revisit.py --only ttt_mlp --rates 2e-3 --seeds 1 --recipe "long lives, long ages" --keep out/revisit
     python demos/norms.py --weights out/revisit/ttt_mlp-0.002-0.pt
 
 Nothing is trained here. The measurement is that of long ages in demos/revisit.py: rows leave half of their world for
-4,352 or 16,640 tokens. The last layer of the inner model is kept at a norm; a step of the same size turns a longer one
-by less, by the square. `forget` is the share of the inner weights' difference from their start that each mini-batch end
-takes away. Error over that of the mean code, on photographs that training never shows.
+4,352 or 16,640 tokens. The norm of the inner model's last layer is fixed. If the norm is larger, an update of the same
+size changes the direction of the weights less, by the square. `forget` is the share of the inner weights' difference
+from their initial values that is removed at the end of each mini-batch. The tables give the error divided by that of
+the mean code, on photographs that are not in the training data.
 """
 
 from __future__ import annotations

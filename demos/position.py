@@ -18,6 +18,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from runs import publish
 from tqdm import tqdm
 
 from tttstream.cli.main import main as tttstream
@@ -97,11 +98,12 @@ def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> Non
     lines += [
         f"`python demos/position.py --steps {args.steps} --length {args.length} --size {args.size} --motion "
         f"{args.motion}{resets}`, {datetime.date.today()}, {machine}. Tiny models (model/tiny) that estimate motion of "
-        f"up to {args.motion} pixels, trained for {args.steps} steps on walks in segments of {args.length} frames. "
-        "Error of the next frame over that of repeating the last one, in the second half of the frames up to so many "
-        "times the training length: below 1 is better than repeating; mean over seeds ± half their range, and how "
-        "many. Frames predicted from the first of a segment do not count: a reset there also removes the frame before, "
-        "which the estimate of motion needs.",
+        f"up to {args.motion} pixels, trained for {args.steps} steps on walks in segments of {args.length} frames.",
+        "",
+        "The cells are the error of the next frame over that of repeating the last one, mean over seeds ± half their "
+        "range; below 1 is better than repeating. A column has the second half of the frames up to a multiple of the "
+        "training length. Predictions from the first frame of a segment are left out: a reset there also removes the "
+        "frame before, which the estimate of motion needs.",
         "",
         "| memory | " + " | ".join(f"{times} ×" for times in TIMES) + " | seeds |",
         "| --- |" + " ---: |" * (len(TIMES) + 1),
@@ -125,7 +127,7 @@ def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> Non
     (args.docs / "results").mkdir(parents=True, exist_ok=True)
     path, picture = args.docs / "results" / "position.md", "![](../position.png)\n"
     words = path.read_text().partition(picture)[2] if path.is_file() else ""
-    path.write_text("\n".join([*lines, "", picture]) + words)
+    publish(["\n".join([*lines, "", picture]) + words.rstrip("\n")], path, quiet=True)
     figure.savefig(args.docs / "position.png", dpi=120, bbox_inches="tight")
     plt.close(figure)
 

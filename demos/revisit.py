@@ -1,11 +1,12 @@
-"""Endless revisit: which memories still know, after tens of thousands of tokens, what they saw where?
+"""Endless revisit: how well do memories recall the view at a place after tens of thousands of tokens?
 
-    python demos/revisit.py --minutes 60                       # go on with the queue; records in docs/results
+    python demos/revisit.py --minutes 60                       # continues the queue; records in docs/results
     python demos/revisit.py --only ttt_mlp --seeds 1 --rates 2e-3 --steps 300
 
-A walk on a torus of side × side cells, each a tile of a photograph (code: 32 whitened principal components). One token
-a view: its code, its place, and the place that is seen next. The memory says the next view's code before it is seen.
-Error over that of the mean code, on photographs that training never shows, by tokens since the place was last seen.
+A walk on a torus of side × side cells. Each cell shows a tile of a photograph (code: 32 whitened principal components).
+There is one token for each view: its code, its place, and the next place. The memory predicts the code of the next
+view. The tables give the error divided by that of the mean code, on photographs that are not in the training data, by
+the number of tokens since the place was last seen.
 """
 
 from __future__ import annotations
@@ -318,9 +319,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
             worlds = np.mean([r["youth"] for r in runs], 0)
             right.plot(np.arange(1, len(worlds) + 1), worlds, label=title)
             first, last = worlds[:8].mean(), worlds[-8:].mean()
-            note = (
-                f"{title}: another world every {EXCHANGED} tokens, {len(worlds)} times: error {first:.3f} in the first"
-            )
+            note = f"{title}, a new world every {EXCHANGED} tokens, {len(worlds)} times: error {first:.3f} in the first"
             lines.insert(4, f"{note} eight worlds, {last:.3f} in the last eight.\n")
     left.set(
         xscale="log", xlabel="tokens since the place was last seen", ylabel="error (1: the mean code)", ylim=(0, 1.4)
@@ -338,9 +337,9 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
     ]
     lines += [
         "",
-        "Recipes of training: chances at a step that a stream begins anew and that it enters another world, and steps",
+        "Recipes of training: the chance in each step that a stream is reset, the chance that it enters another world,",
     ]
-    lines[-1] += " for which rows leave half of their worlds: "
+    lines[-1] += " and the number of steps for which each row leaves half of its world: "
     lines[-1] += "; ".join(f"{name}: {what[0]}, {what[1]}, {what[2]}" for name, what in RECIPES.items()) + "."
     lines += ["", "Made by `python demos/revisit.py`, which resumes with the missing runs."]
     publish(lines, out.with_suffix(".md"), quiet=True)

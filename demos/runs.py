@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,12 +57,20 @@ def add_queue(parser: argparse.ArgumentParser, names: Sequence[str], rates: list
 
 
 def publish(lines: Sequence[str], path: Path | None = None, quiet: bool = False) -> None:
-    """Print a page of Markdown unless `quiet`, and write it to a file if one is given."""
+    """Print a page of Markdown unless `quiet`, and write it to a file if one is given. Prose is wrapped."""
+    page = "\n".join(part for line in "\n".join(lines).split("\n") for part in wrapped(line))
     if not quiet:
-        print("\n".join(lines))
+        print(page)
     if path is not None:
         with TextFile(path) as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(page + "\n")
+
+
+def wrapped(line: str) -> list[str]:
+    """A line of Markdown in lines of 120 letters, if it is prose."""
+    if line.startswith(("|", "#", "!", " ", "```")):
+        return [line]
+    return textwrap.wrap(line, 120, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def go_on(

@@ -1,9 +1,9 @@
-"""Which memories still learn after 1,000 scenes, with the paper's update and with the default: a table and a picture.
+"""How well memories learn after 1,000 scenes, with the paper's update and with the default: a table and a picture.
 
     python demos/youth.py --scenes 1000 --out docs
 
 For each inner model: the inner loss early in each scene (how fast it learns), and the loss on other tokens of the
-scenes 1, 3, 7 and 31 back, read without learning (how much it remembers). demos/youth_front.py draws the trade-off.
+scenes 1, 3, 7 and 31 back, read without learning (how much it recalls). demos/youth_front.py draws the trade-off.
 """
 
 import argparse
@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from lives import BACK, WIDTH, WORLDS, default, live, origin
+from runs import publish
 from torch.nn.functional import avg_pool1d
 
 from tttstream_kernels import Update
@@ -24,10 +25,10 @@ LABELS = ("the paper's update", "our default")
 COLOURS = ("#c44e52", "#2a6f97")
 READING = """![Loss early in each scene, and on old ones](../youth.png)
 
-Where scenes share nothing, the paper's update learns ever more slowly (linear and conv in the end hardly at all);
-ours stays as it was. Where scenes share projections one map serves them all in part: an ageing memory approaches it, so
-that the paper's update keeps more there, while ours learns a new scene faster or as fast. What else could be had is in
-[youth_front.md](youth_front.md)."""
+If scenes share nothing, the paper's update learns more and more slowly (linear and conv hardly at all in the end). The
+default update stays as fast as at the start. If scenes share projections, one map partly fits all of them. The weights
+of an ageing memory approach this map, so the paper's update recalls more there; the default learns a new scene at least
+as fast. Other settings are compared in [youth_front.md](youth_front.md)."""
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "font.size": 11}
 
 
@@ -64,9 +65,9 @@ def main() -> None:
     (args.out / "results").mkdir(parents=True, exist_ok=True)
     text = ["# How memories age", "", origin(f"demos/youth.py --scenes {args.scenes} --out docs"), "", READING, ""]
     text += [
-        "Loss early and late in scenes 2 to 6 and in the last 50, and on scenes further back, asked without learning."
+        "Loss early and late in scenes 2 to 6 and in the last 50, and loss on earlier scenes, read without learning."
     ]
-    (args.out / "results" / "youth.md").write_text("\n".join([*text, "", *lines]) + "\n", encoding="utf-8")
+    publish([*text, "", *lines], args.out / "results" / "youth.md", quiet=True)
     figure.savefig(args.out / "youth.png", dpi=130)
     print(f"{args.out}/youth.png and {args.out}/results/youth.md")
 

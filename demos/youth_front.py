@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from lives import BACK, WORLDS, default, live, origin
+from runs import publish
 
 from tttstream_kernels import Update
 
@@ -29,18 +30,19 @@ COLOURS = {
     ("swiglu", "frame"): "#7f5aa2",
 }
 
-RULE = """![What each length gives](../youth_front.png)
+RULE = """![Loss on new and old scenes by norm](../youth_front.png)
 
-A trade-off: below some length old scenes are lost, above it new ones are learned ever more slowly. What longer weights
-keep in return is little where scenes share nothing, and more where one map would serve them all. The default is the
-length, in steps of a half of the unit in `tttstream/inner.py`, at which loss early in a new scene stays about that of a
-fresh memory on the least favourable kind of scene: these ones, or (linear) a new map of keys in all directions each.
+This is a trade-off. With a small `max_norm` of the last layer old scenes are forgotten; with a large one new scenes are
+learned more and more slowly. In return larger norms keep little if scenes share nothing, and more if one map fits all
+scenes. The default is the norm, in steps of half of the unit in `tttstream/inner.py`, at which the loss early in a new
+scene stays near that of a fresh memory on the least favourable kind of scene: these scenes, or (linear) scenes with a
+new map of keys in all directions.
 
-Tried on these scenes and left out, since no point came to lie to the left of and below these lines: for the linear
-model rates divided by the squared length of the key, momentum, a soft pull towards the length, a length that follows
-the size of the step; for the others a bound on the layers before the last, more forgetting. A pull towards a slow copy
-of the weights does keep more, but heads of twice the width, whose state is as large as weights and copy together, keep
-far more."""
+The following was tried on these scenes and left out, because no point was to the left of and below these lines. For the
+linear model: rates divided by the squared norm of the key, momentum, a soft bound on the norm, and a norm that follows
+the size of the step. For the other models: a bound on the layers before the last, and more forgetting. A pull towards a
+slow copy of the weights keeps more, but heads of twice the width, whose state is as large as the weights and the copy
+together, keep far more."""
 
 
 def main() -> None:
@@ -81,10 +83,10 @@ def main() -> None:
         RULE,
     ]
     head += [
-        "Means of the last 50 scenes, ours in bold; `of fresh`: over the plain update's early loss in scenes 2 to 6."
+        "Means of the last 50 scenes, the default in bold. `of fresh`: divided by the plain update's early loss in"
+        " scenes 2 to 6."
     ]
-    text = "\n\n".join([*head, "\n".join(lines)]) + "\n"
-    (args.out / "results" / "youth_front.md").write_text(text, encoding="utf-8")
+    publish(["\n\n".join([*head, "\n".join(lines)])], args.out / "results" / "youth_front.md", quiet=True)
     figure.savefig(args.out / "youth_front.png", dpi=130)
     print(f"{args.out}/youth_front.png and {args.out}/results/youth_front.md")
 

@@ -14,6 +14,7 @@ DEMO = Path(__file__).parent.parent / "demos" / "position.py"
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, list[tuple[str, str, int]]]:
     """The demo with runs that take no time, and a record of those that were done."""
+    monkeypatch.syspath_prepend(DEMO.parent)  # it imports its neighbours
     spec = importlib.util.spec_from_file_location("position", DEMO)
     assert spec is not None
     assert spec.loader is not None

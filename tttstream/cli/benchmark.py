@@ -136,14 +136,15 @@ def follow(
     stream = MaskStream(model, objects=len(numbers), size=size, learn=learn)
     target = out / sequence.target
     OutputFolder(target.parent, claim=False)
-    with MaskFolder(target, numbers, colours) as masks:
+    masks = MaskFolder(target, numbers, colours)
+    with masks:
         for index, path in enumerate(sequence.frames):
             frame = _image(path)
-            mask = _compact(shown.get(index), numbers)
-            if mask is None and not bool(stream.state.seen.any()):
+            given = _compact(shown.get(index), numbers)
+            if given is None and not bool(stream.state.seen.any()):
                 found: NDArray[np.integer[Any]] = np.zeros(frame.shape[:2], np.int32)
             else:
-                found = names[stream.push(frame, mask).mask]
+                found = names[stream.push(frame, given).mask]
             masks.write(path.stem, found)
             yield size_text(stream.state_bytes)
 

@@ -50,7 +50,7 @@ def measure(camera: Camera, total: int, file: Path) -> None:
         frames, spent, began = now, used, wall
 
 
-def draw(file: Path, out: Path, command: str) -> None:
+def draw(file: Path, frames: int, out: Path, command: str) -> None:
     """A picture and a table of the numbers so far. Lines repeated after a resume count once."""
     rows = list({row["frame"]: row for row in map(json.loads, file.read_text().splitlines())}.values())
     figure = Figure(figsize=(12, 5.6), layout="constrained")
@@ -60,14 +60,13 @@ def draw(file: Path, out: Path, command: str) -> None:
         axis.set(title=label, xlabel="thousand frames", ylim=(0, 1.25 * float(np.percentile(values, 99)) + 1e-9))
     (out / "results").mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "results" / "endless.png", dpi=120)
-    tenth = max(1, len(rows) // 10)
     lines = [f"| frames | {' | '.join(LABELS.values())} |", "| ---: " * (len(LABELS) + 1) + "|"]
-    for part in (rows[i : i + tenth] for i in range(0, len(rows) - tenth + 1, tenth)):
+    for part in np.array_split(np.array(rows), min(10, len(rows))):
         means = " | ".join(f"{np.median([row[name] for row in part]):.4g}" for name in LABELS)
         lines.append(f"| to {part[-1]['frame']:,} | {means} |")
     where = f"`{command}`, CPU, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}."
     reading = "Medians of each tenth of the run. ‖ΔW‖: the distance of the inner weights from their initial values."
-    head = f"# {rows[-1]['frame']:,} frames\n\n{where}\n\n![Numbers over the run](endless.png)\n\n{reading}\n"
+    head = f"# {frames:,} frames\n\n{where}\n\n![Numbers over the run](endless.png)\n\n{reading}\n"
     (out / "results" / "endless.md").write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
 
 
@@ -93,7 +92,7 @@ def main() -> None:
             measure(camera, args.frames, lines)
         print(f"{camera.stream.frames} frames, {camera.status()['state']} {camera.status()['reason']}")
     if lines.exists():
-        draw(lines, args.out, f"python demos/endless.py {args.video.name} --frames {args.frames}")
+        draw(lines, camera.stream.frames, args.out, f"python demos/endless.py {args.video.name} --frames {args.frames}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tttstream.cli.live import Address, address
+from tttstream.cli.live import Address, News, address
 from tttstream.cli.live_sources import default_source, options_of
 from tttstream.cli.main import main
 from tttstream.errors import SourceError
@@ -63,6 +63,8 @@ def test_addresses_of_the_page(text: str, host: str, port: int, loopback: bool) 
         (["--clock", "log"], "--clock is for ROS 2 bags"),
         (["--pose", "x,y"], "--pose is for ROS 2 bags, LeRobot data sets and environments"),
         (["--view", "2"], "--view belongs to maps"),
+        (["--summary", "/proc/none/s.json"], "cannot write /proc/none"),
+        (["--allow", "rtsp://me:pa/ss@127.0.0.1/x"], "In a user name or password write / as %2F"),
     ],
 )
 def test_what_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +76,21 @@ def test_what_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixt
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_what_happens_to_sources_is_told(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of two sources is not there, and a camera breaks off and comes back."""
+    words = ["live", "walk", str(tmp_path / "no.mp4"), "--no-web", "--fast", "--model", small, "--max-frames", "5"]
+    assert main(words) == 0
+    error = capsys.readouterr().err
+    assert f"no.mp4: no such file or folder: {str(tmp_path / 'no.mp4')!r}" in error
+    assert "no.mp4 gave no frame: no such file" in error
+    news, camera = News(), types.SimpleNamespace(id="a", label="front", state="opening", reason="")
+    for state, reason in [("running", ""), ("retrying", "it is out"), ("retrying", "it is out"), ("running", "")]:
+        camera.state, camera.reason = state, reason
+        news.hear(camera)  # type: ignore[arg-type]
+    told = ["tttstream: front: it is out (trying again)", "tttstream: front: frames come again"]
+    assert capsys.readouterr().err.splitlines() == told
 
 
 def test_a_file_that_is_not_there(small: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tttstream.errors import ConfigError, FrameError
+from tttstream import open_source
+from tttstream.errors import ConfigError, FrameError, SourceError
 from tttstream.live import Engine, Retry
 from tttstream.live.gallery import Gallery, moment
 from tttstream.live.gate import Gate
@@ -184,6 +185,14 @@ def test_names_hold_no_secrets() -> None:
     assert [kind_of(spec) for spec in ("0", "/dev/video1", "walk", "gym:CartPole-v1", "a/b.mp4")] == [
         "camera", "camera", "generated", "environment", "file"
     ]  # fmt: skip
+    for secret in ("pa/ss", "pa?ss", "pa#ss", "pa@ss", "12/ss", "p@/ss"):
+        spec = f"rtsp://admin:{secret}@10.0.0.7:554/live"
+        assert label_of(spec) == "rtsp://10.0.0.7:554/live"
+        assert scrubbed(f"{spec} and admin:{secret} failed", spec) == "rtsp://10.0.0.7:554/live and … failed"
+        if secret != "pa@ss":  # FFmpeg reads that as it is meant
+            with pytest.raises(SourceError, match=r"^rtsp://10\.0\.0\.7:554/live: an @ stands behind"):
+                open_source(spec)
+    assert label_of("http://10.0.0.7/@me/x.mp4") == "http://10.0.0.7/@me/x.mp4"
     taken: list[str] = []
     for spec in ("0", "a/clip.mp4", "b/clip.mp4", "walk", "Walk", "../../etc/passwd", "ä ö.mp4", "...."):
         taken.append(id_of(label_of(spec), taken))

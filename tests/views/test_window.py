@@ -163,6 +163,30 @@ def test_watch_show_takes_the_same_keys(display: str, clip: Path, tmp_path: Path
     assert "interrupted" in said
 
 
+def test_live_shows_its_sources_in_a_window(display: str) -> None:
+    words = ["live", "walk", "places", "--show", "--no-web", "--model", "base", "--size", "32"]
+    with Program(display, "-m", "tttstream", *words) as program:
+        assert comes_true(program.shows_overlay)
+        program.press("space", until=program.still)
+        program.press("n")
+        program.press("space", until=lambda: not program.still())
+        program.press("q", until=program.ended)
+        code, said, err = program.end()
+    assert code == 0, err
+    assert "walk: " in said
+    assert "places: " in said
+
+
+@linux
+def test_live_without_a_display_names_its_page() -> None:
+    hidden = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    command = [sys.executable, "-m", "tttstream", "live", "walk", "--show", "--no-web"]
+    run = subprocess.run(command, env=hidden, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2
+    assert "the page in the browser shows the same" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
 BLACK_TWICE = """
 import time, numpy as np
 from PIL import Image

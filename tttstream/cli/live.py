@@ -18,7 +18,7 @@ from tttstream.cli.numbers import whole
 from tttstream.errors import ConfigError, DependencyError, OutputError, SourceError
 
 if TYPE_CHECKING:
-    from tttstream.live import Engine
+    from tttstream.live import Camera, Engine
 
 PORT = 8230
 LEAST_TOKEN = 16  # characters
@@ -112,9 +112,12 @@ def run(args: argparse.Namespace) -> int:
     """Watch until all has ended; returns the exit code."""
     _check(args)
     from tttstream.io.interrupt import Interrupt
+    from tttstream.io.outputs import OutputFolder
 
     sources = [str(spec) for spec in args.sources] or [default_source()]
     with ExitStack() as stack:
+        if args.summary is not None:
+            stack.enter_context(OutputFolder(args.summary.absolute().parent, claim=False))
         engine = make_engine(args, sources)
         views = _views(args, engine, stack)
         interrupt = stack.enter_context(Interrupt())
@@ -151,6 +154,7 @@ def make_engine(args: argparse.Namespace, sources: list[str]) -> Engine:
     import torch
 
     from tttstream import models
+    from tttstream.io.addresses import checked
     from tttstream.live import Engine
     from tttstream.sources import Source, open_source
 
@@ -159,6 +163,9 @@ def make_engine(args: argparse.Namespace, sources: list[str]) -> Engine:
     allowed = [*sources, *args.allow]
     name = args.model or ("map" if set(allowed) == {"places"} else "base")
 
+    for spec in allowed:
+        if "://" in spec:
+            checked(spec)
     shares = options_of(args, allowed)
 
     def opener(spec: str) -> Source:
@@ -230,18 +237,41 @@ def _views(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> list[A
 
 
 def follow(engine: Engine, views: list[Any], interrupt: Any) -> None:
-    """Until all sources have ended or a person ends it: show results, and a line each ten seconds."""
-    due = time.monotonic() + 10.0
+    """Until all sources have ended or a person ends it: show results, changes at once, and a line each ten seconds."""
+    due, news = time.monotonic() + 10.0, News()
     while engine.running and not interrupt.asked:
         for view in views:
             if not view.show():
                 return
+        for camera in engine.cameras:
+            news.hear(camera)
         if time.monotonic() >= due:
             due = time.monotonic() + 10.0
-            for camera in engine.status()["cameras"]:
-                print(line_of(camera), file=sys.stderr, flush=True)
+            for status in engine.status()["cameras"]:
+                print(line_of(status), file=sys.stderr, flush=True)
         if not views:
             time.sleep(0.05)
+
+
+class News:
+    """Says on standard error at once that a source fails, breaks off, sends nothing, or is back."""
+
+    BAD = ("failed", "retrying", "stalled")
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[str, str]] = {}
+
+    def hear(self, camera: Camera) -> None:
+        """Print a line where the state of this camera is another one than before."""
+        state, reason, before = camera.state, camera.reason, self._said.get(camera.id)
+        if state in self.BAD and before != (state, reason):
+            self._said[camera.id] = state, reason
+            text = {"failed": "failed", "retrying": "trying again", "stalled": "no new frames"}[state]
+            told = reason if reason.startswith(camera.label) else f"{camera.label}: {reason}"
+            print(f"tttstream: {told if reason else camera.label} ({text})", file=sys.stderr, flush=True)
+        elif state == "running" and before is not None:
+            del self._said[camera.id]
+            print(f"tttstream: {camera.label}: frames come again", file=sys.stderr, flush=True)
 
 
 def line_of(status: dict[str, Any]) -> str:
@@ -269,6 +299,8 @@ def report(summary: dict[str, Any], args: argparse.Namespace) -> int:
     if failed and not any(camera["results"] for camera in cameras):
         raise SourceError(failed[0]["reason"])
     for camera in cameras:
+        if not camera["results"] and camera["reason"]:
+            print(f"tttstream: {camera['label']} gave no frame: {camera['reason']}", file=sys.stderr)
         latency = camera["latency_ms"]
         counts = ", ".join(f"{camera[what]} {what}" for what in ("dropped", "skipped", "refused") if camera[what])
         times = "".join(f", {name} {latency[name]:.1f} ms" for name in latency)

@@ -13,6 +13,7 @@ from tttstream.cli.progress import Progress
 from tttstream.cli.recorder import Record
 from tttstream.errors import FrameError, SourceError
 from tttstream.frames import Frame
+from tttstream.io.addresses import public
 from tttstream.io.claims import Claim
 from tttstream.io.interrupt import Interrupt
 from tttstream.io.outputs import OutputFolder, saving
@@ -72,9 +73,10 @@ def recorded(
         if not record.frames and interrupted:
             raise KeyboardInterrupt
         if not record.frames:
-            raise SourceError(f"{spec}: no readable frame" + (" after the saved place" if args.load_state else ""))
+            after = " after the saved place" if args.load_state else ""
+            raise SourceError(f"{public(spec)}: no readable frame{after}")
         summary = {
-            "source": spec,
+            "source": public(spec),
             "model": args.model,
             "size": stream.size,
             **more,

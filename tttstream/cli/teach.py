@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tttstream.cli import arguments, examples
 from tttstream.errors import ConfigError, ShapeError
+from tttstream.io.addresses import public
 from tttstream.io.names import shown
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     folders = [what for what in args.what if examples.holds(what)]
     specs = [what for what in args.what if what not in folders]
     if len(specs) > 1:
-        raise ConfigError(f"teach looks at one source, {len(specs)} came: {', '.join(specs)}; run them one by one")
+        came = ", ".join(map(public, specs))
+        raise ConfigError(f"teach looks at one source, {len(specs)} came: {came}; run them one by one")
     if args.labels and not args.show:
         raise ConfigError("--labels are for the keys of the window: give --show too")
     if not specs and (args.boxes or args.show):
@@ -144,7 +146,7 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
     latency = summary["latency_ms"]
     in_view = ", ".join(f"{label} in {count}" for label, count in summary["in_view"].items()) or "nothing taught"
     print(
-        f"{shown(spec)}: {summary['frames']} frames{', interrupted' if summary['interrupted'] else ''}, "
+        f"{shown(public(spec))}: {summary['frames']} frames{', interrupted' if summary['interrupted'] else ''}, "
         f"{summary['fps']:.1f} fps, latency {latency['p50']:.0f} ms (p95 {latency['p95']:.0f}), "
         f"state {size_text(stream.state_bytes)}; {in_view}"
     )

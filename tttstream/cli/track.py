@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tttstream.cli import arguments
 from tttstream.cli.given import Box, Given, box_at, mask_at
 from tttstream.errors import ConfigError
+from tttstream.io.addresses import public
 from tttstream.io.names import shown
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
         source = stack.enter_context(opened(spec, args))
         stream, given = start(args, source, files, boxes)
         if source.frames is not None and given.last >= source.frames:
-            raise ConfigError(f"frame {given.last} has a mask or box, but {spec} has {source.frames} frames, from 0 on")
+            known = f"{public(spec)} has {source.frames} frames, from 0 on"
+            raise ConfigError(f"frame {given.last} has a mask or box, but {known}")
         endless = source.frames is None and args.max_frames is None
         recorder = MaskRecorder(out, source, given.numbers, given.colours, video=not args.no_overlay, endless=endless)
         interrupt = stack.enter_context(Interrupt())
@@ -107,7 +109,7 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
         summary = recorded(spec, source, stream, step, recorder, window, interrupt, args, more)
     latency = summary["latency_ms"]
     print(
-        f"{shown(spec)}: {summary['frames']} frames{', interrupted' if summary['interrupted'] else ''}, "
+        f"{shown(public(spec))}: {summary['frames']} frames{', interrupted' if summary['interrupted'] else ''}, "
         f"{summary['fps']:.1f} fps, latency {latency['p50']:.0f} ms (p95 {latency['p95']:.0f}), "
         f"{len(given.numbers)} object{'s' if len(given.numbers) > 1 else ''}, state {size_text(stream.state_bytes)}"
     )

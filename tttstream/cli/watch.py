@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tttstream.cli import arguments
 from tttstream.errors import ConfigError, SourceError
+from tttstream.io.addresses import public
 from tttstream.io.names import clipped, shortened, shown
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def run(args: argparse.Namespace) -> int:
                 except SourceError as error:
                     if len(specs) == 1 or args.on_error == "raise":
                         raise
-                    failed[spec] = shown(" ".join(str(error).split()))
-                    print(f"tttstream: skipped: {failed[spec]}", file=sys.stderr)
+                    failed[public(spec)] = shown(" ".join(str(error).split()))
+                    print(f"tttstream: skipped: {failed[public(spec)]}", file=sys.stderr)
                 if interrupt.asked:
                     break
             if not summaries:
@@ -258,8 +259,9 @@ def report(spec: str, folder: Path | None, summary: dict[str, Any], recorder: Re
         if said
     )
     print(
-        f"{shown(spec)}: {summary['frames']} frames{extra}, {summary['fps']:.0f} fps, latency {latency['p50']:.1f} ms "
-        f"(p95 {latency['p95']:.1f}), {summary['events_total']} events, state {summary['state_bytes'] / 1e3:.0f} kB"
+        f"{shown(public(spec))}: {summary['frames']} frames{extra}, {summary['fps']:.0f} fps, "
+        f"latency {latency['p50']:.1f} ms (p95 {latency['p95']:.1f}), {summary['events_total']} events, "
+        f"state {summary['state_bytes'] / 1e3:.0f} kB"
     )
     if "labels" in summary:
         said = ", ".join(f"{item['label']} {100 * item['probability']:.0f}%" for item in summary["labels"][:3])

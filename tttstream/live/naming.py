@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from urllib.parse import urlsplit
 
+from tttstream.io.addresses import public
 from tttstream.io.names import shortened
 from tttstream.sources.listing import GENERATED
 
@@ -31,10 +32,10 @@ def label_of(spec: str) -> str:
         return f"camera {spec.removeprefix('/dev/video')}"
     if kind == "network":
         try:
-            address = urlsplit(spec)
+            address = urlsplit(public(spec))
         except ValueError:
             return "an address"
-        return shortened(f"{address.scheme}://{address.netloc.rsplit('@', 1)[-1]}{address.path}", 80)
+        return shortened(f"{address.scheme}://{address.netloc}{address.path}", 80)
     return shortened(spec if kind in ("generated", "environment") else PurePath(spec).name or spec, 80)
 
 
@@ -47,9 +48,8 @@ def scrubbed(text: str, spec: str) -> str:
         address = urlsplit(spec)
     except ValueError:
         return text.replace(spec, label_of(spec))
-    user, _, host = address.netloc.rpartition("@")
-    without_user = address._replace(netloc=host).geturl()
-    for secret in (spec, without_user, *(part for part in (user, address.query, address.fragment) if part)):
+    user = spec.partition("://")[2].rpartition("@")[0]
+    for secret in (spec, public(spec), *(part for part in (user, address.query, address.fragment) if part)):
         text = text.replace(secret, label_of(spec) if "://" in secret else "…")
     return text
 

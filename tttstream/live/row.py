@@ -175,6 +175,16 @@ class Row:
         self.gate.restore(note["gate"])
 
     @property
+    def state(self) -> str:
+        """Of the feed, "failed" where the stream raised an error."""
+        return "failed" if self.broken else self.feed.state
+
+    @property
+    def reason(self) -> str:
+        """Of the last failure, in one line."""
+        return self.broken or self.feed.reason
+
+    @property
     def done(self) -> bool:
         """Whether no more frames follow."""
         return bool(self.broken) or (not self.feed.alive)

@@ -9,12 +9,14 @@ from tttstream.views.overlay import Overlay, Picture
 from tttstream.views.window import Viewer
 from tttstream.views.world import WorldOverlay
 
+INSTEAD = "leave --show out: the page in the browser shows the same"
+
 
 class LiveWindow:
     """Shows a camera until q. Keys: f forget, l learning on/off, n next camera, space pause. Raises OutputError."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self._viewer = engine, Viewer("tttstream live")
+        self._engine, self._viewer = engine, Viewer("tttstream live", INSTEAD)
         self._overlays: dict[str, Overlay] = {}
         self._place, self._paused = 0, False
         self._drawn: tuple[str, int, Picture] | None = None

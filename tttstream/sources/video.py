@@ -7,10 +7,11 @@ import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
+from tttstream.io.addresses import advice, checked, public
 from tttstream.io.names import shown
 from tttstream.sources.base import Source
 from tttstream.sources.endings import ends_within
@@ -69,12 +70,9 @@ class Video(Source):
         if path == STDIN:
             self.name = "standard input"
         if "://" in path:  # the whole address, but a password must not reach a report
-            try:
-                url = urlsplit(path)
-            except ValueError as error:
-                raise SourceError(f"{shown(path)} is no address: {error}") from error
-            self.live = url.scheme in LIVE_SCHEMES
-            self.name = shown(urlunsplit(url._replace(netloc=url.netloc.rsplit("@", 1)[-1])))
+            checked(path)
+            self.live = urlsplit(path).scheme in LIVE_SCHEMES
+            self.name = shown(public(path))
         self._decoder: VideoDecoder | None = None
         self._rewind()
 
@@ -210,7 +208,8 @@ class VideoDecoder:
             if isinstance(error, av.error.ExitError):
                 raise SourceError(f"{name}: {self._said(error)}; see whether it sends, and start again") from error
             said = why(path, self.file, reason(error))
-            raise SourceError(f"{name} cannot be read as a video ({said}); is it complete, and a video?") from error
+            then = advice(said) if "://" in path else "is it complete, and a video?"
+            raise SourceError(f"{name} cannot be read as a video ({said}); {then}") from error
         self.formats = set(self.container.format.name.split(","))
         try:
             self.stream = longest_stream(self.container, name)

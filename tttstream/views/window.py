@@ -27,7 +27,7 @@ _PROBE = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows(); print('
 
 
 @contextmanager
-def reachable_display() -> Iterator[None]:
+def reachable_display(instead: str = INSTEAD) -> Iterator[None]:
     """Raise OutputError, saying what to use instead, where no window can be opened; otherwise run the block.
 
     OpenCV aborts the whole process when it cannot reach a display, so another process tries it first. It holds on to
@@ -38,12 +38,12 @@ def reachable_display() -> Iterator[None]:
         raise OutputError("PyAV was imported before OpenCV, whose windows hang then: import cv2 first")
     backend = re.search(r"^\s*GUI:\s*(\S+)", cv2.getBuildInformation(), re.MULTILINE)
     if backend and backend.group(1) == "NONE":
-        raise OutputError(f"this OpenCV has no windows (opencv-python-headless): install opencv-python, or {INSTEAD}")
+        raise OutputError(f"this OpenCV has no windows (opencv-python-headless): install opencv-python, or {instead}")
     display = ""
     if sys.platform.startswith("linux"):
         display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or ""
         if not display:
-            raise OutputError(f"no display to show a window on (DISPLAY is not set): {INSTEAD}")
+            raise OutputError(f"no display to show a window on (DISPLAY is not set): {instead}")
     probe = subprocess.Popen(
         [sys.executable, "-c", _PROBE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -52,7 +52,7 @@ def reachable_display() -> Iterator[None]:
     try:
         assert probe.stdout is not None
         if not probe.stdout.readline():
-            raise OutputError(f"no window can be opened on the display {display!r}: {INSTEAD}")
+            raise OutputError(f"no window can be opened on the display {display!r}: {instead}")
         yield
     finally:
         limit.cancel()
@@ -68,12 +68,15 @@ def _grabbable() -> bool:
 
 
 class Viewer:
-    """One window. `show` puts a picture into it and returns the key pressed meanwhile ("q" once it was closed)."""
+    """One window. `show` puts a picture into it and returns the key pressed meanwhile ("q" once it was closed).
 
-    def __init__(self, title: str = "tttstream") -> None:
+    instead: what the message of a machine without a display advises.
+    """
+
+    def __init__(self, title: str = "tttstream", instead: str = INSTEAD) -> None:
         self.title = title
         self._openings = 0
-        with reachable_display():
+        with reachable_display(instead):
             self._open()
 
     def _open(self) -> None:

@@ -124,6 +124,9 @@ def serve(
 
     Raises ConfigError for options that do not fit, OutputError for a port in use.
     """
+    for path in tls or ():
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}: TLS needs a certificate and its key, both in PEM")
     return Server(engine, Access(host, token, names, secure=tls is not None), port, tls)
 
 

@@ -4,9 +4,10 @@
     python agents/bench/popgym_bench.py --minutes 60 --jobs 8        # several runs side by side, one thread each
     python agents/bench/popgym_bench.py --minutes 0                  # only draws tables and picture from what there is
     python agents/bench/popgym_bench.py --sweep --minutes 60         # first: the learning rate, for every memory alike
+    python agents/bench/popgym_bench.py --name short --steps 150000  # another table, of shorter runs
 
 A run lives in OUT/ENV/MEMORY-seedN; what is killed goes on from its last checkpoint, with the same losses. What is
-done is written to docs/results/popgym.json, which is kept under version control: so the table grows over days and on
+done is written to docs/results/NAME.json, which is kept under version control: so the table grows over days and on
 several machines. All first seeds come before all second ones, so that it is whole early and its intervals narrow later.
 """
 
@@ -152,11 +153,12 @@ def best_rate(sweep: list[Record]) -> float:
     return max(ends, key=lambda lr: float(np.mean(ends[lr])))
 
 
-def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: str, docs: Path) -> None:
-    """Write the table and draw the curves of what there is."""
+def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: str, page: Path) -> None:
+    """Write the table and draw the curves of what there is. page: of the table; the picture stands beside it."""
     keys = {job.key for job in jobs}
     done = [record for record in records if record.key in keys]
-    envs = list(dict.fromkeys(job.env for job in jobs))
+    begun = {record.env for record in done}
+    envs = [env for env in dict.fromkeys(job.env for job in jobs) if env in begun or not begun]
     names = list(dict.fromkeys(job.config.memory for job in jobs))
     config = jobs[0].config
     devices = sorted({record.device for record in [*done, *sweep]})
@@ -169,7 +171,8 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
         f"PPO, {config.steps:,} environment steps a run (less where the mean return of the last 100 episodes reached "
         f"{config.stop_return:g}), equal parameters (below), learning rate {config.lr:g} for all. Cells: interquartile "
         "mean of the final return over seeds [95% bootstrap interval], mean steps played (seeds done); unfinished runs "
-        "are left out; one seed has no interval. TTT memories have a convolution over 4 tokens, framestack sees 4 "
+        "are left out, so that a cell may be empty and a row absent; one seed has no interval. TTT memories have a "
+        "convolution over 4 tokens, framestack sees 4 "
         f"observations. Command, as often as wanted: `python agents/bench/popgym_bench.py --minutes 60{words}`. "
         f"{', '.join(devices)}; {' to '.join(dict.fromkeys(dates[:1] + dates[-1:]))}.",
         "",
@@ -177,7 +180,7 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
         "",
         f"Parameters, in the first environment: {parameters}.",
         "",
-        "![learning curves](popgym.png)",
+        f"![learning curves]({page.stem}.png)",
         "",
     ]
     if sweep:
@@ -190,11 +193,11 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
             *table(sweep, [str(rate) for rate in RATES], names, row="lr"),
             "",
         ]
-    docs.mkdir(parents=True, exist_ok=True)
-    file = TextFile(docs / "popgym.md")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    file = TextFile(page)
     with file:
         file.write("\n".join(lines))
-    draw(done, envs, names, config.steps, docs / "popgym.png")
+    draw(done, envs, names, config.steps, page.with_suffix(".png"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -209,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sweep", action="store_true", help="the learning rate, on one environment and one seed")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "popgym")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--name", default="popgym", help="of the records and of the page in --docs")
     parser.add_argument("--device-name", default=f"a core of an {platform.machine()} CPU", help="what the runs run on")
     args = parser.parse_args(argv)
 
@@ -218,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for seed in range(seeds) for rate in rates for env in envs for memory in args.memories
         ]  # fmt: skip
 
-    path = args.docs / "popgym.json"
+    path = args.docs / f"{args.name}.json"
     records = {record.key: record for record in load(path)}
     sweep = queue(args.out / "sweep", [SWEEP_ENV], 1, RATES, min(args.steps, SWEEP_STEPS))
 
@@ -232,11 +236,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(args)
     words = "".join(
         f" --{name} {' '.join(map(str, value)) if isinstance(value := given[name], list) else value}"
-        for name in ("steps", "seeds", "envs", "memories") if given[name] != parser.get_default(name)
+        for name in ("name", "steps", "seeds", "envs", "memories") if given[name] != parser.get_default(name)
     )  # fmt: skip
 
     def write() -> None:
-        report(list(records.values()), swept(), jobs(), words, args.docs)
+        report(list(records.values()), swept(), jobs(), words, path.with_suffix(".md"))
 
     until = time.time() + 60 * args.minutes
     left = [job for job in (sweep if args.sweep else jobs()) if job.key not in records] if args.minutes > 0 else []

@@ -21,7 +21,7 @@ from tttstream_agents.envs import close, tree, vector
 from tttstream_agents.errors import EnvError
 
 MOST_ACTIONS = 32
-TRIES = 200_000
+TRIES = 100_000
 """Actions that are tried in copies of an environment, in one data set. A copy takes some 0.1 ms."""
 
 

@@ -94,3 +94,24 @@ def test_a_readout_is_scored(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     make_reader = readout.readers(env, 0)
     for name in ("no memory", "random reader"):
         assert -1 <= readout.score(env, make_reader[name](), 1024, 0) <= 1
+
+
+def test_endless_games_ask_what_the_short_ones_ask(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The action that popgym rewards at every step is the one that the endless form rewards."""
+    monkeypatch.syspath_prepend(str(root / "agents" / "bench"))
+    import length  # type: ignore[import-not-found]
+
+    from tttstream_agents.answers import collect
+    from tttstream_agents.envs import make
+
+    for env, back in length.GAMES.items():
+        played = collect(lambda env=env: make(env), 20, 1, 0, answers=True)
+        game = length.Endless(back)
+        game.reset(seed=0)
+        for step in range(19):
+            right = played.answers[step, 0].nonzero().flatten().tolist()
+            rewards = []
+            for action in range(4):
+                game.shown = played.obs[: step + 1, 0].tolist()
+                rewards.append(game.step(action)[1])
+            assert [action for action in range(4) if rewards[action] == 1.0] == right

@@ -95,8 +95,9 @@ def fade_channels(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tenso
 
 
 def by_head(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Additive, delta, delta, gated delta."""
+    """Additive with a first value of 1, delta, delta, gated delta."""
     if h == 0:
+        v = torch.cat([torch.ones(1, dtype=v.dtype), v[1:]])
         return add(memory, h, s, q, 0.5 * beta(memory, h, x) * k, v, x)
     if h < 3:
         return correct(memory, h, s, q, k, v, x)
@@ -281,10 +282,9 @@ def test_mixed_heads_count_and_a_norm_after_them_hides_it() -> None:
     x = torch.randn(1, 3000, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x[..., :3] = torch.nn.functional.one_hot(item, 3)
     with torch.no_grad():
-        memory.project.weight[[0, 1, 2, 12, 13, 14, 24, 25, 26]] = 0.0  # q, k and v of the first head
+        memory.project.weight[[0, 1, 2, 12, 13, 14]] = 0.0  # q and k of the first head
         for place in range(3):
             memory.project.weight[[place, 12 + place], place] = 1.0
-        memory.project.weight[24, :3] = 1.0
         memory.rate.weight[0] = 0.0
         memory.total.copy_(torch.tensor([[2.0, 0.0, 0.0]]))  # the step size is a half
         state = memory(x)[1]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tttstream.errors import ConfigError
 from tttstream.memory.matrix import Decay, Delta, Seen, check_heads
@@ -25,11 +26,12 @@ class MixedHeads(Delta):
         delta         S = S + beta k^T (v - k S),  beta in (0, 2)
         gated_delta   S' = alpha S, then the delta rule on S'
 
-    One recurrence runs all heads. What an additive head reads, o = q S, grows with the stream, and beside it a norm
-    after the layer would shrink what the others read. So every o is normalised head by head, and a learned sum of what
-    the additive heads read is put out besides, the same in all channels: a linear layer can read it, so the memory
-    counts, and a LayerNorm after the layer takes it out. Queries begin equal to keys, so that from the first step of
-    the training on a token reads what its like has written.
+    One recurrence runs all heads. The first value of an additive head is always 1, so that the first column of its S is
+    the sum of weighted keys and q S counts the tokens that were like this one. What it reads, o = q S, grows with the
+    stream, and beside it a norm after the layer would shrink what the others read. So every o is normalised head by
+    head, and a learned sum of what the additive heads read (at first the counts) is put out besides, the same in all
+    channels: a linear layer can read it, so the memory counts, and a LayerNorm after the layer takes it out. Queries
+    begin equal to keys, so that from the first step of the training on a token reads what its like has written.
 
     Args:
         dim: width of the tokens, a multiple of the number of heads.
@@ -58,9 +60,9 @@ class MixedHeads(Delta):
         dealt = [rules[place % len(rules)] for place in range(self.heads)]
         self.adding, self.fading = dealt.count("additive"), dealt.count("gated_delta")  # the first heads, and the last
         self.decay = Decay(dim, self.fading) if self.fading else None
-        width = dim // self.heads
-        self.total = nn.Parameter(torch.randn(self.adding, width) * max(1, self.adding * width) ** -0.5)
+        self.total = nn.Parameter(torch.zeros(self.adding, dim // self.heads))
         with torch.no_grad():
+            self.total[:, 0] = 1.0
             self.project.weight[:dim] = self.project.weight[dim : 2 * dim]
             if self.conv is not None:
                 self.conv.weight[..., :dim] = self.conv.weight[..., dim : 2 * dim]
@@ -72,6 +74,8 @@ class MixedHeads(Delta):
         size = self.step_size(seen.x)
         size = torch.cat([size[:, :, :adding] / self.reach, size[:, :, adding:]], 2)
         read = torch.cat([torch.zeros_like(k[:, :, :adding]), k[:, :, adding:]], 2)
+        one = F.pad(v[:, :, :adding, 1:], (1, 0), value=1.0)
+        v = torch.cat([one, v[:, :, adding:]], 2)
         decay = None
         if self.decay is not None:
             fade = self.decay(seen.x).to(self.state_dtype)

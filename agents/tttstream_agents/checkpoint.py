@@ -86,6 +86,7 @@ def load_policy(folder: str | os.PathLike[str], env: Any) -> MemoryPolicy:
         policy.load_state_dict(values["policy"])
     except RuntimeError as error:
         raise CheckpointError(
-            f"{folder} was trained in other spaces than this environment's: {one_line(error)}"
+            f"{folder} was trained in other spaces than this environment's, or with an older form of its memory "
+            f"{values['config'].get('memory')!r}: {one_line(error)}"
         ) from error
     return policy.eval()

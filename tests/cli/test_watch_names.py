@@ -13,11 +13,10 @@ import av
 import numpy as np
 import pytest
 
+from tests.cli.watching import FILES, QUICK
 from tttstream.cli.main import main
 from tttstream.cli.watch import folder_names
 
-QUICK = ["--size", "32"]
-FILES = ["frames.jsonl", "overlay.mp4", "summary.json", "surprise.png"]
 LATIN = os.fsdecode(b"caf\xe9.mp4")
 ODD = [LATIN, "2024-01-01T10:00.mp4", "日本 \u202e語$5_$a^b$.mp4", "line\nend.mp4", "-dash.mp4", f"{'n' * 250}.mp4"]
 

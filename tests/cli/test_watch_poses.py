@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.cli.watching import lines
 from tttstream.cli.main import main
 from tttstream.models.map import MapConfig, MapModel
 
@@ -31,17 +31,12 @@ def watch(*words: object) -> int:
     return main(["watch", *map(str, words), "--size", "32", "--no-overlay"])
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "latency_ms"} for row in found]
-
-
 def test_poses_of_a_folder(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     poses = tmp_path / "poses.csv"
     assert watch(images, "--poses", poses, "--out", tmp_path / "whole") == 0
     said = capsys.readouterr().err
     assert "poses: poses.csv: csv, 12 rows one a frame: x, yaw_deg (in deg, as cosine and sine) (images has 12" in said
-    whole = rows(tmp_path / "whole")
+    whole = lines(tmp_path / "whole")
     turns = [[1, 0], [0, 1], [-1, 0], [0, -1]]
     assert [row["pose"] for row in whole] == [[i / 3, *turns[i % 4]] for i in range(12)]
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
@@ -50,7 +45,7 @@ def test_poses_of_a_folder(images: Path, tmp_path: Path, capsys: pytest.CaptureF
     state = tmp_path / "state"
     assert watch(images, "--poses", poses, "--max-frames", 5, "--save-state", state, "--out", tmp_path / "a") == 0
     assert watch(images, "--poses", poses, "--load-state", state, "--out", tmp_path / "b") == 0
-    assert rows(tmp_path / "a") + rows(tmp_path / "b") == whole
+    assert lines(tmp_path / "a") + lines(tmp_path / "b") == whole
 
 
 def test_too_few(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +90,7 @@ def test_an_environment(tmp_path: Path) -> None:
     pytest.importorskip("minigrid")
     words = ["gym:MiniGrid-Empty-6x6-v0", "--pose", "minigrid", "--max-frames", 6, "--out", tmp_path]
     assert watch(*words) == 0
-    assert [len(row["pose"]) for row in rows(tmp_path)] == [4] * 6
+    assert [len(row["pose"]) for row in lines(tmp_path)] == [4] * 6
 
 
 def test_the_side_of_a_view(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +104,7 @@ def test_the_side_of_a_view(images: Path, tmp_path: Path, capsys: pytest.Capture
         out, state = tmp_path / f"by {factor}", tmp_path / f"{factor}.safetensors"
         words = ("--model", tmp_path / "map", "--poses", tmp_path / "poses.csv", "--out", out, "--save-state", state)
         assert watch(images, *words, *more) == 0
-        losses.append([row["surprise"] for row in rows(out)])
+        losses.append([row["surprise"] for row in lines(out)])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     capsys.readouterr()
     assert watch(images, "--model", tmp_path / "map", "--view", 2, "--load-state", state) == 2

@@ -12,8 +12,9 @@ import av
 import numpy as np
 import pytest
 
+from tttstream.sources.decoder import longest_stream
 from tttstream.sources.pictures import Display
-from tttstream.sources.video import Video, longest_stream
+from tttstream.sources.video import Video
 from tttstream.train.data import Decoder, Decord, PyAV, video
 from tttstream.train.data.clips import Pixels
 from tttstream.train.data.packets import scan

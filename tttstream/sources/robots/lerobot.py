@@ -15,8 +15,8 @@ from tttstream.errors import SourceError
 from tttstream.frames import Frame
 from tttstream.io.names import shown
 from tttstream.sources.base import Source
+from tttstream.sources.decoder import VideoDecoder
 from tttstream.sources.robots.dataset import DataSet, Episode
-from tttstream.sources.video import VideoDecoder
 
 Pixels = NDArray[np.uint8]
 NEAR = 0.25  # of a frame's duration: how far a picture of the video may lie from the time in the table

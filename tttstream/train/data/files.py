@@ -13,7 +13,7 @@ import av
 from av.codec.context import Flags
 
 from tttstream.errors import SourceError
-from tttstream.sources.video import FAILURES, decode, reason
+from tttstream.sources.decoder import FAILURES, decode, reason
 
 if TYPE_CHECKING:
     from av.container import InputContainer

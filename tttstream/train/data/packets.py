@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.errors import SourceError
-from tttstream.sources.video import longest_stream
+from tttstream.sources.decoder import longest_stream
 from tttstream.train.data.clips import Numbers
 from tttstream.train.data.files import decoded, demuxed, opened, short
 

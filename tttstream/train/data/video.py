@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from tttstream.errors import DependencyError, SourceError
+from tttstream.sources.decoder import FAILURES, longest_stream
 from tttstream.sources.pictures import Display
-from tttstream.sources.video import FAILURES, longest_stream
 from tttstream.train.data.clips import Decoder, Numbers, Pixels, Reader, Shot
 from tttstream.train.data.files import content, decoded, demuxed, opened, short
 from tttstream.train.data.packets import START, Anchor, scan

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from torch import Tensor
 from torch.fx._pytree import SUPPORTED_NODES, SUPPORTED_NODES_EXACT_MATCH, register_pytree_flatten_spec
 from torch.utils._pytree import _register_namedtuple
 
-from tttstream.errors import CheckpointError, OutputError, StateError
+from tttstream.errors import CheckpointError, StateError
 from tttstream.io.claims import beside
+from tttstream.io.outputs import saving
 
 FORMAT = "tttstream.state/1"
 
@@ -179,10 +181,13 @@ def save(state: State, path: str | os.PathLike[str], **texts: str) -> None:
     temporary = beside(path, f".{os.getpid()}.part")
     tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in state.leaves()}
     try:
-        save_file(tensors, temporary, metadata={"format": FORMAT, **texts})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        with saving(path):
+            save_file(tensors, temporary, metadata={"format": FORMAT, **texts})
+            os.replace(temporary, path)
+    except SafetensorError as error:
+        number = re.search(r"os error ([0-9]+)", str(error))
+        with saving(path):
+            raise (OSError(int(number[1]), str(error)) if number else OSError(str(error))) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from tttstream.frames import Frame
 from tttstream.models import FrameModel
 from tttstream.models.frame import ModelConfig
 from tttstream.sources.base import Source
+from tttstream.views.writer import VideoWriter
 
 
 @pytest.fixture(scope="session")
@@ -88,3 +91,30 @@ def reel() -> type[Reel]:
 @pytest.fixture(scope="session")
 def blinking() -> type[Reel]:
     return Blinking
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., bool]:
+    """eventually(what, timeout_s=20): ask until it is true or the time is over; the last answer."""
+
+    def ask(what: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+        until = time.monotonic() + timeout_s
+        while not what() and time.monotonic() < until:
+            time.sleep(0.02)
+        return what()
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def recording() -> Callable[[Path, int], None]:
+    """recording(path, frames): write a video of 64 pixels, 100 frames a second, with a cut every 60 frames."""
+
+    def write(path: Path, frames: int) -> None:
+        rng = np.random.default_rng(0)
+        with VideoWriter(path, 100.0) as writer:
+            for index in range(frames):
+                scene = np.random.default_rng(index // 60).integers(0, 255, (8, 8, 3)).repeat(8, 0).repeat(8, 1)
+                writer.write((0.8 * scene + rng.integers(0, 40, (64, 64, 3))).astype(np.uint8), index / 100)
+
+    return write

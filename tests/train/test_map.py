@@ -166,7 +166,8 @@ def test_a_resumed_run_asks_and_learns_what_an_uninterrupted_one_does(tmp_path: 
     words += ["--model.size=32", "--data.init_args.length=6", "--data.init_args.batch_size=2"]
     words += ["--data.init_args.workers=0", "--data.val.frames=12", "--trainer.val_check_interval=2"]
     words += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--task.init_args.past=8"]
-    words += ["--trainer.enable_model_summary=false", "--task.init_args.warmup=0", "--data.init_args.steps=2"]
+    words += ["--trainer.enable_model_summary=false", "--task.init_args.warmup=0", "--task.init_args.calibration=0"]
+    words += ["--data.init_args.steps=2"]
 
     def fit(folder: Path, *more: str) -> Path:
         assert main([*words, f"--trainer.default_root_dir={folder}", *more]) == 0

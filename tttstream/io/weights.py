@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def fingerprint(model: nn.Module, config: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def completed(model: nn.Module, weights: dict[str, torch.Tensor], later: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Weights with those of a model for the names in `later` that they lack."""
+    own = model.state_dict()
+    return {**{name: own[name] for name in later}, **weights}
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The content of config.json in a folder, with the entry "format"."""
     path = folder / "config.json"
@@ -66,8 +73,9 @@ def read(folder: Path) -> dict[str, Any]:
     return values
 
 
-def fill(model: nn.Module, folder: Path) -> None:
-    """Put the weights in a folder into a model, which they must fit."""
+def fill(model: nn.Module, folder: Path, later: Iterable[str] = ()) -> None:
+    """Put the weights in a folder into a model, which they must fit. later: names that the file may lack; the model
+    keeps its own values of these."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -78,6 +86,7 @@ def fill(model: nn.Module, folder: Path) -> None:
         raise CheckpointError(f"no weights at {path}") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    weights = completed(model, weights, later)
     expected = {name: list(weight.shape) for name, weight in model.state_dict().items()}
     came = {name: list(weight.shape) for name, weight in weights.items()}
     if came != expected:

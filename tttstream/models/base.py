@@ -19,7 +19,8 @@ class SavedModel(nn.Module):
 
     FORMAT: what config.json calls this class. CONFIG: the dataclass of its options. USE: the arguments of `tttstream`
     that show what the model does. LOAD: how Python loads one of a name. SETTINGS: the options that the same weights may
-    be used with otherwise. config: the options of this model.
+    be used with otherwise. LATER: names of weights that files of older versions lack; they keep their first values
+    then. config: the options of this model.
     """
 
     FORMAT: ClassVar[str]
@@ -27,6 +28,7 @@ class SavedModel(nn.Module):
     USE: ClassVar[str] = "watch VIDEO"
     LOAD: ClassVar[str] = 'tttstream.models.load("{}")'
     SETTINGS: ClassVar[tuple[str, ...]] = ()
+    LATER: ClassVar[tuple[str, ...]] = ()
     config: Any
 
     def description(self) -> dict[str, Any]:

@@ -17,15 +17,13 @@ from tttstream.frames import Frame, Result
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.map import MapModel
 from tttstream.models.map.lattice import Block
-from tttstream.models.map.model import KNOWN, Cells
+from tttstream.models.map.model import KNOWN, Cells, MapOutput, View
 from tttstream.models.map.points import NUMBERS, Plane
 from tttstream.sources.base import Source
 from tttstream.streams.normaliser import Normaliser
 from tttstream.streams.session import Session, choose_device, painted, place
 
 LEAST = 0.05  # of the loss: a place that is not familiar at all is no surprise
-FLOOR = 0.05  # of the error that is to be expected of a cell
-FEW = 1  # cells of a frame whose surprise counts
 AGAIN = 24  # frames after which a cell that is in view is learned again
 WHOLE, PART = 0.99, 0.4  # how much of a cell must be in view to be learned; and where it is not yet familiar
 PARTS = 512  # cells that were learned in part at most whose names are kept
@@ -63,6 +61,20 @@ class Imagined(NamedTuple):
 
     picture: NDArray[np.uint8]
     familiar: NDArray[np.float32]
+
+
+class Compared(NamedTuple):
+    """A frame beside what memory expected of it.
+
+    view: what was expected. cells: what the frame shows [1, 1, n, …]. names: the points of the cells. said: what memory
+    says of them [n, …]. counts: which of them have a score [n]: those in view whole, and not known in part alone.
+    """
+
+    view: View
+    cells: Cells
+    names: list[tuple[float, ...]]
+    said: MapOutput
+    counts: Tensor
 
 
 class MapStream(Session):
@@ -129,10 +141,10 @@ class MapStream(Session):
     def push(self, frame: Frame | NDArray[np.generic]) -> Result:
         """Say what memory expected of one frame, compare, and learn the frame.
 
-        Each cell that the frame shows whole has a score: the squared error of the prediction, divided by the error that
-        the network predicts for itself, times the familiarity of the cell. The score is about 1 if the cell has not
-        changed, and 0 if the cell is new or was never seen whole. The loss of the frame is the mean of its FEW largest
-        scores. The surprise is the logarithm of the loss on the scale of `MapConfig.usual`.
+        Each cell that the frame shows whole has a score (`MapModel.score`): the squared error of the prediction,
+        divided by the error that the network predicts for itself, times the familiarity of the cell. The score is about
+        1 if the cell has not changed, and 0 if the cell is new or was never seen whole. The loss of the frame is its
+        largest score. The surprise is the logarithm of the loss on the scale of `MapConfig.usual`.
 
         A frame without a pose comes from a camera that stands still, where the cells are few and learned very often, so
         that the error predicted for them is too small. There the loss is the mean squared error of the cells, and the
@@ -148,26 +160,18 @@ class MapStream(Session):
         given = None if frame.pose is None else self.plane(frame.pose)
         picture, pose = self.picture(frame), self._pose(given, f"frame {frame.index}")
         with torch.inference_mode():
-            expected = self.model.view(pose, self.state)
-            cells = self.model.cells(picture[None, None], pose[:, None], expected)
-            error = (cells.codes[0, 0] - expected.said.codes[0]).square().mean(-1)
-            ratio = expected.said.familiar[0] * error / (expected.said.error[0] + FLOOR)
-            names = [tuple(point) for point in cells.points[0, 0].tolist()]
-            known = torch.tensor([name not in self._parts for name in names], device=self.device)
-            ratio = torch.where((cells.shown[0, 0] > WHOLE) & known, ratio, 0.0)
-            if given is None:
-                loss = float(error[cells.shown[0, 0] > WHOLE].mean())
-            else:
-                loss = float(ratio.topk(min(FEW, len(ratio)))[0].mean())
+            now = self._compare(picture, pose)
+            error = (now.cells.codes[0, 0] - now.said.codes).square().mean(-1)
+            scores = torch.where(now.counts, self.model.score(now.cells.codes[0, 0], now.said), 0.0)
+            loss = float(scores.max() if given is not None else error[now.cells.shown[0, 0] > WHOLE].mean())
             if not np.isfinite(float(error.sum())):
                 raise FrameError(
                     f"frame {frame.index}: the error is {float(error.sum())}; reset the stream or load its last state"
                 )
-            at = pose, expected.block
             surprises, familiar = (
-                self.model.by_patch(part[None], *at)[0] for part in (ratio, expected.said.familiar[0])
+                self.model.by_patch(part[None], pose, now.view.block)[0] for part in (scores, now.said.familiar)
             )
-            learned = self._learn(cells, names, expected.said.familiar[0], error) if self.learn else 0.0
+            learned = self._learn(now, error) if self.learn else 0.0
         if given is None:
             surprise = self.normaliser.push(loss)
         else:
@@ -183,16 +187,26 @@ class MapStream(Session):
             learned=learned,
             surprise_map=surprises.float().cpu().numpy(),
             embedding=np.empty(0, np.float32),
-            expected=painted(expected.picture[0]),
+            expected=painted(now.view.picture[0]),
             familiar=float(familiar.mean()),
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
 
-    def _learn(self, cells: Cells, names: list[tuple[float, ...]], familiar: Tensor, error: Tensor) -> float:
+    def _compare(self, picture: Tensor, pose: Tensor) -> Compared:
+        """What memory expects at a pose [1, 5] beside what the picture [3, S, S] shows there."""
+        view = self.model.view(pose, self.state)
+        cells = self.model.cells(picture[None, None], pose[:, None], view)
+        names = [tuple(point) for point in cells.points[0, 0].tolist()]
+        entire = torch.tensor([name not in self._parts for name in names], device=self.device)
+        said = MapOutput(*(part[0] for part in view.said))
+        return Compared(view, cells, names, said, (cells.shown[0, 0] > WHOLE) & entire)
+
+    def _learn(self, now: Compared, error: Tensor) -> float:
         """Learn the cells of a frame that are in view and were not learned in the last AGAIN frames; returns the share
         of their error that this took away."""
+        cells, names = now.cells, now.names
         whole = (cells.shown[0, 0] > WHOLE).tolist()
-        part = ((cells.shown[0, 0] > PART) & (familiar < KNOWN)).tolist()
+        part = ((cells.shown[0, 0] > PART) & (now.said.familiar < KNOWN)).tolist()
         self._learned = {name: frame for name, frame in self._learned.items() if self.frames - frame < AGAIN}
         chosen = [i for i, name in enumerate(names) if (whole[i] or part[i]) and name not in self._learned]
         if not chosen:

@@ -254,12 +254,17 @@ class Export(Callback):
         if not isinstance(model, SavedModel) or not trainer.is_global_zero:
             return
         run = folder(trainer)
+        task: Any = pl_module
+        complete = getattr(task, "complete", None) or (lambda model: None)
+        complete(model)
         model.save(run / "model")
         written = [run / "model"]
         kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
         best = next((callback.best_model_path for callback in kept if callback.monitor), "")
         if best and Path(best).is_file():  # a resumed run may name one that was moved
-            read(Path(best)).save(run / "best")
+            chosen = read(Path(best))
+            complete(chosen)
+            chosen.save(run / "best")
             written.append(run / "best")
         print("the model is in", " and ".join(f"{folder}" for folder in written))
         print(f"to see what it does: tttstream {model.USE} --model {shown(written[-1])}")
@@ -267,7 +272,6 @@ class Export(Callback):
         found = next((path for path in map(Path, filter(None, paths)) if path.is_file()), None)
         command = _measures(trainer)
         if found is not None and command is not None:
-            task: Any = pl_module
             words = task.test_words() if command == "test" and hasattr(task, "test_words") else []
             print("to measure it:", " ".join([go_on(trainer, found, command), *words]))
 

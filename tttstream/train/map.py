@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from tttstream.errors import ConfigError
 from tttstream.models import load_as
+from tttstream.models.base import SavedModel
 from tttstream.models.map import MapConfig, MapModel, MapOutput
 from tttstream.models.map.model import Cells
+from tttstream.train.calibration import calibrate
 from tttstream.train.data.generated import TRAINED_ON
 from tttstream.train.metrics import Table, octave
 from tttstream.train.task import StreamTask, mean_where
@@ -59,7 +61,9 @@ class Map(StreamTask):
     Args:
         network: the map's shape. tokens: cells that are learned of every frame, those that it shows most of. past:
             cells of a row that questions may be about at most. future: share of the questions about cells that are
-            yet to be seen. weights: where training begins, a map's folder or a shipped one's name.
+            yet to be seen. weights: where training begins, a map's folder or a shipped one's name. calibration: frames
+            of each of the streams on which the trained map is measured at the end, see
+            `tttstream.train.calibration`; 0 for none.
         lr, weight_decay, warmup: see `StreamTask`.
     """
 
@@ -74,17 +78,20 @@ class Map(StreamTask):
         future: float = 0.15,
         seed: int = 0,
         weights: str | None = None,
+        calibration: int = 1000,
         lr: float = 2e-3,
         weight_decay: float = 0.0,
         warmup: int = 30,
     ) -> None:
         model = begun(network, weights)
         super().__init__(model, lr=lr, weight_decay=weight_decay, warmup=warmup)
-        if min(tokens, past) < 1 or not 0 <= future < 1:
+        if min(tokens, past) < 1 or not 0 <= future < 1 or calibration < 0:
             raise ConfigError(
-                f"map: expected tokens and past of at least 1, future from 0 to below 1; got {tokens}, {past}, {future}"
+                "map: expected tokens and past of at least 1, future from 0 to below 1, calibration of at least 0; "
+                f"got {tokens}, {past}, {future}, {calibration}"
             )
         self.tokens, self.past, self.future, self.seed = tokens, past, future, seed
+        self.calibration = calibration
         self._past: dict[str, Past] = {}
         self.tables = torch.nn.ModuleDict({stage: Table(OCTAVES, ["error", "mean"]) for stage in ("val", "test")})
 
@@ -210,6 +217,12 @@ class Map(StreamTask):
         past = checkpoint["tttstream"].get("past")
         if past is not None and self.resumes():
             self._past["train"] = Past(*(part[self.trainer.global_rank].to(self.device) for part in past))
+
+    def complete(self, model: SavedModel) -> None:
+        """See StreamTask: calibrate the map."""
+        assert isinstance(model, MapModel)
+        if self.calibration:
+            calibrate(model, frames=self.calibration)
 
     def begin(self, stage: str) -> None:
         """See StreamTask."""

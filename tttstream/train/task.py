@@ -16,6 +16,7 @@ from tttstream.errors import CheckpointError, ConfigError, ShapeError, StateErro
 from tttstream.memory.base import Memory
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.backbone import Losses, ModelState
+from tttstream.models.base import SavedModel
 from tttstream.models.frame import Output
 from tttstream.ranks import Line
 from tttstream.state import pack, unpack
@@ -138,6 +139,9 @@ class StreamTask(LightningModule):
 
     def finish(self, stage: str) -> None:
         """Log what can be told when a stage has seen everything."""
+
+    def complete(self, model: SavedModel) -> None:
+        """Change a trained model in place before it is saved for use: measure what only whole streams can tell."""
 
     def validation_step(self, batch: Batch, index: int) -> Any:
         """As training, measured."""

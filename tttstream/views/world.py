@@ -18,7 +18,8 @@ PANE, GAP, TITLE = 288, 12, 26  # pixels
 EVERY = 6  # frames between two drawings of the world
 PATH = 240  # frames of the path that are drawn
 MARKED = 150  # frames for which a changed place stays outlined
-CHANGED = 3.0  # surprise of a patch from which it counts as changed: where nothing changed one in 1,000 reaches it
+CHANGED = 6.0  # score from which a cell counts as changed: one second in 50 without a change has such a cell, and six
+# in seven with one (photographs for training)
 KNOWN = 0.8  # how familiar a patch must be for that
 TITLES = ("what it sees", "what memory expected here", "the world as remembered")
 

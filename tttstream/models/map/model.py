@@ -16,6 +16,7 @@ from tttstream.models.map.lattice import Block, around, cell_points, drawn, even
 from tttstream.models.map.place_memory import PlaceMemory
 from tttstream.models.map.points import NUMBERS, PointFeatures, WorldSigns, complete
 
+FLOOR = 0.05  # added to the error that memory expects of a cell
 KNOWN = 0.5  # how familiar a cell must be for what memory has of it to stand for what is not in view
 
 
@@ -27,7 +28,7 @@ class MapConfig:
     components of a cell's code. features: random Fourier features of a place, scales: their lengths in sides of a view.
     where, what: widths of the two parts of a token. memory, heads, options: of the memory, see
     `tttstream.memory.build`. usual: mean and deviation of the logarithm of a stream's loss where nothing has changed,
-    which give the surprise its scale."""
+    which give the surprise its scale (`tttstream.train.calibration`)."""
 
     size: int = 64
     patch: int = 16
@@ -107,6 +108,9 @@ class MapModel(SavedModel):
 
     FORMAT = "tttstream.map/2"
     CONFIG = MapConfig
+    LATER = ("gain", "precision")
+    gain: Tensor
+    precision: Tensor
     USE = "watch places"
 
     def __init__(self, config: MapConfig) -> None:
@@ -115,6 +119,8 @@ class MapModel(SavedModel):
         self.codes = PatchCodes(config.patch, config.codes)
         self.features = PointFeatures(config.features, config.scales)
         self.signs = WorldSigns(config.where)
+        self.register_buffer("gain", torch.ones(config.codes))
+        self.register_buffer("precision", torch.eye(config.codes))
         self.memory = PlaceMemory(
             config.codes, self.features.count, where=config.where, what=config.what, memory=config.memory,
             heads=config.heads, options=config.options,
@@ -210,6 +216,17 @@ class MapModel(SavedModel):
         said = self.imagine(cell_points(block, poses[:, 4], side), state)
         pictures = self.pictures(said, block)
         return View(block, said, pictures, drawn(pictures, poses, block, side, size))
+
+    def score(self, codes: Tensor, said: MapOutput) -> Tensor:
+        """How much cells with these codes [..., C] differ from what memory says of them [...]: about 1 if nothing has
+        changed, 0 where memory knows nothing.
+
+        With the residual r = codes - `gain` * said.codes and P = `precision`, the score is familiar * (r P r / C) /
+        (error + FLOOR). P weighs the directions of the codes by how well memory usually recalls them: a squared
+        Mahalanobis distance.
+        """
+        residual = codes - self.gain * said.codes
+        return said.familiar * (residual @ self.precision * residual).mean(-1) / (said.error + FLOOR)
 
     def pictures(self, said: MapOutput, block: Block) -> Tensor:
         """What memory says of the cells of blocks [B, rows * columns, …] as pictures [B, 3, h, w]."""

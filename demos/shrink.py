@@ -4,6 +4,7 @@ python demos/shrink.py ../shared/videos out/small --held dog bedroom carphone --
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -15,15 +16,15 @@ import tttstream
 from tttstream.errors import TTTStreamError
 
 
-def shrink(source: Path, target: Path, side: int, most: int) -> int:
-    """Write up to `most` frames of a video with that short side; returns how many it was."""
+def shrink(source: Path, target: Path, side: int, most: int, skip: int = 0) -> int:
+    """Write up to `most` frames of a video with that short side, without the first `skip`; returns how many it was."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     count = 0
     try:
         with tttstream.open_source(str(source)) as video, av.open(str(part), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=round(video.fps or 25), options={"crf": "12"})
-            for frame in video:
+            for frame in itertools.islice(video, skip, None):
                 image = np.asarray(frame.image)
                 scale = side / min(image.shape[:2])
                 width, height = (2 * round(scale * image.shape[axis] / 2) for axis in (1, 0))

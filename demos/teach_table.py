@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 
 from tttstream import models, open_source
 from tttstream.evaluation import things
+from tttstream.evaluation.detection import auroc
 from tttstream.streams import TeachStream
 
 THINGS = Path(__file__).parent.parent / "docs" / "results" / "teach_things.json"
@@ -81,29 +83,64 @@ def given_box(stream: TeachStream, keys: Tensor, names: list[str], taught: Tenso
     return lines
 
 
-def whole_frames(stream: TeachStream, asked: list[Shot]) -> list[str]:
-    """The table of things in whole frames, and one line over all of them."""
-    seen, hits, ghosts, frames = Counter(), Counter(), Counter(), Counter()
+class Answer(NamedTuple):
+    """What is said of one thing in one frame. evidence: in the best window. box: left, top, width, height in pixels."""
+
+    evidence: float
+    box: Shares
+
+
+def answers(stream: TeachStream, asked: list[Shot]) -> list[dict[str, Answer]]:
+    """What is said of every thing in every frame; of hardly any evidence, nothing."""
+    found, certain, search = [], stream.certain, stream.model.config.search
+    stream.certain = 1e-9
     for shot in asked:
-        height, width = shot.image.shape[:2]
-        found = {thing.label: thing.box for thing in stream.push(shot.image).found}
-        video = next(iter(shot.boxes)).split(":")[0]
-        frames.update(list(shot.boxes))
-        ghosts.update(
-            label for label in found if label.split(":")[0] != video or (video == "davis" and label not in shot.boxes)
+        result = stream.push(shot.image)
+        found.append(
+            {f.label: Answer(search + math.log(f.probability / (1 - f.probability)), f.box) for f in result.found}
         )
-        for name, (left, top, right, bottom) in shot.boxes.items():
-            if name in found:
-                seen[name] += 1
-                x, y, wide, tall = found[name]
-                hits[name] += x < (left + right) / 2 * width < x + wide and y < (top + bottom) / 2 * height < y + tall
+    stream.certain = certain
+    return found
+
+
+def absent(label: str, shot: Shot) -> bool:
+    """Whether a thing is certainly not in a frame: it is of another video, or of another sequence of DAVIS."""
+    video = next(iter(shot.boxes)).split(":")[0]
+    return label.split(":")[0] != video or (video == "davis" and label not in shot.boxes)
+
+
+def whole_frames(labels: Sequence[str], asked: list[Shot], said: list[dict[str, Answer]], search: float) -> list[str]:
+    """The table of things in whole frames, and lines over all of them."""
+    seen, hits, ghosts, frames = Counter(), Counter(), Counter(), Counter()
+    present, away = [], []
+    for shot, found in zip(asked, said, strict=True):
+        height, width = shot.image.shape[:2]
+        frames.update(list(shot.boxes))
+        for name in labels:
+            evidence = found[name].evidence if name in found else search - 20
+            if absent(name, shot):
+                away.append(evidence)
+                ghosts[name] += evidence >= search
+            elif name in shot.boxes:
+                present.append(evidence)
+                if evidence >= search:
+                    left, top, right, bottom = shot.boxes[name]
+                    x, y, wide, tall = found[name].box
+                    inside = x < (left + right) / 2 * width < x + wide and y < (top + bottom) / 2 * height < y + tall
+                    seen[name] += 1
+                    hits[name] += inside
     lines = [
         "| whole frame | frames | found | at its place | found in other videos |",
         "| --- | --- | --- | --- | --- |",
     ]
-    lines += [f"| {name} | {frames[name]} | {seen[name]} | {hits[name]} | {ghosts[name]} |" for name in stream.labels]
+    lines += [f"| {name} | {frames[name]} | {seen[name]} | {hits[name]} | {ghosts[name]} |" for name in labels]
     total = [sum(counter.values()) for counter in (frames, seen, hits, ghosts)]
-    return [*lines, f"| all {len(stream.labels)} things in {len(asked)} frames | " + " | ".join(map(str, total)) + " |"]
+    lines += [f"| all {len(labels)} things in {len(asked)} frames | " + " | ".join(map(str, total)) + " |"]
+    one = float(np.quantile(away, 0.99))
+    found = auroc(np.array(present), np.array(away))
+    lines += ["", f"In the best window, evidence tells a thing in view from an absent one with AUROC {found:.3f};"]
+    lines += [f"one in a hundred absent ones has more than {one:.2f}."]
+    return lines
 
 
 def main() -> None:
@@ -111,6 +148,9 @@ def main() -> None:
     parser.add_argument("videos", type=Path)
     parser.add_argument("--model", default="teach")
     parser.add_argument("--size", type=int)
+    parser.add_argument(
+        "--search", type=float, help="the evidence from which a thing is found, the model's own unless given"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -130,10 +170,12 @@ def main() -> None:
             names.append(name)
             taught.append(shot.taught)
     lines = given_box(stream, torch.stack(keys), names, torch.tensor(taught))
-    lines += ["", *whole_frames(stream, [shot for shot in all_shots if not shot.taught])]
+    asked = [shot for shot in all_shots if not shot.taught]
+    search = stream.model.config.search if args.search is None else args.search
+    lines += ["", *whole_frames(stream.labels, asked, answers(stream, asked), search)]
     lines += [
         "",
-        f"State {stream.state_bytes:,} bytes, short side {stream.size} pixels, found from {stream.certain:g}.",
+        f"State {stream.state_bytes:,} bytes, short side {stream.size} pixels, found from evidence {search:g}.",
     ]
     print("\n".join(lines))
     if args.out is not None:

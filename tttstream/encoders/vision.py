@@ -1,4 +1,4 @@
-"""Frame encoders of torchvision (ResNet, ConvNeXt, ViT, Swin and their like) as tokens for a memory."""
+"""Frame encoders (EfficientNet-Lite0, and ResNet, ConvNeXt, ViT, Swin … of torchvision) as tokens for a memory."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from tttstream.encoders import efficientnet
 from tttstream.encoders.pyramid import DEVIATION, MEAN
 from tttstream.errors import CheckpointError, ConfigError
 
 
 class VisionTokens(nn.Module):
-    """The last feature map of a torchvision classifier as tokens: [B, T, 3, size, size] in 0..1 -> [B, T, N, dim].
+    """The last feature map of a pretrained classifier as tokens: [B, T, 3, size, size] in 0..1 -> [B, T, N, dim].
 
     Args:
-        name: as torchvision.models knows it, such as resnet18, convnext_tiny, vit_b_16, swin_t.
+        name: efficientnet_lite0, whose weights are installed with this package, or as torchvision.models knows it, such
+            as resnet18, convnext_tiny, vit_b_16, swin_t.
         size: side of the pictures. dim: width of the tokens, by a learned projection.
-        weights: "none" (drawn anew), "default" (torchvision's best, through its own loader), or a file of weights.
+        weights: "none" (drawn anew), "default" (torchvision's best, through its own loader), or a file of weights (not
+            for efficientnet_lite0).
         frozen: keep the encoder as it is, without gradients and in evaluation mode.
 
     side: tokens along one side. Raises ConfigError for a name or size that does not fit, CheckpointError for weights
@@ -55,13 +58,17 @@ class VisionTokens(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """See the class."""
-        images = ((frames - self.mean) / self.deviation).flatten(0, 1)
+        images = frames.flatten(0, 1)
+        if self.kind != "pyramid":  # which does it itself
+            images = (images - self.mean) / self.deviation
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self._features(self.encoder, images)
         return self.project(self.norm(features)).unflatten(0, frames.shape[:2])
 
     def _features(self, encoder: Any, images: Tensor) -> Tensor:
         """[n, 3, size, size] -> [n, tokens, width]."""
+        if self.kind == "pyramid":
+            return encoder.last(images).flatten(2).transpose(1, 2)
         if self.kind == "vit":
             patches = encoder._process_input(images)
             first = encoder.class_token.expand(len(images), -1, -1)
@@ -73,12 +80,19 @@ class VisionTokens(nn.Module):
 
 def build(name: str, size: int, weights: str) -> tuple[nn.Module, str]:
     """The part of a classifier that makes features, with its weights, and which kind it is."""
+    if name == efficientnet.NAME:
+        model = efficientnet.by_weights(weights, (32,), head=True).requires_grad_(True)
+        assert model.head is not None
+        model.head = model.head[:2]  # what the classifier reads, without the classifier
+        return model, "pyramid"
     from torchvision import models
     from torchvision.models.swin_transformer import SwinTransformer
     from torchvision.models.vision_transformer import VisionTransformer
 
     if name not in models.list_models(module=models):
-        raise ConfigError(f"there is no encoder {name!r}: expected a name of torchvision.models, such as resnet18")
+        raise ConfigError(
+            f"there is no encoder {name!r}: expected {efficientnet.NAME}, or one of torchvision.models such as resnet18"
+        )
     options = {"image_size": size} if name.startswith("vit_") else {}
     try:
         model = models.get_model(name, weights=None, **options)

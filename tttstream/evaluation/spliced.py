@@ -27,12 +27,15 @@ class Spliced:
     scores: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in DETECTORS})
     events: list[tuple[int, str]] = field(default_factory=list)
 
-    def add(self, image: NDArray[np.uint8], surprise: float, frozen: float, event: str | None) -> None:
-        """One more frame [H, W, 3], the model's losses of it, and the kind of event that begins with it, if any."""
+    def add(self, image: NDArray[np.uint8], surprise: float, frozen: float, event: str | None, **others: float) -> None:
+        """One more frame [H, W, 3], the model's losses of it, and the kind of event that begins with it, if any.
+        others: what further detectors say of it, by name."""
         if event is not None:
             self.events.append((len(self.scores["surprise"]), event))
         for name, value in zip(DETECTORS, (surprise, frozen, *self.baselines.scores(image)), strict=True):
             self.scores[name].append(value)
+        for name, value in others.items():
+            self.scores.setdefault(name, []).append(value)
 
     def counted(self) -> list[tuple[int, str]]:
         """The events late enough in the stream to count, with their whole window before its end."""
@@ -73,7 +76,7 @@ def judge(streams: Sequence[Spliced]) -> dict[str, dict[str, dict[str, Any]]]:
     """
     kinds = sorted({kind for stream in streams for _, kind in stream.counted()})
     report: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in DETECTORS:
+    for name in streams[0].scores if streams else DETECTORS:
         rows = [normalised(stream.scores[name]) for stream in streams]
         raised = [alarms(row) for row in rows]
         quiet = [stream.free() for stream in streams]

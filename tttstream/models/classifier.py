@@ -24,7 +24,7 @@ TOP = 5  # labels that are told of a frame
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A torchvision backbone under the memory, in the place of the model's own patch tokens; see `VisionTokens`."""
+    """A pretrained backbone under the memory, in the place of the model's own patch tokens; see `VisionTokens`."""
 
     name: str
     weights: str = "none"

@@ -33,8 +33,8 @@ FIRST = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}  
 class Classification(StreamTask):
     """Cross-entropy of every frame, measured for each frame and, as the mean over frames, at the last frame of a clip.
 
-    classes: their number. encoder: a torchvision backbone that replaces the model's patches. smoothing: of labels.
-    The others: see `StreamTask`.
+    classes: their number. encoder: a pretrained backbone that replaces the model's patches, see `VisionTokens`.
+    smoothing: of labels. The others: see `StreamTask`.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.models.teach import TeachModel, means
+from tttstream.models.teach import TeachModel, seen
 from tttstream.train.data import things
 from tttstream.train.data.sprites import Sprite
 
@@ -77,7 +77,7 @@ def _features(model: TeachModel, views: Iterable[things.View]) -> Iterator[Numbe
         boxes = torch.tensor([*view.boxes, *view.empty])
         if len(boxes):
             maps = model.maps(torch.from_numpy(view.image).permute(2, 0, 1) / 255)
-            yield torch.cat(means(maps, boxes), -1).half(), torch.tensor([*view.things, *[EMPTY] * len(view.empty)])
+            yield seen(maps, boxes).half(), torch.tensor([*view.things, *[EMPTY] * len(view.empty)])
 
 
 class Classes:

@@ -14,7 +14,7 @@ from tttstream import encoders
 from tttstream.errors import ConfigError
 from tttstream.memory.binding import Binding, BindingState
 from tttstream.models.base import SavedModel
-from tttstream.models.teach.windows import means
+from tttstream.models.teach.windows import PARTS, seen
 
 CELL = 32  # pixels: the sides of the picture that the encoder sees are multiples of it
 
@@ -32,18 +32,19 @@ class TeachConfig:
     keys: int = 128
     labels: int = 128
     horizon: int = 1000
-    search: float = 3.6
+    search: float = 3.1
     certain: float = 0.5
 
 
 class TeachModel(SavedModel):
     """What is in a window of a frame, as a key; and a memory that binds keys to labels (`Binding`).
 
-    Features are the means of the encoder's maps in the window, standardised by `mean` and `deviation`, and of length 1
-    map by map. The encoder's weights are those of its package and no part of the saved model.
+    Features are means of the encoder's maps in and around the window (`seen`), standardised by `mean` and `deviation`,
+    and of length 1 part by part and map by map. The encoder's weights are those of its package and no part of the saved
+    model.
     """
 
-    FORMAT, CONFIG = "tttstream.teach/1", TeachConfig
+    FORMAT, CONFIG = "tttstream.teach/2", TeachConfig
     USE = "teach VIDEO"
     SETTINGS = ("size", "horizon", "search", "certain")
     mean: Tensor
@@ -56,17 +57,18 @@ class TeachModel(SavedModel):
             raise ConfigError(f"teach: size is {config.size}, expected a short side of at least {CELL} pixels")
         self.config = config
         self._encoder = [encoders.load(config.encoder, strides)]  # in a list, so that it is no submodule
-        self.widths = self._encoder[0].widths
-        self.register_buffer("mean", torch.zeros(sum(self.widths)))
-        self.register_buffer("deviation", torch.ones(sum(self.widths)))
-        self.project = nn.Linear(sum(self.widths), config.keys, bias=False)
+        self.widths = PARTS * self._encoder[0].widths
+        width = sum(self.widths)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+        self.project = nn.Linear(width, config.keys, bias=False)
         nn.init.orthogonal_(self.project.weight)
         self.memory = Binding(config.keys, config.labels, config.horizon)
 
     @cached_property
     def encoder(self) -> encoders.Encoder:
         """The encoder, on the device of the model."""
-        return self._encoder[0].to(self.project.weight.device)
+        return self._encoder[0].to(self.mean.device)
 
     def init_state(self, batch: int) -> BindingState:
         """Nothing taught yet."""
@@ -78,10 +80,10 @@ class TeachModel(SavedModel):
 
     def keys(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """The keys [n, D] of boxes [n, 4]: left, top, right, bottom as shares of the frame's sides."""
-        return self.project(self.standardised(torch.cat(means(maps, boxes), -1)))
+        return self.project(self.standardised(seen(maps, boxes)))
 
     def standardised(self, features: Tensor) -> Tensor:
-        """Means of the maps side by side [n, C] -> what is projected to a key."""
+        """What is seen [n, C], see `seen` -> what is projected to a key."""
         parts = ((features - self.mean) / self.deviation).split(self.widths, -1)
         return torch.cat([F.normalize(part, dim=-1) for part in parts], -1)
 

@@ -20,6 +20,12 @@ SHAPES = (1.0, 0.5, 2.0)
 STEP = 0.5
 """The distance of neighbours of one size, as a share of their sides."""
 
+MIDDLE, AROUND = 0.6, 1.6
+"""Sides of the middle of a window, and of what lies around it, over the window's own."""
+
+PARTS = 3
+"""Means that `seen` gives of each map."""
+
 
 @lru_cache(maxsize=16)
 def windows(height: int, width: int) -> Tensor:
@@ -63,3 +69,14 @@ def means(maps: Sequence[Tensor], boxes: Tensor) -> list[Tensor]:
         cells = features.shape[-1] * features.shape[-2]
         found.append(((at[:, 3] - at[:, 1] - at[:, 2] + at[:, 0]) / (area * cells)).T.to(features.dtype))
     return found
+
+
+def seen(maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+    """What is seen in each box [n, 4], from maps [1, C, h, w]: [n, PARTS * sum of C]. The mean of every map in the box,
+    then in its middle, where a thing hides the background, then in the box less that around it (cut off at the edges of
+    the frame)."""
+    boxes = boxes.to(maps[0].device)
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    grown = [torch.cat([centre - by * half, centre + by * half], -1).clamp(0, 1) for by in (MIDDLE, AROUND)]
+    whole, middle, around = torch.cat(means(maps, torch.cat([boxes, *grown])), -1).chunk(3)
+    return torch.cat([whole, middle, whole - around], -1)

@@ -49,12 +49,15 @@ OLD = {4352: 4, 16640: 8}  # and a measurement of long ages alone: how many rows
 LONG = 34304  # tokens of it
 AGES = (1, 8, 64, 256, 1024, 4096, 16384)
 EXCHANGED = 2048  # tokens between two worlds in the test of youth
-LONGER = inner.bounded(4.5, 4.5, 1e-5, restore=True)(0.1, (2 * WHERE + WHAT) // HEADS, 8, "token")
-"""The default update of ttt_mlp with 1.5 times the norm of the last layer: it learns and forgets more slowly."""
+LONGER, LONGEST = (
+    inner.bounded(norm, norm, 1e-5, restore=True)(0.1, (2 * WHERE + WHAT) // HEADS, 8, "token") for norm in (4.5, 6.0)
+)
+"""The default update of ttt_mlp with 1.5 and 2 times the norm of the last layer: it learns and forgets more slowly."""
 MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ttt_mlp": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp_4": ("ttt_mlp", {"rotary": False, "mini_batch": 4}),
     "ttt_mlp_longer": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": LONGER}),
+    "ttt_mlp_longest": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": LONGEST}),
     "frozen": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp_plain": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": Update()}),
     "ttt_linear": ("ttt_linear", {"rotary": False, "mini_batch": 8}),

@@ -5,7 +5,7 @@
 Runs of RepeatFirstEasy and RepeatPreviousEasy (trained at 51 steps) and of the revisit of places (trained at 128).
 Return (1 is perfect, -0.5 is chance), milliseconds a step and resident memory, for each trained agent, which has a
 process of its own. The cards are drawn with replacement, since popgym's own deck takes longer with every card dealt;
-places keep their symbols for ever. Writes docs/results/length.md, anew after every agent: a million steps take a
+places keep their symbols for ever. Writes docs/results/NAME.md, anew after every agent: a million steps take a
 quarter of an hour each.
 """
 
@@ -101,6 +101,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="agents side by side")
     parser.add_argument("--made-by", default="`agents/bench/popgym_bench.py`", help="what the table says of the runs")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--name", default="length", help="of the page in --docs")
     parser.add_argument("--device-name", default="two CPU cores, one thread", help="what it was measured on")
     args = parser.parse_args()
     lengths = [length for length in (100, 1000, 10_000, 100_000, 1_000_000) if length <= args.most]
@@ -111,7 +112,7 @@ def main() -> int:
         f"Trained at 51 steps, of places at 128 (learning rate {config.lr:g}, stopped at a mean return of "
         f"{config.stop_return:g}), {args.n_envs} environments side by side, likeliest actions, {args.device_name}. "
         "Cells: return a step (1 is perfect, -0.5 is chance), CPU milliseconds a step of all of them, MB resident. "
-        f"Command: `python agents/bench/length.py RUN... --most {args.most}`, with runs of {args.made_by}; "
+        f"Command: `python agents/bench/length.py RUN... --most {args.most} --name {args.name}`, with runs of {args.made_by}; "
         f"{datetime.date.today()}, torch {torch.__version__}.",
         "",
         f"| game | memory | seed | {' | '.join(f'{length:,} steps' for length in lengths)} |",
@@ -125,7 +126,7 @@ def main() -> int:
             config = read_config(folder)
             lines.append(f"| {config.env} | {config.memory} | {config.seed} | {' | '.join(cells)} |")
             print(lines[-1], file=sys.stderr, flush=True)
-            file = TextFile(args.docs / "length.md")
+            file = TextFile(args.docs / f"{args.name}.md")
             with file:
                 file.write("\n".join([*lines, ""]))
     return 0

@@ -51,7 +51,7 @@ ENVS: dict[str, tuple[str, dict[str, Any]]] = {
             "popgym-PositionOnlyCartPoleEasy-v0",
             "MiniGrid-MemoryS7-v0",
             "popgym-NoisyPositionOnlyCartPoleEasy-v0",
-            "popgym-VelocityOnlyCartPoleEasy-v0",
+            "popgym-VelocityOnlyCartpoleEasy-v0",
             "popgym-ConcentrationEasy-v0",
             "popgym-MineSweeperEasy-v0",
         )

@@ -115,3 +115,10 @@ def test_endless_games_ask_what_the_short_ones_ask(root: Path, monkeypatch: pyte
                 game.shown = played.obs[: step + 1, 0].tolist()
                 rewards.append(game.step(action)[1])
             assert [action for action in range(4) if rewards[action] == 1.0] == right
+
+
+def test_every_environment_of_the_queue_can_be_made(bench: object) -> None:
+    from tttstream_agents.envs import make
+
+    for name, arguments in bench.ENVS.values():  # type: ignore[attr-defined]
+        make(name, env_args=arguments).close()

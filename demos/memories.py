@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from runs import Record, add_queue, best, following, go_on, publish
+from runs import Record, add_queue, best, descend, fifties, following, go_on, publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -174,12 +174,8 @@ def train(name: str, dim: int, rate: float, seed: int, steps: int) -> tuple[Netw
             + F.binary_cross_entropy_with_logits(seen[at["first-seen"]], stream.answer[at["first-seen"]].float())
             + F.smooth_l1_loss(counts[at["count"]], stream.answer[at["count"]].float())
         )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return network.eval(), [round(float(np.mean(losses[i : i + 50])), 4) for i in range(0, steps, 50)]
+        losses.append(descend(network, optimizer, loss))
+    return network.eval(), fifties(losses)
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from runs import Record, add_queue, best, following, go_on, publish
-from torch import Tensor, nn
+from runs import Record, add_queue, best, descend, fifties, following, go_on, publish
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -186,12 +186,8 @@ def train(
         answer, after = network(what, where, ask, state if bounded else None, reset)
         state = after.detach() if bounded else None
         loss = (answer[..., :CODES] - target).square().mean(-1)[age > 0].mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return network.eval(), [round(float(np.mean(losses[i : i + 50])), 4) for i in range(0, steps, 50)]
+        losses.append(descend(network, optimizer, loss))
+    return network.eval(), fifties(losses)
 
 
 @torch.no_grad()

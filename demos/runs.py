@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from tttstream.io.outputs import TextFile
 
 Record = dict[str, Any]
@@ -54,6 +57,20 @@ def add_queue(parser: argparse.ArgumentParser, names: Sequence[str], rates: list
     parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--out", type=Path, default=Path(out))
+
+
+def descend(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+    """One step of training, gradients clipped to a norm of 1; returns the loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def fifties(losses: Sequence[float]) -> list[float]:
+    """The mean of every 50 losses."""
+    return [round(sum(part) / len(part), 4) for part in (losses[i : i + 50] for i in range(0, len(losses), 50))]
 
 
 def publish(lines: Sequence[str], path: Path | None = None, quiet: bool = False) -> None:

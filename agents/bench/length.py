@@ -112,8 +112,8 @@ def main() -> int:
         f"Trained at 51 steps, of places at 128 (learning rate {config.lr:g}, stopped at a mean return of "
         f"{config.stop_return:g}), {args.n_envs} environments side by side, likeliest actions, {args.device_name}. "
         "Cells: return a step (1 is perfect, -0.5 is chance), CPU milliseconds a step of all of them, MB resident. "
-        f"Command: `python agents/bench/length.py RUN... --most {args.most} --name {args.name}`, with runs of {args.made_by}; "
-        f"{datetime.date.today()}, torch {torch.__version__}.",
+        f"Command: `python agents/bench/length.py RUN... --most {args.most} --name {args.name}`, with runs of "
+        f"{args.made_by}; {datetime.date.today()}, torch {torch.__version__}.",
         "",
         f"| game | memory | seed | {' | '.join(f'{length:,} steps' for length in lengths)} |",
         f"|---|---|---|{'---|' * len(lengths)}",

@@ -14,6 +14,8 @@ from torch import Tensor
 from tttstream import models
 from tttstream.errors import ConfigError, StateError
 from tttstream.models.masks import TargetConfig, TargetModel
+from tttstream.models.masks.contours import CUES, MEMORIES
+from tttstream.models.masks.kept import NOWHERE, alike, drawn
 from tttstream.state import pack, unpack
 from tttstream.testing import assert_close
 
@@ -96,17 +98,19 @@ def test_the_state_is_constant_begins_with_zeros_and_packs(make_target_model: Ma
 
 def test_the_target_model_minimises_its_loss(make_target_model: Make, mask_clip: Clip) -> None:
     """The normal equations give what the sum of squares over the given frame and those since defines."""
-    model, (frames, masks) = make_target_model(), mask_clip(1, 4, 1)
-    config, rate = model.config, model.config.rate
+    model, (frames, masks) = make_target_model(doubt=1e-9), mask_clip(1, 4, 1)
+    config, rate = model.config, model.config.rate  # whose doubt is 0: every frame is learned
     forced = torch.ones(1, 4, dtype=torch.bool)  # true masks are learned in all frames: the sum can be written down
     _, state = model(frames, masks=masks, given=first_only(masks), forced=forced)
     w = model.target(state)[0, 0].detach().requires_grad_()
     loss = config.ridge * w.square().sum()
     for t in range(4):
         told = torch.nn.functional.avg_pool2d(masks[0, t], 8).flatten()
+        target = model.encoding(torch.nn.functional.avg_pool2d(masks[:, t], 4))[0, 0].detach()
+        assert_close(target[0], 2 * told - 1)
         weights = 0.5 * told / told.sum().clamp(min=1) + 0.5 * (1 - told) / (1 - told).sum().clamp(min=1)
         weights = weights if t == 0 else weights * (2 * told - 1).abs()  # how sure a found mask is
-        squares = (weights * (model.encoded(frames[:, t]).basis[0] @ w - (2 * told - 1)) ** 2).sum()
+        squares = (weights[:, None] * (model.encoded(frames[:, t]).basis[0] @ w - target.mT) ** 2).sum()
         loss = loss + squares * (1.0 if t == 0 else config.trust * rate * (1 - rate) ** (3 - t))
     loss.backward()
     assert w.grad is not None
@@ -119,13 +123,15 @@ def test_objects_that_are_not_found_and_streams_that_do_not_learn_keep_what_was_
     model, (frames, masks) = make_target_model(), mask_clip(1, 4)
     _, begun = model(frames[:, :1], masks=masks[:, :1], given=first_only(masks)[:, :1])
     output, after = model(frames[:, 1:], begun, learn=False)
-    assert_close(pack(after), pack(begun))
+    assert after.missed.eq(3).all()  # so that they are looked for further away
+    assert_close(pack(after._replace(missed=begun.missed)), pack(begun))
     assert output.logits.isfinite().all()
     nothing = torch.zeros(1, 3, 2, 32, 48, dtype=torch.float64)
     forced = torch.ones(1, 3, dtype=torch.bool)
     none = torch.zeros(1, 3, 2, dtype=torch.bool)
     _, after = model(frames[:, 1:], begun, masks=nothing, given=none, forced=forced)
-    assert_close(pack(after), pack(begun))
+    assert after.missed.eq(3).all()  # so that they are looked for further away
+    assert_close(pack(after._replace(missed=begun.missed)), pack(begun))
 
 
 def test_an_object_is_nowhere_until_it_is_given_and_stands_as_given(make_target_model: Make, mask_clip: Clip) -> None:
@@ -140,18 +146,93 @@ def test_an_object_is_nowhere_until_it_is_given_and_stands_as_given(make_target_
     assert state.seen.tolist() == [[1.0, 1.0]]
 
 
-def test_kept_keys_are_those_of_the_object_and_of_its_surroundings(make_target_model: Make) -> None:
-    model = make_target_model()
+def test_kept_keys_are_those_of_the_object_and_of_its_surroundings() -> None:
     keys = torch.arange(24.0, dtype=torch.float64)[None, :, None].expand(1, 24, 10)
-    told = torch.zeros(1, 2, 24, dtype=torch.float64)
-    told[0, 0, :5] = 1
-    kept = model._kept(keys, told)
-    assert kept.shape == (1, 2, 32, 11)
-    assert set(kept[0, 0, :12, 0].tolist()) == set(range(5))
-    assert len(set(kept[0, 0, 12:, 0].tolist()) & set(range(5))) == 0
-    assert len(set(kept[0, 0, 12:, 0].tolist())) == 19
-    assert not kept[0, 1, :12, -1].any()  # the second object is nowhere, so nothing is kept of it
-    assert kept[0, 1, 12:, -1].all()
+    inside = torch.zeros(1, 2, 24, dtype=torch.bool)
+    inside[0, 0, :5] = True
+    of_it, around = drawn(keys, inside, 12), drawn(keys, ~inside, 20)
+    assert of_it.shape == (1, 2, 12, 11)
+    assert set(of_it[0, 0, :, 0].tolist()) == set(range(5))
+    assert set(around[0, 0, :, 0].tolist()) == set(range(5, 24))
+    assert not of_it[0, 1, :, -1].any()  # the second object is nowhere, so nothing is kept of it
+    assert around[0, 1, :, -1].all()
+    turned = [drawn(keys, ~inside, 3, torch.full((1, 2), float(turn)))[0, 0, :, 0].tolist() for turn in range(8)]
+    assert len({number for some in turned for number in some}) > 10  # not the same ones in each frame
+    assert turned == [
+        drawn(keys, ~inside, 3, torch.full((1, 2), float(turn)))[0, 0, :, 0].tolist() for turn in range(8)
+    ]
+
+
+def test_the_past_is_of_the_last_frames(make_target_model: Make, mask_clip: Clip) -> None:
+    """The room is taken over within `span` frames, and what is in it was seen in frames that were learned."""
+    model, (frames, masks) = make_target_model(span=4, doubt=1e-9), mask_clip(1, 9, 1)
+    forced, shown = torch.ones(1, 9, dtype=torch.bool), first_only(masks)
+    _, begun = model(frames[:, :1], masks=masks[:, :1], given=shown[:, :1])
+    assert not begun.past_keys.any()
+    _, state = model(frames[:, 1:], begun, masks=masks[:, 1:], given=shown[:, 1:], forced=forced[:, 1:])
+    assert state.learned.item() == 8
+    assert state.past_keys[..., -1].all()
+    recent = torch.cat([model.encoded(frames[:, t]).keys[0] for t in range(5, 9)])
+    found = torch.cdist(state.past_keys[0, 0, :, :8], recent).amin(1)
+    assert found.max() < 1e-6
+    old = torch.cdist(model.encoded(frames[:, 0]).keys[0], state.past_keys[0, 0, :, :8]).amin(1)
+    assert old.max() > 1e-3
+
+
+def test_likeness_is_that_of_the_best_key_and_counts_less_far_away() -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.nn.functional.normalize(torch.randn(1, 300, 8, dtype=torch.float64, generator=generator), dim=2)
+    kept = torch.randn(1, 2, 30, 11, dtype=torch.float64, generator=generator)
+    kept[..., -1] = (kept[..., -1] > 0).double()
+    warmth, at = torch.tensor(3.0, dtype=torch.float64), torch.rand(300, 2, dtype=torch.float64, generator=generator)
+    for places, reach in ((None, 1.0), (at, 0.4)):
+        far = 0 if places is None else ((places[:, None] - kept[:, :, None, :, 8:10]) ** 2).sum(4) / (2 * reach**2)
+        every = (
+            warmth * (keys[:, None] @ kept[..., :8].mT - far) + torch.where(kept[..., -1] > 0, 0.0, -40.0)[:, :, None]
+        )
+        parts = every[..., :12].amax(3), every[..., 12:].amax(3)
+        for grad in (False, True):
+            found = alike(keys.clone().requires_grad_(grad), kept, 12, warmth, places, reach)
+            for ours, best in zip(found, parts, strict=True):
+                assert_close(ours.detach(), best.clamp(min=NOWHERE) / 4)
+
+
+def test_an_object_is_not_looked_for_far_from_where_it_was_unless_it_is_missed(
+    make_target_model: Make, mask_clip: Clip
+) -> None:
+    model, (frames, masks) = make_target_model(near=0.2, widen=0.1), mask_clip(1, 1, 1)
+    _, state = model(frames, masks=masks, given=first_only(masks))
+    inside = torch.nn.functional.avg_pool2d(masks[0, 0, 0][None], 8)[0] > 0.5
+    rows, columns = (axis.nonzero().flatten() for axis in (inside.any(1), inside.any(0)))
+    short = min(inside.shape)
+    middle = torch.tensor([size / 2 - 0.5 for size in inside.shape])
+    ends = torch.stack([rows.aminmax()[end] for end in (0, 1)]), torch.stack([columns.aminmax()[end] for end in (0, 1)])
+    box = (torch.stack(ends, 1) - middle) / short
+    torch.testing.assert_close(state.box[0, 0], box.flatten().double())
+    fine = torch.zeros(1, 1, 8, 12, dtype=torch.float64)
+    for missed, free in ((0.0, 0.2), (3.0, 0.5)):
+        far = model._far(fine, state._replace(missed=torch.full_like(state.missed, missed)))[0, 0]
+        places = torch.stack(
+            torch.meshgrid((torch.arange(8) - 3.5) / 8, (torch.arange(12) - 5.5) / 8, indexing="ij"), 2
+        )
+        outside = torch.maximum(box[0] - places, places - box[1]).clamp(min=0).norm(dim=2)
+        torch.testing.assert_close(far, 40 * (outside - free).clamp(min=0).double(), rtol=1e-5, atol=1e-5)
+    model.contour.fit[-1].bias.data.fill_(-9.0)  # in doubt, so it is missed
+    _, state = model(frames.expand(-1, 3, -1, -1, -1), state)
+    assert state.missed.item() == 3
+
+
+def test_an_object_in_doubt_is_not_learned(make_target_model: Make, mask_clip: Clip) -> None:
+    model, (frames, masks) = make_target_model(), mask_clip(1, 3)
+    shown = first_only(masks)
+    _, begun = model(frames[:, :1], masks=masks[:, :1], given=shown[:, :1])
+    forced, truth = torch.ones(1, 2, dtype=torch.bool), masks[:, 1:]
+    for bias, learned in ((9.0, 2.0), (-9.0, 0.0)):
+        with torch.no_grad():
+            model.contour.fit[-1].bias.fill_(bias)  # how well it thinks that its masks fit
+        _, state = model(frames[:, 1:], begun, masks=truth, given=shown[:, 1:], forced=forced)
+        assert state.learned.tolist() == [[learned, learned]]
+        assert torch.equal(state.last_gram, begun.last_gram) is (learned == 0)
 
 
 def test_memories_may_be_left_out_to_compare(make_target_model: Make, mask_clip: Clip) -> None:
@@ -159,15 +240,17 @@ def test_memories_may_be_left_out_to_compare(make_target_model: Make, mask_clip:
     _, state = model(frames, masks=masks, given=first_only(masks))
     maps = model.encoded(frames[:, 2])
     whole, part = model.cues(maps, state), model.only("given").cues(maps, state)
-    assert_close(part[:, :, 1:3], whole[:, :, 1:3])
-    assert not part[:, :, [0, 3, 4, 5, 6]].any()
-    assert model.memories == ("target", "given", "last")
+    own = [cue in MEMORIES["given"] for cue in range(CUES)]
+    assert_close(part[:, :, own], whole[:, :, own])
+    assert not part[:, :, [not mine for mine in own]].any()
+    assert model.memories == ("target", "given", "last", "past")
 
 
 def test_gradients_reach_every_parameter_outside_of_the_encoder(make_target_model: Make, mask_clip: Clip) -> None:
     model, (frames, masks) = make_target_model(), mask_clip()
     output, _ = model(frames, masks=masks, given=first_only(masks))
-    output.logits.square().mean().backward()
+    assert output.fit is not None
+    (output.logits.square().mean() + output.fit[:, 1:].square().mean()).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) is name.startswith("encoder."), name
         assert parameter.grad is None or parameter.grad.abs().max() > 0, name
@@ -189,7 +272,7 @@ def test_what_does_not_fit(make_target_model: Make, mask_clip: Clip, make_mask_m
         ({"channels": 12}, "multiple of 8"),
         ({"rate": 2.0}, "at most 1"),
         ({"key": 0}, "whole number"),
-        ({"memories": ("past",)}, "some of target, given, last"),
+        ({"memories": ("future",)}, "some of target, given, last, past"),
     ):
         with pytest.raises(ConfigError, match=says):
             TargetConfig(**options)  # type: ignore[arg-type]

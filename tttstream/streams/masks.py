@@ -19,7 +19,7 @@ from tttstream.errors import ConfigError, FrameError
 from tttstream.frames import Frame
 from tttstream.io.mask_files import VOID
 from tttstream.models.masks.networks import WHOLE
-from tttstream.models.masks.propagator import ObjectState, Propagator
+from tttstream.models.masks.propagator import MaskOutput, ObjectState, Propagator
 from tttstream.streams import outlines
 from tttstream.streams.session import Session
 
@@ -32,7 +32,9 @@ class MaskResult:
     """What a stream says of one frame.
 
     index, time_s: those of the frame. mask: [H, W] uint8 of the frame's own size, the object of each pixel.
-    confidence: [objects] mean probability of each object over the pixels that are called its own; 0 where it has none.
+    confidence: [objects] how well each object's mask is expected to fit it, the overlap J in 0..1; near 0 where the
+    object is lost or out of sight, 0 where it has no pixel. Of a model that does not say, such as `mask`, the mean
+    probability over the pixels that are called its own.
     given: whether the mask was given with the frame. latency_ms: wall time from the frame's arrival to this result.
     added: the object that `add` was called for, else None.
     """
@@ -99,15 +101,11 @@ class MaskStream(Session):
             given = shown.flatten(1).any(1)[None, None]
         with torch.inference_mode():
             output, state = self.model(pixels[None, None], self.state, masks=masks, given=given, learn=self.learn)
-            logits = F.interpolate(output.logits[0], (height, width), mode="bilinear", align_corners=False)[0]
-            if not bool(torch.isfinite(logits).all()):
+            if not bool(torch.isfinite(output.logits).all()):
                 raise FrameError(
                     f"frame {frame.index}: the masks are not finite; reset the stream or load its last state"
                 )
-            share, labels = logits.softmax(0).max(0)
-            sizes = torch.bincount(labels.flatten(), minlength=self.objects + 1)
-            sums = torch.bincount(labels.flatten(), share.flatten().double(), minlength=self.objects + 1)
-        found = labels.to(torch.uint8).numpy()
+            found, sure = _painted(output, height, width)
         if mask is not None and given is not None:  # what was given stands to the pixel
             whole = np.maximum(np.asarray(mask), 0).astype(np.uint8)
             again = np.concatenate([[False], given[0, 0].numpy()])
@@ -118,7 +116,7 @@ class MaskStream(Session):
             index=frame.index,
             time_s=frame.time_s,
             mask=found.astype(np.uint8),
-            confidence=(sums / sizes.clamp(min=1))[1:].float().numpy(),
+            confidence=sure,
             given=mask is not None,
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
@@ -203,3 +201,19 @@ class MaskStream(Session):
     def _go_on(self, meta: dict[str, Any]) -> None:
         self.objects, self.size = int(meta["objects"]), int(meta["size"])
         self.numbers = meta.get("numbers", list(range(1, self.objects + 1)))  # files of 0.1 do not say
+
+
+def _painted(output: MaskOutput, height: int, width: int) -> tuple[Labels, NDArray[np.float32]]:
+    """Labels [height, width] and the confidence in each object, from what a model says of one frame."""
+    logits = output.logits[0]
+    if output.fit is None:
+        whole = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)[0]
+        share, labels = whole.softmax(0).max(0)
+        sums = torch.bincount(labels.flatten(), share.flatten().double(), minlength=len(whole))
+        sizes = torch.bincount(labels.flatten(), minlength=len(whole)).clamp(min=1)
+        return labels.to(torch.uint8).numpy(), (sums / sizes)[1:].float().numpy()
+    above = logits[:, 1:] - logits[:, :1]  # above the background
+    best, number = F.interpolate(above, (height, width), mode="bilinear", align_corners=False)[0].max(0)
+    found = torch.where(best > 0, (number + 1).to(torch.uint8), 0).numpy()
+    there = np.bincount(found.ravel(), minlength=logits.shape[1])[1:] > 0
+    return found, np.where(there, output.fit[0, 0].sigmoid().float().numpy(), np.float32(0))

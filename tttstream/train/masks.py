@@ -176,10 +176,12 @@ class MaskPropagation(StreamTask):
         guess = F.binary_cross_entropy_with_logits(output.guess[shown], coarse, reduction="none")
         guess = (guess * (1 + 3 * coarse) * told).sum((2, 3)) / told.sum((2, 3)).clamp(min=1)
         pixels = F.cross_entropy(logits, label, reduction="none") * known[:, 0]
+        more = {} if output.fit is None else {"fit": fit_loss(output.fit[shown], share.detach(), truth, weight)}
         return {
             "pixels": pixels.sum() / known.sum().clamp(min=1),
             "dice": (dice * weight).sum() / weight.sum(),
             "guess": (guess * weight).sum() / weight.sum(),
+            **more,
         }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -271,7 +273,12 @@ class TargetPropagation(MaskPropagation):
     """
 
     model: TargetModel
-    HEARD = ((("given", "last"), 0.08), (("given",), 0.1), (("target", "given"), 0.47))
+    HEARD = (
+        (("given", "last"), 0.15),
+        (("given",), 0.06),
+        (("target", "given"), 0.12),
+        (("target", "given", "past"), 0.2),
+    )
     """Memories that are heard alone, and in which share of the steps."""
 
     def __init__(
@@ -312,6 +319,16 @@ class TargetPropagation(MaskPropagation):
             return super().training_step(batch, batch_idx)
         finally:
             self.model.memories = self.model.config.memories
+
+
+def fit_loss(fit: Tensor, share: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """The cross-entropy of how well masks are expected to fit, log-odds [n, O], and their J; 0 where the object is out
+    of sight. share, truth: [n, O, H, W]. weight: [n, O] of each object."""
+    found, there = share > 0.5, truth > 0.5
+    both, either = (part.sum((2, 3)) for part in (found & there, found | there))
+    overlaps = both / either.clamp(min=1)
+    every = F.binary_cross_entropy_with_logits(fit, overlaps, reduction="none")
+    return (every * weight).sum() / weight.sum()
 
 
 def overlap(segment: Segment) -> Tensor:

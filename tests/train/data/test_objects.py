@@ -12,7 +12,7 @@ from tttstream.train.data.sprites import near, streak
 
 
 def clip(seed: int, **options: object) -> ObjectsClip:
-    return ObjectsClip("objects", seed=seed, size=64, frames=8, **options)  # type: ignore[arg-type]
+    return ObjectsClip("objects", seed=seed, **{"size": 64, "frames": 8, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -121,3 +121,43 @@ def test_an_index_that_makes_no_sense(tmp_path: Path) -> None:
         MovingObjects(folders=[str(tmp_path)], part="val").clips()
     with pytest.raises(DataError, match="nowhere"):
         MovingObjects(folders=[str(tmp_path / "nowhere")]).clips()
+
+
+def test_an_object_is_lost_and_comes_back() -> None:
+    """The scene is the same but for one object, which the first frames show, later ones do not, and the last do."""
+    gone = back = 0
+    for seed in range(10):
+        here, lost = (clip(seed, frames=24, unrest=0.5, lost=chance).open(PyAV()) for chance in (0.0, 1.0))
+        indices = np.arange(24)
+        calm, other = here.read(indices), lost.read(indices)
+        assert calm.masks is not None
+        assert other.masks is not None
+        assert np.array_equal(calm.frames[:3], other.frames[:3])
+        for number in (1, 2):
+            there, seen = (masks == number for masks in (calm.masks, other.masks))
+            away = there.any((1, 2)) & ~seen.any((1, 2))
+            if away.sum() > 1:
+                gone += 1
+                back += bool(seen[int(np.flatnonzero(away)[-1]) + 1 :].any())
+    assert gone >= 5
+    assert back >= 4
+    with pytest.raises(DataError, match="lost"):
+        MovingObjects(count=1, lost=-0.1).clips()
+
+
+def test_frames_are_as_sharp_as_asked_for() -> None:
+    """At a larger short side the same scene has more detail in the background."""
+    fine, coarse = (
+        np.mean(
+            [
+                np.abs(
+                    np.diff(clip(seed, size=160, short=short).open(PyAV()).read([0]).frames[0].astype(int), axis=1)
+                ).mean()
+                for seed in range(6)
+            ]
+        )
+        for short in (300, 60)
+    )
+    assert fine > 1.15 * coarse
+    with pytest.raises(DataError, match="short"):
+        MovingObjects(count=1, short=0).clips()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tttstream.errors import ConfigError
 from tttstream.models.masks.networks import STRIDE, Contour, FeatureNetwork, Features
-from tttstream.models.masks.propagator import SURE, ObjectState, Propagator, moments, together
+from tttstream.models.masks.propagator import SURE, MaskOutput, ObjectState, Propagator, moments, together
 
 Inner = tuple[Tensor, Tensor, Tensor]
 """The inner model's weights: slots, says and mass of MixtureState."""
@@ -148,7 +148,7 @@ class MixtureModel(Propagator[MixtureState]):
         given: Tensor,
         forced: Tensor | None,
         learn: bool,
-    ) -> tuple[Tensor, Tensor, MixtureState]:
+    ) -> tuple[MaskOutput, MixtureState]:
         known, begins = state.seen > 0, given.any(1)
         grid, kind = features.coarse.shape[-2:], state.slots.dtype
         inner = state.slots, state.says, state.mass
@@ -179,7 +179,7 @@ class MixtureModel(Propagator[MixtureState]):
                     fresh = self._learned(keys, told, *fresh)
                 inner = _where(begins, fresh, inner)
         seen = torch.where(given, 1.0, state.seen)
-        return together(fine), guess, MixtureState(*inner, seen, middle, spread)
+        return MaskOutput(together(fine), guess), MixtureState(*inner, seen, middle, spread)
 
     def _drawn(self, found: Tensor, near: Tensor, features: Features) -> tuple[Tensor, Tensor]:
         """Log-odds [B, O, H, W] of what was found [B, N, O] of the tokens, and what is learned of it, [B, N, O]."""

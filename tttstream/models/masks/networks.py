@@ -61,6 +61,11 @@ class Pyramid(nn.Module):
         return self.out(x + _resize(self.from_middle(middle), 2))
 
 
+def resized(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
+    """Maps [n, c, h, w] at another size (height, width), bilinearly."""
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
 def _resize(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
 

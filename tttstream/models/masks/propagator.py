@@ -42,11 +42,13 @@ class MaskOutput(NamedTuple):
     """What a model says of every frame.
 
     logits: [B, T, 1 + O, H, W], softmax over the third axis gives the share of background and of each object.
-    guess: [B, T, O, h, w] log-odds of the tokens from the memory's answers alone.
+    guess: [B, T, O, h, w] log-odds of the tokens from the memory's answers alone. fit: [B, T, O] log-odds of how well
+    each object's mask is expected to fit it (J; 0 where it is out of sight); None of a model that does not say.
     """
 
     logits: Tensor
     guess: Tensor
+    fit: Tensor | None = None
 
 
 class Propagator(SavedModel, ABC, Generic[S]):
@@ -88,8 +90,8 @@ class Propagator(SavedModel, ABC, Generic[S]):
         given: Tensor,
         forced: Tensor | None,
         learn: bool,
-    ) -> tuple[Tensor, Tensor, S]:
-        """Logits [B, 1 + O, H, W], the memory's own guess [B, O, h, w] of the tokens, and the state after one frame."""
+    ) -> tuple[MaskOutput, S]:
+        """What is said of one frame, without the axis T, and the state after it."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,19 +120,20 @@ class Propagator(SavedModel, ABC, Generic[S]):
         seen = self.encoded(frames.flatten(0, 1), moved)
         parts = (x.unflatten(0, (rows, count)).unbind(1) for x in seen)
         every = [type(seen)(*here) for here in zip(*parts, strict=True)]
-        logits, guesses = [], []
+        said: list[MaskOutput] = []
         for t, here in enumerate(every):
             before = state
             if reset is not None:
                 state = state.map(torch.zeros_like).where(reset[:, t], state)
             mask = None if masks is None else masks[:, t].to(frames.dtype)
             told = None if forced is None else forced[:, t]
-            said, guess, state = self._frame(here, state, mask, given[:, t], told, learn)
-            logits.append(said)
-            guesses.append(guess)
+            output, state = self._frame(here, state, mask, given[:, t], told, learn)
+            said.append(output)
             if lengths is not None:
                 state = state.where(t < lengths, before)
-        return MaskOutput(torch.stack(logits, 1), torch.stack(guesses, 1)), state
+        logits, guesses, fits = zip(*said, strict=True)
+        fit = None if fits[0] is None else torch.stack(fits, 1)
+        return MaskOutput(torch.stack(logits, 1), torch.stack(guesses, 1), fit), state
 
     def measured(self, keys: Tensor, middle: Tensor, spread: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """Middle and spread [B, heads * D] of a stream's keys: those of this frame where it is the stream's first, or

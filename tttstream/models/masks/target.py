@@ -13,18 +13,18 @@ from torch.nn import functional as F
 
 from tttstream import encoders
 from tttstream.errors import ConfigError
-from tttstream.models.masks.networks import Residual, convolution
-from tttstream.models.masks.propagator import SURE, ObjectState, Propagator, together
+from tttstream.models.masks.contours import MEMORIES, SCORES, Encoding, TargetContour
+from tttstream.models.masks.kept import alike, drawn, places
+from tttstream.models.masks.networks import Residual, resized
+from tttstream.models.masks.propagator import SURE, MaskOutput, ObjectState, Propagator, together
 
 STRIDES = (4, 8, 16)
 CELL = 8  # pixels along the side of a token
 FINE = 4  # pixels along the side of what contours are drawn in
 SHARES = (0.6, 1.0, 0.7)  # of the maps at these strides in the keys before training
+TURNS = 1 << 20  # a whole number that float32 holds exactly
+STEEP = 40.0  # log-odds that are lost for each short side of distance
 MARGIN = 0.45  # tokens of a found mask whose share is nearer to a half than this are not kept
-NOWHERE = -4.0  # likeness to what is not there
-MEMORIES = {"target": (0, 5), "given": (1, 2), "last": (3, 4, 6)}
-"""Which of the cues are each memory's."""
-CUES = 7
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,36 @@ class TargetConfig:
     """The shape of the networks, what is kept of a stream, how it is learned, and the size of what is looked at.
 
     encoder: a pretrained encoder of `tttstream.encoders` with maps at strides 4, 8 and 16. key: numbers of a key.
-    hidden: features of the target model. channels: of the network that draws contours. inside, outside: how many keys
-    are kept of an object, and of what is around it, of the frame in which it was given and of the last frame each.
-    reach: how far things move from frame to frame, as a share of the short side. ridge: how strongly the target model
-    is held near zero. rate: the share of the last frame in what it learned after the given one. trust: how much this
-    counts beside the given frame. memories: which are asked, see TargetModel. size: short side in pixels at which
-    videos are looked at.
+    trunk: channels of the network that looks around each token. hidden: features of the target model. channels: of the
+    network that draws contours. inside, outside: how many keys are kept of an object, and of what is around it, of the
+    frame in which it was given, of the last frame, and of the frames between. reach: how far things move from frame to
+    frame, as a share of the short side. ridge: how strongly the target model is held near zero. rate: the share of the
+    last frame in what it learned after the given one. trust: how much this counts beside the given frame. span: over
+    how many frames the keys of the past are drawn. doubt: an object is learned in a frame where its mask is expected to
+    fit better than this (J). near: how far from where an object was it may be, as a share of the short side; widen: how
+    much further for each frame in which it was not learned. edge: log-odds that a pixel needs to be the object's; keep:
+    the part of it that a pixel needs to be learned as such. memories: which are asked, see TargetModel. size: short
+    side in pixels at which videos are looked at.
     """
 
     encoder: str = "efficientnet_lite0"
     key: int = 64
+    trunk: int = 64
     hidden: int = 128
     channels: int = 48
-    inside: int = 768
-    outside: int = 1792
+    inside: int = 512
+    outside: int = 1024
     reach: float = 0.35
     ridge: float = 0.01
     rate: float = 0.15
-    trust: float = 0.2
-    memories: tuple[str, ...] = ("target", "given", "last")
+    trust: float = 0.5
+    span: int = 48
+    doubt: float = 0.3
+    near: float = 0.25
+    widen: float = 0.06
+    edge: float = 0.55
+    keep: float = 0.3
+    memories: tuple[str, ...] = ("target", "given", "last", "past")
     size: int = 320
 
     def __post_init__(self) -> None:
@@ -82,47 +93,70 @@ class Maps(NamedTuple):
 class _TargetFields(NamedTuple):
     given_keys: Tensor
     last_keys: Tensor
+    past_keys: Tensor
     given_gram: Tensor
     last_gram: Tensor
     given_moment: Tensor
     last_moment: Tensor
+    learned: Tensor
+    box: Tensor
+    missed: Tensor
     seen: Tensor
 
 
 class TargetState(ObjectState, _TargetFields):
     """The state of each stream; its size depends neither on the frames nor on their size.
 
-    given_keys, last_keys: [B, O, inside + outside, D + 3] keys of each object and of what is around it, in the frame in
-    which it was given and in the last one, each with its place (y, x) in short sides and whether it is there.
-    given_gram, last_gram: [B, O, C, C] and given_moment, last_moment: [B, O, C]: the normal equations of the target
-    model, from the frame in which the object was given and from those after it. seen: [B, O] 1 once it was given.
+    given_keys, last_keys, past_keys: [B, O, inside + outside, D + 3] keys of each object and of what is around it, in
+    the frame in which it was given, in the last one and in frames between, each with its place (y, x) in short sides
+    and whether it is there. given_gram, last_gram: [B, O, C, C] and given_moment, last_moment: [B, O, C, SCORES]: the
+    normal equations of the target model, from the frame in which the object was given and from those after it.
+    learned: [B, O] frames that were learned since, counted modulo TURNS. box: [B, O, 4] top, left, bottom and right of
+    the object where it was learned last, in short sides from the middle of the frame; missed: [B, O] frames since, at
+    most TURNS. seen: [B, O] 1 once it was given.
     """
 
     __slots__ = ()
 
 
 class TargetModel(Propagator[TargetState]):
-    """Mask propagation by three memories of each object, whose answers a network draws contours from.
+    """Mask propagation by four memories of each object, whose answers a network draws contours from.
 
     1. The target model w is the inner model: a linear map of learned features z_j of the tokens, whose inner loss is
 
-        l(w) = sum_j a_j (w z_j - t_j)^2 + trust * sum_i (1 - rate)^i rate sum_j a_ij (w z_ij - t_ij)^2 + ridge |w|^2
+        l(w) = sum_j a_j |w z_j - t_j|^2 + trust * sum_i (1 - rate)^i rate sum_j a_ij |w z_ij - t_ij|^2 + ridge |w|^2
 
-       with t = 2 m - 1 for the share m of the object in a token, a the weights that make object and surroundings count
-       the same, the first sum over the frame in which the object was given, kept for ever, the second over the frames
-       since, i frames ago, with the masks that were found and a times |2 m - 1|, how sure they are. It is solved
-       exactly in each frame: recursive least squares with forgetting.
+       with t = 2 m - 1 for the share m of the object in a token, and beside it a learned code of the mask around the
+       token (`Encoding`); a the weights that make object and surroundings count the same, the first sum over the frame
+       in which the object was given, kept for ever, the second over the frames since, i frames ago, with the masks that
+       were found and a times |2 m - 1|, how sure they are. It is solved exactly in each frame: recursive least squares
+       with forgetting.
     2. Keys of the frame in which the object was given, of it and of its surroundings: how like is a token to each?
     3. The same of the last frame, where what lies far from where it was counts less.
+    4. The same of the frames between: some keys of each frame take the places of the oldest.
 
-    A frame in which an object is not found is not learned for it.
+    The network also says how well its masks fit. A frame in which an object is not found, or in doubt, is not learned
+    for it. `near`, `widen`, `edge` and `keep` do not count in training: the network is to be right without them.
     """
 
-    FORMAT = "tttstream.target/1"
+    FORMAT = "tttstream.target/2"
     CONFIG = TargetConfig
     USE = "track VIDEO --first-mask MASK.png"
     CELL = CELL
-    SETTINGS = ("inside", "outside", "reach", "ridge", "rate", "trust", "memories", "size")
+    SETTINGS = (
+        "inside",
+        "outside",
+        "reach",
+        "ridge",
+        "rate",
+        "trust",
+        "span",
+        "doubt",
+        "near",
+        "widen",
+        "memories",
+        "size",
+    )
     centre: Tensor
     spread: Tensor
 
@@ -135,13 +169,16 @@ class TargetModel(Propagator[TargetState]):
         self.register_buffer("centre", torch.zeros(seen))
         self.register_buffer("spread", torch.ones(seen))
         self.key = nn.Linear(seen, config.key, bias=False)
-        self.basis = nn.Linear(seen, config.hidden)
+        self.trunk = nn.Sequential(nn.Conv2d(seen, config.trunk, 1), nn.ReLU(), Residual(config.trunk))
+        self.basis = nn.Linear(seen + config.trunk, config.hidden)
         self.warmth = nn.Parameter(torch.tensor(3.0))
-        self.contour = TargetContour(seen, widths[0], config.channels)
+        self.encoding = Encoding()
+        self.contour = TargetContour(seen + config.trunk, widths[0], config.channels)
         self.memories = config.memories
 
     def only(self, *memories: str) -> TargetModel:
-        """The same weights with some of the memories, to compare: "target", "given", "last", numbers 1, 2, 3 above.
+        """The same weights with some of the memories, to compare: "target", "given", "last", "past", numbers
+        1 to 4 above.
 
         The contours were trained with memories left out at random, so they can do without.
         """
@@ -170,9 +207,9 @@ class TargetModel(Propagator[TargetState]):
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         zeros = partial(torch.zeros, batch, objects, dtype=kind, device=self.warmth.device)
         keys, width = (config.inside + config.outside, config.key + 3), config.hidden + 1
-        return TargetState(
-            zeros(*keys), zeros(*keys), zeros(width, width), zeros(width, width), zeros(width), zeros(width), zeros()
-        )
+        grams, moments = (width, width), (width, SCORES)
+        every = (keys, keys, keys, grams, grams, moments, moments, (), (4,), (), ())
+        return TargetState._make(zeros(*shape) for shape in every)
 
     def encoded(self, frames: Tensor, offset: Tensor | None = None) -> Maps:
         """Features of frames [n, 3, H, W] in 0..1."""
@@ -185,20 +222,19 @@ class TargetModel(Propagator[TargetState]):
     def seen(self, quarter: Tensor, eighth: Tensor, sixteenth: Tensor) -> Maps:
         """The same from the encoder's maps."""
         x = (self._together(quarter, eighth, sixteenth) - self.centre[:, None, None]) / self.spread[:, None, None]
-        tokens = x.flatten(2).mT
-        basis = F.relu(self.basis(tokens))
+        every = torch.cat([x, self.trunk(x)], 1)
+        basis = F.relu(self.basis(every.flatten(2).mT))
         width = quarter.shape[1]
         fine = (quarter - self.centre[:width, None, None]) / self.spread[:width, None, None]
-        return Maps(
-            fine, x, F.normalize(self.key(tokens), dim=2), torch.cat([torch.ones_like(basis[..., :1]), basis], 2)
-        )
+        keys = F.normalize(self.key(x.flatten(2).mT), dim=2)
+        return Maps(fine, every, keys, torch.cat([torch.ones_like(basis[..., :1]), basis], 2))
 
     @staticmethod
     def _together(quarter: Tensor, eighth: Tensor, sixteenth: Tensor) -> Tensor:
         """All maps side by side at an eighth of the size."""
         height, width = eighth.shape[-2:]
         return torch.cat(
-            [F.adaptive_avg_pool2d(quarter, (height, width)), eighth, _resized(sixteenth, (height, width))], 1
+            [F.adaptive_avg_pool2d(quarter, (height, width)), eighth, resized(sixteenth, (height, width))], 1
         )
 
     def _frame(
@@ -209,157 +245,121 @@ class TargetModel(Propagator[TargetState]):
         given: Tensor,
         forced: Tensor | None,
         learn: bool,
-    ) -> tuple[Tensor, Tensor, TargetState]:
+    ) -> tuple[MaskOutput, TargetState]:
         known = state.seen > 0
-        fine, guess = self.found(features, state)
-        fine = torch.where(known[..., None, None], fine, -SURE)
+        fine, guess, fit = self.found(features, state)
+        edge = 0.0 if self.training else self.config.edge
+        kept = edge * self.config.keep
+        fine = torch.where(known[..., None, None], fine - edge, -SURE)
+        fit = torch.where(given, SURE, torch.where(known, fit, -SURE))
         whole = F.interpolate(fine, scale_factor=float(FINE), mode="bilinear")
-        told = F.avg_pool2d(together(fine).softmax(1)[:, 1:], CELL // FINE).flatten(2).detach()
-        told = torch.where(known[..., None], told, 0.0)
+        told = together(fine + edge - kept).softmax(1)[:, 1:].detach()
+        told = torch.where(known[..., None, None], told, 0.0)
         if masks is not None:
             whole = torch.where(given[..., None, None], (2 * masks - 1) * SURE, whole)
             true = given if forced is None else given | forced[:, None]
-            pooled = F.avg_pool2d(masks, CELL).flatten(2).to(told)
-            free = 1 - torch.where(true[..., None], pooled, 0.0).sum(1, keepdim=True)
-            told = torch.where(true[..., None], pooled, told * free.clamp(min=0))
-        return together(whole), guess, self._learned(features, state, told, given, known, learn)
+            pooled = F.avg_pool2d(masks, FINE).to(told)
+            free = 1 - torch.where(true[..., None, None], pooled, 0.0).sum(1, keepdim=True)
+            told = torch.where(true[..., None, None], pooled, told * free.clamp(min=0))
+        surely = fit.detach().sigmoid() > self.config.doubt
+        state = self._learned(features, state, told, given, known & surely if learn else given)
+        return MaskOutput(together(whole), guess, fit), state
 
-    def found(self, features: Maps, state: TargetState) -> tuple[Tensor, Tensor]:
-        """Log-odds of every object by itself [B, O, H/4, W/4], and those of the target model [B, O, H/8, W/8]."""
+    def found(self, features: Maps, state: TargetState) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-odds of every object by itself [B, O, H/4, W/4], those of the target model [B, O, H/8, W/8], and of how
+        well it fits [B, O]."""
         cues = self.cues(features, state)
-        fine: Tensor = self.contour(cues, features)
-        return fine, 3 * cues[:, :, 0]
+        fine, fit = self.contour(cues, features.eighth, features.quarter)
+        if not self.training:
+            fine = fine - self._far(fine, state)
+        return fine, 3 * cues[:, :, 0], fit
+
+    def _far(self, fine: Tensor, state: TargetState) -> Tensor:
+        """By how much log-odds [B, O, H/4, W/4] are lowered where the object cannot be: the further the more."""
+        height, width = fine.shape[-2:]
+        at = places(height, width, state.box)
+        outside = torch.maximum(state.box[:, :, None, :2] - at, at - state.box[:, :, None, 2:]).clamp(min=0)
+        free = self.config.near + self.config.widen * state.missed
+        far = STEEP * (outside.square().sum(3).sqrt() - free[:, :, None]).clamp(min=0)
+        return far.unflatten(2, (height, width)).to(fine.dtype)
 
     def cues(self, features: Maps, state: TargetState) -> Tensor:
-        """Scores of the memories for each token, [B, O, CUES, H/8, W/8]: the target model's score; likeness to the
-        object and to its surroundings, in the given frame and in the last one; and the best score and likeness of
-        others."""
+        """Scores of the memories for each token, [B, O, CUES, H/8, W/8]: the target model's scores; likeness to the
+        object and to its surroundings, other objects among them, in the given frame, in the last one and in the past.
+        Those of memories that are not asked are 0."""
         height, width = features.eighth.shape[-2:]
-        score = torch.einsum("boc,bnc->bon", self.target(state), features.basis.to(state.seen.dtype)).clamp(-3, 3)
-        given = self._alike(features.keys, state.given_keys, None)
-        last = self._alike(features.keys, state.last_keys, _places(height, width, features.keys))
-        mine = torch.stack([score, *given, *last], 2).to(features.keys.dtype)
-        others = torch.stack([_others(score), _others(last[0] - last[1])], 2).to(mine)
-        every = torch.cat([mine, others], 2).unflatten(3, (height, width))
-        told = [cue for memory in self.memories for cue in MEMORIES[memory]]
-        heard = torch.tensor([cue in told for cue in range(CUES)], device=every.device)
-        return torch.where(heard[:, None, None], every, 0.0)
+        kind = state.seen.dtype
+        keys, warmth = features.keys.to(kind), self.warmth.exp().to(kind)
+        at, scores = places(height, width, keys), keys.new_zeros(len(keys), state.objects, SCORES, keys.shape[1])
+        if "target" in self.memories:
+            basis = features.basis.to(kind)[:, None]
+            scores = (basis @ self.target(state)).mT.clamp(-3, 3)
+        found = {"target": scores}
+        for memory, kept in (("given", state.given_keys), ("last", state.last_keys), ("past", state.past_keys)):
+            if memory in self.memories:
+                near = at if memory == "last" else None
+                found[memory] = torch.stack(alike(keys, kept, self.config.inside, warmth, near, self.config.reach), 2)
+            else:
+                found[memory] = torch.zeros_like(scores[:, :, :2])
+        return torch.cat([*found.values()], 2).to(features.keys.dtype).unflatten(3, (height, width))
 
     def target(self, state: TargetState) -> Tensor:
-        """The weights of the target model [B, O, 1 + hidden]: the least squares of what was learned."""
+        """The weights of the target model [B, O, 1 + hidden, SCORES]: the least squares of what was learned."""
         config = self.config
         gram = state.given_gram + config.trust * state.last_gram
         moment = state.given_moment + config.trust * state.last_moment
         ridge = config.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         return torch.linalg.solve(gram + ridge, moment)
 
-    def _alike(self, keys: Tensor, kept: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The best likeness [B, O, N] of tokens to keys of each object, and to those around it."""
-        width, inside = keys.shape[2], self.config.inside
-        known, at, there = kept[..., :width], kept[..., width : width + 2], kept[..., width + 2]
-        warmth = self.warmth.exp().to(known)
-        queries = warmth * keys[:, None].to(known)
-        bias = torch.where(there > 0, 0.0, 10 * NOWHERE)
-        if places is not None:  # - |p - q|^2 / (2 reach^2) as a product
-            places, scale = places.to(known), warmth * 0.5 / self.config.reach**2
-            queries = torch.cat([queries, (2 * scale * places).expand(*queries.shape[:3], 2)], 3)
-            known = torch.cat([known, at], 3)
-            bias = bias - scale * at.square().sum(3)
-        near = queries @ known.mT + bias[:, :, None]
-        best = near[..., :inside].amax(3), near[..., inside:].amax(3)
-        if places is None:
-            return best[0].clamp(min=NOWHERE) / 4, best[1].clamp(min=NOWHERE) / 4
-        own = scale * places.square().sum(-1)
-        return (best[0] - own).clamp(min=NOWHERE) / 4, (best[1] - own).clamp(min=NOWHERE) / 4
-
-    def _learned(
-        self, features: Maps, state: TargetState, told: Tensor, given: Tensor, known: Tensor, learn: bool
-    ) -> TargetState:
-        """The state after a frame with masks `told` [B, O, N]."""
-        kind = state.seen.dtype
-        told, basis = told.to(kind), features.basis.to(kind)
-        shown = (told > 0.5).any(2)
-        places = _places(features.eighth.shape[-2], features.eighth.shape[-1], features.keys)
-        keys = torch.cat([features.keys, places.expand(len(told), -1, -1)], 2).to(kind)
-        kept = _where(given, self._kept(keys, told), self._kept(keys, told, MARGIN))
-        balance = 0.5 * told / told.sum(2, keepdim=True).clamp(min=1)
-        balance = balance + 0.5 * (1 - told) / (1 - told).sum(2, keepdim=True).clamp(min=1)
-        balance = torch.where(given[..., None], balance, balance * (2 * told - 1).abs())
+    def _learned(self, features: Maps, state: TargetState, told: Tensor, given: Tensor, learn: Tensor) -> TargetState:
+        """The state after a frame with masks `told` [B, O, H/4, W/4]: given [B, O] are learned for ever, `learn` [B, O]
+        are learned where they are in sight."""
+        kind, config = state.seen.dtype, self.config
+        target, share = self.encoding(told.to(features.keys)).to(kind), F.avg_pool2d(told.to(kind), 2).flatten(2)
+        basis = features.basis.to(kind)
+        at = places(features.eighth.shape[-2], features.eighth.shape[-1], features.keys)
+        keys = torch.cat([features.keys, at.expand(len(told), -1, -1)], 2).to(kind)
+        balance = 0.5 * share / share.sum(2, keepdim=True).clamp(min=1)
+        balance = balance + 0.5 * (1 - share) / (1 - share).sum(2, keepdim=True).clamp(min=1)
+        balance = torch.where(given[..., None], balance, balance * (2 * share - 1).abs())
         gram = _gram(balance, basis)
-        moment = (balance * (2 * told - 1)) @ basis
-        rate = self.config.rate
-        goes_on = known & shown & learn & ~given
+        moment = (target * balance[:, :, None] @ basis[:, None]).mT
+        margin = torch.where(given, 0.0, MARGIN)[..., None]
+        inside, outside = share > 0.5 + margin, share <= 0.5 - margin
+        inside = torch.where(inside.any(2, keepdim=True), inside, share > 0.5)  # what is small has no sure token
+        kept = torch.cat([drawn(keys, inside, config.inside), drawn(keys, outside, config.outside)], 2)
+        goes_on = learn & inside.any(2) & ~given
+        past = self._past(keys, inside, outside, state)
+        rate = config.rate
         here = partial(_where, given)
         later = partial(_where, goes_on)
         return TargetState(
             here(kept, state.given_keys),
             _where(given | goes_on, kept, state.last_keys),
+            here(torch.zeros_like(past), later(past, state.past_keys)),
             here(gram, state.given_gram),
             here(torch.zeros_like(gram), later((1 - rate) * state.last_gram + rate * gram, state.last_gram)),
             here(moment, state.given_moment),
             here(torch.zeros_like(moment), later((1 - rate) * state.last_moment + rate * moment, state.last_moment)),
+            here(torch.zeros_like(state.learned), (state.learned + goes_on) % TURNS),
+            _where(given | goes_on, _box(at.to(kind), share > 0.5), state.box),
+            torch.where(given | goes_on, 0.0, (state.missed + 1).clamp(max=TURNS)),
             torch.where(given, 1.0, state.seen),
         )
 
-    def _kept(self, keys: Tensor, told: Tensor, margin: float = 0.0) -> Tensor:
-        """Keys [B, O, inside + outside, D + 3] drawn from the object's tokens and from the others, and whether each is
-        there. Tokens whose share is nearer to a half than the margin are neither's. Where there are fewer than room
-        for, they are kept again and again. The draw depends on the number of tokens alone, so that a stream repeats bit
-        for bit."""
-        tokens = keys.shape[1]
-        luck = torch.rand(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(keys.device)
+    def _past(self, keys: Tensor, inside: Tensor, outside: Tensor, state: TargetState) -> Tensor:
+        """Keys of the past in which some of this frame have taken the places of the oldest."""
         parts = []
-        for chosen, room in ((told > 0.5 + margin, self.config.inside), (told <= 0.5 - margin, self.config.outside)):
-            order = (luck + 2.0 * ~chosen).argsort(dim=2)
-            count = chosen.sum(2, keepdim=True)
-            which = order.gather(2, torch.arange(room, device=keys.device).remainder(count.clamp(min=1)))
-            drawn = (
-                keys[:, None]
-                .expand(-1, told.shape[1], -1, -1)
-                .gather(2, which[..., None].expand(-1, -1, -1, keys.shape[2]))
-            )
-            there = (count > 0).to(keys.dtype)[..., None].expand(*drawn.shape[:3], 1)
-            parts.append(torch.cat([drawn, there], 3))
+        old = state.past_keys.split([self.config.inside, self.config.outside], 2)
+        for before, chosen in zip(old, (inside, outside), strict=True):
+            room = before.shape[2]
+            count = -(-room // self.config.span)
+            new = drawn(keys, chosen, count, state.learned)
+            place = (state.learned[..., None].long() * count + torch.arange(count, device=keys.device)) % room
+            places = place[..., None].expand(*new.shape)
+            now = before.scatter(2, places, new)
+            parts.append(torch.where(chosen.any(2)[..., None, None], now, before))
         return torch.cat(parts, 2)
-
-
-class TargetContour(nn.Module):
-    """Cues of each token and the frame's features to log-odds of each object at a quarter of the size."""
-
-    def __init__(self, seen: int, fine: int, channels: int) -> None:
-        super().__init__()
-        self.seen = nn.Conv2d(seen, channels, 1, bias=False)
-        self.cues = nn.Conv2d(CUES, channels, 3, padding=1)
-        self.near = nn.Sequential(Residual(channels), Residual(channels))
-        self.fine = nn.Conv2d(fine, 16, 1)
-        drawn = nn.Conv2d(24, 1, 3, padding=1)
-        self.out = nn.Sequential(convolution(channels + 16, 24), drawn)
-        self.straight = nn.Conv2d(CUES, 1, 1)
-        for parameter in (*drawn.parameters(), *self.straight.parameters()):
-            nn.init.zeros_(parameter)
-        with torch.no_grad():
-            self.straight.weight += torch.tensor([2.0, 1.0, -1.0, 2.0, -2.0, 0.0, 0.0]).view(1, CUES, 1, 1)
-
-    def forward(self, cues: Tensor, features: Maps) -> Tensor:
-        """cues [n, objects, CUES, h, w], features of n frames -> [n, objects, 2 h, 2 w]."""
-        objects = cues.shape[1]
-        x = cues.flatten(0, 1)
-        seen = self.seen(features.eighth).repeat_interleave(objects, 0)
-        near = self.near(F.relu(self.cues(x) + seen))
-        size = features.quarter.shape[-2:]
-        fine = F.relu(self.fine(features.quarter)).repeat_interleave(objects, 0)
-        drawn: Tensor = self.out(torch.cat([_resized(near, size), fine], 1)) + _resized(self.straight(x), size)
-        return drawn.unflatten(0, (-1, objects)).squeeze(2)
-
-
-def _resized(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
-    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
-
-
-def _places(height: int, width: int, like: Tensor) -> Tensor:
-    """The middles (y, x) of tokens [N, 2] from the middle of the frame, in short sides."""
-    axes = [(torch.arange(size, device=like.device) + 0.5 - size / 2) / min(height, width) for size in (height, width)]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), 2).flatten(0, 1).to(like.dtype)
 
 
 def _gram(weights: Tensor, basis: Tensor) -> Tensor:
@@ -367,12 +367,12 @@ def _gram(weights: Tensor, basis: Tensor) -> Tensor:
     return (basis.mT[:, None] * weights[:, :, None]) @ basis[:, None]
 
 
-def _others(x: Tensor) -> Tensor:
-    """The largest of the other objects' values, [B, O, N]; NOWHERE where there is no other."""
-    if x.shape[1] == 1:
-        return torch.full_like(x, NOWHERE)
-    own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-    return torch.where(own[None, :, :, None], NOWHERE, x[:, None]).amax(2)
+def _box(at: Tensor, inside: Tensor) -> Tensor:
+    """The box [B, O, 4] around those of the places [N, 2] that are inside [B, O, N]."""
+    there = inside[..., None]
+    low = torch.where(there, at, torch.inf).amin(2)
+    high = torch.where(there, at, -torch.inf).amax(2)
+    return torch.cat([low, high], 2).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _where(objects: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from tttstream.train.data.split import cut
 from tttstream.train.data.sprites import Floats, Motion, Pixels, Sprite, make_sprite, near, region, smooth, streak
 
 SIZE = 112  # pixels: the side of the frames where nobody says
-SHORT = 144  # pixels: the short side at which frames of videos are kept
+SHORT = 144  # pixels: the short side at which frames of videos are kept where nobody says
 RUNS, RUN = 6, 16  # how many runs of how many frames are kept of a video
 
 
@@ -34,7 +34,8 @@ class ObjectsClip(Clip):
     seed: which scene. size: side of the square frames in pixels. frames: length. objects: at most so many are tracked.
     videos: files whose frames are used besides the photographs of scikit-image. unrest: how much more happens than
     that: objects change their proportions and their colours, the camera shakes and smears; 0 for none of it, 1 for a
-    lot. The scene of a seed is the same for each unrest.
+    lot. The scene of a seed is the same for each unrest. short: short side in pixels at which frames of videos are
+    kept; frames larger than that are blurred. lost: the share of scenes in which an object is out of sight for a while.
     """
 
     seed: int = 0
@@ -43,6 +44,8 @@ class ObjectsClip(Clip):
     objects: int = 2
     videos: tuple[str, ...] = ()
     unrest: float = 0.0
+    short: int = SHORT
+    lost: float = 0.0
     masked: bool = True
 
     def open(self, decoder: Decoder) -> Reader:
@@ -61,7 +64,8 @@ class MovingObjects(Index):
     count: how many. frames: length of each. size: side in pixels, that of the data unless given. objects: at most so
     many are tracked. folders: folders of videos, or video files, whose frames they are made of besides photographs;
     None for photographs alone. part: of the videos, "train", "test" or "all"; a video's own name decides, see `split`.
-    seed: of the first; the others have the seeds that follow. unrest: how much happens in them, see ObjectsClip.
+    seed: of the first; the others have the seeds that follow. unrest, short, lost: how much happens in them and how
+    sharp they are, see ObjectsClip.
     """
 
     count: int = 100_000
@@ -72,20 +76,35 @@ class MovingObjects(Index):
     part: str = "all"
     seed: int = 0
     unrest: float = 0.0
+    short: int = SHORT
+    lost: float = 0.0
 
     def clips(self) -> list[Clip]:
         """See Index."""
         size = SIZE if self.size is None else self.size
-        if min(self.count, self.frames, size, self.objects) < 1:
-            raise DataError("objects: count, frames, size and objects must be at least 1")
+        if min(self.count, self.frames, size, self.objects, self.short) < 1:
+            raise DataError("objects: count, frames, size, objects and short must be at least 1")
         if self.seed < 0:
             raise DataError(f"objects: seed cannot be negative, got {self.seed}")
-        if not 0 <= self.unrest <= 1:
-            raise DataError(f"objects: unrest must lie between 0 and 1, got {self.unrest}")
+        for name in ("unrest", "lost"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"objects: {name} must lie between 0 and 1, got {getattr(self, name)}")
         videos = tuple(clip.name for clip in self._videos())
         seeds = range(self.seed, self.seed + self.count)
         return [
-            ObjectsClip(f"objects {s}", -1, True, s, size, self.frames, self.objects, videos, self.unrest)
+            ObjectsClip(
+                f"objects {s}",
+                -1,
+                True,
+                s,
+                size,
+                self.frames,
+                self.objects,
+                videos,
+                self.unrest,
+                self.short,
+                self.lost,
+            )
             for s in seeds
         ]
 
@@ -114,9 +133,10 @@ class _ObjectsReader(Reader):
         self.frames = clip.frames
         for attempt in range(20):
             rng = np.random.Generator(np.random.PCG64([clip.seed, attempt, 77]))
-            self._scene = Scene(rng, clip.frames, clip.size, clip.videos)
+            self._scene = Scene(rng, clip.frames, clip.size, clip.videos, clip.short)
             if self._scene.choose(rng, clip.objects):
                 self._scene.stir(clip.unrest)
+                self._scene.lose(clip.lost)
                 return
         raise RuntimeError(f"scene {clip.seed} shows no object in twenty attempts")
 
@@ -126,8 +146,8 @@ class _ObjectsReader(Reader):
 
 
 @lru_cache(maxsize=128)
-def runs(path: str) -> list[list[Pixels]]:
-    """Some runs of frames that follow one another in a video, spread over its length, reduced to `SHORT` pixels."""
+def runs(path: str, short: int = SHORT) -> list[list[Pixels]]:
+    """Some runs of frames that follow one another in a video, spread over its length, reduced to `short` pixels."""
     with Video(path) as video:
         known = video.frames or RUNS * RUN
         starts = {int(start) for start in np.linspace(0, max(0, known - RUN), RUNS)}
@@ -138,31 +158,31 @@ def runs(path: str) -> list[list[Pixels]]:
                 found.append([])
                 taken = RUN
             if taken:
-                found[-1].append(_reduced(np.asarray(frame.image, np.uint8)))
+                found[-1].append(_reduced(np.asarray(frame.image, np.uint8), short))
                 taken -= 1
             elif number > max(starts):
                 break
     return found
 
 
-def _reduced(image: Pixels) -> Pixels:
-    scale = SHORT / min(image.shape[:2])
-    size = max(SHORT, round(image.shape[1] * scale)), max(SHORT, round(image.shape[0] * scale))
+def _reduced(image: Pixels, short: int) -> Pixels:
+    scale = short / min(image.shape[:2])
+    size = max(short, round(image.shape[1] * scale)), max(short, round(image.shape[0] * scale))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 @lru_cache(maxsize=len(NAMES))
-def _photograph(name: str) -> Pixels:
+def _photograph(name: str, short: int) -> Pixels:
     whole = photograph(name)
-    scale = 2.2 * SHORT / min(whole.shape[:2])
+    scale = 2.2 * short / min(whole.shape[:2])
     return np.asarray(cv2.resize(whole, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def pictures(rng: np.random.Generator, videos: Sequence[str], steps: int) -> list[Pixels]:
+def pictures(rng: np.random.Generator, videos: Sequence[str], steps: int, short: int = SHORT) -> list[Pixels]:
     """`steps` pictures that follow one another in a video, or one photograph again and again."""
     if not videos or rng.random() < 0.2:
-        return [_photograph(NAMES[rng.integers(len(NAMES))])] * steps
-    some = runs(videos[int(rng.integers(len(videos)))])
+        return [_photograph(NAMES[rng.integers(len(NAMES))], short)] * steps
+    some = runs(videos[int(rng.integers(len(videos)))], short)
     run = some[rng.integers(len(some))]
     there_and_back = [*run, *run[-2:0:-1]] or run
     start = int(rng.integers(len(there_and_back)))
@@ -172,10 +192,12 @@ def pictures(rng: np.random.Generator, videos: Sequence[str], steps: int) -> lis
 class Scene:
     """One sequence: a background under a moving camera, objects, light. `choose` says which objects are tracked."""
 
-    def __init__(self, rng: np.random.Generator, steps: int, size: int, videos: Sequence[str]) -> None:
+    def __init__(
+        self, rng: np.random.Generator, steps: int, size: int, videos: Sequence[str], short: int = SHORT
+    ) -> None:
         self.size, self.steps = size, steps
         self._seed = int(rng.integers(2**31))
-        backdrop = pictures(rng, videos, steps)
+        backdrop = pictures(rng, videos, steps, short)
         if rng.random() < 0.55:
             backdrop = backdrop[:1] * steps  # a still picture: nothing moves but the camera and the objects
         self.camera = Motion.draw(rng, steps, size, 0.7, 0.0)
@@ -199,7 +221,7 @@ class Scene:
         self.sprites: list[Sprite] = []
         for _ in range(int(rng.integers(0 if self.part is not None else 1, 5))):
             like = self.sprites[-1] if self.sprites and rng.random() < 0.3 else None
-            made_of = [pictures(rng, videos, 1)[0] for _ in range(3)]
+            made_of = [pictures(rng, videos, 1, short)[0] for _ in range(3)]
             if rng.random() < 0.25:
                 made_of[0] = backdrop[0]  # coloured like what is behind it
             self.sprites.append(make_sprite(rng, made_of, steps, size, like))
@@ -240,6 +262,21 @@ class Scene:
         self.shake = rng.normal(0, 0.014 * restless * self.size, (self.steps, 2)).astype(np.float32)
         self.shake[0] *= 0.3
         self.camera.shift = near(self.camera.shift, 0.25 * self.size) + self.shake
+
+    def lose(self, chance: float) -> None:
+        """With this chance, put one of the tracked objects out of sight for a while, after the first frames; it comes
+        back elsewhere, as if the picture had been cut or something had passed in front."""
+        rng = np.random.Generator(np.random.PCG64([self._seed, 1 << 41]))
+        tracked = sorted(number for number in self.tracked if number > 1)  # 1 is the region of the background
+        if rng.random() >= chance or not tracked or self.steps < 8:
+            return
+        motion = self.sprites[tracked[int(rng.integers(len(tracked)))] - 2].motion
+        begin = int(rng.integers(3, self.steps // 2 + 1))
+        end = begin + int(rng.integers(2, max(3, self.steps // 2)))
+        back = near(rng.normal(0, 0.25 * self.size, 2).astype(np.float32), 0.4 * self.size)
+        motion.shift = motion.shift.copy()
+        motion.shift[end:] += back
+        motion.shift[begin:end] += 8 * self.size
 
     def render(self, t: int) -> tuple[Pixels, NDArray[np.uint8]]:
         """Frame t uint8 [size, size, 3] and the tracked object that each pixel belongs to [size, size]."""

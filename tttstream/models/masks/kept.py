@@ -1,0 +1,74 @@
+"""Keys that are kept of objects and of what is around them: which, and how like tokens are to them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NOWHERE = -4.0
+"""Likeness to what is not there."""
+
+
+def places(height: int, width: int, like: Tensor) -> Tensor:
+    """The middles (y, x) of tokens [N, 2] from the middle of the frame, in short sides."""
+    axes = [(torch.arange(size, device=like.device) + 0.5 - size / 2) / min(height, width) for size in (height, width)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), 2).flatten(0, 1).to(like.dtype)
+
+
+def drawn(keys: Tensor, chosen: Tensor, room: int, turn: Tensor | None = None) -> Tensor:
+    """`room` of the chosen tokens of each object, drawn at random: keys [B, N, D], chosen bool [B, O, N] -> [B, O,
+    room, D + 1], the last number 1 where there is one. Where fewer are chosen than there is room for, they come again
+    and again. The draw depends on the number of tokens and on `turn` [B, O] (whole numbers) alone, so that a stream
+    repeats bit for bit."""
+    tokens = keys.shape[1]
+    luck = torch.rand(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(keys.device)
+    if turn is None:
+        order = (luck + 2.0 * ~chosen).argsort(dim=2)
+    else:
+        moved = (torch.arange(tokens, device=keys.device) + 7919 * turn[..., None].long()) % tokens
+        order = (luck[moved] + 2.0 * ~chosen).argsort(dim=2)
+    count = chosen.sum(2, keepdim=True)
+    which = order.gather(2, torch.arange(room, device=keys.device).remainder(count.clamp(min=1)))
+    every = keys[:, None].expand(-1, chosen.shape[1], -1, -1)
+    found = every.gather(2, which[..., None].expand(-1, -1, -1, keys.shape[2]))
+    there = (count > 0).to(keys.dtype)[..., None].expand(*found.shape[:3], 1)
+    return torch.cat([found, there], 3)
+
+
+def alike(keys: Tensor, kept: Tensor, inside: int, warmth: Tensor, at: Tensor | None, reach: float) -> list[Tensor]:
+    """The best likeness [B, O, N] of tokens [B, N, D] to the kept keys [B, O, K, D + 3] of each object, which are the
+    first `inside` of them, and to those around it. at: places of the tokens [N, 2], where what lies far counts less."""
+    width = keys.shape[2]
+    bias = torch.where(kept[..., width + 2] > 0, 0.0, 10 * NOWHERE)
+    known, queries = kept[..., :width], (warmth * keys)[:, None]
+    if at is not None:  # - |p - q|^2 / (2 reach^2) as a product
+        scale = warmth * (0.5 / reach**2)
+        queries = torch.cat([queries, (2 * scale * at).expand(*queries.shape[:3], 2)], 3)
+        bias = bias - scale * kept[..., width : width + 2].square().sum(3)
+        known = kept[..., : width + 2]
+    queries = torch.cat([queries, torch.ones_like(queries[..., :1])], 3)
+    known = torch.cat([known, bias[..., None]], 3)
+    best = [_best(queries, part) for part in (known[:, :, :inside], known[:, :, inside:])]
+    if at is not None:
+        own = scale * at.square().sum(-1)
+        best = [one - own for one in best]
+    return [one.clamp(min=NOWHERE) / 4 for one in best]
+
+
+def _best(queries: Tensor, known: Tensor) -> Tensor:
+    """The largest product of queries [B, 1, N, D] with known keys [B, O, K, D], [B, O, N].
+
+    Piece by piece, so that the products stay in the cache. With gradients the best key is looked for first and its
+    product taken again, so that the others need no backward pass.
+    """
+    if not (torch.is_grad_enabled() and (queries.requires_grad or known.requires_grad)):
+        transposed = known.mT
+        return torch.cat([(part @ transposed).amax(3) for part in queries.split(PIECE, 2)], 2)
+    with torch.no_grad():
+        transposed = known.mT
+        which = torch.cat([(part @ transposed).max(3).indices for part in queries.split(PIECE, 2)], 2)
+    chosen = known.gather(2, which[..., None].expand(-1, -1, -1, known.shape[3]))
+    return (queries * chosen).sum(3)
+
+
+PIECE = 192  # tokens

@@ -12,6 +12,7 @@ from tttstream_kernels import definition
 from tttstream_kernels.backend import chosen_backend
 from tttstream_kernels.call import Call
 from tttstream_kernels.errors import ConfigError, ShapeError
+from tttstream_kernels.factors import summed
 from tttstream_kernels.frame import frame_causal
 from tttstream_kernels.inner import Conv, Inner
 from tttstream_kernels.precision import cast, full_precision
@@ -118,6 +119,7 @@ def run(
     """`ttt` behind its door, for a layer whose own door has seen to its arguments: nothing is checked. `fresh` says
     that the state is known to be zero."""
     output, dtype = call.q.dtype, state.delta.dtype
+    state = state._replace(grad_sum=summed(state.grad_sum))
     way = route(
         backend, call.inner, call.causal, update=call.update, width=call.q.shape[3], mini_batch=call.tokens,
         dtype=dtype, device=call.q.device, tokens=call.q.shape[1],

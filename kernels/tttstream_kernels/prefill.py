@@ -101,30 +101,11 @@ def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scann
                 x.baddbmm_(products, steps[n])
 
         if cut.complete(chunk) is True:
-            _step(weights, inputs, steps, grad_sum, rule, last)
+            rule.step(weights, inputs, steps, grad_sum, last)
         else:
             _end(settings, chunk, weights, sums, inputs, steps, grad_sum, rule, last)
         grad_sum = ()
     return Scanned(z, before if losses else None, after, Seed(seed.weights, sums, ()))
-
-
-def _step(
-    weights: Weights, inputs: list[Tensor], steps: list[Tensor], grad_sum: Weights, rule: Rule, tau: float
-) -> None:
-    """The weights with which the next mini-batch begins (equation 9), in place. If `forget` is a number, the product
-    that makes the step also applies it."""
-    stay = 1.0 if isinstance(rule.forget, Tensor) else 1.0 - rule.forget
-    for n, (weight, x, step) in enumerate(zip(weights, inputs, steps, strict=True)):
-        if grad_sum:
-            weight.add_(grad_sum[n], alpha=-tau)
-        weight.baddbmm_(x, step, beta=stay, alpha=-stay * tau)
-        if stay != 1.0:
-            weight.add_(rule.start[n], alpha=1.0 - stay)
-    if isinstance(rule.forget, Tensor):
-        rule.mixed(weights, in_place=True)
-    scale = rule.scale(weights[-1])
-    if scale is not None:
-        weights[-1].mul_(scale)
 
 
 def _end(
@@ -138,7 +119,7 @@ def _end(
     rule: Rule,
     tau: float,
 ) -> None:
-    """`_step` where pieces end inside their mini-batch: those keep their weights, and its steps go to their sums."""
+    """`Rule.step` where pieces end inside their mini-batch: they keep their weights, and its steps go to their sums."""
     cells, going_on, complete = settings.sizes[chunk], (*settings.sizes, 0)[chunk + 1], settings.cut.complete(chunk)
     mask = steps[0].new_zeros(cells, 1, 1, dtype=torch.bool)
     if isinstance(complete, Tensor):
@@ -150,6 +131,6 @@ def _end(
             total += grad_sum[n][going_on:]
         sums[n][going_on:cells] = torch.where(full, 0.0, total)
     if going_on or complete is not False:
-        _step(weights, inputs, steps, grad_sum, rule, tau)
+        rule.step(weights, inputs, steps, grad_sum, tau)
         for weight, old in zip(weights, kept, strict=True):
             weight[going_on:] = torch.where(full, weight[going_on:], old)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tttstream_kernels.factors import look
 from tttstream_kernels.inner import Inner
 from tttstream_kernels.norm import half_square, normalise
 from tttstream_kernels.precision import cast, full_precision
@@ -42,9 +43,10 @@ def read(
             tau = 1.0 / torch.arange(1, mini_batch + 1, device=q.device) if tau is None else tau
             phase = state.phase.long()
             scale = torch.where(phase > 0, tau.to(dtype)[(phase - 1).clamp(min=0)], 0.0)
-            scale, grad_sum = scale[:, None, None], state.grad_sum[..., : weights.shape[-1]]
+            kept = look(state.grad_sum)
+            scale, grad_sum = scale[:, None, None], kept[..., : weights.shape[-1]]
             if update is not None and update.normalised:
-                scale = normalised_scale(scale, grad_sum.square().sum(-1, keepdim=True), state.grad_sum[..., -1:])
+                scale = normalised_scale(scale, grad_sum.square().sum(-1, keepdim=True), kept[..., -1:])
             weights = weights - scale * grad_sum
             if update is not None and update.has_momentum:
                 mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum

@@ -2,19 +2,21 @@
 
 A token is so little arithmetic that a step takes as long as its calls. So there is no call that the step can do
 without: cells are laid out once, W_i is not formed (equation 8 with one token), tau is a number, the base of the rates
-goes into the last product, and what belongs to the end of a mini-batch is left to it.
+goes into a product, and what belongs to the end of a mini-batch is left to it. A mini-batch that begins here is kept as
+factors (`factors.py`), one that an earlier call has summed goes on with its sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, native_layer_norm
+from torch.nn import functional as F
 
-from tttstream_kernels.activation import gelu
+from tttstream_kernels.factors import GradSum, Unfinished, summed
 from tttstream_kernels.inner import Dense, flatten
 from tttstream_kernels.norm import EPS
 from tttstream_kernels.state import InnerState
@@ -22,6 +24,8 @@ from tttstream_kernels.update import Update, Weights
 
 _layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 _gelu_backward = torch.ops.aten.gelu_backward.default
+_gelu_backward_into = torch.ops.aten.gelu_backward.grad_input
+_gelu: Any = F.gelu
 _INPUT_ONLY = [True, False, False]
 
 
@@ -32,12 +36,15 @@ def covers(update: Update) -> bool:
 
 class Token(NamedTuple):
     """One token of R cells (rows times heads): its q, k and v [3, R, 1, D], eta [R, 1, 1] before it is multiplied with
-    `base`, tau at their places (a number, or [R, 1, 1]), and which rows' mini-batches it ends."""
+    `base`, K, tau at their places (a number, or [R, 1, 1]), whether it begins the mini-batches of all rows, and which
+    rows' mini-batches it ends."""
 
     views: Tensor
     eta: Tensor
     base: float
+    tokens: int
     tau: float | Tensor
+    begins: bool
     ends: list[bool]
 
 
@@ -45,12 +52,86 @@ def step(
     inner: Dense, token: Token, start: Tensor, gamma: Tensor, beta: Tensor, update: Update, state: InnerState
 ) -> tuple[Tensor, InnerState]:
     """(outputs [R, 1, D], state); start [H, P], gamma and beta [H, D] as in `ttt`. All in the state's type."""
-    views, eta, base, tau, ends = token
+    gamma, beta = gamma.unsqueeze(1), beta.unsqueeze(1)
+    if len(token.ends) > 1:
+        gamma, beta = gamma.repeat(len(token.ends), 1, 1), beta.repeat(len(token.ends), 1, 1)
+    taken = _slot(inner, token, start, state)
+    x, state = (
+        _with_sums(inner, token, start, gamma, beta, update, state)
+        if taken is None
+        else _with_factors(token, start, gamma, beta, update, state, *taken)
+    )
+    q = token.views[0]
+    return torch.addcmul(q + beta, gamma, native_layer_norm(x, q.shape[2:], None, None, EPS)[0]), state
+
+
+def _slot(inner: Dense, token: Token, start: Tensor, state: InnerState) -> tuple[Unfinished, int] | None:
+    """The mini-batches of a state and the token's slot in them; None where an earlier call has summed them."""
+    grad_sum = state.grad_sum
+    if isinstance(grad_sum, GradSum):
+        held = grad_sum.unfinished
+        if held is not None and held.stands(start, state.delta):
+            return held.take(grad_sum.count), grad_sum.count
+    if token.begins:
+        return Unfinished(inner, token.views.shape[-1], token.tokens, start, state.delta).take(0), 0
+    return None
+
+
+def _with_factors(
+    token: Token,
+    start: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    update: Update,
+    state: InnerState,
+    held: Unfinished,
+    slot: int,
+) -> tuple[Tensor, InnerState]:
+    """z of the query, and the state, from the factors of the tokens before."""
+    (q, k, v), tau, width = token.views.unbind(0), token.tau, token.views.shape[3:]
+    weights, biases, inputs, steps = held.weights, held.biases, held.inputs, held.steps
+
+    # the token's factors (equations 3 and 5)
+    x, hidden = inputs[0].narrow(1, slot, 1).copy_(k), []
+    z = torch.baddbmm(biases[0], x, weights[0])
+    for layer in range(1, len(weights)):
+        hidden.append(z)
+        x = _gelu(z, approximate="tanh", out=inputs[layer].narrow(1, slot, 1))
+        z = torch.baddbmm(biases[layer], x, weights[layer])
+    z_hat, mean, rstd = native_layer_norm(z, width, None, None, EPS)
+    u = (k - v).add_(beta).addcmul_(gamma, z_hat).mul_(gamma)
+    g = _layer_norm_backward(u, z, width, mean, rstd, None, None, _INPUT_ONLY)[0]
+    g = steps[-1].narrow(1, slot, 1).addcmul_(g, token.eta, value=token.base)
+    for layer in reversed(range(len(hidden))):
+        back, out = torch.bmm(g, held.transposed[layer]), steps[layer].narrow(1, slot, 1)
+        g = _gelu_backward_into(back, hidden[layer], approximate="tanh", grad_input=out)
+
+    # the query's output (equation 8)
+    x = q
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = x if x is q else _gelu(x, approximate="tanh")
+        z, scores = torch.baddbmm(bias, x, weight), torch.baddbmm(held.ones, x, held.turned[layer])
+        if isinstance(tau, float):
+            x = z.baddbmm_(scores, steps[layer], alpha=-tau)
+        else:
+            x = z.addcmul_(torch.bmm(scores, steps[layer]), tau, value=-1)
+
+    if True not in token.ends:
+        return x, InnerState(held.delta, GradSum.of(held, slot + 1), state.momentum, state.phase + 1)
+    if update.columns or not isinstance(tau, float):
+        return x, _ended(held.inner, token, start, held.flat, update, state._replace(grad_sum=held.sums(slot + 1)))
+    after = held.ended(update, start, tau)
+    return x, InnerState(after.delta, GradSum.of(after, 0), state.momentum, torch.zeros_like(state.phase))
+
+
+def _with_sums(
+    inner: Dense, token: Token, start: Tensor, gamma: Tensor, beta: Tensor, update: Update, state: InnerState
+) -> tuple[Tensor, InnerState]:
+    """The same from the sums of the tokens before."""
+    views, eta, base, _, tau, _, ends = token
     q, k, v = views.unbind(0)
     cells, _, width = q.shape
-    gamma, beta = gamma.unsqueeze(1), beta.unsqueeze(1)
-    if len(ends) > 1:
-        gamma, beta = gamma.repeat(len(ends), 1, 1), beta.repeat(len(ends), 1, 1)
+    state = state._replace(grad_sum=summed(state.grad_sum))
     ones = _ones(cells, q.dtype)
     x_q, x_k, _ = torch.cat([views, ones], dim=-1).unbind(0)
     flat = start + state.delta
@@ -70,14 +151,12 @@ def step(
             torch.addcmul(old, x.mT, gradient, value=base, out=new)
     x = x_q
     for weight, total in zip(weights, sums, strict=True):
-        x = x if x is x_q else with_one(gelu(x))
+        x = x if x is x_q else with_one(_gelu(x, approximate="tanh"))
         z = torch.bmm(x, weight)
         x = z.baddbmm_(x, total, alpha=-tau) if isinstance(tau, float) else z.addcmul_(x @ total, tau, value=-1)
-    y = torch.addcmul(q + beta, gamma, native_layer_norm(x, (width,), None, None, EPS)[0])
-
     if True in ends:
-        return y, _begun(inner, token, start, flat, update, InnerState(state.delta, grad_sum, *state[2:]))
-    return y, InnerState(state.delta, grad_sum, state.momentum, state.phase + 1)
+        return x, _ended(inner, token, start, flat, update, state._replace(grad_sum=grad_sum))
+    return x, InnerState(state.delta, grad_sum, state.momentum, state.phase + 1)
 
 
 def gradients(
@@ -89,7 +168,7 @@ def gradients(
     z = torch.bmm(keys, weights[0])
     for weight in weights[1:]:
         hidden.append(z)
-        inputs.append(with_one(gelu(z)))
+        inputs.append(with_one(_gelu(z, approximate="tanh")))
         z = torch.bmm(inputs[-1], weight)
     width = (gamma.shape[-1],)
     z_hat, mean, rstd = native_layer_norm(z, width, None, None, EPS)
@@ -121,14 +200,21 @@ def _split(inner: Dense, flat: Tensor, width: int) -> Weights:
     return tuple(weights)
 
 
-def _begun(inner: Dense, token: Token, start: Tensor, flat: Tensor, update: Update, state: InnerState) -> InnerState:
-    """From the state with the token's sums, its phase that before: rows whose mini-batch has ended begin the next."""
-    shape, width = flat.shape, token.views.shape[-1]
-    tau = token.tau if isinstance(token.tau, float) else token.tau.view(*shape[:2], 1)
+def _ended(inner: Dense, token: Token, start: Tensor, flat: Tensor, update: Update, state: InnerState) -> InnerState:
+    """From the state with the token's sums, its phase that before, and W [B, H, P]: the rows whose mini-batch has ended
+    begin the next."""
+    width, tau, sums = token.views.shape[-1], token.tau, state.grad_sum
+    tau = tau.view(*flat.shape[:2], 1) if isinstance(tau, Tensor) else tau
+    ended = None if all(token.ends) else torch.tensor(token.ends).nonzero()[:, 0]
+    if ended is not None:
+        flat, sums, tau = flat[ended], sums[ended], tau[ended] if isinstance(tau, Tensor) else tau
     rule = update.rule(inner.split(start.expand_as(flat), width))
-    settled = rule.settle(inner.split(flat - tau * state.grad_sum, width), in_place=True)[0]
-    delta = flatten(settled).view(shape) - start
-    begun = InnerState(delta, torch.zeros_like(flat), state.momentum, torch.zeros_like(state.phase))
-    if all(token.ends):
-        return begun
-    return begun.where(torch.tensor(token.ends), state._replace(phase=state.phase + 1))
+    delta = flatten(rule.settle(inner.split(flat - tau * sums, width), in_place=True)[0]).view(flat.shape) - start
+    if ended is None:
+        return InnerState(delta, torch.zeros_like(delta), state.momentum, torch.zeros_like(state.phase))
+    return InnerState(
+        state.delta.index_copy(0, ended, delta),
+        state.grad_sum.index_fill(0, ended, 0.0),
+        state.momentum,
+        (state.phase + 1).index_fill_(0, ended, 0.0),
+    )

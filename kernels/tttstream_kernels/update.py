@@ -7,6 +7,7 @@ any partition of a stream gives the same weights.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -138,6 +139,27 @@ class Rule(NamedTuple):
             return None
         scale = self.limit / norm(weight)
         return scale if self.update.restore else scale.clamp(max=1.0)
+
+    def step(
+        self, weights: Weights, inputs: Sequence[Tensor], steps: Sequence[Tensor], grad_sum: Weights, tau: float
+    ) -> None:
+        """The weights with which the next mini-batch begins (equation 9), in place; without momentum and `columns`.
+
+        inputs transposed [R, rows, K] and steps [R, K, columns] of all its tokens but those in `grad_sum`. If `forget`
+        is a number, the product that makes the step also applies it.
+        """
+        stay = 1.0 if isinstance(self.forget, Tensor) else 1.0 - self.forget
+        for n, (weight, x, step) in enumerate(zip(weights, inputs, steps, strict=True)):
+            if grad_sum:
+                weight.add_(grad_sum[n], alpha=-tau)
+            weight.baddbmm_(x, step, beta=stay, alpha=-stay * tau)
+            if stay != 1.0:
+                weight.add_(self.start[n], alpha=1.0 - stay)
+        if isinstance(self.forget, Tensor):
+            self.mixed(weights, in_place=True)
+        scale = self.scale(weights[-1])
+        if scale is not None:
+            weights[-1].mul_(scale)
 
     def settle(self, weights: Weights, in_place: bool = False) -> tuple[Weights, Tensor | None]:
         """The weights with which the next mini-batch starts, from those right after the step, and what the last layer

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tttstream.memory.positions import ShortConv
 from tttstream_kernels import InnerState
 from tttstream_kernels import step as op
+from tttstream_kernels.factors import GradSum
 from tttstream_kernels.inner import Dense
 from tttstream_kernels.traced import step as one_step
 
@@ -35,13 +36,15 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     if conv is not None and (conv.__class__ is not ShortConv or conv._forward_hooks or conv._forward_pre_hooks):
         return None
     parameters: dict[str, Any] = layer._parameters  # a module's attributes take three times as long to look up
-    start, gamma, beta, scale = (parameters.get(name) for name in ("start", "gamma", "beta", "scale"))
+    find = parameters.get
+    start, gamma, beta, scale = find("start"), find("gamma"), find("beta"), find("scale")
     if start is None or gamma is None or beta is None or scale is None:  # somebody parametrises them
         return None
     rows, dim, dtype = x.shape[0] if x.dim() else 0, layer.dim, x.dtype
     delta, grad_sum, momentum, phase, window = tuple(state)
-    shapes = delta.shape, grad_sum.shape, momentum.shape, phase.shape, window.shape
-    types = start.dtype, delta.dtype, grad_sum.dtype, phase.dtype
+    sums = delta if grad_sum.__class__ is GradSum else grad_sum  # whose shape and type these are
+    shapes = delta.shape, sums.shape, momentum.shape, phase.shape, window.shape
+    types = start.dtype, delta.dtype, sums.dtype, phase.dtype
     if not rows or x.shape != (rows, 1, dim) or shapes != layer.state_shapes(rows) or types != (dtype,) * 4:
         return None
     if not x.is_cpu or torch.is_autocast_enabled("cpu") or dtype not in (torch.float32, torch.float64):
@@ -55,7 +58,8 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
             delta, grad_sum, momentum, phase, window = tuple(state)
 
     heads, width, tokens = layer.heads, layer.width, layer.tokens
-    places = [int(p) % tokens if math.isfinite(p) else 0 for p in phase.tolist()]  # NaN: a row that is lost
+    phases = phase.tolist()
+    places = [int(p) % tokens if math.isfinite(p) else 0 for p in phases]  # NaN: a row that is lost
     seen = x.view(rows, dim)
     views = _call(modules["project"], seen)
     if conv is not None:
@@ -74,15 +78,16 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     else:
         place = torch.tensor(places).repeat_interleave(heads)
         tau = (layer.ramp.value + scale).clamp(min=0.0)[place].view(-1, 1, 1)
-    rotary = layer.rotary
+    rotary: Any = modules.get("rotary")
     if rotary is not None:
         views = rotary.turned(views, place)
     eta = _call(modules["rate"], seen).sigmoid().view(-1, 1, 1)
-    token = op.Token(views, eta, layer.base_lr / width, tau, [p == tokens - 1 for p in places])
+    ends = [p == tokens - 1 for p in places]
+    token = op.Token(views, eta, layer.base_lr / width, tokens, tau, not any(phases), ends)
     update = layer.update if layer._numbers else layer._update
     old = InnerState(delta, grad_sum, momentum, phase)
     z, new = op.step(inner, token, start, gamma, beta, update, old)
-    gate, alpha = layer.gate, layer.alpha
+    gate, alpha = modules.get("gate"), find("alpha")
     y = _call(modules["norm"], z.view(rows, dim))
     if gate is not None:
         y = F.gelu(_call(gate, seen), approximate="tanh") * y

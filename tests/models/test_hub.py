@@ -291,5 +291,6 @@ def test_a_command_asks_the_hub_once(server: Hub, tmp_path: Path) -> None:
     models.load("hf:someone/tiny")
     once = list(server.asked)
     server.asked.clear()
-    assert main(["watch", "walk", "--model", "hf:someone/tiny", "--max-frames", "2", "--no-overlay"]) == 0
+    watch = ["watch", "walk", "--model", "hf:someone/tiny", "--max-frames", "2", "--no-overlay"]
+    assert main([*watch, "--out", str(tmp_path / "out")]) == 0
     assert server.asked == once

@@ -166,7 +166,7 @@ def test_kill_9_loses_at_most_one_interval(saved_model: Path, tmp_path: Path, ev
         finally:
             process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert all(32 - 8 <= frames < 32 for frames in kept())
+    assert all(32 - 8 <= frames <= 32 for frames in kept())
 
 
 def test_settings_are_kept_while_a_camera_is_away(

@@ -292,9 +292,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
-    # What Lightning 2.6 says of another product, of torch's own future, and of a resumed run's folder.
+    # What Lightning 2.6 says of another product, torch's own future, a resumed run's folder, and frozen encoders.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`|The dirpath has changed")
+    known = r"`isinstance\(treespec, LeafSpec\)`|The dirpath has changed|Found \d+ module\(s\) in eval mode"
+    warnings.filterwarnings("ignore", message=known)
     register()
     defaults: dict[str, Any] = {
         "default_root_dir": OUT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from tttstream.cli.main import main
 from tttstream.train.prediction import Prediction
-from tttstream.train.stopping import Signals, Stop, Stopped
+from tttstream.train.stopping import EVERY, Signals, Stop, Stopped
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Found .* in eval mode")
 Make = Callable[..., Any]
@@ -125,3 +126,13 @@ def test_sigterm_and_what_is_said(fit: Make, tmp_path: Path, capsys: pytest.Capt
     said = [line for line in capsys.readouterr().err.splitlines() if "stopped by" in line]
     assert said[0].startswith("tttstream: stopped by SIGTERM after step 4; to go on: tttstream fit ")
     assert said[0].endswith(f"--ckpt_path={tmp_path}/kept_{id(notes)}/last.ckpt")
+
+
+def test_a_signal_that_the_watching_thread_has_not_heard_yet_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler may run while the watching thread is between its wait for signals and its look at the time."""
+    ended: list[int] = []
+    with Signals(chief=True) as signals:
+        monkeypatch.setattr(signals, "end", ended.append)
+        signals.deferred, signals.asked = True, signal.SIGINT  # as the handler leaves them
+        time.sleep(3 * EVERY)
+    assert not ended

@@ -118,7 +118,8 @@ class Signals:
                         if came > 1:
                             _say("ended at once, without a checkpoint")
                             self.end(128 + number)
-            if self.asked and self.deferred and not self.answered and time.monotonic() - first > PATIENCE:
+            late = came > 0 and time.monotonic() - first > PATIENCE  # the handler may have run before this thread heard
+            if late and self.asked and self.deferred and not self.answered:
                 _say(f"the step did not end in {PATIENCE:.0f} s: ended without a checkpoint")
                 self.end(128 + self.asked)
             self._look()

@@ -140,5 +140,5 @@ def test_a_message_of_a_websocket_has_a_limit(server: Server, engine: Engine) ->
             socket.send(bytes(2**21 + 9))
         with pytest.raises(ConnectionClosed):
             socket.recv(10)
-        assert socket.close_code == 1009
+        assert socket.close_code in (1009, 1006)  # a reset by data that nobody reads may overtake the reason
     engine.remove(name)

@@ -93,7 +93,7 @@ class Game:
         return {one.object_id: (one.object_name, float(shares[one.value])) for one in state.labels}
 
     def walks(self, start: Place, x: float, y: float) -> bool:
-        """Whether walking straight ahead from a place leads to (x, y)."""
+        """Whether a player who walks straight ahead from a place reaches (x, y)."""
         self.put(start)
         self.game.make_action([0, 0], REST)
         self.put(start)

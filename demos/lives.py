@@ -69,7 +69,7 @@ def live(name: str, mode: str, update: Update, world: str, scenes: int, heads: i
 
 
 def origin(arguments: str) -> str:
-    """The command, the device, the date and the data, for the head of a table."""
+    """The lines above a table: command, device, date and data."""
     return (
         f"Command `python {arguments}`, {datetime.date.today()}, one thread of a {platform.machine()} CPU, torch "
         f"{torch.__version__}. A scene has {TOKENS} tokens, with keys in a new four-dimensional subspace. Heads are "

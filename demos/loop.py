@@ -1,4 +1,4 @@
-"""A real sequence again and again: does a tracker drift in 10,000 frames?
+"""Play a real sequence in a loop of 10,000 frames, and measure whether a tracker drifts.
 
     python demos/loop.py DAVIS --sequences dog car-shadow --frames 10000
 

@@ -148,7 +148,11 @@ def train(of: Keys, name: str, rate: float, seed: int, steps: int) -> tuple[Netw
 
 
 class Trial(NamedTuple):
-    """Rows of things: told [50, SHOTS] (the first ten first), asked [50, ASKS], strangers [n], others: what passes."""
+    """Row numbers of the views in one trial.
+
+    told: views that are taught [50, SHOTS], the first ten things first. asked: views of the questions [50, ASKS].
+    strangers: views of things that are never taught [n]. others: views that pass in between.
+    """
 
     told: NDArray[np.int64]
     asked: NDArray[np.int64]

@@ -120,7 +120,7 @@ class Finder:
 
     @staticmethod
     def _told(info: dict[str, Any], row: int) -> Any:
-        """The answer of a row in the info of a vector; -1, which is no action, where there is none."""
+        """The answer that a vector's info gives for a row; -1, which is not an action, if it gives none."""
         return info["answer"][row] if "_answer" not in info or info["_answer"][row] else -1
 
     def best(self, env: Any) -> NDArray[Any]:
@@ -134,7 +134,7 @@ class Finder:
 
     @staticmethod
     def _tried(env: Any, action: Any, fixed: list[Any]) -> float:
-        """The reward of an action in a copy of the environment, which shares what is `fixed`."""
+        """The reward of an action, taken in a copy of the environment. The copy shares the objects in `fixed`."""
         try:
             return float(copy.deepcopy(env, {id(one): one for one in fixed}).step(action)[1])
         except Exception as error:  # an environment is foreign code and may raise anything

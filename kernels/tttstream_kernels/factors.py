@@ -2,7 +2,7 @@
 
 The sum S of equation 7 is as large as the weights. The factors of a token, its inputs and steps of every layer, are
 not, and by equation 8 a query needs no more than these. So a step that keeps factors reads W and writes nothing of its
-size. A state holds them as a `GradSum`: a tensor that becomes the sum when somebody looks at its numbers.
+size. A state holds them as a `GradSum`: a tensor that computes the sum when its numbers are read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Unfinished:
     def __init__(
         self, inner: Dense, width: int, tokens: int, start: Tensor, delta: Tensor, last: Unfinished | None = None
     ) -> None:
-        """tokens: K. last: the mini-batch before, if `start` has stood since."""
+        """tokens: K. last: the previous mini-batch, if `start` is unchanged since then."""
         if delta.is_inference():  # no changes of such a tensor are counted
             with torch.inference_mode(False):
                 delta = delta.clone()
@@ -55,18 +55,19 @@ class Unfinished:
             self._rule = last._rule
 
     def _slots(self, inputs: list[Tensor], steps: list[Tensor], filled: int) -> None:
-        """inputs with their ones."""
+        """Set the tokens' inputs (with a last column of ones) and steps; slots from `filled` on are free."""
         self._inputs, self.steps, self._free = inputs, steps, list(range(filled, self.tokens))
         self.inputs = [x[..., :-1] for x in inputs]
         self.turned = [x.mT for x in self.inputs]
 
     def stands(self, start: Tensor, delta: Tensor) -> bool:
-        """Whether W still is start + delta. A write past autograd (`start.data`) is not counted, so some numbers of
-        `start` are compared."""
+        """Whether W is still start + delta. PyTorch does not count writes to `start.data`, so some of its numbers are
+        compared."""
         return self._origin == (_version(start), _version(delta)) and torch.equal(*self._some)
 
     def take(self, slot: int) -> Unfinished:
-        """This mini-batch with the slot for the caller; a copy where another step from the same state has it."""
+        """This mini-batch, with the slot reserved for the caller; a copy, if another step from the same state has
+        reserved it."""
         try:
             self._free.remove(slot)  # one call, so that of two threads one gets it
         except ValueError:
@@ -119,7 +120,7 @@ class GradSum(Tensor):
         return made
 
     def tensor(self) -> Tensor:
-        """The sum, as a tensor like others."""
+        """The sum, as an ordinary tensor."""
         unfinished = self.unfinished
         if self.made is None:
             assert unfinished is not None
@@ -155,12 +156,12 @@ _UNREAD = {
 
 
 def summed(grad_sum: Tensor) -> Tensor:
-    """`grad_sum` as a tensor like others."""
+    """`grad_sum` as an ordinary tensor."""
     return grad_sum.tensor() if isinstance(grad_sum, GradSum) else grad_sum
 
 
 def look(grad_sum: Tensor) -> Tensor:
-    """The same for a reader that does not write to it; a state keeps its factors."""
+    """`grad_sum` as an ordinary tensor that the caller only reads. The state keeps its factors."""
     if isinstance(grad_sum, GradSum) and (unfinished := grad_sum.unfinished) is not None:
         return unfinished.sums(grad_sum.count)
     return summed(grad_sum)
@@ -171,5 +172,5 @@ def _tensors(values: Any) -> Any:
 
 
 def _version(tensor: Tensor) -> tuple[int, int]:
-    """Equal for one tensor as long as nobody wrote to it."""
+    """A value that stays equal until somebody writes to the tensor."""
     return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version

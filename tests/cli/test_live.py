@@ -83,7 +83,8 @@ def test_what_happens_to_sources_is_told(small: str, tmp_path: Path, capsys: pyt
     words = ["live", "walk", str(tmp_path / "no.mp4"), "--no-web", "--fast", "--model", small, "--max-frames", "5"]
     assert main(words) == 0
     error = capsys.readouterr().err
-    assert f"no.mp4 gave no frame: no such file or folder: {str(tmp_path / 'no.mp4')!r}" in error
+    assert f"no.mp4: no such file or folder: {str(tmp_path / 'no.mp4')!r}" in error
+    assert "no.mp4 gave no frame: no such file" in error
     news, camera = News(), types.SimpleNamespace(id="a", label="front", state="opening", reason="")
     for state, reason in [("running", ""), ("retrying", "it is out"), ("retrying", "it is out"), ("running", "")]:
         camera.state, camera.reason = state, reason

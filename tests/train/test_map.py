@@ -160,13 +160,17 @@ def losses(run: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-def test_a_resumed_run_asks_and_learns_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+def test_a_resumed_run_asks_and_learns_what_an_uninterrupted_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated: list[int] = []
+    monkeypatch.setattr("tttstream.train.map.calibrate", lambda model, frames: calibrated.append(frames))
     words = ["fit", "--config=trainer/fast", "--config=model/map", "--config=data/places", "--config=task/map"]
     words += [f"--task.init_args.network.{name}={value}" for name, value in SMALL.items()]
     words += ["--model.size=32", "--data.init_args.length=6", "--data.init_args.batch_size=2"]
     words += ["--data.init_args.workers=0", "--data.val.frames=12", "--trainer.val_check_interval=2"]
     words += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--task.init_args.past=8"]
-    words += ["--trainer.enable_model_summary=false", "--task.init_args.warmup=0", "--task.init_args.calibration=0"]
+    words += ["--trainer.enable_model_summary=false", "--task.init_args.warmup=0"]
     words += ["--data.init_args.steps=2"]
 
     def fit(folder: Path, *more: str) -> Path:
@@ -183,6 +187,9 @@ def test_a_resumed_run_asks_and_learns_what_an_uninterrupted_one_does(tmp_path: 
         f"--ckpt_path={part / 'checkpoints' / 'last.ckpt'}",
     )  # fmt: skip
     assert losses(rest) == losses(whole)[2:]
+    assert calibrated == [1000] * sum(
+        (run / name).is_dir() for run in (whole, part, rest) for name in ("model", "best")
+    )
 
     out = tmp_path / "watched"
     watch = ["watch", "places", "--model", str(rest / "model"), "--max-frames", "8", "--out", str(out)]

@@ -251,6 +251,8 @@ def follow(engine: Engine, views: list[Any], interrupt: Any) -> None:
                 print(line_of(status), file=sys.stderr, flush=True)
         if not views:
             time.sleep(0.05)
+    for camera in engine.cameras:  # a source may have failed since the last look
+        news.hear(camera)
 
 
 class News:

@@ -209,9 +209,10 @@ class Camera(Row):
         return self._tell(job)
 
     def follow(self, box: Sequence[float], name: str = "") -> Future[Any]:
-        """Follow the thing in a box (x0, y0, x1, y1) in 0..1 of the newest picture, at most MOST things at a time.
+        """Follow the thing in a box of the newest picture. At most MOST things are followed at a time.
 
-        name: shown to people, at most 40 letters. The future raises ConfigError or FrameError if this is not possible.
+        box: (x0, y0, x1, y1), as shares of the picture's width and height, 0..1. name: shown to people, at most 40
+        letters. The future raises ConfigError or FrameError if this is not possible.
         """
         shown = self.shown
 

@@ -105,7 +105,7 @@ class Nested(Delta):
 def _effect(cut: Uniform | Ragged, matrix: Tensor, rho: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
     """The effect of a call on both learners, as `recurrence.effect`: on [S; W], [B, H, 2 D, D], which it maps linearly.
 
-    The chunks turn [1 0 | 0] and [0 1 | 0] into the upper and the lower half of [A | B].
+    The chunks are applied to the rows of the identity: [1 0 | 0] gives the upper half of [A | B], [0 1 | 0] the lower.
     """
     width = matrix.shape[2]
     unit = torch.eye(2 * width, 3 * width, dtype=matrix.dtype, device=matrix.device)

@@ -23,6 +23,7 @@ from tttstream.train.data import VideoData
 from tttstream.train.export import read
 from tttstream.train.given import PARTS
 from tttstream.train.stopping import folder, go_on, shown
+from tttstream.train.task import StreamTask
 from tttstream.views.overlay import Picture
 from tttstream.views.sheet import sheet
 
@@ -255,15 +256,16 @@ class Export(Callback):
             return
         run = folder(trainer)
         task: Any = pl_module
-        complete = getattr(task, "complete", None) or (lambda model: None)
-        complete(model)
+        if isinstance(pl_module, StreamTask):
+            pl_module.complete(model)
         model.save(run / "model")
         written = [run / "model"]
         kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
         best = next((callback.best_model_path for callback in kept if callback.monitor), "")
         if best and Path(best).is_file():  # a resumed run may name one that was moved
             chosen = read(Path(best))
-            complete(chosen)
+            if isinstance(pl_module, StreamTask):
+                pl_module.complete(chosen)
             chosen.save(run / "best")
             written.append(run / "best")
         print("the model is in", " and ".join(f"{folder}" for folder in written))

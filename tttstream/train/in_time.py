@@ -85,7 +85,7 @@ class InTime(DDPStrategy):
         super().setup(trainer)
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
-        """This rank's part of a batch, unless the data already reads parts."""
+        """Cut this rank's part out of a batch. A data module with `reads_parts` has already done so."""
         data: Any = self.lightning_module and self.lightning_module.trainer
         if isinstance(batch, Batch) and not getattr(data.datamodule, "reads_parts", False):
             length, mine = batch.frames.shape[1], self.place

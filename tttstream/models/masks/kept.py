@@ -1,4 +1,4 @@
-"""Keys that are kept of objects and of what is around them: which, and how like tokens are to them."""
+"""Store keys of objects and of their surroundings, and compare new tokens with them."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ SWEEP_STEPS = 200_000
 
 
 def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
-    """The same for every memory, its width apart. env: a name of `ENVS`."""
+    """Options that all memories share; only the width differs. env: a name of `ENVS`."""
     values = {
         **read("popgym"), "env": ENVS[env][0], "env_args": ENVS[env][1], "memory": memory, "seed": seed,
         "steps": steps, "lr": lr,

@@ -1,4 +1,4 @@
-"""Random play with the right actions beside it: the data of the supervised probe.
+"""Sequences of random play with labels, the right action of each step: the data of the supervised probe.
 
 Letters: T steps of a sequence, S sequences, E environments, C actions.
 """

@@ -86,14 +86,14 @@ class Unfinished:
         return flatten(tuple(torch.bmm(x[:, :count].mT, step[:, :count]) for x, step in pairs)).view(self.delta.shape)
 
     def rule(self, update: Update, start: Tensor) -> Rule:
-        """The update of its cells."""
+        """The update rule of the cells."""
         rule = self._rule
         if rule is None or rule.update is not update or any(isinstance(value, Tensor) for value in update):
             rule = self._rule = update.rule(self.inner.split(start.expand_as(self.delta), self.width))
         return rule
 
     def ended(self, update: Update, start: Tensor, tau: float) -> Unfinished:
-        """The mini-batch after this one, which is full."""
+        """The next mini-batch. This one is full."""
         flat = self.flat.clone()
         weights, turned = self.inner.split(flat, self.width), [x.mT for x in self._inputs]
         self.rule(update, start).step(weights, turned, self.steps, (), tau)
@@ -144,7 +144,7 @@ class GradSum(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """See the class: calls that did not pass by Python before."""
+        """See the class. This handles calls from C++, which skip `__torch_function__`."""
         return func(*_tensors(args), **_tensors(kwargs or {}))
 
 

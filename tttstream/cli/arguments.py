@@ -53,7 +53,7 @@ def add_run(parser: argparse.ArgumentParser, size: str) -> None:
 
 
 def add_recording(parser: argparse.ArgumentParser, pose: str = "") -> None:
-    """The options of robots' recordings. pose: what else --pose names."""
+    """Add the options of robots' recordings. pose: further help for --pose."""
     add = parser.add_argument
     add("--topic", metavar="NAME", help="the images of a ROS 2 bag, or the camera of a LeRobot data set")
     add("--clock", choices=("header", "log"), help="what tells the times of a bag's messages (default: header)")

@@ -36,7 +36,7 @@ class BenchmarkSequence:
 
 
 def sequences(root: Path, names: list[str] | None) -> list[BenchmarkSequence]:
-    """The sequences of a DAVIS or YouTube-VOS tree, all of them unless named.
+    """The named sequences of a DAVIS or YouTube-VOS tree, or all of them.
 
     DAVIS (ROOT/JPEGImages/480p/SEQUENCE) shows the mask of the first frame alone, whatever else lies there. YouTube-VOS
     (ROOT/JPEGImages/VIDEO) shows masks wherever an object comes in. Raises ConfigError for what is neither, and for

@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def loaded(args: argparse.Namespace) -> Any:
-    """The model that the options name, of the size of a stream that is continued."""
+    """The model that the options name. A stream that is continued gives its size."""
     import torch
 
     from tttstream import models
@@ -148,7 +148,7 @@ def loaded(args: argparse.Namespace) -> Any:
 
 
 def of_masks(model: Any, args: argparse.Namespace, specs: list[str]) -> bool:
-    """Whether the model is one of masks, which `watch` still follows objects with in this release."""
+    """Whether this is a mask model. `watch` still takes these in this release."""
     from tttstream.models.masks import Propagator
 
     if not isinstance(model, Propagator):

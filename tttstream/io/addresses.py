@@ -1,4 +1,4 @@
-"""Addresses of sources on the network: what of them may be shown, and mistakes that people make in them."""
+"""Addresses of sources on the network: remove secrets before they are shown, and explain wrong ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ADVICE = (
         "see that it is on, and that host and port are right",
     ),
 )
-"""What a message of FFmpeg about an address means for a person."""
+"""Explanations of messages of FFmpeg about an address."""
 
 
 def public(text: str) -> str:
@@ -29,7 +29,7 @@ def public(text: str) -> str:
 
 
 def checked(text: str) -> None:
-    """Raise SourceError, which says what to write, for an address that programs understand in another way."""
+    """Raise SourceError for an ambiguous address. The message says what to write instead."""
     rest = text.partition("://")[2]
     if "@" in _behind(rest) and _named(rest):
         raise SourceError(
@@ -43,12 +43,12 @@ def checked(text: str) -> None:
 
 
 def advice(said: str) -> str:
-    """What to do about a message of FFmpeg on an address."""
+    """Advice for a message of FFmpeg about an address."""
     return next((text for pattern, text in ADVICE if re.search(pattern, said)), "see whether it sends a video")
 
 
 def _behind(rest: str) -> str:
-    """What follows user, host and port."""
+    """The part of an address after user, host and port."""
     return rest[len(re.match("[^/?#]*", rest)[0]) :]  # type: ignore[index]
 
 

@@ -54,7 +54,7 @@ def fingerprint(model: nn.Module, config: dict[str, Any]) -> str:
 
 
 def completed(model: nn.Module, weights: dict[str, torch.Tensor], later: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Weights with those of a model for the names in `later` that they lack."""
+    """Add the model's own values for names in `later` that the weights lack."""
     own = model.state_dict()
     return {**{name: own[name] for name in later}, **weights}
 

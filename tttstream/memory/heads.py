@@ -1,4 +1,4 @@
-"""Heads of three rules in one matrix memory: some add up, some correct, some correct and fade.
+"""One matrix memory with heads of three rules: additive, delta, and delta with decay.
 
 Letters: B rows, T tokens, H heads, A additive heads, D head width.
 """

@@ -92,7 +92,7 @@ class VideoDecoder:
             self.file.close()
 
     def _promised_end(self) -> float:
-        """When the stream ends by the header, in the stream's own time in seconds; its start where nothing says it."""
+        """The end of the stream in seconds, from the header; its start, if the header has no duration."""
         if not self.formats & HEADERS_WITH_DURATION:
             return self.start
         if "avi" in self.formats and self.fps:  # FFmpeg fits the duration to what is left of the file
@@ -102,7 +102,7 @@ class VideoDecoder:
         return _duration(self.stream) or (self.container.duration or 0) / av.time_base
 
     def _said(self, error: Exception) -> str:
-        """The reason of a failure; FFmpeg calls it an exit where the time is over."""
+        """The reason of a failure. FFmpeg reports a timeout as an exit."""
         return f"no data for {self.timeout_s:g} s" if isinstance(error, av.error.ExitError) else reason(error)
 
     def history(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class VideoDecoder:
                 yield from pictures
 
     def _note_silence(self, packet: Packet[Any]) -> None:
-        """How long nothing was due before a packet of any stream."""
+        """The gap in time before a packet, over all streams."""
         start = packet.pts if packet.dts is None else packet.dts
         if start is None or packet.time_base is None:
             return
@@ -206,7 +206,7 @@ class VideoDecoder:
 
 
 def longest_stream(container: InputContainer, name: str) -> VideoStream:
-    """The video stream that lasts longest; a cover picture is none."""
+    """The longest video stream. Cover pictures do not count."""
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:

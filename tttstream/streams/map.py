@@ -64,7 +64,7 @@ class Imagined(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A frame beside what memory expected of it.
+    """The comparison of a frame with what memory expected.
 
     view: what was expected. cells: what the frame shows [1, 1, n, …]. names: the points of the cells. said: what memory
     says of them [n, …]. counts: which of them have a score [n]: those in view whole, and not known in part alone.
@@ -193,7 +193,7 @@ class MapStream(Session):
         )
 
     def _compare(self, picture: Tensor, pose: Tensor) -> Compared:
-        """What memory expects at a pose [1, 5] beside what the picture [3, S, S] shows there."""
+        """Compare the picture [3, S, S] with what memory expects at a pose [1, 5]."""
         view = self.model.view(pose, self.state)
         cells = self.model.cells(picture[None, None], pose[:, None], view)
         names = [tuple(point) for point in cells.points[0, 0].tolist()]

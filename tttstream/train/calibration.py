@@ -1,4 +1,4 @@
-"""Measure how a trained map errs where nothing has changed, so that its surprise stands out where something has."""
+"""Calibrate the surprise of a trained map with its errors on streams where nothing has changed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def calibrate(model: MapModel, *, seeds: Sequence[int] = SEEDS, frames: int = FR
 
 
 def _quiet(model: MapModel, seed: int, frames: int) -> list[tuple[Tensor, MapOutput]]:
-    """Codes of the cells that count in every quiet frame of a stream [n, C], beside what memory said of them."""
+    """For every frame of a stream without changes: codes [n, C] of the cells that count, and memory's prediction."""
     stream, source = _Recorded(model, device="cpu"), Places(size=model.config.size, seed=seed, photographs=TRAINED_ON)
     quiet = torch.ones(frames, dtype=torch.bool)
     for event in source.events(frames):

@@ -62,7 +62,7 @@ class InTime(DDPStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Each set of ranks gets other rows."""
+        """Each set of ranks gets different rows."""
         return {"num_replicas": self.place.sets, "rank": self.place.rows}
 
     def setup_distributed(self) -> None:
@@ -98,7 +98,7 @@ class InTime(DDPStrategy):
         return nullcontext() if self._relay is None else self._relay
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """With memories that pass their states to the next rank."""
+        """Make the memories pass their states to the next rank."""
         with self._handing():
             return super().training_step(*args, **kwargs)
 

@@ -141,7 +141,7 @@ class StreamTask(LightningModule):
         """Log what can be told when a stage has seen everything."""
 
     def complete(self, model: SavedModel) -> None:
-        """Change a trained model in place before it is saved for use: measure what only whole streams can tell."""
+        """Change a trained model in place before it is saved for use, for instance to calibrate it."""
 
     def validation_step(self, batch: Batch, index: int) -> Any:
         """As training, measured."""

@@ -11,7 +11,7 @@ from tttstream.models.masks.networks import Residual, convolution, resized
 SCORES = 8
 """Scores of the target model for each token: the object's share in it, and what an Encoding says beside it."""
 MEMORIES = {"target": (*range(SCORES),), "given": (8, 9), "last": (10, 11), "past": (12, 13)}
-"""Which of the cues are each memory's."""
+"""The cues of each memory, by its name."""
 CUES = 14
 DEEP = 64  # channels at a sixteenth of the size
 FINE = 32  # channels at a quarter

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 NOWHERE = -4.0
-"""Likeness to what is not there."""
+"""The similarity to a key that does not exist."""
 
 
 def places(height: int, width: int, like: Tensor) -> Tensor:

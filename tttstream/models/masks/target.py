@@ -275,7 +275,7 @@ class TargetModel(Propagator[TargetState]):
         return fine, 3 * cues[:, :, 0], fit
 
     def _far(self, fine: Tensor, state: TargetState) -> Tensor:
-        """By how much log-odds [B, O, H/4, W/4] are lowered where the object cannot be: the further the more."""
+        """A penalty on log-odds [B, O, H/4, W/4] that grows with the distance from where the object can be."""
         height, width = fine.shape[-2:]
         at = places(height, width, state.box)
         outside = torch.maximum(state.box[:, :, None, :2] - at, at - state.box[:, :, None, 2:]).clamp(min=0)
@@ -348,7 +348,7 @@ class TargetModel(Propagator[TargetState]):
         )
 
     def _past(self, keys: Tensor, inside: Tensor, outside: Tensor, state: TargetState) -> Tensor:
-        """Keys of the past in which some of this frame have taken the places of the oldest."""
+        """Past keys, the oldest replaced by some keys of this frame."""
         parts = []
         old = state.past_keys.split([self.config.inside, self.config.outside], 2)
         for before, chosen in zip(old, (inside, outside), strict=True):

@@ -83,7 +83,7 @@ class TeachModel(SavedModel):
         return self.project(self.standardised(seen(maps, boxes)))
 
     def standardised(self, features: Tensor) -> Tensor:
-        """What is seen [n, C], see `seen` -> what is projected to a key."""
+        """Features of windows [n, C], see `seen`, to the input of the projection."""
         parts = ((features - self.mean) / self.deviation).split(self.widths, -1)
         return torch.cat([F.normalize(part, dim=-1) for part in parts], -1)
 

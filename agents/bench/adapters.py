@@ -1,9 +1,9 @@
-"""A short run of each adapter's example that learns; writes docs/results/adapters.md.
+"""Runs a short training with the example of each adapter, and writes docs/results/adapters.md.
 
-    make rllib                                  # once: the environment that Ray needs for itself
+    make rllib                                  # once: the separate Python environment for Ray
     python agents/bench/adapters.py --steps 100000
 
-Each example runs in a process of its own and says at its end what came of it; what is not installed is left out.
+Each example runs in its own process and prints its result at the end. Libraries that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ EXAMPLES = {"sb3_ppo": "--steps", "torchrl_ppo": "--steps", "rllib_ppo": "--step
 
 
 def main() -> int:
-    """See the file's first lines."""
+    """Run the examples and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--rllib-python", type=Path, default=ROOT / ".venv-rllib" / "bin" / "python")
-    parser.add_argument("--device-name", default="two CPU cores, one thread", help="what it was measured on")
+    parser.add_argument("--device-name", default="two CPU cores, one thread", help="the device, as the page names it")
     args = parser.parse_args()
     lines = [
-        "# The adapters learn",
+        "# Short training runs with each adapter",
         "",
         f"POPGym RepeatFirstEasy (1 is perfect, -0.5 is chance), memory ttt_linear, 16 environments, PPO of each "
-        f"library, one seed; return of the last 100 episodes (Stable-Baselines3: of 64 episodes of likeliest actions). "
-        f"On {args.device_name} ({platform.machine()}), torch {torch.__version__}, {datetime.date.today()}. "
-        f"Command: `python agents/bench/adapters.py --steps {args.steps}`. Each row is what the program in "
-        "agents/examples printed. RLlib's seconds are of the clock, since its processes are several; the others' are "
-        "of the CPU.",
+        f"library, one seed; mean return of the last 100 episodes (Stable-Baselines3: of 64 episodes with the most "
+        f"probable actions). On {args.device_name} ({platform.machine()}), torch {torch.__version__}, "
+        f"{datetime.date.today()}. Command: `python agents/bench/adapters.py --steps {args.steps}`. Each row is the "
+        "output of the program in agents/examples. The seconds of RLlib are wall time, because it uses several "
+        "processes; those of the others are CPU time.",
         "",
         "| example | library | steps | seconds | return |",
         "|---|---|---|---|---|",

@@ -1,11 +1,11 @@
-"""The cost of the usual mask: one training with the right handling of NEXT_STEP environments, one with the naive one.
+"""Compares two masks for NEXT_STEP environments: the right one, and the naive one that most recurrent code uses.
 
     python agents/bench/autoreset.py --minutes 10
 
-Naive: the memory starts anew on the row after `done`, which in NEXT_STEP environments holds the old episode's last
-observation, so that the new episode's first one meets a used memory; and the row in between, whose action nobody
-took, is learned from. Each agent is then also played as it would be in use, with a fresh memory on each first
-observation. Writes docs/results/autoreset.md and .png.
+The naive mask resets the memory on the row after `done`. In NEXT_STEP environments this row has the last observation of
+the old episode, so the first observation of the new episode is read by a used memory. The loss also contains this row,
+whose action was not executed. Each agent is also evaluated as in use, with a fresh memory at each first observation.
+Writes docs/results/autoreset.md and .png.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class NaivePlayer(Player):
     """The mask that most recurrent code uses."""
 
     def step(self, deterministic: bool = False) -> Step:
-        """One step; done says that the next row is a beginning."""
+        """One step; `done` resets the memory at the next row."""
         step = super().step(deterministic)
         self.starts, self.valid = step.terminated | step.truncated, torch.ones_like(self.valid)
         return step
 
 
 def main() -> int:
-    """See the file's first lines."""
+    """Train and evaluate the agents, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="for each run")
     parser.add_argument("--env", default="popgym-RepeatFirstEasy-v0")
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "autoreset")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--device-name", default="two CPU cores", help="what the table says it was measured on")
+    parser.add_argument("--device-name", default="two CPU cores", help="the device, as the page names it")
     args = parser.parse_args()
     base = build({**read("popgym"), "env": args.env, "memory": args.memory, "steps": args.steps}, "the ablation")
     base = dataclasses.replace(base, stop_return=float("inf"))
@@ -70,12 +70,12 @@ def main() -> int:
             curves[name].append(([row["steps"] for row in rows], [row["return"] for row in rows]))
             used[name].append(_in_use(args.env, folder))
     lines = [
-        "# Autoreset: the naive mask against the right one",
+        "# Autoreset: the naive and the right mask",
         "",
         f"{args.env}, {args.memory}, preset popgym, {args.seeds} seed(s), {args.device_name}. "
         f"Torch {torch.__version__}, {datetime.date.today()}. "
         f"Command: `python agents/bench/autoreset.py --env {args.env} --steps {args.steps} --seeds {args.seeds}`. "
-        "In use: mean return of 64 episodes with a fresh memory on each first observation. One number a seed.",
+        "In use: mean return of 64 episodes with a fresh memory at each first observation. One number for each seed.",
         "",
         "| handling of resets in training | steps | return in training (last 100 episodes) | return in use |",
         "|---|---|---|---|",

@@ -1,12 +1,12 @@
-"""How far a memory carries: agents trained on short episodes play the same game for 10^2 to 10^6 steps.
+"""Evaluates agents on games longer than in training: they play the same game for 10^2 to 10^6 steps.
 
     python agents/bench/length.py out/popgym/popgym-RepeatFirstEasy-v0/*-seed0 --most 100000
 
-Runs of RepeatFirstEasy and RepeatPreviousEasy (trained at 51 steps) and of the revisit of places (trained at 128).
-Return (1 is perfect, -0.5 is chance), milliseconds a step and resident memory, for each trained agent, which has a
-process of its own. The cards are drawn with replacement, since popgym's own deck takes longer with every card dealt;
-places keep their symbols for ever. Writes docs/results/NAME.md, anew after every agent: a million steps take a
-quarter of an hour each.
+The runs are of RepeatFirstEasy and RepeatPreviousEasy (trained with 51 steps) and of the revisit of places (trained
+with 128). The table has the return (1 is perfect, -0.5 is chance), milliseconds per step and resident memory of each
+trained agent, which runs in its own process. Cards are drawn with replacement, because dealing a card from popgym's
+deck takes longer with each card; the symbols of places never change. docs/results/NAME.md is written again after every
+agent: a million steps take a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ GAMES = {"popgym-RepeatFirstEasy-v0": 0, "popgym-RepeatPreviousEasy-v0": 4}
 
 
 class Endless(gym.Env[Any, Any]):
-    """RepeatFirst or RepeatPrevious without an end: say a card's suit again, for +1 or -1 a step.
+    """RepeatFirst or RepeatPrevious without an end: the right action repeats the suit of a card; reward +1 or -1.
 
-    back: how many cards ago it was shown, this one being 1 ago; 0 for the first of all.
+    back: the number of cards since that card, 1 for the current one; 0 for the first card of the episode.
     """
 
     def __init__(self, back: int = 0) -> None:
@@ -55,7 +55,7 @@ class Endless(gym.Env[Any, Any]):
         return self.shown[0], {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Show another card. Before so many were shown the reward is 0."""
+        """Show another card. The reward is 0 until `back` cards were shown."""
         place = len(self.shown) - self.back if self.back else 0
         asked = self.shown[place] if place >= 0 else None
         reward = 0.0 if asked is None else 1.0 if int(action) == asked else -1.0
@@ -65,7 +65,7 @@ class Endless(gym.Env[Any, Any]):
 
 
 def endless(config: Config) -> gym.Env[Any, Any]:
-    """The environment of a run without an end. Raises EnvError where there is none."""
+    """The endless form of a run's environment. Raises EnvError if it has none."""
     if config.env == "tttstream/Revisit-v0":
         return make(config.env, env_args={**config.env_args, "steps": 0, "scale": 1.0})
     if config.env not in GAMES:
@@ -74,7 +74,7 @@ def endless(config: Config) -> gym.Env[Any, Any]:
 
 
 def measure(folder: Path, lengths: list[int], n_envs: int) -> list[tuple[float, float, float]]:
-    """(return a step since the beginning, CPU milliseconds a step of all environments, MB resident) at each length."""
+    """At each length: (return per step so far, CPU milliseconds for a step of all environments, resident MB)."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     envs = vector(functools.partial(endless, read_config(folder)), n_envs, 0)
@@ -93,25 +93,26 @@ def measure(folder: Path, lengths: list[int], n_envs: int) -> list[tuple[float, 
 
 
 def main() -> int:
-    """See the file's first lines."""
+    """Evaluate the runs and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders that `tttstream-agents train --out` wrote")
     parser.add_argument("--most", type=int, default=1_000_000)
     parser.add_argument("--n-envs", type=int, default=8)
-    parser.add_argument("--jobs", type=int, default=1, help="agents side by side")
-    parser.add_argument("--made-by", default="`agents/bench/popgym_bench.py`", help="what the table says of the runs")
+    parser.add_argument("--jobs", type=int, default=1, help="agents in parallel")
+    parser.add_argument("--made-by", default="`agents/bench/popgym_bench.py`", help="the command that made the runs")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--name", default="length", help="of the page in --docs")
-    parser.add_argument("--device-name", default="two CPU cores, one thread", help="what it was measured on")
+    parser.add_argument("--name", default="length", help="name of the page in --docs")
+    parser.add_argument("--device-name", default="two CPU cores, one thread", help="the device, as the page names it")
     args = parser.parse_args()
     lengths = [length for length in (100, 1000, 10_000, 100_000, 1_000_000) if length <= args.most]
     config = read_config(args.runs[0])
     lines = [
         "# Games longer than in training",
         "",
-        f"Trained at 51 steps, of places at 128 (learning rate {config.lr:g}, stopped at a mean return of "
-        f"{config.stop_return:g}), {args.n_envs} environments side by side, likeliest actions, {args.device_name}. "
-        "Cells: return a step (1 is perfect, -0.5 is chance), CPU milliseconds a step of all of them, MB resident. "
+        f"Trained with 51 steps, the revisit of places with 128 (learning rate {config.lr:g}, stopped at a mean return "
+        f"of {config.stop_return:g}), {args.n_envs} environments in parallel, most probable actions, "
+        f"{args.device_name}. Cells: return per step (1 is perfect, -0.5 is chance), CPU milliseconds for a step of "
+        "all environments, resident memory in MB. "
         f"Command: `python agents/bench/length.py RUN... --most {args.most} --name {args.name}`, with runs of "
         f"{args.made_by}; {datetime.date.today()}, torch {torch.__version__}.",
         "",

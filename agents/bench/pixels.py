@@ -1,4 +1,4 @@
-"""Speed of the networks for pictures, side by side: acting on a batch and learning from a segment, single thread.
+"""Times the networks for pictures on one thread: acting on a batch, and learning from a segment.
 
 python agents/bench/pixels.py --size 84 --channels 4
 """

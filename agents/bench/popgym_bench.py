@@ -1,14 +1,14 @@
-"""The results queue: environments x memories x seeds at equal parameters, stoppable and resumable; table and curves.
+"""Runs a resumable queue of environments x memories x seeds at equal parameters, and writes its table and curves.
 
-    python agents/bench/popgym_bench.py --minutes 60                 # goes on with the queue, wherever it stands
-    python agents/bench/popgym_bench.py --minutes 60 --jobs 8        # several runs side by side, one thread each
-    python agents/bench/popgym_bench.py --minutes 0                  # only draws tables and picture from what there is
-    python agents/bench/popgym_bench.py --sweep --minutes 60         # first: the learning rate, for every memory alike
+    python agents/bench/popgym_bench.py --minutes 60                 # continues the queue
+    python agents/bench/popgym_bench.py --minutes 60 --jobs 8        # several runs in parallel, one thread each
+    python agents/bench/popgym_bench.py --minutes 0                  # only writes the tables and curves
+    python agents/bench/popgym_bench.py --sweep --minutes 60         # first: one learning rate for all memories
     python agents/bench/popgym_bench.py --name short --steps 150000  # another table, of shorter runs
 
-A run lives in OUT/ENV/MEMORY-seedN; what is killed goes on from its last checkpoint, with the same losses. What is
-done is written to docs/results/NAME.json, which is kept under version control: so the table grows over days and on
-several machines. All first seeds come before all second ones, so that it is whole early and its intervals narrow later.
+A run is stored in OUT/ENV/MEMORY-seedN. A run that was killed continues from its last checkpoint, with the same losses.
+Finished runs are written to docs/results/NAME.json, which is under version control, so the table can grow over days and
+on several machines. The queue runs the first seed of all memories before the second, so the table is complete early.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ ENVS: dict[str, tuple[str, dict[str, Any]]] = {
 """By name: the id and the arguments. Revisit-4x4: 0.88 is perfect, -0.44 is chance."""
 MEMORIES = ("ttt", "ttt_linear", "ttt_mlp", "gru", "lstm", "window", "framestack", "mlp")
 HEADS = {"ttt": 4, "ttt_linear": 2, "ttt_mlp": 2, "window": 2}
-DIM = 64  # of ttt_linear; the others get the width that brings their policies nearest to it in parameters
+DIM = 64  # of ttt_linear; the other widths are chosen so that the number of parameters is nearest to that of ttt_linear
 RATES = (3e-4, 1e-3, 3e-3)
 SWEEP_ENV = "popgym-RepeatPreviousEasy-v0"
 SWEEP_STEPS = 200_000
 
 
 def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
-    """Options that all memories share; only the width differs. env: a name of `ENVS`."""
+    """The options of a run: only the width depends on the memory. env: a name in `ENVS`."""
     values = {
         **read("popgym"), "env": ENVS[env][0], "env_args": ENVS[env][1], "memory": memory, "seed": seed,
         "steps": steps, "lr": lr,
@@ -80,7 +80,7 @@ def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
 
 @functools.cache
 def sizes(env: str) -> dict[str, tuple[int, int]]:
-    """(width, parameters of the whole policy) of each memory, all as near to ttt_linear's as whole widths allow."""
+    """For each memory (width, parameters of the policy); the parameters are as near as possible to ttt_linear."""
     name, arguments = ENVS[env]
     played = make(name, env_args=arguments)
 
@@ -110,12 +110,12 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str, int, float, int]:
-        """As the key of its record."""
+        """The key of the record of this run."""
         config = self.config
         return self.env, config.memory, config.seed, config.lr, config.steps
 
     def record(self, device: str) -> Record | None:
-        """The kept results, None before its end."""
+        """The results of the run, None if it is not finished."""
         path = self.folder / "summary.json"
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"finished": False}
         rows = read_csv(self.folder / "metrics.csv") if summary["finished"] else []
@@ -131,8 +131,8 @@ class Job:
 
 
 def work(job: Job, until: float) -> tuple[Job, str]:
-    """Go on with one run until its end or the time's; says how it went, nothing where there was no time left."""
-    torch.set_num_threads(1)  # one a run; several run side by side
+    """Continue a run until it ends or the time is over. Returns it with a message, "" if there was no time left."""
+    torch.set_num_threads(1)  # several runs share the cores
     minutes = max(0.0, until - time.time()) / 60
     if not minutes:
         return job, ""
@@ -154,7 +154,7 @@ def best_rate(sweep: list[Record]) -> float:
 
 
 def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: str, page: Path) -> None:
-    """Write the table and draw the curves of what there is. page: of the table; the picture stands beside it."""
+    """Write the table and draw the curves of the finished runs. page: the Markdown file; the picture is beside it."""
     keys = {job.key for job in jobs}
     done = [record for record in records if record.key in keys]
     begun = {record.env for record in done}
@@ -168,13 +168,13 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
     lines = [
         "# Memories in POPGym and MiniGrid",
         "",
-        f"PPO, {config.steps:,} environment steps a run (less where the mean return of the last 100 episodes reached "
-        f"{config.stop_return:g}), equal parameters (below), learning rate {config.lr:g} for all. Cells: interquartile "
-        "mean of the final return over seeds [95% bootstrap interval], mean steps played (seeds done); unfinished runs "
-        "are left out, so that a cell may be empty and a row absent; one seed has no interval. TTT memories have a "
-        "convolution over 4 tokens, framestack sees 4 "
-        f"observations. Command, as often as wanted: `python agents/bench/popgym_bench.py --minutes 60{words}`. "
-        f"{', '.join(devices)}; {' to '.join(dict.fromkeys(dates[:1] + dates[-1:]))}.",
+        f"PPO, {config.steps:,} environment steps for each run (fewer if the mean return of the last 100 episodes "
+        f"reached {config.stop_return:g}), equal parameters (below), learning rate {config.lr:g} for all. Cells: "
+        "interquartile mean of the final return over seeds [95% bootstrap interval], mean number of steps (number of "
+        "seeds). Unfinished runs are left out, so a cell may be empty and a row absent; one seed has no interval. TTT "
+        "memories have a convolution over 4 tokens, framestack has 4 observations. Command, repeated until the queue "
+        f"is empty: `python agents/bench/popgym_bench.py --minutes 60{words}`. {', '.join(devices)}; "
+        f"{' to '.join(dict.fromkeys(dates[:1] + dates[-1:]))}.",
         "",
         *table(done, envs, names),
         "",
@@ -187,8 +187,8 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
         lines += [
             "## The learning rate",
             "",
-            f"{SWEEP_ENV}, seed 0, {sweep[0].limit:,} steps, with `--sweep`; the rate with the best mean over the "
-            "memories is taken for all of them, and the rest of PPO is the preset `popgym`.",
+            f"{SWEEP_ENV}, seed 0, {sweep[0].limit:,} steps, with `--sweep`. All memories use the rate with the best "
+            "mean over the memories; the other options of PPO are those of the preset `popgym`.",
             "",
             *table(sweep, [str(rate) for rate in RATES], names, row="lr"),
             "",
@@ -201,7 +201,7 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """See the file's first lines."""
+    """Run the queue and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--jobs", type=int, default=1)
@@ -209,11 +209,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--envs", nargs="+", default=list(ENVS), choices=list(ENVS))
     parser.add_argument("--memories", nargs="+", default=list(MEMORIES), choices=list(MEMORIES))
-    parser.add_argument("--sweep", action="store_true", help="the learning rate, on one environment and one seed")
+    parser.add_argument("--sweep", action="store_true", help="compare learning rates, on one environment and one seed")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "popgym")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--name", default="popgym", help="of the records and of the page in --docs")
-    parser.add_argument("--device-name", default=f"a core of an {platform.machine()} CPU", help="what the runs run on")
+    parser.add_argument("--name", default="popgym", help="name of the records and the page in --docs")
+    parser.add_argument("--device-name", default=f"a core of an {platform.machine()} CPU", help="device of the runs")
     args = parser.parse_args(argv)
 
     def queue(folder: Path, envs: Sequence[str], seeds: int, rates: Sequence[float], steps: int) -> list[Job]:

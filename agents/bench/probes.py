@@ -1,10 +1,10 @@
-"""What each memory can hold of what a task needs: supervised probes of several environments in one table.
+"""Runs the supervised probe (`tttstream-agents probe`) on several environments, and writes one table.
 
-    python agents/bench/probes.py                        # go on with what is missing; docs/results/probe.json and .md
+    python agents/bench/probes.py                        # runs what is missing; docs/results/probe.json and .md
     python agents/bench/probes.py --minutes 0            # only the table
 
-The right action is the label (`tttstream-agents probe`); of several right ones any counts. Equal width, not equal
-parameters.
+The right action is the label; if several actions are right, any of them is accepted. The memories have equal width, not
+equal parameters.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def report(records: list[dict[str, Any]], settings: dict[str, Any], page: Path) 
     words = ", ".join(f"{name} {value:g}" for name, value in settings.items())
     sizes = ", ".join(f"{one['memory']} {one['parameters']:,}" for one in mine[0]["scores"])
     lines = [
-        "# What a memory can hold: supervised probes",
+        "# Supervised probes of memories",
         "",
-        f"Share of right actions on unseen sequences of random play, after training on labels ({words}, {HEADS} heads, "
-        f"one seed; one CPU thread of a busy machine; {max(r['date'] for r in mine)}). Every labelled step counts; the "
-        "label is the action with the highest reward, and where several have it, each is right. `frequencies`: always "
-        f"the action that is right most often. Equal width, not equal parameters (in the first row: {sizes}). Command: "
-        "`python agents/bench/probes.py`.",
+        f"Share of right actions on unseen sequences of random actions, after training on labels ({words}, {HEADS} "
+        f"heads, one seed; one CPU thread of a busy machine; {max(r['date'] for r in mine)}). The mean is over all "
+        "labelled steps. The label is the action with the highest reward; if several actions have it, each is right. "
+        "`frequencies`: always the action that is right most often. Equal width, not equal parameters (in the first "
+        f"row: {sizes}). Command: `python agents/bench/probes.py`.",
         "",
         f"| environment | frequencies | {' | '.join(MEMORIES)} | CPU seconds for all |",
         f"|---|---|{'---|' * len(MEMORIES)}---|",
@@ -70,9 +70,9 @@ def report(records: list[dict[str, Any]], settings: dict[str, Any], page: Path) 
 
 
 def main() -> int:
-    """See the file's first lines."""
+    """Run the probes and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no further environment after so many")
+    parser.add_argument("--minutes", type=float, default=60.0, help="start no further environment after this time")
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--sequences", type=int, default=256)
     parser.add_argument("--envs", nargs="+", default=list(ENVS), choices=ENVS)

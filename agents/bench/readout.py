@@ -1,9 +1,10 @@
-"""The gain of a memory beside the observation for an agent that has none: Stable-Baselines3's PPO, four ways.
+"""Measures the benefit of a memory's read-out as an additional observation for an agent without memory.
 
     python agents/bench/readout.py --seeds 3
 
-Without a memory; with a reader of random outer weights that learns every observation at once, or only every sixteenth;
-and with one that was trained on random play. Writes docs/results/readout.md.
+Stable-Baselines3's PPO is trained without a memory, with a reader of random outer weights that updates after every
+observation or after every sixteenth, and with a reader that was trained on random actions. Writes
+docs/results/readout.md.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ENVS = 8
 
 
 def readers(env: str, seed: int) -> dict[str, Callable[[], MemoryReader | None]]:
-    """By name: what makes each contestant's reader."""
+    """For each row of the table, a function that returns its reader (None for no memory)."""
     space = make(env).observation_space
 
     def trained() -> MemoryReader:
@@ -43,12 +44,12 @@ def readers(env: str, seed: int) -> dict[str, Callable[[], MemoryReader | None]]
         "no memory": lambda: None,
         "random reader": lambda: MemoryReader(space, seed=seed),
         "random reader, mini_batch=16": lambda: MemoryReader(space, seed=seed, options={"mini_batch": 16}),
-        "reader trained on random play": trained,
+        "reader trained on random actions": trained,
     }
 
 
 def score(env: str, reader: MemoryReader | None, steps: int, seed: int) -> float:
-    """Mean return of 64 episodes of likeliest actions after training."""
+    """Mean return of 64 episodes with the most probable actions, after training."""
 
     def played() -> gym.Env[object, object]:
         return Monitor(make(env) if reader is None else TTTMemoryObservation(make(env), reader))
@@ -63,13 +64,13 @@ def score(env: str, reader: MemoryReader | None, steps: int, seed: int) -> float
 
 
 def main() -> int:
-    """See the file's first lines."""
+    """Train the agents and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="popgym-RepeatFirstEasy-v0")
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--device-name", default="a CPU core", help="what it was measured on")
+    parser.add_argument("--device-name", default="a CPU core", help="the device, as the page names it")
     args = parser.parse_args()
     torch.set_num_threads(1)
     names = list(readers(args.env, 0))
@@ -79,14 +80,14 @@ def main() -> int:
             found[name].append(score(args.env, make_reader(), args.steps, seed))
             print(f"seed {seed}, {name}: {found[name][-1]:.2f}", file=sys.stderr, flush=True)
     lines = [
-        "# A memory beside the observation",
+        "# A memory's read-out as an observation",
         "",
         f"{args.env}, PPO of Stable-Baselines3 with an MLP, {args.steps:,} steps in {ENVS} environments: mean return "
-        "of 64 episodes of likeliest actions, one number a seed. Readers: ttt_linear, 32 wide, never trained by the "
-        f"agent. On {args.device_name}, torch {torch.__version__}, {datetime.date.today()}. "
+        "of 64 episodes with the most probable actions, one number for each seed. Readers: ttt_linear of width 32, not "
+        f"trained by the agent. On {args.device_name}, torch {torch.__version__}, {datetime.date.today()}. "
         f"Command: `python agents/bench/readout.py --env {args.env} --steps {args.steps} --seeds {args.seeds}`.",
         "",
-        "| what the agent sees besides | return |",
+        "| additional observation | return |",
         "|---|---|",
         *(f"| {name} | {', '.join(f'{value:.2f}' for value in found[name])} |" for name in names),
         "",

@@ -1,14 +1,14 @@
-"""Environment steps per CPU second of training, playing and learning together, against sb3-contrib's RecurrentPPO-LSTM.
+"""Compares environment steps per CPU second of training (acting and learning) with sb3-contrib's RecurrentPPO-LSTM.
 
     python agents/bench/throughput.py --updates 10
 
-The same environments, rollouts, batches and epochs for all; one process, one thread; the contestants take turns, one
-update each, so that whatever else the machine does falls on all alike. Writes docs/results/throughput.md.
+All use the same environments, rollouts, batches and epochs, in one process with one thread. They take turns, one update
+each, so that other load on the machine affects all of them equally. Writes docs/results/throughput.md.
 
     python agents/bench/throughput.py --pixels --updates 3
 
-measures pictures of 84 x 84 that cost nothing to make, NatureCNN for all, smaller rollouts and fewer epochs, and writes
-docs/results/throughput_pixels.md. It takes some two minutes of processor time.
+uses pictures of 84 x 84 random pixels, NatureCNN for all, smaller rollouts and fewer epochs, and writes
+docs/results/throughput_pixels.md. It takes about two minutes of processor time.
 """
 
 from __future__ import annotations
@@ -148,13 +148,13 @@ def measure(env: str, updates: int) -> dict[str, tuple[float, int]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """See the file's first lines."""
+    """Measure all and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--envs", nargs="+", default=["popgym-RepeatFirstEasy-v0", "CartPole-v1"])
-    parser.add_argument("--pixels", action="store_true", help="pictures in place of --envs")
+    parser.add_argument("--pixels", action="store_true", help="random pictures instead of --envs")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--device-name", default="one CPU core", help="what it was measured on")
+    parser.add_argument("--device-name", default="one CPU core", help="the device, as the page names it")
     args = parser.parse_args(argv)
     args.envs = ["pixels"] if args.pixels else args.envs
     chosen = "--pixels" if args.pixels else f"--envs {' '.join(args.envs)}"
@@ -163,10 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = [
         "# Training throughput",
         "",
-        f"Environment steps per CPU second, playing and learning together: {sizes.envs} environments, {sizes.steps} "
-        f"steps, batches of {sizes.batch}, {sizes.epochs} epochs, median of {args.updates} updates, the contestants "
-        "taking turns in one process. "
-        f"In brackets: relative to {YARDSTICK}. On {args.device_name} ({platform.machine()}), torch "
+        f"Environment steps per CPU second of acting and learning: {sizes.envs} environments, {sizes.steps} steps, "
+        f"batches of {sizes.batch}, {sizes.epochs} epochs, median of {args.updates} updates. The programs take turns "
+        f"in one process. In brackets: relative to {YARDSTICK}. On {args.device_name} ({platform.machine()}), torch "
         f"{torch.__version__}, sb3-contrib {sb3_contrib.__version__}, {datetime.date.today()}. "
         f"Command: `python agents/bench/throughput.py --updates {args.updates} {chosen}`.",
         "",

@@ -1,4 +1,4 @@
-"""What is timed: what all contestants have in common, and the TTT ops on each of their backends."""
+"""The rows of the benchmark: their common interface, and the TTT ops on each of their backends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Work(NamedTuple):
     operations: float
 
     def floor(self, ceilings: dict[str, float]) -> tuple[float, str]:
-        """(milliseconds that the device needs for that at least, what binds it)."""
+        """(the least milliseconds for this work on the device, the resource that limits it)."""
         moving = self.bytes / ceilings["copy_gb_s"] / 1e6
         computing = self.operations / ceilings["matrix_tflop_s"] / 1e9
         return max(moving, computing), "bytes" if moving >= computing else "operations"
@@ -56,8 +56,8 @@ def captured(call: Call) -> Call:
 
 
 class Tokens:
-    """Random streams that the contestants of a case share: q, k, v [B, T, H, D], rate [B, T, H] in 0 .. 1, and where
-    gradients are asked for the gradient of the outputs."""
+    """Random streams that the contestants of a case share: q, k, v [B, T, H, D], rate [B, T, H] in 0 .. 1, and for
+    cases with a backward pass the gradient of the outputs."""
 
     def __init__(self, case: Case, device: torch.device, dtype: torch.dtype) -> None:
         self.case, self.device, self.dtype = case, device, dtype
@@ -68,7 +68,7 @@ class Tokens:
         self.upstream = self.random(*size).detach() if self.learning else None
 
     def random(self, *size: int) -> Tensor:
-        """Numbers of the case's type that gradients are taken of where the case has gradients."""
+        """Random numbers in the type of the case; they require gradients if the case has a backward pass."""
         x = torch.empty(size, dtype=self.dtype, device=self.device).normal_()
         return x.requires_grad_(self.learning)
 
@@ -88,26 +88,26 @@ class Tokens:
 
 @dataclass
 class Contestant:
-    """One row of the table. name: as printed. family: the inner model, or what it is instead."""
+    """One row of the table. name: as printed. family: the inner model, or the kind of another op."""
 
     name: str
     family: str
 
     def prepare(self, tokens: Tokens) -> Call:
-        """The call to time. Raises Unable where there is none."""
+        """The call to time. Raises Unable if this contestant cannot run the case."""
         raise NotImplementedError(f"{type(self).__name__} must define prepare")
 
     def work(self, case: Case, dtype: torch.dtype) -> Work | None:
-        """The least that the case takes, None where it is not counted."""
+        """The least work of the case, None if it is not counted."""
         return None
 
     def predicted(self, tokens: int, milliseconds: float, more: int) -> float:
-        """Milliseconds to expect of `more` tokens, from those of `tokens`."""
+        """Expected milliseconds for `more` tokens, from the time for `tokens`."""
         return milliseconds * more / tokens
 
 
 class Recipe(NamedTuple):
-    """An inner model with what a layer takes for it by default; size: tokens of a mini-batch or frame."""
+    """An inner model with the default options of a layer; size: tokens of a mini-batch or frame."""
 
     inner: Inner
     causal: str
@@ -141,8 +141,8 @@ class Recipe(NamedTuple):
 class Op(Contestant):
     """`ttt` with the update and the initial weights that a layer has by default.
 
-    way: reference, compiled (the reference under torch.compile) or triton. captured: in a CUDA graph. longest: the most
-    tokens that are compiled, a step being one.
+    way: reference (the torch backend), compiled (the same under torch.compile) or triton. captured: in a CUDA graph.
+    longest: the largest number of tokens that is compiled; a step has one.
     """
 
     way: str
@@ -177,29 +177,30 @@ class Op(Contestant):
         def step() -> Tensor:
             y, new = run(held)
             for old, part in zip(held, new, strict=True):
-                old.copy_(part)  # the state goes round, in one place as a graph needs it
+                old.copy_(part)  # the state is updated in place, as a CUDA graph requires
             return y
 
         call = torch.no_grad()(step)
         return captured(call) if self.captured else call
 
     def _reason(self, recipe: Recipe, case: Case, device: torch.device) -> str | None:
-        """Why this case cannot run, None where it can."""
+        """The reason why this case cannot run, None if it can."""
         if self.captured and device.type != "cuda":
             return "no GPU, so no CUDA graph"
         if self.way == "compiled" and (1 if case.what == "step" else case.tokens) > self.longest:
-            return "compiling takes minutes, for the loop over mini-batches is unrolled: see --compile-tokens"
+            return "compiling takes minutes, because the loop over mini-batches is unrolled: see --compile-tokens"
         if self.way != "triton":
             return None
         if device.type != "cuda":
-            return "no GPU; Triton's interpreter shows that kernels are right, not how fast they are"
+            return "no GPU; Triton's interpreter checks correctness, not speed"
         return triton_unavailable(
             recipe.inner, recipe.causal, update=recipe.update, width=WIDTH, mini_batch=recipe.size, device=device
         )
 
     def work(self, case: Case, dtype: torch.dtype) -> Work:
-        """q, k, v and the rates read and the outputs written once, where wanted their gradients, and the weights once
-        a call; a step of one token reads the weights, and reads and writes its sums. Operations: see `operations`."""
+        """Bytes: q, k, v and the rates are read and the outputs are written once, as are their gradients if needed, and
+        the weights once in each call; a step of one token reads the weights, and reads and writes its sums. Operations:
+        see `operations`."""
         entry = find(self.family)
         cells, parameters = case.rows * case.heads, entry.make(GRID).size(WIDTH)
         stream, rates = WIDTH * dtype.itemsize, 4
@@ -214,9 +215,9 @@ class Op(Contestant):
 
 
 def operations(family: str) -> float:
-    """Multiplications and additions of a token and head in the forward pass: keys and queries through the layers,
-    steps back through all but the first, sums of inputs with steps; in token mode the products of inputs with inputs
-    in a mini-batch and of those with the steps (equations 5 and 8 of kernels/README.md)."""
+    """Multiplications and additions for one token and head in the forward pass: keys and queries through the layers,
+    steps back through all layers except the first, sums of inputs times steps; in token mode also the products of
+    inputs with inputs in a mini-batch, and of these with the steps (equations 5 and 8 of kernels/README.md)."""
     d = WIDTH
     layers = {"linear": [(d, d)], "mlp": [(d, 4 * d), (4 * d, d)], "conv": [(9, d), (d, d)]}[family]
     products = [2.0 * rows * columns for rows, columns in layers]
@@ -225,8 +226,8 @@ def operations(family: str) -> float:
 
 
 def difference(family: str, device: torch.device, dtype: torch.dtype) -> float:
-    """How far outputs and state of the Triton kernels lie from the reference in float32 on the same tokens: the
-    largest difference over the largest value."""
+    """Compare outputs and state of the Triton kernels with the torch backend in float32 on the same tokens: the largest
+    difference divided by the largest value."""
     tokens = Tokens(Case("forward", 2 * math.prod(GRID), 1, 2), device, dtype)
     recipe = Recipe.of(family, tokens.case.heads, device)
 

@@ -1,11 +1,10 @@
-"""Times TTT layers on the CPU beside what a user could take instead, all in one run: torch.nn.GRUCell and, where a
-checkout of it is given, the official PyTorch layer.
+"""Times TTT layers on the CPU and compares them with torch.nn.GRUCell and the official PyTorch layer in one run.
 
     python kernels/bench/cpu.py [--official PATH/ttt.py] [--compile] [--quick] [--out docs/results/cpu-ops.md]
 
-Every round calls each contestant once, in a new order, so that all of them meet the same load and the same cold
-caches; a table shows medians over the rounds, and ratios that are medians of the ratios of single rounds. Steps are
-timed in tight loops as well, one contestant's steps one after another, where each finds its caches warm.
+The official layer needs a checkout of its repository (--official). Every round calls each layer once, in a new order,
+so that the load and the cold caches are the same for all. The tables show medians over the rounds, and medians of the
+ratios of single rounds. Steps are also timed in tight loops with warm caches, many steps of one layer in a row.
 """
 
 from __future__ import annotations
@@ -47,8 +46,10 @@ def measure(calls: Calls, rounds: int) -> dict[str, list[float]]:
 
 
 def measure_loops(calls: Calls, rounds: int, steps: int) -> dict[str, float]:
-    """Milliseconds of one call of each among `steps` in a row, of the thread alone: the quickest of the rounds, which
-    take turns."""
+    """Milliseconds of one call of each layer in a loop of `steps` calls, in thread time: the fastest of the rounds.
+
+    In each round the layers take turns.
+    """
     quickest = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds):
         for name, call in calls.items():
@@ -70,10 +71,10 @@ def loop_table(title: str, times: dict[str, dict[str, float]]) -> str:
 
 
 def table(title: str, times: dict[str, list[float]], against: dict[str, list[str]]) -> str:
-    """Markdown: median and quickest time of each row; for each column of `against`, a row's time over that of the
+    """Markdown: median and fastest time of each row; for each column of `against`, a row's time over that of the
     row that it is compared with ("linear" rows with the official linear layer, and so on)."""
     columns = [name for name, rivals in against.items() if any(rival in times for rival in rivals)]
-    lines = [f"## {title}", "", "| | median, ms | quickest, ms |" + "".join(f" {name} |" for name in columns)]
+    lines = [f"## {title}", "", "| | median, ms | fastest, ms |" + "".join(f" {name} |" for name in columns)]
     lines.append("| --- | ---: | ---: |" + " ---: |" * len(columns))
     for row, own in times.items():
         cells = [row, f"{statistics.median(own):.3f}", f"{min(own):.3f}"]
@@ -86,7 +87,7 @@ def table(title: str, times: dict[str, list[float]], against: dict[str, list[str
 
 
 def kind(row: str) -> str:
-    """What a row's name says first about its model: gru, linear, mlp or conv."""
+    """The kind of model, from the first word of the row's name: gru, linear, mlp or conv."""
     return next(word for word in ("gru", "linear", "mlp", "conv") if word in row.lower())
 
 
@@ -107,7 +108,7 @@ def backward(module: nn.Module, call: Callable[[], Any]) -> Callable[[], None]:
 
 
 def stepping(layer: Callable[..., Any], state: Any, x: Tensor) -> Callable[[], None]:
-    """One token after another, the state going round."""
+    """A call that learns one token and keeps the state for the next call."""
     held = [state]
 
     def step() -> None:
@@ -117,7 +118,7 @@ def stepping(layer: Callable[..., Any], state: Any, x: Tensor) -> Callable[[], N
 
 
 def recurring(cell: nn.Module, x: Tensor) -> Callable[[], None]:
-    """One token after another, the hidden vector going round."""
+    """A call that reads one token and keeps the hidden vector for the next call."""
     held = [torch.zeros_like(x)]
 
     def step() -> None:
@@ -188,7 +189,7 @@ def steps(official: Official | None, compiled: bool, rounds: int) -> str:
     )
     tight = {}
     for context in (torch.no_grad, torch.inference_mode):
-        torch.compiler.reset()  # what was compiled for one way would be looked through at every call of the other
+        torch.compiler.reset()  # otherwise each call checks the guards of the other context too
         with context():
             measure_loops(calls, 2, 16)  # to warm up, compilers included
             tight[context.__name__] = measure_loops(calls, max(5, rounds // 50), 160)
@@ -234,14 +235,15 @@ def header(arguments: argparse.Namespace) -> str:
     return (
         f"# TTT layers on a CPU\n\n`{command}`, {datetime.date.today()}, {processor()}, {arguments.threads} thread(s), "
         f"torch {torch.__version__}, Python {platform.python_version()}, float32.\n\n"
-        "Each round calls every row once, in a new order: a row meets the caches that the others left, as a layer in a "
-        "network does. Ratios are medians of the rounds' own ratios. A tight loop is `y, state = layer(x, state)` 160 "
-        "times in a row, over against `h = cell(x, h)`: the quickest of many, in time of the thread.\n"
+        "Each round calls every row once, in a new order, so that the caches contain data of the other rows, as for a "
+        "layer in a network. Ratios are medians of the ratios of single rounds. A tight loop calls "
+        "`y, state = layer(x, state)` 160 times in a row, or `h = cell(x, h)` for the GRUCell: the fastest of many "
+        "loops, in thread time.\n"
     )
 
 
 def processor() -> str:
-    """The name of the processor, as far as the system tells."""
+    """The name of the processor, if the system reports it."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()

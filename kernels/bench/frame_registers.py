@@ -1,9 +1,9 @@
-"""Compile the Triton kernels of frame mode for a GPU that need not be there, and print what they take of it.
+"""Compiles the Triton kernels of frame mode without a GPU, and prints their registers and shared memory.
 
     python kernels/bench/frame_registers.py --inner linear mlp conv --width 64 --type bfloat16 [--losses] [--json]
 
-Registers, stack (where registers do not suffice) and shared memory are what limits how many programs a multiprocessor
-holds. Compiling takes seconds to minutes a kernel.
+Registers, stack (spilled registers) and shared memory limit the number of programs on a multiprocessor. Compiling a
+kernel takes seconds to minutes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from tttstream_kernels.token_parts_triton import Streams
 
 CAPABILITY = 90
 REGISTERS, SHARED = 65536, 227 * 1024
-"""Of a multiprocessor of that generation (CUDA C++ Programming Guide, table of compute capabilities)."""
+"""The limits of a multiprocessor (CUDA C++ Programming Guide, table of compute capabilities)."""
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 WHOLE = ("heads", "tokens", "n", "group", "kept")
 
 
 def signature(way: str, dtype: torch.dtype, summed: bool) -> dict[str, Any]:
-    """Types of a kernel's arguments, in their order, all of the optional ones there."""
+    """The types of the arguments of a kernel, in their order, including all optional ones."""
     tokens, gradients = f"*{NAMES[dtype]}", "*fp32" if summed else f"*{NAMES[dtype]}"
 
     def pointers(kind: Any, **types: str) -> Any:
@@ -64,7 +64,7 @@ def signature(way: str, dtype: torch.dtype, summed: bool) -> dict[str, Any]:
 
 
 def compiled(inner: str, way: str, width: int, tokens: int, dtype: torch.dtype, losses: bool) -> dict[str, Any]:
-    """What one kernel takes, with the options that `frame_triton` launches it with."""
+    """The resources of one kernel, compiled with the launch options of `frame_triton`."""
     kernel: Any = {"forward": forward, "backward": backward}[way]
     options = frame_triton.launch_options(inner, way, width, tokens, dtype)
     given = frame_triton.constants(inner, way, width, tokens, (8, 8), dtype) | {"LOSS": losses, "RESTORE": False}
@@ -96,7 +96,7 @@ def compiled(inner: str, way: str, width: int, tokens: int, dtype: torch.dtype, 
 
 
 def _pointers(kind: Any) -> list[tuple[int, ...]]:
-    """Where the pointers of an argument lie in it."""
+    """The positions of the pointers in an argument."""
     if isinstance(kind, str):
         return [()] if kind.startswith("*") else []
     return [(i,) for i, one in enumerate(kind) if one.startswith("*")]
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--type", nargs="+", default=["bfloat16"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--tokens", type=int, default=196, help="tokens of a frame")
     parser.add_argument("--losses", action="store_true", help="with the inner losses and their gradients")
-    parser.add_argument("--json", action="store_true", help="a line of JSON a kernel in place of a table")
+    parser.add_argument("--json", action="store_true", help="one line of JSON for each kernel instead of a table")
     args = parser.parse_args()
     columns = ["inner", "way", "D", "type", "TILE", "CHUNK", "warps", "registers", "stack", "shared", "programs"]
     if not args.json:

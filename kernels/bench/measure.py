@@ -1,4 +1,4 @@
-"""Times calls on a device, and what the device itself can do: how fast it copies and how fast it multiplies."""
+"""Times calls on a device, and measures its copy bandwidth and its matrix rate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MB = 1e6
 
 
 class Stopwatch:
-    """Milliseconds of a call: by CUDA events with a cold second-level cache; on a CPU the processor time of the one
-    thread, which others on the machine disturb little, or with several threads the clock.
+    """Measures the milliseconds of a call: CUDA events with a cold second-level cache; on a CPU processor time with one
+    thread (other processes affect it little), and wall time with several threads.
 
-    A layer in a network finds the caches full of the other layers' data, so everything is timed that way. The write
-    that empties the cache also keeps the GPU busy while the call is queued: what is timed is the GPU's work, unless the
-    call itself is slower to queue than to run.
+    In a network the caches contain data of other layers, so all calls are timed with an emptied cache. The write that
+    empties the cache also keeps the GPU busy while the call is queued, so the time is that of the GPU's work, unless
+    queueing takes longer than running.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,7 +44,7 @@ class Stopwatch:
         return before.elapsed_time(after)
 
     def memory(self, call: Call) -> float | None:
-        """Megabytes that a call needs at its peak beyond what is there already; None on a CPU."""
+        """Peak megabytes that a call allocates; None on a CPU."""
         if not self.cuda:
             call()
             return None
@@ -56,7 +56,7 @@ class Stopwatch:
         return (torch.cuda.max_memory_allocated(self.device) - before) / MB
 
     def rounds(self, calls: dict[str, Call], counts: dict[str, int]) -> dict[str, list[float]]:
-        """Milliseconds of every call in every round: each round calls, in a new order, all that have a round left."""
+        """Milliseconds of every call in every round. Each round calls all that have rounds left, in a new order."""
         times: dict[str, list[float]] = {name: [] for name in calls}
         for done in range(max(counts.values(), default=0)):
             names = [name for name in calls if counts[name] > done]
@@ -66,8 +66,8 @@ class Stopwatch:
 
 
 def ceilings(watch: Stopwatch, dtype: torch.dtype) -> dict[str, float]:
-    """Copy bandwidth in GB/s (bytes read and bytes written) and matrix rate in Tflop/s in that type, on random data,
-    each the median of several rounds."""
+    """Copy bandwidth in GB/s (bytes read and written) and matrix rate in Tflop/s in that type, with random data,
+    medians of several rounds."""
     big, side = (1 << 30, 8192) if watch.cuda else (1 << 26, 1024)
     source = torch.empty(big, dtype=torch.uint8, device=watch.device).random_()
     target = torch.empty_like(source)
@@ -83,7 +83,7 @@ def ceilings(watch: Stopwatch, dtype: torch.dtype) -> dict[str, float]:
 
 
 def graphed(call: Call) -> Call:
-    """The call as one CUDA graph. Raises RuntimeError where it cannot be captured."""
+    """The call as one CUDA graph. Raises RuntimeError if it cannot be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

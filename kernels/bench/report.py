@@ -1,4 +1,4 @@
-"""A run's results as a Markdown table, and files that appear whole or not at all."""
+"""Writes the results of a run as a Markdown table and as JSON."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def markdown(report: Report) -> str:
 
 
 def header(report: Report) -> str:
-    """The command, the device, the date, the versions, and what the figures mean."""
+    """The command, the device, the date, the versions, and the meaning of the figures."""
     sets, versions = report["settings"], ", ".join(f"{name} {v}" for name, v in report["versions"].items())
     ceilings = report["ceilings"]
     how = (
         " Caches are emptied before each call."
         if report["cuda"]
-        else " One thread: its processor time, else the clock."
+        else " Time is processor time with one thread, else wall time."
     )
     lines = [
-        "# TTT kernels beside what one would take instead",
+        "# TTT kernels compared with other packages",
         "",
         f"`{report['command']}`, {report['date']}, {report['device']}, {versions}.",
         "",
@@ -62,24 +62,24 @@ def header(report: Report) -> str:
         f"{sets['dtype']} streams, float32 state, mini-batches of 16 tokens, TTT-Conv frames of 16 × 16 tokens, the "
         "layers' default update.",
         "",
-        "Cells: milliseconds, the median of rounds that call every row once in a new order; then the share of the "
-        "floor that is reached, where it is counted, and the memory that a call needs at its peak beyond its inputs, "
-        f"where the device tells.{how} The floor is the larger of the bytes that must be moved over the copy "
-        "bandwidth and the operations that must be done over the matrix rate, both measured in this run: "
+        "Cells: milliseconds, the median of rounds that call every row once in a new order; then the floor divided by "
+        "this time, if there is a floor, and the peak memory of a call beyond its inputs, if the device reports it."
+        f"{how} The floor is the larger of two times: the necessary bytes divided by the copy bandwidth, and the "
+        "necessary operations divided by the matrix rate. Both are measured in this run: "
         f"{ceilings['copy_gb_s']:,.0f} GB/s, {ceilings['matrix_tflop_s']:,.2f} Tflop/s. "
-        "LSTM has its projections inside, all others have not; TTT of fla has one rate a chunk, and no forgetting or "
-        "norm.",
+        "LSTM includes its projections, the others do not; TTT of fla has one rate for each chunk, and no forgetting "
+        "or norm.",
         "",
     ]
     for name, value in report["differences"].items():
         lines.append(f"{name} on Triton differs from the reference in float32 by {value:.1e} of the largest value.")
     if report["unfinished"]:
-        lines += ["", f"**Not finished**: {report['unfinished']} of the line-ups are still to come."]
+        lines += ["", f"**Not finished**: {report['unfinished']} of the line-ups are missing."]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def goals(report: Report) -> str:
-    """The targets, what was measured of each, and whether it is reached."""
+    """For each target the measured figures, and whether it is reached."""
     found = [Target(**target) for target in report["targets"]]
     if all(target.reached is None for target in found):
         return f"## Targets\n\nNone of the {len(found)} targets was measured: {found[0].measured}.\n"
@@ -91,7 +91,7 @@ def goals(report: Report) -> str:
 
 
 def table(cases: Sequence[dict[str, Any]]) -> str:
-    """Rows by contestant, columns by tokens; reasons are numbered and stand below."""
+    """A table with a row for each contestant and a column for each number of tokens; reasons are footnotes."""
     names = list(dict.fromkeys(row["name"] for case in cases for row in case["rows"]))
     reasons: dict[str, int] = {}
     columns = ["a step" if case["what"] == "step" else f"{case['tokens']:,} tokens" for case in cases]

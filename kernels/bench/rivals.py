@@ -1,4 +1,4 @@
-"""What a user would pick instead: the ops of other packages where they are installed, and those that torch has."""
+"""The ops of other packages, if they are installed, and of torch, with which the TTT ops are compared."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MAMBA_STATE, MAMBA_CHUNK = 128, 256
-"""Mamba-2 as its authors set it: the size of a head's state and the tokens of a chunk."""
+"""Defaults of Mamba-2: the size of the state of a head, and the tokens of a chunk."""
 CACHED = 8192
 """Tokens in the cache that a step of attention reads."""
 
 
 def needed(module: str, install: str, device: torch.device) -> None:
-    """Raise Unable where a package is not there, or has no use without a GPU."""
+    """Raise Unable if a package is not installed, or if there is no GPU and the package needs one."""
     if find_spec(module) is None:
         raise Unable(f"not installed ({install})")
     if device.type != "cuda":
@@ -109,7 +109,7 @@ class Mamba2(Contestant):
 
 
 def mamba_scan() -> Any:
-    """The scan alone: it is written in Triton, while the whole package also wants extensions compiled for CUDA."""
+    """The scan of mamba-ssm, which is written in Triton; the rest of the package needs compiled CUDA extensions."""
     if "mamba_ssm" not in sys.modules and find_spec("selective_scan_cuda") is None:
         spec = find_spec("mamba_ssm")
         assert spec is not None
@@ -121,7 +121,7 @@ def mamba_scan() -> Any:
 
 
 class Attention(Contestant):
-    """scaled_dot_product_attention, causal, by its flash kernels. A step reads a cache of 8,192 tokens."""
+    """Causal scaled_dot_product_attention with its flash kernels. A step reads a cache of 8,192 tokens."""
 
     def prepare(self, tokens: Tokens) -> Call:
         """See Contestant."""
@@ -145,7 +145,7 @@ class Attention(Contestant):
         return captured(call) if tokens.device.type == "cuda" else call
 
     def work(self, case: Case, dtype: torch.dtype) -> Work:
-        """Two products of T × T / 2 under the mask, five more backward; q, k, v, outputs and their gradients once."""
+        """Two masked products of T × T / 2, five more backward; q, k, v, outputs and their gradients once."""
         cells, stream = case.rows * case.heads, WIDTH * dtype.itemsize
         if case.what == "step":
             return Work(cells * 2.0 * CACHED * stream, cells * 4.0 * CACHED * WIDTH)
@@ -154,12 +154,12 @@ class Attention(Contestant):
         return Work(cells * case.tokens * stream * (11.0 if learning else 4), cells * computed)
 
     def predicted(self, tokens: int, milliseconds: float, more: int) -> float:
-        """See Contestant: attention grows with the square."""
+        """See Contestant: the time of attention grows with the square of the tokens."""
         return milliseconds * (more / tokens) ** 2
 
 
 class LSTM(Contestant):
-    """nn.LSTM as wide as all heads together (cuDNN's on a GPU); unlike the others it has its projections inside."""
+    """nn.LSTM as wide as all heads together (cuDNN on a GPU); unlike the others it includes its projections."""
 
     def prepare(self, tokens: Tokens) -> Call:
         """See Contestant."""

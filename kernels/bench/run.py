@@ -1,10 +1,10 @@
-"""Times the TTT ops on every backend beside what one would take instead, in one run: one table, and the same as JSON.
+"""Times the TTT ops on every backend and the ops of other packages in one run, and writes a table and JSON.
 
     python kernels/bench/run.py [--device cuda|cpu] [--quick] [--out docs/results/kernels-h200.md]
 
-A line-up is what is timed together: forward, forward and backward, or a step, at one number of tokens. Each is written
-down as soon as it is done; after --minutes the run stops, and --resume goes on where it stopped, as long as the device,
-the versions, the code and the other options are the same. kernels/bench/README.md says how to install the others.
+The rows of a line-up are timed together: forward, forward and backward, or a step, with one number of tokens. Each
+line-up is written when it is complete. After --minutes the run stops, and --resume continues it if the device, the
+versions, the code and the other options are the same. kernels/bench/README.md says how to install the other packages.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ PACKAGES = ("torch", "triton", "flash-linear-attention", "fla-core", "mamba-ssm"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 1 where one of our own rows broke, 2 for a user's mistake, 75 where a row broke the CUDA
-    context: call again with --resume."""
+    """Run the benchmark. Exit codes: 1 if a row of this package failed, 2 for a mistake of the user, 75 if a row broke
+    the CUDA context (continue with --resume)."""
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(words)
     device = torch.device(arguments.device)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The arguments, with what depends on the device filled in."""
+    """The arguments, with the defaults that depend on the device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if cuda else "cpu")
@@ -75,16 +75,16 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--what", nargs="+", choices=WHATS, default=list(WHATS))
     parser.add_argument("--tokens", nargs="+", type=int, help="tokens of a row (1k to 128k; on a CPU 1k and 4k)")
     parser.add_argument("--rows", type=int, help="rows (16; on a CPU 1)")
-    parser.add_argument("--heads", type=int, help="heads of 64 (16, more where that leaves a GPU idle; on a CPU 4)")
+    parser.add_argument("--heads", type=int, help="heads of 64 (16, more on a large GPU; on a CPU 4)")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="only rows with one of these words in their names")
     parser.add_argument(
-        "--compile-tokens", type=int, help="compile what has up to so many tokens (1: the steps; with --quick none)"
+        "--compile-tokens", type=int, help="compile calls of up to N tokens (1: only steps; with --quick none)"
     )
     parser.add_argument("--slowest", type=float, default=2.0, help="seconds a call may take at most (2)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after the line-up that passes this")
-    parser.add_argument("--resume", action="store_true", help="go on with the run that --out holds")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after the current line-up")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the file of --out")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU (1)")
-    parser.add_argument("--out", type=Path, help="write the table there as .md and .json")
+    parser.add_argument("--out", type=Path, help="file of the table, written as .md and .json")
     arguments = parser.parse_args(words)
     gpu = arguments.device == "cuda"
     if arguments.tokens is None:
@@ -105,7 +105,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def begin(arguments: argparse.Namespace, words: Sequence[str], device: torch.device) -> Report:
-    """A new report, or with --resume the one that is there, if it is of the same run."""
+    """A new report, or with --resume the existing one if it is from the same run."""
     gpu = device.type == "cuda"
     report: Report = {
         "command": shlex.join(["python", "kernels/bench/run.py", *_public(words)]),
@@ -138,13 +138,13 @@ def begin(arguments: argparse.Namespace, words: Sequence[str], device: torch.dev
     old: Report = json.loads(held.read_text())
     changed = [name for name in ("device", "versions", "sources", "settings") if old.get(name) != report[name]]
     if changed:
-        print(f"{held} is of another {', '.join(changed)}: starting anew", file=sys.stderr)
+        print(f"{held} has another {', '.join(changed)}: starting a new run", file=sys.stderr)
         return report
     return report | old
 
 
 def _public(words: Sequence[str]) -> list[str]:
-    """The arguments without those that only say where and how long."""
+    """The arguments that affect the figures."""
     kept, skip = [], False
     for word in words:
         if not skip and word.partition("=")[0] not in ("--out", "--minutes", "--resume"):
@@ -154,7 +154,7 @@ def _public(words: Sequence[str]) -> list[str]:
 
 
 def versions(gpu: bool) -> dict[str, str]:
-    """Of Python, torch, Triton and the others that are installed, and of CUDA, cuDNN and the driver's side."""
+    """Versions of Python, torch, Triton and the other installed packages, of CUDA, cuDNN and the driver."""
     found = {"Python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -168,7 +168,7 @@ def versions(gpu: bool) -> dict[str, str]:
 
 
 def fingerprint() -> str:
-    """Of the code of the kernels: figures of different code do not belong in one table."""
+    """A hash of the code of the kernels: one table has figures of one version only."""
     digest = hashlib.sha256()
     for path in sorted(Path(tttstream_kernels.__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -187,11 +187,11 @@ def contestants(device: torch.device, what: str, compile_tokens: int) -> list[Co
 
 
 class Aborted(Exception):
-    """A row left the GPU's context broken, so that nothing more can run in this process; the message names it."""
+    """A row broke the CUDA context, so nothing more can run in this process; the message names the row."""
 
 
 class Bench:
-    """One run. broken: rows of our own that failed for another reason than memory."""
+    """One run. broken: rows of this package that failed for another reason than memory."""
 
     def __init__(self, arguments: argparse.Namespace, device: torch.device, report: Report) -> None:
         self.arguments, self.device, self.report = arguments, device, report
@@ -206,7 +206,7 @@ class Bench:
                     self.paces[case["what"], row["name"]] = case["tokens"], row["ms"]
 
     def run(self) -> None:
-        """All line-ups that are still to come, until the time is over."""
+        """Time the missing line-ups until the time is over."""
         arguments, report = self.arguments, self.report
         begun = time.monotonic()
         measured = ceilings(self.watch, self.dtype)
@@ -249,7 +249,7 @@ class Bench:
         return found
 
     def _compare(self) -> None:
-        """Before anything is timed: do the kernels compute what the reference does?"""
+        """Compare the results of the kernels with the torch backend, before timing."""
         if self.device.type != "cuda" or self.report["differences"]:
             return
         for family, name in OURS.items():
@@ -263,7 +263,7 @@ class Bench:
         return only is None or any(word.lower() in name.lower() for word in only)
 
     def line_up(self, case: Case, measured: dict[str, float], say: Callable[[str], object]) -> list[dict[str, Any]]:
-        """Time all contestants of a case against each other; a row each."""
+        """Time all contestants of a case together; one row for each."""
         field = [c for c in contestants(self.device, case.what, self.arguments.compile_tokens) if self._wanted(c.name)]
         rows: dict[str, dict[str, Any]] = {}
         calls: dict[str, Call] = {}
@@ -292,16 +292,16 @@ class Bench:
 
     @staticmethod
     def _frame(case: Case) -> Case:
-        """For a step in frame mode: the case with a frame of tokens."""
+        """The case; for a step in frame mode with a frame of tokens."""
         return case._replace(tokens=256) if case.what == "step" else case
 
     def _rounds(self, once: float) -> int:
-        """Rounds for a call that takes so many milliseconds."""
+        """The number of rounds for a call of this duration."""
         most, budget = (10, 150.0) if self.arguments.quick else (50, 1000.0)
         return max(3, min(most, int(budget / max(once, 1e-3))))
 
     def _ready(self, one: Contestant, tokens: Tokens) -> tuple[Call, float | None, float] | str:
-        """(the call, warm, the memory that it takes, its milliseconds), or why there is none."""
+        """(the warm call, its memory, its milliseconds), or the reason why it cannot run."""
         case = tokens.case
         if one.name in self.report["aborted"]:
             return str(self.report["aborted"][one.name])
@@ -322,7 +322,7 @@ class Bench:
         return found
 
     def _attempt(self, name: str, job: Callable[[], Any]) -> Any:
-        """What the job gives, or why it failed: a row must not end the run."""
+        """The result of the job, or the reason why it failed: a row must not end the run."""
         try:
             return job()
         except Unable as error:
@@ -342,7 +342,7 @@ class Bench:
             return reason
 
     def _alive(self) -> bool:
-        """Whether the GPU still does what it is told: an illegal access ends the context for good."""
+        """Whether the CUDA context still works: an illegal memory access breaks it permanently."""
         try:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)

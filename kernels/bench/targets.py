@@ -1,4 +1,4 @@
-"""What the kernels are to reach on one GPU, each worked out from the rows of one run."""
+"""The speed targets of the kernels on one GPU, computed from the rows of one run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNKED, FLASH = "fla chunk_ttt_linear", "flash attention"
 
 
 class Target(NamedTuple):
-    """asked: in words. measured: the figures, or why there are none. reached: None where nothing was measured."""
+    """asked: the target in words. measured: the figures, or why there are none. reached: None if not measured."""
 
     asked: str
     measured: str
@@ -21,7 +21,7 @@ class Target(NamedTuple):
 
 
 def targets(cases: Iterable[dict[str, Any]], missing: str) -> list[Target]:
-    """All targets for the cases of a report; missing: why rows may not be there."""
+    """All targets for the cases of a report. missing: the reason if rows are absent."""
     rows: Rows = {
         (case["what"], row["name"], case["tokens"]): row for case in cases for row in case["rows"] if "ms" in row
     }
@@ -55,13 +55,13 @@ def triton(family: str) -> str:
 
 
 def _ratios(rows: Rows, slow: tuple[str, str], fast: tuple[str, str], lengths: list[int]) -> dict[int, float]:
-    """Tokens → how many times the time of `fast` is that of `slow`."""
+    """Tokens → the time of `slow` divided by that of `fast`."""
     pairs = {tokens: (rows.get((*slow, tokens)), rows.get((*fast, tokens))) for tokens in lengths}
     return {tokens: a["ms"] / b["ms"] for tokens, (a, b) in pairs.items() if a and b}
 
 
 def _worst(asked: str, unit: str, limit: float, ratios: dict[int, float]) -> Target:
-    """At least the limit everywhere; at most, where the limit is negative."""
+    """Reached if all ratios are at least the limit, or for a negative limit at most its absolute value."""
     if not ratios:
         return Target(asked, "", None)
     pick = min if limit > 0 else max

@@ -1,8 +1,8 @@
-"""Registers, spills, shared memory and programs a multiprocessor of every token-mode kernel, compiled without a GPU.
+"""Prints registers, spills, shared memory and programs per multiprocessor of every token-mode kernel, without a GPU.
 
     python kernels/bench/token_registers.py [--quick] [--kernel linear.forward]
 
-Triton compiles for compute capability 9.0 (H100, H200) on any machine; its own ptxas says what a kernel takes.
+Triton compiles for compute capability 9.0 (H100, H200) on any machine; its ptxas reports the resources of a kernel.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 
 CAPABILITY = 90
 REGISTERS, SHARED, WARPS, PROGRAMS = 65536, 227 * 1024, 64, 32
-"""What one multiprocessor has: registers, bytes that programs may share, warps and programs at a time."""
+"""The limits of one multiprocessor: registers, bytes of shared memory, warps and programs at a time."""
 
 
 ALIGNED = ("H", "span", "sq", "sk", "sv", "s_weights", "q_row", "q_head", "k_row", "k_head", "v_row", "v_head")
-"""Numbers that are taken to be multiples of 16."""
+"""Numbers that are assumed to be multiples of 16."""
 
 
 class Use(NamedTuple):
-    """What a compiled kernel takes. registers: a thread; spilled: bytes a thread; shared: bytes a program."""
+    """Resources of a compiled kernel. registers, spilled (bytes): of a thread; shared: bytes of a program."""
 
     warps: int
     registers: int
@@ -36,14 +36,14 @@ class Use(NamedTuple):
 
     @property
     def programs(self) -> int:
-        """Programs that one multiprocessor runs side by side."""
+        """The number of programs that run on one multiprocessor at the same time."""
         rounded = -(-self.registers // 8) * 8 * 32 * self.warps
         return min(REGISTERS // rounded, SHARED // (self.shared + 1024), WARPS // self.warps, PROGRAMS)
 
 
 def signature(kernel: Any, tokens: str, constants: dict[str, Any]) -> dict[str, Any]:
-    """Type of every parameter of a kernel, in their order: calls without resets and lengths, and with a limit of the
-    norm."""
+    """Types of the parameters of a kernel, in their order, for calls without resets and lengths, and with a limit of
+    the norm."""
     from tttstream_kernels.token_parts_triton import Cuts, Gradients, Learned, Results, Room, Streams
 
     def pointers(kind: Any, *streams: str, none: tuple[str, ...] = ()) -> Any:
@@ -67,7 +67,7 @@ def signature(kernel: Any, tokens: str, constants: dict[str, Any]) -> dict[str, 
 
 
 def step_signature(kernel: Any, constants: dict[str, Any]) -> dict[str, Any]:
-    """The same of the one-token step, without resets and lengths."""
+    """Types of the parameters of the one-token step, without resets and lengths."""
     types = {}
     for parameter in kernel.params:
         name = parameter.name
@@ -81,7 +81,7 @@ def step_signature(kernel: Any, constants: dict[str, Any]) -> dict[str, Any]:
 
 
 def paths(types: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, str]]:
-    """(where it lies, name of the parameter, type) of every number and pointer."""
+    """(path, name of the parameter, type) of every number and pointer."""
     for i, (name, kind) in enumerate(types.items()):
         if isinstance(kind, str):
             yield (i,), name, kind
@@ -90,7 +90,7 @@ def paths(types: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, str]]:
 
 
 def use(kernel: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, int]) -> Use:
-    """Compile a kernel and read what ptxas says about it."""
+    """Compile a kernel and read the report of ptxas."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -113,12 +113,12 @@ def use(kernel: Any, types: dict[str, str], constants: dict[str, Any], options: 
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers, spilled = (re.search(text, said) for text in (r"Used (\d+) registers", r"(\d+) bytes spill stores"))
     if registers is None or spilled is None:
-        raise RuntimeError(f"ptxas said nothing of registers and spills: {said}")
+        raise RuntimeError(f"ptxas did not report registers and spills: {said}")
     return Use(options["num_warps"], int(registers[1]), int(spilled[1]), compiled.metadata.shared)
 
 
 def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
-    """(name, use) of every kernel whose name holds `wanted`."""
+    """(name, use) of every kernel whose name contains `wanted`."""
     import torch
 
     from tttstream_kernels import MLP, Linear, step_triton, token_triton
@@ -155,7 +155,7 @@ def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="D = 64, K = 16 and bfloat16 only")
-    parser.add_argument("--kernel", default="", help="only kernels whose name holds this")
+    parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
     given = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("error: TRITON_INTERPRET=1 compiles nothing: unset it", file=sys.stderr)

@@ -80,7 +80,7 @@ def test_another_run_is_not_taken_up(run: ModuleType, tmp_path: Path, capsys: py
     assert run.main(words(out, "--what", "step", *only)) == 0
     before = rows(read(out), "step")
     assert run.main(words(out, "--what", "step", "--heads=2", "--resume", *only)) == 0
-    assert "is of another settings: starting anew" in capsys.readouterr().err
+    assert "has another settings: starting a new run" in capsys.readouterr().err
     assert rows(read(out), "step") != before
 
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from tttstream.inner import CATALOGUE
 from tttstream_kernels import (
     MLP,
+    RMS,
     Conv,
     Inner,
     InnerState,
     Linear,
+    Muon,
     Update,
     definition,
     init_state,
@@ -68,7 +70,14 @@ UPDATES: dict[str, dict[str, Any]] = {
         "restore": True,
         "step": "normalised",
     },
+    "muon": {"direction": Muon()},
+    "muon_of_a_size": {"direction": Muon(size=0.5), "max_norm": 2.0},
+    "rms": {"direction": RMS(decay=0.8)},
+    "all_muon": {"direction": Muon(), "momentum": 0.5, "forget": [0.1, 0.0], "max_norm": 2.0, "step": "normalised"},
+    "all_rms": {"direction": RMS(), "momentum": [0.3, 0.6], "forget": 0.1, "max_norm": [3.0, 0.5], "restore": True},
+    "large_chunks": {"direction": Muon(size=1.0, steps=5), "momentum": 0.5, "columns": True},
 }
+MIXED = ["plain", "all", "all_normalised", "all_muon", "all_rms", "large_chunks"]
 
 modes = pytest.mark.parametrize("mode", TOKEN_MODES + FRAME_MODES, ids=str)
 
@@ -108,6 +117,8 @@ class Case:
             self.leaves[name + "_in"] = 0.3 * self.random(*getattr(zeros, name).shape)
         if self.update.normalised:
             self.leaves["grad_sum_in"][..., -1:].abs_()  # a sum of losses
+        if self.update.has_moment:
+            self.leaves["momentum_in"][..., -self.mode.inner.size(WIDTH) :].abs_()  # a sum of squares
         phases = torch.tensor(phase).double()
         delta, grad_sum, momentum = (self.leaves[name + "_in"] for name in ("delta", "grad_sum", "momentum"))
         for leaf in (delta, grad_sum, momentum):
@@ -189,9 +200,9 @@ def resets(tokens: int, at: set[tuple[int, int]]) -> Tensor:
 
 def fits(mode: Mode, update: str) -> bool:
     """Only matrices without biases have columns with norms of their own, only a square has a normalised step."""
-    if update == "columns":
+    if UPDATES[update].get("columns"):
         return not mode.inner.bias
-    return "normalised" not in update or mode.inner.residual
+    return "step" not in UPDATES[update] or mode.inner.residual
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -202,7 +213,7 @@ def test_fresh(mode: Mode, update: str) -> None:
     Case(mode, 11 if mode.unit == 1 else 3 * mode.unit, update).check()
 
 
-@pytest.mark.parametrize("update", ["plain", "per_head", "all", "all_normalised"])
+@pytest.mark.parametrize("update", ["per_head", *MIXED])
 @modes
 def test_from_a_state(mode: Mode, update: str) -> None:
     if not fits(mode, update):
@@ -212,7 +223,7 @@ def test_from_a_state(mode: Mode, update: str) -> None:
         Case(mode, 11 if token else 2 * mode.unit, update, seed, phase).check()
 
 
-@pytest.mark.parametrize("update", ["plain", "all", "all_normalised"])
+@pytest.mark.parametrize("update", MIXED)
 @modes
 def test_resets(mode: Mode, update: str) -> None:
     if not fits(mode, update):
@@ -223,9 +234,11 @@ def test_resets(mode: Mode, update: str) -> None:
     Case(mode, tokens, update, phase=[3, 1] if mode.causal == "token" else [0, 0]).check(reset=resets(tokens, at))
 
 
-@pytest.mark.parametrize("update", ["plain", "per_head", "all", "all_normalised"])
+@pytest.mark.parametrize("update", ["per_head", *MIXED])
 @pytest.mark.parametrize("mode", TOKEN_MODES, ids=str)
 def test_one_token(mode: Mode, update: str) -> None:
+    if not fits(mode, update):
+        return
     Case(mode, 1, update).check()
     for phase in ([0, 2], [3, 1], [3, 3]):  # a full mini-batch in none, one and both of the rows
         Case(mode, 1, update, phase=phase).check()

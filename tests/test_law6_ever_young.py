@@ -14,13 +14,17 @@ from tttstream import TTTLayer
 from tttstream.memory import build, names
 from tttstream.memory.catalogue import CATALOGUE
 from tttstream.testing import SCENES, scene, task
-from tttstream_kernels import Update, ttt
+from tttstream_kernels import RMS, Muon, Update, ttt
 
 DIM, HEADS, ROWS, TOKENS, WORSE = 32, 2, 2, 1024, 1.15
 FRAMES: dict[str, Any] = {"causal": "frame", "grid": (8, 8)}
 LAYERS: dict[str, dict[str, Any]] = {
     "linear": {"inner": "linear"},
     "mlp": {"inner": "mlp"},
+    **{
+        f"linear-{type(way).__name__.lower()}": {"update": TTTLayer(DIM, HEADS).update._replace(direction=way)}
+        for way in (Muon(), RMS())
+    },
     "linear-frame": {"inner": "linear", **FRAMES},
     "mlp-frame": {"inner": "mlp", **FRAMES},
     "conv-frame": {"inner": "conv", **FRAMES},
@@ -52,7 +56,7 @@ def live(kind: str, scenes: int, **options: Any) -> Life:
 
 
 def check(kind: str, scenes: int, options: dict[str, Any]) -> None:
-    ours, paper = live(kind, scenes, **options), live(kind, 5, update=Update(), **options)
+    ours, paper = live(kind, scenes, **options), live(kind, 5, **{**options, "update": Update()})
     for name in ("early", "late"):
         first = getattr(ours, name)[:5].mean()
         assert first <= WORSE * getattr(paper, name).mean(), f"{name} in a scene, against the paper's update"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tttstream.inner import CATALOGUE as INNER_MODELS
 from tttstream.memory import Memory, build, names
-from tttstream_kernels import Update
+from tttstream_kernels import RMS, Muon, Update
 from tttstream_kernels.testing import TOLERANCE
 
 SMALLEST = 1e-2  # values that are all below this are compared as if the largest were this
@@ -139,11 +139,13 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
     "ttt_linear": [
         ({"mini_batch": 4}, 1),
         ({"mini_batch": 4, "conv": 3, "gate": True}, 1),
+        ({"mini_batch": 4, "update": Update(momentum=0.5, direction=RMS())}, 1),
         ({"causal": "frame", **_GRID}, 6),
     ],
     "ttt_mlp": [
         ({"mini_batch": 4}, 1),
         ({"mini_batch": 4, "update": Update(forget=0.01, step="normalised")}, 1),
+        ({"mini_batch": 4, "update": Update(forget=0.01, direction=Muon())}, 1),
         ({"causal": "frame", **_GRID}, 6),
     ],
     "ttt_conv": [(_GRID, 6), ({"update": Update(step="normalised"), **_GRID}, 6)],

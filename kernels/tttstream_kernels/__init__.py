@@ -2,6 +2,7 @@
 
 from tttstream_kernels import definition
 from tttstream_kernels.backend import BACKENDS, choose_backend, triton_unavailable
+from tttstream_kernels.direction import RMS, Direction, Muon
 from tttstream_kernels.errors import BackendError, ConfigError, ShapeError, TTTStreamError
 from tttstream_kernels.inner import MLP, Conv, Inner, Linear, SwiGLU, SwiGLUDot
 from tttstream_kernels.norm import EPS, normalise
@@ -14,13 +15,16 @@ __all__ = [
     "BACKENDS",
     "EPS",
     "MLP",
+    "RMS",
     "BackendError",
     "ConfigError",
     "Conv",
+    "Direction",
     "Inner",
     "InnerState",
     "Linear",
     "Loss",
+    "Muon",
     "ShapeError",
     "SwiGLU",
     "SwiGLUDot",

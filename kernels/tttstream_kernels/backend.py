@@ -17,7 +17,7 @@ BACKENDS: tuple[Backend, ...] = ("auto", "definition", "torch", "triton")
 
 KERNELS: dict[str, tuple[str, ...]] = {"token": ("linear", "mlp"), "frame": ("linear", "mlp", "conv")}
 """The inner models that have Triton kernels, by mode."""
-OPTIONS = ("momentum", "columns", "step='normalised'")
+OPTIONS = ("momentum", "columns", "step='normalised'", "direction")
 """The fields of an `Update` that have no Triton kernel."""
 WIDTHS = (16, 32, 64, 128)
 MINI_BATCHES = (16, 32, 64)
@@ -108,8 +108,9 @@ def _no_kernel(
 ) -> str | None:
     if inner.name not in KERNELS[causal]:
         return f"there is no Triton kernel for the {inner.name} inner model with causal={causal!r}"
-    for name, wanted in zip(OPTIONS, (update.has_momentum, update.columns, update.normalised), strict=True):
-        if wanted:
+    wanted = (update.has_momentum, update.columns, update.normalised, update.direction is not None)
+    for name, used in zip(OPTIONS, wanted, strict=True):
+        if used:
             return f"there is no Triton kernel with update.{name}"
     if width not in WIDTHS:
         return f"heads are {width} wide, and the Triton kernels are for {_listed(WIDTHS)}"

@@ -38,12 +38,13 @@ class Packed(NamedTuple):
 class Seed(NamedTuple):
     """The state of cells at the start of a mini-batch, by layer [R, rows, columns]: weights; sums of the part of the
     mini-batch that an earlier call saw, empty for nothing; momentum, empty for none; the loss [R, 1, 1] of that part,
-    for a normalised step."""
+    for a normalised step; the second moment, empty for none."""
 
     weights: Weights
     grad_sum: Weights
     momentum: Weights
     loss: Weights = ()
+    moment: Weights = ()
 
     def cells(self, begin: int, end: int) -> Seed:
         """Some of the cells."""
@@ -176,9 +177,9 @@ def loop(
         nan = None if lost is None else lost[sum(sizes[:chunk]) : sum(sizes[: chunk + 1])]
         stepped, scale, after = seed.weights, None, seed
         if going_on or complete is not False:
-            stepped, momentum = _step(seed, learned, rule, last, nan)
+            stepped, momentum, moment = _step(seed, learned, rule, last, nan)
             settled, scale = rule.settle(stepped, not graph and (record is None or not isinstance(rule.forget, Tensor)))
-            after = Seed(settled, (), momentum)
+            after = Seed(settled, (), momentum, moment=moment)
             if loss is not None:
                 after = after._replace(loss=(torch.zeros_like(loss[:, -1:]),))
         if record is not None:
@@ -246,8 +247,14 @@ def _outputs(
     return z
 
 
-def _step(seed: Seed, learned: Learned, rule: Rule, tau: Tensor | float, nan: Tensor | None) -> tuple[Weights, Weights]:
-    """The weights and the momentum after a full mini-batch (equation 9), whose last token has the scale tau."""
+def _step(
+    seed: Seed, learned: Learned, rule: Rule, tau: Tensor | float, nan: Tensor | None
+) -> tuple[Weights, Weights, Weights]:
+    """The weights, the momentum and the second moment after a full mini-batch (equation 9), whose last token has the
+    scale tau."""
+    if rule.update.direction is not None:
+        step = tuple(tau * s for s in _sums(seed, learned, nan))
+        return rule.stepped(seed.weights, step, seed.momentum, seed.moment)
     target, sign = (tuple(rule.momentum * m for m in seed.momentum), 1.0) if seed.momentum else (seed.weights, -1.0)
     if isinstance(tau, Tensor):
         if seed.grad_sum:
@@ -262,8 +269,16 @@ def _step(seed: Seed, learned: Learned, rule: Rule, tau: Tensor | float, nan: Te
     if nan is not None:
         target = tuple(w + nan for w in target)
     if seed.momentum:
-        return tuple(w - m for w, m in zip(seed.weights, target, strict=True)), target
-    return target, ()
+        return tuple(w - m for w, m in zip(seed.weights, target, strict=True)), target, ()
+    return target, (), ()
+
+
+def _sums(seed: Seed, learned: Learned, nan: Tensor | None) -> Weights:
+    """The gradient sum of a mini-batch, with what an earlier call has seen of it."""
+    sums = tuple(torch.bmm(x.mT, step) for x, step in zip(learned.inputs, learned.steps, strict=True))
+    for more in (seed.grad_sum, () if nan is None else (nan,) * len(sums)):
+        sums = tuple(a + b for a, b in zip(sums, more, strict=True)) if more else sums
+    return sums
 
 
 def _end(
@@ -280,14 +295,12 @@ def _end(
         after = after._replace(grad_sum=tuple(torch.zeros_like(w) for w in after.weights))
     if complete is True:
         return after
-    sums = tuple(torch.bmm(x.mT, step) for x, step in zip(learned.inputs, learned.steps, strict=True))
-    for more in (seed.grad_sum, () if nan is None else (nan,) * len(sums)):
-        sums = tuple(a + b for a, b in zip(sums, more, strict=True)) if more else sums
     inside = Seed(
         seed.weights,
-        sums,
+        _sums(seed, learned, nan),
         seed.momentum,
         () if loss is None else (loss[:, -1:] if nan is None else loss[:, -1:] + nan,),
+        seed.moment,
     )
     if complete is False:
         return inside

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tttstream_kernels.direction import QUINTIC, RMS, Muon
 from tttstream_kernels.inner import Conv, Inner
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.update import Update
@@ -78,6 +79,14 @@ def losses(inner: Inner, k: Tensor, v: Tensor, weights: Weights, gamma: Tensor, 
     return 0.5 * (y - v).square().sum(-1) if inner.residual else -(y * v).sum(-1)
 
 
+def newton_schulz(x: Tensor, steps: int) -> Tensor:
+    """A matrix whose singular values s have become p(s), p polynomials a s + b s^3 + c s^5 one after another."""
+    for a, b, c in QUINTIC[-steps:]:
+        cube = x @ x.T @ x
+        x = a * x + b * cube + c * (cube @ x.T @ x)
+    return x
+
+
 # ---- the two modes ---------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +107,7 @@ def token_mode(cell: Cell, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, reset: 
         after.append(cell.losses(k[here], v[here], seen)[0])
         cell.place += 1
         if cell.place == len(tau):
-            cell.end(tau[-1])
+            cell.end(cell.step(tau[-1]))
     return torch.stack(outputs), torch.stack(before), torch.stack(after)
 
 
@@ -116,11 +125,11 @@ def frame_mode(cell: Cell, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, reset: 
             rates = eta[begin + j].expand(len(gradient)) if eta.shape[1] == 1 else eta[begin + j]
             steps = [rate * part for rate, part in zip(rates, gradient, strict=True)]
             cell.add(steps, eta[begin + j, 0] * loss[j])
-        seen = cell.seen(1.0 / tokens)
+        seen = cell.step(1.0 / tokens)
         outputs.append(cell.output(q[here], seen))
         before.append(loss)
         after.append(cell.losses(k[here], v[here], seen))
-        cell.end(1.0 / tokens)
+        cell.end(seen)
     return torch.cat(outputs), torch.cat(before), torch.cat(after)
 
 
@@ -147,6 +156,7 @@ class Cell:
         self.grad_sum = [torch.zeros_like(w) for w in self.start]
         self.loss_sum = self.start[0].new_zeros(())
         self.momentum = [torch.zeros_like(w) for w in self.start]
+        self.moment = [torch.zeros_like(w) for w in self.start]
         self.place = 0
 
     def losses(self, k: Tensor, v: Tensor, weights: Weights) -> Tensor:
@@ -181,12 +191,40 @@ class Cell:
         parts = zip(self.weights, self.momentum, self.grad_sum, strict=True)
         return [w - self.mu * m - scale * s for w, m, s in parts]
 
-    def end(self, tau: float | Tensor) -> None:
-        """The mini-batch is full: step, forget, bound the norm of the last layer, put column norms back."""
-        update, start, scale = self.update, self.start, self.scale(tau)
+    def turned(self, total: Weights, step: Weights) -> Weights:
+        """The step with its momentum as `Update.direction` turns it, each layer's (W, b) as one matrix."""
+        direction, layers = self.update.direction, 2 if self.inner.bias else 1
+        if direction is None:
+            return total
+        if isinstance(direction, RMS):
+            self.moment = [direction.decay * v + s**2 for v, s in zip(self.moment, step, strict=True)]
+        matrices: Weights = []
+        for begin in range(0, len(total), layers):
+            here = slice(begin, begin + layers)
+            x, sizes = torch.cat([torch.atleast_2d(part) for part in total[here]]), [len(total[begin]), 1]
+            own = torch.sqrt((x**2).sum() + 1e-12)
+            if isinstance(direction, Muon):
+                y = newton_schulz(x / own, direction.steps)
+                y = y * (direction.size or own / torch.sqrt((y**2).sum() + 1e-12))
+            else:
+                assert isinstance(direction, RMS)
+                v = torch.cat([torch.atleast_2d(part) for part in self.moment[here]])
+                y = x / torch.sqrt(v + direction.damping * v.mean() + 1e-24)
+                y = y * own / torch.sqrt((y**2).sum() + 1e-12)
+            matrices += [part.view_as(old) for part, old in zip(y.split(sizes[:layers]), total[here], strict=True)]
+        return matrices
+
+    def step(self, tau: float | Tensor) -> Weights:
+        """The mini-batch is full: the weights right after its step."""
+        scale = self.scale(tau)
+        step = [scale * s for s in self.grad_sum]
+        self.momentum = [self.mu * m + s for m, s in zip(self.momentum, step, strict=True)]
+        return [w - s for w, s in zip(self.weights, self.turned(self.momentum, step), strict=True)]
+
+    def end(self, weights: Weights) -> None:
+        """After the step: forget, bound the norm of the last layer, put column norms back."""
+        update, start = self.update, self.start
         forget, last = _number(update.forget, self.head), 2 if self.inner.bias else 1
-        self.momentum = [self.mu * m + scale * s for m, s in zip(self.momentum, self.grad_sum, strict=True)]
-        weights = [w - m for w, m in zip(self.weights, self.momentum, strict=True)]
         weights = [s + (1.0 - forget) * (w - s) for w, s in zip(weights, start, strict=True)]
         if update.max_norm is not None:
             limit, own = _number(update.max_norm, self.head), _norm(start[-last:])
@@ -263,11 +301,14 @@ def ttt(
     y, before, after = (stack(list(part)).transpose(1, 2) for part in zip(*outputs, strict=True))
     delta = stack([joined(cell.weights) for cell in cells]) - start
     loss_sum = stack([cell.loss_sum[None] for cell in cells])
-    sums, momentum = (stack([joined(getattr(c, part)) for c in cells]) for part in ("grad_sum", "momentum"))
+    sums, momentum, moment = (
+        stack([joined(getattr(c, part)) for c in cells]) for part in ("grad_sum", "momentum", "moment")
+    )
+    carried = [part for part, has in ((momentum, update.has_momentum), (moment, update.has_moment)) if has]
     new = InnerState(
         delta,
         sums[..., :0] if causal == "frame" else torch.cat([sums, loss_sum], -1) if update.normalised else sums,
-        momentum if update.has_momentum else momentum[..., :0],
+        torch.cat(carried or [momentum[..., :0]], -1),
         torch.tensor([cell.place for cell in cells[::heads]]).to(delta),
     )
     return y, new, Loss(before, after)
@@ -282,8 +323,11 @@ def _resume(cell: Cell, state: InnerState, row: int, mini_batch: int) -> None:
         cell.grad_sum = separate(inner, state.grad_sum[row, cell.head], width)
         if cell.update.normalised:
             cell.loss_sum = state.grad_sum[row, cell.head, -1]
+    carried = list(state.momentum[row, cell.head].split(inner.size(width)))
     if cell.update.has_momentum:
-        cell.momentum = separate(inner, state.momentum[row, cell.head], width)
+        cell.momentum = separate(inner, carried[0], width)
+    if cell.update.has_moment:
+        cell.moment = separate(inner, carried[-1], width)
     cell.place = int(state.phase[row].nan_to_num(0, 0, 0)) % mini_batch
 
 

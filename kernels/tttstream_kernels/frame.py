@@ -68,16 +68,12 @@ def one_frame(call: Call, state: InnerState, return_loss: bool) -> tuple[Tensor,
         step = inner.gradients(gradient, weights, saved)
     else:
         step = inner.gradients(-v, weights, saved, rate)
-    momentum = state.momentum
     if call.update.normalised:
         total = (rate * half_square(normalise(z, gamma, beta) - (v - k))[..., None]).sum(1, keepdim=True)
         square = torch.stack([s.square().sum((1, 2)) for s in step]).sum(0)[:, None, None]
         scale = 1.0 / (1.0 + square / (2.0 * total + EPS / tokens))  # tau = 1 / N is in the rate
         step = tuple(scale * s for s in step)
-    if call.update.has_momentum:
-        step = tuple(rule.momentum * m + s for m, s in zip(split(momentum), step, strict=True))
-        momentum = flatten(step).view_as(state.delta)
-    now = tuple(w - s for w, s in zip(weights, step, strict=True))
+    now, *carried = rule.stepped(weights, step, *call.update.carried(state.momentum, split))
     y = inner.forward(q, now)[0]
     if inner.residual:
         y = q + normalise(y, gamma, beta)
@@ -92,7 +88,7 @@ def one_frame(call: Call, state: InnerState, return_loss: bool) -> tuple[Tensor,
     new = InnerState(
         delta=flatten(rule.settle(now)[0]).view_as(state.delta) - start,
         grad_sum=state.grad_sum,
-        momentum=momentum,
+        momentum=call.update.joined(carried, state.momentum),
         phase=state.phase,
     )
     return y.view(rows, heads, tokens, width).transpose(1, 2), new, loss

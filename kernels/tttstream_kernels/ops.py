@@ -11,6 +11,7 @@ from torch import Tensor
 from tttstream_kernels import definition
 from tttstream_kernels.backend import chosen_backend
 from tttstream_kernels.call import Call
+from tttstream_kernels.direction import Direction
 from tttstream_kernels.errors import ConfigError, ShapeError
 from tttstream_kernels.factors import summed
 from tttstream_kernels.frame import frame_causal
@@ -31,7 +32,7 @@ def state_shapes(
     return {
         "delta": (rows, heads, size),
         "grad_sum": (rows, heads, size + update.normalised if causal == "token" else 0),
-        "momentum": (rows, heads, size if update.has_momentum else 0),
+        "momentum": (rows, heads, size * (update.has_momentum + update.has_moment)),
         "phase": (rows,),
     }
 
@@ -307,6 +308,8 @@ def check_update(update: Update, inner: Inner, heads: int) -> None:
         raise ConfigError(
             f"update.step: the loss of the {inner.name} inner model is no square, so it has no normalised step"
         )
+    if update.direction is not None and not isinstance(update.direction, Direction):
+        raise ConfigError(f"update.direction: expected Muon(), RMS() or None, got {update.direction!r}")
     if update.restore and update.max_norm is None:
         raise ConfigError("update.restore puts the norm back to update.max_norm: give both")
     for name, value in (("forget", update.forget), ("momentum", update.momentum), ("max_norm", update.max_norm)):

@@ -15,12 +15,17 @@ from torch import Tensor
 from tttstream_kernels.activation import gelu_and_slope_into, gelu_into
 from tttstream_kernels.chunks import Packed, Scanned, Seed, Settings
 from tttstream_kernels.norm import gradient_parts
-from tttstream_kernels.update import Rule, Weights
+from tttstream_kernels.update import Rule, Update, Weights
 
 
-def covers(seed: Seed, rule: Rule, lost: Tensor | None) -> bool:
+def plain(update: Update) -> bool:
+    """Whether the step of an update is the plain one, and only forgetting and the last layer's norm come after it."""
+    return not (update.has_momentum or update.columns or update.normalised or update.direction is not None)
+
+
+def covers(rule: Rule, lost: Tensor | None) -> bool:
     """Whether `prefill` has what a call without gradients asks for."""
-    return lost is None and not seed.momentum and not rule.update.columns and not rule.update.normalised
+    return lost is None and plain(rule.update)
 
 
 class Layer(NamedTuple):

@@ -50,7 +50,8 @@ def read(
             weights = weights - scale * grad_sum
             if update is not None and update.has_momentum:
                 mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum
-                weights = weights - torch.where((phase > 0)[:, None, None], mu * state.momentum, 0.0)
+                momentum = state.momentum[..., : weights.shape[-1]]
+                weights = weights - torch.where((phase > 0)[:, None, None], mu * momentum, 0.0)
         y, loss = _at(inner, q, k, v, weights, gamma, beta, mini_batch)
         if reset is not None:
             since = (reset.cumsum(1) > 0)[..., None]

@@ -16,7 +16,7 @@ from tttstream_kernels.chunks import Chunk, Packed, Scanned, Seed, Settings, loo
 from tttstream_kernels.chunks_backward import Backward
 from tttstream_kernels.inner import Dense
 from tttstream_kernels.plan import Ragged, Uniform
-from tttstream_kernels.prefill import covers, prefill
+from tttstream_kernels.prefill import covers, plain, prefill
 from tttstream_kernels.update import Rule
 
 
@@ -33,10 +33,10 @@ def scan(
     """Run all mini-batches of a call. lost [S, 1, 1]: NaN for blocks with a token that is not finite."""
     settings = Settings(inner, [pieces * heads for pieces in cut.waves], cut, heads, return_loss)
     if not torch.is_grad_enabled():
-        if covers(seed, rule, lost):
+        if covers(rule, lost):
             return prefill(settings, packed, seed, rule)
         return loop(settings, packed, seed, rule, lost, None)
-    if lost is None and not seed.momentum and not rule.update.columns and not rule.update.normalised:
+    if lost is None and plain(rule.update):
         return _Scan.run(settings, packed, seed, rule)
     return loop(settings, packed, seed, rule, lost, None)
 

@@ -16,7 +16,7 @@ class InnerState(NamedTuple):
     grad_sum: [B, H, P] sum of the rate times the gradient over the tokens of the unfinished mini-batch, and with a
         normalised step [B, H, P + 1], the last number the sum of the rate times the loss; [B, H, 0] in
         frame mode, which always ends its mini-batches.
-    momentum: [B, H, P]; [B, H, 0] without momentum.
+    momentum: [B, H, P]; [B, H, 0] without momentum. A second moment (`RMS`) follows it: P numbers more.
     phase: [B] how many tokens the unfinished mini-batch holds, 0 .. K - 1, as a whole number of the state's type.
     """
 

@@ -31,7 +31,7 @@ _INPUT_ONLY = [True, False, False]
 
 def covers(update: Update) -> bool:
     """Whether `step` has this update: all that happens when a mini-batch ends, nothing that acts inside it."""
-    return not update.has_momentum and not update.normalised
+    return not update.has_momentum and not update.normalised and update.direction is None
 
 
 class Token(NamedTuple):

@@ -97,11 +97,13 @@ def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, R
 
     delta = pieces(state.delta)
     start = split(call.start.expand_as(delta))
+    momentum, moment = call.update.carried(pieces(state.momentum), split)
     seed = Seed(
         weights=tuple((s + d).contiguous() for s, d in zip(start, split(delta), strict=True)),  # to step in place
         grad_sum=split(pieces(state.grad_sum)[..., : call.start.shape[1]]) if cut.seeded else (),
-        momentum=split(pieces(state.momentum)) if call.update.has_momentum else (),
+        momentum=momentum,
         loss=(pieces(state.grad_sum)[..., -1:].reshape(-1, 1, 1),) if call.update.normalised else (),
+        moment=moment,
     )
     return seed, call.update.rule(start)
 
@@ -116,11 +118,11 @@ def _merge(call: Call, state: InnerState, cut: Uniform | Ragged, ends: Seed) -> 
     grad_sum = rows(ends.grad_sum) if ends.grad_sum else torch.zeros_like(delta)
     if ends.loss:
         grad_sum = torch.cat([grad_sum, rows(ends.loss)], dim=-1)
-    momentum = rows(ends.momentum) if call.update.has_momentum else state.momentum
+    momentum = call.update.joined((ends.momentum, ends.moment), state.momentum)
     if isinstance(cut, Uniform):
         return InnerState(delta, grad_sum, momentum, torch.full_like(state.phase, cut.end_phase))
     last = cut.last.clamp(min=0)
-    momentum = momentum[last] if call.update.has_momentum else momentum
+    momentum = momentum[last] if ends.momentum or ends.moment else momentum
     new = InnerState(delta[last], grad_sum[last], momentum, cut.end_phase.to(state.phase))
     return new.where(cut.last >= 0, state)
 
@@ -171,7 +173,7 @@ def one_token(
         learned = torch.cat([grad_sum, total], dim=-1)
     if update.has_momentum:
         mu = update.momentum[:, None] if isinstance(update.momentum, Tensor) else update.momentum
-        momentum = (mu * momentum).addcmul(tau, grad_sum)
+        momentum = (mu * state.momentum[..., : flat.shape[-1]]).addcmul(tau, grad_sum)
         now = flat - momentum
     else:
         now = flat.addcmul(tau, grad_sum, value=-1)
@@ -184,7 +186,12 @@ def one_token(
 
     new = InnerState(state.delta, learned, state.momentum, state.phase + 1)
     if torch.compiler.is_compiling() or phase.device.type != "cpu" or len(scales) - 1 in phase.tolist():
-        settled = flatten(rule().settle(seen)[0]).view_as(flat)
+        bound, stepped = rule(), seen
+        if update.direction is not None:
+            step = split((tau * grad_sum).view_as(flat))
+            stepped, *carried = bound.stepped(weights, step, *update.carried(state.momentum, split))
+            momentum = update.joined(carried, state.momentum)
+        settled = flatten(bound.settle(stepped)[0]).view_as(flat)
         ended = InnerState(settled - start, torch.zeros_like(learned), momentum, torch.zeros_like(state.phase))
         new = ended.where(phase + 1 == len(scales), new)
     if lengths is not None:

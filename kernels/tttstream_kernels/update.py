@@ -7,12 +7,13 @@ any partition of a stream gives the same weights.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tttstream_kernels.direction import Direction
 from tttstream_kernels.norm import EPS
 
 Weights = tuple[Tensor, ...]
@@ -26,6 +27,7 @@ class _Fields(NamedTuple):
     restore: bool = False
     columns: bool = False
     step: Literal["plain", "normalised"] = "plain"
+    direction: Direction | None = None
 
 
 class Update(_Fields):
@@ -41,6 +43,7 @@ class Update(_Fields):
     step: "plain", the paper's; or "normalised": the scale tau of the sum of a mini-batch's gradients becomes
         tau / (1 + tau c), c the curvature of its loss along that sum, so that no rate is too large
         (`normalised_scale`).
+    direction: how the step is turned when its mini-batch ends (`Muon`, `RMS`); None leaves it as it is.
     longest: deprecated, `max_norm`.
 
     Why the norm: f ends in a layer normalisation, so the loss does not depend on the last layer's scale; its gradient
@@ -57,6 +60,7 @@ class Update(_Fields):
         restore: bool = False,
         columns: bool = False,
         step: Literal["plain", "normalised"] = "plain",
+        direction: Direction | None = None,
         *,
         longest: float | Tensor | None = None,
     ) -> Update:
@@ -64,7 +68,7 @@ class Update(_Fields):
         if longest is not None:
             warnings.warn("Update(longest=...) is now Update(max_norm=...)", DeprecationWarning, stacklevel=2)
             max_norm = longest
-        return super().__new__(cls, forget, momentum, max_norm, restore, columns, step)
+        return super().__new__(cls, forget, momentum, max_norm, restore, columns, step, direction)
 
     @property
     def longest(self) -> float | Tensor | None:
@@ -81,6 +85,24 @@ class Update(_Fields):
     def normalised(self) -> bool:
         """Whether the step is normalised; the state then holds the loss of the unfinished mini-batch too."""
         return self.step == "normalised"
+
+    @property
+    def has_moment(self) -> bool:
+        """Whether the state holds a second moment."""
+        return self.direction is not None and self.direction.second
+
+    def carried(self, flat: Tensor, split: Callable[[Tensor], Weights]) -> tuple[Weights, Weights]:
+        """The momentum and the second moment, layer by layer, in a state's `momentum`; () for one that there is not.
+        split: [..., P] to layers."""
+        if not self.has_moment:
+            return split(flat) if self.has_momentum else (), ()
+        size = flat.shape[-1] // (1 + self.has_momentum)
+        return split(flat[..., :-size]) if self.has_momentum else (), split(flat[..., -size:])
+
+    def joined(self, carried: Sequence[Weights], like: Tensor) -> Tensor:
+        """The inverse of `carried`, for as many rows and heads [..., H, _] as `like` has."""
+        flat = [torch.cat([w.flatten(1) for w in part], dim=1) for part in carried if part]
+        return torch.cat(flat, dim=1).view(-1, *like.shape[1:]) if flat else like
 
     def rule(self, start: Weights) -> Rule:
         """This update bound to R cells, whose learned start is `start`."""
@@ -120,6 +142,17 @@ class Rule(NamedTuple):
         if not self.update.has_momentum:
             return weights
         return tuple(w - self.momentum * m for w, m in zip(weights, momentum, strict=True))
+
+    def stepped(
+        self, weights: Weights, step: Weights, momentum: Weights, moment: Weights
+    ) -> tuple[Weights, Weights, Weights]:
+        """Weights, momentum and second moment right after the step of a full mini-batch, its scale included."""
+        total = step
+        if self.update.has_momentum:
+            total = momentum = tuple(self.momentum * m + s for m, s in zip(momentum, step, strict=True))
+        if self.update.direction is not None:
+            total, moment = self.update.direction.turned(total, step, moment)
+        return tuple(w - s for w, s in zip(weights, total, strict=True)), momentum, moment
 
     @property
     def forgets(self) -> bool:

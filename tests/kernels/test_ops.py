@@ -95,6 +95,7 @@ OPTIONS: list[tuple[Inner, dict[str, Any], str]] = [
     (Linear(), {"update": Update(restore=True)}, "update.restore"),
     (Linear(), {"update": Update(step="fast")}, 'update.step: expected "plain" or "normalised"'),  # type: ignore[arg-type]
     (SwiGLUDot(), {"update": Update(step="normalised")}, "update.step: the loss of the swiglu_dot inner model"),
+    (Linear(), {"update": Update(direction="muon")}, "update.direction: expected Muon"),  # type: ignore[arg-type]
     (Linear(), {"update": Update(forget=1.5)}, "update.forget: expected 0 to 1, got 1.5"),
     (Linear(), {"update": Update(momentum=-0.1)}, "update.momentum: expected 0 to 1"),
     (Linear(), {"update": Update(max_norm=0.0)}, "update.max_norm: expected more than 0"),

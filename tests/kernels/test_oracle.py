@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tttstream_kernels import MLP, Conv, Inner, Linear, SwiGLU, SwiGLUDot, Update, definition
+from tttstream_kernels import MLP, RMS, Conv, Direction, Inner, Linear, Muon, SwiGLU, SwiGLUDot, Update, definition
+from tttstream_kernels.direction import QUINTIC
 
 Array = NDArray[np.float64]
 MODES: list[tuple[Inner, str, int]] = [
@@ -94,6 +95,19 @@ def applied(inner: Inner, x: Array, flat: Array, gamma: Array, beta: Array) -> A
     return x + gamma * (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-6) + beta
 
 
+def turned(direction: Direction, x: Array, moment: Array) -> Array:
+    """A step of one layer [rows, columns] after `direction`, flat: Muon by singular values."""
+    length = np.linalg.norm(x)
+    if isinstance(direction, RMS):
+        y = x.ravel() / np.sqrt(moment + direction.damping * moment.mean())
+        return y * length / np.linalg.norm(y)
+    u, values, v = np.linalg.svd(x / length, full_matrices=False)
+    for a, b, c in QUINTIC[-getattr(direction, "steps", 0) :]:
+        values = a * values + b * values**3 + c * values**5
+    size = getattr(direction, "size", None)
+    return ((u * values) @ v).ravel() * (length / np.linalg.norm(values) if size is None else size)
+
+
 def by_numbers(
     inner: Inner, q: Array, k: Array, v: Array, eta: Array, start: Array, gamma: Array, beta: Array,
     mini_batch: int, causal: str, tau: Array, update: Update,
@@ -102,7 +116,7 @@ def by_numbers(
     sizes = [rows * columns for rows, columns in inner.shapes(q.shape[1])]
     layer = np.repeat(np.arange(len(sizes)), sizes)  # of each weight
     last = slice(len(start) - sizes[-1], len(start))
-    weights, momentum, sums = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    weights, momentum, sums, moment = start.copy(), *np.zeros((3, len(start)))
     outputs = []
     for begin in range(0, len(q), 1 if causal == "token" else mini_batch):
         here = slice(begin, begin + (1 if causal == "token" else mini_batch))
@@ -117,11 +131,20 @@ def by_numbers(
 
             change = 1e-5 * np.eye(len(start))[i]
             sums[i] += (cost(weights + change) - cost(weights - change)) / 2e-5
-        scale = tau[place] if causal == "token" else 1.0 / mini_batch
-        outputs.append(applied(inner, q[here], weights - update.momentum * momentum - scale * sums, gamma, beta))
-        if causal == "frame" or place == mini_batch - 1:
+        scale, full = tau[place] if causal == "token" else 1.0 / mini_batch, place == mini_batch - 1
+        seen = weights - update.momentum * momentum - scale * sums
+        if causal == "frame" or full:
             momentum = update.momentum * momentum + scale * sums
-            weights = start + (1.0 - update.forget) * (weights - momentum - start)
+            step = momentum.copy()
+            if isinstance(update.direction, RMS):
+                moment = update.direction.decay * moment + (scale * sums) ** 2
+            for number, size in enumerate(inner.shapes(q.shape[1])):
+                if update.direction is not None:
+                    own = layer == number
+                    step[own] = turned(update.direction, step[own].reshape(size), moment[own])
+            stepped = weights - step
+            outputs.append(applied(inner, q[here], stepped if causal == "frame" else seen, gamma, beta))
+            weights = start + (1.0 - update.forget) * (stepped - start)
             if update.max_norm is not None:
                 length = update.max_norm if update.restore else max(update.max_norm, np.linalg.norm(start[last]))
                 ratio = length / np.linalg.norm(weights[last])
@@ -132,6 +155,8 @@ def by_numbers(
                     kept = new / np.linalg.norm(new, axis=0) * np.linalg.norm(old, axis=0)
                     weights[layer == number] = kept.ravel()
             sums = np.zeros_like(start)
+        else:
+            outputs.append(applied(inner, q[here], seen, gamma, beta))
     return np.concatenate(outputs), weights
 
 
@@ -154,6 +179,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"forget": 0.1, "max_norm": 0.1},
     {"max_norm": 2.2},
     {"max_norm": 0.8, "restore": True, "momentum": 0.3},
+    {"direction": Muon(), "momentum": 0.3},
+    {"direction": Muon(size=0.4, steps=5)},
+    {"direction": RMS(decay=0.7, damping=0.1), "momentum": 0.3},
 ]
 
 
@@ -171,8 +199,9 @@ def test_numpy_and_finite_differences_agree(inner: Inner, causal: str, mini_batc
                 weights = [x[head].numpy() for x in given[4:]]
                 scale = np.zeros(0) if tau is None else tau.numpy()
                 y, w = by_numbers(inner, *streams, *weights, mini_batch, causal, scale, update)
-                np.testing.assert_allclose(found[row, :, head].detach(), y, rtol=0, atol=1e-7)
-                np.testing.assert_allclose(learned[row, head].detach(), w, rtol=0, atol=1e-7)
+                off = 1e-7 if update.direction is None else 5e-6  # directions enlarge errors of finite differences
+                np.testing.assert_allclose(found[row, :, head].detach(), y, rtol=0, atol=off)
+                np.testing.assert_allclose(learned[row, head].detach(), w, rtol=0, atol=off)
 
 
 @modes

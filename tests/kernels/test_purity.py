@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tttstream_kernels import MLP, Inner, InnerState, Linear, Update, init_state, ttt
+from tttstream_kernels import MLP, RMS, Inner, InnerState, Linear, Muon, Update, init_state, ttt
 from tttstream_kernels.activation import gelu_backward
 from tttstream_kernels.norm import reconstruction_gradient
 
@@ -17,6 +17,8 @@ UPDATES = {
     "settled": Update(forget=0.1, max_norm=1.05),
     "learned": Update(forget=torch.tensor([0.1, 0.2]), max_norm=torch.tensor([1.05, 1.5]), restore=True),
     "momentum": Update(forget=torch.tensor([0.1, 0.2]), momentum=0.5, max_norm=2.0, restore=True),
+    "muon": Update(momentum=0.5, max_norm=2.0, direction=Muon()),
+    "rms": Update(momentum=0.5, max_norm=2.0, direction=RMS()),
 }
 
 
@@ -36,7 +38,7 @@ def test_same_without_gradients(
     weights = [0.3 * random(HEADS, inner.size(WIDTH), seed=3), *random(2, HEADS, WIDTH, seed=4)]
     arguments = [*stream, 0.3 * random(ROWS, TOKENS, HEADS, seed=5).abs(), *weights]
     fresh = init_state(inner, ROWS, HEADS, WIDTH, update, "token", stream[0])
-    parts = [0.1 * random(*part.shape, seed=6) for part in fresh[:3]]
+    parts = [0.1 * random(*part.shape, seed=6).abs() for part in fresh[:3]]
     state = InnerState(*parts, torch.tensor(phases, dtype=torch.float64))
     options = {
         "mini_batch": K,

@@ -53,11 +53,14 @@ LONGER, LONGEST = (
     inner.bounded(norm, norm, 1e-5, restore=True)(0.1, (2 * WHERE + WHAT) // HEADS, 8, "token") for norm in (4.5, 6.0)
 )
 """The default update of ttt_mlp with 1.5 and 2 times the norm of the last layer: it learns and forgets more slowly."""
+MARGIN = LONGER._replace(margin=1.0)
+"""The first of them, and tokens whose error is below 1 change nothing."""
 MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ttt_mlp": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp_4": ("ttt_mlp", {"rotary": False, "mini_batch": 4}),
     "ttt_mlp_longer": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": LONGER}),
     "ttt_mlp_longest": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": LONGEST}),
+    "ttt_mlp_margin": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": MARGIN}),
     "frozen": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp_plain": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": Update()}),
     "ttt_linear": ("ttt_linear", {"rotary": False, "mini_batch": 8}),

@@ -62,6 +62,8 @@ UPDATES: dict[str, dict[str, Any]] = {
     "per_head": {"forget": [0.1, 0.2], "momentum": [0.3, 0.6], "max_norm": [1.0, 1.2]},
     "all": {"forget": [0.1, 0.0], "momentum": 0.5, "max_norm": [3.0, 0.5], "restore": True},
     "columns": {"columns": True},
+    "margin": {"margin": 0.7},
+    "margin_per_head": {"forget": 0.1, "momentum": 0.5, "max_norm": 2.0, "step": "normalised", "margin": [0.5, 1.5]},
     "normalised": {"step": "normalised"},
     "all_normalised": {
         "forget": [0.1, 0.0],
@@ -77,7 +79,16 @@ UPDATES: dict[str, dict[str, Any]] = {
     "all_rms": {"direction": RMS(), "momentum": [0.3, 0.6], "forget": 0.1, "max_norm": [3.0, 0.5], "restore": True},
     "large_chunks": {"direction": Muon(size=1.0, steps=5), "momentum": 0.5, "columns": True},
 }
-MIXED = ["plain", "all", "all_normalised", "all_muon", "all_rms", "large_chunks"]
+MIXED = [
+    "plain",
+    "all",
+    "all_normalised",
+    "all_muon",
+    "all_rms",
+    "large_chunks",
+    "margin",
+    "margin_per_head",
+]
 
 modes = pytest.mark.parametrize("mode", TOKEN_MODES + FRAME_MODES, ids=str)
 
@@ -199,10 +210,11 @@ def resets(tokens: int, at: set[tuple[int, int]]) -> Tensor:
 
 
 def fits(mode: Mode, update: str) -> bool:
-    """Only matrices without biases have columns with norms of their own, only a square has a normalised step."""
-    if UPDATES[update].get("columns"):
+    """Only matrices without biases have columns with norms; only a square has a normalised step or a margin."""
+    options = UPDATES[update]
+    if options.get("columns"):
         return not mode.inner.bias
-    return "step" not in UPDATES[update] or mode.inner.residual
+    return mode.inner.residual or not {"step", "margin"} & options.keys()
 
 
 @pytest.mark.parametrize("update", UPDATES)

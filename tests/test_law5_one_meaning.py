@@ -38,6 +38,7 @@ UPDATES = {
     "plain": Update(),
     "all": Update(forget=0.1, momentum=0.5, max_norm=LONGEST),
     "normalised": Update(forget=0.1, step="normalised"),
+    "margin": Update(forget=0.1, max_norm=LONGEST, margin=0.7),
 }
 FRAME_INNERS: list[Inner] = [model.make((2, 2)) for model in CATALOGUE.values()]
 TOKEN_INNERS = [inner for inner in FRAME_INNERS if inner.token_causal]
@@ -81,7 +82,7 @@ def arguments(inner: Inner, tokens: int, dtype: torch.dtype = torch.float32) -> 
 
 def updates(inner: Inner) -> list[Update]:
     """Those of `UPDATES` that this inner model has."""
-    return [update for update in UPDATES.values() if inner.residual or not update.normalised]
+    return [update for update in UPDATES.values() if inner.residual or not (update.normalised or update.has_margin)]
 
 
 def close(ours: Any, theirs: Any, tolerance: float) -> None:
@@ -360,6 +361,7 @@ REASONS: list[tuple[dict[str, Any], str]] = [
     ({"update": Update(momentum=torch.tensor([0.1, 0.2]))}, "no Triton kernel with update.momentum"),
     ({"update": Update(step="normalised")}, "no Triton kernel with update.step='normalised'"),
     ({"update": Update(direction=Muon())}, "no Triton kernel with update.direction"),
+    ({"update": Update(margin=0.5)}, "no Triton kernel with update.margin"),
     ({"width": 24}, "heads are 24 wide, and the Triton kernels are for 16, 32, 64 and 128"),
     ({"mini_batch": 8}, "mini_batch is 8, and the Triton kernels are for 16, 32 and 64"),
     ({"dtype": torch.float64}, "the state is float64"),

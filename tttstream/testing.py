@@ -146,6 +146,7 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
         ({"mini_batch": 4}, 1),
         ({"mini_batch": 4, "update": Update(forget=0.01, step="normalised")}, 1),
         ({"mini_batch": 4, "update": Update(forget=0.01, direction=Muon())}, 1),
+        ({"mini_batch": 4, "update": Update(forget=0.01, margin=0.8)}, 1),
         ({"causal": "frame", **_GRID}, 6),
     ],
     "ttt_conv": [(_GRID, 6), ({"update": Update(step="normalised"), **_GRID}, 6)],

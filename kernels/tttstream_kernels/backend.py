@@ -17,7 +17,7 @@ BACKENDS: tuple[Backend, ...] = ("auto", "definition", "torch", "triton")
 
 KERNELS: dict[str, tuple[str, ...]] = {"token": ("linear", "mlp"), "frame": ("linear", "mlp", "conv")}
 """The inner models that have Triton kernels, by mode."""
-OPTIONS = ("momentum", "columns", "step='normalised'", "direction")
+OPTIONS = ("momentum", "columns", "step='normalised'", "direction", "margin")
 """The fields of an `Update` that have no Triton kernel."""
 WIDTHS = (16, 32, 64, 128)
 MINI_BATCHES = (16, 32, 64)
@@ -108,7 +108,8 @@ def _no_kernel(
 ) -> str | None:
     if inner.name not in KERNELS[causal]:
         return f"there is no Triton kernel for the {inner.name} inner model with causal={causal!r}"
-    wanted = (update.has_momentum, update.columns, update.normalised, update.direction is not None)
+    turned, kept = update.direction is not None, update.has_margin
+    wanted = (update.has_momentum, update.columns, update.normalised, turned, kept)
     for name, used in zip(OPTIONS, wanted, strict=True):
         if used:
             return f"there is no Triton kernel with update.{name}"

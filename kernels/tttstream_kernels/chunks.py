@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tttstream_kernels.activation import gelu, gelu_and_slope
 from tttstream_kernels.inner import Dense
-from tttstream_kernels.norm import half_square, normalise, reconstruction
+from tttstream_kernels.norm import error_share, half_square, normalise, reconstruction
 from tttstream_kernels.plan import Ragged, Uniform
 from tttstream_kernels.update import Rule, Weights, normalised_scale
 
@@ -18,7 +18,7 @@ from tttstream_kernels.update import Rule, Weights, normalised_scale
 class Packed(NamedTuple):
     """A call's tokens as S blocks of K slots, chunk by chunk: queries and keys [S, K, D + 1], each with its one; base
     [S, K, D] gamma (beta - target) and square [S, 1, D] gamma^2 of equation 2; eta [S, K, 1]; tau [K]. For a normalised
-    step also missed [S, K, D] beta - target and gamma [S, 1, D], which give the losses."""
+    step or a margin also missed [S, K, D] beta - target and gamma [S, 1, D], which give the losses."""
 
     queries: Tensor
     keys: Tensor
@@ -150,14 +150,17 @@ def loop(
             inputs.append(torch.cat([activated, ones[: sizes[chunk]]], dim=-1))
             z = torch.bmm(inputs[-1], weight)
         parts = reconstruction(z, base, square)
-        steps = [parts[0] * eta]
+        steps, share, missed, gamma = [parts[0] * eta], None, *next(errors, (None, None))
+        if rule.update.has_margin:
+            share = error_share(normalise(z, gamma, missed), rule.margin)
+            steps[0] = steps[0] * share
         for weight, slope in zip(seed.weights[:0:-1], slopes[::-1], strict=True):
             backs.insert(0, torch.bmm(steps[0], weight[:, :-1].mT))
             steps.insert(0, backs[0] * slope)
         loss = None
         if normalised:
-            missed, gamma = next(errors)
-            loss = eta * half_square(normalise(z, gamma, missed))[..., None]
+            error = normalise(z, gamma, missed)
+            loss = eta * half_square(error if share is None else share * error)[..., None]
             loss = loss.cumsum(1) + seed.loss[0] if seed.loss else loss.cumsum(1)
             tau = normalised_scale(packed.tau[:, None], _squares(seed, inputs, steps), loss)
             causal = -tau.expand(-1, -1, len(packed.tau)).tril()

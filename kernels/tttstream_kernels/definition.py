@@ -87,6 +87,11 @@ def newton_schulz(x: Tensor, steps: int) -> Tensor:
     return x
 
 
+def objective(error: Tensor, margin: float | Tensor) -> Tensor:
+    """1/2 D max(0, r - margin)^2, r the root mean square of the error [..., D] of a token (`Update.margin`)."""
+    return 0.5 * (error.norm(dim=-1) - margin * error.shape[-1] ** 0.5).clamp(min=0.0).square()
+
+
 # ---- the two modes ---------------------------------------------------------------------------------------------------
 
 
@@ -99,8 +104,10 @@ def token_mode(cell: Cell, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, reset: 
             cell.restart()
         here = slice(t, t + 1)
         loss = cell.losses(k[here], v[here], cell.weights)[0]
-        gradient = cell.gradient(lambda w: cell.losses(k[here], v[here], w)[0])  # noqa: B023
-        cell.add([eta[t, 0] * part for part in gradient], eta[t, 0] * loss)
+        gradient = cell.gradient(lambda w: cell.objectives(k[here], v[here], w)[0])  # noqa: B023
+        cell.add(
+            [eta[t, 0] * part for part in gradient], eta[t, 0] * cell.objectives(k[here], v[here], cell.weights)[0]
+        )
         seen = cell.seen(tau[cell.place])  # W_t = W' - tau_i sum_s eta_s grad l(W'; s)
         outputs.append(cell.output(q[here], seen)[0])  # z_t = f(q_t; W_t)
         before.append(loss)
@@ -120,11 +127,12 @@ def frame_mode(cell: Cell, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, reset: 
             cell.restart()
         here = slice(begin, begin + tokens)
         loss = cell.losses(k[here], v[here], cell.weights)
+        descended = cell.objectives(k[here], v[here], cell.weights)
         for j in range(tokens):
-            gradient = cell.gradient(lambda w: cell.losses(k[here], v[here], w)[j])  # noqa: B023
+            gradient = cell.gradient(lambda w: cell.objectives(k[here], v[here], w)[j])  # noqa: B023
             rates = eta[begin + j].expand(len(gradient)) if eta.shape[1] == 1 else eta[begin + j]
             steps = [rate * part for rate, part in zip(rates, gradient, strict=True)]
-            cell.add(steps, eta[begin + j, 0] * loss[j])
+            cell.add(steps, eta[begin + j, 0] * descended[j])
         seen = cell.step(1.0 / tokens)
         outputs.append(cell.output(q[here], seen))
         before.append(loss)
@@ -162,6 +170,12 @@ class Cell:
     def losses(self, k: Tensor, v: Tensor, weights: Weights) -> Tensor:
         """The loss of each token [K] at these weights."""
         return losses(self.inner, k, v, weights, self.gamma, self.beta)
+
+    def objectives(self, k: Tensor, v: Tensor, weights: Weights) -> Tensor:
+        """The loss of each token [K] whose gradient is the step: `losses`, or with a margin that of `objective`."""
+        if not self.update.has_margin:
+            return self.losses(k, v, weights)
+        return objective(f(self.inner, k, weights, self.gamma, self.beta) - v, _number(self.update.margin, self.head))
 
     def output(self, q: Tensor, weights: Weights) -> Tensor:
         """f(q) at these weights."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tttstream_kernels.call import Call
 from tttstream_kernels.inner import flatten
-from tttstream_kernels.norm import EPS, error_terms, half_square, normalise, reconstruction_gradient
+from tttstream_kernels.norm import EPS, error_share, error_terms, half_square, normalise, reconstruction_gradient
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.update import Weights
 
@@ -65,11 +65,16 @@ def one_frame(call: Call, state: InnerState, return_loss: bool) -> tuple[Tensor,
     z, saved = inner.forward(k, weights)
     if inner.residual:
         gradient = reconstruction_gradient(z, *error_terms(v - k, gamma, beta, rate))
+        if call.update.has_margin:
+            share = error_share(normalise(z, gamma, beta) - (v - k), rule.margin)
+            gradient = share * gradient
         step = inner.gradients(gradient, weights, saved)
     else:
         step = inner.gradients(-v, weights, saved, rate)
     if call.update.normalised:
-        total = (rate * half_square(normalise(z, gamma, beta) - (v - k))[..., None]).sum(1, keepdim=True)
+        error = normalise(z, gamma, beta) - (v - k)
+        error = share * error if call.update.has_margin else error
+        total = (rate * half_square(error)[..., None]).sum(1, keepdim=True)
         square = torch.stack([s.square().sum((1, 2)) for s in step]).sum(0)[:, None, None]
         scale = 1.0 / (1.0 + square / (2.0 * total + EPS / tokens))  # tau = 1 / N is in the rate
         step = tuple(scale * s for s in step)

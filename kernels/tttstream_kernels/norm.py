@@ -32,6 +32,15 @@ def half_square(error: Tensor) -> Tensor:
     return 0.5 * error.square().sum(-1)
 
 
+def error_share(error: Tensor, margin: float | Tensor) -> Tensor:
+    """max(0, 1 - margin / r), r the root mean square of the error LN(z) - target: [..., D] -> [..., 1].
+
+    This share of the gradient of 1/2 |error|^2 is the gradient of 1/2 D max(0, r - margin)^2 (equation 2b).
+    """
+    rms = torch.linalg.vector_norm(error, dim=-1, keepdim=True) * error.shape[-1] ** -0.5
+    return 1.0 - margin / rms.clamp(min=margin)
+
+
 def error_terms(target: Tensor, gamma: Tensor, beta: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
     """(offset, scale) [..., D] such that rate * gamma * (LN(z) - target) = offset + scale * z^ (equation 2).
 

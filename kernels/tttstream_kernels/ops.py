@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import NamedTuple
 
 import torch
@@ -310,16 +311,20 @@ def check_update(update: Update, inner: Inner, heads: int) -> None:
         )
     if update.direction is not None and not isinstance(update.direction, Direction):
         raise ConfigError(f"update.direction: expected Muon(), RMS() or None, got {update.direction!r}")
+    if update.has_margin and not inner.residual:
+        raise ConfigError(f"update.margin: the loss of the {inner.name} inner model is no square, so it has no margin")
     if update.restore and update.max_norm is None:
         raise ConfigError("update.restore puts the norm back to update.max_norm: give both")
-    for name, value in (("forget", update.forget), ("momentum", update.momentum), ("max_norm", update.max_norm)):
+    for name, most in (("forget", 1.0), ("momentum", 1.0), ("margin", None), ("max_norm", None)):
+        value = getattr(update, name)
         if isinstance(value, Tensor):
             if value.shape != (heads,):
                 raise ShapeError(f"update.{name}: expected a number or a tensor [{heads}], got {list(value.shape)}")
-        elif value is not None and not (value > 0.0 if name == "max_norm" else 0.0 <= value <= 1.0):
-            raise ConfigError(
-                f"update.{name}: expected {'more than 0' if name == 'max_norm' else '0 to 1'}, got {value}"
-            )
+        elif name == "max_norm":
+            if value is not None and not value > 0.0:
+                raise ConfigError(f"update.{name}: expected more than 0, got {value}")
+        elif not 0.0 <= value <= (math.inf if most is None else most):
+            raise ConfigError(f"update.{name}: expected {'at least 0' if most is None else '0 to 1'}, got {value}")
 
 
 def _check_state(state: InnerState, shapes: dict[str, tuple[int, ...]], start: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tttstream_kernels.activation import gelu_and_slope_into, gelu_into
 from tttstream_kernels.chunks import Packed, Scanned, Seed, Settings
-from tttstream_kernels.norm import gradient_parts
+from tttstream_kernels.norm import error_share, gradient_parts, normalise
 from tttstream_kernels.update import Rule, Update, Weights
 
 
@@ -66,6 +66,7 @@ def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scann
             products = torch.bmm(tokens, packed.keys.mT).mul_(causal)
             readers.append(list(zip(*(x.split(sizes) for x in (tokens, products, place)), strict=True)))
     streams = (x.split(sizes) for x in (packed.keys, packed.keys.mT, packed.base, packed.eta, before))
+    missed = zip(*(x.split(sizes) for x in (packed.missed, packed.gamma) if x is not None), strict=True)
     weights, grad_sum, square = seed.weights, seed.grad_sum, packed.square
     whole = all(cut.complete(chunk) is True for chunk in range(len(sizes)))
     sums = () if whole else tuple(torch.zeros_like(w) for w in weights)
@@ -83,6 +84,9 @@ def prefill(settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scann
             gelu_and_slope_into(x, layer.keys_body, layer.slope, layer.step, layer.scratch)
             x = torch.bmm(layer.keys, layer.weight, out=outs[n])
         step = gradient_parts(x, base, square)[0].mul_(eta)
+        if rule.update.has_margin:
+            offset, gamma = next(missed)
+            step.mul_(error_share(normalise(x, gamma, offset), rule.margin))
         inputs, steps = [turned], [step]
         for layer in layers[::-1]:
             step = torch.bmm(step, layer.back, out=layer.step).mul_(layer.slope)

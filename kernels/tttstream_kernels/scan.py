@@ -36,7 +36,7 @@ def scan(
         if covers(rule, lost):
             return prefill(settings, packed, seed, rule)
         return loop(settings, packed, seed, rule, lost, None)
-    if lost is None and plain(rule.update):
+    if lost is None and plain(rule.update) and not rule.update.has_margin:
         return _Scan.run(settings, packed, seed, rule)
     return loop(settings, packed, seed, rule, lost, None)
 

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from tttstream_kernels.factors import GradSum, Unfinished, summed
 from tttstream_kernels.inner import Dense, flatten
-from tttstream_kernels.norm import EPS
+from tttstream_kernels.norm import EPS, error_share
 from tttstream_kernels.state import InnerState
-from tttstream_kernels.update import Update, Weights
+from tttstream_kernels.update import Update, Weights, per_cell
 
 _layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 _gelu_backward = torch.ops.aten.gelu_backward.default
@@ -99,9 +99,10 @@ def _with_factors(
         x = _gelu(z, approximate="tanh", out=inputs[layer].narrow(1, slot, 1))
         z = torch.baddbmm(biases[layer], x, weights[layer])
     z_hat, mean, rstd = native_layer_norm(z, width, None, None, EPS)
-    u = (k - v).add_(beta).addcmul_(gamma, z_hat).mul_(gamma)
-    g = _layer_norm_backward(u, z, width, mean, rstd, None, None, _INPUT_ONLY)[0]
-    g = steps[-1].narrow(1, slot, 1).addcmul_(g, token.eta, value=token.base)
+    error = (k - v).add_(beta).addcmul_(gamma, z_hat)
+    eta = token.eta if not update.has_margin else token.eta * error_share(error, per_cell(update.margin, error))
+    g = _layer_norm_backward(error.mul_(gamma), z, width, mean, rstd, None, None, _INPUT_ONLY)[0]
+    g = steps[-1].narrow(1, slot, 1).addcmul_(g, eta, value=token.base)
     for layer in reversed(range(len(hidden))):
         back, out = torch.bmm(g, held.transposed[layer]), steps[layer].narrow(1, slot, 1)
         g = _gelu_backward_into(back, hidden[layer], approximate="tanh", grad_input=out)
@@ -140,7 +141,8 @@ def _with_sums(
     def with_one(hidden: Tensor) -> Tensor:
         return torch.cat([hidden, ones[0]], dim=-1)
 
-    inputs, steps = gradients(weights, x_k, (k - v).add_(beta), gamma, eta, with_one)
+    margin = per_cell(update.margin, q) if update.has_margin else None
+    inputs, steps = gradients(weights, x_k, (k - v).add_(beta), gamma, eta, with_one, margin)
     if len(weights) == 1:
         sums = (torch.addcmul(sums[0], x_k.mT, steps[0], value=base),)
         grad_sum = sums[0].view(flat.shape)
@@ -160,10 +162,16 @@ def _with_sums(
 
 
 def gradients(
-    weights: Weights, keys: Tensor, missed: Tensor, gamma: Tensor, eta: Tensor, with_one: Callable[[Tensor], Tensor]
+    weights: Weights,
+    keys: Tensor,
+    missed: Tensor,
+    gamma: Tensor,
+    eta: Tensor,
+    with_one: Callable[[Tensor], Tensor],
+    margin: float | Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of one token (equations 3 and 5): (inputs [R, 1, rows], steps [R, 1, columns]) of each layer, whose
-    outer products go to the sums. keys: with the one for the bias; missed: k - v + beta."""
+    outer products go to the sums. keys: with the one for the bias; missed: k - v + beta; margin: None for none."""
     inputs, hidden = [keys], []
     z = torch.bmm(keys, weights[0])
     for weight in weights[1:]:
@@ -172,7 +180,9 @@ def gradients(
         z = torch.bmm(inputs[-1], weight)
     width = (gamma.shape[-1],)
     z_hat, mean, rstd = native_layer_norm(z, width, None, None, EPS)
-    u = torch.addcmul(missed, gamma, z_hat).mul_(gamma).mul_(eta)
+    error = torch.addcmul(missed, gamma, z_hat)
+    rate = eta if margin is None else eta * error_share(error, margin)
+    u = (error * gamma).mul_(rate)
     steps = [_layer_norm_backward(u, z, width, mean, rstd, None, None, _INPUT_ONLY)[0]]
     for weight, z in zip(weights[:0:-1], hidden[::-1], strict=True):
         steps.insert(0, _gelu_backward(torch.bmm(steps[0], weight[:, :-1].mT), z, approximate="tanh"))

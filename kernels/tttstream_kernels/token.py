@@ -17,7 +17,14 @@ from torch import Tensor
 from tttstream_kernels.call import Call
 from tttstream_kernels.chunks import Packed, Seed
 from tttstream_kernels.inner import Dense, flatten
-from tttstream_kernels.norm import error_terms, half_square, normalise, reconstruction_gradient, standardise
+from tttstream_kernels.norm import (
+    error_share,
+    error_terms,
+    half_square,
+    normalise,
+    reconstruction_gradient,
+    standardise,
+)
 from tttstream_kernels.plan import Ragged, Uniform, plan
 from tttstream_kernels.scan import scan
 from tttstream_kernels.state import InnerState, Loss
@@ -72,7 +79,7 @@ def _pack(call: Call, cut: Uniform | Ragged, tau: Tensor) -> tuple[Packed, Tenso
     square = (gamma * gamma).expand(sum(cut.waves), *gamma.shape).flatten(0, 1)
     base = torch.addcmul(gamma * beta, gamma, target.unflatten(0, (-1, len(gamma))), value=-1).flatten(0, 1)
     packed = Packed(cut.pack_with_one(call.q), keys, base, square, eta, tau)
-    if call.update.normalised:
+    if call.update.normalised or call.update.has_margin:
         missed = (beta - target.unflatten(0, (-1, len(gamma)))).flatten(0, 1)
         packed = packed._replace(missed=missed, gamma=gamma.expand(sum(cut.waves), *gamma.shape).flatten(0, 1))
     return packed, target, poison
@@ -159,8 +166,12 @@ def one_token(
     x_k, x_q = torch.cat([k, one, q, one], dim=-1).view(cells, 2, 1, -1).unbind(1)
     z, inputs, hidden = inner.layers(x_k, weights)
     terms = error_terms(target, call.gamma, call.beta, eta)
-    gradient = reconstruction_gradient(z.view_as(q), *terms).view(cells, 1, width)
-    steps = inner.steps(gradient, weights, hidden)
+    gradient, share = reconstruction_gradient(z.view_as(q), *terms), None
+    if update.has_margin:
+        margin = update.margin[:, None] if isinstance(update.margin, Tensor) else update.margin
+        share = error_share(normalised(z) - target, margin)
+        gradient = share * gradient
+    steps = inner.steps(gradient.view(cells, 1, width), weights, hidden)
     sums = zip(split(state.grad_sum[..., : flat.shape[-1]]), inputs, steps, strict=True)
     grad_sum = flatten(tuple(s.addcmul(x.mT, step) for s, x, step in sums)).view_as(flat)
 
@@ -168,7 +179,8 @@ def one_token(
     tau = scales.take(phase).view(-1, 1, 1)
     momentum, learned = state.momentum, grad_sum
     if update.normalised:
-        total = state.grad_sum[..., -1:] + eta[:, 0] * half_square(normalised(z) - target)[:, 0, :, None]
+        error = normalised(z) - target if share is None else share * (normalised(z) - target)
+        total = state.grad_sum[..., -1:] + eta[:, 0] * half_square(error)[:, 0, :, None]
         tau = normalised_scale(tau, grad_sum.square().sum(-1, keepdim=True), total)
         learned = torch.cat([grad_sum, total], dim=-1)
     if update.has_momentum:

@@ -41,6 +41,7 @@ def _step(
     max_norm: float | None,
     restore: bool,
     columns: bool,
+    margin: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q, k, v [3, R, 1, D], eta and tau [R, 1, 1], ends [B] of one token; start, gamma, beta and the state as in `ttt`:
     (outputs [R, 1, D], delta, grad_sum, phase)."""
@@ -53,7 +54,7 @@ def _step(
     q, k, v = views.unbind(0)
     flat = start + delta
     weights, sums = split(flat), split(grad_sum)
-    inputs, steps = gradients(weights, _with_one(k), k - v + beta, gamma, eta, _with_one)
+    inputs, steps = gradients(weights, _with_one(k), k - v + beta, gamma, eta, _with_one, margin or None)
 
     z = q
     for layer, (weight, total) in enumerate(zip(weights, sums, strict=True)):
@@ -78,7 +79,8 @@ def _step(
 _LIBRARY = torch.library.Library("tttstream", "FRAGMENT")
 _LIBRARY.define(
     "step(Tensor views, Tensor eta, Tensor tau, Tensor ends, Tensor start, Tensor gamma, Tensor beta, Tensor delta, "
-    "Tensor grad_sum, Tensor phase, str name, float forget, float? max_norm, bool restore, bool columns) "
+    "Tensor grad_sum, Tensor phase, str name, float forget, float? max_norm, bool restore, bool columns, "
+    "float margin) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.impl("step", _step, "CompositeImplicitAutograd")

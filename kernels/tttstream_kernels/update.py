@@ -28,6 +28,7 @@ class _Fields(NamedTuple):
     columns: bool = False
     step: Literal["plain", "normalised"] = "plain"
     direction: Direction | None = None
+    margin: float | Tensor = 0.0
 
 
 class Update(_Fields):
@@ -44,6 +45,10 @@ class Update(_Fields):
         tau / (1 + tau c), c the curvature of its loss along that sum, so that no rate is too large
         (`normalised_scale`).
     direction: how the step is turned when its mini-batch ends (`Muon`, `RMS`); None leaves it as it is.
+    margin: m of the inner loss 1/2 D max(0, r - m)^2, r the root mean square of a token's error over the D channels of
+        its head; 0 is the paper's loss. A token with an error below m changes no weight, so tokens that are known do
+        not overwrite others. This is the epsilon-insensitive loss of passive-aggressive learning (Crammer et al.,
+        JMLR 2006), squared. The loss that calls return stays the paper's.
     longest: deprecated, `max_norm`.
 
     Why the norm: f ends in a layer normalisation, so the loss does not depend on the last layer's scale; its gradient
@@ -61,6 +66,7 @@ class Update(_Fields):
         columns: bool = False,
         step: Literal["plain", "normalised"] = "plain",
         direction: Direction | None = None,
+        margin: float | Tensor = 0.0,
         *,
         longest: float | Tensor | None = None,
     ) -> Update:
@@ -68,7 +74,7 @@ class Update(_Fields):
         if longest is not None:
             warnings.warn("Update(longest=...) is now Update(max_norm=...)", DeprecationWarning, stacklevel=2)
             max_norm = longest
-        return super().__new__(cls, forget, momentum, max_norm, restore, columns, step, direction)
+        return super().__new__(cls, forget, momentum, max_norm, restore, columns, step, direction, margin)
 
     @property
     def longest(self) -> float | Tensor | None:
@@ -104,20 +110,23 @@ class Update(_Fields):
         flat = [torch.cat([w.flatten(1) for w in part], dim=1) for part in carried if part]
         return torch.cat(flat, dim=1).view(-1, *like.shape[1:]) if flat else like
 
+    @property
+    def has_margin(self) -> bool:
+        """Whether small errors are left alone."""
+        return isinstance(self.margin, Tensor) or self.margin != 0.0
+
     def rule(self, start: Weights) -> Rule:
         """This update bound to R cells, whose learned start is `start`."""
 
         def cells(value: float | Tensor) -> float | Tensor:
-            if not isinstance(value, Tensor):
-                return value
-            return value.to(start[-1].dtype).repeat(start[-1].shape[0] // value.shape[0]).view(-1, 1, 1)
+            return per_cell(value, start[-1])
 
         limit = None if self.max_norm is None else cells(self.max_norm)
         if isinstance(limit, float) and self.restore:
             limit = start[-1].new_full((start[-1].shape[0], 1, 1), limit)  # quicker than a number to divide by a norm
         elif limit is not None and not self.restore:
             limit = norm(start[-1]).clamp(min=limit)
-        return Rule(start, limit, cells(self.forget), cells(self.momentum), self)
+        return Rule(start, limit, cells(self.forget), cells(self.momentum), cells(self.margin), self)
 
 
 class Rule(NamedTuple):
@@ -128,6 +137,7 @@ class Rule(NamedTuple):
     limit: float | Tensor | None
     forget: float | Tensor
     momentum: float | Tensor
+    margin: float | Tensor
     update: Update
 
     def first(self, count: int) -> Rule:
@@ -205,6 +215,13 @@ class Rule(NamedTuple):
         if self.update.columns:
             weights = tuple(w * (_columns(s) / _columns(w)) for w, s in zip(weights, self.start, strict=True))
         return weights, scale
+
+
+def per_cell(value: float | Tensor, like: Tensor) -> float | Tensor:
+    """A number as it is; numbers of heads [H] as those of R cells [R, 1, 1], R and the type as of `like` [R, …]."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(like.dtype).repeat(like.shape[0] // value.shape[0]).view(-1, 1, 1)
 
 
 def normalised_scale(tau: Tensor | float, square: Tensor, loss: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ ROWS, TOKENS, HEADS, WIDTH, K = 4, 23, 2, 6, 4
 UPDATES = {
     "normalised": Update(forget=0.1, max_norm=1.05, step="normalised"),
     "plain": Update(),
+    "margin": Update(forget=0.1, max_norm=1.05, margin=torch.tensor([0.5, 1.2])),
     "settled": Update(forget=0.1, max_norm=1.05),
     "learned": Update(forget=torch.tensor([0.1, 0.2]), max_norm=torch.tensor([1.05, 1.5]), restore=True),
     "momentum": Update(forget=torch.tensor([0.1, 0.2]), momentum=0.5, max_norm=2.0, restore=True),

@@ -144,6 +144,7 @@ def traced(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | N
     z, delta, grad_sum, phase = one_step(
         views, eta, tau, phase == tokens - 1, layer.start, layer.gamma, layer.beta, state.delta, state.grad_sum, phase,
         layer.inner.name, update.forget, update.max_norm, update.restore, update.columns,
+        update.margin,
     )  # fmt: skip
     y = layer.norm(z.view(rows, dim))
     if layer.gate is not None:

@@ -66,7 +66,7 @@ class TTTLayer(Memory):
         insert: start of the learned branch weight, y = tanh(alpha) * TTT(x), small (0 to 0.1) for a layer that is put
             into a pretrained network; None for no such weight.
         base_lr, update: the inner optimiser, from `tttstream.inner` unless given; `Update()` is the paper's. What is an
-            nn.Parameter [heads] in it (forget, momentum, max_norm) is learned with the layer.
+            nn.Parameter [heads] in it (forget, momentum, max_norm, margin) is learned with the layer.
         backend: "auto", "definition", "torch" or "triton", see `tttstream_kernels.ttt`.
 
     Called as (x [B, T, dim], state, reset [B, T], lengths [B]) -> (y [B, T, dim], state), see `Memory`; with
@@ -111,7 +111,9 @@ class TTTLayer(Memory):
         self._update = entry.update(self.base_lr, self.width, self.tokens, causal) if update is None else update
         check_update(self._update, self.inner, heads)
         self._numbers = [
-            name for name in ("forget", "momentum", "max_norm") if isinstance(getattr(self._update, name), Tensor)
+            name
+            for name in ("forget", "momentum", "max_norm", "margin")
+            if isinstance(getattr(self._update, name), Tensor)
         ]
         for name in self._numbers:
             number = getattr(self._update, name)

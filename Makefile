@@ -43,7 +43,7 @@ docs: $(READY) ## the documentation site, in out/site
 	@echo "The site is in out/site: open out/site/index.html"
 
 rllib: $(RLLIB)/.ready ## tests of RLlib, in .venv-rllib, a thin layer over .venv (Ray pins a gymnasium of its own)
-	$(RLLIB)/bin/python -m pytest -q tests/agents/test_rllib.py
+	$(RLLIB)/bin/python -m pytest -q tests/agents/test_rllib.py tests/agents/test_rllib_nodes.py
 
 $(RLLIB)/.ready: $(READY)
 	@$(BIN)/python -m venv --clear $(RLLIB)

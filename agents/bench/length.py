@@ -2,11 +2,11 @@
 
     python agents/bench/length.py out/popgym/popgym-RepeatFirstEasy-v0/*-seed0 --most 100000
 
-The runs are of RepeatFirstEasy and RepeatPreviousEasy (trained with 51 steps) and of the revisit of places (trained
-with 128). The table has the return (1 is perfect, -0.5 is chance), milliseconds per step and resident memory of each
-trained agent, which runs in its own process. Cards are drawn with replacement, because dealing a card from popgym's
-deck takes longer with each card; the symbols of places never change. docs/results/NAME.md is written again after every
-agent: a million steps take a quarter of an hour.
+The runs are of RepeatFirstEasy and RepeatPreviousEasy, of their endless forms with a `SampledTimeLimit`, and of the
+revisit of places. The table has the return (1 is perfect, -0.5 is chance), milliseconds per step and resident memory of
+each trained agent, which runs in its own process. Cards are drawn with replacement, because dealing a card from
+popgym's deck takes longer with each card; the symbols of places never change. docs/results/NAME.md is written again
+after every agent: a million steps take a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -24,53 +24,38 @@ from typing import Any
 import gymnasium as gym
 import psutil
 import torch
-from gymnasium import spaces
 
 from tttstream.io.outputs import TextFile
-from tttstream_agents.checkpoint import load_policy, read_config
+from tttstream_agents.checkpoint import CHECKPOINT, load_policy, read_checkpoint, read_config
 from tttstream_agents.config import Config
 from tttstream_agents.envs import make, vector
 from tttstream_agents.errors import EnvError
 from tttstream_agents.ppo import Player
 
 ROOT = Path(__file__).resolve().parents[2]
-SUITS = 4
-GAMES = {"popgym-RepeatFirstEasy-v0": 0, "popgym-RepeatPreviousEasy-v0": 4}
-
-
-class Endless(gym.Env[Any, Any]):
-    """RepeatFirst or RepeatPrevious without an end: the right action repeats the suit of a card; reward +1 or -1.
-
-    back: the number of cards since that card, 1 for the current one; 0 for the first card of the episode.
-    """
-
-    def __init__(self, back: int = 0) -> None:
-        self.observation_space = self.action_space = spaces.Discrete(SUITS)
-        self.back = back
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Show the first card."""
-        super().reset(seed=seed)
-        self.shown = [int(self.np_random.integers(SUITS))]
-        return self.shown[0], {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Show another card. The reward is 0 until `back` cards were shown."""
-        place = len(self.shown) - self.back if self.back else 0
-        asked = self.shown[place] if place >= 0 else None
-        reward = 0.0 if asked is None else 1.0 if int(action) == asked else -1.0
-        card = int(self.np_random.integers(SUITS))
-        self.shown = [*self.shown, card][-self.back :] if self.back else self.shown
-        return card, reward, False, False, {}
+GAMES = {
+    "popgym-RepeatFirstEasy-v0": "tttstream/RepeatFirst-v0",
+    "popgym-RepeatPreviousEasy-v0": "tttstream/RepeatPrevious-v0",
+    **{f"tttstream/{name}-v0": f"tttstream/{name}-v0" for name in ("RepeatFirst", "RepeatPrevious", "Revisit")},
+}
+"""The endless form of each game."""
+STEPS = {"popgym-RepeatFirstEasy-v0": "51", "popgym-RepeatPreviousEasy-v0": "51"}
 
 
 def endless(config: Config) -> gym.Env[Any, Any]:
     """The endless form of a run's environment. Raises EnvError if it has none."""
-    if config.env == "tttstream/Revisit-v0":
-        return make(config.env, env_args={**config.env_args, "steps": 0, "scale": 1.0})
     if config.env not in GAMES:
-        raise EnvError(f"there is no endless form of {config.env}: expected {', '.join(GAMES)}, tttstream/Revisit-v0")
-    return Endless(GAMES[config.env])
+        raise EnvError(f"there is no endless form of {config.env}: expected {', '.join(GAMES)}")
+    own = {} if config.env.startswith("popgym") else config.env_args
+    return make(GAMES[config.env], env_args={**own, "steps": 0, "scale": 1.0})
+
+
+def trained_at(config: Config) -> str:
+    """The steps of an episode in training."""
+    for one in config.wrappers:
+        if isinstance(one, dict) and "SampledTimeLimit" in one:
+            return "{low} to {high}".format(**one["SampledTimeLimit"])
+    return STEPS.get(config.env) or str(config.env_args.get("steps", "no end"))
 
 
 def measure(folder: Path, lengths: list[int], n_envs: int) -> list[tuple[float, float, float]]:
@@ -109,15 +94,15 @@ def main() -> int:
     lines = [
         "# Games longer than in training",
         "",
-        f"Trained with 51 steps, the revisit of places with 128 (learning rate {config.lr:g}, stopped at a mean return "
-        f"of {config.stop_return:g}), {args.n_envs} environments in parallel, most probable actions, "
-        f"{args.device_name}. Cells: return per step (1 is perfect, -0.5 is chance), CPU milliseconds for a step of "
-        "all environments, resident memory in MB. "
+        f"Learning rate {config.lr:g} in training; {args.n_envs} environments in parallel, most probable actions, "
+        f"{args.device_name}. Trained with: steps of an episode, and of the whole training. Positions: whether the "
+        "policy sees the steps since the start of the episode, and the longest period. Cells: return per step (1 is "
+        "perfect, -0.5 is chance), CPU milliseconds for a step of all environments, resident memory in MB. "
         f"Command: `python agents/bench/length.py RUN... --most {args.most} --name {args.name}`, with runs of "
         f"{args.made_by}; {datetime.date.today()}, torch {torch.__version__}.",
         "",
-        f"| game | memory | seed | {' | '.join(f'{length:,} steps' for length in lengths)} |",
-        f"|---|---|---|{'---|' * len(lengths)}",
+        f"| game | memory | seed | trained with | positions | {' | '.join(f'{n:,} steps' for n in lengths)} |",
+        f"|---|---|---|---|---|{'---|' * len(lengths)}",
     ]
     args.docs.mkdir(parents=True, exist_ok=True)
     work = functools.partial(measure, lengths=lengths, n_envs=args.n_envs)
@@ -125,7 +110,9 @@ def main() -> int:
         for folder, found in zip(args.runs, pool.imap(work, args.runs), strict=True):
             cells = [f"{r:.2f}, {ms:.1f} ms, {mb:.0f} MB" for r, ms, mb in found]
             config = read_config(folder)
-            lines.append(f"| {config.env} | {config.memory} | {config.seed} | {' | '.join(cells)} |")
+            steps = read_checkpoint(folder / CHECKPOINT)["updates"] * config.rollout * config.n_envs
+            setting = f"{trained_at(config)}, {steps // 1000}k in all | {config.period if config.positions else 'no'}"
+            lines.append(f"| {config.env} | {config.memory} | {config.seed} | {setting} | {' | '.join(cells)} |")
             print(lines[-1], file=sys.stderr, flush=True)
             file = TextFile(args.docs / f"{args.name}.md")
             with file:

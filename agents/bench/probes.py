@@ -4,7 +4,8 @@
     python agents/bench/probes.py --minutes 0            # only the table
 
 The right action is the label; if several actions are right, any of them is accepted. The memories have equal width, not
-equal parameters.
+equal parameters. Columns are memories, some with an option (a mini-batch of one token, K = 1) or with the gate of a
+policy.
 """
 
 from __future__ import annotations
@@ -25,21 +26,49 @@ from tttstream_agents.envs import make
 from tttstream_agents.probe import probe
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVS = ("RepeatPreviousEasy", "RepeatFirstEasy", "CountRecallEasy", "AutoencodeEasy", "MineSweeperEasy")
-MEMORIES = ("ttt", "ttt_linear", "ttt_mlp", "gru", "lstm")
-HEADS = 4
+ENVS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        name: (f"popgym-{name}-v0", {}) for name in (
+            "RepeatPreviousEasy", "RepeatPreviousMedium", "RepeatFirstEasy", "CountRecallEasy", "AutoencodeEasy",
+            "ConcentrationEasy", "MineSweeperEasy",
+        )
+    },
+    "Revisit-4x4": ("tttstream/Revisit-v0", {"side": 4, "steps": 128}),
+}  # fmt: skip
+"""By name: the id and the arguments."""
+MEMORIES = (
+    "ttt", "ttt_linear", "ttt_linear:mini_batch=1", "ttt_mlp", "ttt_mlp:mini_batch=1", "delta", "gated_delta", "gru",
+    "lstm",
+)  # fmt: skip
+GATED = ("ttt", "ttt_linear", "gru")
+HEADS, AT_ONCE = 4, 3
+"""AT_ONCE: memories between two savings."""
 
 
-def measure(env: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The record of all memories in one environment."""
-    began = time.process_time()
+def columns() -> dict[str, tuple[str, bool]]:
+    """By title: a memory and whether it has a gate."""
+    plain = {name.replace(":mini_batch=1", ", K = 1"): (name, False) for name in MEMORIES}
+    return plain | {f"{name}, gate": (name, True) for name in GATED}
+
+
+def measure(env: str, memories: list[str], gate: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    """The record of some memories in one environment."""
+    began, (name, arguments) = time.process_time(), ENVS[env]
     found = probe(
-        functools.partial(make, f"popgym-{env}-v0"), memories=MEMORIES, heads=HEADS, quiet=False, **settings
+        functools.partial(make, name, env_args=arguments), memories=memories, heads=HEADS, gate=gate, quiet=False,
+        **settings,
     )  # fmt: skip
     return {
-        "env": env, **found, "settings": settings, "cpu_s": round(time.process_time() - began, 1),
+        "env": env, **found, "gate": gate, "settings": settings, "cpu_s": round(time.process_time() - began, 1),
         "date": datetime.date.today().isoformat(), "torch": torch.__version__,
     }  # fmt: skip
+
+
+def scored(records: list[dict[str, Any]]) -> dict[tuple[str, str, bool], dict[str, Any]]:
+    """The scores by environment, memory and gate."""
+    return {
+        (record["env"], one["memory"], record.get("gate", False)): one for record in records for one in record["scores"]
+    }
 
 
 def report(records: list[dict[str, Any]], settings: dict[str, Any], page: Path) -> None:
@@ -47,24 +76,31 @@ def report(records: list[dict[str, Any]], settings: dict[str, Any], page: Path) 
     mine = [record for record in records if record["settings"] == settings]
     if not mine:
         return
+    titles, scores = columns(), scored(mine)
+    envs = [env for env in ENVS if any(record["env"] == env for record in mine)]
     words = ", ".join(f"{name} {value:g}" for name, value in settings.items())
-    sizes = ", ".join(f"{one['memory']} {one['parameters']:,}" for one in mine[0]["scores"])
+    sizes = ", ".join(
+        f"{title} {scores[(envs[0], *key)]['parameters']:,}"
+        for title, key in titles.items()
+        if (envs[0], *key) in scores
+    )
     lines = [
         "# Supervised probes of memories",
         "",
         f"Share of right actions on unseen sequences of random actions, after training on labels ({words}, {HEADS} "
         f"heads, one seed; one CPU thread of a busy machine; {max(r['date'] for r in mine)}). The mean is over all "
         "labelled steps. The label is the action with the highest reward; if several actions have it, each is right. "
-        "`frequencies`: always the action that is right most often. Equal width, not equal parameters (in the first "
-        f"row: {sizes}). Command: `python agents/bench/probes.py`.",
+        "`frequencies`: always the action that is right most often. K = 1: a mini-batch of one token; the default is "
+        "16. gate: `train --gate`. Equal width, not equal parameters (in the first "
+        f"row: {sizes}). Command: `python agents/bench/probes.py`; {sum(r['cpu_s'] for r in mine):.0f} CPU seconds.",
         "",
-        f"| environment | frequencies | {' | '.join(MEMORIES)} | CPU seconds for all |",
-        f"|---|---|{'---|' * len(MEMORIES)}---|",
+        f"| environment | frequencies | {' | '.join(titles)} |",
+        f"|---|---|{'---|' * len(titles)}",
     ]
-    for record in mine:
-        scores = {one["memory"]: f"{one['accuracy']:.3f}" for one in record["scores"]}
-        cells = [f"{record['chance']['accuracy']:.3f}", *(scores[name] for name in MEMORIES), f"{record['cpu_s']:.0f}"]
-        lines.append(f"| {record['env']} | {' | '.join(cells)} |")
+    for env in envs:
+        chance = next(record["chance"]["accuracy"] for record in mine if record["env"] == env)
+        cells = [f"{scores[(env, *key)]['accuracy']:.3f}" if (env, *key) in scores else "" for key in titles.values()]
+        lines.append(f"| {env} | {chance:.3f} | {' | '.join(cells)} |")
     with TextFile(page) as file:
         file.write("\n".join([*lines, ""]))
 
@@ -72,10 +108,10 @@ def report(records: list[dict[str, Any]], settings: dict[str, Any], page: Path) 
 def main() -> int:
     """Run the probes and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0, help="start no further environment after this time")
+    parser.add_argument("--minutes", type=float, default=60.0, help="start nothing further after this time")
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--sequences", type=int, default=256)
-    parser.add_argument("--envs", nargs="+", default=list(ENVS), choices=ENVS)
+    parser.add_argument("--envs", nargs="+", default=list(ENVS), choices=list(ENVS))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -87,13 +123,17 @@ def main() -> int:
         return found
 
     args.docs.mkdir(parents=True, exist_ok=True)
-    for env in args.envs:
-        if time.monotonic() > until or any((r["env"], r["settings"]) == (env, settings) for r in load()):
-            continue
-        record = measure(env, settings)
-        with TextFile(path) as file:
-            file.write(json.dumps([*load(), record], indent=1) + "\n")
-        report(load(), settings, path.with_suffix(".md"))
+
+    def left(env: str, gate: bool) -> list[str]:
+        known = scored([record for record in load() if record["settings"] == settings])
+        return [name for name, gated in columns().values() if gated == gate and (env, name, gate) not in known]
+
+    for env, gate in ((env, gate) for gate in (False, True) for env in args.envs):
+        while (some := left(env, gate)[:AT_ONCE]) and time.monotonic() < until:
+            record = measure(env, some, gate, settings)
+            with TextFile(path) as file:
+                file.write(json.dumps([*load(), record], indent=1) + "\n")
+            report(load(), settings, path.with_suffix(".md"))
     report(load(), settings, path.with_suffix(".md"))
     return 0
 

@@ -11,6 +11,7 @@ from tttstream import __version__
 if TYPE_CHECKING:
     from tttstream_agents.checkpoint import load_policy
     from tttstream_agents.config import Config
+    from tttstream_agents.lengths import SampledTimeLimit
     from tttstream_agents.places import MapObservation, PoseObservation
     from tttstream_agents.policy import MemoryPolicy
     from tttstream_agents.reader import MemoryReader, pretrain
@@ -31,6 +32,7 @@ _MODULE_OF = {
     "MemoryReader": "reader",
     "PolicyState": "trunk",
     "PoseObservation": "places",
+    "SampledTimeLimit": "lengths",
     "SurpriseReward": "wrappers",
     "SurpriseVectorReward": "wrappers",
     "TTTMemoryObservation": "wrappers",
@@ -47,6 +49,7 @@ __all__ = [
     "MemoryReader",
     "PolicyState",
     "PoseObservation",
+    "SampledTimeLimit",
     "SurpriseReward",
     "SurpriseVectorReward",
     "TTTMemoryObservation",

@@ -34,6 +34,7 @@ def build_policy(config: Config, env: Any) -> MemoryPolicy:
         dim=config.dim, depth=config.depth, heads=config.heads, positions=config.positions,
         previous_action=config.previous_action, previous_reward=config.previous_reward, options=dict(config.options),
         cnn=config.cnn, normalise=config.normalise_observations, gate=config.gate,
+        period=config.period,
         auxiliary=[name for name in LOSSES if getattr(config, f"{name}_coef")],
     )  # fmt: skip
 
@@ -66,6 +67,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged: it has no {', '.join(missing)}")
     if isinstance(values["config"], dict):
         values["config"].setdefault("cnn", "strided")  # runs from before there was a choice
+        values["config"].setdefault("period", 1024)
     return values
 
 

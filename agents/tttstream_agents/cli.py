@@ -69,14 +69,17 @@ def build_parser() -> argparse.ArgumentParser:
     probe.add_argument("--target", default="answer", help="answer (the right action), first, count or back:K (answer)")
     probe.add_argument(
         "--memories", nargs="+", default=["ttt_linear", "ttt_mlp", "gru", "mlp"], metavar="NAME",
-        help="memories to compare (ttt_linear ttt_mlp gru mlp)",
+        help="memories to compare, with options as NAME:key=value,key=value (ttt_linear ttt_mlp gru mlp)",
     )  # fmt: skip
     for name, default, text in (
         ("seeds", 1, "seeds of weights and batches"), ("steps", 128, "steps of a sequence"),
         ("sequences", 512, "sequences to learn from"), ("updates", 400, "gradient steps for each memory and seed"),
         ("batch", 16, "sequences in a gradient step"), ("dim", 64, "width"), ("heads", 2, "heads of a memory"),
+        ("period", 1024, "longest period of the position in the episode"),
     ):  # fmt: skip
         probe.add_argument(f"--{name}", type=whole, default=default, help=f"{text} ({default})")
+    probe.add_argument("--gate", action="store_true", help="a gate around each memory, see `train --help`")
+    probe.add_argument("--no-positions", action="store_true", help="hide the steps since the episode began")
     probe.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (0.003)")
     probe.add_argument("--env-args", nargs="+", action=_Arguments, default={}, metavar="KEY=VALUE",
                        help="arguments of the environment")  # fmt: skip
@@ -248,7 +251,8 @@ def _probe(args: argparse.Namespace) -> int:
     result = probe(
         lambda: make(args.env, None, args.env_args, args.wrappers), args.target, args.memories, seeds=args.seeds,
         steps=args.steps, sequences=args.sequences, updates=args.updates, batch=args.batch, lr=args.lr, dim=args.dim,
-        heads=args.heads, quiet=args.quiet,
+        heads=args.heads, gate=args.gate, positions=not args.no_positions,
+        period=args.period, quiet=args.quiet,
     )  # fmt: skip
     print(table(result))
     if args.out:

@@ -47,6 +47,9 @@ class Config:
     heads: int = option(2, "heads of a memory")
     options: dict[str, Any] = option(dict, "what the memory takes besides, as JSON: '{\"mini_batch\": 8}'")
     positions: bool = option(True, "the policy sees how many steps of the episode are behind it")
+    period: int = option(
+        1024, "longest period of those waves, 4 to 1024: not longer than the episodes of training, or longer ones fail"
+    )
     previous_action: bool = option(True, "the policy sees its previous action")
     previous_reward: bool = option(False, "the policy sees the previous reward")
     action_masks: bool = option(True, "obey masks of legal actions, in info or under 'action_mask' in observations")

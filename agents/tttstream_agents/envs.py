@@ -23,7 +23,7 @@ MEMORY_GYM = ("MortarMayhem", "MysteryPath", "SearingSpotlights", "Endless-")
 REGISTER = {
     "popgym": "popgym", "MiniGrid": "minigrid", "BabyAI": "minigrid", "ALE": "ale_py",
     "Vizdoom": "vizdoom.gymnasium_wrapper", **dict.fromkeys(MEMORY_GYM, "memory_gym"),
-    "tttstream": "tttstream_agents.revisit",
+    "tttstream/Repeat": "tttstream_agents.cards", "tttstream": "tttstream_agents.revisit",
 }  # fmt: skip
 """Packages that register their environments only when they are imported, by the beginning of the names."""
 INSTALL = {
@@ -32,6 +32,8 @@ INSTALL = {
     "memory_gym": "--no-deps memory-gym pygame-ce",
 }  # fmt: skip
 """The packages to install for them. memory-gym pins an old gymnasium, with which it need not be installed."""
+
+WRAPPERS = ["gymnasium.wrappers", *(f"tttstream_agents.{one}" for one in ("wrappers", "places", "lengths"))]
 
 
 def tree(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
@@ -96,8 +98,8 @@ def make(
 def wrapper(env: gym.Env[Any, Any], described: Any) -> gym.Env[Any, Any]:
     """An environment in a wrapper that is described by its name, or by {name: {argument: value}}.
 
-    The name is that of a class of `gymnasium.wrappers`, `tttstream_agents.wrappers` or `tttstream_agents.places`, or
-    "module:Class". Lists become tuples. Raises EnvError.
+    The name is that of a class of one of the modules `WRAPPERS`, or "module:Class". Lists become tuples.
+    Raises EnvError.
     """
     if isinstance(described, str):
         described = {described: {}}
@@ -107,7 +109,7 @@ def wrapper(env: gym.Env[Any, Any], described: Any) -> gym.Env[Any, Any]:
     if not isinstance(arguments, dict | None):
         raise EnvError(f"wrapper {title}: expected {{argument: value}}, got {arguments!r}")
     module, _, name = str(title).rpartition(":")
-    places = [module] if module else ["gymnasium.wrappers", "tttstream_agents.wrappers", "tttstream_agents.places"]
+    places = [module] if module else WRAPPERS
     try:
         found = next((one for place in places if (one := getattr(import_module(place), name, None))), None)
     except ImportError as error:

@@ -34,7 +34,9 @@ class MemoryPolicy(Trunk):
         (no memory).
     dim, depth, heads: width, number of memories in series, heads of each.
     positions: whether the policy sees the number of steps since the episode began, as sines and cosines with periods of
-        4 to 1024 steps. A memory that recalls by content needs them to tell how long ago something was.
+        4 to `period` steps (a power of two up to 1024). A memory that recalls by content tells by them how long ago
+        something was. Waves longer than the episodes of training are a danger: in longer episodes the policy meets
+        values that it never saw, and forgets.
     previous_action, previous_reward: whether the policy sees its last action, and the reward that came with an
         observation (`act` and `evaluate` then need rewards).
     options: further arguments of the memory.
@@ -67,13 +69,14 @@ class MemoryPolicy(Trunk):
         cnn: str = "auto",
         normalise: bool = False,
         gate: bool = False,
+        period: int = 1024,
         auxiliary: Sequence[str] = (),
     ) -> None:
         action = action_heads.build(action_space)
         encoder = Encoder(action_heads.without_mask(observation_space, action_space), cnn, normalise)
         super().__init__(
             encoder.size, action_space if previous_action else None, memory, dim=dim, depth=depth, heads=heads,
-            positions=positions, rewards=previous_reward, options=options, gate=gate,
+            positions=positions, rewards=previous_reward, options=options, gate=gate, period=period,
         )  # fmt: skip
         self.observation_space, self.action_space = observation_space, action_space
         self.previous_reward, self.encoder, self.action = previous_reward, encoder, action

@@ -98,16 +98,36 @@ def chance(right: Tensor) -> tuple[float, float]:
     return float(share.max()), float(-((labelled * share).sum(-1) / share.sum()).log().mean())
 
 
+def described(text: str) -> tuple[str, dict[str, Any]]:
+    """A memory and its options from "NAME" or "NAME:key=value,key=value", values in YAML. Raises TrainingError."""
+    import yaml
+
+    name, _, rest = text.partition(":")
+    options = {}
+    for word in rest.split(",") if rest else ():
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise TrainingError(f"memory {text!r}: expected NAME or NAME:key=value,key=value, got {word!r}")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise TrainingError(f"memory {text!r}: {value!r} is not a value") from error
+    return name, options
+
+
 def fit(
     memory: str, space: spaces.Space[Any], train: tuple[Data, Tensor], test: tuple[Data, Tensor], *,
-    seed: int, updates: int, batch: int, lr: float, dim: int, heads: int, options: dict[str, Any] | None = None,
-    on_update: Callable[[], Any] = lambda: None,
+    seed: int, updates: int, batch: int, lr: float, dim: int, heads: int, gate: bool = False, positions: bool = True,
+    period: int = 1024, on_update: Callable[[], Any] = lambda: None,
 ) -> Score:  # fmt: skip
-    """Train a memory and a head to say the labels of sequences (see `labels`), and score it on others."""
+    """Train a memory (see `described`) and a head to say the labels of sequences (see `labels`), and score it on
+    others."""
     torch.manual_seed(seed)
+    name, options = described(memory)
     policy = MemoryPolicy(
-        space, spaces.Discrete(train[1].shape[-1]), memory, dim=dim, heads=heads, previous_action=False, options=options
-    )
+        space, spaces.Discrete(train[1].shape[-1]), name, dim=dim, heads=heads, previous_action=False, options=options,
+        gate=gate, positions=positions, period=period,
+    )  # fmt: skip
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=updates + 1, pct_start=0.1)
 
@@ -141,13 +161,16 @@ def fit(
 def probe(
     make_env: Callable[[], gym.Env[Any, Any]], target: str = "answer", memories: Sequence[str] = ("ttt_linear", "gru"),
     *, seeds: int = 1, steps: int = 128, sequences: int = 512, updates: int = 400, batch: int = 16, lr: float = 3e-3,
-    dim: int = 64, heads: int = 2, options: dict[str, Any] | None = None, quiet: bool = True,
+    dim: int = 64, heads: int = 2, gate: bool = False, positions: bool = True, period: int = 1024,
+    quiet: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Score memories on a target, see `labels`: {"chance": {accuracy, loss}, "scores": [...], and the settings}.
 
-    steps, sequences: T and S of the training set, whose quarter is the test set. Raises TrainingError where no step
-    has a label.
+    memories: see `described`. steps, sequences: T and S of the training set, whose quarter is the test set. gate,
+    positions, period: of the policies. Raises TrainingError where no step has a label.
     """
+    for memory in memories:
+        described(memory)
     for name, value in (("seeds", seeds), ("steps", steps), ("updates", updates), ("batch", batch)):
         if value < 1:
             raise TrainingError(f"{name} must be at least 1, got {value}")
@@ -174,7 +197,8 @@ def probe(
                 scores.append(
                     fit(
                         memory, space, sets[0], sets[1], seed=seed, updates=updates, batch=batch, lr=lr,
-                        dim=dim, heads=heads, options=options, on_update=bar.update,
+                        dim=dim, heads=heads, gate=gate, positions=positions, period=period,
+                        on_update=bar.update,
                     )
                 )  # fmt: skip
     return {
@@ -185,14 +209,19 @@ def probe(
 
 def table(result: dict[str, Any]) -> str:
     """The scores of `probe` as a table for people, the mean over seeds and their range."""
-    lines = [f"{'memory':<14}{'parameters':>12}{'state bytes':>13}{'accuracy':>10}{'range':>14}{'loss (nats)':>13}"]
+    width = max(14, *(len(one["memory"]) + 2 for one in result["scores"]))
+    lines = [
+        f"{'memory':<{width}}{'parameters':>12}{'state bytes':>13}{'accuracy':>10}{'range':>14}{'loss (nats)':>13}"
+    ]
     for memory in dict.fromkeys(one["memory"] for one in result["scores"]):
         rows = [one for one in result["scores"] if one["memory"] == memory]
         right = [one["accuracy"] for one in rows]
         span = f"{min(right):.3f}..{max(right):.3f}" if len(rows) > 1 else ""
         lines.append(
-            f"{memory:<14}{rows[0]['parameters']:>12,}{rows[0]['state_bytes']:>13,}{np.mean(right):>10.3f}{span:>14}"
+            f"{memory:<{width}}{rows[0]['parameters']:>12,}{rows[0]['state_bytes']:>13,}{np.mean(right):>10.3f}{span:>14}"
             f"{np.mean([one['loss'] for one in rows]):>13.3f}"
         )
-    lines.append(f"{'(frequencies)':<39}{result['chance']['accuracy']:>10.3f}{'':>14}{result['chance']['loss']:>13.3f}")
+    lines.append(
+        f"{'(frequencies)':<{width + 25}}{result['chance']['accuracy']:>10.3f}{'':>14}{result['chance']['loss']:>13.3f}"
+    )
     return "\n".join(lines)

@@ -40,9 +40,16 @@ WAVES = 2.0 ** torch.arange(2, 11)
 LONGEST = 1024.0
 
 
-def position(age: Tensor) -> Tensor:
-    """Sines and cosines of an age [*] in steps -> [*, 18]."""
-    angle = 2 * math.pi * age[..., None] / WAVES.to(age)
+def periods(longest: int) -> Tensor:
+    """The periods up to the longest one [W]. Raises ConfigError where that is none of them."""
+    if longest not in WAVES.tolist():
+        raise ConfigError(f"period must be one of {', '.join(f'{wave:g}' for wave in WAVES)}, got {longest!r}")
+    return WAVES[longest >= WAVES]
+
+
+def position(age: Tensor, waves: Tensor) -> Tensor:
+    """Sines and cosines with periods [W] of an age [*] in steps -> [*, 2 W]."""
+    angle = 2 * math.pi * age[..., None] / waves.to(age)
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
@@ -121,7 +128,8 @@ class Trunk(nn.Module):
     """Memories in series, between the encoder of observations and the heads for actions and values.
 
     numbers: N. action_space: of the previous action where the trunk sees that, else None. memory, dim, depth, heads,
-    positions, options, gate: as `MemoryPolicy`; rewards: whether it sees the reward that came with an observation.
+    positions, options, gate, period: as `MemoryPolicy`; rewards: whether it sees the reward that came with an
+    observation.
     """
 
     def __init__(
@@ -137,12 +145,13 @@ class Trunk(nn.Module):
         rewards: bool = False,
         options: dict[str, Any] | None = None,
         gate: bool = False,
+        period: int = 1024,
     ) -> None:
         super().__init__()
         check_sizes(dim=dim, depth=depth, heads=heads)
-        self.positions = positions
+        self.waves = periods(period) if positions else WAVES[:0]
         self.played = Played(action_space)
-        self.mix = mix(numbers + self.played.width + rewards + positions * 2 * len(WAVES), dim)
+        self.mix = mix(numbers + self.played.width + rewards + 2 * len(self.waves), dim)
         try:
             built = [memories.build(memory, dim=dim, heads=heads, **(options or {})) for _ in range(depth)]
         except TypeError as error:
@@ -225,8 +234,8 @@ class Trunk(nn.Module):
             if done is not None:
                 before = torch.cat([before, done[:-1]])
             numbers.append(before if starts is None else torch.where(starts[..., None], 0.0, before))
-        if self.positions:
-            numbers.append(position(age))
+        if len(self.waves):
+            numbers.append(position(age, self.waves))
         if rewards is not None:
             numbers.append(rewards.reshape(*x.shape[:2], 1))
         dtype = cast(nn.Linear, self.mix[0]).weight.dtype

@@ -15,6 +15,7 @@ from tttstream.testing import assert_close, unroll
 from tttstream_agents import MemoryPolicy, memories
 from tttstream_agents.encoder import Encoder, Picture
 from tttstream_agents.errors import ObservationError, SpaceError
+from tttstream_agents.trunk import Trunk
 
 BOX = spaces.Box(np.array([-1, -np.inf], "f4"), np.array([3, np.inf], "f4"))
 IMAGE = spaces.Box(0, 255, (20, 24, 3), np.uint8)
@@ -301,3 +302,14 @@ def test_a_policy_made_in_float64() -> None:
         torch.set_default_dtype(torch.float32)
     assert value.dtype == torch.float64
     torch.testing.assert_close(again[0], log_prob, atol=1e-12, rtol=0)
+
+
+def test_positions_up_to_a_period() -> None:
+    """Steps a period apart look alike."""
+    trunk = Trunk(2, None, "mlp", dim=8, heads=1, period=16)
+    x = torch.randn(1, 1, 2).expand(40, 1, 2)
+    y, _ = trunk.remember(x, trunk.initial_state(1), None)
+    torch.testing.assert_close(y[:16], y[16:32])
+    assert not torch.allclose(y[0], y[8])
+    with pytest.raises(ConfigError, match="period must be one of 4, 8, 16"):
+        Trunk(2, None, "mlp", dim=8, period=12)

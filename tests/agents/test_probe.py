@@ -145,3 +145,19 @@ def test_what_has_no_answer_is_named() -> None:
         probe(lambda: gym.make("Pendulum-v1"), steps=4, sequences=4)
     with pytest.raises(TrainingError, match="sequences must be at least 4"):
         probe(lambda: gym.make("CartPole-v1"), "first", sequences=2)
+
+
+def test_memories_with_options_and_a_gate(tmp_path: Path) -> None:
+    """Options are written behind the name; a gate adds parameters; no positions take some away."""
+    path = tmp_path / "scores.json"
+    words = ["probe", "tttstream/RepeatFirst-v0", "--env-args", "steps=8", "--updates=1", "--sequences=4", "--steps=8"]
+
+    def parameters(*more: str) -> list[int]:
+        assert main([*words, "--dim=16", "--heads=1", "--quiet", f"--out={path}", *more]) == 0
+        return [one["parameters"] for one in json.loads(path.read_text())["scores"]]
+
+    plain, gated = parameters("--memories", "delta", "delta:conv=0"), parameters("--memories=delta", "--gate")
+    assert plain[0] - plain[1] == 3 * 16 * 4 + 3 * 16  # a short convolution over q, k and v
+    assert gated[0] - plain[0] == 6 * 16 * 16 + 16
+    assert plain[0] - parameters("--memories=delta", "--period=8")[0] == 2 * 7 * 16
+    assert plain[0] - parameters("--memories=delta", "--no-positions")[0] == 2 * 9 * 16

@@ -1,0 +1,38 @@
+"""Episodes of drawn lengths in training, so that a memory learns to hold what it needs for longer than one length."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium as gym
+
+from tttstream_agents.errors import EnvError
+
+
+class SampledTimeLimit(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Cuts every episode off (truncated) at a length drawn from `low` to `high` steps, evenly in its logarithm.
+
+    It needs an environment without an end, or with one after more steps than `high`. The length follows from the seed
+    of the episode. info["time_limit"] of a reset says it.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], low: int, high: int) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, low=low, high=high)
+        gym.Wrapper.__init__(self, env)
+        if not 1 <= low <= high:
+            raise EnvError(f"expected 1 <= low <= high, got {low = }, {high = }")
+        self.low, self.high, self.limit, self.time = low, high, low, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode, and draw its length."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        draw = self.unwrapped.np_random.random()
+        self.limit, self.time = min(self.high, int(self.low * math.exp(draw * math.log((self.high + 1) / self.low)))), 0
+        return obs, {**info, "time_limit": self.limit}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step; the last one of the drawn length is truncated."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.time += 1
+        return obs, reward, terminated, truncated or self.time >= self.limit, info

@@ -12,8 +12,9 @@ from torch import Tensor
 from tttstream import TTTLayer
 from tttstream.errors import BackendError, ConfigError, ShapeError, StateError
 from tttstream.inner import CATALOGUE
+from tttstream.memory.tasks import Denoising, Masking, NextValue
 from tttstream.testing import assert_close
-from tttstream_kernels import Update, definition
+from tttstream_kernels import RMS, Muon, Update, definition
 from tttstream_kernels.definition import f, layer_norm, losses, separate, tanh_gelu
 
 DIM, HEADS, K = 12, 2, 4
@@ -24,9 +25,13 @@ LAYERS: list[tuple[str, dict[str, Any]]] = [
     ("linear", {"conv": 3, "gate": True, "unit_qk": True, "insert": 0.3}),
     ("linear", {"rotary": False, "update": Update(), "base_lr": 0.5}),
     ("linear", {"rotary": False, "unit_qk": True, **FRAME}),
+    ("linear", {"task": "next"}),
+    ("linear", {"task": "masking", "conv": 3, "update": Update(direction=Muon(), momentum=0.5)}),
+    ("conv", {"task": "next", "unit_qk": True, **FRAME}),
     ("mlp", {}),
     ("mlp", {"conv": 4, "unit_qk": True, "update": Update(momentum=0.5, forget=0.1)}),
     ("mlp", {"gate": True, "insert": 0.1, **FRAME}),
+    ("mlp", {"task": "denoising", "update": Update(direction=RMS())}),
     ("conv", {**FRAME, "gate": True}),
     ("conv", {**FRAME, "registers": 2}),
     ("swiglu", {**FRAME, "unit_qk": True, "insert": 0.2}),
@@ -58,7 +63,7 @@ def restated(layer: TTTLayer, x: Tensor) -> Tensor:
     """What the layer gives for one stream x [T, dim], from its parameters, one token and one pair at a time."""
     tokens = layer.tokens
     views = layer.project.weight.split(DIM)
-    q, k, v, rates = [], [], [], []
+    q, k, v, rates, last = [], [], [], [], []
     for t in range(len(x)):
         if layer.conv is not None:
             taps = layer.conv.taps
@@ -71,13 +76,15 @@ def restated(layer: TTTLayer, x: Tensor) -> Tensor:
         pair = [y.view(HEADS, WIDTH) for y in pair]
         if layer.unit_qk:
             pair = [y / y.square().sum(-1, keepdim=True).sqrt() for y in pair]
+        pair, last = [pair[0], trained(layer, pair[1], t, last)], [*last, pair[1]]
         if layer.rotary is not None:
             pair = [turned(y, t % tokens) for y in pair]
         q.append(pair[0])
         k.append(pair[1])
         v.append((views[-1] @ x[t]).view(HEADS, WIDTH))
         logit = layer.rate.weight @ x[t] + layer.rate.bias
-        rates.append((layer.base_lr / (1.0 + torch.exp(-logit)) / WIDTH).view(HEADS, -1))
+        rate = (layer.base_lr / (1.0 + torch.exp(-logit)) / WIDTH).view(HEADS, -1)
+        rates.append(rate if pair[1].abs().max() > 0 else 0.0 * rate)
     tau = None
     if layer.scale is not None:
         tau = torch.stack([max(1.0 / (i + 1) + layer.scale[i], 0.0 * layer.scale[i]) for i in range(tokens)])
@@ -90,6 +97,21 @@ def restated(layer: TTTLayer, x: Tensor) -> Tensor:
         y = tanh_gelu(x @ layer.gate.weight.T) * y
     y = y @ layer.out.weight.T
     return y if layer.alpha is None else torch.tanh(layer.alpha) * y
+
+
+def trained(layer: TTTLayer, key: Tensor, t: int, last: list[Tensor]) -> Tensor:
+    """What the inner model is given for token t, its training view [H, D] and those before."""
+    place, task = t % layer.tokens, layer.task
+    if isinstance(task, NextValue):
+        unit = 1 if layer.causal == "token" else layer.tokens
+        return last[t - unit] if t >= unit else torch.zeros_like(key)
+    if isinstance(task, Denoising):
+        rms = (key.square().mean(1, keepdim=True) + 1e-12).sqrt()
+        return key + 0.3 * rms * task.noise[place]
+    if isinstance(task, Masking):
+        assert (task.mask.sum(-1) == round(0.25 * WIDTH)).all()
+        return torch.where(task.mask[place], 0.0, key)
+    return key
 
 
 def turned(x: Tensor, position: int) -> Tensor:

@@ -26,6 +26,22 @@ def positions(phase: Tensor, tokens: int, mini_batch: int, reset: Tensor | None)
     return place % mini_batch
 
 
+def latest(past: Tensor, count: int, reset: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """The last `count` tokens of each row as of its end, those before its last reset zero: [B, count, dim].
+
+    past: [B, count + T, dim] the last tokens before a call and its own.
+    """
+    rows, tokens = past.shape[0], past.shape[1] - count
+    end = torch.full((rows,), tokens, device=past.device) if lengths is None else lengths
+    index = end[:, None] + torch.arange(count, device=past.device)
+    kept = past.gather(1, index[..., None].expand(-1, -1, past.shape[-1]))
+    if reset is not None:
+        steps = torch.arange(tokens, device=past.device)
+        last = torch.where(reset & (steps < end[:, None]), steps, -1 - count).amax(1, keepdim=True)
+        kept = torch.where((index - count >= last)[..., None], kept, 0.0)
+    return kept
+
+
 class Constant(nn.Module):
     """A constant in the type that states have, float64 where the module is and else float32, rounded once from float64
     whatever casts the module goes through; a conversion at every call would cost more than its use."""
@@ -121,22 +137,10 @@ class ShortConv(nn.Module):
             if ages is not None:
                 tap = torch.where(ages >= lag, tap, 0.0)
             views = views + self.weight[:, self.taps - 1 - lag, None, None].to(x.dtype) * tap
-        return *views.unbind(0), self._next(past, window, reset, lengths, tokens)
+        return *views.unbind(0), latest(past, self.taps - 1, reset, lengths).to(window.dtype)
 
     def one(self, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` of one token without a reset: x [B, dim] -> (the views [views, B, dim], the next window)."""
         past = torch.cat([window, x.unsqueeze(1)], dim=1)
         views = (self.weight.unsqueeze(1) * past).sum(2).add_(self.bias.unsqueeze(1))
         return views, past[:, 1:].contiguous()
-
-    def _next(self, past: Tensor, window: Tensor, reset: Tensor | None, lengths: Tensor | None, tokens: int) -> Tensor:
-        """The last taps - 1 tokens of each row as of its end, those before its last reset zero."""
-        rows = past.shape[0]
-        end = torch.full((rows,), tokens, device=past.device) if lengths is None else lengths
-        index = end[:, None] + torch.arange(self.taps - 1, device=past.device)
-        kept = past.gather(1, index[..., None].expand(-1, -1, past.shape[-1]))
-        if reset is not None:
-            steps = torch.arange(tokens, device=past.device)
-            last = torch.where(reset & (steps < end[:, None]), steps, -self.taps).amax(1, keepdim=True)
-            kept = torch.where((index - (self.taps - 1) >= last)[..., None], kept, 0.0)
-        return kept.to(window.dtype)

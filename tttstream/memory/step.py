@@ -22,9 +22,9 @@ TTTState: TypeAlias = Any
 
 
 def suits(layer: TTTLayer) -> bool:
-    """Whether there is such a step of this layer: tokens one by one, nothing but sums inside a mini-batch, and not the
-    other backend."""
-    return layer.causal == "token" and op.covers(layer._update) and layer.backend != "triton"
+    """Whether there is such a step of this layer: tokens one by one, nothing but sums inside a mini-batch, the training
+    view as keys, and not the other backend."""
+    return layer.causal == "token" and op.covers(layer._update) and layer.task.plain and layer.backend != "triton"
 
 
 def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | None) -> tuple[Tensor, TTTState] | None:

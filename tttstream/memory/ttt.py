@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -14,6 +15,7 @@ from tttstream.errors import ConfigError
 from tttstream.memory.base import Memory
 from tttstream.memory.positions import Constant, Rotary, ShortConv, positions
 from tttstream.memory.step import step, suits, traced
+from tttstream.memory.tasks import Task, make_task
 from tttstream.state import State
 from tttstream_kernels import EPS, InnerState, Loss, Update, read
 from tttstream_kernels.call import Call
@@ -33,7 +35,8 @@ class TTTState(State, _TTTFields):
     """The state of a TTT memory for each row. delta: [B, H, P] the inner weights' difference from their learned start,
     at the last mini-batch end. grad_sum: [B, H, P] gradient sums of the unfinished mini-batch ([B, H, 0] in frame
     mode). momentum: [B, H, P], or [B, H, 0] without momentum. phase: [B] tokens in the unfinished mini-batch. window:
-    [B, width - 1, dim] last tokens that the short convolution still sees ([B, 0, dim] without one).
+    [B, n, dim] the width - 1 last tokens that the short convolution still sees (none without one), then those that the
+    inner task keeps (none by default).
     """
 
     __slots__ = ()
@@ -63,6 +66,8 @@ class TTTLayer(Memory):
         conv: width of causal convolutions on a projection that q and k share; 0 for separate projections and none.
         gate: multiply the output by gelu of a projection of x.
         unit_qk: scale every q and k to length 1 before the inner model.
+        task: what the inner model learns: a name of `tttstream.memory.tasks.TASKS` (reconstruction, denoising, masking,
+            next), or a function that makes a `Task`.
         insert: start of the learned branch weight, y = tanh(alpha) * TTT(x), small (0 to 0.1) for a layer that is put
             into a pretrained network; None for no such weight.
         base_lr, update: the inner optimiser, from `tttstream.inner` unless given; `Update()` is the paper's. What is an
@@ -90,6 +95,7 @@ class TTTLayer(Memory):
         conv: int = 0,
         gate: bool = False,
         unit_qk: bool = False,
+        task: str | Callable[..., Task] = "reconstruction",
         insert: float | None = None,
         base_lr: float | None = None,
         update: Update | None = None,
@@ -108,6 +114,7 @@ class TTTLayer(Memory):
         self.inner = entry.make(grid)
         self.tokens = mini_batch if grid is None or causal == "token" else grid[0] * grid[1] + registers
         self.base_lr = entry.base_lr if base_lr is None else base_lr
+        self.task = make_task(task, self.tokens, heads, self.width, 1 if causal == "token" else self.tokens)
         self._update = entry.update(self.base_lr, self.width, self.tokens, causal) if update is None else update
         check_update(self._update, self.inner, heads)
         self._numbers = [
@@ -175,7 +182,7 @@ class TTTLayer(Memory):
     def init_state(self, batch: int) -> TTTState:
         """A fresh state of `batch` rows, all zeros."""
         shapes = state_shapes(self.inner, batch, self.heads, self.width, self.update, self.causal)
-        window = self.conv.taps - 1 if self.conv is not None else 0
+        window = (self.conv.taps - 1 if self.conv is not None else 0) + self.task.kept
         return TTTState(
             **{name: self.zeros(*shape) for name, shape in shapes.items()}, window=self.zeros(batch, window, self.dim)
         )
@@ -236,7 +243,7 @@ class TTTLayer(Memory):
             inside = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
             x = torch.where(inside, x, 0.0)
         phase = None if fresh and reset is None else state.phase
-        q, k, v, window = self._views(x, state, phase, reset, lengths)
+        q, k, v, learned, window = self._views(x, state, phase, reset, lengths)
         if self.causal == "frame":
             check_frames(x.shape[1], self.tokens, reset, lengths)
         tau, old = self.tau(), InnerState(*tuple(state)[:4])
@@ -244,6 +251,8 @@ class TTTLayer(Memory):
         if learn:
             rate = self.rate(x).to(self.state_dtype).sigmoid() * (self.base_lr / self.width)
             rate = rate.view(*x.shape[:2], self.heads, -1)
+            if learned is not None:
+                rate = torch.where(learned[..., None, None], rate, 0.0)
             weights = self.start, self.gamma, self.beta
             update = self.update if self._numbers else self._update
             call = Call(self.inner, q, k, v, rate, *weights, self.tokens, self.causal, tau, update)
@@ -271,10 +280,10 @@ class TTTLayer(Memory):
 
     def _views(
         self, x: Tensor, state: TTTState, phase: Tensor | None, reset: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v [B, T, H, D] in the type that the projection computes in, and the convolution's next window. phase:
-        that of the state, None where every row is known to begin a mini-batch."""
-        window = state.window
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """q, k, v [B, T, H, D] in the type that the projection computes in, which tokens are learned (see `Task`), and
+        the next window. phase: that of the state, None where every row is known to begin a mini-batch."""
+        window, kept = state.window.tensor_split([state.window.shape[1] - self.task.kept], dim=1)
         projected = self.project(x)
         if self.conv is not None:
             shared, v = projected.chunk(2, dim=-1)
@@ -284,10 +293,19 @@ class TTTLayer(Memory):
         placed = qk.to(self.state_dtype)
         if self.unit_qk:
             placed = F.normalize(placed, dim=-1)
+        place = None if phase is None else positions(phase, x.shape[1], self.tokens, reset)
+        learned = None
+        if not self.task.plain:
+            q, k = placed.unbind(2)
+            at = place
+            if at is None or self.causal == "frame":
+                at = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2]) % self.tokens
+            k, learned, kept = self.task(k, at, kept, reset, lengths)
+            placed, window = torch.stack([q, k], dim=2), torch.cat([window, kept], dim=1)
         if self.rotary is not None:
-            placed = self.rotary(placed, None if phase is None else positions(phase, x.shape[1], self.tokens, reset))
+            placed = self.rotary(placed, place)
         q, k = cast(v.dtype, *placed.unbind(2))
-        return q, k, v.squeeze(2), window
+        return q, k, v.squeeze(2), learned, window
 
     def _output(self, x: Tensor, z: Tensor) -> Tensor:
         """From the heads' outputs side by side [B, T, dim] to y."""

@@ -108,6 +108,7 @@ def test_heads_must_divide(name: str) -> None:
         ("mixed", {"rules": ["delta", "attention"]}, "constant memory"),
         ("ttt", {"rules": ["delta", "ttt_mlp"]}, "side by side in 'mixed'"),
         ("ttt_nested", {"block": 0}, "at least 1 token, got 0"),
+        ("ttt_slots", {"slots": 0}, "at least 1 slot"),
         ("mamba2", {"state": 0}, "at least 1, got state = 0"),
         ("rwkv7", {"rank": 0}, "rank must be at least 1, got 0"),
         ("additive", {"conv": -1}, "conv is the width of a convolution, 0 for none, got -1"),

@@ -17,6 +17,7 @@ from tttstream.memory import (
     Mixed,
     MixedHeads,
     Nested,
+    Slots,
     Window,
     build,
     names,
@@ -45,6 +46,7 @@ def test_classes() -> None:
         "ttt": MixedHeads,
         "mixed": Mixed,
         "ttt_nested": Nested,
+        "ttt_slots": Slots,
     }
     rules |= {"mesa": Mesa, "mamba2": Mamba2, "rwkv7": RWKV7}
     assert classes == {**ttt, **rules, "attention": Attention, "window": Window, "lstm": LSTM, "gru": GRU}

@@ -131,6 +131,36 @@ def nested(memory: Any, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
     return torch.stack(out), inner, start, torch.tensor(float(place)).double(), window
 
 
+def slots(memory: Any, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    """A token at a time: the delta rule on attention weights of length 1; after a block the keys of the slots move."""
+    values, keys, sums, phase, window = state
+    place, out, shift, gathered = int(phase), [], list(keys), list(sums)
+
+    def write(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        read = []
+        for z in (q, k):
+            powers = torch.exp(memory.sharp[h].exp() * ((memory.start[h] + shift[h]) @ z))
+            read.append(powers / powers.sum())
+        rate = beta(memory, h, x)
+        gathered[h] = gathered[h] + 0.5 * rate * torch.outer(read[1], torch.cat([k, torch.ones(1).double()]))
+        s = s + rate * torch.outer(unit(read[1]), v - unit(read[1]) @ s)
+        return s, unit(read[0]) @ s
+
+    for token in x:
+        y, values, window = rows(write, normed)(memory, token[None], values, window)
+        out.append(y[0])
+        place += 1
+        if place == memory.block:
+            place = 0
+            for h in range(HEADS):
+                means, weight = gathered[h][:, :-1] / gathered[h][:, -1:], gathered[h][:, -1:]
+                rho = sigmoid(memory.outer[h]) * weight / (1.0 + weight)
+                shift[h] = shift[h] + rho * (means - memory.start[h] - shift[h])
+                gathered[h] = torch.zeros_like(gathered[h])
+    now = values, torch.stack(shift), torch.stack(gathered), torch.tensor(float(place)).double(), window
+    return torch.stack(out), *now
+
+
 def mamba2(memory: Any, x: Tensor, matrix: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inner, state = 2 * DIM, 6
     out = []
@@ -214,6 +244,7 @@ RULES: dict[str, tuple[str, dict[str, Any], Literal]] = {
     "gated_delta": ("gated_delta", {}, rows(fade, gated)),
     "mesa": ("mesa", {}, rows(ridge, normed)),
     "ttt_nested": ("ttt_nested", {"block": 6}, nested),
+    "ttt_slots": ("ttt_slots", {"block": 6, "slots": 5}, slots),
     "mamba2": ("mamba2", {"state": 6}, mamba2),
     "rwkv7": ("rwkv7", {"rank": 4}, rwkv7),
     "ttt": ("ttt", {}, by_head_read),

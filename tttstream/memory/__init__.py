@@ -13,6 +13,7 @@ from tttstream.memory.mixed import Mixed
 from tttstream.memory.nested import Nested
 from tttstream.memory.recurrent import GRU, LSTM
 from tttstream.memory.rwkv7 import RWKV7
+from tttstream.memory.slots import Slots
 from tttstream.memory.ttt import TTTLayer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Mixed",
     "MixedHeads",
     "Nested",
+    "Slots",
     "TTTLayer",
     "Window",
     "build",

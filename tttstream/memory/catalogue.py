@@ -17,6 +17,7 @@ from tttstream.memory.nested import Nested
 from tttstream.memory.recurrent import GRU, LSTM
 from tttstream.memory.registry import CATALOGUE, Entry, build, names, takes
 from tttstream.memory.rwkv7 import RWKV7
+from tttstream.memory.slots import Slots
 from tttstream.memory.ttt import TTTLayer
 
 __all__ = ["CATALOGUE", "Entry", "build", "names", "takes"]
@@ -32,6 +33,7 @@ CATALOGUE |= {
     "ttt": Entry(MixedHeads, "mixed heads: additive, delta and gated delta in one recurrence"),
     "mixed": Entry(Mixed, "memories of several kinds side by side: ttt_mlp, delta, additive"),
     "ttt_nested": Entry(Nested, "a delta rule whose start is learned by an outer learner, block by block"),
+    "ttt_slots": Entry(Slots, "attention over a bounded set of slots whose keys and values are learned"),
     "additive": Entry(Additive, "linear attention without a norm: sums that count"),
     "delta": Entry(Delta, "the delta rule, steps up to 2"),
     "gated_delta": Entry(GatedDelta, "the delta rule with a decay a head or a channel"),

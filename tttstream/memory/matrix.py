@@ -51,6 +51,7 @@ class MatrixMemory(Memory):
     """
 
     state_type: Any = MatrixState  # of these fields, or of more between the first and the last
+    linear: bool = True  # whether a token's update is linear in the state
 
     def __init__(self, dim: int, heads: int, keys: int, values: int, window: tuple[int, int]) -> None:
         super().__init__()

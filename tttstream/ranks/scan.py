@@ -26,7 +26,7 @@ from tttstream.ranks.line import Line
 
 def scans(memory: Memory) -> bool:
     """Whether a memory can be scanned: its update is linear in its state."""
-    return isinstance(memory, MatrixMemory)
+    return isinstance(memory, MatrixMemory) and memory.linear
 
 
 def scanned(

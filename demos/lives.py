@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,14 +41,24 @@ def default(name: str, mode: str) -> Update:
     return entry.update(entry.base_lr, WIDTH, UNIT[mode], mode)
 
 
-def live(name: str, mode: str, update: Update, world: str, scenes: int, heads: int = 1) -> Life:
-    """One stream of scenes; several heads see the same stream, each with its own numbers in the update."""
+def live(
+    name: str,
+    mode: str,
+    update: Update,
+    world: str,
+    scenes: int,
+    heads: int = 1,
+    unit: int | None = None,
+    factors: Sequence[float] | None = None,
+) -> Life:
+    """One stream of scenes; several heads see the same stream, each with its own numbers in the update, and its own
+    factor of the rate if there are `factors`. unit: tokens of a mini-batch, `UNIT` unless given."""
     torch.manual_seed(0)
-    entry, unit = catalogue.find(name), UNIT[mode]
+    entry, unit = catalogue.find(name), unit or UNIT[mode]
     inner = entry.make(GRID)
     start = entry.init(inner, 1, WIDTH).expand(heads, -1)
     weights = start, torch.ones(heads, WIDTH), torch.zeros(heads, WIDTH)
-    rate = torch.full((ROWS, TOKENS, heads), entry.base_lr / WIDTH)
+    rate = torch.full((ROWS, TOKENS, heads), entry.base_lr / WIDTH) * torch.tensor(factors or [1.0] * heads)
     first = slice(unit, unit + max(64, 2 * unit))  # after one mini-batch, so that there was something to learn from
     state, early, late, recall = None, [], [], []
     with torch.no_grad():

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tttstream import memory as catalogue
+from tttstream_kernels import RMS, Muon
 
 TELL, ASK, MARK, COUNT, SHOW, PUT = range(6)
 SHARES = (0.25, 0.2, 0.15, 0.1, 0.15, 0.15)  # of the six kinds of token
@@ -47,11 +49,35 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "ttt": {"conv": 0},
     "mixed": {"options": {"ttt_mlp": {"rotary": False}, "delta": {"conv": 0}, "additive": {"conv": 0}}},
     "ttt_nested": {"conv": 0},
+    "ttt_slots": {"conv": 0},
     "gru": {},
     "lstm": {},
     "window": {"window": 128},
     "attention": {},
 }
+# The linear TTT layer with other updates, mini-batches of 64 tokens, and other inner tasks: options, and the change of
+# its update.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "ttt_linear_muon": ({}, {"direction": Muon()}),
+    "ttt_linear_rms": ({}, {"direction": RMS()}),
+    "ttt_linear_momentum": ({}, {"momentum": 0.5, "forget": 0.01}),
+    "ttt_linear_64": ({"mini_batch": 64}, {}),
+    "ttt_linear_64_muon": ({"mini_batch": 64}, {"direction": Muon()}),
+    "ttt_linear_next": ({"task": "next"}, {}),
+    "ttt_linear_denoising": ({"task": "denoising"}, {}),
+    "ttt_linear_masking": ({"task": "masking"}, {}),
+}
+NAMES = (*MEMORIES, *VARIANTS)
+
+
+def make(name: str, dim: int) -> Any:
+    """The memory of that name."""
+    if name not in VARIANTS:
+        return catalogue.build(name, dim=dim, heads=HEADS, **MEMORIES[name])
+    options, change = VARIANTS[name]
+    options = {**MEMORIES["ttt_linear"], **options}
+    update = catalogue.TTTLayer(dim, HEADS, **options).update._replace(**change)
+    return catalogue.TTTLayer(dim, HEADS, update=update, **options)
 
 
 class Stream(NamedTuple):
@@ -125,7 +151,7 @@ class Network(nn.Module):
         self.kind, self.name = nn.Embedding(6, dim), nn.Embedding(KEYS + ITEMS, dim)
         self.value, self.code = nn.Embedding(VALUES + 1, dim), nn.Linear(CODE, dim)
         self.before, self.after = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.memory = catalogue.build(name, dim=dim, heads=HEADS, **MEMORIES[name])
+        self.memory = make(name, dim)
         self.think = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, VALUES + 1))
         self.count = nn.Linear(dim, 1)
 
@@ -148,7 +174,7 @@ def width(name: str, match: str) -> int:
     """The width whose memory is nearest to PARAMETERS, or to BYTES of state (to PARAMETERS where the state grows)."""
 
     def off(dim: int) -> float:
-        memory: Any = catalogue.build(name, dim=dim, heads=HEADS, **MEMORIES[name])
+        memory = make(name, dim)
         if match == "state" and memory.bounded:
             return abs(math.log(memory.init_state(1).nbytes / BYTES))
         return abs(math.log(sum(p.numel() for p in memory.parameters()) / PARAMETERS))
@@ -156,16 +182,26 @@ def width(name: str, match: str) -> int:
     return min(range(16, 257, 8), key=off)
 
 
-def train(name: str, dim: int, rate: float, seed: int, steps: int) -> tuple[Network, list[float]]:
+class Part(NamedTuple):
+    """A part of a training: steps, each of so many new streams of so many tokens."""
+
+    steps: int
+    rows: int = ROWS
+    length: int = LENGTH
+
+
+def train(name: str, dim: int, rate: float, seed: int, parts: Sequence[Part]) -> tuple[Network, list[float]]:
     """A trained network and its mean loss over every 50 steps."""
     torch.manual_seed(seed)
+    sizes = [part for part in parts for _ in range(part.steps)]
+    steps = len(sizes)
     network = Network(name, dim)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
     losses = []
     for step in tqdm(range(steps), f"{name} {rate:g} seed {seed}", disable=None):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 30) * (0.475 * (1 + math.cos(math.pi * step / steps)) + 0.05)
-        stream = Worlds(ROWS, 1_000_000 * (seed + 1) + step).go(LENGTH)
+        stream = Worlds(sizes[step].rows, 1_000_000 * (seed + 1) + step).go(sizes[step].length)
         classes, seen, counts, _ = network(stream)
         at = {task: asked(stream, task) for task in TASKS}
         loss = (
@@ -221,7 +257,7 @@ def follow(network: Network, seed: int) -> dict[str, Any]:
 def measure(name: str, match: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
     """Train one network and measure it."""
     began, dim = time.perf_counter(), width(name, match)
-    network, losses = train(name, dim, rate, seed, steps)
+    network, losses = train(name, dim, rate, seed, [Part(steps)])
     memory: Any = network.memory
     return {
         "memory": name, "match": match, "rate": rate, "seed": seed, "steps": steps, "dim": dim, "losses": losses,
@@ -256,7 +292,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
         "",
     ]
     for match, title in (("parameters", "Equal parameters"), ("state", "Equal bytes of state")):
-        runs = {name: chosen(records, name, match) for name in MEMORIES}
+        runs = {name: chosen(records, name, match) for name in NAMES}
         if not any(runs.values()):
             continue
         ends = [str(LENGTH * 2**k) for k in range(int(math.log2(TIMES)) + 1)]
@@ -284,10 +320,10 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
             ages = [[r["age"][str(age)] for r in mine if r["age"][str(age)] is not None] for age in AGES]
             cells += [f"{np.mean(values):.3f}" if values else "" for values in ages]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
-            for axis, task in zip(axes, TASKS, strict=True):
+            for axis, task in zip(axes, TASKS, strict=True) if name in MEMORIES else ():
                 values = [np.mean([r["position"][task][end] for r in mine]) for end in ends]
                 axis.plot(
-                    [int(e) for e in ends], values, label=name, color=f"C{place % 10}", ls=("-", "--")[place // 10]
+                    [int(e) for e in ends], values, label=name, color=f"C{place % 10}", ls=("-", "--", ":")[place // 10]
                 )
         for axis, task in zip(axes, TASKS, strict=True):
             axis.set(
@@ -312,7 +348,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_queue(parser, tuple(MEMORIES), [6e-3, 3e-3, 12e-3], 500, "docs/results/memories.json")
+    add_queue(parser, NAMES, [6e-3, 3e-3, 12e-3], 500, "docs/results/memories.json")
     parser.add_argument("--match", choices=("parameters", "state"), default="parameters")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -54,6 +54,24 @@ def test_a_memory_stops_at_the_limit(tmp_path: Path) -> None:
     assert json.loads((out / "bench.json").read_text())["costs"] == []
 
 
+def test_a_later_run_adds_to_an_earlier_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench"
+    options = ["--tokens", "1024", "--dim", "16", "--heads", "2", "--out", str(out)]
+    assert main(["bench", "--add", "--memories", "gru", *options]) == 2
+    assert "--add: " in capsys.readouterr().err
+    assert main(["bench", "--memories", "gru", "additive", *options]) == 0
+    before = json.loads((out / "bench.json").read_text())
+    assert main(["bench", "--add", "--memories", "delta", "gru", *options]) == 0
+    after = json.loads((out / "bench.json").read_text())
+    assert [c["memory"] for c in after["costs"]] == ["additive", "delta", "gru"]
+    assert after["costs"][0] == before["costs"][1]
+    assert [run["memories"] for run in after["runs"]] == [["additive"], ["delta", "gru"]]
+    assert "Of an earlier run (width 16, 2 heads, cpu" in (out / "bench.md").read_text()
+    capsys.readouterr()
+    assert main(["bench", "--add", "--memories", "gru", *options[:3], "32", *options[4:]]) == 2
+    assert "is of width 16, 2 heads, cpu" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

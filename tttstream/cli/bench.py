@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tttstream.cli import arguments
 from tttstream.cli.numbers import whole
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dim", metavar="D", type=whole, default=192, help="width of a token (default: 192)")
     parser.add_argument("--heads", metavar="H", type=whole, default=4, help="heads of a memory (default: 4)")
     parser.add_argument("--limit", metavar="S", type=float, default=60.0, help="seconds for one memory (default: 60)")
+    parser.add_argument("--add", action="store_true", help="keep what DIR/bench.json holds of other memories")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--out", metavar="DIR", type=arguments.path, default=Path("bench"), help="default: bench")
 
@@ -63,26 +64,27 @@ def run(args: argparse.Namespace) -> int:
     if not args.limit > 0:
         raise ConfigError(f"--limit must be above 0 seconds, got {args.limit}")
     device = torch.device(args.device)
+    what = f"width {args.dim}, {args.heads} heads, {device.type}"
+    before = earlier(args.out / "bench.json", what, chosen) if args.add else Earlier([], [])
     lengths = [LEAST * 4**k for k in range(args.tokens.bit_length()) if LEAST * 4**k <= args.tokens]
     for name in chosen:
         speed.make(name, args.dim, args.heads)  # a width that does not fit is told before anything is measured
     torch.set_num_threads(1)
     folder = OutputFolder(args.out)
-    found: list[Cost] = []
+    found = before.costs
     for name in (bar := tqdm(chosen, "memories", disable=None)):
         bar.set_postfix_str(name)
         found += speed.costs(name, lengths, args.dim, args.heads, device, args.limit)
     duals = list(speed.dual_against_primal(LEAST, args.dim, args.heads, 16, device))
-    where = f"{device.type}, torch {torch.__version__}, {strftime('%Y-%m-%d')}"
-    about = f"width {args.dim}, {args.heads} heads, {where}"
+    if args.add:
+        found.sort(key=lambda c: names().index(c.memory))
+    about = f"{what}, torch {torch.__version__}, {strftime('%Y-%m-%d')}"
     command = f"tttstream bench --tokens {args.tokens} --dim {args.dim} --heads {args.heads} --limit {args.limit:g}"
+    runs = [*before.runs, {"about": about, "command": command, "memories": chosen}]
     records: dict[str, Any] = {
-        "about": about, "command": command, "costs": [c._asdict() for c in found], "dual": [d._asdict() for d in duals]
+        "runs": runs, "costs": [c._asdict() for c in found], "dual": [d._asdict() for d in duals]
     }  # fmt: skip
-    for name, text in (
-        ("bench.json", json.dumps(records, indent=1) + "\n"),
-        ("bench.md", table(found, duals, about, command)),
-    ):
+    for name, text in (("bench.json", json.dumps(records, indent=1) + "\n"), ("bench.md", table(found, duals, runs))):
         file = TextFile(folder.path / name)
         with file:
             file.write(text)
@@ -92,9 +94,42 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def table(found: list[Cost], duals: list[Dual], about: str, command: str) -> str:
+class Earlier(NamedTuple):
+    """What a file holds of earlier runs, besides the memories that are measured now."""
+
+    costs: list[Cost]
+    runs: list[dict[str, Any]]
+
+
+def earlier(path: Path, what: str, chosen: list[str]) -> Earlier:
+    """Read bench.json. what: width, heads and device, which have to be the same. Raises ConfigError where they are not,
+    or where the file cannot be read."""
+    import json
+
+    from tttstream.evaluation.speed import Cost
+    from tttstream.memory import names
+
+    try:
+        records = json.loads(path.read_text())
+        costs = [Cost(**cost) for cost in records["costs"]]
+        all_of_them = list(dict.fromkeys(c.memory for c in costs))
+        runs = records.get("runs") or [{**{k: records[k] for k in ("about", "command")}, "memories": all_of_them}]
+        other = [run["about"] for run in runs if not run["about"].startswith(f"{what},")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--add: {path} is no report of this command: {error}") from error
+    if other:
+        raise ConfigError(f"--add: {path} is of {other[0]}, this run of {what}")
+    for run in runs:
+        run["memories"] = [name for name in run["memories"] if name not in chosen and name in names()]
+    kept = {name for run in runs for name in run["memories"]}
+    return Earlier([c for c in costs if c.memory in kept], [run for run in runs if run["memories"]])
+
+
+def table(found: list[Cost], duals: list[Dual], runs: list[dict[str, Any]]) -> str:
     """The report, in Markdown."""
-    lines = ["# What a memory costs", "", f"One stream, {about}. Made by `{command}`.", ""]
+    lines = ["# What a memory costs", "", f"One stream, {runs[-1]['about']}. Made by `{runs[-1]['command']}`.", ""]
+    for run in runs[:-1]:
+        lines += [f"Of an earlier run ({run['about']}; `{run['command']}`): {', '.join(run['memories'])}.", ""]
     lines += [
         "| memory | tokens seen | prefill, ms a token | a frame of 64, ms | a step, ms | state, kB | process, MB more |"
     ]

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--model", default="mask", help="a mask model by name or from its folder")
     parser.add_argument("--sequences", nargs="*", help="only these")
     parser.add_argument("--size", type=int, help="short side in pixels; the model's own unless given")
+    parser.add_argument("--crop", type=int, help="look only around the objects, at as many pixels as this square has")
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--generated", type=int, metavar="COUNT", help="so many generated sequences")
     parser.add_argument("--videos", nargs="*", help="folders of videos, or videos, that these are made of")
@@ -85,7 +86,7 @@ def main() -> None:
         voids = [truth == VOID for truth in truths]
         for method in args.methods:
             began = time.thread_time()
-            found = follow(method, model, images, first, args.size)
+            found = follow(method, model, images, first, args.size, args.crop)
             fps = len(images) / (time.thread_time() - began)
             scores = []
             for place, number in enumerate(numbers, start=1):

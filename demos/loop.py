@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--sequences", nargs="*", help="only these")
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--size", type=int, help="short side in pixels; the model's own unless given")
+    parser.add_argument("--crop", type=int, help="look only around the objects, at as many pixels as this square has")
     parser.add_argument("--there-and-back", action="store_true", help="every second loop runs backwards")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -40,7 +41,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for name, images, truths in davis(args.root, args.sequences):
         first, numbers = compact(truths[0])
-        stream = MaskStream(model, objects=len(numbers), size=args.size)
+        stream = MaskStream(model, objects=len(numbers), size=args.size, crop=args.crop)
         order = [*range(len(images))]
         order += order[-2:0:-1] if args.there_and_back else []
         loops = max(2, args.frames // len(order))

@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--sequences", nargs="*", help="only these of DAVIS")
     parser.add_argument("--model", default="track", help="a mask model by name or from its folder")
     parser.add_argument("--size", type=int, help="short side in pixels; the model's own unless given")
+    parser.add_argument("--crop", type=int, help="look only around the objects, at as many pixels as this square has")
     args = parser.parse_args()
     if (args.davis is None) == (args.generated is None):
         parser.error("expected either --davis DAVIS or --generated COUNT")
@@ -75,7 +76,7 @@ def main() -> None:
     source = cut_up(args.davis, args.sequences) if args.davis else generated(args.generated, args.videos)
     for _, images, truths in source:
         objects = len(compact(truths[0])[1])
-        every += followed(MaskStream(model, objects=objects, size=args.size), images, truths)
+        every += followed(MaskStream(model, objects=objects, size=args.size, crop=args.crop), images, truths)
     overlap, sure, there = np.concatenate(every).T
     bad, away = overlap < 0.5, there == 0
     print(f"{len(overlap)} frames of {len(every)} objects, {away.sum()} of them out of sight, {bad.sum()} with J < 0.5")

@@ -15,7 +15,7 @@ from tttstream import models
 from tttstream.errors import ConfigError, StateError
 from tttstream.models.masks import TargetConfig, TargetModel
 from tttstream.models.masks.contours import CUES, MEMORIES
-from tttstream.models.masks.kept import NOWHERE, alike, drawn
+from tttstream.models.masks.kept import NOWHERE, alike, drawn, whole
 from tttstream.state import pack, unpack
 from tttstream.testing import assert_close
 
@@ -184,9 +184,13 @@ def test_likeness_is_that_of_the_best_key_and_counts_less_far_away() -> None:
     keys = torch.nn.functional.normalize(torch.randn(1, 300, 8, dtype=torch.float64, generator=generator), dim=2)
     kept = torch.randn(1, 2, 30, 11, dtype=torch.float64, generator=generator)
     kept[..., -1] = (kept[..., -1] > 0).double()
-    warmth, at = torch.tensor(3.0, dtype=torch.float64), torch.rand(300, 2, dtype=torch.float64, generator=generator)
+    warmth, at = torch.tensor(3.0, dtype=torch.float64), torch.rand(1, 300, 2, dtype=torch.float64, generator=generator)
     for places, reach in ((None, 1.0), (at, 0.4)):
-        far = 0 if places is None else ((places[:, None] - kept[:, :, None, :, 8:10]) ** 2).sum(4) / (2 * reach**2)
+        far = (
+            0
+            if places is None
+            else ((places[:, None, :, None] - kept[:, :, None, :, 8:10]) ** 2).sum(4) / (2 * reach**2)
+        )
         every = (
             warmth * (keys[:, None] @ kept[..., :8].mT - far) + torch.where(kept[..., -1] > 0, 0.0, -40.0)[:, :, None]
         )
@@ -211,7 +215,8 @@ def test_an_object_is_not_looked_for_far_from_where_it_was_unless_it_is_missed(
     torch.testing.assert_close(state.box[0, 0], box.flatten().double())
     fine = torch.zeros(1, 1, 8, 12, dtype=torch.float64)
     for missed, free in ((0.0, 0.2), (3.0, 0.5)):
-        far = model._far(fine, state._replace(missed=torch.full_like(state.missed, missed)))[0, 0]
+        view = torch.tensor([whole(8, 12)], dtype=torch.float64)
+        far = model._far(fine, view, state._replace(missed=torch.full_like(state.missed, missed)))[0, 0]
         places = torch.stack(
             torch.meshgrid((torch.arange(8) - 3.5) / 8, (torch.arange(12) - 5.5) / 8, indexing="ij"), 2
         )

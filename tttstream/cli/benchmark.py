@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, root: Path, out: Path) -> int:
         for sequence in every:
             progress = Progress(sequence.name, len(sequence.frames))
             try:
-                for state in follow(sequence, model, out, args.size, not args.no_learn):
+                for state in follow(sequence, model, out, args.size, args.crop, not args.no_learn):
                     count += 1
                     progress.update(count / (time.perf_counter() - began), None, state)
             finally:
@@ -110,7 +110,12 @@ def run(args: argparse.Namespace, root: Path, out: Path) -> int:
 
 
 def follow(
-    sequence: BenchmarkSequence, model: Propagator[Any], out: Path, size: int | None, learn: bool
+    sequence: BenchmarkSequence,
+    model: Propagator[Any],
+    out: Path,
+    size: int | None,
+    crop: int | None,
+    learn: bool,
 ) -> Iterator[str]:
     """Write the masks of one sequence, under the names of its frames; the size of the state after each frame. They
     appear when all are there."""
@@ -133,7 +138,7 @@ def follow(
     if not 0 < len(numbers) < 256:
         raise SourceError(f"{sequence.name}: its masks show {len(numbers)} objects, expected 1 to 255")
     names = np.array([0, *numbers], np.int32)
-    stream = MaskStream(model, objects=len(numbers), size=size, learn=learn)
+    stream = MaskStream(model, objects=len(numbers), size=size, crop=crop, learn=learn)
     target = out / sequence.target
     OutputFolder(target.parent, claim=False)
     masks = MaskFolder(target, numbers, colours)

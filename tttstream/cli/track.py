@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tttstream.cli import arguments
 from tttstream.cli.given import Box, Given, box_at, mask_at
+from tttstream.cli.numbers import whole
 from tttstream.errors import ConfigError
 from tttstream.io.addresses import public
 from tttstream.io.names import shown
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--box", metavar="FRAME:x,y,w,h", type=box_at, action="append", help=known)
     known = "a mask model by name or from its folder (default: track)"
     add("--model", metavar="DIR|NAME", type=arguments.model, default="track", help=known)
+    known = "look only around the objects, at as many pixels as a square of PX has, such as 256: faster (model track)"
+    add("--crop", metavar="PX", type=whole, help=known)
     known = "SOURCE is a DAVIS or YouTube-VOS tree: write masks as the server takes them, and nothing else"
     add("--davis", action="store_true", help=known)
     add("--sequences", metavar="NAME", nargs="+", help="with --davis: these sequences (default: all)")
@@ -64,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Follow the objects; returns the exit code."""
     arguments.check_run(args)
+    if args.crop is not None and args.load_state is not None:
+        raise ConfigError("--crop belongs to a new stream: the one in --load-state goes on as it was saved")
     if args.davis:
         from tttstream.cli import benchmark
 
@@ -138,7 +143,7 @@ def start(
     given = Given.read(files, boxes) if files or boxes else None
     if args.load_state is None:
         assert given is not None
-        stream = MaskStream(model, objects=len(given.numbers), size=args.size)
+        stream = MaskStream(model, objects=len(given.numbers), size=args.size, crop=getattr(args, "crop", None))
         stream.numbers = given.numbers
     else:
         stream = MaskStream(model, size=args.size)

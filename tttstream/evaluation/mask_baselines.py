@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from tttstream.errors import ConfigError
 from tttstream.models.masks.propagator import SURE, Propagator, together
 from tttstream.models.masks.target import TargetModel
-from tttstream.streams.masks import Labels, MaskStream
+from tttstream.streams.canvas import Labels
+from tttstream.streams.masks import MaskStream
 
 NAMES = ("copy", "first", "matching", "frozen", "untaught")
 """copy: the first mask again and again. first: each token takes the mask of the tokens most like it in the first frame,
@@ -53,13 +54,14 @@ def follow(
     images: Sequence[NDArray[np.generic]],
     mask: NDArray[Any],
     size: int | None = None,
+    crop: int | None = None,
 ) -> list[Labels]:
     """Masks [H, W] of every image [H, W, 3] by one of `METHODS`, from the first one's mask, at the images' own size.
 
     mask: as `MaskStream.push` takes it, the objects numbered 1, 2 … without gaps (see `labels.compact`). size: short
-    side in pixels at which the model looks, its own unless given.
+    side in pixels at which the model looks, its own unless given. crop: as of MaskStream, for model and frozen.
     """
-    stream = MaskStream(model, objects=int(mask.max()), size=size, learn=method != "frozen")
+    stream = MaskStream(model, objects=int(mask.max()), size=size, crop=crop, learn=method != "frozen")
     if method in ("model", "frozen"):
         return [stream.push(image, mask if index == 0 else None).mask for index, image in enumerate(images)]
     if method == "copy":

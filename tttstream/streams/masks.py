@@ -20,11 +20,11 @@ from tttstream.frames import Frame
 from tttstream.io.mask_files import VOID
 from tttstream.models.masks.networks import WHOLE
 from tttstream.models.masks.propagator import MaskOutput, ObjectState, Propagator
-from tttstream.streams import outlines
+from tttstream.models.masks.target import TargetState
+from tttstream.streams import outlines, windows
+from tttstream.streams.canvas import Canvas, Labels
 from tttstream.streams.session import Session
-
-Labels = NDArray[np.uint8]
-"""The object that each pixel belongs to, [H, W]: 0 the background, 1, 2 … the objects."""
+from tttstream.streams.windows import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +52,10 @@ class MaskStream(Session):
     """A mask model that follows objects through one stream.
 
     model: a TargetModel or MixtureModel. objects: how many it can follow at the same time. size: short side in pixels
-    at which it looks at the frames, the model's own unless given. learn: whether the memory learns from the masks
-    it predicts. numbers: what the objects 1, 2 … are called in the files of their masks; kept for who writes files,
-    and with a saved stream.
+    at which it looks at the frames, the model's own unless given. crop: look only at what is around the objects (see
+    `tttstream.streams.windows`), at about as many pixels as a square of this side has, and never finer than `size`
+    says; a TargetModel only. learn: whether the memory learns from the masks it predicts. numbers: what the objects
+    1, 2 … are called in the files of their masks; kept for who writes files, and with a saved stream.
 
     >>> stream = MaskStream(tttstream.models.load("track"))
     >>> result = stream.push(first_frame, mask=first_mask)
@@ -67,7 +68,13 @@ class MaskStream(Session):
     state: ObjectState
 
     def __init__(
-        self, model: Propagator[Any], *, objects: int = 1, size: int | None = None, learn: bool = True
+        self,
+        model: Propagator[Any],
+        *,
+        objects: int = 1,
+        size: int | None = None,
+        crop: int | None = None,
+        learn: bool = True,
     ) -> None:
         if not 1 <= objects <= 255:
             raise ConfigError(f"mask stream: expected 1 to 255 objects, got {objects}")
@@ -76,6 +83,11 @@ class MaskStream(Session):
         self.size = self.size if size is None else size
         if self.size < WHOLE:
             raise ConfigError(f"mask stream: size is {self.size}, expected a short side of at least {WHOLE} pixels")
+        if crop is not None and not model.VIEWS:
+            raise ConfigError(f"mask stream: a {type(model).__name__} looks at whole frames: leave crop out")
+        if crop is not None and crop < windows.LEAST:
+            raise ConfigError(f"mask stream: crop is {crop}, expected a side of at least {windows.LEAST} pixels")
+        self.crop = crop
 
     def push(self, frame: Frame | NDArray[np.generic], mask: NDArray[np.generic] | None = None) -> MaskResult:
         """Find the objects in one frame and learn from what was found.
@@ -89,28 +101,22 @@ class MaskStream(Session):
         """
         arrived, frame = self._arrived(frame)
         height, width = frame.image.shape[:2]
-        pixels = self.picture(frame)
-        masks = given = None
-        if mask is not None:
-            shown = self.given(mask, height, width)
-            masks = F.interpolate(shown[None], pixels.shape[-2:], mode="area")[None]
-            void = torch.from_numpy(np.asarray(mask) == VOID)
-            if bool(void.any()):  # the share of an object is its share of the pixels that are known
-                known = F.interpolate((~void).to(masks.dtype)[None, None], pixels.shape[-2:], mode="area")
-                masks = masks / known.clamp(min=1e-3)
-            given = shown.flatten(1).any(1)[None, None]
+        shown = None if mask is None else self.given(mask, height, width)
+        void = None if mask is None else torch.from_numpy(np.asarray(mask) == VOID)
+        through, zooms = self._windows(height, width, shown)
+        canvas, parts = Canvas(height, width, self.objects), []
         with torch.inference_mode():
-            output, state = self.model(pixels[None, None], self.state, masks=masks, given=given, learn=self.learn)
-            if not bool(torch.isfinite(output.logits).all()):
-                raise FrameError(
-                    f"frame {frame.index}: the masks are not finite; reset the stream or load its last state"
-                )
-            found, sure = _painted(output, height, width)
-        if mask is not None and given is not None:  # what was given stands to the pixel
+            for window in through:
+                output, part = self._said(frame, window, shown, void)
+                canvas.draw(output, window, alone=len(through) == 1)
+                parts.append((window.objects, part))
+            state = self.state.joined(parts)
+        found, sure = canvas.done(self.model.FITS)
+        if mask is not None and shown is not None:  # what was given stands to the pixel
             whole = np.maximum(np.asarray(mask), 0).astype(np.uint8)
-            again = np.concatenate([[False], given[0, 0].numpy()])
+            again = np.concatenate([[False], shown.flatten(1).any(1).numpy()])
             found = np.where(whole > 0, whole, np.where(again[found], 0, found))
-        self.state = state
+        self.state, self._zooms = state, zooms
         self.frames += 1
         return MaskResult(
             index=frame.index,
@@ -155,6 +161,46 @@ class MaskStream(Session):
             shown = outlines.from_point(frame.pixels(), point)
         return replace(self.push(frame, shown * np.int64(number)), added=number)
 
+    def reset(self) -> None:
+        """See Session."""
+        super().reset()
+        self._zooms = [0.0] * self.objects
+
+    def _windows(self, height: int, width: int, shown: Tensor | None) -> tuple[list[Window], list[float]]:
+        """What is looked at of a frame, and the zoom of each object: the whole frame, or what is around the objects."""
+        if self.crop is None:
+            sides, every = self._sides(height, width), list(range(self.objects))
+            return [Window(0, 0, height, width, sides, every)], self._zooms
+        assert isinstance(self.state, TargetState)
+        boxes = windows.where(self.state, shown, height, width)
+        before = list(self._zooms)
+        for number in boxes:
+            if shown is not None and bool(shown[number].any()):
+                before[number] = 0.0
+        return windows.planned(boxes, before, height, width, self.crop**2, self.size / min(height, width))
+
+    def _said(
+        self, frame: Frame, window: Window, shown: Tensor | None, void: Tensor | None
+    ) -> tuple[MaskOutput, ObjectState]:
+        """What the model says of a window, and the state of its objects after it. shown: [objects, H, W], void: [H, W],
+        as given of the whole frame."""
+        rows, columns = window.slices
+        picture = self._prepared(frame.pixels()[rows, columns], window.sides)
+        view = None if self.crop is None else window.view(*frame.image.shape[:2]).to(picture)[None, None]
+        masks = given = None
+        if shown is not None and void is not None:
+            shown, void = shown[window.objects][:, rows, columns], void[rows, columns]
+            masks = F.interpolate(shown[None], window.sides, mode="area")[None]
+            if bool(void.any()):  # the share of an object is its share of the pixels that are known
+                known = F.interpolate((~void).to(masks.dtype)[None, None], window.sides, mode="area")
+                masks = masks / known.clamp(min=1e-3)
+            given = shown.flatten(1).any(1)[None, None]
+        state = self.state.of(window.objects)
+        output, state = self.model(picture[None, None], state, masks=masks, given=given, view=view, learn=self.learn)
+        if not bool(torch.isfinite(output.logits).all()):
+            raise FrameError(f"frame {frame.index}: the masks are not finite; reset the stream or load its last state")
+        return output, state
+
     def _free(self) -> int:
         unseen = (self.state.seen[0] == 0).nonzero().flatten().tolist()
         if not unseen:
@@ -192,7 +238,7 @@ class MaskStream(Session):
         return self.model.init_state(1, self.objects)
 
     def _more(self) -> dict[str, Any]:
-        return {"objects": self.objects, "numbers": self.numbers}
+        return {"objects": self.objects, "numbers": self.numbers, "crop": self.crop, "zooms": self._zooms}
 
     def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> ObjectState:
         state: ObjectState = states.load(path, self.model.init_state(1, meta["objects"]))
@@ -201,19 +247,4 @@ class MaskStream(Session):
     def _go_on(self, meta: dict[str, Any]) -> None:
         self.objects, self.size = int(meta["objects"]), int(meta["size"])
         self.numbers = meta.get("numbers", list(range(1, self.objects + 1)))  # files of 0.1 do not say
-
-
-def _painted(output: MaskOutput, height: int, width: int) -> tuple[Labels, NDArray[np.float32]]:
-    """Labels [height, width] and the confidence in each object, from what a model says of one frame."""
-    logits = output.logits[0]
-    if output.fit is None:
-        whole = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)[0]
-        share, labels = whole.softmax(0).max(0)
-        sums = torch.bincount(labels.flatten(), share.flatten().double(), minlength=len(whole))
-        sizes = torch.bincount(labels.flatten(), minlength=len(whole)).clamp(min=1)
-        return labels.to(torch.uint8).numpy(), (sums / sizes)[1:].float().numpy()
-    above = logits[:, 1:] - logits[:, :1]  # above the background
-    best, number = F.interpolate(above, (height, width), mode="bilinear", align_corners=False)[0].max(0)
-    found = torch.where(best > 0, (number + 1).to(torch.uint8), 0).numpy()
-    there = np.bincount(found.ravel(), minlength=logits.shape[1])[1:] > 0
-    return found, np.where(there, output.fit[0, 0].sigmoid().float().numpy(), np.float32(0))
+        self.crop, self._zooms = meta.get("crop"), meta.get("zooms", [0.0] * self.objects)  # nor files of 0.3

@@ -99,10 +99,15 @@ class Session:
     def picture(self, frame: Frame | NDArray[np.generic]) -> Tensor:
         """The picture [3, h, w] in 0..1 that the model sees, on the stream's device."""
         frame = frame if isinstance(frame, Frame) else Frame(frame)
-        image = np.require(frame.pixels(), requirements=("C", "W"))  # arrays that Pillow lends can only be read
+        image = frame.pixels()
+        return self._prepared(image, self._sides(*image.shape[:2]))
+
+    def _prepared(self, image: NDArray[np.generic], sides: tuple[int, int]) -> Tensor:
+        """The picture [3, *sides] in 0..1 of an image, or of a part of one, [H, W, 3]."""
+        image = np.require(image, requirements=("C", "W"))  # arrays that Pillow lends can only be read
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
-        side, scale = self._sides(*image.shape[:2]), 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
-        return self._fitted(pixels, side)[0].float() * scale
+        scale = 1.0 / 255.0 if image.dtype == np.uint8 else 1.0
+        return self._fitted(pixels, sides)[0].float() * scale
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the picture that the model sees of a frame."""

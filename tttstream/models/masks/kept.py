@@ -9,10 +9,21 @@ NOWHERE = -4.0
 """The similarity to a key that does not exist."""
 
 
-def places(height: int, width: int, like: Tensor) -> Tensor:
-    """The middles (y, x) of tokens [N, 2] from the middle of the frame, in short sides."""
-    axes = [(torch.arange(size, device=like.device) + 0.5 - size / 2) / min(height, width) for size in (height, width)]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), 2).flatten(0, 1).to(like.dtype)
+def whole(height: int, width: int) -> tuple[float, float, float, float]:
+    """The top, left, bottom and right of a frame from its middle, in short sides."""
+    down, right = (side / min(height, width) / 2 for side in (height, width))
+    return -down, -right, down, right
+
+
+def places(height: int, width: int, view: Tensor) -> Tensor:
+    """The middles (y, x) of a grid of tokens over the parts `view` [n, 4] of frames (top, left, bottom, right), in the
+    units of `view`: [n, height * width, 2]."""
+    axes = []
+    for axis, size in enumerate((height, width)):
+        low, high = view[:, axis, None], view[:, axis + 2, None]
+        axes.append(low + (torch.arange(size, device=view.device) + 0.5) * ((high - low) / size))
+    y, x = axes[0][:, :, None].expand(-1, -1, width), axes[1][:, None].expand(-1, height, -1)
+    return torch.stack([y, x], 3).flatten(1, 2)
 
 
 def drawn(keys: Tensor, chosen: Tensor, room: int, turn: Tensor | None = None) -> Tensor:
@@ -37,20 +48,21 @@ def drawn(keys: Tensor, chosen: Tensor, room: int, turn: Tensor | None = None) -
 
 def alike(keys: Tensor, kept: Tensor, inside: int, warmth: Tensor, at: Tensor | None, reach: float) -> list[Tensor]:
     """The best likeness [B, O, N] of tokens [B, N, D] to the kept keys [B, O, K, D + 3] of each object, which are the
-    first `inside` of them, and to those around it. at: places of the tokens [N, 2], where what lies far counts less."""
+    first `inside` of them, and to those around it. at: places of the tokens [B, N, 2], so that what lies far counts
+    less."""
     width = keys.shape[2]
     bias = torch.where(kept[..., width + 2] > 0, 0.0, 10 * NOWHERE)
     known, queries = kept[..., :width], (warmth * keys)[:, None]
     if at is not None:  # - |p - q|^2 / (2 reach^2) as a product
         scale = warmth * (0.5 / reach**2)
-        queries = torch.cat([queries, (2 * scale * at).expand(*queries.shape[:3], 2)], 3)
+        queries = torch.cat([queries, (2 * scale * at)[:, None]], 3)
         bias = bias - scale * kept[..., width : width + 2].square().sum(3)
         known = kept[..., : width + 2]
     queries = torch.cat([queries, torch.ones_like(queries[..., :1])], 3)
     known = torch.cat([known, bias[..., None]], 3)
     best = [_best(queries, part) for part in (known[:, :, :inside], known[:, :, inside:])]
     if at is not None:
-        own = scale * at.square().sum(-1)
+        own = scale * at.square().sum(-1)[:, None]
         best = [one - own for one in best]
     return [one.clamp(min=NOWHERE) / 4 for one in best]
 

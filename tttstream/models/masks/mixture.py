@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttstream.errors import ConfigError
+from tttstream.errors import ConfigError, ShapeError
 from tttstream.models.masks.networks import STRIDE, Contour, FeatureNetwork, Features
 from tttstream.models.masks.propagator import SURE, MaskOutput, ObjectState, Propagator, moments, together
 
@@ -129,8 +129,10 @@ class MixtureModel(Propagator[MixtureState]):
             zeros(batch, width),
         )
 
-    def encoded(self, frames: Tensor, offset: Tensor | None = None) -> Features:
+    def encoded(self, frames: Tensor, offset: Tensor | None = None, view: Tensor | None = None) -> Features:
         """See Propagator."""
+        if view is not None:
+            raise ShapeError("mixture: it looks at whole frames, got parts of them (view)")
         features: Features = self.encoder(frames, offset)
         return features
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from tttstream.state import State
 
 SURE = 12.0
 """Log-odds of a mask that is given."""
+
+
+S = TypeVar("S", bound="ObjectState")
 
 
 class ObjectState(State):
@@ -34,8 +38,21 @@ class ObjectState(State):
         """How many objects each stream has at most."""
         return self.seen.shape[1]
 
+    def of(self: S, objects: Sequence[int]) -> S:
+        """The state of some objects alone, of a model that keeps them apart (VIEWS)."""
+        if len(objects) == self.objects:
+            return self
+        return self.map(lambda x: x[:, list(objects)])
 
-S = TypeVar("S", bound=ObjectState)
+    def joined(self: S, parts: Sequence[tuple[Sequence[int], S]]) -> S:
+        """This state with new ones of some objects."""
+        if len(parts) == 1 and len(parts[0][0]) == self.objects:
+            return parts[0][1]
+        new = [x.clone() for x in tuple.__iter__(cast(tuple[Tensor, ...], self))]
+        for objects, part in parts:
+            for x, y in zip(new, tuple.__iter__(cast(tuple[Tensor, ...], part)), strict=True):
+                x[:, list(objects)] = y
+        return type(self)(*new)
 
 
 class MaskOutput(NamedTuple):
@@ -65,12 +82,16 @@ class Propagator(SavedModel, ABC, Generic[S]):
 
     CELL: ClassVar[int]
     """Pixels along the side of a token."""
+    VIEWS: ClassVar[bool] = False
+    """Whether parts of frames can be looked at, and some of the objects alone."""
+    FITS: ClassVar[bool] = False
+    """Whether it says how well its masks fit."""
     config: Any
 
     @abstractmethod
-    def encoded(self, frames: Tensor, offset: Tensor | None = None) -> Any:
-        """What the model sees of frames [n, 3, H, W] in 0..1, a NamedTuple of tensors [n, …]; offset: [n, 2], see
-        `forward`."""
+    def encoded(self, frames: Tensor, offset: Tensor | None = None, view: Tensor | None = None) -> Any:
+        """What the model sees of frames [n, 3, H, W] in 0..1, a NamedTuple of tensors [n, …]; offset: [n, 2], view:
+        [n, 4], see `forward`."""
 
     @abstractmethod
     def compared(self, frames: Tensor) -> Tensor:
@@ -109,15 +130,18 @@ class Propagator(SavedModel, ABC, Generic[S]):
         lengths: Tensor | None = None,
         forced: Tensor | None = None,
         offset: Tensor | None = None,
+        view: Tensor | None = None,
         learn: bool = True,
     ) -> tuple[MaskOutput, S]:
-        """See the class. Two arguments are for training. forced: bool [B, T], the memory learns `masks` in place of its
-        own prediction (teacher forcing). offset: [B, 2] pixels by which the middle of the frames is moved."""
+        """See the class. view: [B, T, 4], the frames are parts of frames: their top, left, bottom and right in short
+        sides of the whole ones, from their middle. Two arguments are for training. forced: bool [B, T], the memory
+        learns `masks` in place of its own prediction (teacher forcing). offset: [B, 2] pixels by which the middle of
+        the frames is moved."""
         state, given = self._check(frames, state, reset, masks, given)
         frames = frames.to(self.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.dtype)
         rows, count = frames.shape[:2]
         moved = None if offset is None else offset.repeat_interleave(count, 0)
-        seen = self.encoded(frames.flatten(0, 1), moved)
+        seen = self.encoded(frames.flatten(0, 1), moved, None if view is None else view.flatten(0, 1))
         parts = (x.unflatten(0, (rows, count)).unbind(1) for x in seen)
         every = [type(seen)(*here) for here in zip(*parts, strict=True)]
         said: list[MaskOutput] = []

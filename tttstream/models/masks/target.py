@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tttstream import encoders
 from tttstream.errors import ConfigError
 from tttstream.models.masks.contours import MEMORIES, SCORES, Encoding, TargetContour
-from tttstream.models.masks.kept import alike, drawn, places
+from tttstream.models.masks.kept import alike, drawn, places, whole
 from tttstream.models.masks.networks import Residual, resized
 from tttstream.models.masks.propagator import SURE, MaskOutput, ObjectState, Propagator, together
 
@@ -24,6 +24,7 @@ FINE = 4  # pixels along the side of what contours are drawn in
 SHARES = (0.6, 1.0, 0.7)  # of the maps at these strides in the keys before training
 TURNS = 1 << 20  # a whole number that float32 holds exactly
 STEEP = 40.0  # log-odds that are lost for each short side of distance
+PART = 0.36  # of `edge` and `keep` count where a part of a frame is seen: more of it is the object's
 MARGIN = 0.45  # tokens of a found mask whose share is nearer to a half than this are not kept
 
 
@@ -82,12 +83,15 @@ class TargetConfig:
 
 class Maps(NamedTuple):
     """Features of n frames. quarter [n, C, H/4, W/4], eighth [n, C', H/8, W/8]: features for contours. keys [n, N, D]
-    of length 1 and basis [n, N, 1 + hidden], for each token of the grid of an eighth."""
+    of length 1 and basis [n, N, 1 + hidden], for each token of the grid of an eighth. view [n, 4]: what is seen of the
+    frame, see Propagator; part bool [n]: it is not the whole one."""
 
     quarter: Tensor
     eighth: Tensor
     keys: Tensor
     basis: Tensor
+    view: Tensor
+    part: Tensor
 
 
 class _TargetFields(NamedTuple):
@@ -143,6 +147,8 @@ class TargetModel(Propagator[TargetState]):
     CONFIG = TargetConfig
     USE = "track VIDEO --first-mask MASK.png"
     CELL = CELL
+    VIEWS = True
+    FITS = True
     SETTINGS = (
         "inside",
         "outside",
@@ -211,15 +217,20 @@ class TargetModel(Propagator[TargetState]):
         every = (keys, keys, keys, grams, grams, moments, moments, (), (4,), (), ())
         return TargetState._make(zeros(*shape) for shape in every)
 
-    def encoded(self, frames: Tensor, offset: Tensor | None = None) -> Maps:
+    def encoded(self, frames: Tensor, offset: Tensor | None = None, view: Tensor | None = None) -> Maps:
         """Features of frames [n, 3, H, W] in 0..1."""
-        return self.seen(*self.encoder(frames))
+        part = torch.full((len(frames),), view is not None, device=frames.device)
+        if view is None:
+            kind = torch.float64 if self.dtype == torch.float64 else torch.float32
+            view = torch.tensor(whole(*frames.shape[-2:]), dtype=kind, device=frames.device).expand(len(frames), -1)
+        quarter, eighth, sixteenth = self.encoder(frames)
+        return self.seen(quarter, eighth, sixteenth, view, part)
 
     def compared(self, frames: Tensor) -> Tensor:
         """See Propagator."""
         return torch.cat([self.encoded(frame[None]).keys for frame in frames])
 
-    def seen(self, quarter: Tensor, eighth: Tensor, sixteenth: Tensor) -> Maps:
+    def seen(self, quarter: Tensor, eighth: Tensor, sixteenth: Tensor, view: Tensor, part: Tensor) -> Maps:
         """The same from the encoder's maps."""
         x = (self._together(quarter, eighth, sixteenth) - self.centre[:, None, None]) / self.spread[:, None, None]
         every = torch.cat([x, self.trunk(x)], 1)
@@ -227,7 +238,7 @@ class TargetModel(Propagator[TargetState]):
         width = quarter.shape[1]
         fine = (quarter - self.centre[:width, None, None]) / self.spread[:width, None, None]
         keys = F.normalize(self.key(x.flatten(2).mT), dim=2)
-        return Maps(fine, every, keys, torch.cat([torch.ones_like(basis[..., :1]), basis], 2))
+        return Maps(fine, every, keys, torch.cat([torch.ones_like(basis[..., :1]), basis], 2), view, part)
 
     @staticmethod
     def _together(quarter: Tensor, eighth: Tensor, sixteenth: Tensor) -> Tensor:
@@ -249,6 +260,7 @@ class TargetModel(Propagator[TargetState]):
         known = state.seen > 0
         fine, guess, fit = self.found(features, state)
         edge = 0.0 if self.training else self.config.edge
+        edge = edge * torch.where(features.part, PART, 1.0).to(fine)[:, None, None, None]
         kept = edge * self.config.keep
         fine = torch.where(known[..., None, None], fine - edge, -SURE)
         fit = torch.where(given, SURE, torch.where(known, fit, -SURE))
@@ -271,13 +283,13 @@ class TargetModel(Propagator[TargetState]):
         cues = self.cues(features, state)
         fine, fit = self.contour(cues, features.eighth, features.quarter)
         if not self.training:
-            fine = fine - self._far(fine, state)
+            fine = fine - self._far(fine, features.view, state)
         return fine, 3 * cues[:, :, 0], fit
 
-    def _far(self, fine: Tensor, state: TargetState) -> Tensor:
+    def _far(self, fine: Tensor, view: Tensor, state: TargetState) -> Tensor:
         """A penalty on log-odds [B, O, H/4, W/4] that grows with the distance from where the object can be."""
         height, width = fine.shape[-2:]
-        at = places(height, width, state.box)
+        at = places(height, width, view)[:, None]
         outside = torch.maximum(state.box[:, :, None, :2] - at, at - state.box[:, :, None, 2:]).clamp(min=0)
         free = self.config.near + self.config.widen * state.missed
         far = STEEP * (outside.square().sum(3).sqrt() - free[:, :, None]).clamp(min=0)
@@ -290,7 +302,8 @@ class TargetModel(Propagator[TargetState]):
         height, width = features.eighth.shape[-2:]
         kind = state.seen.dtype
         keys, warmth = features.keys.to(kind), self.warmth.exp().to(kind)
-        at, scores = places(height, width, keys), keys.new_zeros(len(keys), state.objects, SCORES, keys.shape[1])
+        at = places(height, width, features.view.to(kind))
+        scores = keys.new_zeros(len(keys), state.objects, SCORES, keys.shape[1])
         if "target" in self.memories:
             basis = features.basis.to(kind)[:, None]
             scores = (basis @ self.target(state)).mT.clamp(-3, 3)
@@ -317,8 +330,8 @@ class TargetModel(Propagator[TargetState]):
         kind, config = state.seen.dtype, self.config
         target, share = self.encoding(told.to(features.keys)).to(kind), F.avg_pool2d(told.to(kind), 2).flatten(2)
         basis = features.basis.to(kind)
-        at = places(features.eighth.shape[-2], features.eighth.shape[-1], features.keys)
-        keys = torch.cat([features.keys, at.expand(len(told), -1, -1)], 2).to(kind)
+        at = places(features.eighth.shape[-2], features.eighth.shape[-1], features.view.to(kind))
+        keys = torch.cat([features.keys.to(kind), at], 2)
         balance = 0.5 * share / share.sum(2, keepdim=True).clamp(min=1)
         balance = balance + 0.5 * (1 - share) / (1 - share).sum(2, keepdim=True).clamp(min=1)
         balance = torch.where(given[..., None], balance, balance * (2 * share - 1).abs())
@@ -342,7 +355,7 @@ class TargetModel(Propagator[TargetState]):
             here(moment, state.given_moment),
             here(torch.zeros_like(moment), later((1 - rate) * state.last_moment + rate * moment, state.last_moment)),
             here(torch.zeros_like(state.learned), (state.learned + goes_on) % TURNS),
-            _where(given | goes_on, _box(at.to(kind), share > 0.5), state.box),
+            _where(given | goes_on, _box(at, share > 0.5), state.box),
             torch.where(given | goes_on, 0.0, (state.missed + 1).clamp(max=TURNS)),
             torch.where(given, 1.0, state.seen),
         )
@@ -368,8 +381,8 @@ def _gram(weights: Tensor, basis: Tensor) -> Tensor:
 
 
 def _box(at: Tensor, inside: Tensor) -> Tensor:
-    """The box [B, O, 4] around those of the places [N, 2] that are inside [B, O, N]."""
-    there = inside[..., None]
+    """The box [B, O, 4] around those of the places [B, N, 2] that are inside [B, O, N]."""
+    there, at = inside[..., None], at[:, None]
     low = torch.where(there, at, torch.inf).amin(2)
     high = torch.where(there, at, -torch.inf).amax(2)
     return torch.cat([low, high], 2).nan_to_num(0.0, 0.0, 0.0)

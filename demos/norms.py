@@ -2,12 +2,16 @@
 
     python demos/revisit.py --only ttt_mlp --rates 2e-3 --seeds 1 --recipe "long lives, long ages" --keep out/revisit
     python demos/norms.py --weights out/revisit/ttt_mlp-0.002-0.pt
+    python demos/norms.py --memory ttt_mlp_longer --weights out/revisit/ttt_mlp_longer-0.002-0.pt --norms 1 --forget \
+        --margins 0.5 0.9 1.2 --out docs/results/margins.md
 
 Nothing is trained here. The measurement is that of long ages in demos/revisit.py: rows leave half of their world for
 4,352 or 16,640 tokens. The norm of the inner model's last layer is fixed. If the norm is larger, an update of the same
 size changes the direction of the weights less, by the square. `forget` is the share of the inner weights' difference
-from their initial values that is removed at the end of each mini-batch. The tables give the error divided by that of
-the mean code, on photographs that are not in the training data.
+from their initial values that is removed at the end of each mini-batch. With a margin, tokens with a smaller error
+change no weight (`Update.margin`). The tables give the error divided by that of
+the mean code, on photographs that are not in the training data: by the number of tokens since the place was last seen,
+and in the first and last eight of 64 worlds of 100 places, 2,048 tokens each.
 """
 
 from __future__ import annotations
@@ -18,16 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from revisit import AGES, LONG, OLD, Walks, build, follow, tiles
+from revisit import AGES, LONG, MEMORIES, OLD, Walks, build, follow, tiles, youth
 from runs import publish
 from tqdm import tqdm
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, help="of ttt_mlp, that demos/revisit.py kept")
+    parser.add_argument("--weights", type=Path, required=True, help="that demos/revisit.py kept")
+    parser.add_argument("--memory", choices=tuple(MEMORIES), default="ttt_mlp", help="whose weights these are")
     parser.add_argument("--norms", type=float, nargs="*", default=[1.0, 1.5, 2.0], help="times the default's")
     parser.add_argument("--forget", type=float, nargs="*", default=[0.0], help="at the default norm")
+    parser.add_argument("--margins", type=float, nargs="*", default=[], help="at the default norm")
     parser.add_argument("--sides", type=int, nargs="+", default=[12, 16], help="of the worlds, in places")
     parser.add_argument("--out", type=Path, default=Path("docs/results/norms.md"))
     args = parser.parse_args()
@@ -35,14 +41,15 @@ def main() -> None:
         parser.error(f"--weights {args.weights}: no such file; demos/revisit.py --keep makes one")
     torch.set_num_threads(1)
     _, held, _ = tiles()
-    network = build("ttt_mlp").eval()
+    network = build(args.memory).eval()
     network.load_state_dict(torch.load(args.weights))
     memory: Any = network.memory
     usual = memory.update
     updates = [usual._replace(max_norm=factor * usual.max_norm) for factor in args.norms]
     updates += [usual._replace(forget=forget) for forget in args.forget]
-    head = ["places", "norm", "forget", *(f"age ≥ {age}" for age in AGES)]
-    lines = ["# Norm and forgetting", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
+    updates += [usual._replace(margin=margin) for margin in args.margins]
+    head = ["places", "norm", "forget", "margin", *(f"age ≥ {age}" for age in AGES)]
+    lines = ["# Norm, forgetting and margin", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
     lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     spans = [span for span, rows in OLD.items() for _ in range(rows)]
     jobs = [(side, update) for side in args.sides for update in updates]
@@ -52,10 +59,22 @@ def main() -> None:
         cells = [
             f"{value:.3f}{'' if count >= 500 else f' ({count})'}" if count else "" for value, count in ages.values()
         ]
-        about = [side * side, f"{update.max_norm / usual.max_norm:.1f} times", f"{update.forget:g}"]
+        about = [
+            side * side,
+            f"{update.max_norm / usual.max_norm:.1f} times",
+            f"{update.forget:g}",
+            f"{update.margin:g}",
+        ]
         lines.append("| " + " | ".join(map(str, [*about, *cells])) + " |")
-    lines += ["", f"(n): under 500 visits. {LONG} tokens, {len(spans)} rows, one seed, no training; "]
-    lines[-1] += f"{time.strftime('%Y-%m-%d')}. Made by `python demos/norms.py`."
+    lines += ["", "| norm | forget | margin | first eight worlds | last eight |", "| --- | --- | --- | --- | --- |"]
+    for update in tqdm(updates, "worlds", disable=None):
+        memory._update = update
+        worlds = youth(network, held, 64)
+        about = [f"{update.max_norm / usual.max_norm:.1f} times", f"{update.forget:g}", f"{update.margin:g}"]
+        ends = [f"{sum(part) / 8:.3f}" for part in (worlds[:8], worlds[-8:])]
+        lines.append("| " + " | ".join([*about, *ends]) + " |")
+    lines += ["", f"(n): under 500 visits. {LONG} tokens, {len(spans)} rows, one seed, no training; weights of "]
+    lines[-1] += f"`{args.memory}`; {time.strftime('%Y-%m-%d')}. Made by `python demos/norms.py`."
     publish(lines, args.out)
 
 

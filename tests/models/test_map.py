@@ -143,6 +143,20 @@ def test_imagine_learns_nothing_and_answers_as_a_question_does(memory: str) -> N
     torch.testing.assert_close(one.codes[:, 0], answers.codes[:, 5])
 
 
+@pytest.mark.parametrize("name", ["delta", "gated_delta", "mesa", "window"])
+def test_other_memories_have_the_same_views(name: str) -> None:
+    torch.manual_seed(0)
+    options = {} if name == "window" else {"conv": 0}
+    memory = PlaceMemory(4, 6, where=8, what=4, memory=name, heads=2, options=options).double()
+    what, where, ask = (torch.randn(1, 20, n, dtype=torch.float64) for n in (4, 6, 6))
+    _, state = memory(what, where, ask)
+    _, other = memory(what, where, torch.randn_like(ask))
+    moved = memory(what, torch.randn_like(where), ask)[1]
+    held, same, changed = (part.tensors()[0] for part in (state, other, moved))
+    assert torch.equal(held, same)  # the question changes nothing of what is stored
+    assert not torch.allclose(held, changed)
+
+
 def test_the_views_come_from_their_parts_alone() -> None:
     torch.manual_seed(0)
     memory = PlaceMemory(4, 6, where=8, what=4, heads=2, options={"rotary": False}).double()

@@ -102,6 +102,11 @@ class _Attention(Memory):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
+    @property
+    def views(self) -> nn.Linear | None:
+        """See `Memory`."""
+        return self.qkv
+
     def _empty(self, batch: int, slots: int) -> Any:
         """A cache of `slots` empty slots."""
         shape = (batch, slots, self.heads, self.dim // self.heads)

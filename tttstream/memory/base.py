@@ -30,6 +30,11 @@ class Memory(nn.Module):
     state_type: type[State] = State
     dim: int
 
+    @property
+    def views(self) -> nn.Linear | None:
+        """The projection of a token to q, k and v, [dim] to [3 * dim] in this order; None for memories without one."""
+        return None
+
     def init_state(self, batch: int) -> State:
         """A fresh state of `batch` rows: zeros, on the parameters' device, float32 (float64 where they are float64)."""
         raise NotImplementedError(f"{type(self).__name__} must define init_state")

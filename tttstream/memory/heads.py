@@ -69,7 +69,7 @@ class MixedHeads(Delta):
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
         """See `MatrixMemory`."""
-        q, k, v, window = self.views(seen)
+        q, k, v, window = self.projected(seen)
         adding, steady = self.adding, self.heads - self.fading
         size = self.step_size(seen.x)
         size = torch.cat([size[:, :, :adding] / self.reach, size[:, :, adding:]], 2)

@@ -152,7 +152,12 @@ class Additive(MatrixMemory):
         self.conv = ShortConv(3 * dim, conv, views=1) if conv else None
         self.out = linear(dim, dim)
 
-    def views(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    @property
+    def views(self) -> nn.Linear | None:
+        """See `Memory`."""
+        return self.project
+
+    def projected(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k (of length 1) and v [B, T, H, D], and the next window."""
         projected, window = convolved(self.conv, self.project(seen.x), seen)
         q, k, v = projected.unflatten(-1, (3, self.heads, -1)).unbind(2)
@@ -160,7 +165,7 @@ class Additive(MatrixMemory):
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
         """See `MatrixMemory`."""
-        q, k, v, window = self.views(seen)
+        q, k, v, window = self.projected(seen)
         return Token(q, k, v), None, window
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
@@ -197,7 +202,7 @@ class Delta(Additive):
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
         """See `MatrixMemory`."""
-        q, k, v, window = self.views(seen)
+        q, k, v, window = self.projected(seen)
         return Token(q, self.step_size(seen.x) * k, v, read=k), None, window
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:

@@ -47,7 +47,7 @@ class Mesa(Additive):
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
         """See `MatrixMemory`."""
-        q, k, v, window = self.views(seen)
+        q, k, v, window = self.projected(seen)
         weight = torch.sigmoid(self.rate(seen.x).to(k.dtype))[..., None]
         both = torch.cat([v.to(k.dtype), k], -1)
         return Token(q, weight * k, both, self.decay(seen.x).to(self.state_dtype)), None, window

@@ -80,7 +80,7 @@ class Slots(Delta):
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
         """See `MatrixMemory`. In place of what the delta rule reads, `read` is beta [B, T, H, 1]."""
-        q, k, v, window = self.views(seen)
+        q, k, v, window = self.projected(seen)
         return Token(q, k, v, read=self.step_size(seen.x)), None, window
 
     def run(

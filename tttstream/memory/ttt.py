@@ -164,6 +164,11 @@ class TTTLayer(Memory):
         )
 
     @property
+    def views(self) -> nn.Linear | None:
+        """See `Memory`. A convolution makes q and k of one shared projection."""
+        return self.project if self.conv is None else None
+
+    @property
     def update(self) -> Update:
         """The inner optimiser, its tensors as they stand."""
         return self._update._replace(**{name: getattr(self, name) for name in self._numbers})

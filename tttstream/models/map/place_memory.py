@@ -30,10 +30,10 @@ class _Parts(nn.Module):
 class PlaceMemory(nn.Module):
     """A memory of codes by place. Every token tells what is where, and asks what is elsewhere.
 
-    A token is [where it is | where it asks | what is here]. In a TTT memory the training view k comes from the first
-    part alone, the test view q from the second, the label view v from the third, and k and q begin with the same
-    projection, so that from the first step on a question meets what was learned at its place. Other memories get the
-    same tokens.
+    A token is [where it is | where it asks | what is here]. In a memory with a projection to q, k and v
+    (`Memory.views`) the key k comes from the first part alone, the query q from the second, the value v from the third,
+    learning rate and decay from the first and the third. k and q begin with the same projection, so that from the first step
+    on a question meets what was learned at its place. Other memories get the same tokens.
 
     codes: width of what. features: of where. where, what: widths of the parts. memory, heads, options: see
     `tttstream.memory.build`.
@@ -67,21 +67,23 @@ class PlaceMemory(nn.Module):
         with torch.no_grad():
             last.weight.mul_(KEYS)
             nn.init.normal_(self.what.weight, std=codes**-0.5)
-        if isinstance(self.memory, TTTLayer):
-            self._part(self.memory)
+        if self.memory.views is not None:
+            self._part(self.memory.views, dim)
 
-    def _part(self, layer: TTTLayer) -> None:
-        """Give each view of the layer its part of the token."""
+    def _part(self, views: nn.Linear, dim: int) -> None:
+        """Restrict each view, the learning rate and the decay to their parts of the token."""
         at, ask, what = torch.eye(3).repeat_interleave(torch.tensor(self.parts), dim=1)
-        views = torch.stack([ask, at, what]).repeat_interleave(layer.dim, dim=0)
+        mask = torch.stack([ask, at, what]).repeat_interleave(dim, dim=0)
         with torch.no_grad():
-            where, told = self.parts[0], self.parts[2]
-            same = torch.randn(layer.dim, where) * where**-0.5
-            layer.project.weight[: layer.dim, where : 2 * where] = same
-            layer.project.weight[layer.dim : 2 * layer.dim, :where] = same
-            layer.project.weight[2 * layer.dim :, 2 * where :] = torch.randn(layer.dim, told) * told**-0.5
-        parametrize.register_parametrization(layer.project, "weight", _Parts(views))
-        parametrize.register_parametrization(layer.rate, "weight", _Parts(at + what))
+            where, width = self.parts[0], self.parts[2]
+            same = torch.randn(dim, where) * where**-0.5
+            views.weight[:dim, where : 2 * where] = same
+            views.weight[dim : 2 * dim, :where] = same
+            views.weight[2 * dim :, 2 * where :] = torch.randn(dim, width) * width**-0.5
+        parametrize.register_parametrization(views, "weight", _Parts(mask))
+        rates = [part for name, part in self.memory.named_modules() if name in ("rate", "decay.rate")]
+        for rate in rates:
+            parametrize.register_parametrization(rate, "weight", _Parts(at + what))
 
     def init_state(self, batch: int) -> Any:
         """A fresh state of `batch` rows, all zeros."""

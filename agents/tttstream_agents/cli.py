@@ -176,6 +176,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 def _train(args: argparse.Namespace) -> int:
     from tttstream_agents.checkpoint import read_config
+    from tttstream_agents.logs import NO_EPISODE
     from tttstream_agents.train import train
 
     values = read(args.config) if args.config else {}
@@ -187,7 +188,8 @@ def _train(args: argparse.Namespace) -> int:
         tensorboard=not args.no_tensorboard,
     )  # fmt: skip
     end = "done" if summary["finished"] else "stopped; --resume goes on"
-    print(f"{end}: {summary['steps']} steps, return {summary['return']:.3f} over the last episodes, in {args.out}")
+    returned = f"return {summary['return']:.3f} over the last episodes" if summary["episodes"] else NO_EPISODE
+    print(f"{end}: {summary['steps']} steps, {returned}, in {args.out}")
     return 0
 
 

@@ -16,6 +16,7 @@ from tttstream.io.outputs import TextFile, saving
 from tttstream_agents.errors import TrainingError
 
 Row = dict[str, float]
+NO_EPISODE = "no episode has ended yet"
 
 
 def read_csv(path: Path) -> list[Row]:
@@ -73,7 +74,8 @@ class Logs:
             for name, number in row.items():
                 if math.isfinite(number):
                     self._board.add_scalar(name, number, int(row["steps"]))
-        text = f"return {row['return']:.3f}, length {row['length']:.0f}"
+        ended = not math.isnan(row["return"])
+        text = f"return {row['return']:.3f}, length {row['length']:.0f}" if ended else NO_EPISODE
         if not math.isnan(row["entropy"]):
             text += f", entropy {row['entropy']:.2f}"
         if self._bar is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -122,3 +123,59 @@ def test_every_environment_of_the_queue_can_be_made(bench: object) -> None:
 
     for name, arguments in bench.ENVS.values():  # type: ignore[attr-defined]
         make(name, env_args=arguments).close()
+
+
+@pytest.mark.parametrize("back", [0, 2])
+def test_labels_of_lanes_against_a_loop(root: Path, monkeypatch: pytest.MonkeyPatch, back: int) -> None:
+    monkeypatch.syspath_prepend(str(root / "agents" / "bench"))
+    import hold  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    lanes = hold.Lanes(3, hold.Variant("gru", back=back, low=4, high=9))
+    pieces = [lanes.segment(20) for _ in range(3)]
+    cards, starts, labels = (torch.cat(part).tolist() for part in zip(*pieces, strict=True))
+    for row in range(3):
+        episode: list[int] = []
+        lengths = []
+        for t in range(60):
+            if starts[t][row]:
+                lengths.append(len(episode))
+                episode = []
+            episode.append(cards[t][row])
+            place = len(episode) - 1 - back if back else 0
+            known = len(episode) > max(back, 1)
+            assert labels[t][row] == (episode[place] if known else -1)
+        assert all(4 <= length <= 9 for length in lengths[1:])
+        assert len(set(lengths[1:])) > 1
+    endless = hold.Lanes(2, hold.Variant("gru", back=back), endless=True).segment(200)[1]
+    assert endless.sum().item() == 2
+    assert endless[0].all()
+
+
+def test_probes_are_taken_up_column_by_column(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is in the file is not run again; what is missing is, a few memories at a time, gated ones apart."""
+    monkeypatch.syspath_prepend(str(root / "agents" / "bench"))
+    import probes  # type: ignore[import-not-found]
+
+    calls: list[tuple[tuple[str, ...], bool]] = []
+
+    def probe(_: object, *, memories: list[str], gate: bool, **__: object) -> dict[str, object]:
+        calls.append((tuple(memories), gate))
+        scores = [{"memory": name, "accuracy": 0.5, "parameters": 1} for name in memories]
+        return {"chance": {"accuracy": 0.25}, "scores": scores}
+
+    monkeypatch.setattr(probes, "probe", probe)
+    monkeypatch.setattr(probes, "GATED", ("gru",))
+    words = ["probes.py", f"--docs={tmp_path}", "--envs", "Revisit-4x4"]
+    monkeypatch.setattr("sys.argv", [*words, "--minutes=0"])
+    assert probes.main() == 0
+    assert not calls
+    monkeypatch.setattr("sys.argv", words)
+    assert probes.main() == 0
+    assert [name for names, gate in calls if not gate for name in names] == list(probes.MEMORIES)
+    assert max(len(names) for names, _ in calls) == probes.AT_ONCE
+    assert calls[-1] == (("gru",), True)
+    seen = len(calls)
+    assert probes.main() == 0
+    assert len(calls) == seen
+    assert "| Revisit-4x4 | 0.250 |" + " 0.500 |" * (len(probes.MEMORIES) + 1) in (tmp_path / "probe.md").read_text()

@@ -198,3 +198,11 @@ def test_help_says_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in ("--memory", "--gae-lambda", "--no-previous-action", "--stop-return", "--autoreset"):
         assert name in text
+
+
+def test_a_run_in_which_no_episode_ended_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--env=tttstream/RepeatFirst-v0", "--memory=mlp", "--dim=8", "--heads=1", "--n-envs=2"]
+    sizes = ["--rollout=4", "--minibatch=4", "--epochs=1", "--steps=8", "--quiet", "--no-tensorboard"]
+    assert main([*words, *sizes, f"--out={tmp_path / 'run'}"]) == 0
+    assert "done: 8 steps, no episode has ended yet, in" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["return"] is None

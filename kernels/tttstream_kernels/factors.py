@@ -96,7 +96,7 @@ class Unfinished:
         """The next mini-batch. This one is full."""
         flat = self.flat.clone()
         weights, turned = self.inner.split(flat, self.width), [x.mT for x in self._inputs]
-        self.rule(update, start).step(weights, turned, self.steps, (), tau)
+        self.rule(update, start).step(weights, ((), ()), turned, self.steps, (), tau, in_place=True)
         return Unfinished(self.inner, self.width, self.tokens, start, flat.sub_(start), self)
 
 

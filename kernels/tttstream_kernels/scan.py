@@ -16,7 +16,6 @@ from tttstream_kernels.chunks import Chunk, Packed, Scanned, Seed, Settings, loo
 from tttstream_kernels.chunks_backward import Backward
 from tttstream_kernels.inner import Dense
 from tttstream_kernels.plan import Ragged, Uniform
-from tttstream_kernels.prefill import covers, plain, prefill
 from tttstream_kernels.update import Rule
 
 
@@ -31,12 +30,10 @@ def scan(
     return_loss: bool,
 ) -> Scanned:
     """Run all mini-batches of a call. lost [S, 1, 1]: NaN for blocks with a token that is not finite."""
-    settings = Settings(inner, [pieces * heads for pieces in cut.waves], cut, heads, return_loss)
-    if not torch.is_grad_enabled():
-        if covers(rule, lost):
-            return prefill(settings, packed, seed, rule)
-        return loop(settings, packed, seed, rule, lost, None)
-    if lost is None and plain(rule.update) and not rule.update.has_margin:
+    sizes = [pieces * heads for pieces in cut.waves]
+    whole = all(cut.complete(chunk) is True for chunk in range(len(sizes)))
+    settings = Settings(inner, sizes, cut, heads, return_loss, whole)
+    if torch.is_grad_enabled() and lost is None and rule.update.plain and not rule.update.has_margin:
         return _Scan.run(settings, packed, seed, rule)
     return loop(settings, packed, seed, rule, lost, None)
 

@@ -93,6 +93,11 @@ class Update(_Fields):
         return self.step == "normalised"
 
     @property
+    def plain(self) -> bool:
+        """Whether the step is the plain one, and only forgetting and the last layer's norm come after it."""
+        return not (self.has_momentum or self.columns or self.normalised or self.direction is not None)
+
+    @property
     def has_moment(self) -> bool:
         """Whether the state holds a second moment."""
         return self.direction is not None and self.direction.second
@@ -184,30 +189,56 @@ class Rule(NamedTuple):
         return scale if self.update.restore else scale.clamp(max=1.0)
 
     def step(
-        self, weights: Weights, inputs: Sequence[Tensor], steps: Sequence[Tensor], grad_sum: Weights, tau: float
-    ) -> None:
-        """The weights with which the next mini-batch begins (equation 9), in place; without momentum and `columns`.
+        self,
+        weights: Weights,
+        carried: Sequence[Weights],
+        inputs: Sequence[Tensor],
+        steps: Sequence[Tensor],
+        grad_sum: Weights,
+        tau: float | Tensor,
+        nan: Tensor | None = None,
+        in_place: bool = False,
+    ) -> Stepped:
+        """The end of a mini-batch (equation 9).
 
-        inputs transposed [R, rows, K] and steps [R, K, columns] of all its tokens but those in `grad_sum`. If `forget`
-        is a number, the product that makes the step also applies it.
+        carried: momentum and second moment, empty for none. inputs: transposed [R, rows, K], steps: [R, K, columns], of
+        all its tokens but those in `grad_sum`. tau: scale of its last token, a number or [R, 1, 1]. nan: [R, 1, 1], NaN
+        for cells with a token that is not finite. Where `forget` and tau are numbers, the product that makes the step
+        also applies `forget`.
         """
-        stay = 1.0 if isinstance(self.forget, Tensor) else 1.0 - self.forget
-        for n, (weight, x, step) in enumerate(zip(weights, inputs, steps, strict=True)):
-            if grad_sum:
-                weight.add_(grad_sum[n], alpha=-tau)
-            weight.baddbmm_(x, step, beta=stay, alpha=-stay * tau)
-            if stay != 1.0:
-                weight.add_(self.start[n], alpha=1.0 - stay)
-        if isinstance(self.forget, Tensor):
-            self.mixed(weights, in_place=True)
-        scale = self.scale(weights[-1])
-        if scale is not None:
-            weights[-1].mul_(scale)
+        fused = False
+        if carried[0] or self.update.direction is not None:
+            step = tuple(tau * s for s in gradient_sums(inputs, steps, grad_sum, nan))
+            stepped, *carried = self.stepped(weights, step, *carried)
+        else:
+            forget = 0.0 if isinstance(self.forget, Tensor) else self.forget
+            fused = nan is None and forget is self.forget and not isinstance(tau, Tensor)
+            stay = 1.0 - forget if fused else 1.0
+            made = []
+            for n, weight in enumerate(weights):
+                if isinstance(tau, Tensor):
+                    if grad_sum:
+                        weight = weight.addcmul(tau, grad_sum[n], value=-1)
+                    weight = torch.baddbmm(weight, inputs[n], tau * steps[n], alpha=-1)
+                else:
+                    out = weight if in_place else None
+                    if grad_sum:
+                        weight = torch.add(weight, grad_sum[n], alpha=-tau, out=out)
+                    weight = torch.baddbmm(weight, inputs[n], steps[n], beta=stay, alpha=-stay * tau, out=out)
+                    if stay != 1.0:
+                        weight = torch.add(weight, self.start[n], alpha=1.0 - stay, out=out)
+                made.append(weight if nan is None else weight + nan)
+            stepped = tuple(made)
+        in_place = in_place or not (torch.is_grad_enabled() or isinstance(self.forget, Tensor))
+        settled, scale = self.settle(stepped, in_place, fused)
+        return Stepped(settled, carried, stepped, scale)
 
-    def settle(self, weights: Weights, in_place: bool = False) -> tuple[Weights, Tensor | None]:
+    def settle(
+        self, weights: Weights, in_place: bool = False, forgotten: bool = False
+    ) -> tuple[Weights, Tensor | None]:
         """The weights with which the next mini-batch starts, from those right after the step, and what the last layer
-        was multiplied with [R, 1, 1], None where its norm is free."""
-        weights = self.mixed(weights, in_place)
+        was multiplied with [R, 1, 1], None where its norm is free. forgotten: `forget` has been applied."""
+        weights = weights if forgotten else self.mixed(weights, in_place)
         scale = self.scale(weights[-1])
         if scale is not None:
             multiply = torch.Tensor.mul_ if in_place else torch.mul
@@ -215,6 +246,26 @@ class Rule(NamedTuple):
         if self.update.columns:
             weights = tuple(w * (_columns(s) / _columns(w)) for w, s in zip(weights, self.start, strict=True))
         return weights, scale
+
+
+class Stepped(NamedTuple):
+    """Weights for the next mini-batch; momentum and second moment; the weights right after the step (overwritten unless
+    there is a graph or `forget` is learned); the scale of the last layer, see `Rule.settle`."""
+
+    weights: Weights
+    carried: Sequence[Weights]
+    before: Weights
+    scale: Tensor | None
+
+
+def gradient_sums(
+    inputs: Sequence[Tensor], steps: Sequence[Tensor], grad_sum: Weights, nan: Tensor | None = None
+) -> Weights:
+    """S of a mini-batch, layer by layer. Arguments as those of `Rule.step`."""
+    sums = tuple(torch.bmm(x, step) for x, step in zip(inputs, steps, strict=True))
+    for more in (grad_sum, () if nan is None else (nan,) * len(sums)):
+        sums = tuple(a + b for a, b in zip(sums, more, strict=True)) if more else sums
+    return sums
 
 
 def per_cell(value: float | Tensor, like: Tensor) -> float | Tensor:

@@ -18,8 +18,8 @@ from tttstream_kernels.mlp_token_triton import (
     last_bias,
     last_layer,
     load_units,
-    stepped,
-    stepped_bias,
+    replay,
+    slot_of_weights,
     store_units,
 )
 from tttstream_kernels.norm_triton import gelu, gelu_bend, gelu_slope, gradient_backward, standardise, through
@@ -33,73 +33,11 @@ from tttstream_kernels.token_parts_triton import (
     first_block,
     is_reset,
     load_tokens,
-    norm_scale,
     row_of,
     slot_of,
     store_tokens,
     tokens_at,
 )
-
-
-@triton.jit
-def _replay(
-    row, learned, cuts, p_reset, p_slots, p_scales, gamma, beta, last_tau, segment, from_block, to_block, span, C
-):
-    """Go through the blocks of a segment again: the weights after every full mini-batch to their slots, and the scales
-    by which the last layer is yet to be multiplied; and the sums where a mini-batch continues in another block."""
-    for n in range(from_block, to_block):
-        block = block_of_row(n, row, cuts, C)
-        begin, end, place = block.begin, block.end, block.place
-        if (end - begin + place) % C.BLOCK == 0:
-            full = end - begin + place == C.K
-            tl.debug_barrier()
-            at = _slot_of_weights(p_reset, begin - place, segment, row, span, C)
-            scale, live = tl.load(p_scales + at), p_slots + at * C.P
-            before = tl.where(n == 0, row.p_sums, p_slots + slot_of(begin, segment, row, span, C) * C.P)
-            at = slot_of(end, segment, row, span, C)
-            new = p_slots + at * C.P
-            keys, target, rate, _good, nan = examples(row, block, C)
-            keys, target = tl.trans(keys), tl.trans(target)
-            lost = tl.sum(tl.where(block.inside, nan, 0.0), axis=0)
-            gradient, _z_hat, _rstd, _error, _u = gradient_of(keys, target, rate, gamma, beta, live, scale, C)
-            squares = 0.0
-            for c in range(0, 4 * C.D, CHUNK):
-                w1, b1, w2 = load_units(live, c, C)
-                z1 = dot(tl.trans(w1), keys, C) + b1[:, None]
-                g1 = scale * dot(w2, gradient, C) * gelu_slope(z1)
-                s1 = dot(keys, tl.trans(g1), C) + lost
-                sb1 = tl.sum(g1, axis=1) + lost
-                s2 = dot(gelu(z1), tl.trans(gradient), C) + lost
-                if place > 0:
-                    s1_old, sb1_old, s2_old = load_units(before, c, C)
-                    s1 += s1_old
-                    sb1 += sb1_old
-                    s2 += s2_old
-                if full:
-                    s1, sb1, s2 = stepped(w1, b1, w2, scale, s1, sb1, s2, last_tau, learned, row, c, C)
-                    squares += everything(s2 * s2)
-                store_units(new, c, s1, sb1, s2, C)
-            sb2 = tl.sum(gradient, axis=1) + lost
-            if place > 0:
-                sb2 += tl.load(last_bias(before, C))
-            b2, old_scale = tl.load(last_bias(live, C)), scale
-            scale = 1.0
-            if full:
-                sb2 = stepped_bias(b2, old_scale, sb2, last_tau, learned, row, C)
-                if learned.p_limit is not None:
-                    scale = norm_scale(squares + tl.sum(sb2 * sb2, axis=0), learned, row, C)
-            tl.store(last_bias(new, C), sb2)
-            tl.store(p_scales + at, scale)
-
-
-@triton.jit
-def _slot_of_weights(p_reset, begin, segment, row, span, C):
-    """The address of the weights with which the mini-batch that begins here starts: its slot, or the last one, which
-    holds the learned start."""
-    at = slot_of(begin, segment, row, span, C)
-    if p_reset is not None:
-        at = tl.where(is_reset(p_reset, row, begin), (span + C.K) // C.BLOCK + 1, at)
-    return at
 
 
 @triton.jit
@@ -157,7 +95,7 @@ def backward(
             at = slot_of(block_of_row(from_block, row, cuts, C).begin, segment, row, span, C)
             copy_weights(p_slots + at * P, results.p_kept + (cell * segments + segment) * P, 1.0, C)
             tl.store(p_scales + at, 1.0)
-            _replay(
+            replay(
                 row, learned, cuts, p_reset, p_slots, p_scales, gamma, beta, last_tau, segment, from_block, to_block,
                 span, C,
             )  # fmt: skip
@@ -169,7 +107,7 @@ def backward(
             tl.debug_barrier()
 
             # the weights, what the keys learn from, and Z of their hidden layer
-            at = _slot_of_weights(p_reset, begin - place, segment, row, span, C)
+            at = slot_of_weights(p_reset, begin - place, segment, row, span, C)
             scale, live = tl.load(p_scales + at), p_slots + at * P
             if BLOCK < K:
                 taus = tl.load(learned.p_tau + place // BLOCK * BLOCK + slots)

@@ -28,8 +28,7 @@ from tttstream_kernels import (
     triton_unavailable,
     ttt,
 )
-from tttstream_kernels.call import Call
-from tttstream_kernels.ops import route, run
+from tttstream_kernels.ops import route
 from tttstream_kernels.testing import TOLERANCE
 
 ROWS, HEADS, WIDTH, K = 2, 2, 8, 4
@@ -251,12 +250,11 @@ def test_the_op_gets_the_type_that_autocast_computes_in(
     """So that kernels multiply in it; rates, weights and state stay float32. The same for a layer in that type."""
     seen: list[tuple[set[torch.dtype], set[torch.dtype]]] = []
 
-    def spy(call: Call, *rest: Any) -> Any:
-        streams, others = (call.q, call.k, call.v), (call.eta, call.start, call.gamma, call.beta)
-        seen.append(({x.dtype for x in streams}, {x.dtype for x in others}))
-        return run(call, *rest)
+    def spy(inner: Inner, *tensors: Tensor, **options: Any) -> Any:
+        seen.append(({x.dtype for x in tensors[:3]}, {x.dtype for x in tensors[3:]}))
+        return ttt(inner, *tensors, **options)
 
-    monkeypatch.setattr("tttstream.memory.ttt.run", spy)
+    monkeypatch.setattr("tttstream.memory.ttt.ttt", spy)
     layer = TTTLayer(16, HEADS, mini_batch=K, **options)
     x = torch.randn(ROWS, 2 * layer.tokens, 16)
     with torch.autocast("cpu", dtype):

@@ -6,11 +6,7 @@ Public names are imported when they are first used, so that `import tttstream` s
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tttstream import _moved
-
 __version__ = "0.2.0"
-
-_moved.install()
 
 if TYPE_CHECKING:
     from tttstream import encoders, errors, inner, interop, map, masks, memory, models, sources, state, streams, views
@@ -73,8 +69,6 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"tttstream.{_MODULE_OF[name]}"), name)
     elif name in __all__:
         value = import_module(f"tttstream.{name}")
-    elif name in _moved.PLACES:
-        return _moved.moved(name, 2)
     else:
         raise AttributeError(f"module 'tttstream' has no attribute {name!r}")
     globals()[name] = value

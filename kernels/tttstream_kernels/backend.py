@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -61,8 +60,7 @@ def choose_backend(
     device: torch.device | str | None = None,
 ) -> Literal["definition", "torch", "triton"]:
     """The backend that a call takes: "auto" is triton on a GPU where a kernel exists, else torch. An explicit
-    "triton" that cannot run raises with the reason. "reference" is a deprecated name of "torch". Arguments as those of
-    `triton_unavailable`."""
+    "triton" that cannot run raises with the reason. Arguments as those of `triton_unavailable`."""
     return chosen_backend(
         backend, inner, causal, device, update=update, width=width, mini_batch=mini_batch, dtype=dtype
     )[0]
@@ -72,9 +70,6 @@ def chosen_backend(
     backend: str, inner: Inner, causal: str | None, device: torch.device | str | None, **call: Any
 ) -> tuple[Literal["definition", "torch", "triton"], str]:
     """The backend that a call takes, and the reason. call: the other arguments of `triton_unavailable`."""
-    if backend == "reference":
-        warnings.warn("backend='reference' is now backend='torch'", DeprecationWarning, stacklevel=2)
-        backend = "torch"
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     if backend in ("definition", "torch"):

@@ -98,45 +98,31 @@ def ttt(
     eta = eta[..., None] if eta.dim() == 3 else eta
     _check(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, reset, lengths)
     check_update(update, inner, q.shape[2])
-    rows, _, heads, width = q.shape
-    fresh = state is None
+    rows, tokens, heads, width = q.shape
+    fresh = state is None  # known to be zero, so nobody need look
     if state is None:
         state = init_state(inner, rows, heads, width, update, causal, start)
     _check_state(state, state_shapes(inner, rows, heads, width, update, causal), start)
     if tau is None and causal == "token":
         tau = 1.0 / torch.arange(1, mini_batch + 1, dtype=state.delta.dtype, device=q.device)
-    call = Call(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, update)
-    return run(call, state, fresh, reset, lengths, return_loss, backend)
-
-
-def run(
-    call: Call,
-    state: InnerState,
-    fresh: bool,
-    reset: Tensor | None,
-    lengths: Tensor | None,
-    return_loss: bool,
-    backend: str,
-) -> tuple[Tensor, InnerState, Loss | None]:
-    """`ttt` behind its door, for a layer whose own door has seen to its arguments: nothing is checked. `fresh` says
-    that the state is known to be zero."""
-    output, dtype = call.q.dtype, state.delta.dtype
+    output, dtype = q.dtype, state.delta.dtype
     state = state._replace(grad_sum=summed(state.grad_sum))
     way = route(
-        backend, call.inner, call.causal, update=call.update, width=call.q.shape[3], mini_batch=call.tokens,
-        dtype=dtype, device=call.q.device, tokens=call.q.shape[1],
+        backend, inner, causal, update=update, width=width, mini_batch=mini_batch, dtype=dtype, device=q.device,
+        tokens=tokens,
     )  # fmt: skip
-    with full_precision(call.q.device.type):
+    call = Call(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, update)
+    with full_precision(q.device.type):
         if way.backend == "triton":
             y, state, loss = _on_triton(call, state, fresh, reset, lengths, return_loss)
             return cast(output, y)[0], state, loss
-        tau = None if call.tau is None else call.tau.to(dtype)
+        tau = None if tau is None else tau.to(dtype)
         q, k, v, eta, start, gamma, beta = cast(dtype, *call[1:8])
-        call = Call(call.inner, q, k, v, eta, start, gamma, beta, call.tokens, call.causal, tau, call.update)
+        call = Call(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, update)
         if way.backend == "definition":
             y, state, loss = definition.ttt(
-                *call[:8], mini_batch=call.tokens, causal=call.causal, tau=tau, state=state, reset=reset,
-                lengths=lengths, update=call.update,
+                *call[:8], mini_batch=mini_batch, causal=causal, tau=tau, state=state, reset=reset,
+                lengths=lengths, update=update,
             )  # fmt: skip
             loss = loss if return_loss else None
         elif way.form == FRAMES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
@@ -24,12 +23,6 @@ class InnerState(NamedTuple):
     grad_sum: Tensor
     momentum: Tensor
     phase: Tensor
-
-    @property
-    def pending(self) -> Tensor:
-        """Deprecated: `grad_sum`."""
-        warnings.warn("InnerState.pending is now InnerState.grad_sum", DeprecationWarning, stacklevel=2)
-        return self.grad_sum
 
     def where(self, mask: Tensor, other: InnerState) -> InnerState:
         """Row by row: this state where mask [B], else `other` (a selection: a NaN does not cross)."""

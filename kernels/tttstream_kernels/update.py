@@ -6,7 +6,6 @@ any partition of a stream gives the same weights.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -20,18 +19,7 @@ Weights = tuple[Tensor, ...]
 """The weights of an inner model, one tensor [R, rows, columns] a layer, R = rows of the batch times heads."""
 
 
-class _Fields(NamedTuple):
-    forget: float | Tensor = 0.0
-    momentum: float | Tensor = 0.0
-    max_norm: float | Tensor | None = None
-    restore: bool = False
-    columns: bool = False
-    step: Literal["plain", "normalised"] = "plain"
-    direction: Direction | None = None
-    margin: float | Tensor = 0.0
-
-
-class Update(_Fields):
+class Update(NamedTuple):
     """The inner optimiser beyond the paper's plain gradient step. Every number may be a tensor [H], and be learned.
 
     forget: weight decay towards the learned start: the share of the difference from it that is lost at each mini-batch
@@ -49,38 +37,19 @@ class Update(_Fields):
         its head; 0 is the paper's loss. A token with an error below m changes no weight, so tokens that are known do
         not overwrite others. This is the epsilon-insensitive loss of passive-aggressive learning (Crammer et al.,
         JMLR 2006), squared. The loss that calls return stays the paper's.
-    longest: deprecated, `max_norm`.
 
     Why the norm: f ends in a layer normalisation, so the loss does not depend on the last layer's scale; its gradient
     stands at a right angle to (W, b), every step makes them longer, and the effective learning rate falls as 1/|W|^2.
     """
 
-    __slots__ = ()
-
-    def __new__(
-        cls,
-        forget: float | Tensor = 0.0,
-        momentum: float | Tensor = 0.0,
-        max_norm: float | Tensor | None = None,
-        restore: bool = False,
-        columns: bool = False,
-        step: Literal["plain", "normalised"] = "plain",
-        direction: Direction | None = None,
-        margin: float | Tensor = 0.0,
-        *,
-        longest: float | Tensor | None = None,
-    ) -> Update:
-        """See the class."""
-        if longest is not None:
-            warnings.warn("Update(longest=...) is now Update(max_norm=...)", DeprecationWarning, stacklevel=2)
-            max_norm = longest
-        return super().__new__(cls, forget, momentum, max_norm, restore, columns, step, direction, margin)
-
-    @property
-    def longest(self) -> float | Tensor | None:
-        """Deprecated: `max_norm`."""
-        warnings.warn("Update.longest is now Update.max_norm", DeprecationWarning, stacklevel=2)
-        return self.max_norm
+    forget: float | Tensor = 0.0
+    momentum: float | Tensor = 0.0
+    max_norm: float | Tensor | None = None
+    restore: bool = False
+    columns: bool = False
+    step: Literal["plain", "normalised"] = "plain"
+    direction: Direction | None = None
+    margin: float | Tensor = 0.0
 
     @property
     def has_momentum(self) -> bool:

@@ -269,19 +269,11 @@ def test_frames_and_boxes_that_cannot_be_read(
     assert "expected FRAME:" in capsys.readouterr().err
 
 
-def test_watch_still_follows_masks_and_points_to_track(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mask, frames = ["--first-mask", str(work / "grey.png"), "--out", str(work / "out")], str(work / "frames")
-    words = ["--model", str(work / "model"), *mask]
-    assert main(["watch", frames, *words, "--max-frames", "2", "--no-overlay"]) == 0
-    assert "are now for `tttstream track`" in capsys.readouterr().err
-    assert sorted(path.name for path in (work / "out").iterdir()) == ["frames.jsonl", "masks", "summary.json"]
-    assert main(["watch", frames, *mask]) == 2
-    assert "--first-mask belongs to `tttstream track`" in capsys.readouterr().err
-    assert main(["watch", frames, frames, *words]) == 2
-    assert "2 came" in capsys.readouterr().err
-    for option in ("--embeddings", "--carry"):
-        assert main(["watch", frames, *words, option]) == 2
-        assert "leave it out" in capsys.readouterr().err
+def test_watch_points_to_track(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", str(work / "model"), "--out", str(work / "out")]
+    assert main(["watch", str(work / "frames"), *words]) == 2
+    assert "is a model of masks: use `tttstream track`" in capsys.readouterr().err
+    assert not (work / "out").exists()
 
 
 def test_a_model_of_frames_follows_no_mask(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

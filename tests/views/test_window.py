@@ -234,10 +234,3 @@ def test_the_screenshot_in_the_documentation_is_one(root: Path) -> None:
     with Image.open(root / "docs" / "webcam.png") as picture:
         assert picture.width >= 480
         assert np.asarray(picture.convert("RGB")).std() > 20
-
-
-def test_the_old_name_of_the_viewer_warns() -> None:
-    from tttstream.views import window
-
-    with pytest.warns(DeprecationWarning, match="Window is now Viewer"):
-        assert window.Window is window.Viewer

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
     """Follow the objects through one source; returns the exit code."""
-    files, boxes = masks_of(args), getattr(args, "box", None) or []
+    files, boxes = masks_of(args), args.box or []
     if not files and not boxes and args.load_state is None:
         raise ConfigError(
             "which objects? Give --first-mask FILE, an image as large as the first frame, or --box 0:x,y,w,h"
@@ -128,7 +128,7 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
 def masks_of(args: argparse.Namespace) -> list[tuple[int, Path]]:
     """The files of masks and their frames, --first-mask among them."""
     first = [] if args.first_mask is None else [(0, args.first_mask)]
-    return [*first, *(getattr(args, "mask", None) or [])]
+    return [*first, *(args.mask or [])]
 
 
 def start(
@@ -143,7 +143,7 @@ def start(
     given = Given.read(files, boxes) if files or boxes else None
     if args.load_state is None:
         assert given is not None
-        stream = MaskStream(model, objects=len(given.numbers), size=args.size, crop=getattr(args, "crop", None))
+        stream = MaskStream(model, objects=len(given.numbers), size=args.size, crop=args.crop)
         stream.numbers = given.numbers
     else:
         stream = MaskStream(model, size=args.size)

@@ -65,9 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame (slower)")
     add("--carry", action="store_true", help="carry the memory on from one source to the next")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: auto)")
-    backends = ("auto", "definition", "torch", "triton", "reference")
+    backends = ("auto", "definition", "torch", "triton")
     add("--backend", default="auto", choices=backends, help="of the memory (default: auto)")
-    add("--first-mask", metavar="FILE", type=arguments.path, help=argparse.SUPPRESS)  # of 0.1: now of `track`
 
 
 def folder_names(specs: list[str]) -> list[str]:
@@ -104,10 +103,6 @@ def run(args: argparse.Namespace) -> int:
     if args.poses is not None and len(specs) > 1:
         raise ConfigError(f"--poses belongs to one source, {len(specs)} came: run them one by one")
     model = loaded(args)
-    if of_masks(model, args, specs):
-        from tttstream.cli.track import track
-
-        return track(args, specs[0], out)
     summaries: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     with ExitStack() as stack:
@@ -147,27 +142,13 @@ def loaded(args: argparse.Namespace) -> Any:
     return models.load(args.model, seed=args.seed, size=size)
 
 
-def of_masks(model: Any, args: argparse.Namespace, specs: list[str]) -> bool:
-    """Whether this is a mask model. `watch` still takes these in this release."""
-    from tttstream.models.masks import Propagator
-
-    if not isinstance(model, Propagator):
-        if args.first_mask is not None:
-            raise ConfigError("--first-mask belongs to `tttstream track`")
-        return False
-    print("tttstream: models of masks are now for `tttstream track`; `watch` takes them until 0.3", file=sys.stderr)
-    if len(specs) > 1:
-        raise ConfigError(f"--first-mask belongs to one source, {len(specs)} came: run them one by one")
-    for option in ("embeddings", "carry"):
-        if getattr(args, option):
-            raise ConfigError(f"--{option} is for models of surprise, not for masks: leave it out")
-    return True
-
-
 def make_stream(model: Any, args: argparse.Namespace) -> Session:
     """The stream around a model, as the options say."""
+    from tttstream.models.masks import Propagator
     from tttstream.streams import kind_for
 
+    if isinstance(model, Propagator):
+        raise ConfigError(f"{args.model} is a model of masks: use `tttstream track`")
     kind: Any = kind_for(model)
     if args.embeddings and not kind.EMBEDS:
         raise ConfigError(f"--embeddings: a {type(model).__name__} has none, leave it out")

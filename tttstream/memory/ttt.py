@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, overload
 
@@ -17,9 +16,8 @@ from tttstream.memory.positions import Constant, Rotary, ShortConv, positions
 from tttstream.memory.step import step, suits, traced
 from tttstream.memory.tasks import Task, make_task
 from tttstream.state import State
-from tttstream_kernels import EPS, InnerState, Loss, Update, read
-from tttstream_kernels.call import Call
-from tttstream_kernels.ops import check_frames, check_update, run, state_shapes
+from tttstream_kernels import EPS, InnerState, Loss, Update, read, ttt
+from tttstream_kernels.ops import check_frames, check_update, state_shapes
 from tttstream_kernels.precision import cast
 
 
@@ -40,12 +38,6 @@ class TTTState(State, _TTTFields):
     """
 
     __slots__ = ()
-
-    @property
-    def pending(self) -> Tensor:
-        """Deprecated: `grad_sum`."""
-        warnings.warn("TTTState.pending is now TTTState.grad_sum", DeprecationWarning, stacklevel=2)
-        return self.grad_sum
 
 
 class TTTLayer(Memory):
@@ -249,8 +241,6 @@ class TTTLayer(Memory):
             x = torch.where(inside, x, 0.0)
         phase = None if fresh and reset is None else state.phase
         q, k, v, learned, window = self._views(x, state, phase, reset, lengths)
-        if self.causal == "frame":
-            check_frames(x.shape[1], self.tokens, reset, lengths)
         tau, old = self.tau(), InnerState(*tuple(state)[:4])
         loss: Loss | None
         if learn:
@@ -258,12 +248,16 @@ class TTTLayer(Memory):
             rate = rate.view(*x.shape[:2], self.heads, -1)
             if learned is not None:
                 rate = torch.where(learned[..., None, None], rate, 0.0)
-            weights = self.start, self.gamma, self.beta
             update = self.update if self._numbers else self._update
-            call = Call(self.inner, q, k, v, rate, *weights, self.tokens, self.causal, tau, update)
-            z, inner, loss = run(call, old, fresh, reset, lengths, return_loss, self.backend)
+            z, inner, loss = ttt(
+                self.inner, q, k, v, rate, self.start, self.gamma, self.beta, mini_batch=self.tokens,
+                causal=self.causal, tau=tau, state=None if fresh else old, reset=reset, lengths=lengths, update=update,
+                return_loss=return_loss, backend=self.backend,
+            )  # fmt: skip
             state = TTTState(*inner, window)
         else:
+            if self.causal == "frame":
+                check_frames(x.shape[1], self.tokens, reset, lengths)
             z, loss = read(
                 self.inner, q, k, v, self.start, self.gamma, self.beta, state=old,
                 mini_batch=self.tokens, causal=self.causal, tau=tau, reset=reset, update=self.update,

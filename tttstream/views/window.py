@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -131,10 +130,3 @@ class Viewer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def __getattr__(name: str) -> type[Viewer]:
-    if name != "Window":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn("tttstream.views.window.Window is now Viewer; the old name goes in 0.3", DeprecationWarning, 2)
-    return Viewer

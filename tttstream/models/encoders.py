@@ -1,0 +1,9 @@
+"""The old name of `tttstream.encoders`. It warns, and goes in 0.4."""
+
+import sys
+import warnings
+
+from tttstream import encoders
+
+warnings.warn("tttstream.models.encoders is now tttstream.encoders; it goes in 0.4", DeprecationWarning, stacklevel=2)
+sys.modules[__name__] = encoders

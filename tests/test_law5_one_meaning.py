@@ -28,7 +28,7 @@ from tttstream_kernels import (
     triton_unavailable,
     ttt,
 )
-from tttstream_kernels.ops import route
+from tttstream_kernels.backend import route
 from tttstream_kernels.testing import TOLERANCE
 
 ROWS, HEADS, WIDTH, K = 2, 2, 8, 4

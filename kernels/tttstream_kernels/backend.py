@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from tttstream_kernels.errors import BackendError, ConfigError
 from tttstream_kernels.inner import Inner
 from tttstream_kernels.update import Update
+
+_LOG = logging.getLogger("tttstream_kernels")
 
 Backend = Literal["auto", "definition", "torch", "triton"]
 BACKENDS: tuple[Backend, ...] = ("auto", "definition", "torch", "triton")
@@ -48,28 +51,59 @@ def triton_unavailable(
     return missing if missing is not None else _cannot_run(torch.device(device), width)
 
 
-def choose_backend(
+FRAMES, CHUNKS, STEP = "frame by frame", "mini-batch by mini-batch", "one token"
+
+
+class Route(NamedTuple):
+    """How a call runs: its backend and why; form: for torch which of its loops, else the backend's own."""
+
+    backend: Literal["definition", "torch", "triton"]
+    why: str
+    form: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} ({self.why}), {self.form}"
+
+
+def route(
     backend: str,
     inner: Inner,
     causal: str | None = None,
     *,
-    update: Update | None = None,
-    width: int = 64,
-    mini_batch: int = 16,
-    dtype: torch.dtype = torch.float32,
+    tokens: int = 1,
     device: torch.device | str | None = None,
+    **call: Any,
+) -> Route:
+    """How the op runs a call; it says so on the logger `tttstream_kernels` at level DEBUG.
+
+    "auto" is triton on a GPU where a kernel exists, else torch. An explicit "triton" that cannot run raises with the
+    reason. tokens: T of the call. The other arguments are those of `triton_unavailable`.
+    """
+    causal = causal or ("token" if inner.token_causal else "frame")
+    chosen, why = _backend(backend, inner, causal, device, call)
+    if chosen != "torch":
+        form = "a kernel" if chosen == "triton" else "token by token"
+    elif causal == "frame":
+        form = FRAMES
+    else:
+        form = STEP if tokens == 1 else CHUNKS
+    way = Route(chosen, why, form)
+    if not torch.compiler.is_compiling() and _LOG.isEnabledFor(logging.DEBUG):
+        _LOG.debug("ttt %s, %s mode, %d tokens: %s", inner.name, causal, tokens, way)
+    return way
+
+
+def choose_backend(
+    backend: str, inner: Inner, causal: str | None = None, **call: Any
 ) -> Literal["definition", "torch", "triton"]:
-    """The backend that a call takes: "auto" is triton on a GPU where a kernel exists, else torch. An explicit
-    "triton" that cannot run raises with the reason. Arguments as those of `triton_unavailable`."""
-    return chosen_backend(
-        backend, inner, causal, device, update=update, width=width, mini_batch=mini_batch, dtype=dtype
-    )[0]
+    """The backend that a call takes. Arguments as those of `route`."""
+    return route(backend, inner, causal, **call).backend
 
 
-def chosen_backend(
-    backend: str, inner: Inner, causal: str | None, device: torch.device | str | None, **call: Any
+def _backend(
+    backend: str, inner: Inner, causal: str, device: torch.device | str | None, call: dict[str, Any]
 ) -> tuple[Literal["definition", "torch", "triton"], str]:
-    """The backend that a call takes, and the reason. call: the other arguments of `triton_unavailable`."""
+    """The backend of a call, and the reason. call: further arguments of `triton_unavailable`."""
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     if backend in ("definition", "torch"):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tttstream_kernels import definition
-from tttstream_kernels.backend import chosen_backend
+from tttstream_kernels.backend import FRAMES, STEP, route
 from tttstream_kernels.call import Call
 from tttstream_kernels.direction import Direction
 from tttstream_kernels.errors import ConfigError, ShapeError
@@ -21,8 +19,6 @@ from tttstream_kernels.precision import cast, full_precision
 from tttstream_kernels.state import InnerState, Loss
 from tttstream_kernels.token import one_token, token_causal
 from tttstream_kernels.update import Update
-
-_LOG = logging.getLogger("tttstream_kernels")
 
 
 def state_shapes(
@@ -132,52 +128,6 @@ def ttt(
         else:
             y, state, loss = token_causal(call, state, fresh, reset, lengths, return_loss)
     return cast(output, y)[0], state, loss
-
-
-FRAMES, CHUNKS, STEP = "frame by frame", "mini-batch by mini-batch", "one token"
-
-
-class Route(NamedTuple):
-    """How a call runs: its backend and why; form: for torch which of its loops, else the backend's own."""
-
-    backend: str
-    why: str
-    form: str
-
-    def __str__(self) -> str:
-        return f"{self.backend} ({self.why}), {self.form}"
-
-
-def route(
-    backend: str,
-    inner: Inner,
-    causal: str | None = None,
-    *,
-    update: Update | None = None,
-    width: int = 64,
-    mini_batch: int = 16,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    tokens: int = 1,
-) -> Route:
-    """How the op runs a call; it says so on the logger `tttstream_kernels` at level DEBUG.
-
-    Arguments as those of `triton_unavailable`; tokens: T of the call.
-    """
-    chosen, why = chosen_backend(
-        backend, inner, causal, device, update=update, width=width, mini_batch=mini_batch, dtype=dtype
-    )
-    causal = causal or ("token" if inner.token_causal else "frame")
-    if chosen != "torch":
-        form = "a kernel" if chosen == "triton" else "token by token"
-    elif causal == "frame":
-        form = FRAMES
-    else:
-        form = STEP if tokens == 1 else CHUNKS
-    way = Route(chosen, why, form)
-    if not torch.compiler.is_compiling() and _LOG.isEnabledFor(logging.DEBUG):
-        _LOG.debug("ttt %s, %s mode, %d tokens: %s", inner.name, causal, tokens, way)
-    return way
 
 
 def _on_triton(

@@ -72,7 +72,7 @@ def backends() -> list[str]:
     import torch
 
     from tttstream.inner import CATALOGUE
-    from tttstream_kernels.ops import route
+    from tttstream_kernels.backend import route
 
     if not torch.cuda.is_available():
         way = route("auto", CATALOGUE["linear"].make(None), device="cpu")

@@ -123,11 +123,6 @@ class Feed:
         return self.final if source is None or not source.live else self._place(source, self._offset)
 
     @property
-    def silent_s(self) -> float:
-        """Seconds since the last frame was read."""
-        return time.monotonic() - self._last
-
-    @property
     def policy_now(self) -> str:
         """The policy as it is for the source of now."""
         source = self.source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -191,9 +191,3 @@ def reading(name: str) -> Reading:
     if name not in READINGS:
         raise ConfigError(f"insert: tokens is {name!r}, expected one of {', '.join(READINGS)}")
     return READINGS[name]()
-
-
-def of_frames(shape: Shape, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a memory that learns whole frames: its grid, and the tokens left over as registers."""
-    height, width = shape.grid
-    return {"causal": "frame", "grid": (height, width), "registers": shape.tokens - height * width, **options}

@@ -33,6 +33,18 @@ def test_photographs_are_classified_right() -> None:
     assert (top[1][0], top[2][0]) == (ESPRESSO, MISSILE)
 
 
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (5, 6)])
+@pytest.mark.parametrize("size", [(12, 14), (13, 10), (9, 7), (2, 1)])
+def test_strided_convolutions_are_padded_as_in_tensorflow(kernel: int, groups: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layer, x = efficientnet.Convolution(6, 6, kernel, 2, groups), torch.randn(2, 6, *size)
+    spare = [max((-(-length // 2) - 1) * 2 + kernel - length, 0) for length in size]
+    (up, down), (left, right) = ((each // 2, each - each // 2) for each in spare)
+    padded = F.pad(x, (left, right, up, down))
+    expected = F.conv2d(padded, layer.weight, layer.bias, 2, groups=groups)
+    torch.testing.assert_close(layer(x), expected)
+
+
 def test_maps_have_the_strides_and_the_order_asked_for_and_do_not_depend_on_the_batch() -> None:
     encoder = encoders.load(strides=(16, 4, 8))
     frames = torch.rand(3, 3, 96, 160, generator=torch.Generator().manual_seed(0))

@@ -49,22 +49,22 @@ STAGES = (
 
 
 class Convolution(nn.Conv2d):
-    """A convolution with its batch norm folded in, padded as in TensorFlow: an odd pixel goes to the right and the
-    bottom."""
+    """A convolution with its batch norm folded in, of an odd kernel and a stride of 1 or 2. It is padded as in
+    TensorFlow: an odd pixel goes to the right and the bottom."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups)
+        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inputs, h, w] -> [n, outputs, ceil(h / stride), ceil(w / stride)]."""
-        if self.stride[0] > 1:
-            down, right = (self._spare(size) for size in x.shape[-2:])
-            x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
-        return super().forward(x)
-
-    def _spare(self, size: int) -> int:
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        return max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        if self.stride[0] == 1:
+            return super().forward(x)
+        # Zeros before the kernel shift it by a pixel, where TensorFlow pads unevenly. To pad x itself would copy it.
+        weight = self.weight
+        for axis in (2, 3):
+            if x.shape[axis] % 2 == 0:
+                weight = torch.cat([torch.zeros_like(weight.narrow(axis, 0, 1)), weight], axis)
+        return self._conv_forward(x, weight, self.bias)
 
 
 class Block(nn.Module):

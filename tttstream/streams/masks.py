@@ -56,6 +56,7 @@ class MaskStream(Session):
     `tttstream.streams.windows`), at about as many pixels as a square of this side has, and never finer than `size`
     says; a TargetModel only. learn: whether the memory learns from the masks it predicts. numbers: what the objects
     1, 2 … are called in the files of their masks; kept for who writes files, and with a saved stream.
+    windows: how many parts of the last frame were looked at.
 
     >>> stream = MaskStream(tttstream.models.load("track"))
     >>> result = stream.push(first_frame, mask=first_mask)
@@ -116,7 +117,7 @@ class MaskStream(Session):
             whole = np.maximum(np.asarray(mask), 0).astype(np.uint8)
             again = np.concatenate([[False], shown.flatten(1).any(1).numpy()])
             found = np.where(whole > 0, whole, np.where(again[found], 0, found))
-        self.state, self._zooms = state, zooms
+        self.state, self._zooms, self.windows = state, zooms, len(through)
         self.frames += 1
         return MaskResult(
             index=frame.index,
@@ -165,6 +166,7 @@ class MaskStream(Session):
         """See Session."""
         super().reset()
         self._zooms = [0.0] * self.objects
+        self.windows = 0
 
     def _windows(self, height: int, width: int, shown: Tensor | None) -> tuple[list[Window], list[float]]:
         """What is looked at of a frame, and the zoom of each object: the whole frame, or what is around the objects."""

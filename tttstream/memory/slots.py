@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tttstream.errors import ConfigError
 from tttstream.memory.matrix import Delta, Seen, unit
-from tttstream.memory.recurrence import Before, Token, pieces_of, prepare, rows_of
+from tttstream.memory.recurrence import Before, Token, pieces_of, prepare, rows_of, step
 from tttstream.state import State
 from tttstream_kernels.plan import Ragged, Uniform, plan
 from tttstream_kernels.precision import full_precision
@@ -139,9 +139,13 @@ class Slots(Delta):
         sharp = self.sharp.to(keys.dtype).exp().repeat(copies)[:, None, None]
         asked, told = (torch.softmax(sharp * torch.bmm(x, slots.mT), -1) for x in (q, k))
         read = unit(told)
-        chunks = prepare(Token(unit(asked), size * read, v, read=read))
-        assert chunks.transition is not None
         sums = torch.baddbmm(sums, (size / self.reach * told).mT, F.pad(k, (0, 1), value=1.0))
+        inner = Token(unit(asked), size * read, v, read=read)
+        if q.shape[1] == 1:
+            o, matrix = step(inner.each(lambda part: part[:, 0]), matrix)
+            return o[:, None], matrix, keys, sums
+        chunks = prepare(inner)
+        assert chunks.transition is not None
         return chunks.read(matrix), torch.baddbmm(chunks.addition, chunks.transition, matrix), keys, sums
 
     def _ended(self, ended: Tensor, matrix: Tensor, keys: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,8 +23,9 @@ from tttstream_kernels import RMS, Muon, Update
 
 CHANGES: dict[str, dict[str, Any]] = {
     "default": {},
-    "momentum 0.5, decay 0.01 (Titans)": {"momentum": 0.5, "forget": 0.01},
-    "momentum 0.9, decay 0.01 (Titans)": {"momentum": 0.9, "forget": 0.01},
+    "momentum 0.5": {"momentum": 0.5},
+    "momentum 0.9": {"momentum": 0.9},
+    "momentum 0.5, decay 0.001 (Titans)": {"momentum": 0.5, "forget": 0.001},
     "Muon": {"direction": Muon()},
     "Muon, 5 steps": {"direction": Muon(steps=5)},
     "RMS": {"direction": RMS()},

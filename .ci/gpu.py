@@ -106,7 +106,7 @@ def run(todo: list[Step], records: Path, minutes: float) -> int:
         record = json.loads(path.read_text()) if path.exists() else {"visits": 0, "code": None}
         while record["visits"] < step.visits:
             if time.monotonic() - begun > 60 * minutes:
-                print(f"{minutes:g} minutes have passed: call again to go on with {step.name}")
+                print(f"{minutes:g} minutes have passed: call again to continue with {step.name}")
                 return int(failed)
             last = newest(ROOT / step.resume) if step.resume else None
             command = [*step.command, *([f"--ckpt_path={last}"] if last else [])]

@@ -49,7 +49,7 @@ class Dictionary:
         self._waiting: list[tuple[int, NDArray[np.float64], NDArray[np.float32]]] = []
 
     def score(self, frame: Frame, pose: NDArray[np.float64]) -> float:
-        """The mean squared difference where the two views overlap; 0 where there is none to compare with."""
+        """The mean squared difference where the two views overlap; 0 if there is none to compare with."""
         image = cv2.resize(frame.image, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         self._waiting.append((frame.index, pose, image))
         while self._waiting[0][0] <= frame.index - LAG:

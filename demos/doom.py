@@ -216,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="that demos/revisit.py kept")
     parser.add_argument("--steps", type=int, default=0, help=f"of further training, {ROWS} x {LENGTH} tokens each")
-    parser.add_argument("--minutes", type=float, default=60.0, help="end training after so many; the next call goes on")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of training; call again to continue")
     parser.add_argument("--maps", type=int, default=len(doom.MAPS), help="of the 68, evenly spaced")
     parser.add_argument("--tokens", type=int, default=8192, help="of a stream that is measured")
     parser.add_argument("--held-out", type=int, default=8, help="maps that are measured at most")

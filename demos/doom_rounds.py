@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 CRUMB, CRUMBS = 64.0, 32  # map units between the points of a way, and how many it has
 STRAIGHT = 8.0  # degrees off the direction, below which it walks
 PATIENCE, PROGRESS = 15, 8.0  # steps without so many map units, then something is in the way
-JUMP = 4 * CRUMB  # map units in a step, after which all begins anew: another episode
+JUMP = 4 * CRUMB  # map units in a step, after which all begins again: another episode
 
 
 class Rounds:

@@ -19,7 +19,7 @@ from tttstream.models.map.place_memory import PlaceMemory
 
 SIDE = 8  # steps a side of the largest worlds
 ROWS, LENGTH, RATE = 8, 512, 5e-4
-ANEW, ANOTHER = 0.02, 0.2  # chances at a step of training that a stream begins anew, and that it enters another world
+ANEW, ANOTHER = 0.02, 0.2  # chances at a step of training that a stream begins again, and that it enters another world
 
 
 class Codes(NamedTuple):
@@ -111,7 +111,7 @@ class Walks:
 
 
 def train(weights: Path, albums: list[Album], steps: int, file: Path, end: float) -> PlaceMemory | None:
-    """The network with those weights, trained on, from its checkpoint where it is there; None where time is up."""
+    """The network with those weights, trained on, from its checkpoint where it is there; None if time is up."""
     torch.manual_seed(0)
     model = build("ttt_mlp")
     model.load_state_dict(torch.load(weights))

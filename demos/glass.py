@@ -70,7 +70,7 @@ class Clock(Source):
 
 
 def read(image: np.ndarray, box: dict[str, float]) -> int | None:
-    """The number that a part of a picture shows, None where it is none."""
+    """The number that a part of a picture shows, None if it is none."""
     xs = (box["x"] + (np.arange(COLUMNS) + 0.5) * box["width"] / COLUMNS).astype(int)
     ys = (box["y"] + (np.arange(ROWS) + 0.5) * box["height"] / ROWS).astype(int)
     if ys[-1] >= image.shape[0] or xs[-1] >= image.shape[1]:

@@ -47,7 +47,7 @@ def generated(count: int, videos: list[str] | None) -> Iterator[Sequence]:
 
 
 def followed(stream: MaskStream, images: list[NDArray[np.uint8]], truths: list[NDArray[np.int32]]) -> list[Rows]:
-    """For each object, its frames after the first: J, 0 where it is out of sight, confidence, whether it is there."""
+    """For each object, its frames after the first: J, 0 if it is out of sight, confidence, whether it is there."""
     first, numbers = compact(truths[0])
     rows: list[list[tuple[float, float, bool]]] = []
     for image, truth in zip(images, truths, strict=True):

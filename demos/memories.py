@@ -93,7 +93,7 @@ class Stream(NamedTuple):
 
 
 class Worlds:
-    """Streams that go on from call to call, a row each."""
+    """Streams that continue from call to call, a row each."""
 
     def __init__(self, rows: int, seed: int) -> None:
         self.rng, self.rows, self.time = np.random.default_rng(seed), rows, 0

@@ -46,7 +46,7 @@ def pieces(name: str, args: argparse.Namespace) -> list[str]:
 
 
 def fit(folder: Path, name: str, seed: int, args: argparse.Namespace) -> Path:
-    """Train one run, or go on with it; its last checkpoint."""
+    """Train one run, or continue with it; its last checkpoint."""
     path = folder / "last.ckpt"
     words = [f"--seed_everything={seed}", f"--data.init_args.seed={seed}", f"--trainer.max_steps={args.steps}"]
     keep = "lightning.pytorch.callbacks.ModelCheckpoint"

@@ -36,8 +36,9 @@ TILE, CODES, FEATURES, SCALE = 16, 32, 128, 0.8  # pixels, components, random Fo
 WHERE, WHAT, HEADS = 88, 64, 4
 LARGEST = 16  # side of the worlds in training, from SMALLEST on
 SMALLEST = 5
-RECIPES = {  # of training: chances at a step that a stream begins anew, and that it enters another world; and the steps
-    # for which each of the eight rows leaves half of its world, 0 for never
+# Recipes of training: in each step the chance that a stream is reset and the chance that it enters another world; and
+# the number of steps for which each of the eight rows leaves half of its world, 0 for never
+RECIPES = {
     "short lives": (0.2, 0.2, (0,) * 8),
     "long lives": (0.02, 0.2, (0,) * 8),
     "long lives, long ages": (0.02, 0.05, (0, 0, 0, 64, 256, 1024, 2048, 4096)),
@@ -105,7 +106,7 @@ def features(places: Tensor) -> Tensor:
 
 
 class Walks:
-    """Walks in worlds of tiles that go on from call to call, a row each.
+    """Walks in worlds of tiles that continue from call to call, a row each.
 
     pool: codes [N, 32]. sides: of the worlds [B]. spans: steps for which a row stays in one half of its world, 0 for no
     halves. visited: the cells of the next views of the latest call [B, count].
@@ -170,8 +171,8 @@ def build(name: str) -> PlaceMemory:
 def train(
     name: str, rate: float, seed: int, steps: int, pool: Tensor, recipe: str = RECIPE
 ) -> tuple[PlaceMemory, list[float]]:
-    """A trained network, and the mean loss of every 50 steps. Streams go on from step to step, their state cut from the
-    graph; now and then a stream's world is exchanged, or a stream begins anew."""
+    """A trained network, and the mean loss of every 50 steps. Streams continue from step to step, their state cut from
+    the graph; now and then a stream's world is exchanged, or a stream begins again."""
     torch.manual_seed(seed)
     network, rng = build(name), np.random.default_rng(1000 + seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
@@ -196,7 +197,7 @@ def train(
 
 @torch.no_grad()
 def follow(network: PlaceMemory, walks: Walks, tokens: int, every: int = 512, reset: bool = False) -> dict[str, Any]:
-    """Errors over that of the mean code by age and by position in the stream. reset: begin anew at every call."""
+    """Errors over that of the mean code by age and by position in the stream. reset: begin again at every call."""
     state, errors, means, ages, took = None, [], [], [], 0.0
     for _ in range(0, tokens, every):
         what, where, ask, target, age = walks.walk(every)

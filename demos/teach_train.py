@@ -3,7 +3,7 @@
     python demos/teach_train.py out/teach --videos VIDEO … --chunks 10
 
 The first run draws the views and keeps their features in OUT/features (45 s a chunk on a core), so that a run that was
-stopped goes on where it stood; the training of the memory itself takes minutes. OUT is the model's folder afterwards.
+stopped continues where it stood; the training of the memory itself takes minutes. OUT is the model's folder afterwards.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def main() -> None:
     if whole.is_file():
         print()
         for failed in json.loads(whole.read_text()).get("unreadable", []):
-            print(f"Passed over: {failed['reason']}\n")
+            print(f"Skipped: {failed['reason']}\n")
 
 
 if __name__ == "__main__":

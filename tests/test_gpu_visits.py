@@ -62,7 +62,7 @@ def test_a_step_that_asks_for_it_is_called_again_at_once(visits: ModuleType, tmp
 
 def test_no_step_begins_after_its_time(visits: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert visits.run([visits.Step("late", counting(tmp_path / "marks"))], tmp_path, -1.0) == 0
-    assert "call again to go on with late" in capsys.readouterr().out
+    assert "call again to continue with late" in capsys.readouterr().out
     assert not (tmp_path / "marks").exists()
 
 

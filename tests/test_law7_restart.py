@@ -1,4 +1,4 @@
-"""Law 7: a stream that is saved, killed and restored goes on bit for bit, and another model's state is refused."""
+"""Law 7: a stream that is saved, killed and restored continues bit for bit, and another model's state is refused."""
 
 import subprocess
 import sys

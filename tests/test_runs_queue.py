@@ -1,4 +1,4 @@
-"""The queue that demos/memories.py and demos/revisit.py share: its order, and that it goes on where it stopped."""
+"""The queue that demos/memories.py and demos/revisit.py share: its order, and that it continues where it stopped."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ class Frame:
     index: its number in the source, from 0.
     time_s: presentation time in seconds from the start of the source.
     pose: where it was taken, [P] float64, 1 to 64 finite numbers of any meaning that stays the same along a stream
-        (position, pan and tilt, joint angles); None where that is not known. It is kept as a read-only copy.
+        (position, pan and tilt, joint angles); None if that is not known. It is kept as a read-only copy.
     captured: when it was taken, by `time.monotonic()` of this machine; None for what was recorded or drawn.
 
-    Raises FrameError where the image is no RGB array or the pose no such vector.
+    Raises FrameError if the image is no RGB array or the pose no such vector.
     """
 
     image: NDArray[np.generic]

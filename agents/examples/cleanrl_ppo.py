@@ -50,7 +50,7 @@ class Args:
     num_minibatches: int = 4
     """gradient steps in an epoch; each takes whole environments, never single steps"""
     update_epochs: int = 4
-    """passes over what was played"""
+    """epochs over each rollout"""
     clip_coef: float = 0.2
     """how far the ratio of new to old probabilities counts"""
     ent_coef: float = 0.01
@@ -121,7 +121,7 @@ def main(args: Args) -> dict[str, Any]:
     next_state = agent.memory.init_state(args.num_envs)
     updates = -(-args.total_timesteps // (args.num_envs * args.num_steps))
     for _ in range(updates):
-        first_state = next_state  # memory: the only one kept; those of all other steps are computed anew
+        first_state = next_state  # memory: the only one kept; those of all other steps are computed again
         for t in range(args.num_steps):
             obs[:, t], dones[:, t] = next_obs, next_done
             with torch.no_grad():

@@ -49,7 +49,7 @@ class Auxiliary(nn.Module):
         """The mean loss of a sequence, a scalar.
 
         parts: observations [T, B, ...] as `encoder.tensors` gives them; actions [T, B, A], encoded; starts, valid
-        [T, B]. 0 where no step counts.
+        [T, B]. 0 if no step counts.
         """
         if self.ahead:
             features = torch.cat([features, actions], -1)[:-1]

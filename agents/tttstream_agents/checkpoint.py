@@ -40,7 +40,7 @@ def build_policy(config: Config, env: Any) -> MemoryPolicy:
 
 
 def write_checkpoint(path: Path, values: dict[str, Any]) -> None:
-    """Write the values under a temporary name, then rename the file. Raises OutputError where that fails."""
+    """Write the values under a temporary name, then rename the file. Raises OutputError if that fails."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **values}, buffer)
     part = path.with_name(f".{path.name}.part")
@@ -53,7 +53,7 @@ def write_checkpoint(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The values of a checkpoint. Raises CheckpointError where the file is missing, damaged or of another format."""
+    """The values of a checkpoint. Raises CheckpointError if the file is missing, damaged or of another format."""
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -79,7 +79,7 @@ def read_config(folder: Path) -> Config:
 def load_policy(folder: str | os.PathLike[str], env: Any) -> MemoryPolicy:
     """The trained policy of the run in a folder, for an environment (or a vector) with the same spaces.
 
-    Raises CheckpointError where there is no such run, or where it was trained in other spaces.
+    Raises CheckpointError if there is no such run, or where it was trained in other spaces.
     """
     path = Path(folder) / CHECKPOINT
     values = read_checkpoint(path)

@@ -67,7 +67,7 @@ class Config:
     rollout: int = option(128, "steps played in each of them between two updates")
     segment: int = option(0, "steps of a training sequence, a divisor of rollout; 0 for the whole rollout")
     minibatch: int = option(256, "steps in a gradient step, in whole segments")
-    epochs: int = option(10, "passes over a rollout")
+    epochs: int = option(10, "epochs over each rollout")
     lr: float = option(1e-3, "learning rate of Adam")
     anneal: bool = option(True, "let the learning rate fall to 0 over the run")
     gamma: float = option(0.99, "discount")

@@ -22,7 +22,7 @@ LOG_2PI = math.log(2 * math.pi)
 class Categorical(nn.Module):
     """Discrete, MultiDiscrete, MultiBinary: a softmax over the choices of each component. P = all choices together.
 
-    mask: bool [*, P], True where a choice is legal, the choices of the components one after another (of MultiBinary: 0
+    mask: bool [*, P], True if a choice is legal, the choices of the components one after another (of MultiBinary: 0
     and 1 of each). An illegal choice has probability 0, and its log-probability is -inf.
     """
 
@@ -119,7 +119,7 @@ def build(space: spaces.Space[Any]) -> Categorical | Gaussian:
 def action_mask(head: nn.Module, given: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """A mask of legal actions as a bool tensor [*shape, P], checked. given: bool, or numbers 0 and 1.
 
-    Raises ObservationError where it does not fit, or where a row leaves no legal choice; it names the row.
+    Raises ObservationError if it does not fit, or where a row leaves no legal choice; it names the row.
     """
     if not isinstance(head, Categorical):
         raise SpaceError("an action mask is for Discrete, MultiDiscrete or MultiBinary actions, this policy has a Box")

@@ -36,7 +36,7 @@ class Odometry:
     keys: paths in info, their parts joined by dots ("pose", "agent.x"); what lies there is laid side by side. A path
         that begins with "env." is of the unwrapped environment ("env.agent_pos").
     moves: {action: [P numbers]} or a list with an entry for each action; other actions do not move it.
-    Give one of them. Raises EnvError where a key is missing, ObservationError where a pose is not finite.
+    Give one of them. Raises EnvError if a key is missing, ObservationError where a pose is not finite.
     """
 
     def __init__(

@@ -110,7 +110,7 @@ class MemoryPolicy(Trunk):
         the environments gave with obs; needed with previous_reward. action_mask: bool [B, n], true where an action is
         legal, of all choices of all components; an illegal action has probability 0. None: the mask in obs, if any.
 
-        Raises ObservationError where an observation does not fit its space or is not finite, or a mask allows nothing.
+        Raises ObservationError if an observation does not fit its space or is not finite, or a mask allows nothing.
         """
         parts = self.encoder.tensors(obs, leading=1)
         batch = parts[0].shape[0]
@@ -177,7 +177,7 @@ class MemoryPolicy(Trunk):
     def legal(self, obs: Any, shape: tuple[int, ...], action_mask: Any = None) -> Tensor | None:
         """The mask of legal actions [*shape, n]: the one given, or the one in the observations; None without either.
 
-        shape: [B] or [T, B]. Raises ObservationError where it does not fit or allows no action.
+        shape: [B] or [T, B]. Raises ObservationError if it does not fit or allows no action.
         """
         if action_mask is None:
             action_mask = self.mask_in(obs)

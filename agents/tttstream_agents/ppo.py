@@ -42,7 +42,7 @@ class Step(NamedTuple):
     starts: Tensor
     """Episode starts: obs is the first of an episode, and the memory is reset."""
     valid: Tensor
-    """False where the environment ignores the action, because it uses the step to begin its next episode."""
+    """False if the environment ignores the action, because it uses the step to begin its next episode."""
     previous_reward: Tensor
     """The reward that came with obs."""
     mask: Tensor | None

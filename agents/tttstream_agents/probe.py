@@ -167,7 +167,7 @@ def probe(
     """Score memories on a target, see `labels`: {"chance": {accuracy, loss}, "scores": [...], and the settings}.
 
     memories: see `described`. steps, sequences: T and S of the training set, whose quarter is the test set. gate,
-    positions, period: of the policies. Raises TrainingError where no step has a label.
+    positions, period: of the policies. Raises TrainingError if no step has a label.
     """
     for memory in memories:
         described(memory)

@@ -118,7 +118,7 @@ def pretrain(
     seed: int = 0,
 ) -> list[float]:
     """Train a reader's outer weights, self-supervised, on random play; returns the loss of each gradient step.
-    Raises TrainingError where no observation follows another.
+    Raises TrainingError if no observation follows another.
 
     From the readout the next observation's token is told apart from those of other steps and environments
     (contrastively, so that the encoder cannot make all tokens alike). make_env: makes one environment.

@@ -86,7 +86,7 @@ class Policy(nn.Module):
         return features.transpose(0, 1), state
 
     def _state_in(self, batch: dict[str, Any], rows: int) -> Tensor:
-        """The packed states [S, n] of a batch; raises StateError where they are missing or of other sequences."""
+        """The packed states [S, n] of a batch; raises StateError if they are missing or of other sequences."""
         given = batch.get(Columns.STATE_IN)
         flat = given.get("memory") if isinstance(given, dict) else None
         shape = [rows, pack(self._fresh).shape[1]]

@@ -179,7 +179,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         """Actions for observations of one environment or of several, and the state for the next call, as sb3-contrib's.
 
         state: what the call before gave, a pair of arrays [1, B, n]; None for a fresh one. episode_start [B]: true
-        where an episode begins. Raises StateError or ObservationError where they are of other environments.
+        where an episode begins. Raises StateError or ObservationError if they are of other environments.
         """
         if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
             raise StateError(
@@ -338,7 +338,7 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
                 raise ObservationError("the last observation of an episode holds NaN or infinity", row)
 
     def train(self) -> None:
-        """As sb3-contrib's. Raises TrainingError where weights are no longer finite."""
+        """As sb3-contrib's. Raises TrainingError if weights are no longer finite."""
         super().train()
         if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
             raise TrainingError(LOST)

@@ -48,7 +48,7 @@ class TTTModule(TensorDictModuleBase):
     it starts again from the state stored there: zeros where an episode begins, the state of that time where a slice of
     a replay buffer begins. The next state of every step is then the last state of the row, which a burn-in needs.
 
-    Raises StateError where an episode continues outside of recurrent mode and no state is stored, as happens without
+    Raises StateError if an episode continues outside of recurrent mode and no state is stored, as happens without
     the primer.
     """
 
@@ -150,7 +150,7 @@ class TTTModule(TensorDictModuleBase):
         return tensordict
 
     def _check_carried(self, x: Tensor, flat: Tensor | None, starts: Tensor) -> None:
-        """Raise StateError where an episode continues without a state. Outside of recurrent mode."""
+        """Raise StateError if an episode continues without a state. Outside of recurrent mode."""
         going = ~starts
         if flat is None and bool(going.any()):
             raise StateError(
@@ -167,7 +167,7 @@ class TTTModule(TensorDictModuleBase):
             )
 
     def _check_order(self, flat: Tensor | None, starts: Tensor, dimensions: int) -> None:
-        """Raise ShapeError where the rows of one dimension are environments and not time. In recurrent mode."""
+        """Raise ShapeError if the rows of one dimension are environments and not time. In recurrent mode."""
         if flat is None and not bool(starts[0].all()):
             warnings.warn(
                 f"a row begins inside an episode, and no {self.state_key!r} lies there: its memory begins with zeros",
@@ -223,7 +223,7 @@ def state_values(value: Any, data: TensorDictBase, key: str = "state_value") -> 
     """Write the values that GAE(value_network=None) needs into the data of a collector: of each observation and of the
     next one, each computed with the state at that step, also where an episode ended. Returns data.
 
-    value: the whole value operator, the memory included. Raises StateError where the states after the steps are not in
+    value: the whole value operator, the memory included. Raises StateError if the states after the steps are not in
     data: call this before they are dropped; ObservationError where a reward is not finite.
     """
     memories = [module for module in value.modules() if isinstance(module, TTTModule)]

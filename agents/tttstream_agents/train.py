@@ -195,9 +195,9 @@ class Run:
 
 
 def _check_folder(folder: Path, config: Config, resume: bool) -> None:
-    """Raise TrainingError where a run may not begin, or resume, in a folder."""
+    """Raise TrainingError if a run may not begin, or resume, in a folder."""
     if not resume and (folder / CHECKPOINT).exists():
-        raise TrainingError(f"{folder} already holds a run: add --resume to go on with it, or choose another folder")
+        raise TrainingError(f"{folder} already holds a run: add --resume to continue with it, or choose another folder")
     if resume:
         before = read_config(folder)
         free = ("steps", "stop_return", "checkpoint_every", "workers", "device")

@@ -183,7 +183,7 @@ class Trunk(nn.Module):
     ) -> tuple[Tensor, PolicyState]:
         """The features [T, B, D] of a sequence of steps, and the state after it.
 
-        x [T, B, N]; starts [T, B], true where an episode begins, None where none does; rewards [T, B]: those that came
+        x [T, B, N]; starts [T, B], true where an episode begins, None if none does; rewards [T, B]: those that came
         with x, where the trunk sees them. actions [T, B, ...]: the actions taken; None for one step whose action is not
         chosen yet, which `acted` puts into the state later.
         """
@@ -220,7 +220,7 @@ class Trunk(nn.Module):
     def _tokens(
         self, x: Tensor, state: PolicyState, starts: Tensor | None, rewards: Tensor | None, done: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens [T, B, D], and the age [B] of the step after them. starts: None where no episode begins; done
+        """Tokens [T, B, D], and the age [B] of the step after them. starts: None if no episode begins; done
         [T, B, A]: the encoded actions."""
         step = torch.arange(len(x), device=x.device)[:, None]
         age = state.age + step
@@ -244,7 +244,7 @@ class Trunk(nn.Module):
 
 
 def _any(starts: Tensor | None) -> Tensor | None:
-    """None where no episode begins, as in most single steps. Off the CPU the test would cost more than it saves."""
+    """None if no episode begins, as in most single steps. Off the CPU the test would cost more than it saves."""
     if starts is None or starts.device.type != "cpu" or torch.compiler.is_compiling():
         return starts
     return starts if bool(starts.any()) else None

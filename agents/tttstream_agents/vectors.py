@@ -47,7 +47,7 @@ def keep_last(envs: Any) -> None:
 
 
 def mode_of(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
-    """How a vector resets itself, NEXT_STEP or SAME_STEP. Raises EnvError where it does not, or does not say."""
+    """How a vector resets itself, NEXT_STEP or SAME_STEP. Raises EnvError if it does not, or does not say."""
     found = (envs.metadata or {}).get("autoreset_mode", getattr(envs.unwrapped, "autoreset_mode", None))
     if found is None:
         raise EnvError(
@@ -84,10 +84,10 @@ def final_obs(info: Any, rows: Sequence[int]) -> Any:
 
 
 def action_mask(info: Any, valid: Sequence[bool], choices: int) -> NDArray[np.bool_] | None:
-    """The masks of legal actions [B, choices] in a vector's info["action_mask"]; None where there are none.
+    """The masks of legal actions [B, choices] in a vector's info["action_mask"]; None if there are none.
 
     valid: False for environments whose episode is over (NEXT_STEP): they may give none, and all is legal there. A mask
-    of a MultiDiscrete space may be a tuple of masks, as gymnasium's `sample` takes it. Raises EnvError where some give
+    of a MultiDiscrete space may be a tuple of masks, as gymnasium's `sample` takes it. Raises EnvError if some give
     no mask, ObservationError where one does not fit.
     """
     listed = isinstance(info, list)

@@ -16,7 +16,7 @@ from tttstream_kernels import Inner, InnerState, Update, init_state, triton_unav
 
 WIDTH, MINI_BATCH, GRID = 64, 16, (16, 16)
 BACKWARD = 2
-"""Operations of a backward pass over those of the forward pass: each product has two gradients."""
+"""Operations of a backward pass divided by those of the forward pass: each product has two gradients."""
 
 
 class Case(NamedTuple):
@@ -46,7 +46,7 @@ class Unable(Exception):
 
 
 def captured(call: Call) -> Call:
-    """The call in a CUDA graph. Raises Unable where the capture fails."""
+    """The call in a CUDA graph. Raises Unable if the capture fails."""
     try:
         return graphed(call)
     except torch.cuda.OutOfMemoryError:

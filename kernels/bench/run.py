@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         bench.run()
     except Aborted as error:
-        print(f"run.py: error: {error}: --resume goes on without this row", file=sys.stderr)
+        print(f"run.py: error: {error}: --resume continues without this row", file=sys.stderr)
         return 75
     print(markdown(report))
     if bench.broken:

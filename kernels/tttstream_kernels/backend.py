@@ -39,7 +39,7 @@ def triton_unavailable(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> str | None:
-    """Why the Triton backend cannot run such a call here; None where it can.
+    """Why the Triton backend cannot run such a call here; None if it can.
 
     causal: the inner model's own mode unless given. update: the plain step unless given. width: of a head. mini_batch:
     K. dtype: of the state. device: the GPU where there is one, else the CPU, unless given.

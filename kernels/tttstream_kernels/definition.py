@@ -329,7 +329,7 @@ def ttt(
 
 
 def _resume(cell: Cell, state: InnerState, row: int, mini_batch: int) -> None:
-    """Go on from a row of a state; a row whose phase is not finite is lost, and any place will do."""
+    """Continue from a row of a state; a row whose phase is not finite is lost, and any place will do."""
     inner, width = cell.inner, len(cell.gamma)
     delta = separate(inner, state.delta[row, cell.head], width)
     cell.weights = [w + d for w, d in zip(cell.start, delta, strict=True)]

@@ -103,7 +103,7 @@ class Unfinished:
 class GradSum(Tensor):
     """`grad_sum` [B, H, P] of a state whose mini-batch is `unfinished` with its first `count` tokens.
 
-    A function of tensors that gets it gets the sum, and from then on it is the sum, so that a step goes on from it as
+    A function of tensors that gets it gets the sum, and from then on it is the sum, so that a step continues from it as
     from a copy of its numbers. Its shape, type and device can be asked for without that.
     """
 

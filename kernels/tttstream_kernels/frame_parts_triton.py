@@ -18,7 +18,7 @@ from tttstream_kernels.norm_triton import standardise, through
 from tttstream_kernels.token_parts_triton import everything
 
 CHUNK_OF_ALL = tl.constexpr(1024)
-"""Weights that a pass over all of them takes at once."""
+"""Weights that a pass over all of them processes at once."""
 
 
 Sizes = namedtuple(

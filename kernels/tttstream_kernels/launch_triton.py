@@ -18,7 +18,7 @@ VARYING: dict[str, Any] = {
     "do_not_specialize_on_alignment": ["p_eta", "p_phase", "p_lengths", "p_reset"],
 }
 """Arguments of kernels that change from call to call: a kernel is compiled once for all that they may be. Each is an
-argument of its own: for what is inside of a tuple Triton always compiles anew."""
+argument of its own: because Triton recompiles a kernel for each new value inside of a tuple."""
 KINDS: dict[Any, str] = {
     Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", int: "SymInt", bool: "bool", float: "float"
 }  # fmt: skip
@@ -61,7 +61,7 @@ def shared_memory(device: torch.device) -> int:
 def launch(kernel: Any, cells: int, device: Tensor, *arguments: Any, **constants: Any) -> None:
     """Run one program a cell, on the device of a tensor, whatever the current one is.
 
-    Raises BackendError where the device has less shared memory than the kernel needs.
+    Raises BackendError if the device has less shared memory than the kernel needs.
     """
     with torch.cuda.device_of(device):
         try:

@@ -72,7 +72,7 @@ class Uniform:
         return x.unflatten(0, (len(self.waves), self.rows, -1)).permute(1, 0, 3, 2, 4)
 
     def addcmul(self, y: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-        """y + scale * unpack(x): y [B, T, H, D], scale [H, D]. Where no slot is empty x need not be laid out anew."""
+        """y + scale * unpack(x): y [B, T, H, D], scale [H, D]. Where no slot is empty x need not be laid out again."""
         if self.phase or self.end_phase:
             return torch.addcmul(y, scale, self.unpack(x))
         return torch.addcmul(y.unflatten(1, (-1, self.mini_batch)), scale, self._rows(x)).flatten(1, 2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def full_precision(device: str) -> AbstractContextManager[None]:
-    """Autocast off; entering and leaving it costs as much as two small ops, so nothing where it is off already."""
+    """Autocast off; entering and leaving it costs as much as two small ops, so nothing if it is off already."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 

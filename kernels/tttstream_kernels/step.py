@@ -3,7 +3,7 @@
 A token is so little arithmetic that a step takes as long as its calls. So there is no call that the step can do
 without: cells are laid out once, W_i is not formed (equation 8 with one token), tau is a number, the base of the rates
 goes into a product, and what belongs to the end of a mini-batch is left to it. A mini-batch that begins here is kept as
-factors (`factors.py`), one that an earlier call has summed goes on with its sum.
+factors (`factors.py`), one that an earlier call has summed continues with its sum.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def step(
 
 
 def _slot(inner: Dense, token: Token, start: Tensor, state: InnerState) -> tuple[Unfinished, int] | None:
-    """The mini-batches of a state and the token's slot in them; None where an earlier call has summed them."""
+    """The mini-batches of a state and the token's slot in them; None if an earlier call has summed them."""
     grad_sum = state.grad_sum
     if isinstance(grad_sum, GradSum):
         held = grad_sum.unfinished

@@ -33,7 +33,7 @@ def _flat(x):
 
 @triton.jit
 def _of(base, at, anew):
-    """A part of the state, zeros where the row starts anew."""
+    """A part of the state, zeros where the row starts again."""
     return tl.where(anew, 0.0, tl.load(base + at))
 
 
@@ -62,7 +62,7 @@ def _half_square(error):
 
 @triton.jit
 def _row_state(p_phase, p_lengths, p_reset, row, K: tl.constexpr):
-    """(whether the row's token counts, whether it starts anew, its place in the mini-batch) of a row."""
+    """(whether the row's token counts, whether it starts again, its place in the mini-batch) of a row."""
     counts = True
     if p_lengths is not None:
         counts = tl.load(p_lengths + row) > 0

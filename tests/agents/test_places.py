@@ -66,7 +66,7 @@ def test_places_are_told_apart_by_their_features() -> None:
 
 
 class Line(gym.Env[Any, Any]):
-    """Places 0 to 9 on a line, each with a number of its own; action 1 goes on, action 0 back."""
+    """Places 0 to 9 on a line, each with a number of its own; action 1 continues, action 0 back."""
 
     def __init__(self, bad: bool = False) -> None:
         self.observation_space, self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(2)

@@ -174,7 +174,7 @@ def test_predict_goes_on_from_state_to_state_and_starts_anew(script: Any) -> Non
         actions.append(action)
         states.append(state)
     again = None
-    for t in range(3, 6):  # row 1 began anew at 3
+    for t in range(3, 6):  # row 1 began again at 3
         action, again = made.predict(obs[t, 1], again, deterministic=True)
         assert action == actions[t][1]
     np.testing.assert_allclose(again[0][0, 0], states[5][0][0, 1], atol=1e-6)

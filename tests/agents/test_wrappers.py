@@ -178,7 +178,7 @@ def test_pretraining_on_random_play_learns_to_predict() -> None:
 
 def test_pretraining_needs_an_observation_that_follows_another() -> None:
     class Short(gym.wrappers.TimeLimit[Any, Any]):
-        """Episodes of one step, but for those of an environment that goes on after so many resets."""
+        """Episodes of one step, but for those of an environment that continues after so many resets."""
 
         def __init__(self, after: int) -> None:
             super().__init__(gym.make("CartPole-v1"), 1)

@@ -53,7 +53,7 @@ def test_addresses_of_the_page(text: str, host: str, port: int, loopback: bool) 
     [
         (["--web", "0.0.0.0"], "expected [HOST:]PORT"),
         (["--web", "99999"], "expected [HOST:]PORT"),
-        (["--resume"], "Give --snapshots DIR"),
+        (["--resume"], "--resume needs --snapshots DIR"),
         (["--every", "0"], "--every is 0.0"),
         (["--max-frames", "0"], "--max-frames is 0"),
         (["--policy", "newest"], "a policy is latest"),
@@ -89,7 +89,7 @@ def test_what_happens_to_sources_is_told(small: str, tmp_path: Path, capsys: pyt
     for state, reason in [("running", ""), ("retrying", "it is out"), ("retrying", "it is out"), ("running", "")]:
         camera.state, camera.reason = state, reason
         news.hear(camera)  # type: ignore[arg-type]
-    told = ["tttstream: front: it is out (trying again)", "tttstream: front: frames come again"]
+    told = ["tttstream: front: it is out (trying again)", "tttstream: front: frames arrive again"]
     assert capsys.readouterr().err.splitlines() == told
 
 

@@ -239,7 +239,7 @@ def test_images_that_are_no_masks(tmp_path: Path) -> None:
         (["--mask", "9:grey.png"], "frame 9 has a mask or box"),
         (["--mask", "0:grey.png", "--first-mask", "grey.png"], "frame 0 has two masks"),
         (["--first-mask", "small.png"], "the frames are 52x36"),
-        (["--first-mask", "turned.png"], "turned upright?"),
+        (["--first-mask", "turned.png"], "before its rotation?"),
         (["--first-mask", "mask.jpg"], "keep masks as PNG"),
         (["--first-mask", "nowhere.png"], "there is no file"),
         (["--first-mask", "grey.png", "--size", "8"], "at least 16"),

@@ -58,7 +58,7 @@ def test_too_few(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "frame 4: few.csv has no row 4 (after line 5, its last one)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert watch(images, "--poses", poses, "--out", tmp_path / "out") == 0
-    assert "8 frames passed over without a pose, the first: frame 4: few.csv has no row 4" in capsys.readouterr().err
+    assert "8 frames skipped without a pose, the first: frame 4: few.csv has no row 4" in capsys.readouterr().err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["frames"], summary["skipped"], summary["poses"]["missing"]) == (4, 8, 8)
 

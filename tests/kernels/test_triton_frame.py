@@ -325,7 +325,7 @@ def test_gradients_through_one_result_alone(part: str) -> None:
 
 
 def test_the_same_bits_again() -> None:
-    """No atomic sums: a run repeats itself, so that a stream that was saved goes on as it would have."""
+    """No atomic sums: a run repeats itself, so that a stream that was saved continues as it would have."""
     case = Case(Linear(), 5, 2, "number", rows=1)
     first, second = case.kernels(), case.kernels()
     assert all(torch.equal(second[name], value) for name, value in first.items())

@@ -162,7 +162,7 @@ def test_law_5_mixed_precision(case: Case) -> None:
 
 @every_memory
 def test_law_7_restart(case: Case, tmp_path: Path) -> None:
-    """Packed or saved between two frames, the stream goes on bit for bit."""
+    """Packed or saved between two frames, the stream continues bit for bit."""
     layer, unit = memory(case), case.unit
     x = stream(case, 1, 3)
     with torch.no_grad():

@@ -328,7 +328,7 @@ def test_inputs_stay_as_they_are(inner: Inner) -> None:
 
 @inners
 def test_a_mini_batch_in_several_blocks(inner: Inner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a whole one does not fit into a multiprocessor: its sums go on from block to block."""
+    """As where a whole one does not fit into a multiprocessor: its sums continue from block to block."""
     monkeypatch.setattr(token_triton, "block_of", lambda *_: 16)
     options: dict[str, Any] = {"mini_batch": 32, "heads": 1}
     resets = {(0, 40), (1, 16), (1, 20), (1, 37)}

@@ -139,7 +139,7 @@ def test_what_a_person_tells_a_camera(model: FrameModel, reel: Any) -> None:
         assert camera.restore("one").result(10)["frames"] >= kept
         with pytest.raises(ConfigError, match="nothing is saved"):
             camera.restore("two").result(10)
-        with pytest.raises(ConfigError, match="called by"):
+        with pytest.raises(ConfigError, match="the name of"):
             camera.save("../x").result(10)
         camera.forget().result(10)
 

@@ -108,7 +108,7 @@ def test_a_server_dies_and_comes_back_with_another_size(
         assert more(eventually, camera, 5)
         status = camera.status()
         assert (status["state"], status["picture"]) == ("running", [96, 64])
-        assert status["frames"] >= before + 5  # the memory goes on, it did not begin anew
+        assert status["frames"] >= before + 5  # the memory continues, it did not begin again
         times = [point[1] for point in camera.curve()]
         assert (np.diff(times) > 0).all()
 

@@ -1,4 +1,4 @@
-"""What a run keeps: full disks, kills in mid-run, and going on from snapshots."""
+"""What a run keeps: full disks, kills in mid-run, and continuing from snapshots."""
 
 from __future__ import annotations
 

@@ -368,8 +368,8 @@ def test_an_additive_memory_counts() -> None:
 
 
 def test_how_far_float32_counts() -> None:
-    """Ones are counted up to 2^24 = 16,777,216, token by token no further; in chunks of even size the sum goes on, but
-    an odd number is no longer told from its neighbours."""
+    """Ones are counted up to 2^24 = 16,777,216, token by token no further; in chunks of even size the sum continues,
+    but an odd number is no longer told from its neighbours."""
     one = torch.ones(1, 1, 1, 1)
     state = torch.full((1, 1, 1, 1), 2.0**24 - 2)
     seen = []

@@ -152,7 +152,7 @@ def test_objects_may_change_places(make_mask_model: Make, mask_clip: Clip, conto
 
 @EACH
 def test_keys_mean_the_same_in_every_frame_of_a_stream(make_mask_model: Make, mask_clip: Clip, contour: int) -> None:
-    """They are centred as those of the first frame, and anew where the first object is given."""
+    """They are centred as those of the first frame, and again where the first object is given."""
     model, (frames, masks) = make_mask_model(contour=contour), mask_clip(1, 4)
     shown = first_only(masks)
     _, first = model(frames[:, :1], masks=masks[:, :1], given=shown[:, :1])

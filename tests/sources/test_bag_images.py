@@ -121,7 +121,7 @@ def test_compressed_greys() -> None:
     ("kind", "data", "message"),
     [
         ("jpeg", encoded(picture_of(0), ".jpg")[:-40], "its JPEG is cut off"),
-        ("16UC1; compressedDepth png", b"x", "depth of its own kind"),
+        ("16UC1; compressedDepth png", b"x", "compressed depth"),
         ("h264", b"\0\0\0\1x", "neither JPEG nor PNG"),
         ("png", encoded(picture_of(0))[:30], "cannot be decoded"),
     ],

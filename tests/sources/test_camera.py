@@ -108,7 +108,7 @@ def test_a_lost_camera(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 1 <= len(frames) <= 3
         assert camera.truncated
         assert camera.fps is None
-    with Camera(0, on_error="raise") as camera, pytest.raises(SourceError, match="camera 0 gives no more frames"):
+    with Camera(0, on_error="raise") as camera, pytest.raises(SourceError, match="camera 0 sends no more frames"):
         list(camera)
 
 
@@ -163,7 +163,7 @@ class TestPoses:
     def test_a_callable_that_fails(self, clip: str) -> None:
         with (
             Camera(clip, pose=lambda _: [1 / 0]) as camera,
-            pytest.raises(SourceError, match="asking for a pose failed: ZeroDivisionError"),
+            pytest.raises(SourceError, match="the request for a pose failed: ZeroDivisionError"),
         ):
             next(iter(camera))
 

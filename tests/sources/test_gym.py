@@ -100,7 +100,7 @@ def test_seeking(index: int) -> None:
     [
         ("Nowhere-v0", SourceError, "there is no environment 'Nowhere-v0'"),
         ("not an id", SourceError, "cannot be played"),
-        ("Blind-v0", SourceError, "shows no RGB pictures"),
+        ("Blind-v0", SourceError, "renders no RGB pictures"),
         ("Needs-v0", DependencyError, r"pip install .gymnasium\[classic-control\]"),
         ("Imports-v0", DependencyError, "pip install paint$"),
         ("nomodule:Dot-v0", DependencyError, "pip install nomodule$"),

@@ -172,7 +172,7 @@ def test_a_time_that_is_off_is_no_match(tmp_path: Path) -> None:
     """Where an episode begins between two frames of the video nobody knows which is meant."""
     small = open_source(f"{v3(tmp_path / 'a', shift=0.004)}#1")
     assert numbers(list(small)) == list(range(5, 12))
-    with pytest.raises(SourceError, match=r"not one frame of b#1:.* can be read: row 0 at 0\.000 s"):
+    with pytest.raises(SourceError, match=r"no frame of b#1:.* can be read: row 0 at 0\.000 s"):
         list(open_source(f"{v3(tmp_path / 'b', shift=0.05)}#1"))
 
 
@@ -183,7 +183,7 @@ def test_a_frame_that_is_missing_shifts_no_other(tmp_path: Path) -> None:
     assert numbers(frames) == [5, 6, 8, 9, 10, 11]
     assert [frame.pose[0] for frame in frames] == pytest.approx([0, 0.1, 0.3, 0.4, 0.5, 0.6])
     assert source.skipped == 1
-    assert source.remarks() == ["1 rows passed over, the first: row 2 at 0.200 s: the video has no picture at its time"]
+    assert source.remarks() == ["1 rows skipped, the first: row 2 at 0.200 s: the video has no picture at its time"]
     with pytest.raises(SourceError, match=r"row 2 at 0\.200 s"):
         list(open_source(f"{folder}#1", on_error="raise"))
 
@@ -219,7 +219,7 @@ def test_goes_on_where_it_stood(tmp_path: Path) -> None:
         for frame, true in zip(rest, frames, strict=True):
             np.testing.assert_array_equal(frame.image, true.image)
             np.testing.assert_array_equal(frame.pose, true.pose)
-        with pytest.raises(SourceError, match="cannot go on at a position"):
+        with pytest.raises(SourceError, match="cannot continue at a position"):
             open_source(f"{folder}#2").seek(source.position())
 
 

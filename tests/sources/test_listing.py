@@ -106,7 +106,9 @@ class TestLinks:
         assert not caplog.messages
         touch(tmp_path / "a" / "1.png")
         assert under(tmp_path, tmp_path / "a") == ["a/x.mp4", "a/y.LRV"]
-        assert caplog.messages == [f"{tmp_path / 'a'}: images are passed over where videos lie beside or above them"]
+        assert caplog.messages == [
+            f"{tmp_path / 'a'}: images are skipped if there are videos in the same folder or above"
+        ]
         for number, name in enumerate(("0.jfif", "1.tga", "2.jp2", "3.pbm", "4.dib")):
             Image.new("L", (4, 4), 250 * (number % 2)).save(tmp_path / name, format={0: "JPEG", 3: "PPM"}.get(number))
         touch(tmp_path / "5.heic", tmp_path / "6.HEIC", tmp_path / "7.exr")
@@ -115,7 +117,7 @@ class TestLinks:
         (tmp_path / "a").rename(tmp_path / ".hidden")
         with open_source(tmp_path) as source:
             assert [int(frame.image[0, 0, 0]) for frame in source] == [0, 250, 0, 250, 0]
-            assert source.remarks() == ["3 images are passed over, of kinds that are not read: .exr, .heic"]
+            assert source.remarks() == ["3 images are skipped, of kinds that are not read: .exr, .heic"]
 
     def test_links_to_nowhere_come_last_and_say_so(self, tmp_path: Path) -> None:
         touch(tmp_path / "x.mp4")

@@ -1,4 +1,4 @@
-"""Files of several images: animations and pages as frames, their times, going on inside one, and damage."""
+"""Files of several images: animations and pages as frames, their times, continuing inside one, and damage."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_no_wrong_image_where_the_file_is_cut(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_training_refuses_them(tmp_path: Path, name: str) -> None:
     save(tmp_path / name, drawn(3))
-    with pytest.raises(SourceError, match="it holds 3 images, expected one") as caught:
+    with pytest.raises(SourceError, match="it contains 3 images, expected one") as caught:
         ImagesClip(str(tmp_path)).open(PyAV())
     assert "\n" not in str(caught.value)
 
@@ -246,5 +246,5 @@ def test_a_stand_in_is_never_seen_through(blend: int, tmp_path: Path) -> None:
         assert len(frames) == 2
         assert (frames[0][:4, :, 0] == 0).all()
         return
-    with pytest.raises(SourceError, match="drawn over the picture"), open_source(path) as source:
+    with pytest.raises(SourceError, match="drawn over the default image"), open_source(path) as source:
         list(source)

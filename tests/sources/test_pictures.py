@@ -158,7 +158,7 @@ def test_pixels_of_an_absurd_shape_are_refused(encode: Encode) -> None:
     from fractions import Fraction
 
     path = encode("thin.mp4", "libx264", quarters(), sample_aspect_ratio=Fraction(1, 20))
-    with pytest.raises(SourceError, match=r"thin\.mp4 says that its pixels are 1/20 times as wide as high"):
+    with pytest.raises(SourceError, match=r"thin\.mp4 has pixels that are 1/20 times as wide as high"):
         open_source(path)
 
 

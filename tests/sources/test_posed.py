@@ -1,4 +1,4 @@
-"""Recordings with a file of poses: each frame gets its own, whatever was skipped, and goes on after a restart."""
+"""Recordings with a file of poses: each frame gets its own, whatever was skipped, and continues after a restart."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TestFolders:
             assert shown(list(source)) == [(0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 5, 5), (4, 6, 6)]
             assert (source.skipped, source.unposed) == (5, 4)
             assert source.remarks() == [
-                "4 frames passed over without a pose, the first: frame 4: p.csv has no frame 4 (after line 4)"
+                "4 frames skipped without a pose, the first: frame 4: p.csv has no frame 4 (after line 4)"
             ]
         (folder / "3.png").unlink()
         with (

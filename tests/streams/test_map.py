@@ -1,4 +1,4 @@
-"""A stream with a map: it recalls, imagines, notices, and goes on bit for bit."""
+"""A stream with a map: it recalls, imagines, notices, and continues bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MaskStream: what is given stands, what goes wrong changes nothing, and a saved stream goes on bit for bit."""
+"""MaskStream: what is given stands, what goes wrong changes nothing, and a saved stream continues bit for bit."""
 
 from collections.abc import Callable
 from pathlib import Path

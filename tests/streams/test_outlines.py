@@ -47,7 +47,7 @@ def test_boxes_over_the_border_and_those_that_hide_nothing() -> None:
         (lambda image: from_box(image, (10, 10, 0, 10)), "has no pixel"),
         (lambda image: from_box(image, (10, 10, 5)), "expected a box x, y, width, height"),
         (lambda image: from_box(image, (10, 10, np.nan, 5)), "expected a box"),
-        (lambda image: from_point(image, (400, 10)), "lies outside of the frame of 400x300"),
+        (lambda image: from_point(image, (400, 10)), "is outside of the frame of 400x300"),
         (lambda image: from_point(image, (1, 2, 3)), "expected a point x, y"),
     ],
 )

@@ -1,4 +1,4 @@
-"""TeachStream: what was shown is found again, what was not is unknown, and a saved stream goes on bit for bit."""
+"""TeachStream: what was shown is found again, what was not is unknown, and a saved stream continues bit for bit."""
 
 import subprocess
 import sys

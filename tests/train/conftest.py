@@ -47,7 +47,7 @@ class Moving(Dataset[Batch]):
 
 
 class MovingData(LightningDataModule):
-    """Training lanes that go on after a resume, and a validation."""
+    """Training lanes that continue after a resume, and a validation."""
 
     def __init__(self, steps: int = 20, rows: int = 2, frames: int = 4, labels: int = 0) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Training on streams: lanes that go on, exact resume, what Lightning does besides, and the measures of prediction."""
+"""Training on streams: lanes that continue, exact resume, what Lightning does besides, and the measures of
+prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is stopped: by a signal, by the failure of a rank; what it leaves, and how it goes on."""
+"""A run that is stopped: by a signal, by the failure of a rank; what it leaves, and how it continues."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_sigterm_and_what_is_said(fit: Make, tmp_path: Path, capsys: pytest.Capt
         fit(notes := Notes(signal.SIGTERM, 3))
     assert caught.value.code == 143
     said = [line for line in capsys.readouterr().err.splitlines() if "stopped by" in line]
-    assert said[0].startswith("tttstream: stopped by SIGTERM after step 4; to go on: tttstream fit ")
+    assert said[0].startswith("tttstream: stopped by SIGTERM after step 4; to continue: tttstream fit ")
     assert said[0].endswith(f"--ckpt_path={tmp_path}/kept_{id(notes)}/last.ckpt")
 
 

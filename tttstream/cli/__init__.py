@@ -1,1 +1,1 @@
-"""The program `tttstream`: one module for each subcommand, imported only when it is called."""
+"""The program `tttstream`: one module for each subcommand, imported only when it runs."""

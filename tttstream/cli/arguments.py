@@ -1,4 +1,4 @@
-"""Arguments that the commands share: paths as people and their shells write them, a source, and a run over it."""
+"""Arguments that the commands share: paths, a source, and the options of a run over it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tttstream.cli.numbers import whole
 from tttstream.errors import ConfigError, OutputError, SourceError
 from tttstream.io.names import expanded
 
-LARGEST = 4096  # of the sides in pixels that are taken: beyond, one frame fills the memory of most machines
+LARGEST = 4096  # largest side in pixels: a larger frame does not fit into the memory of most machines
 
 
 def path(text: str) -> Path:
     """A file or folder, with `~` expanded. Refuses an empty name, $NAME, and the `-` of pipes."""
     if text == "-":
-        raise argparse.ArgumentTypeError("- is a pipe, but a file or folder is needed: give its name")
+        raise argparse.ArgumentTypeError("- is a pipe: give the name of a file or folder")
     try:
         return Path(expanded(text, "it", ConfigError))
     except ConfigError as error:
@@ -29,40 +29,56 @@ def model(text: str) -> str:
 
 
 def add_run(parser: argparse.ArgumentParser, size: str) -> None:
-    """The options of a command that takes the frames of sources and writes folders. size: what --size is."""
+    """Add the options of a command that reads the frames of sources and writes folders. size: the help of --size."""
     add = parser.add_argument
-    add("--out", metavar="DIR", type=path, help="where the results are written")
+    add("--out", metavar="DIR", type=path, help="folder of the results")
     add("--max-frames", metavar="N", type=whole, help="end each source after N frames")
-    known = "default: what it was trained at, or that of --load-state"
+    known = "default: the size of its training, or that of --load-state"
     add("--size", metavar="PX", type=whole, help=f"{size}; {known}")
-    add("--on-error", choices=("skip", "raise"), default="skip", help="what a damaged frame or source does to the run")
-    rows = "where each frame was taken: csv, TUM or KITTI rows; of a camera, a growing file"
+    add(
+        "--on-error",
+        choices=("skip", "raise"),
+        default="skip",
+        help="skip damaged frames, or end with an error",
+    )
+    rows = "the poses of the frames: csv, TUM or KITTI rows; for a camera, a growing file"
     add("--poses", metavar="FILE", help=rows)
     add_recording(parser, pose="the columns of that file, ")
-    start = "what the clock of that file says at the first frame (default: 0)"
+    start = "clock time of that file at the first frame (default: 0)"
     add("--pose-start", metavar="N", type=float, help=start)
-    add("--pose-tolerance", metavar="S", type=float, help="how far in seconds a frame may be from a row, or a row late")
+    add(
+        "--pose-tolerance",
+        metavar="S",
+        type=float,
+        help="seconds between a frame and a row, or age of a row",
+    )
     add("--policy", metavar="MODULE:NAME", help="plays gym:ENV: a callable (observation, info, env) -> action")
     add("--no-learn", action="store_true", help="do not let the memory learn")
-    add("--save-state", metavar="FILE", type=path, help="save memory and place in the source at the end")
-    known = "go on with a saved memory; in the same source, where it stood"
+    add("--save-state", metavar="FILE", type=path, help="save memory and position in the source at the end")
+    known = "continue with a saved memory; in the same source, from its position"
     add("--load-state", metavar="FILE", type=path, help=known)
     add("--no-overlay", action="store_true", help="do not write overlay.mp4")
     add("--show", action="store_true", help="show the overlay in a window while it runs")
-    add("--seed", metavar="N", type=whole, default=0, help="of walk, random actions and untrained weights (default: 0)")
+    add(
+        "--seed",
+        metavar="N",
+        type=whole,
+        default=0,
+        help="of walk, actions and untrained weights (default: 0)",
+    )
 
 
 def add_recording(parser: argparse.ArgumentParser, pose: str = "") -> None:
     """Add the options of robots' recordings. pose: further help for --pose."""
     add = parser.add_argument
     add("--topic", metavar="NAME", help="the images of a ROS 2 bag, or the camera of a LeRobot data set")
-    add("--clock", choices=("header", "log"), help="what tells the times of a bag's messages (default: header)")
+    add("--clock", choices=("header", "log"), help="source of the times of a bag's messages (default: header)")
     known = f"{pose}values of an environment (x,y,yaw:deg), a bag's topic, a data set's feature"
     add("--pose", metavar="KEYS", help=known)
 
 
 def check_run(args: argparse.Namespace) -> None:
-    """Refuse numbers and paths that make no sense before anything is loaded."""
+    """Check numbers and paths before anything is loaded. Raises ConfigError and its kin."""
     if args.size is not None and not 1 <= args.size <= LARGEST:
         raise ConfigError(f"--size is {args.size}: expected a side of 1 to {LARGEST} pixels, such as 128")
     if args.max_frames is not None and args.max_frames < 1:
@@ -78,6 +94,6 @@ def check_run(args: argparse.Namespace) -> None:
 
 
 def out_folder(args: argparse.Namespace, default: str) -> Path | None:
-    """The folder for results; None where a window takes its place."""
+    """The folder for results; None if a window replaces it."""
     out: Path | None = args.out
     return out if out is not None or args.show else Path(default)

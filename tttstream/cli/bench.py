@@ -1,4 +1,4 @@
-"""`tttstream bench`: time, memory and state of every memory along a stream, and the dual against the primal form."""
+"""`tttstream bench`: time, memory and state of every memory along a stream, and the dual and the primal form."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 LEAST = 1024
 
 EPILOG = """\
-Every memory sees one stream of up to --tokens tokens. After 1k, 4k, 16k … of them three calls are timed, each the
-quickest of several: of 512 tokens (prefill), of a frame of 64 tokens, and of one token; the state and the process are
-measured. A memory whose stream takes more than --limit seconds stops there, as full attention does. On a CPU the times
-are those of one thread's own work, whatever else runs there. Then one call of a TTT layer is timed in its dual form, in
-the primal form, which writes out the weights of every token, and token by token. DIR gets bench.md, bench.png and
-bench.json.
+Every memory reads one stream of up to --tokens tokens. After 1k, 4k, 16k … of them three calls are timed, each the
+fastest of several: 512 tokens (prefill), a frame of 64 tokens, and one token; the sizes of the state and of the process
+are measured. A memory whose stream takes more than --limit seconds stops there, for example full attention. On a CPU
+the times are thread times of one thread, so other processes affect them little. Then one call of a TTT layer is timed
+in its dual form, in the primal form, which computes the weights of every token, and token by token. The command writes
+bench.md, bench.png and bench.json to DIR.
 """
 
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and write the three files; returns the exit code."""
+    """Measure, and write the three files. Returns the exit code."""
     import json
     from time import strftime
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     before = earlier(args.out / "bench.json", what, chosen) if args.add else Earlier([], [])
     lengths = [LEAST * 4**k for k in range(args.tokens.bit_length()) if LEAST * 4**k <= args.tokens]
     for name in chosen:
-        speed.make(name, args.dim, args.heads)  # a width that does not fit is told before anything is measured
+        speed.make(name, args.dim, args.heads)  # an invalid width raises before anything is measured
     torch.set_num_threads(1)
     folder = OutputFolder(args.out)
     found = before.costs
@@ -154,7 +154,7 @@ def table(found: list[Cost], duals: list[Dual], runs: list[dict[str, Any]]) -> s
 
 
 def draw(found: list[Cost], about: str, path: Path) -> None:
-    """Prefill, step and state against the tokens seen."""
+    """Plot prefill, step and state over the number of tokens."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

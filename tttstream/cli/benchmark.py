@@ -1,4 +1,4 @@
-"""`tttstream track ROOT --davis`: folders of results as the servers of DAVIS and YouTube-VOS take them."""
+"""`tttstream track ROOT --davis`: writes results in the format of the DAVIS and YouTube-VOS servers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ REFUSED = ("mask", "box", "first_mask", "load_state", "save_state", "show", "max
 
 @dataclass(frozen=True)
 class BenchmarkSequence:
-    """One sequence of a data set. frames: its images in order. masks: those that may be looked at, by frame. target:
-    where the results go, below the folder of all."""
+    """One sequence of a data set. frames: its images in order. masks: the masks that may be read, by frame. target: the
+    folder of its results, below that of all."""
 
     name: str
     frames: list[Path]
@@ -38,9 +38,9 @@ class BenchmarkSequence:
 def sequences(root: Path, names: list[str] | None) -> list[BenchmarkSequence]:
     """The named sequences of a DAVIS or YouTube-VOS tree, or all of them.
 
-    DAVIS (ROOT/JPEGImages/480p/SEQUENCE) shows the mask of the first frame alone, whatever else lies there. YouTube-VOS
-    (ROOT/JPEGImages/VIDEO) shows masks wherever an object comes in. Raises ConfigError for what is neither, and for
-    names that it has not.
+    In DAVIS (ROOT/JPEGImages/480p/SEQUENCE) only the mask of the first frame is read. In YouTube-VOS
+    (ROOT/JPEGImages/VIDEO) masks are read in all frames with new objects. Raises ConfigError for another tree, and for
+    names that do not exist.
     """
     images, annotations = root / "JPEGImages", root / "Annotations"
     if not images.is_dir() or not annotations.is_dir():
@@ -117,8 +117,8 @@ def follow(
     crop: int | None,
     learn: bool,
 ) -> Iterator[str]:
-    """Write the masks of one sequence, under the names of its frames; the size of the state after each frame. They
-    appear when all are there."""
+    """Write the masks of one sequence, under the names of its frames. Yields the size of the state after each frame.
+    The folder appears when it is complete."""
     from tttstream.cli.mask_recorder import MaskFolder
     from tttstream.io.outputs import OutputFolder
     from tttstream.streams import MaskStream
@@ -129,7 +129,8 @@ def follow(
     shown, colours, seen = {}, palette(), set[int]()
     for place, index in enumerate(sequence.masks):
         mask = read[place]
-        shown[index] = np.where(np.isin(mask.labels, [*seen]), 0, mask.labels)  # those that are followed stay so
+        # Objects that are already followed are not corrected
+        shown[index] = np.where(np.isin(mask.labels, [*seen]), 0, mask.labels)
         seen |= {int(number) for number in np.unique(mask.labels) if number > 0}
         for number, colour in mask.colours.items():
             if number < len(colours):
@@ -155,7 +156,7 @@ def follow(
 
 
 def _compact(labels: NDArray[Any] | None, numbers: list[int]) -> NDArray[Any] | None:
-    """Labels whose objects are 1, 2 … in the order of their numbers; None where there is no object."""
+    """Labels with the objects 1, 2 … in the order of their numbers; None if there is no object."""
     if labels is None or not (labels > 0).any():
         return None
     return np.where(labels > 0, np.searchsorted(numbers, labels) + 1, labels).astype(np.int16)

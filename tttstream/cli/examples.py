@@ -1,4 +1,4 @@
-"""Folders of examples: one folder for each thing, called by its name, with images or videos of it."""
+"""Folders of examples: one folder for each thing, with the name of the thing, and images or videos of it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from tttstream.errors import SourceError
 from tttstream.frames import Frame
 
-EVERY = 10  # frames of a video: neighbours are too alike to teach anything
+EVERY = 10  # frames of a video: consecutive ones are too similar
 
 
 def holds(what: str) -> bool:
-    """Whether it is a folder of examples: one with folders in it, and no files but hidden ones."""
+    """Whether a path is a folder of examples: it contains folders, and no files except hidden ones."""
     if not os.path.isdir(what):
         return False
     inside = [path for path in Path(what).iterdir() if not path.name.startswith(".")]
@@ -21,7 +21,7 @@ def holds(what: str) -> bool:
 
 
 def read(folder: str, on_error: str) -> Iterator[tuple[str, Frame]]:
-    """(label, frame) of every image, and of every tenth frame of every video, thing by thing in the order of names.
+    """(label, frame) for every image and for every tenth frame of every video, ordered by the names of the things.
 
     Raises SourceError for a thing without an image or video that can be read.
     """

@@ -1,4 +1,4 @@
-"""`tttstream export`: from a checkpoint to a model's folder, or to one step of it as files for deployment."""
+"""`tttstream export`: writes the folder of a model from a checkpoint, or one step of it as files for deployment."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from tttstream.train.export import read
 
     if args.sides and not args.onnx:
-        raise ConfigError("--sides goes with --onnx")
+        raise ConfigError("--sides needs --onnx")
     model = read(Path(args.model)) if Path(args.model).is_file() or args.model.endswith(".ckpt") else None
     model = models.load(args.model) if model is None else model
     folder = shown(str(args.folder))

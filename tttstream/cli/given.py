@@ -1,4 +1,4 @@
-"""The objects that `tttstream track` is given: masks and boxes, each with the frame that it belongs to."""
+"""The masks and boxes of `tttstream track`, each with its frame."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Box = tuple[float, ...]
 
 @dataclass
 class Given:
-    """The objects to follow, and the frames that show them. numbers: of the objects 1, 2 … of the stream in files,
-    sorted. colours: of numbers, [256, 3], as far as they are written in 8 bits. masks: by frame, a file and its labels
-    [H, W]: 1 … for the objects, VOID where nobody knows. boxes: by frame, the object and its box x, y, width, height.
+    """The objects to follow, with their masks and boxes. numbers: the numbers in files of the objects 1, 2 … of the
+    stream, sorted. colours: of the numbers, [256, 3], if they have 8 bits. masks: by frame, a file and its labels [H,
+    W]: 1 … for the objects, VOID for unknown pixels. boxes: by frame, the object and its box x, y, width, height.
     """
 
     numbers: list[int]
@@ -38,17 +38,17 @@ class Given:
 
     @classmethod
     def saved(cls, stream: MaskStream) -> Given:
-        """Of a stream that was saved: its objects, and nothing to show."""
+        """The objects of a saved stream, without masks and boxes."""
         from tttstream.views.masks import palette
 
         return cls(list(stream.numbers), palette())
 
     @classmethod
     def read(cls, files: Sequence[tuple[int, Path]], boxes: Sequence[tuple[int, Box]] = ()) -> Given:
-        """Read masks by the rule of `tttstream.io.mask_files`, as masks of one sequence: a number, or a colour, is the
-        same object in all of them. Each box is another object, with the next number.
+        """Read masks by the rules of `tttstream.io.mask_files`, as masks of one sequence: a number, or a colour, is the
+        same object in all of them. Each box adds an object, with the next number.
 
-        Raises ConfigError for what shows no object, for too many objects, and for two masks of one frame.
+        Raises ConfigError for a mask without objects, for too many objects, and for two masks of one frame.
         """
         from tttstream.views.masks import palette
 
@@ -87,7 +87,7 @@ class Given:
         return given
 
     def without_first(self) -> Given:
-        """The same for a resumed stream, which has already learned the mask of frame 0."""
+        """The given objects without the mask of frame 0, which a resumed stream has already learned."""
         masks = {frame: mask for frame, mask in self.masks.items() if frame > 0}
         return Given(
             self.numbers, self.colours, masks, {frame: here for frame, here in self.boxes.items() if frame > 0}
@@ -95,14 +95,14 @@ class Given:
 
     @property
     def last(self) -> int:
-        """The last frame of which something is given, -1 for none."""
+        """The last frame with a mask or box, -1 for none."""
         return max([*self.masks, *self.boxes], default=-1)
 
     def take(self, frame: Frame) -> NDArray[np.int16] | None:
         """Labels [H, W] given for this frame, each at most once; None if none are given.
 
-        Where boxes lie over a mask, the mask stands. Raises ShapeError for a mask of another size, ConfigError for a
-        box outside of the frame.
+        A mask has precedence over boxes. Raises ShapeError for a mask of another size, ConfigError for a box outside of
+        the frame.
         """
         mask, boxes = self.masks.pop(frame.index, None), self.boxes.pop(frame.index, [])
         if mask is None and not boxes:
@@ -112,7 +112,7 @@ class Given:
         if labels.shape != size:
             (height, width), turned = labels.shape, ""
             if size[::-1] == labels.shape:
-                turned = " (is it of the video before it was turned upright?)"
+                turned = " (is it from the video before its rotation?)"
             raise ShapeError(
                 f"the mask {path} is {width}x{height} pixels, the frames are {size[1]}x{size[0]}: give a mask of the "
                 f"frames' own size{turned}"
@@ -129,7 +129,7 @@ class Given:
 
 
 def mask_at(text: str) -> tuple[int, Path]:
-    """FRAME:FILE of a command line."""
+    """Parse FRAME:FILE."""
     frame, colon, name = text.partition(":")
     if not colon or not frame.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}: expected FRAME:FILE, such as 30:mask.png")
@@ -137,7 +137,7 @@ def mask_at(text: str) -> tuple[int, Path]:
 
 
 def box_at(text: str) -> tuple[int, Box]:
-    """FRAME:x,y,w,h of a command line."""
+    """Parse FRAME:x,y,w,h."""
     frame, _, numbers = text.partition(":")
     try:
         box = tuple(float(number) for number in numbers.split(","))

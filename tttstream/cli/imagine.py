@@ -1,4 +1,4 @@
-"""`tttstream imagine`: draw what a saved map remembers, of its whole world or at the poses of a file."""
+"""`tttstream imagine`: draws the world of a saved map, or its expected pictures at the poses of a file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw; returns the exit code."""
+    """Draw the pictures. Returns the exit code."""
     import numpy as np
     from tqdm import tqdm
 

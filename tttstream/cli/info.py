@@ -1,4 +1,4 @@
-"""`tttstream info`: versions, devices, and why Triton can or cannot run here, for bug reports."""
+"""`tttstream info`: prints versions, devices, and whether Triton can run here, for bug reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-# Per row, the distributions that may bring the same package.
+# Each row lists the distributions that may contain the same package.
 PACKAGES = (
     ("torch",),
     ("triton", "triton-windows", "pytorch-triton"),
@@ -55,7 +55,7 @@ def devices() -> list[str]:
 
 
 def triton_status() -> str:
-    """Whether Triton kernels can run on this machine at all, and what decides it."""
+    """Whether Triton kernels can run on this machine, and the reason."""
     import torch
 
     if find_spec("triton") is None:

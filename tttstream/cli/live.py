@@ -1,4 +1,4 @@
-"""`tttstream live`: cameras, videos and embedded sources, watched together by a memory each, in a browser page."""
+"""`tttstream live`: watches cameras, videos and embedded sources, each with its own memory, on a browser page."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ if TYPE_CHECKING:
 PORT = 8230
 LEAST_TOKEN = 16  # characters
 EPILOG = f"""\
-SOURCE is what `tttstream watch` takes: a camera number, an RTSP or MJPEG address, a video, a folder of images, a ROS 2
-bag, gym:ENV_ID, walk, places. Without one it is camera 0, and where there is no camera the embedded {INSTEAD}. Every
-source has a memory of its own. A source that breaks off is opened again, after 0.5 s, 1 s, 2 s … 30 s; its memory
-stays.
+SOURCE is any source of `tttstream watch`: a camera number, an RTSP or MJPEG address, a video, a folder of images, a
+ROS 2 bag, gym:ENV_ID, walk, places. The default is camera 0, or the embedded source {INSTEAD} if there is no camera.
+Every source has its own memory. A source that fails is opened again after 0.5 s, 1 s, 2 s … 30 s; its memory is kept.
 
-The browser page is at http://127.0.0.1:{PORT} unless --web says otherwise. On an address that others can reach, it
+The browser page is at http://127.0.0.1:{PORT} or at the address of --web. On an address that others can reach, it
 needs a token: that of --token-file, or a new one, which is printed once as a part of the page's address.
 
-The command ends when all sources have ended, or with Ctrl-C: the last snapshots are written, the summary is printed,
-and the exit code is 0. Exit code 2: something is in the way, said in one line.
+The command ends when all sources have ended, or with Ctrl-C: it writes the last snapshots, prints the summary, and has
+exit code 0. Exit code 2: an error, reported in one line.
 
 Keys in the window of --show: q quit, f forget, l learning on/off, n next source, space pause.
 """
@@ -57,7 +56,7 @@ class Address(NamedTuple):
 
 
 def address(text: str) -> Address:
-    """[HOST:]PORT; of an IPv6 address in brackets."""
+    """Parse [HOST:]PORT; an IPv6 address is in brackets."""
     found = re.fullmatch(r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?([0-9]{1,5})", text)
     if not found or int(found[2]) > 65535:
         raise argparse.ArgumentTypeError(f"expected [HOST:]PORT such as {PORT} or 0.0.0.0:{PORT}, got {text!r}")
@@ -70,37 +69,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="the sources to watch, see below (default: camera 0)")
-    add("--allow", metavar="SOURCE", action="append", default=[], help="may be added on the page too; may be repeated")
-    known = f"a model by name or from its folder (default: base; map where all sources are {INSTEAD})"
+    add("--allow", metavar="SOURCE", action="append", default=[], help="may be added on the page; may be repeated")
+    known = f"a model by name or from its folder (default: base; map if all sources are {INSTEAD})"
     add("--model", metavar="DIR|NAME", type=arguments.model, help=known)
     add("--view", metavar="L", type=float, help="maps: the side of a view, in the units of the poses (default: 1)")
-    add("--size", metavar="PX", type=whole, help="side of the square that the model sees (default: its own)")
-    where = f"where the browser page is served (default: 127.0.0.1:{PORT})"
+    add("--size", metavar="PX", type=whole, help="side of the model's square input (default: that of the model)")
+    where = f"address of the browser page (default: 127.0.0.1:{PORT})"
     page = parser.add_mutually_exclusive_group()
     page.add_argument(
         "--web", metavar="[HOST:]PORT", type=address, default=Address("127.0.0.1", PORT, False), help=where
     )
     page.add_argument("--no-web", action="store_true", help="serve no page")
-    add("--token-file", metavar="FILE", type=arguments.path, help="the page asks for the token in this file")
-    known = "another host name of the page, of a proxy before it; may be repeated"
+    add("--token-file", metavar="FILE", type=arguments.path, help="file with the token of the page")
+    known = "another host name of the page, such as that of a proxy; may be repeated"
     add("--web-name", metavar="NAME", action="append", default=[], help=known)
-    pem = "serve the page over TLS, with these PEM files; phones share their camera only so"
+    pem = "serve the page over TLS, with these PEM files (needed for the camera of a phone)"
     add("--web-tls", metavar=("CERT", "KEY"), nargs=2, type=arguments.path, help=pem)
     add("--show", action="store_true", help="show a source in a window too")
     arguments.add_recording(parser)
-    policy = "latest drops frames that are late, all takes each, 'every N' each N-th (default: latest for cameras)"
+    policy = "latest drops late frames, all processes each, 'every N' each N-th (default: latest for cameras)"
     add("--policy", default="auto", help=policy)
-    add("--loop", action="store_true", help="begin recordings anew at their end")
-    add("--fast", action="store_true", help="take recordings as fast as they can be read, not at their own rate")
+    add("--loop", action="store_true", help="repeat recordings")
+    add("--fast", action="store_true", help="read recordings as fast as possible, not at their own rate")
     expect = argparse.BooleanOptionalAction
-    add("--expect", action=expect, help="predict pictures too, three times the work (default: for one source)")
+    add("--expect", action=expect, help="also predict pictures; takes three times as long (default: for one source)")
     add("--no-learn", action="store_true", help="do not let the memories learn")
-    add("--snapshots", metavar="DIR", type=arguments.path, help="keep every memory there, with its place in the source")
+    add(
+        "--snapshots",
+        metavar="DIR",
+        type=arguments.path,
+        help="folder for memories and positions in the sources",
+    )
     add("--every", metavar="S", type=float, default=10.0, help="seconds between two snapshots (default: 10)")
-    add("--resume", action="store_true", help="go on from the snapshots in DIR")
-    add("--events", metavar="DIR", type=arguments.path, help="keep events there, with pictures and clips")
-    add("--webhook", metavar="URL", help="post each event there as JSON")
-    add("--summary", metavar="FILE", type=arguments.path, help="write the summary there as JSON too")
+    add("--resume", action="store_true", help="continue from the snapshots in DIR")
+    add("--events", metavar="DIR", type=arguments.path, help="write events to this folder, with pictures and clips")
+    add("--webhook", metavar="URL", help="post each event to this address as JSON")
+    add("--summary", metavar="FILE", type=arguments.path, help="write the summary to this file as JSON")
     add("--rerun", action="store_true", help="log to the Rerun viewer (pip install 'tttstream[rerun]')")
     add("--max-frames", metavar="N", type=whole, help="end each source after N frames")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: auto)")
@@ -134,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse options that make no sense before anything is loaded."""
+    """Check the options before anything is loaded. Raises ConfigError."""
     if args.size is not None and not 1 <= args.size <= arguments.LARGEST:
         raise ConfigError(f"--size is {args.size}: expected a side of 1 to {arguments.LARGEST} pixels, such as 128")
     if args.max_frames is not None and args.max_frames < 1:
@@ -142,7 +146,7 @@ def _check(args: argparse.Namespace) -> None:
     if not 0.1 <= args.every <= 86_400:
         raise ConfigError(f"--every is {args.every}: expected 0.1 to 86400 seconds")
     if args.resume and args.snapshots is None:
-        raise ConfigError("--resume: from where? Give --snapshots DIR, the folder of the run to go on with")
+        raise ConfigError("--resume needs --snapshots DIR, the folder of the run to continue with")
     if not 0 <= args.seed < 2**63:
         raise ConfigError(f"--seed is {args.seed}: expected 0 or more, below 2 to the power of 63")
     if args.no_web and args.token_file is not None:
@@ -158,7 +162,7 @@ def make_engine(args: argparse.Namespace, sources: list[str]) -> Engine:
     from tttstream.live import Engine
     from tttstream.sources import Source, open_source
 
-    torch.set_num_threads(1)  # frames are small: a second thread waits more than it works, and decoding wants the core
+    torch.set_num_threads(1)  # frames are small: a second thread mostly waits, and decoding needs the core
     torch.manual_seed(args.seed)
     allowed = [*sources, *args.allow]
     name = args.model or ("map" if set(allowed) == {"places"} else "base")
@@ -216,13 +220,13 @@ def _serve(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> None:
     except OutputError:
         if args.web.given:
             raise
-        server = serve(engine, args.web.host, 0, **more)  # another run has the usual port
+        server = serve(engine, args.web.host, 0, **more)  # another run uses the default port
     stack.callback(server.close)
     print(f"page: {server.url}", flush=True)
 
 
 def _views(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> list[Any]:
-    """Further displays besides the page: `show() -> bool` of each returns whether to continue."""
+    """Displays in addition to the page: `show() -> bool` of each returns whether to continue."""
     views: list[Any] = []
     if args.rerun:
         from tttstream.live.rerun import RerunLog
@@ -237,7 +241,8 @@ def _views(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> list[A
 
 
 def follow(engine: Engine, views: list[Any], interrupt: Any) -> None:
-    """Until all sources have ended or a person ends it: show results, changes at once, and a line each ten seconds."""
+    """Show results until all sources have ended or the user stops: print changes at once, and a line every ten
+    seconds."""
     due, news = time.monotonic() + 10.0, News()
     while engine.running and not interrupt.asked:
         for view in views:
@@ -256,7 +261,7 @@ def follow(engine: Engine, views: list[Any], interrupt: Any) -> None:
 
 
 class News:
-    """Says on standard error at once that a source fails, breaks off, sends nothing, or is back."""
+    """Reports on standard error that a source fails, ends early, sends nothing, or works again."""
 
     BAD = ("failed", "retrying", "stalled")
 
@@ -264,7 +269,7 @@ class News:
         self._said: dict[str, tuple[str, str]] = {}
 
     def hear(self, camera: Camera) -> None:
-        """Print a line where the state of this camera is another one than before."""
+        """Print a line if the state of this camera has changed."""
         state, reason, before = camera.state, camera.reason, self._said.get(camera.id)
         if state in self.BAD and before != (state, reason):
             self._said[camera.id] = state, reason
@@ -273,11 +278,11 @@ class News:
             print(f"tttstream: {told if reason else camera.label} ({text})", file=sys.stderr, flush=True)
         elif state == "running" and before is not None:
             del self._said[camera.id]
-            print(f"tttstream: {camera.label}: frames come again", file=sys.stderr, flush=True)
+            print(f"tttstream: {camera.label}: frames arrive again", file=sys.stderr, flush=True)
 
 
 def line_of(status: dict[str, Any]) -> str:
-    """The state of a camera in one line."""
+    """The status of a camera in one line."""
     latency = status["latency_ms"]["p50"]
     parts = [
         f"{status['label']}: {status['state']}" + (f" ({status['reason']})" if status["reason"] else ""),
@@ -292,7 +297,7 @@ def line_of(status: dict[str, Any]) -> str:
 
 
 def report(summary: dict[str, Any], args: argparse.Namespace) -> int:
-    """Print the summary. Raises SourceError where no source gave a frame."""
+    """Print the summary. Raises SourceError if no source gave a frame."""
     from tttstream.io.names import shown
     from tttstream.io.outputs import TextFile, text_of
 

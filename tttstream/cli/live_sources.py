@@ -1,4 +1,4 @@
-"""The sources of `tttstream live`: the default, and which options belong to which source."""
+"""The sources of `tttstream live`: the default, and the options of each source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from tttstream.errors import ConfigError, SourceError
 
-INSTEAD = "places"  # what is watched where there is no camera
+INSTEAD = "places"  # the default if there is no camera
 
 
 def default_source() -> str:
@@ -27,7 +27,8 @@ def default_source() -> str:
 
 
 def options_of(args: argparse.Namespace, specs: list[str]) -> dict[str, dict[str, Any]]:
-    """For each source its share of --topic, --clock and --pose. Raises ConfigError where no source takes one."""
+    """For each source its options among --topic, --clock and --pose. Raises ConfigError if no source accepts one of
+    them."""
     from tttstream.sources.listing import is_path, spelled
     from tttstream.sources.robots.paths import is_bag, is_dataset, split
 

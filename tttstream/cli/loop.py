@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from tttstream.views.window import Viewer
 
 Step = Callable[[Frame], tuple["Picture | None", "float | None"]]
-"""Push one frame and record it: (the picture drawn of it, its surprise; None where there is none)."""
+"""Push one frame and record it. Returns (the drawn picture, the surprise), each None if there is none."""
 
 
 def opened(spec: str, args: argparse.Namespace) -> Source:
-    """The source of that name, with the options of the command."""
+    """Open a source with the options of the command."""
     from tttstream.sources import open_source
 
     more = {"poses": args.poses, "pose": args.pose, "pose_start": args.pose_start, "policy": args.policy}
@@ -38,7 +38,7 @@ def opened(spec: str, args: argparse.Namespace) -> Source:
 
 
 def claimed(args: argparse.Namespace, stack: ExitStack) -> Viewer | None:
-    """The window, where one is wanted, and the sole right to write --save-state, until the stack ends."""
+    """Open the window, if --show is given, and lock the file of --save-state, until the stack ends."""
     window = None
     if args.show:
         from tttstream.views.window import Viewer
@@ -64,16 +64,15 @@ def recorded(
     more: dict[str, Any],
     title: str = "",
 ) -> dict[str, Any]:
-    """Take every frame of a source and write what came of it; returns the summary. After a failure no file is left.
-
-    more: what a kind of stream adds to the summary. title: of the chart.
+    """Process every frame of a source and write the results. Returns the summary. After a failure no file is left.
+    more: additional entries of the summary. title: of the chart.
     """
     try:
         interrupted = follow(source, stream, step, record, window, interrupt, args)
         if not record.frames and interrupted:
             raise KeyboardInterrupt
         if not record.frames:
-            after = " after the saved place" if args.load_state else ""
+            after = " after the saved position" if args.load_state else ""
             raise SourceError(f"{public(spec)}: no readable frame{after}")
         summary = {
             "source": public(spec),

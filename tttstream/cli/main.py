@@ -1,4 +1,4 @@
-"""The program `tttstream`: runs a subcommand, and turns a user's mistake into one line and exit code 2."""
+"""The program `tttstream`: runs a subcommand, and reports a user's mistake with one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tttstream.cli.numbers import plain
 
 # Each is a module of this package with `add_arguments(parser)` and `run(args) -> exit code`.
 COMMANDS = {
-    "watch": "learn online from a video, a camera or the embedded walk, and show what surprises",
-    "live": "watch cameras and videos live, each with a memory of its own, on a browser page",
-    "track": "follow the objects that a mask on the first frame shows, through a video or a camera",
-    "teach": "show things by name, and say in which frames they are in view again",
-    "imagine": "draw what a saved map remembers",
+    "watch": "learn online from a video, a camera or the embedded walk, and report surprising frames",
+    "live": "watch cameras and videos live, each with its own memory, on a browser page",
+    "track": "follow objects from masks or boxes through a video or a camera",
+    "teach": "teach things by name, and find the frames in which they are in view",
+    "imagine": "draw the world of a saved map",
     "fit": "train a model on streams of video (Lightning's command line)",
     "validate": "measure a trained model on the validation videos",
     "test": "measure a trained model on the test videos",
@@ -30,12 +30,12 @@ COMMANDS = {
     "bench": "measure time, memory and state of every memory along a stream",
     "info": "print versions, devices, and why Triton can or cannot run here",
 }
-# Lightning's: they bring their own parser, which takes seconds to import.
+# Commands of Lightning: they have their own parser, which takes seconds to import.
 TRAINING = ("fit", "validate", "test", "predict")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line."""
+    """Reports a mistake in the arguments in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"tttstream: error: {message} (see `{self.prog} --help`)\n")
@@ -58,9 +58,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program with the given arguments (those of the process for None); returns its exit code."""
+    """Run the program with these arguments, by default those of the process. Returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if argv is None:  # at its end Python would look through half a million objects of torch, for a second
+    if argv is None:  # without it the garbage collection at exit takes a second for half a million objects of torch
         atexit.register(gc.freeze)
     return guarded("tttstream", lambda: _run(words))
 
@@ -74,7 +74,7 @@ def _run(words: list[str]) -> int:
 
 
 def _refuse_nothing(words: list[str]) -> None:
-    """Raises DataError where nothing is given for what the command works on, before Lightning is imported."""
+    """Raise DataError if the data of the command is missing, before Lightning is imported."""
     given = import_module("tttstream.train.given")
     part = given.without(words)
     if part is not None:
@@ -84,16 +84,17 @@ def _refuse_nothing(words: list[str]) -> None:
 
 
 def guarded(program: str, job: Callable[[], int]) -> int:
-    """The exit code of a program's job; a user's mistake is one line on standard error and exit code 2."""
+    """Run the job of a program. Returns its exit code; a user's mistake is one line on standard error and code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")  # a terminal without these letters must not end a run
+            # A terminal that cannot print these characters must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         return job()
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        from tttstream.errors import TTTStreamError  # here, so that --help and --version need no torch
+        from tttstream.errors import TTTStreamError  # imported here, so that --help and --version need no torch
 
         if not isinstance(error, TTTStreamError):
             raise

@@ -1,4 +1,4 @@
-"""The output of `tttstream track` for one source: a folder of masks, the overlay, and a line a frame."""
+"""The output of `tttstream track` for one source: a folder of masks, the overlay, and a line for each frame."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tttstream.views.writer import VideoWriter
 
 
 class MaskFolder(OutputFile):
-    """Images of masks in a folder that appears when all are there, in the place of one that had its name.
+    """Images of masks in a folder that appears when it is complete and replaces a folder with its name.
 
-    PNG, and TIFF where a number has more than 16 bits. numbers: of all objects. colours: of numbers, [256, 3].
+    PNG, or TIFF if a number has more than 16 bits. numbers: of all objects. colours: of the numbers, [256, 3].
     """
 
     def __init__(self, path: Path, numbers: list[int], colours: NDArray[np.uint8]) -> None:
@@ -35,7 +35,7 @@ class MaskFolder(OutputFile):
         self.part.mkdir()
 
     def write(self, name: str, mask: NDArray[np.integer[Any]]) -> None:
-        """Add the mask of a frame under this name: the numbers of its objects, [H, W]."""
+        """Write the mask of a frame, the numbers of its objects [H, W], under this name."""
         with saving(self.path):
             image = mask_image(mask, self._colours, self._largest)
             image.save(self.part / f"{name}.{self._kind}", format=self._kind)
@@ -56,10 +56,10 @@ class MaskFolder(OutputFile):
 
 
 class MaskRecorder(Record):
-    """Takes in frames and masks of one source, and writes its folder; without a folder it only keeps count.
+    """Writes the frames and masks of one source to its folder; without a folder it only counts.
 
-    numbers: of the objects, as they are written. colours: of numbers, [256, 3]. video: write overlay.mp4. endless:
-    nobody knows how many frames will come.
+    numbers: of the objects in the files. colours: of the numbers, [256, 3]. video: write overlay.mp4. endless: the
+    number of frames is unknown.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class MaskRecorder(Record):
             raise
 
     def add(self, frame: Frame, result: MaskResult) -> Picture:
-        """Take in one frame and its result; the picture drawn of it."""
+        """Record one frame and its result. Returns the drawn picture."""
         self._count(result.latency_ms)
         picture = self.overlay.draw(frame.image, result.mask)
         if self._lines is not None:

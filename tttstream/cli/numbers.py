@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
-MOST = 30  # digits; nothing that is counted here has more
+MOST = 30  # largest number of digits
 SCIENTIFIC = re.compile(r"(--[\w.-]+=)?([+-]?\d+(\.\d*)?[eE]\+?\d+)")
 
 
 def whole(text: str) -> int:
-    """A whole number, in scientific notation too. Raises ValueError for any other text."""
+    """Parse a whole number, also in scientific notation. Raises ValueError for other text."""
     try:
         return int(text)
     except ValueError:
@@ -25,11 +25,11 @@ def whole(text: str) -> int:
     return int(number)
 
 
-whole.__name__ = "whole number"  # argparse names it when the text is none
+whole.__name__ = "whole number"  # the name that argparse prints for invalid text
 
 
 def plain(words: Sequence[str]) -> list[str]:
-    """The words of a command line with 1e6 as 1000000, for a parser that takes whole numbers in digits only."""
+    """The words of a command line with 1e6 as 1000000, for a parser that accepts only digits."""
     return [_plain(word) for word in words]
 
 

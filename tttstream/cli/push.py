@@ -1,4 +1,4 @@
-"""`tttstream push`: put the folder of a trained model on a hub."""
+"""`tttstream push`: uploads the folder of a trained model to a hub."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from tttstream.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, where it goes, and what goes with it."""
+    """Declare the options of `tttstream push`."""
     add = parser.add_argument
     add("model", metavar="DIR|NAME", type=arguments.model, help="a model by name or from its folder")
-    add("repository", metavar="OWNER/NAME", help="where it goes; made where there is none")
+    add("repository", metavar="OWNER/NAME", help="repository on the hub; created if it does not exist")
     add(
         "--card", metavar="FILE", type=arguments.path, help="markdown that becomes the README (default: card.md in DIR)"
     )
     add("--revision", metavar="BRANCH", help="the branch (default: main)")
-    add("--private", action="store_true", help="make the repository a private one")
+    add("--private", action="store_true", help="create a private repository")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Put it there."""
+    """Upload the model. Returns the exit code."""
     from tttstream import models
 
     card, folder = args.card, models.folder(args.model)

@@ -107,7 +107,7 @@ class Record:
             file.finish()
 
     def publish(self) -> None:
-        """Give the finished files their names, and remove optional files of earlier runs."""
+        """Rename the finished files, and remove optional files of earlier runs."""
         for file in self._files:
             file.publish()
         if self._folder is not None:
@@ -122,7 +122,7 @@ class Record:
         return [file.path.name for file in self._files]
 
     def discard(self) -> None:
-        """Remove what was not published, and the folders made for it. After `publish` it does nothing."""
+        """Remove unpublished files and their new folders. After `publish` it does nothing."""
         for file in self._files:
             file.discard()
         if self._folder is not None:
@@ -226,12 +226,12 @@ class Recorder(Record):
         return summary
 
     def planted(self) -> list[Event]:
-        """The events that the source planted among these frames."""
+        """The events of a generated source in these frames."""
         last = self.trace.first_index + self.frames
         return [event for event in self.source.events(last) or [] if event.stop > self.trace.first_index]
 
     def finish(self, summary: dict[str, Any], title: str) -> None:
-        """Draw the chart too."""
+        """Complete the files, and draw the chart."""
         if self._folder is not None:
             chart = self._own(ChartFile(self._folder.path / "surprise.png"))
             detected = [event.index for event in self.detector.events]

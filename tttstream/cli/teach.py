@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 OUT = "teach-results"
 KEYS = "123456789"
 EPILOG = f"""\
-SOURCE is what `tttstream watch` takes: a video file or URL, a folder of images, a camera number, - for a pipe.
+SOURCE is any source of `tttstream watch`: a video file or URL, a folder of images, a camera number, - for a pipe.
 
-Things are taught in three ways, and all of them may be used together:
-  DIR with one folder for each thing, called by its name, with images or videos of it. The whole of a picture counts,
-  so let the thing fill it. Of a video, every tenth frame is taken.
-  --box FRAME:X,Y,W,H=LABEL says where a thing is in a frame of SOURCE, by left edge, top edge, width and height in
-  pixels. May be given often.
-  --labels NAME,NAME with --show: hold the keys 1 to 9 while you show the thing of that place in the square.
+There are three ways to teach things, and they can be combined:
+  DIR contains one folder for each thing, with the name of the thing, and images or videos of it. The thing should fill
+  the pictures. Every tenth frame of a video is used.
+  --box FRAME:X,Y,W,H=LABEL is the box of a thing in a frame of SOURCE: left edge, top edge, width and height in pixels.
+  The option may be repeated.
+  --labels NAME,NAME with --show: hold one of the keys 1 to 9 while you show the thing with this number in the square.
 
-Results: frames.jsonl says for each frame which things are in view, where roughly and how sure; overlay.mp4 shows it;
-summary.json counts. `teach DIR --save-state FILE` without a SOURCE teaches only. --show without --out writes nothing.
-Keys in the window: 1 to 9 teach, q quit, f forget all, l learning on/off, space pause.
-Exit codes: 0 done, 2 something in the way, said in one line; no file is left behind. The default for --out is {OUT}.
+Results: frames.jsonl lists for each frame the things in view with rough boxes and probabilities, overlay.mp4 shows
+them, and summary.json counts them. `teach DIR --save-state FILE` without a SOURCE only teaches. --show without --out
+writes nothing. Keys in the window: 1 to 9 teach, q quit, f forget all, l learning on/off, space pause.
+Exit codes: 0 success; 2 an error, reported in one line, and no file is written. The default for --out is {OUT}.
 """
 
 
@@ -51,19 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("what", nargs="+", metavar="DIR|SOURCE", help="folders of examples, and at most one video, folder or camera")
-    known = "things by the keys 1 to 9 of the window, such as mug,keys"
+    known = "names for the keys 1 to 9 of the window, such as mug,keys"
     add("--labels", metavar="NAMES", type=_names, default=[], help=known)
-    where = "a thing in a frame of SOURCE, such as 0:120,80,60,70=mug"
+    where = "box of a thing in a frame of SOURCE, such as 0:120,80,60,70=mug"
     add("--box", metavar="FRAME:X,Y,W,H=LABEL", type=Told.parse, action="append", default=[], dest="boxes", help=where)
-    add("--forget", metavar="LABEL", action="append", default=[], help="a thing of --load-state that is forgotten")
-    add("--certain", metavar="P", type=float, help="the probability from which a thing counts as in view")
+    add("--forget", metavar="LABEL", action="append", default=[], help="remove this thing of --load-state")
+    add("--certain", metavar="P", type=float, help="least probability of a thing in view")
     known = "a model by name or from its folder (default: teach)"
     add("--model", metavar="DIR|NAME", type=arguments.model, default="teach", help=known)
-    arguments.add_run(parser, size="short side in pixels at which the model sees the frames")
+    arguments.add_run(parser, size="short side in pixels of the model's input")
 
 
 class Told(NamedTuple):
-    """One --box: where a thing of that name is in the frame of that number."""
+    """One --box: the box of a thing in the frame with this number."""
 
     frame: int
     box: Box
@@ -71,7 +71,7 @@ class Told(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Told:
-        """FRAME:X,Y,W,H=LABEL."""
+        """Parse FRAME:X,Y,W,H=LABEL."""
         number = r"\s*(-?\d+(?:\.\d+)?)\s*"
         found = re.fullmatch(rf"\s*(\d+)\s*:{number},{number},{number},{number}=(.+)", text)
         if found is None:
@@ -88,21 +88,21 @@ def _names(text: str) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Teach, and look for what was taught; returns the exit code."""
+    """Teach, and find the taught things. Returns the exit code."""
     arguments.check_run(args)
     folders = [what for what in args.what if examples.holds(what)]
     specs = [what for what in args.what if what not in folders]
     if len(specs) > 1:
         came = ", ".join(map(public, specs))
-        raise ConfigError(f"teach looks at one source, {len(specs)} came: {came}; run them one by one")
+        raise ConfigError(f"teach takes one source, got {len(specs)}: {came}; run them one by one")
     if args.labels and not args.show:
-        raise ConfigError("--labels are for the keys of the window: give --show too")
+        raise ConfigError("--labels needs --show, because the keys belong to the window")
     if not specs and (args.boxes or args.show):
-        raise ConfigError("--box and --show need a SOURCE beside the folders of examples")
+        raise ConfigError("--box and --show need a SOURCE in addition to folders of examples")
     if not specs and args.save_state is None:
-        raise ConfigError("give a SOURCE to look at, or --save-state FILE to keep what is taught")
+        raise ConfigError("give a SOURCE, or --save-state FILE to save the taught things")
     if not (folders or args.boxes or args.labels or args.load_state):
-        raise ConfigError("what is there to look for? Give a folder of examples, --box, --labels or --load-state")
+        raise ConfigError("nothing to find: give a folder of examples, --box, --labels or --load-state")
     import torch
 
     torch.set_num_threads(1)
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def teach(args: argparse.Namespace, folders: list[str]) -> int:
-    """Teach from folders and save what was learned; returns the exit code."""
+    """Teach from folders and save the state. Returns the exit code."""
     from tttstream.cli.loop import claimed
 
     with ExitStack() as stack:
@@ -123,7 +123,7 @@ def teach(args: argparse.Namespace, folders: list[str]) -> int:
 
 
 def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
-    """Teach, then look at a source; returns the exit code."""
+    """Teach, then process a source. Returns the exit code."""
     from tttstream.cli.loop import claimed, opened, recorded
     from tttstream.cli.teach_recorder import TeachRecorder
     from tttstream.io.interrupt import Interrupt
@@ -152,14 +152,14 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
     )
     late = [told for told in args.boxes if told.frame >= summary["frames"]]
     if late and args.load_state is None:
-        print(f"tttstream: --box {late[0].frame} lies behind the last frame that was read", file=sys.stderr)
+        print(f"tttstream: --box {late[0].frame} is after the last frame", file=sys.stderr)
     if out is not None:
         print(shown(f"results: {out} ({', '.join(recorder.written)})"))
     return 0
 
 
 def start(args: argparse.Namespace, folders: list[str], source: Source | None) -> TeachStream:
-    """The stream, fresh or as it was saved, with what the folders teach."""
+    """A fresh or loaded stream, with the examples of the folders."""
     from tttstream.cli.progress import Progress
     from tttstream.evaluation.measures import Rate
     from tttstream.models import load_as

@@ -1,4 +1,4 @@
-"""The output of `tttstream teach` for one source: the overlay, and a line a frame with what was found."""
+"""The output of `tttstream teach` for one source: the overlay, and a line with the found things for each frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tttstream.views.teach import TeachOverlay
 
 
 class TeachRecorder(Record):
-    """Takes in frames and results of one source, and writes its folder; without a folder it only keeps count.
+    """Writes the frames and results of one source to its folder; without a folder it only counts.
 
     video: write overlay.mp4. keys: names that the keys 1, 2 … teach. endless: the number of frames is unknown.
     """
@@ -29,7 +29,7 @@ class TeachRecorder(Record):
         self._begin(video=video, endless=endless)
 
     def add(self, frame: Frame, result: TeachResult, stream: TeachStream, told: list[str]) -> Picture:
-        """Record one frame and its result; returns the picture. told: the labels that were taught with it."""
+        """Record one frame and its result; returns the picture. told: the labels that were taught with this frame."""
         self._count(result.latency_ms)
         self._in_view.update(thing.label for thing in result.found)
         self._taught = {label: stream.examples(label) for label in stream.labels}
@@ -59,6 +59,6 @@ class TeachRecorder(Record):
         return picture
 
     def summary(self) -> dict[str, Any]:
-        """See Record; `in_view` counts the frames that each taught thing was seen in."""
+        """See Record; `in_view` is the number of frames in which each taught thing was found."""
         in_view = {label: self._in_view[label] for label in self._taught}
         return {**super().summary(), "taught": self._taught, "in_view": in_view}

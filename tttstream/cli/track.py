@@ -1,4 +1,4 @@
-"""`tttstream track`: follow the objects that masks and boxes show, through a video or a camera."""
+"""`tttstream track`: follows objects from masks and boxes through a video or a camera."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 OUT = "track-results"
 EPILOG = f"""\
-SOURCE is what `tttstream watch` takes: a video file or URL, a folder of images, a camera number, - for a pipe.
+SOURCE is any source of `tttstream watch`: a video file or URL, a folder of images, a camera number, - for a pipe.
 
-Frames are numbered from 0. A box says less than a mask: the object's outline in it is looked for by its colours.
+Frames are numbered from 0. A mask is more exact than a box, in which the object is segmented by its colours.
 
-DIR holds masks (images with the numbers of the given masks), overlay.mp4, frames.jsonl and summary.json. FILE is as
-large as its frame, PNG or another image without loss. Grey and palette images number the objects, 0 is the
-background, and 255 in 8 bits is void (unknown) unless 0 and 255 are all there is: then it is the object. In RGB each
-colour is an object, black the background. What is transparent is background. JPEG and smoothed edges are refused. All
-of it: docs/masks.md.
+The results in DIR are masks (images with the numbers of the given masks), overlay.mp4, frames.jsonl and summary.json.
+FILE has the size of its frame and is PNG or another lossless image. In grey and palette images the values are the
+numbers of the objects, 0 is the background, and 255 in 8 bits is void (unknown); an image with only 0 and 255 shows one
+object. In RGB each colour is an object, and black is the background. Transparent pixels are background. JPEG and
+smoothed edges are refused. docs/masks.md has all rules.
 
---davis: masks of all sequences of a tree, in DIR/SEQUENCE/00000.png … for DAVIS, of which the first frame's mask alone
-is read, and in DIR/Annotations/VIDEO/NAME.png for YouTube-VOS, of which masks show new objects in any frame.
+--davis writes the masks of all sequences of a tree: to DIR/SEQUENCE/00000.png … for DAVIS, whose masks are read in the
+first frame only, and to DIR/Annotations/VIDEO/NAME.png for YouTube-VOS, whose masks can add objects in any frame.
 
 --show without --out writes nothing. Keys in the window: q quit, f forget, l learning on/off, space pause.
-Exit codes: 0 done, 2 something in the way, said in one line; no file is left behind. The default for --out is {OUT}.
+Exit codes: 0 success; 2 an error, reported in one line, and no file is written. The default for --out is {OUT}.
 """
 
 
@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a video, a folder of images or a camera")
     add("--first-mask", metavar="FILE", type=arguments.path, help="the objects to follow: short for --mask 0:FILE")
-    known = "objects that a frame shows: added there, or corrected; may be given again"
+    known = "a mask of a frame, which adds or corrects objects; may be repeated"
     add("--mask", metavar="FRAME:FILE", type=mask_at, action="append", help=known)
-    known = "another object, in this box of a frame, in pixels; may be given again"
+    known = "a box of a frame in pixels, which adds an object; may be repeated"
     add("--box", metavar="FRAME:x,y,w,h", type=box_at, action="append", help=known)
     known = "a mask model by name or from its folder (default: track)"
     add("--model", metavar="DIR|NAME", type=arguments.model, default="track", help=known)
@@ -61,11 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = "SOURCE is a DAVIS or YouTube-VOS tree: write masks as the server takes them, and nothing else"
     add("--davis", action="store_true", help=known)
     add("--sequences", metavar="NAME", nargs="+", help="with --davis: these sequences (default: all)")
-    arguments.add_run(parser, size="short side in pixels at which the model sees the frames")
+    arguments.add_run(parser, size="short side in pixels of the model's input")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Follow the objects; returns the exit code."""
+    """Follow the objects. Returns the exit code."""
     arguments.check_run(args)
     if args.crop is not None and args.load_state is not None:
         raise ConfigError("--crop belongs to a new stream: the one in --load-state goes on as it was saved")
@@ -119,14 +119,14 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
         f"{len(given.numbers)} object{'s' if len(given.numbers) > 1 else ''}, state {size_text(stream.state_bytes)}"
     )
     if given.last >= 0:
-        print(f"tttstream: frame {given.last} did not come: its mask or box was not used", file=sys.stderr)
+        print(f"tttstream: the source ended before frame {given.last}: its mask or box was not used", file=sys.stderr)
     if out is not None:
         print(shown(f"results: {out} ({', '.join(recorder.written)})"))
     return 0
 
 
 def masks_of(args: argparse.Namespace) -> list[tuple[int, Path]]:
-    """The files of masks and their frames, --first-mask among them."""
+    """The files of masks and their frames, including --first-mask."""
     first = [] if args.first_mask is None else [(0, args.first_mask)]
     return [*first, *(args.mask or [])]
 
@@ -134,7 +134,7 @@ def masks_of(args: argparse.Namespace) -> list[tuple[int, Path]]:
 def start(
     args: argparse.Namespace, source: Source, files: list[tuple[int, Path]], boxes: list[tuple[int, Box]]
 ) -> tuple[MaskStream, Given]:
-    """The stream, fresh or as it was saved, and what it is to follow."""
+    """A fresh or loaded stream, and the objects to follow."""
     from tttstream.models import load_as
     from tttstream.models.masks import Propagator
     from tttstream.streams import MaskStream, Saved
@@ -151,7 +151,7 @@ def start(
         if given is not None and given.numbers != stream.numbers:
             raise ConfigError(
                 f"the masks and boxes show the objects {given.numbers}, the stream in {args.load_state} follows "
-                f"{stream.numbers}: give those it began with, or leave them out"
+                f"{stream.numbers}: give the same objects, or leave them out"
             )
         given = Given.saved(stream) if given is None else given.without_first()
     stream.learn = not args.no_learn
@@ -159,7 +159,7 @@ def start(
 
 
 def step_of(stream: MaskStream, given: Given, recorder: MaskRecorder) -> Step:
-    """How one frame is taken: with what is given of it."""
+    """The function that processes one frame, with its mask and boxes."""
 
     def step(frame: Frame) -> tuple[Picture, None]:
         return recorder.add(frame, stream.push(frame, given.take(frame))), None

@@ -1,4 +1,4 @@
-"""`tttstream watch`: learn online from a video, a camera or a generated stream, and write where it is surprised."""
+"""`tttstream watch`: learns online from a video, a camera or a generated stream, and writes the surprise."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from tttstream.views.window import Viewer
 
 OUT = "watch-results"
-LONGEST = 200  # bytes of a source's name that its folder is called by
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows keeps for devices
+LONGEST = 200  # largest number of bytes of a source's name in the name of its folder
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # reserved names on Windows
 EPILOG = f"""\
 SOURCE is a video file or URL, a folder of images or of videos, frame%05d.png for numbered images, - for a video on the
 standard input (MPEG-TS, Matroska, or MP4 with its index in front), a camera number, gym:ENV_ID, walk (an endless
-generated camera walk) or places (an endless generated camera that returns to what it saw, with its pose). Links to
+generated camera walk) or places (an endless generated camera that returns to places, with poses). Links to
 folders are followed, to each folder once. Cameras, environments, walk and places run until --max-frames or Ctrl-C.
 Ctrl-C ends the run normally: all results are written, the summary has "interrupted": true, and the exit code is 0.
 
@@ -60,17 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("sources", nargs="+", metavar="SOURCE", help="what to watch (see below)")
     known = "a model by name or from its folder (default: base)"
     add("--model", metavar="DIR|NAME", type=arguments.model, default="base", help=known)
-    arguments.add_run(parser, size="side of the square that the model sees")
+    arguments.add_run(parser, size="side of the model's square input")
     add("--view", metavar="L", type=float, help="maps: the side of a view, in the units of the poses (default: 1)")
-    add("--embeddings", action="store_true", help="write embeddings.npy too, one vector a frame (slower)")
-    add("--carry", action="store_true", help="carry the memory on from one source to the next")
+    add("--embeddings", action="store_true", help="also write embeddings.npy, one vector for each frame (slower)")
+    add("--carry", action="store_true", help="keep the memory from one source to the next")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: auto)")
     backends = ("auto", "definition", "torch", "triton")
     add("--backend", default="auto", choices=backends, help="of the memory (default: auto)")
 
 
 def folder_names(specs: list[str]) -> list[str]:
-    """One folder name for each source: its stem, with a number where two are alike."""
+    """One folder name for each source: its stem, with a number if several are equal."""
     names: list[str] = []
     taken = {"summary.json"}
     for spec in specs:
@@ -86,12 +86,12 @@ def folder_names(specs: list[str]) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    """Alike for names that some file systems take for one: of other case, or of accents put on or built in."""
+    """Equal for names that some file systems identify: with other case, or with composed or decomposed accents."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch all sources; returns the exit code."""
+    """Watch all sources. Returns the exit code."""
     arguments.check_run(args)
     from tttstream.cli.loop import claimed
     from tttstream.io.interrupt import Interrupt
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     specs = expand(args.sources, strict=False)
     out = arguments.out_folder(args, OUT)
     if args.poses is not None and len(specs) > 1:
-        raise ConfigError(f"--poses belongs to one source, {len(specs)} came: run them one by one")
+        raise ConfigError(f"--poses belongs to one source, got {len(specs)}: run them one by one")
     model = loaded(args)
     summaries: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def loaded(args: argparse.Namespace) -> Any:
-    """The model that the options name. A stream that is continued gives its size."""
+    """Load the model of the options, with the size of the stream of --load-state."""
     import torch
 
     from tttstream import models
@@ -171,7 +171,7 @@ def watch(
     *,
     single: bool,
 ) -> dict[str, Any]:
-    """Watch one source from its start to its end with a stream of surprise; returns its summary."""
+    """Watch one source with a stream of surprise. Returns its summary."""
     from tttstream.cli.loop import opened, recorded
     from tttstream.cli.recorder import Recorder
     from tttstream.streams import MapStream, Saved
@@ -210,7 +210,7 @@ def watch(
 
 
 def write_index(out: Path, summaries: list[dict[str, Any]], failed: dict[str, str]) -> None:
-    """summary.json over several sources: the sums, each source's own summary, and what could not be read."""
+    """Write summary.json for several sources: the sums, the summary of each source, and the unreadable sources."""
     from tttstream.io.outputs import TextFile, text_of
 
     short = [{k: v for k, v in summary.items() if k not in ("events", "planted")} for summary in summaries]
@@ -228,7 +228,7 @@ def write_index(out: Path, summaries: list[dict[str, Any]], failed: dict[str, st
 
 
 def report(spec: str, folder: Path | None, summary: dict[str, Any], recorder: Recorder) -> None:
-    """The last lines on standard output."""
+    """Print the last lines on standard output."""
     latency = summary["latency_ms"]
     extra = "".join(
         f", {text}"

@@ -22,7 +22,7 @@ def load(
     name: "efficientnet_lite0", whose ImageNet weights are installed with this package; a name of torchvision.models,
     such as "resnet18"; "timm:NAME" or "hf:NAME" where timm or Hugging Face transformers is installed. strides: pixels
     of the frame along the side of a feature. head: keep the classifier too (`classify`), of efficientnet_lite0 only.
-    weights: "default", pretrained, which all but efficientnet_lite0 may have to fetch; "none", drawn anew; or, of
+    weights: "default", pretrained, which all but efficientnet_lite0 may have to fetch; "none", random; or, of
     torchvision, a file.
 
     >>> encoder = tttstream.encoders.load("efficientnet_lite0", strides=(4, 8, 16))

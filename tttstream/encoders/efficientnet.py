@@ -134,7 +134,7 @@ class EfficientNetLite0(Encoder):
 def weights() -> dict[str, Tensor]:
     """The weights in the installed package, under its own names.
 
-    Raises DependencyError where it is not installed, CheckpointError where its file is not the one that was released.
+    Raises DependencyError if it is not installed, CheckpointError where its file is not the one that was released.
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -184,7 +184,7 @@ def _fold(into: Any, state: dict[str, Tensor], convolution: str, norm: str) -> N
 
 
 def by_weights(weights: str, strides: tuple[int, ...], head: bool = False) -> EfficientNetLite0:
-    """The encoder with weights "default", pretrained, or "none", drawn anew. Raises ConfigError for others."""
+    """The encoder with weights "default", pretrained, or "none", random. Raises ConfigError for others."""
     if weights not in ("default", "none"):
         raise ConfigError(f"{NAME}: weights is {weights!r}, expected default or none")
     return (pretrained if weights == "default" else EfficientNetLite0)(strides, head)

@@ -23,7 +23,7 @@ class VisionTokens(nn.Module):
         name: efficientnet_lite0, whose weights are installed with this package, or as torchvision.models knows it, such
             as resnet18, convnext_tiny, vit_b_16, swin_t.
         size: side of the pictures. dim: width of the tokens, by a learned projection.
-        weights: "none" (drawn anew), "default" (torchvision's best, through its own loader), or a file of weights (not
+        weights: "none" (random), "default" (torchvision's best, through its own loader), or a file of weights (not
             for efficientnet_lite0).
         frozen: keep the encoder as it is, without gradients and in evaluation mode.
 

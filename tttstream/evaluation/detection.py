@@ -39,7 +39,7 @@ class EventDetector:
         self._quiet = hold
 
     def update(self, result: Result) -> bool:
-        """Take in one frame's result; True where an event begins."""
+        """Take in one frame's result; True if an event begins."""
         begins = self._quiet >= self.hold and result.surprise > self.threshold
         if begins:
             self.events.append(Detected(result.index, result.time_s, result.surprise))

@@ -21,7 +21,7 @@ GRID = (8, 8)
 
 class Cost(NamedTuple):
     """The cost of a memory after a number of tokens of one stream: milliseconds a token in calls of CHUNK tokens, a
-    frame of FRAME tokens, and a call of one token (None where it takes whole frames only); bytes of its state; by how
+    frame of FRAME tokens, and a call of one token (None if it takes whole frames only); bytes of its state; by how
     many megabytes the process grew since the stream began."""
 
     memory: str

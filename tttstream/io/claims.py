@@ -39,7 +39,7 @@ class Claim:
 
     lock: the small file. what: is claimed, for the message.
 
-    Raises OutputError where another run has it, and says who; OSError where the small file cannot be written.
+    Raises OutputError if another run has it, and says who; OSError where the small file cannot be written.
     """
 
     def __init__(self, lock: Path, what: str) -> None:

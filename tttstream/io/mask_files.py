@@ -49,7 +49,7 @@ class Mask(NamedTuple):
 
 @dataclass(frozen=True)
 class _Stored:
-    """What a file holds. values: int32 [H, W], 0 where nothing is; the 24 bits of red, green and blue where `coloured`.
+    """What a file holds. values: int32 [H, W], 0 if nothing is; the 24 bits of red, green and blue where `coloured`.
 
     palette: the colours of its values, [256, 3]. eight: whether 255 is the largest value that it can hold.
     """
@@ -74,7 +74,7 @@ class MaskSequence:
 
     paths: their files in order. Black and white or numbers, grey or coloured: the first mask that shows anything
     decides, and a later one that says otherwise is refused. Colours are numbered in the first mask; those that appear
-    later go on from there, so that a colour has the same number in all masks.
+    later continue from there, so that a colour has the same number in all masks.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -110,7 +110,7 @@ class MaskSequence:
 
     @cached_property
     def _key(self) -> _Key | None:
-        """What the first mask that shows anything says; files that cannot be read are passed over."""
+        """What the first mask that shows anything says; files that cannot be read are skipped."""
         for path in self._paths:
             try:
                 stored = _stored(path)
@@ -238,7 +238,7 @@ def _scale(file: Any) -> float:
 
 
 def _values(path: Path, image: Any, scale: float) -> _Stored:
-    """The values of an image that was turned upright, with 0 where it is transparent."""
+    """The values of an image that was turned upright, with 0 if it is transparent."""
     mode, transparent = image.mode, image.info.get("transparency")
     if mode == "RGBX":
         image, mode = image.convert("RGB"), "RGB"
@@ -291,7 +291,7 @@ def _opacity(values: NDArray[np.int32], transparent: Any) -> NDArray[np.uint8]:
 
 
 def _seen(path: Path, values: NDArray[np.int32], alpha: NDArray[np.uint8], white: int) -> NDArray[np.int32]:
-    """Values with 0 where they are transparent. Where all that is seen is 0 (black), only opacity tells anything: what
+    """Values with 0 if they are transparent. Where all that is seen is 0 (black), only opacity tells anything: what
     is seen is `white` then."""
     shown = alpha > 0
     seen = np.where(shown, values, 0).astype(np.int32)

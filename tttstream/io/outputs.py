@@ -197,7 +197,7 @@ class ArrayFile(OutputFile):
 
 
 class OutputFolder:
-    """A folder for results, of this run alone until `release()`. Raises OutputError where another run has it.
+    """A folder for results, of this run alone until `release()`. Raises OutputError if another run has it.
 
     `discard()` releases it too, and removes the folders that this object made, as long as they are empty. claim: False
     leaves it to others as well.

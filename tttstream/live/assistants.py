@@ -1,4 +1,4 @@
-"""Assistants: make the companions of cameras. All companions of a kind share one model."""
+"""Assistants: create the companions of cameras. All companions of a kind share one model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tttstream.live.teacher import Teacher
 
 
 class Assistants:
-    """Makes companions; a model is loaded when it is first needed."""
+    """Creates companions; a model is loaded when it is first needed."""
 
     _MADE: dict[str, tuple[type[Any], str]] = {  # noqa: RUF012
         Follower.KIND: (Follower, "mask"),
@@ -25,11 +25,11 @@ class Assistants:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What there is."""
+        """The available kinds."""
         return tuple(self._MADE)
 
     def __call__(self, kind: str, camera: str) -> Companion:
-        """A companion of a kind for a camera. Raises the errors of loading its model."""
+        """Create a companion of a kind for a camera. Raises the errors of loading its model."""
         made, name = self._MADE[kind]
         with self._lock:
             if kind not in self._models:

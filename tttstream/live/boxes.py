@@ -1,4 +1,4 @@
-"""Boxes in shares of a picture, as a person draws them."""
+"""Boxes in shares of a picture, drawn by the user."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Camera(Row):
         self._command = command
         self.keep_save: Callable[[str, Session], None] = lambda name, stream: None
 
-    # What a person sees.
+    # Output for the user.
 
     def wait(self, version: int, timeout_s: float) -> int:
         """Wait until the number of the newest result is above `version` or the time is over; returns that number."""
@@ -66,7 +66,7 @@ class Camera(Row):
         return self._panes.get(kind, width)
 
     def _mark(self) -> list[dict[str, Any]]:
-        """Show what is followed; returns it."""
+        """Show the followed things; returns the result."""
         follower = self.companions.get(Follower.KIND)
         if not isinstance(follower, Follower):
             return []
@@ -88,7 +88,7 @@ class Camera(Row):
         return (len(times) - 1) / max(max(times[-1], time.monotonic() - 1.0) - times[0], 1e-6)
 
     def status(self) -> dict[str, Any]:
-        """All numbers of now (JSON-able)."""
+        """The current status (JSON-able)."""
         feed, shown, gate = self.feed, self.shown, self.gate
         retry_at, now = feed.retry_at, time.monotonic()
         followed, teacher = self._mark(), self.companions.get(Teacher.KIND)
@@ -138,7 +138,7 @@ class Camera(Row):
         values = [recent[-1], *np.percentile(recent, (50, 95, 99))]
         return {name: round(float(value), 2) for name, value in zip(("last", "p50", "p95", "p99"), values, strict=True)}
 
-    # What a person tells it. Each is done between two frames; the future's result is the new status.
+    # Commands of the user. Each runs between two frames; the result of the future is the new status.
 
     def _tell(self, job: Callable[[], None]) -> Future[Any]:
         def done() -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Camera(Row):
         return self._tell(job)
 
     def forget(self) -> Future[Any]:
-        """Empty the memory, as if the stream began now."""
+        """Reset the memory, as at the start of a stream."""
         return self._tell(self.stream.reset)
 
     def save(self, name: str = "saved") -> Future[Any]:
@@ -232,7 +232,7 @@ class Camera(Row):
         return companion.do(job)
 
     def unfollow(self, number: int | None = None) -> Future[Any]:
-        """Let a thing go by its number, or all of them."""
+        """Stop following a thing, by its number, or all things."""
         companion = self.companions.get(Follower.KIND)
         if not isinstance(companion, Follower):
             return failed(ConfigError("nothing is followed"))
@@ -267,7 +267,7 @@ class Camera(Row):
         return companion.do(job)
 
     def forget_label(self, label: str) -> Future[Any]:
-        """Forget a name that was taught."""
+        """Remove a taught name."""
         companion = self.companions.get(Teacher.KIND)
         if not isinstance(companion, Teacher):
             return failed(ConfigError("nothing was taught"))
@@ -294,7 +294,7 @@ class Camera(Row):
 
 
 def failed(error: Exception) -> Future[Any]:
-    """A future that is done with an error."""
+    """A future that has failed with this error."""
     future: Future[Any] = Future()
     future.set_exception(error)
     return future
@@ -317,7 +317,7 @@ def _snapshot(frames: int, when: float, now: float) -> dict[str, Any]:
 
 def _check_name(name: str) -> None:
     if not SAVE_NAME.fullmatch(name):
-        raise ConfigError(f"a saved memory is called by 1 to 32 of A-Z, a-z, 0-9, _ and -, got {name!r:.60}")
+        raise ConfigError(f"the name of a saved memory has 1 to 32 of A-Z, a-z, 0-9, _ and -, got {name!r:.60}")
 
 
 def _within(what: str, value: float | None, low: float, high: float) -> None:

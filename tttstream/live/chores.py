@@ -1,4 +1,4 @@
-"""Chores: writes files and sends messages in another thread, so that the worker does not wait."""
+"""Chores: write files and send messages in another thread, so that the worker does not wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST = 256  # chores that may wait
 
 
 class Chores:
-    """Does one job after another. trouble: the last failure in one line, None once a later job succeeded.
+    """Runs jobs one after another. trouble: the last failure in one line, None after a later job succeeded.
 
     If MOST jobs wait, a new job is left out and counted in `left_out`, so memory is bounded with a slow disk.
     """
@@ -27,7 +27,7 @@ class Chores:
         self._thread.start()
 
     def add(self, job: Callable[[], None]) -> bool:
-        """Do this some time soon; False where too much waits."""
+        """Queue a job; False if the queue is full."""
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
@@ -47,7 +47,7 @@ class Chores:
                 traceback.print_exc(file=sys.stderr)
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Do what waits and end; False where that takes longer."""
+        """Run the queued jobs and end; False if this takes longer than the time limit."""
         try:
             self._jobs.put(None, timeout=timeout_s)
         except queue.Full:

@@ -17,15 +17,16 @@ from tttstream.live.boxes import Box
 from tttstream.live.snapshots import Kept, about
 from tttstream.streams import Session
 
-NOTE = "companion"  # under which a file says what `restore` needs
-PARTING_S = 2.0  # that the frame in hand gets at the end
+NOTE = "companion"  # metadata key of the values for `restore`
+PARTING_S = 2.0  # time limit at the end for the current frame
 
 
 class Companion(ABC):
-    """Processes the newest frame of a camera when it has finished the one before, while it has anything to look for.
-    The camera does not wait for it. Jobs run between two frames.
+    """Processes the newest frame of a camera after it has finished the one before, if it has anything to find. The
+    camera does not wait for it. Jobs run between two frames.
 
-    KIND: in names of files. stream: see the subclass; only its own thread uses it. trouble: of the last frame.
+    KIND: in names of files. stream: see the subclass; only the thread of the companion uses it. trouble: of the last
+    frame.
     """
 
     KIND: ClassVar[str]
@@ -43,29 +44,29 @@ class Companion(ABC):
     @property
     @abstractmethod
     def wanted(self) -> bool:
-        """Whether there is anything to look for."""
+        """Whether there is anything to find."""
 
     @abstractmethod
     def look(self, frame: Frame) -> None:
-        """Take in a frame."""
+        """Process a frame."""
 
     @abstractmethod
     def note(self) -> dict[str, Any]:
-        """The values that `restore` needs besides the stream (JSON-able)."""
+        """The values that `restore` needs in addition to the stream (JSON-able)."""
 
     @abstractmethod
     def restore(self, note: dict[str, Any]) -> None:
-        """Go on where `note` was taken; the stream is loaded already."""
+        """Restore the values of `note`; the stream is already loaded."""
 
     def put(self, frame: Frame) -> None:
-        """This is the newest frame."""
+        """Set the newest frame."""
         if self.wanted:
             with self._changed:
                 self._newest = frame
                 self._changed.notify()
 
     def do(self, job: Callable[[], Any]) -> Future[Any]:
-        """Do a job between two frames."""
+        """Run a job between two frames."""
         future: Future[Any] = Future()
         with self._changed:
             if self._over:
@@ -109,11 +110,11 @@ class Companion(ABC):
                 try:
                     self.look(frame)
                     self.trouble = ""
-                except Exception as error:  # of one frame: the next may do
+                except Exception as error:  # an error of one frame: the next may succeed
                     self.trouble = " ".join(str(error).split())[:300]
 
     def close(self) -> None:
-        """End after the frame in hand."""
+        """End after the current frame."""
         with self._changed:
             self._over = True
             self._changed.notify()

@@ -31,8 +31,8 @@ from tttstream.streams import MaskStream, Session, kind_for
 
 MOST_CAMERAS = 64
 MOST_BROWSERS = 8
-LASTING = ("camera", "network", "browser")  # kinds of sources that are opened again
-PARTING_S = 2.0  # that sources get to end
+LASTING = ("camera", "network", "browser")  # kinds of sources that are reopened after a failure
+PARTING_S = 2.0  # time limit for sources to end
 
 
 class UnknownCamera(ConfigError):
@@ -42,16 +42,17 @@ class UnknownCamera(ConfigError):
 class Engine:
     """Runs cameras until they end or `stop` is called.
 
-    model: a FrameModel, Classifier or MapModel. allowed: the only sources that can be added, as `open_source` takes
-    them. name: of the model, for people. policy: "auto", "latest", "all" or "every N", see `Policy`. paced: recordings
-    play at their own rate. looped: recordings restart at their end. snapshots: folder in which every camera's memory is
-    saved, every `every_s` seconds and at the end; resume: cameras continue from there. events: folder for events and
-    their clips. webhook: address that gets a message for each event. expect: whether a FrameModel also predicts
-    pictures, which takes three times as long; None: if `allowed` has one source. view: of a MapModel, the side of a
-    view in the units of the poses. learn, device, backend: as for `tttstream.Stream`. limit: frames a camera. workers:
-    threads that share a batch, two unless the machine has one core. opener: opens a source; `open_source` unless given.
+    model: a FrameModel, Classifier or MapModel. allowed: the only sources that can be added, as arguments of
+    `open_source`. name: of the model, for display. policy: "auto", "latest", "all" or "every N", see `Policy`. paced:
+    recordings play at their own rate. looped: recordings restart at their end. snapshots: folder in which every
+    camera's memory is saved, every `every_s` seconds and at the end; resume: cameras continue from there. events:
+    folder for events and their clips. webhook: an address that receives a message for each event. expect: whether a
+    FrameModel also predicts pictures, which takes three times as long; None: if `allowed` has one source. view: of a
+    MapModel, the side of a view in the units of the poses. learn, device, backend: as for `tttstream.Stream`. limit:
+    the number of frames of each camera. workers: threads that share a batch, by default two, or one on a machine with
+    one core. opener: opens a source; by default `open_source`.
 
-    Use it as a context manager, or call `start` and `stop`; `summary` is what `stop` returned. Raises ConfigError,
+    Use it as a context manager, or call `start` and `stop`; `summary` is the result of `stop`. Raises ConfigError,
     OutputError and CheckpointError.
 
     >>> with Engine(tttstream.models.load("base"), allowed=["0"]) as engine:
@@ -94,7 +95,7 @@ class Engine:
         for spec in self._specs:
             self._ids.append(id_of(label_of(spec), self._ids))
         if resume and snapshots is None:
-            raise ConfigError("resume: from which folder? Give snapshots")
+            raise ConfigError("resume needs snapshots, the folder of the run")
         self._hook = None if webhook is None else Webhook(webhook)
         self._snapshots = None if snapshots is None else Snapshots(snapshots)
         self._every_s, self._resume = every_s, resume
@@ -108,7 +109,7 @@ class Engine:
         self._joining = threading.Lock()
         self._started = time.monotonic()
         self._process = psutil.Process()
-        self._due: dict[str, float] = {}  # when a camera's next snapshot is asked for
+        self._due: dict[str, float] = {}  # time of the next snapshot of each camera
         self._parted: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self._worker = Worker(lambda: self._cameras, self._keep, self._ask_for_snapshots, workers)
@@ -117,7 +118,7 @@ class Engine:
 
     @property
     def cameras(self) -> tuple[Camera, ...]:
-        """Those of now, in the order in which they joined."""
+        """The current cameras, in the order in which they were added."""
         return self._cameras
 
     @property
@@ -131,7 +132,7 @@ class Engine:
         ]
 
     def camera(self, name: str) -> Camera:
-        """The camera of that id. Raises UnknownCamera."""
+        """The camera with this id. Raises UnknownCamera."""
         for camera in self._cameras:
             if camera.id == name:
                 return camera
@@ -152,7 +153,7 @@ class Engine:
         return self._join(self._ids[number], label_of(spec), kind, lambda: self._opener(spec), None, spec)
 
     def add_browser(self, label: str = "browser") -> Camera:
-        """Begin to watch pictures that `Camera.put` hands over."""
+        """Add a camera whose pictures come from `Camera.put`."""
         with self._joining:
             if sum(camera.kind == "browser" for camera in self._cameras) >= MOST_BROWSERS:
                 raise ConfigError(f"{MOST_BROWSERS} browsers send pictures already")
@@ -237,7 +238,7 @@ class Engine:
         camera.close()
 
     def _part(self, camera: Camera) -> None:
-        """In the worker: the last frame and the last snapshot."""
+        """Remove a row in the worker: process the last frame, and write the last snapshot."""
         while (taken := camera.feed.inbox.take()) is not None:
             self._worker.look([(camera, taken)])
         camera.feed.inbox.close()
@@ -254,7 +255,7 @@ class Engine:
                 if now < self._due[camera.id]:
                     continue
                 self._due[camera.id] = now + self._every_s
-                if camera.feed.rests and not camera.broken:  # what people told it meanwhile is kept too
+                if camera.feed.rests and not camera.broken:  # commands since the last snapshot are saved too
                     self._keep(camera, camera.feed.place())
                 else:
                     camera.feed.inbox.want_position()
@@ -268,7 +269,7 @@ class Engine:
         camera.snapshot = camera.stream.frames, time.monotonic()
 
     def _keep_companion(self, camera: Camera, companion: Companion) -> None:
-        """In the companion's thread."""
+        """Save a companion, in its thread."""
         assert self._snapshots is not None
         path, kept = self._snapshots.path(f"{camera.id}+{companion.KIND}"), companion.kept()
         if kept is None:
@@ -279,12 +280,12 @@ class Engine:
     # A run
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the threads."""
         self._worker.start()
 
     @property
     def running(self) -> bool:
-        """Whether any camera may still give a frame."""
+        """Whether any camera may still have a frame."""
         waiting = [not camera.done or (camera.feed.inbox.full and not camera.broken) for camera in self._cameras]
         return any(waiting) or self._worker.busy
 
@@ -369,10 +370,12 @@ class Engine:
 def _maker(
     model: SavedModel, device: str, backend: str, learn: bool, expect: bool, view: float | None
 ) -> Callable[[], Session]:
-    """Makes a fresh stream of the kind that the model is for."""
+    """A function that makes a fresh stream of the kind for this model."""
     kind: Any = kind_for(model)
     if issubclass(kind, MaskStream):
-        raise ConfigError("live takes models of surprise, classifiers and maps; masks belong to `tttstream track`")
+        raise ConfigError(
+            "live accepts models of surprise, classifiers and maps; use `tttstream track` for mask models"
+        )
     if view is not None and not kind.VIEWS:
         raise ConfigError("--view belongs to maps, and this model is none: leave it out")
     more: dict[str, Any] = {"embed": False} if kind.EMBEDS else {}

@@ -1,4 +1,4 @@
-"""Feed: one source in its own thread, opened again after a failure."""
+"""Feed: one source in its own thread, reopened after a failure."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tttstream.sources.base import Source
 
 Opener = Callable[[], Source]
 
-STALL_S = 2.0  # without a frame for so long, a live source counts as stalled
-LATE_S = 1.0  # behind its own clock by so much, a recording starts its clock anew
-PAUSE_S = 2.0  # a recording waits at most so long for the time of its next frame: its clock may jump
+STALL_S = 2.0  # a live source without a frame for this time counts as stalled
+LATE_S = 1.0  # a recording that is late by this time restarts its clock
+PAUSE_S = 2.0  # longest wait of a recording for the time of its next frame, because its clock may jump
 
 
 @dataclass(frozen=True)
 class Retry:
-    """The wait before a source is opened again: `first` seconds, twice as long each time, at most `most`."""
+    """The wait before a source is reopened: `first` seconds, doubled each time, at most `most`."""
 
     first: float = 0.5
     most: float = 30.0
 
     def wait_s(self, attempts: int) -> float:
-        """Before the attempt after so many failures."""
+        """The seconds before the attempt after this number of failures."""
         return float(min(self.most, self.first * 2.0 ** min(attempts - 1, 30)))
 
 
@@ -41,9 +41,9 @@ class Feed:
     open_source: opens the source; called again after a failure if `lasting`, and when a live source ends. policy,
     inbox: see there. seen: called with every frame, in this thread. paced: a recording plays at its own rate. looped: a
     recording restarts at its end. limit: the number of frames to put into the inbox. position: where to continue, of
-    `Taken` or `final`. told: changes a message before anybody sees it.
+    `Taken` or `final`. told: changes a message before it is shown.
 
-    Numbers and times of frames continue over failures and loops. The time of a live source counts from its first
+    Numbers and times of frames continue after failures and in loops. The time of a live source counts from its first
     capture.
 
     state: "opening", "running", "stalled", "retrying", "ended" or "failed". reason: of the last failure, in one line.
@@ -77,31 +77,31 @@ class Feed:
         self.final = position
         self._read = self._handed = self._gone = 0  # frames read; handed over; skipped by sources that are closed
         self._missed_before = 0
-        self._index, self._time_s = 0, 0.0  # of the next frame at the earliest
-        self._offset: tuple[int, float] = 0, 0.0  # where the source of now began
+        self._index, self._time_s = 0, 0.0  # earliest number of the next frame
+        self._offset: tuple[int, float] = 0, 0.0  # start of the current source
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"tttstream feed {name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start to read."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the frame in hand; returns at once."""
+        """End after the current frame; returns at once."""
         self._stop.set()
         source = self.source
         if source is not None and source.live and hasattr(source, "put"):
-            source.close()  # it waits for a picture that nobody will put in
+            source.close()  # it would wait for a picture that never comes
 
     def join(self, timeout_s: float) -> bool:
-        """Whether the thread has ended within so many seconds."""
+        """Wait for the end of the thread. Returns whether it has ended within this time."""
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     @property
     def alive(self) -> bool:
-        """Whether more frames may come."""
+        """Whether there may be more frames."""
         return self._state not in ("ended", "failed")
 
     @property
@@ -114,23 +114,23 @@ class Feed:
 
     @property
     def rests(self) -> bool:
-        """Whether no frame is coming: the source ended, failed, or sends nothing."""
+        """Whether no frame is expected: the source ended, failed, or sends nothing."""
         return not self.inbox.full and self.state in ("opening", "retrying", "stalled", "ended", "failed")
 
     def place(self) -> dict[str, Any] | None:
-        """The position to resume from while it rests."""
+        """The position to resume from while `rests` is true."""
         source = self.source
         return self.final if source is None or not source.live else self._place(source, self._offset)
 
     @property
     def policy_now(self) -> str:
-        """The policy as it is for the source of now."""
+        """The policy for the current source."""
         source = self.source
         return str(self.policy if source is None else self.policy.decided(source.live))
 
     @property
     def fps(self) -> float | None:
-        """The nominal rate of the source of now."""
+        """The nominal rate of the current source."""
         source = self.source
         return None if source is None else source.fps
 
@@ -157,16 +157,16 @@ class Feed:
             self.inbox.wake()
 
     def _attempt(self) -> bool:
-        """Read a source once to its end; whether to open it again."""
+        """Read a source once to its end. Returns whether to reopen it."""
         source = None
         try:
             source = self._open()
             self.source = source
             live, resumed = source.live, self._position is not None
             self._follow(source)
-            again = live or (self._looped and (self._read > 0 or resumed))  # not an empty one for ever
+            again = live or (self._looped and (self._read > 0 or resumed))  # an empty recording is not repeated forever
             said = "the stream ended" if live else ""
-        except Exception as error:  # whatever a driver or a decoder raises ends this source only
+        except Exception as error:  # any error of a driver or a decoder ends only this source
             again, said = self._lasting or (source is not None and source.live), self._told(_line(error))
             live = True
             if not again:
@@ -186,7 +186,8 @@ class Feed:
         self._missed_before += int(getattr(source, "missed", 0))
         with suppress(Exception):  # it is broken already
             source.close()
-        gc.collect(1)  # PyAV's pictures of a closed file, and their threads, wait for a collection; this one is quick
+        # Pictures of a closed file in PyAV, and their threads, are freed by a garbage collection; this one is fast
+        gc.collect(1)
 
     def _wait(self, reason: str) -> None:
         self.attempts += 1
@@ -202,7 +203,7 @@ class Feed:
             offset = tuple(position["offset"])
             self._index, self._time_s = position["index"], position["time_s"]
             if position["name"] != self._name:
-                raise SourceError(f"the position is of {position['name']!r}, this source is {self._name!r}")
+                raise SourceError(f"the position is from {position['name']!r}, this source is {self._name!r}")
             if not source.live and position["source"] is not None:
                 source.seek({**position["source"], "source": source.name})
         self._offset = offset
@@ -232,7 +233,7 @@ class Feed:
                 if self._stop.is_set() or (self._limit is not None and self._handed >= self._limit):
                     break
         finally:
-            with suppress(Exception):  # a source that broke may not know where it stands
+            with suppress(Exception):  # a failed source may not know its position
                 self.final = self._place(source, offset)
         self._time_s += 1 / (source.fps or 25.0)
 
@@ -244,7 +245,7 @@ class Feed:
 
     def _place(self, source: Source, offset: tuple[int, float]) -> dict[str, Any]:
         """The position to resume from (JSON-able)."""
-        place = None if source.live else {**source.position(), "source": ""}  # its name may be an address with secrets
+        place = None if source.live else {**source.position(), "source": ""}  # the name may be an address with secrets
         return {
             "name": self._name,
             "source": place,

@@ -1,4 +1,4 @@
-"""Film: the last seconds of a source in small pictures, and from them the clips of events."""
+"""Film: stores the last seconds of a source in small pictures, and makes the clips of events from them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Clip:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing more is wanted."""
+        """Whether the clip is complete."""
         last = self.stills[-1].time_s if self.stills else self.since
         over = self.until is not None and last >= self.until
         return over or last - self.since >= LONGEST_S or len(self.stills) >= MOST
 
     def write(self, path: Path, fps: float) -> None:
-        """Write the clip as MP4; all pictures get the size of the first. Raises OutputError."""
+        """Write the clip as MP4; all pictures are resized to the size of the first. Raises OutputError."""
         size = decode(self.stills[0].jpeg).shape[:2]
         writer = VideoWriter(path, fps)
         with writer:
@@ -67,13 +67,13 @@ class Film:
         self._clips: list[Clip] = []
 
     def put(self, frame: Frame) -> None:
-        """Take in a frame; finishes the clips that it completes."""
+        """Add a frame; finishes the clips that it completes."""
         try:
             still = Still(frame.time_s, encode(narrowed(to_uint8(frame.image), WIDTH), 75))
         except FrameError:
             return
         with self._lock:
-            if self._stills and still.time_s < self._stills[-1].time_s:  # a clock that jumps back
+            if self._stills and still.time_s < self._stills[-1].time_s:  # the clock has jumped back
                 self._stills.clear()
             self._stills.append(still)
             while self._stills[0].time_s < still.time_s - AROUND_S - 2:
@@ -93,14 +93,14 @@ class Film:
             self._clips.append(Clip(number, stills, since, finish=finish))
 
     def end(self, number: int, time_s: float) -> None:
-        """The event ended at a time: its clip continues for AROUND_S after it."""
+        """Set the end of the event: its clip continues for AROUND_S after it."""
         with self._lock:
             for clip in self._clips:
                 if clip.number == number:
                     clip.until = time_s + AROUND_S
 
     def close(self) -> None:
-        """No more frames follow: finish all clips."""
+        """Finish all clips; no frames follow."""
         with self._lock:
             clips, self._clips = self._clips, []
         for clip in clips:

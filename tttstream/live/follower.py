@@ -1,4 +1,4 @@
-"""Follower: follows the things that a person drew a box around."""
+"""Follower: follows things from boxes that the user drew."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tttstream.models.masks import MixtureModel
 from tttstream.streams import MaskResult, MaskStream
 
 MOST = 4  # things at the same time
-SIZE = 96  # short side in pixels at which frames are looked at: a third of the time of the model's own
+SIZE = 96  # short side in pixels of resized frames: a third of the time of the model's default
 LEAST = 1e-4  # share of the picture below which a thing is not in view
 
 
@@ -54,7 +54,7 @@ class Follower(Companion):
         """In its thread: follow the thing in a box of a frame; returns its number. Raises ConfigError, FrameError."""
         free = [number for number in range(1, MOST + 1) if number not in self._names]
         if not free:
-            raise ConfigError(f"{MOST} things are followed already: let one go")
+            raise ConfigError(f"{MOST} things are followed already: stop following one")
         result = self.stream.add(frame=frame, box=in_pixels(box, frame), number=free[0])
         self._names[free[0]] = name or f"thing {free[0]}"
         self._take(frame, result)

@@ -38,7 +38,7 @@ class Gallery:
 
     folder: in which each event has a folder NUMBER-CAMERA with event.json, frame.jpg, surprise.jpg, expected.jpg and
     clip.mp4; None keeps the pictures of the last IN_MEMORY events in memory, and no clips. told: is called with "begin"
-    or "end" and the event. Raises OutputError where the folder cannot be written or another run writes there.
+    or "end" and the event. Raises OutputError if the folder cannot be written or another run writes there.
     """
 
     def __init__(self, folder: Path | None = None, told: Callable[[str, dict[str, Any]], None] | None = None) -> None:
@@ -53,7 +53,7 @@ class Gallery:
 
     @property
     def trouble(self) -> str | None:
-        """Why the last file was not written, None where it was."""
+        """Why the last file was not written, None if it was."""
         return self._chores.trouble
 
     @property
@@ -62,16 +62,16 @@ class Gallery:
         return self._folder is not None
 
     def _read(self, folder: Path) -> None:
-        """Take in what an earlier run left."""
+        """Read the events of an earlier run."""
         for path in sorted(folder.iterdir()):
             found = NAME.fullmatch(path.name)
             if found and path.is_dir():
-                with suppress(OSError, ValueError):  # half of an event is none
+                with suppress(OSError, ValueError):  # an incomplete event is ignored
                     event = json.loads((path / "event.json").read_text(encoding="utf-8"))
                     self._events[int(found[1])] = event | {"number": int(found[1])}
 
     def begin(self, camera: str, label: str, begins: dict[str, Any], peak: float, pictures: dict[str, bytes]) -> int:
-        """Note an event with its pictures as JPEG; returns its number."""
+        """Add an event with its pictures as JPEG; returns its number."""
         with self._lock:
             number = 1 + max(self._events, default=0)
             event: dict[str, Any] = {
@@ -93,7 +93,7 @@ class Gallery:
         return number
 
     def end(self, number: int, ends: dict[str, Any], peak: float) -> None:
-        """Note the end of an event."""
+        """Set the end of an event."""
         duration = ends["time_s"] - self._events[number]["begins"]["time_s"] if number in self._events else 0.0
         event = self._change(number, ends=ends, peak=round(peak, 3), duration_s=round(max(duration, 0.0), 3))
         if event is not None:
@@ -153,7 +153,7 @@ class Gallery:
                 file.write(text_of(event, indent=2) + "\n")
 
     def get(self, number: int) -> dict[str, Any] | None:
-        """An event by its number, None where there is none."""
+        """An event by its number, None if there is none."""
         with self._lock:
             event = self._events.get(number)
             return None if event is None else dict(event)
@@ -185,7 +185,7 @@ class Gallery:
             return None  # it is still being written
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write the queued files."""
         self._chores.close()
         if self._folder is not None:
             with suppress(OutputError):

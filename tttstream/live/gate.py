@@ -1,4 +1,4 @@
-"""Gate: which rises of the surprise are events."""
+"""Gate: decides which rises of the surprise are events."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 PRESETS = {"low": 6.0, "normal": 3.0, "high": 2.0}
-"""Thresholds of the surprise by how sensitive they are."""
-STEP_S = 1.0  # a frame stands for at most so long: clocks jump
+"""Thresholds of the surprise by sensitivity."""
+STEP_S = 1.0  # longest duration of a frame, because clocks jump
 
 
 @dataclass
@@ -15,8 +15,8 @@ class Gate:
     """An event begins when the surprise exceeds `threshold` and then stays above half of it for `least_s` seconds. It
     ends after `hold_s` seconds below half of it.
 
-    peak: the highest surprise since the last crossing. rising: above, but not yet for long enough. going: an event has
-    begun and not ended. The state has four numbers.
+    peak: the highest surprise since the last crossing. rising: above the threshold, but not yet for `least_s`. going:
+    an event has begun and not ended. The state has four numbers.
     """
 
     threshold: float = PRESETS["normal"]
@@ -58,11 +58,11 @@ class Gate:
         return tuple(said)
 
     def state(self) -> dict[str, Any]:
-        """All of it (JSON-able)."""
+        """The values that `restore` needs (JSON-able)."""
         return dict(vars(self))
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`. An event that had not ended then is over, because its end is unknown."""
+        """Continue from `state`. An event that had not ended is ended, because its end is unknown."""
         for name in vars(self):
             if name in state:
                 setattr(self, name, state[name])

@@ -11,7 +11,7 @@ from tttstream.io.addresses import public
 from tttstream.io.names import shortened
 from tttstream.sources.listing import GENERATED
 
-LONGEST = 32  # letters of an id, without a number behind it
+LONGEST = 32  # most letters of an id, without its number
 
 
 def kind_of(spec: str) -> str:
@@ -40,8 +40,8 @@ def label_of(spec: str) -> str:
 
 
 def scrubbed(text: str, spec: str) -> str:
-    """A message about a source without the secret parts of its address: user, password, query and fragment. Sources put
-    their whole address into messages."""
+    """A message about a source without the secret parts of its address: user, password, query and fragment. Messages of
+    sources contain their complete address."""
     if "://" not in spec:
         return text
     try:

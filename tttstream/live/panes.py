@@ -1,4 +1,4 @@
-"""Panes: the pictures of a camera for people, encoded on request, once for all requests."""
+"""Panes: the pictures of a camera for display, encoded on request, once for all requests."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SIDE = 384  # pixels of a small picture that is drawn larger
 
 
 class Shown(NamedTuple):
-    """The values from which the pictures of a frame are drawn. number: of the result. memory: a copy of the stream, to
-    read only. captured: the time of the capture, by `time.monotonic()`. latency_ms: from the capture to the result."""
+    """The values from which the pictures of a frame are drawn. number: of the result. memory: a read-only copy of the
+    stream. captured: the time of the capture, by `time.monotonic()`. latency_ms: from the capture to the result."""
 
     number: int
     frame: Frame
@@ -54,7 +54,7 @@ class Panes:
         self._marked: tuple[Frame, NDArray[np.uint8]] | None = None
 
     def show(self, shown: Shown | None) -> None:
-        """From now on this is to be seen."""
+        """Set the values that are shown."""
         self._shown = shown
 
     def mark(self, marked: tuple[Frame, NDArray[np.uint8]] | None) -> None:
@@ -120,7 +120,7 @@ class Panes:
 
 
 def _enlarged(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    """At least SIDE pixels on the longer side, at most so wide."""
+    """Enlarge a picture to at least SIDE pixels on the longer side, within a width."""
     factor = max(1.0, SIDE / max(picture.shape[:2]))
     if factor > 1:
         picture = fit(picture, round(picture.shape[0] * factor), round(picture.shape[1] * factor))

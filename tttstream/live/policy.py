@@ -1,4 +1,4 @@
-"""Which frames of a source are processed, and the inbox in which a frame waits."""
+"""Policies that select the frames of a source, and the inbox in which a frame waits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tttstream.sources.base import Source
 
 
 class Taken(NamedTuple):
-    """A frame that waits. captured: the time of its capture, by `time.monotonic()`. source: of the frame. position:
-    that of the source after the frame, if it was asked for."""
+    """A waiting frame. captured: the time of its capture, by `time.monotonic()`. source: of the frame. position: that
+    of the source after the frame, if it was asked for."""
 
     frame: Frame
     captured: float
@@ -25,9 +25,8 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """newest: a new frame replaces the waiting one; else the source waits. every: only each n-th frame.
-
-    None for `newest`: true for a live source, false for a recording.
+    """newest: a new frame replaces the waiting one; otherwise the source waits. every: only each n-th frame. `newest`
+    None means true for a live source, false for a recording.
     """
 
     newest: bool | None = None
@@ -44,7 +43,7 @@ class Policy:
         return cls({"auto": None, "latest": True, "all": False}[text])
 
     def decided(self, live: bool) -> Policy:
-        """For a source that is live or not."""
+        """The policy for a live source or a recording, without None."""
         return Policy(live if self.newest is None else self.newest, self.every)
 
     def __str__(self) -> str:
@@ -54,7 +53,7 @@ class Policy:
 
 
 class Inbox:
-    """Room for one frame between the thread of a source and the worker. dropped: frames that were replaced.
+    """A queue of one frame between the thread of a source and the worker. dropped: the number of replaced frames.
 
     notify: called after a frame was put in.
     """
@@ -64,7 +63,7 @@ class Inbox:
         self._changed = threading.Condition()
         self._frame: Taken | None = None
         self._open = True
-        self.waiting = False  # whether the source waits for room
+        self.waiting = False  # whether the source waits until the frame is taken
         self.dropped = 0
         self._wanted = False
 
@@ -85,30 +84,30 @@ class Inbox:
             before, self._frame = self._frame, taken
             if before is not None:
                 self.dropped += 1
-                if before.position is not None and taken.position is None:  # asked for, and not yet given
+                if before.position is not None and taken.position is None:  # requested, and not yet answered
                     self._wanted = True
         self._notify()
         return True
 
     def take(self) -> Taken | None:
-        """The frame that waits, None where there is none."""
+        """Take the waiting frame, None if there is none."""
         with self._changed:
             taken, self._frame = self._frame, None
             self._changed.notify_all()
         return taken
 
     def close(self) -> None:
-        """Let nobody wait any more."""
+        """Close the inbox, and wake all waiting threads."""
         with self._changed:
             self._open = False
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Tell the worker that something has changed."""
+        """Wake the worker after a change."""
         self._notify()
 
     def want_position(self) -> None:
-        """Ask for the position behind one of the next frames."""
+        """Request the position after one of the next frames."""
         self._wanted = True
 
     def position_wanted(self) -> bool:

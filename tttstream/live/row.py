@@ -1,4 +1,4 @@
-"""Row: one source with its own memory, as the worker of an engine sees it."""
+"""Row: one source with its own memory, with the interface for the worker of an engine."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from tttstream.streams import Session
 from tttstream.views.overlay import to_uint8
 
 Helpers = Callable[[str, str], Companion]
-"""Makes a companion of a kind for the camera of that id."""
-CURVE = 600  # results that are kept for a curve
-RECENT = 512  # latencies behind the percentiles of now
-GREY = 127  # what a model sees of what is ignored
+"""Makes a companion of a kind for the camera with this id."""
+CURVE = 600  # number of results in a curve
+RECENT = 512  # number of latencies for the current percentiles
+GREY = 127  # value of ignored pixels in the input of the model
 
 
 class Row:
     """A source and its stream. The worker of an engine calls `masked`, `took`, `refuse` and `fail`.
 
-    id: of [A-Za-z0-9_-]. label: for people. kind: see `naming.kind_of`. helpers: makes companions. shown: the newest
+    id: of [A-Za-z0-9_-]. label: for display. kind: see `naming.kind_of`. helpers: makes companions. shown: the newest
     result with its frame. event_begins: the number of the frame at which the last event began.
     """
 
@@ -93,7 +93,7 @@ class Row:
         return replace(taken.frame, image=image)
 
     def took(self, taken: Taken, result: Result) -> None:
-        """The worker has the result of a frame."""
+        """Record the result of a frame, in the worker."""
         latency = (time.monotonic() - taken.captured) * 1e3
         self.latencies.add(latency)
         self._recent.append(latency)
@@ -111,11 +111,11 @@ class Row:
             companion.put(taken.frame)
 
     def refuse(self, error: Exception) -> None:
-        """The stream refused a frame, and is unchanged."""
+        """Record that the stream refused a frame and is unchanged."""
         self.refused, self.refusal = self.refused + 1, " ".join(str(error).split())[:300]
 
     def fail(self, error: Exception) -> None:
-        """The stream raised an error: this camera ends, the others continue."""
+        """End this camera after an error of its stream; the others continue."""
         self.broken = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         self.feed.stop()
 
@@ -152,7 +152,7 @@ class Row:
             self._end_event(self.shown.result.index, self.shown.result.time_s)
 
     def close(self) -> None:
-        """No more frames follow: finish clips, end companions."""
+        """Finish clips and end companions; no frames follow."""
         if self.film is not None:
             self.film.close()
         for companion in self.companions.values():
@@ -169,19 +169,19 @@ class Row:
         return Kept(self.stream.state, {**self.stream.notes(source), KEY: json.dumps(note)})
 
     def restore_note(self, note: dict[str, Any]) -> None:
-        """Take over what `kept` noted of the camera."""
+        """Restore the values of `kept`."""
         self.ignore = tuple(tuple(box) for box in note["ignore"])
         self.preset, self.events, self.refused = note["preset"], note["events"], note["refused"]
         self.gate.restore(note["gate"])
 
     @property
     def state(self) -> str:
-        """Of the feed, "failed" where the stream raised an error."""
+        """The state of the feed, "failed" if the stream raised an error."""
         return "failed" if self.broken else self.feed.state
 
     @property
     def reason(self) -> str:
-        """Of the last failure, in one line."""
+        """The reason of the last failure, in one line."""
         return self.broken or self.feed.reason
 
     @property

@@ -14,11 +14,11 @@ from tttstream.io.outputs import OutputFolder, saving
 from tttstream.live.chores import Chores
 
 SUFFIX = ".safetensors"
-KEY = "live"  # under which a file says where its camera stood
+KEY = "live"  # metadata key of the notes of a camera
 
 
 class Kept(NamedTuple):
-    """The content of a file: a memory's state (never changed in place) and the texts beside it."""
+    """The content of a file: the state of a memory (never changed in place) and its metadata."""
 
     state: states.State
     texts: dict[str, str]
@@ -40,7 +40,7 @@ class Snapshots:
 
     @property
     def trouble(self) -> str | None:
-        """Why the last file was not written, None where it was."""
+        """Why the last file was not written, None if it was."""
         return self._chores.trouble
 
     def path(self, camera: str, name: str = "") -> Path:
@@ -48,7 +48,7 @@ class Snapshots:
         return self._folder.path / f"{camera}{'.' if name else ''}{name}{SUFFIX}"
 
     def write(self, path: Path, kept: Kept) -> None:
-        """Write this soon; it replaces an earlier file of this path."""
+        """Queue a file for writing; it replaces an earlier file with this path."""
         with self._lock:
             new = path not in self._waiting
             self._waiting[path] = kept
@@ -64,7 +64,7 @@ class Snapshots:
         states.save(kept.state, path, **kept.texts)
 
     def remove(self, path: Path) -> None:
-        """Remove a file some time soon, if it is there."""
+        """Queue the removal of a file, if it exists."""
         if path.exists():
             self._chores.add(lambda: path.unlink(missing_ok=True))
 
@@ -75,7 +75,7 @@ class Snapshots:
         return sorted(match[1] for match in found if match)
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write the queued files."""
         self._chores.close(30.0)
         self._folder.release()
 

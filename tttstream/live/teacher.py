@@ -1,4 +1,4 @@
-"""Teacher: things taught by name, and which of them are in view."""
+"""Teacher: learns things by name, and finds which of them are in view."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Teacher(Companion):
         self.stream.teach(label, frame, None if box is None else in_pixels(box, frame))
 
     def forget(self, label: str) -> None:
-        """In its thread: forget a name. Raises ConfigError for one that was not taught."""
+        """In its thread: remove a name. Raises ConfigError for one that was not taught."""
         self.stream.forget(label)
         self._said = [said for said in self._said if said["label"] != label]
 
     def taught(self) -> list[dict[str, Any]]:
-        """The names, and how many examples of each are remembered."""
+        """The names, with the number of stored examples of each."""
         return [{"label": label, "examples": self.stream.examples(label)} for label in self.stream.labels]
 
     def said(self) -> list[dict[str, Any]]:

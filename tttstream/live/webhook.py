@@ -19,10 +19,10 @@ TRIES = 3
 
 
 class Webhook:
-    """Posts {"kind": "begin" or "end", "event": …} as JSON to an address, in order, in a thread of its own.
+    """Posts {"kind": "begin" or "end", "event": …} as JSON to an address, in order, in a separate thread.
 
     address: http or https; a user and password in it are sent as basic authorisation and never shown. A message that
-    fails TRIES times is given up. Raises ConfigError for what is no such address.
+    fails TRIES times is dropped. Raises ConfigError for another address.
     """
 
     def __init__(self, address: str) -> None:
@@ -43,11 +43,11 @@ class Webhook:
 
     @property
     def trouble(self) -> str | None:
-        """Why the last message did not arrive, None where it did."""
+        """Why the last message did not arrive, None if it did."""
         return self._chores.trouble
 
     def tell(self, kind: str, event: dict[str, Any]) -> None:
-        """Send this some time soon. Never waits; too many messages at once are left out."""
+        """Queue a message. Never waits; messages are dropped if the queue is full."""
         body = text_of({"kind": kind, "event": event}).encode()
         self._chores.add(lambda: self._post(body))
 
@@ -69,5 +69,5 @@ class Webhook:
         raise OutputError(f"{self.label} did not take an event: {said}")
 
     def close(self) -> None:
-        """Send what waits, for a few seconds at most."""
+        """Send the queued messages, for a few seconds at most."""
         self._chores.close(2 * TIMEOUT_S)

@@ -22,7 +22,7 @@ class LiveWindow:
         self._drawn: tuple[str, int, Picture] | None = None
 
     def show(self) -> bool:
-        """Draw what is new and obey a key; False once the person wants to end."""
+        """Draw the newest picture and handle a key; False if the user wants to end."""
         cameras = self._engine.cameras
         if not cameras:
             return self._viewer.key(20) != "q"

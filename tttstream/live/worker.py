@@ -1,4 +1,4 @@
-"""Worker: takes the frames that are ready, lets their streams look at them together, and does jobs in between."""
+"""Worker: pushes ready frames to their streams in batches, and runs jobs in between."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ Keep = Callable[[Any, "dict[str, Any] | None"], None]
 class Worker:
     """A thread that processes the rows in a loop.
 
-    rows: gives those of now. keep: is called with a row and the position of its source, where that was asked for.
-    tick: is called after every round. workers: threads that share a batch; two unless the machine has one core.
+    rows: returns the current rows. keep: is called with a row and the position of its source, if it was requested.
+    tick: is called after every round. workers: threads that share a batch; by default two, or one on a machine with one
+    core.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="tttstream engine", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End once no frame waits."""
+        """End when no frame waits."""
         self._ending = True
         self.notify()
         self._thread.join()
@@ -53,17 +54,17 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it works."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def notify(self) -> None:
-        """Something waits."""
+        """Wake the thread after a frame or job was added."""
         with self._wake:
             self._awake = True
             self._wake.notify_all()
 
     def do(self, job: Callable[[], Any]) -> Future[Any]:
-        """Do a job between two frames."""
+        """Run a job between two frames."""
         future: Future[Any] = Future()
         if not self.alive:
             future.set_exception(ConfigError("the engine does not run"))
@@ -78,7 +79,7 @@ class Worker:
                 self._wake.wait_for(lambda: self._awake or self._ending, timeout=0.5)
                 self._awake = False
             self._obey()
-            self.busy = True  # before a frame leaves its inbox, so that nobody takes the row for idle
+            self.busy = True  # before a frame leaves its inbox, so that the row does not appear idle
             batch = []
             for row in self._rows():
                 taken = None if row.broken else row.feed.inbox.take()
@@ -86,7 +87,7 @@ class Worker:
                     batch.append((row, taken))
             if batch:
                 self.look(batch)
-                self.notify()  # more may wait already
+                self.notify()  # further frames may be waiting
             self.busy = False
             if self._ending and not batch:
                 break
@@ -103,7 +104,7 @@ class Worker:
                 future.set_exception(error)
 
     def look(self, batch: Sequence[tuple[Row, Taken]]) -> None:
-        """Push one frame of each of these rows. What goes wrong in one row ends that row only."""
+        """Push one frame of each of these rows. An error in one row ends only that row."""
         seen: list[tuple[Row, Taken, Frame]] = []
         for row, taken in batch:
             try:
@@ -125,7 +126,7 @@ class Worker:
                 row.fail(error)
 
     def _push(self, streams: list[Session], frames: list[Frame]) -> list[Result | Exception]:
-        """The answers of all streams, each thread with a share of them."""
+        """The results of all streams, computed in several threads."""
         shares = min(self._workers, len(streams))
         if shares < 2:
             return push_rows(streams, frames)
@@ -137,12 +138,12 @@ class Worker:
 
 
 def push_rows(streams: Sequence[Session], frames: Sequence[Frame]) -> list[Result | Exception]:
-    """Together where the streams can, one by one where they cannot or where that fails."""
+    """Push frames in one batch if the streams support it, otherwise (or after a failure) one by one."""
     before = [stream.frames for stream in streams]
     if len(streams) > 1 and all(isinstance(stream, Stream) for stream in streams):
         try:
             return list(Stream.push_rows(streams, frames))  # type: ignore[arg-type]
-        except Exception as error:  # of one of them: which it is shows below
+        except Exception as error:  # an error of one of them, which is found below
             if [stream.frames for stream in streams] != before:
                 return [error] * len(streams)
     answers: list[Result | Exception] = []

@@ -170,7 +170,7 @@ class _Attention(Memory):
 class Window(_Attention):
     """Attention over the last `window` tokens, itself included: constant memory, and work linear in T.
 
-    Keys are kept without a position and get one relative to the window whenever they are used, so a stream may go on
+    Keys are kept without a position and get one relative to the window whenever they are used, so a stream may continue
     for ever. Queries run in blocks of W against the 2W - 1 keys before and beside them.
     """
 

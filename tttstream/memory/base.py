@@ -41,7 +41,7 @@ class Memory(nn.Module):
 
     @cached_property
     def _sizes(self) -> list[torch.Size]:
-        """Sizes of the state's tensors without their rows; 0 where they grow."""
+        """Sizes of the state's tensors without their rows; 0 if they grow."""
         return [leaf.shape[1:] for leaf in self.init_state(1).tensors()]
 
     @property

@@ -121,7 +121,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def check_heads(name: str, dim: int, heads: int, conv: int = 0) -> None:
-    """Raises ConfigError where dim is no multiple of heads, or a convolution has a negative width."""
+    """Raises ConfigError if dim is no multiple of heads, or a convolution has a negative width."""
     if dim < 1 or heads < 1 or dim % heads:
         raise ConfigError(f"{name}: dim must be a multiple of heads, got dim={dim}, heads={heads}")
     if conv < 0:

@@ -135,7 +135,7 @@ def conjugate_gradients(operator: Callable[[Tensor], Tensor], wanted: Tensor) ->
 
     Half of the digits come from a first run, the others from a second one that begins with the true residual, from
     which the residual of a run drifts away. A token whose residual is as small as rounding lets it be stands still
-    while others go on, so that it gets the same answer beside any others.
+    while others continue, so that it gets the same answer beside any others.
     """
     size, eps = wanted.square().sum(-1, keepdim=True), torch.finfo(wanted.dtype).eps
     x = _descend(operator, wanted, eps * size)

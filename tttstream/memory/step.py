@@ -28,7 +28,7 @@ def suits(layer: TTTLayer) -> bool:
 
 
 def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | None) -> tuple[Tensor, TTTState] | None:
-    """x [B, 1, dim], reset [B, 1]: (y [B, 1, dim], state); None where the layer's forward is needed: for many tokens,
+    """x [B, 1, dim], reset [B, 1]: (y [B, 1, dim], state); None if the layer's forward is needed: for many tokens,
     a graph, a compiler, autocast, other types, other devices, or an argument that is not as it should be."""
     if state is None or torch.is_grad_enabled() or not layer.one_by_one or not isinstance(state, layer.state_type):
         return None

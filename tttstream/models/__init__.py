@@ -83,7 +83,7 @@ def load(name_or_folder: str | os.PathLike[str], *, seed: int = 0, size: int | N
     things ("teach"), or a Classifier. size: side of the pictures (of masks and things, the short side), that of
     training unless given; a map has one size. seed: of an untrained model's weights.
 
-    Raises CheckpointError where there is no such model, or where the files do not fit together; ConfigError for a size
+    Raises CheckpointError if there is no such model, or where the files do not fit together; ConfigError for a size
     that does not fit.
     """
     name = os.fspath(name_or_folder)

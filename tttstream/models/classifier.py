@@ -32,7 +32,7 @@ class Encoder:
 
 
 class Said(NamedTuple):
-    """logits: [B, T, classes] of every frame. losses: of the memory, None where it has none.
+    """logits: [B, T, classes] of every frame. losses: of the memory, None if it has none.
 
     mean: [B, T, dim], what the logits are read from.
     """
@@ -178,5 +178,5 @@ class Opinion:
         return {"sums": self._sums.tolist(), "frames": self._frames}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state()` was taken."""
+        """Continue where `state()` was taken."""
         self._sums, self._frames = torch.tensor(state["sums"], dtype=torch.float64), int(state["frames"])

@@ -142,7 +142,7 @@ class FrameModel(SavedModel):
         if state is not None and len(state.blocks) != self.config.depth:
             raise StateError(
                 f"model: expected the state of {self.config.depth} blocks, got {len(state.blocks)}: what `watch` "
-                "returns goes on in `watch`"
+                "returns continues in `watch`"
             )
         costs, said, past = self._search(frames, state, reset)
         x, state, losses = self.backbone(self.tokens(frames), state, reset, learn, said)
@@ -166,7 +166,7 @@ class FrameModel(SavedModel):
         return losses, state._replace(past=past)
 
     def watched(self, state: ModelState) -> ModelState:
-        """The part of a state that `watch` goes on from: all of it, but where `surprise` leaves blocks out."""
+        """The part of a state that `watch` continues from: all of it, but where `surprise` leaves blocks out."""
         kept = self.config.surprise
         return ModelState(state.blocks[:kept]) if kept else state
 

@@ -25,7 +25,7 @@ def is_remote(name: str) -> bool:
 
 
 def parsed(name: str) -> tuple[str, str | None]:
-    """hf:OWNER/NAME@REVISION -> (OWNER/NAME, REVISION; None where none is given). Raises ConfigError for others."""
+    """hf:OWNER/NAME@REVISION -> (OWNER/NAME, REVISION; None if none is given). Raises ConfigError for others."""
     repository, mark, revision = name.removeprefix(PREFIX).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or (mark and not revision):
         raise ConfigError(f"{name!r} is no model of a hub: expected {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION")
@@ -66,7 +66,7 @@ def push(
     is used unless given. revision: the branch, main unless given; it is not made. private: of a repository that is
     made. The token is that of `hf auth login`.
 
-    Raises OutputError where that cannot be done, DependencyError without huggingface_hub.
+    Raises OutputError if that cannot be done, DependencyError without huggingface_hub.
     """
     repository, branch = parsed(f"{PREFIX}{repository}")
     if branch is not None:

@@ -43,7 +43,7 @@ def has_names(words: Sequence[str]) -> bool:
 def understand(table: Table, name: str, keys: str | None) -> Columns:
     """Find out what a table holds. keys: the columns wanted, with their units, as `--pose` takes them.
 
-    Raises SourceError where that is not clear, or a key is not there.
+    Raises SourceError if that is not clear, or a key is not there.
     """
     count = table.cells.shape[1]
     if table.names is None:

@@ -27,7 +27,7 @@ class Feed:
     tolerance: seconds after which a file that was not written to is stale.
 
     Called with the time of capture (not needed here), it gives the pose [P], or None with the cause in `reason`.
-    Raises SourceError where there is no such file, or its header cannot be understood.
+    Raises SourceError if there is no such file, or its header cannot be understood.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Feed:
         return f"{self.name}: its last line as it grows, stale after {self.tolerance:g} s: {what}"
 
     def __call__(self, moment: float = 0.0) -> NDArray[np.float64] | None:
-        """The pose of now [P], None where it is not known."""
+        """The pose of now [P], None if it is not known."""
         try:
             age = time.time() - self._path.stat().st_mtime
             line = self._last_line()
@@ -100,7 +100,7 @@ class Feed:
             raise SourceError(f"{self.name} has no header: columns cannot be chosen by name ({self._keys})")
 
     def _last_line(self) -> str | None:
-        """The last line that is whole and no comment, None where there is none."""
+        """The last line that is whole and no comment, None if there is none."""
         with open(self._path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL))

@@ -112,7 +112,7 @@ class PoseScale:
         return scaled
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs to go on bit for bit; JSON-able."""
+        """All that `restore` needs to continue bit for bit; JSON-able."""
         return {
             "warmup": self.warmup,
             "directions": list(self.directions),
@@ -125,7 +125,7 @@ class PoseScale:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state()` was taken, with the scale that stood there. Raises StateError for anything else."""
+        """Continue where `state()` was taken, with the scale that stood there. Raises StateError for anything else."""
         if set(state) != set(self.state()):
             raise StateError(f"not the state of a scale of poses: it has {', '.join(sorted(map(str, state)))}")
         self.warmup, self.directions = int(state["warmup"]), tuple(map(int, state["directions"]))

@@ -19,7 +19,7 @@ COMMENTS = ("#", "%", "//")
 
 @dataclass(frozen=True)
 class Table:
-    """names: one for each column, None without a header. cells: [rows, columns], NaN where there is no number.
+    """names: one for each column, None without a header. cells: [rows, columns], NaN if there is no number.
     lines: of each row, counted from 1. odd: what stands in cells that are no numbers, by row and column; and by row
     alone, what is wrong with a row of another length (its cells are NaN)."""
 

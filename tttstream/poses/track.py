@@ -168,7 +168,7 @@ class Track:
         """Hold the clock against that of a source before its first frame.
 
         origin: what a clock said at the source's time 0, where the source knows it: it is the start, unless one was
-        given. length_s: how long the source lasts. Raises SourceError where rows and frames have no time in common.
+        given. length_s: how long the source lasts. Raises SourceError if rows and frames have no time in common.
         """
         if self.clock != "time":
             return
@@ -186,7 +186,7 @@ class Track:
     def pose(self, place: int | None, time_s: float) -> Floats:
         """The pose [P] of the frame at a place in the source (damaged ones count too; None: unknown) and time.
 
-        Raises PoseMissing where the file says nothing of it.
+        Raises PoseMissing if the file says nothing of it.
         """
         if self.clock == "time":
             return self._timed(time_s + self._start)

@@ -26,7 +26,7 @@ class Line:
     Args:
         group: a process group of torch.distributed; None for all processes.
 
-    Raises ConfigError where torch.distributed is not initialised, RankError where another rank has ended.
+    Raises ConfigError if torch.distributed is not initialised, RankError where another rank has ended.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:

@@ -39,28 +39,26 @@ def open_source(
     """Open anything that yields frames.
 
     spec:
-        a video file or URL (`tttstream.sources.video.Video`), a pipe, or "-", the standard input;
-        an image, a folder of images, or frame%05d.png for images with numbers (`folder.ImageFolder`);
-        a camera, by number ("0" or 0) or as /dev/video0 (`camera.Camera`);
-        "gym:ENV_ID", a gymnasium environment under random actions or a policy (`gym.Gym`);
-        "walk", an endless camera walk that needs no file (`walk.Walk`);
-        "places", an endless camera that returns to what it saw, with its pose; no file either (`places.Places`).
-        a ROS 2 bag, `.mcap` or the folder of a rosbag2 (`robots.bag.Bag`);
-        an episode of a LeRobot data set, FOLDER#3, or FOLDER where it is the only one (`robots.lerobot.LeRobot`).
-        A file that is called "walk" or "0" is reached as "./walk"; "~/x.mp4" lies in the home folder.
-    on_error: "skip" passes over damaged frames and counts them, "raise" raises SourceError at the first.
+        a video file or URL (`tttstream.sources.video.Video`), a pipe, or "-", the standard input; an image, a folder of
+        images, or frame%05d.png for images with numbers (`folder.ImageFolder`); a camera, by number ("0" or 0) or
+        device, such as /dev/video0 (`camera.Camera`); "gym:ENV_ID", a gymnasium environment under random actions or a
+        policy (`gym.Gym`); "walk", a generated endless camera walk (`walk.Walk`); "places", a generated endless camera
+        that returns to earlier places, with poses (`places.Places`); a ROS 2 bag, `.mcap` or the folder of a rosbag2
+        (`robots.bag.Bag`); an episode of a LeRobot data set, FOLDER#3, or FOLDER if there is only one
+        (`robots.lerobot.LeRobot`). Use "./walk" for a file with the name "walk" or "0"; "~" is the home folder.
+    on_error: "skip" skips damaged frames and counts them, "raise" raises SourceError at the first.
     size: side in pixels of the frames of `walk` and `places`, 128 unless given. Every other source yields frames at
         their own size.
-    seed: of `walk`, of `places` and of the actions in an environment.
-    poses: a file that says where each frame was taken (`tttstream.poses.Track`); of what is live, a file that grows
-        (`poses.Feed`), or of a camera a callable that takes a frame's time of capture and gives its pose.
-    pose: the columns of that file, or the values of an environment, that are the pose, with units: "x,y,yaw:deg"; the
+    seed: of `walk`, of `places` and of the actions in an environment. poses: a file with the pose of each frame
+    (`tttstream.poses.Track`); for a live source a file that grows (`poses.Feed`), or for a camera a callable that takes
+    the capture time of a frame and returns its pose. pose: the columns of that file, or the values of an environment,
+    that are the pose, with units: "x,y,yaw:deg"; the
         topic of a bag, "/odom", "/odom:x,y,yaw" or "/tf@base_link"; the feature of a data set, "observation.state".
-    pose_start, pose_tolerance: see Track; the tolerance of a file that grows is the age of its last line, 1 s.
-    policy: of an environment: a callable (observation, info, env) -> action, or "MODULE:CALLABLE"; random without.
-    timeout_s: how long an address on the network may send nothing; 10 s unless given.
-    topic: the images of a bag, or the camera of a data set, where there are several.
-    clock: of a bag: "header" (unless given) or "log", what tells the times of messages.
+    pose_start, pose_tolerance: see Track; the tolerance of a file that grows is the age of its last line, 1 s. policy:
+    for an environment, a callable (observation, info, env) -> action, or "MODULE:CALLABLE"; None acts at random.
+    timeout_s: the longest time without data from a network address, 10 s unless given. topic: the images of a bag, or
+    the camera of a data set, if there are several. clock: for a bag, the source of the times of messages: "header" (the
+    default) or "log".
 
     Raises SourceError (or DependencyError, which names the package to install) in one line.
     """
@@ -68,22 +66,24 @@ def open_source(
         raise SourceError(f"on_error is {on_error!r}, expected 'skip' or 'raise'")
     text = spelled(spec)
     if policy is not None and not text.startswith("gym:"):
-        raise SourceError(f"a policy plays an environment (gym:ENV_ID), {text} is none")
+        raise SourceError(f"a policy needs an environment (gym:ENV_ID), {text} is none")
     if text.startswith("gym:"):
         from tttstream.sources.gym import Gym
 
         if (poses, pose_start, pose_tolerance) != (None, None, None):
-            raise SourceError(f"{text} knows where it is: name its values with --pose KEY,KEY, without a file of poses")
+            raise SourceError(
+                f"the poses of {text} are its own values: name them with --pose KEY,KEY, without a file of poses"
+            )
         return Gym(text.removeprefix("gym:"), seed=seed, pose=pose, policy=policy, on_error=on_error)
     source = _open_recording(text, topic, clock, poses, pose, pose_tolerance, on_error) if is_path(text) else None
     if source is not None and poses is None:
         if pose_start is not None:
-            raise SourceError(f"{text} has its poses by their times: leave out where they start")
+            raise SourceError(f"{text} has its own poses, matched by time: leave out the start of the poses")
         return source
     if source is None and (topic, clock) != (None, None):
         raise SourceError(f"--topic and --clock are for bags and LeRobot data sets, and {text} is none")
     if poses is None and (pose, pose_start, pose_tolerance) != (None, None, None):
-        raise SourceError(f"{text}: which poses? Give the file that holds them, --poses FILE")
+        raise SourceError(f"{text}: which poses? Give the file that contains them, --poses FILE")
     if re.fullmatch("-?[0-9]+", text) or text.startswith("/dev/video"):
         return _open_camera(text, on_error, _feed(poses, pose, pose_tolerance, pose_start))
     source = source or _open(text, on_error, size, seed, timeout_s)
@@ -91,7 +91,7 @@ def open_source(
         return source
     try:
         if source.pose_form is not None:
-            raise SourceError(f"{text} says itself where its frames were taken: leave out the file of poses")
+            raise SourceError(f"{text} has its own poses: leave out the file of poses")
         return _posed(source, poses, pose, pose_start, pose_tolerance, on_error)
     except BaseException:
         source.close()
@@ -107,7 +107,7 @@ def _open_recording(
     tolerance: float | None,
     on_error: str,
 ) -> Source | None:
-    """A robot's recording, None for what is none; its own poses, unless they come from a file."""
+    """A recording of a robot, with its own poses unless a file gives them; None if the path is no such recording."""
     if poses is not None:
         pose = tolerance = None
     from tttstream.sources.robots.opening import opened
@@ -124,7 +124,7 @@ def _posed(
     if source.live:
         return LivePosed(source, _feed(poses, pose, tolerance, start), on_error=on_error)
     if callable(poses):
-        raise SourceError(f"{source.name} is a recording: its poses are a file, a callable is for a camera")
+        raise SourceError(f"{source.name} is a recording: give its poses as a file; a callable is for a camera")
     return Posed(source, Track(poses, pose, start=start, tolerance=tolerance, on_error=on_error), on_error=on_error)
 
 
@@ -133,7 +133,9 @@ def _feed(poses: Any, pose: str | None, tolerance: float | None, start: float | 
     from tttstream.poses import Feed
 
     if start is not None:
-        raise SourceError("a live source has no start in a file of poses: its last line is the pose of now")
+        raise SourceError(
+            "a live source has no start in a file of poses: the last line of the file is the current pose"
+        )
     if poses is None or callable(poses):
         return poses
     return Feed(poses, pose) if tolerance is None else Feed(poses, pose, tolerance=tolerance)
@@ -187,7 +189,7 @@ def _open_path(text: str, on_error: str) -> Source:
 
 
 def _open_sequence(path: Path, on_error: str) -> Source:
-    """Images with numbers in their names; SourceError for what is no such pattern, which is then not there."""
+    """Images with numbers in their names. Raises SourceError if the path is no such pattern, so does not exist."""
     if path.suffix.lower() in IMAGES and os.path.isdir(path.parent) and sequence(path):
         from tttstream.sources.folder import ImageFolder
 
@@ -215,5 +217,5 @@ def _advice(path: Path) -> str:
     if glob.has_magic(str(path)) and (found := glob.glob(str(path))):
         return f"as a pattern it fits {len(found)}: leave out the quotes, or give a folder, or frame%05d.png for images"
     if re.match(r"[A-Za-z]:\\", str(path)) and os.name != "nt":
-        return "that is a path of Windows; give it as it is called here"
+        return "this is a Windows path; give the path on this machine"
     return f"give a file, a folder, a URL, a camera number, gym:ENV_ID, {' or '.join(GENERATED)}"

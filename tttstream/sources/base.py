@@ -14,10 +14,10 @@ from tttstream.poses import Form
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a generated source planted: what, from which frame, to which frame (exclusive).
+    """An event that a generated source inserted: its kind, its first frame, and the frame after its last.
 
-    where: the pose, or a part of one, at which it is seen, for what happened at a place. since: the frame in which it
-    happened, for what is seen only later.
+    where: the pose, or a part of it, at which the event is visible, if it has a place. since: the frame in which it
+    happened, if it is visible only later.
     """
 
     kind: str
@@ -28,15 +28,14 @@ class Event:
 
 
 class Source(ABC):
-    """Yields frames one at a time and holds no more than a few of them, however slowly they are taken.
+    """Yields frames one at a time and stores only a few of them, even if the reader is slow.
 
-    name: short text for reports. fps: nominal rate, None where unknown. live: true where time does not wait (camera).
-    skipped: damaged frames passed over so far. truncated: true once the source broke off before its end, or a part of
-    it turned out to be unreadable. frames: how many frames there are in all (as its header says), None where unknown
-    or endless. Frames are numbered in the order in which they are yielded: a skipped one takes no number.
-    pose_form: what the poses of its frames are, None where they have none. unposed: frames without a pose so far, where
-    poses were asked for. about: what was understood of where poses come from, in one line. origin: what a clock said at
-    its time 0 in seconds, None where unknown.
+    name: short text for reports. fps: nominal rate, None if unknown. live: whether frames come in real time (camera).
+    skipped: damaged frames skipped so far. truncated: true after the source ended early, or a part of it was
+    unreadable. frames: the number of frames (from its header), None if unknown or endless. Frames are numbered in the
+    order in which they are yielded; a skipped frame has no number. pose_form: the form of the poses of its frames, None
+    if they have none. unposed: the number of frames without a pose so far, if poses were requested. about: one line
+    that describes the origin of the poses. origin: the clock time in seconds of its time 0, None if unknown.
     """
 
     name: str
@@ -51,18 +50,18 @@ class Source(ABC):
     origin: float | None = None
 
     def place(self, frame: Frame) -> int | None:
-        """The number of the frame just yielded if skipped ones count too; None where damage makes it unknown."""
+        """The number of the last yielded frame, counting skipped ones; None if damage makes it unknown."""
         return frame.index
 
     def remarks(self) -> list[str]:
-        """Remarks for a person about the run, one line each."""
+        """Remarks about the run for the user, one line each."""
         return []
 
     def _check(self, position: dict[str, Any]) -> None:
-        """Refuse a position that another source gave."""
+        """Raise SourceError for a position of another source."""
         if position.get("source") != self.name or not isinstance(position.get("index"), int):
             came = position.get("source")
-            raise SourceError(f"{self.name} cannot go on at a position of {came!r}; open the source it was taken from")
+            raise SourceError(f"{self.name} cannot continue at a position of {came!r}; open the source that it is from")
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
@@ -70,18 +69,19 @@ class Source(ABC):
 
     @abstractmethod
     def position(self) -> dict[str, Any]:
-        """The position of the source (JSON-able): `seek` with it goes on with the frame after the last one yielded."""
+        """The position of the source (JSON-able): `seek` continues from it with the frame after the last one
+        yielded."""
 
     @abstractmethod
     def seek(self, position: dict[str, Any]) -> None:
-        """Go on where `position()` was taken, so that the next frames are the same bit for bit."""
+        """Continue where `position()` was taken, so that the next frames are the same bit for bit."""
 
     def events(self, until: int) -> list[Event] | None:
         """The planted events before frame `until`; None for a source that has none."""
         return None
 
     def close(self) -> None:  # noqa: B027
-        """Give back files, devices and threads. Safe to call twice."""
+        """Release files, devices and threads. Safe to call twice."""
 
     def __enter__(self) -> Source:
         return self

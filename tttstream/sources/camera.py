@@ -1,4 +1,4 @@
-"""A camera, read by OpenCV behind a thread that keeps only the newest frame."""
+"""A camera, read with OpenCV in a thread that keeps only the newest frame."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ TRIES = 10  # a camera may fail to give a frame now and then
 
 
 class Camera(Source):
-    """A live camera. A reader that is slower than the camera gets the newest frame and never an old one.
+    """A live camera. A reader that is slower than the camera gets the newest frame, never an old one.
 
-    device: its number, or /dev/video0 and the like. The path of a video file stands in for a camera: the file plays at
-    its own rate whether anyone reads or not, once or, with `loop`, for ever, and looks as `Video` shows it.
-    on_error: what happens where the camera is lost, that is, unplugged or silent for five seconds. "skip" ends the
-    stream and sets `truncated`; "raise" raises SourceError. Frames are numbered as they are taken, `time_s` counts from
-    the first one taken. `missed` is how many frames came and went unread.
-    pose: where the camera is: a callable that is called at each capture, in the camera's thread, with its time
-    (`time.monotonic()`) and gives a pose, or None where it is not known; or a `tttstream.poses.Feed`. A frame without a
-    pose counts in `unposed`; with "raise" it raises SourceError.
+    device: its number, or a device such as /dev/video0. The path of a video file simulates a camera: the file plays at
+    its own rate, independent of the reader, once or, with `loop`, repeatedly, with the frames of `Video`. on_error: the
+    reaction if the camera is lost (unplugged, or without a frame for five seconds). "skip" ends the stream and sets
+    `truncated`; "raise" raises SourceError. Frames are numbered in the order in which they are read, `time_s` counts
+    from the first one read. `missed` is the number of frames that were not read. pose: a callable that returns the pose
+    of the camera, or None if it is unknown. It is called at each capture, in the thread of the camera, with the capture
+    time (`time.monotonic()`). Or a `tttstream.poses.Feed`. A frame without a pose counts in `unposed`; with "raise" it
+    raises SourceError.
 
-    Raises SourceError where there is no such camera or it gives no picture.
+    Raises SourceError if there is no such camera or it returns no picture.
     """
 
     live = True
@@ -61,7 +61,7 @@ class Camera(Source):
         self._is_file = isinstance(device, str)
         self._asked = None if pose is None else Asked(pose, self.name, strict=self._strict)
         self._pose, self.about = pose, str(getattr(pose, "text", ""))
-        # OpenCV brings the process down at a negative number, and complains on stderr of a missing file.
+        # OpenCV ends the process at a negative number, and writes to stderr about a missing file.
         if device < 0 if isinstance(device, int) else not os.path.isfile(device):
             raise SourceError(
                 f"there is no {self.name}; give a number (0 is the first camera), or the path of a video file"
@@ -70,7 +70,7 @@ class Camera(Source):
         ok, first = self._capture.read()
         if not ok:
             self._capture.release()
-            hint = "try another number (0 is the first), and see that no other program uses it"
+            hint = "try another number (0 is the first), and check that no other program uses it"
             raise SourceError(f"{self.name} cannot be opened or gives no picture; {hint}")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = float(rate) if 0 < rate < 1000 else None
@@ -88,7 +88,7 @@ class Camera(Source):
             yield frame
 
     def _take(self) -> Frame | None:
-        """Wait for a frame that was not taken yet; None at the end."""
+        """Wait for a frame that was not read yet; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._newest is not None or self._over, timeout=PATIENCE_S)
             newest, self._newest = self._newest, None
@@ -111,10 +111,10 @@ class Camera(Source):
     def _lost(self) -> None:
         self.truncated = True
         if self._strict:
-            raise SourceError(f"{self.name} gives no more frames; see whether it is plugged in, and start again")
+            raise SourceError(f"{self.name} sends no more frames; check that it is plugged in, and start again")
 
     def _captured(self, image: Any) -> tuple[NDArray[np.uint8], float, Any]:
-        """A picture with the time of its capture, and what is said of the pose at that moment."""
+        """A picture with the time of its capture, and the answer to the request for the pose at that time."""
         moment = time.monotonic()
         return np.asarray(image, np.uint8), moment, None if self._asked is None else self._asked.ask(moment)
 
@@ -133,7 +133,7 @@ class Camera(Source):
         return [] if self._asked is None else self._asked.remarks()
 
     def _follow(self) -> None:
-        """In a thread of its own: read every frame as it comes, keep the newest."""
+        """Read every frame in a separate thread, and keep the newest."""
         step = 1 / (self.fps or 30.0)
         due = time.monotonic()
         failures = 0
@@ -168,20 +168,20 @@ class Camera(Source):
         return {"source": self.name, "index": self._index, "time_s": time_s}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go on counting from a position. What a camera saw does not come again: it goes on with the newest frame."""
+        """Go on counting from a position. What a camera saw does not come again: it continues with the newest frame."""
         self._check(position)
         self._index, self._offset, self._origin = position["index"], position["time_s"], None
 
     def close(self) -> None:
-        """Stop the thread and give the device back."""
+        """Stop the thread and release the device."""
         self._stop = True
         self._thread.join(PATIENCE_S)
-        if not self._thread.is_alive():  # else it hangs inside the driver, and so would a release
+        if not self._thread.is_alive():  # otherwise the thread blocks in the driver, and a release would block too
             self._capture.release()
 
 
 class _Film:
-    """A video file, read as OpenCV reads a camera, but in RGB."""
+    """A video file with the interface of an OpenCV camera, but in RGB."""
 
     def __init__(self, path: str) -> None:
         from tttstream.sources.video import Video
@@ -190,11 +190,11 @@ class _Film:
         self._frames = iter(self._video)
 
     def get(self, _: int) -> float:
-        """The frame rate, 0 where it is unknown."""
+        """The frame rate, 0 if it is unknown."""
         return self._video.fps or 0.0
 
     def read(self) -> tuple[bool, Any]:
-        """Whether there is one more frame, and the frame."""
+        """(whether there is another frame, the frame)."""
         frame = next(self._frames, None)
         return frame is not None, None if frame is None else frame.image
 
@@ -209,7 +209,7 @@ def _open(device: int) -> cv2.VideoCapture:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No warnings of OpenCV on stderr: it reports each of the back ends that it tries in vain."""
+    """Suppress the warnings of OpenCV on stderr: it reports each of the back ends that fails."""
     logging = cv2.utils.logging
     level = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_SILENT)

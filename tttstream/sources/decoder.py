@@ -37,9 +37,10 @@ FAILURES = (av.error.FFmpegError, OSError, ValueError)  # FFmpeg's own are not a
 
 
 class VideoDecoder:
-    """One pass over an open file: yields (picture, time stamp) and notes what is damaged or missing.
+    """One pass over an open file: yields (picture, time stamp) and records damaged and missing parts.
 
-    exact: whether time stamps alone lead back to a frame: they came from the file, increase, and nothing was damaged.
+    exact: whether a time stamp identifies a frame: the time stamps are from the file and increase, and nothing was
+    damaged.
     """
 
     def __init__(self, path: str, name: str, strict: bool, timeout_s: float) -> None:
@@ -63,7 +64,7 @@ class VideoDecoder:
         except SourceError:
             self.close()
             raise
-        size = self.container.size  # negative where no end is known
+        size = self.container.size  # negative if no end is known
         timeless = bool(self.container.format.flags & NO_TIMES) or self.container.format.name.endswith("_pipe")
         self.by_arrival = timeless and (size is None or size <= 0)
         self.tick = ARRIVAL_TICK if self.by_arrival else self.stream.time_base or Fraction(1, 1000)
@@ -77,13 +78,13 @@ class VideoDecoder:
         self.exact = "avi" not in self.formats  # AVI has no presentation times
         self.stamp: int | None = None
         self.reach = self.start
-        self.arrived = 0.0  # when the last packet came, by the clock of the process
+        self.arrived = 0.0  # arrival time of the last packet, by the clock of the process
         self.longest, self.second = 0, 0  # the two longest intervals between frames so far
         self.steps = {float(1 / known) for known in (rate, self.stream.base_rate) if known}
         self.steady = bool(self.steps)  # whether all intervals of up to `HOLE_S` keep to the rate
         self.judged = -(2**63)  # the intervals up to this time stamp were noted before a jump
-        self.due: float | None = None  # until when something lasts that was read
-        self.silent = 0.0  # the longest time in which nothing was due
+        self.due: float | None = None  # the end of the latest packet that was read
+        self.silent = 0.0  # the longest time that no packet covers
 
     def close(self) -> None:
         """Close the container, and the pipe behind it."""
@@ -95,7 +96,7 @@ class VideoDecoder:
         """The end of the stream in seconds, from the header; its start, if the header has no duration."""
         if not self.formats & HEADERS_WITH_DURATION:
             return self.start
-        if "avi" in self.formats and self.fps:  # FFmpeg fits the duration to what is left of the file
+        if "avi" in self.formats and self.fps:  # FFmpeg adapts the duration to the rest of the file
             return self.start + self.stream.frames / self.fps
         if self.stream.duration:
             return self.start + _duration(self.stream)
@@ -111,7 +112,7 @@ class VideoDecoder:
         return {"exact": self.exact, **intervals}
 
     def jump(self, position: dict[str, Any]) -> bool:
-        """Move to the last key frame at or before a time stamp; False where the container cannot."""
+        """Move to the last key frame at or before a time stamp; False if the container cannot."""
         try:
             self.container.seek(position["stamp"], stream=self.stream)
         except FAILURES:
@@ -126,7 +127,7 @@ class VideoDecoder:
             if picture.is_corrupt:
                 self._damaged("a damaged picture")
                 continue
-            # AVI stores decoding times only; what stands in pts there is a guess that jumps back and forth.
+            # AVI stores decoding times only; its pts are guesses and not monotonic.
             stamp = picture.dts if "avi" in self.formats else picture.pts
             if self.by_arrival:
                 stamp = round(self.arrived / ARRIVAL_TICK)
@@ -147,7 +148,8 @@ class VideoDecoder:
 
     def _pictures(self) -> Iterator[VideoFrame]:
         own_clock = _duration(self.stream) > 0
-        packets = self.container.demux()  # all streams: how far any reached tells a cut file from a short stream
+        # All streams: the end of the longest one separates a cut file from a short stream
+        packets = self.container.demux()
         while True:
             try:
                 packet = next(packets, None)
@@ -189,7 +191,7 @@ class VideoDecoder:
         elif ends_within(self.path, self.formats):
             self._broke_off("the file ends in the middle of a part")
         elif self.steady and min(self.silent, self.longest * tick) > max(HOLE_S, 10 * min(self.steps)):
-            self._broke_off(f"{self.longest * tick:.1f} s are missing on the way")
+            self._broke_off(f"{self.longest * tick:.1f} s are missing in the middle")
 
     def _damaged(self, what: str) -> None:
         self.skipped += 1
@@ -202,7 +204,7 @@ class VideoDecoder:
             where = (
                 "at its start" if self.stamp is None else f"after {float(self.stamp * self.tick) - self.start:.2f} s"
             )
-            raise SourceError(f"{self.name} is damaged or cut off {where}: {why}; on_error=skip goes on with the rest")
+            raise SourceError(f"{self.name} is damaged or cut off {where}: {why}; on_error=skip reads the rest")
 
 
 def longest_stream(container: InputContainer, name: str) -> VideoStream:
@@ -210,12 +212,12 @@ def longest_stream(container: InputContainer, name: str) -> VideoStream:
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
-        raise SourceError(f"{name} holds no video stream")
+        raise SourceError(f"{name} contains no video stream")
     return max(streams, key=lambda stream: (_duration(stream), stream.frames, stream.width * stream.height))
 
 
 def _duration(stream: VideoStream) -> float:
-    """Seconds by the stream's own header, 0 where it says nothing (Matroska keeps the time of its end in a tag)."""
+    """The duration in seconds from the header of the stream, 0 if it has none (Matroska stores it in a tag)."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     try:
@@ -233,12 +235,12 @@ def reason(error: Exception) -> str:
 def decode(stream: VideoStream, packet: Packet[Any]) -> list[VideoFrame]:
     """The pictures of a packet. Raises one of `FAILURES` for a damaged one.
 
-    Of a JPEG that is cut off FFmpeg makes a picture unless it is told to be strict.
+    FFmpeg decodes a JPEG that is cut off without an error unless it is strict.
     """
     if stream.codec_context.name == "mjpeg":
         if not stream.codec_context.is_open:
             stream.codec_context.options = {"err_detect": "explode"}
-        # Some writers of AVI leave the marker of the end out.
+        # Some AVI writers omit the end marker.
         if packet.size and "avi" not in stream.container.format.name and not is_whole(bytes(packet)):
             raise ValueError("a JPEG is cut off")
     return stream.decode(packet)

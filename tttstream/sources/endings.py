@@ -1,4 +1,4 @@
-"""Whether a video file of a format that tells no length was cut off, judged by how it ends."""
+"""Detects video files that were cut off, by their last bytes, for formats without a length in the header."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tttstream.sources.listing import STDIN
 
 
 def ends_within(path: str, formats: set[str]) -> bool:
-    """Whether a file of a format without a length in its header ends inside one of its parts; False for other files."""
+    """True if a file of a format without a length in its header ends inside one of its parts, else False."""
     checks = {"mpegts": _ends_within_packet, "gif": _lacks(b";")}
     check = next((checks[name] for name in checks if name in formats), None)
     if check is None or path == STDIN or not os.path.isfile(path):
@@ -20,14 +20,15 @@ def ends_within(path: str, formats: set[str]) -> bool:
 
 
 def _ends_within_packet(file: BinaryIO) -> bool:
-    """Whether a transport stream is no whole number of packets: of 188 bytes, with a time before or a check after."""
+    """Whether the size of a transport stream is not a multiple of its packets (188 bytes, or with a time or
+    checksum)."""
     head = file.read(2 * 204)
     size = next((n for n, at in ((188, 0), (192, 4), (204, 0)) if head[at::n][:2] == b"GG"), 0)
     return size > 0 and os.fstat(file.fileno()).st_size % size > 0
 
 
 def _lacks(end: bytes) -> Callable[[BinaryIO], bool]:
-    """A check of whether a file's last bytes, padding aside, are others."""
+    """A function that checks whether the last bytes of a file, without padding, differ from these."""
 
     def check(file: BinaryIO) -> bool:
         size = os.fstat(file.fileno()).st_size

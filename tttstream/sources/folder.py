@@ -19,21 +19,21 @@ __all__ = ["IMAGES", "VIDEOS", "ImageFolder", "expand", "listed", "natural"]
 
 
 class ImageFolder(Source):
-    """The images of one folder in natural order (2 before 10), not those of its subfolders; or one image; or those
-    that frame%05d.png stands for, by their numbers.
+    """The images of one folder in natural order (2 before 10), without subfolders; or one image; or the numbered images
+    that match a pattern such as frame%05d.png.
 
-    path: the folder, image or pattern. fps: the rate they are shown at, 30 unless given. on_error: "skip" passes over
-    an image that cannot be read and counts it, "raise" raises SourceError there. Time goes by the place in the folder,
-    so a skipped image leaves a gap. Where all names are times of the day it goes by these, and `origin` is the first:
-    seconds as in 1305031102.175304.png, or 16 or 19 digits of micro- or nanoseconds. Images may differ in size;
-    `pages.Pages` says how they are brought to 8 bits.
+    path: the folder, image or pattern. fps: the frame rate, 30 unless given. on_error: "skip" skips an image that
+    cannot be read and counts it, "raise" raises SourceError. The time of a frame follows from its position in the
+    folder, so a skipped image leaves a gap. If all names are timestamps (seconds as in 1305031102.175304.png, or 16 or
+    19 digits of micro- or nanoseconds), these are the times, and `origin` is the first. Images may differ in size;
+    `pages.Pages` describes their conversion to 8 bits.
 
-    A file of several images (APNG, animated WebP, TIFF of several pages) gives each of them as a frame, once, at its
-    place in the folder and at the folder's rate, which is then followed whatever the names are. An animation that is
-    the only file goes by its own durations (one of 0 lasts as long as a frame at 30 per second), and `fps` is the rate
-    of its first image. Behind a damaged image of an animation those drawn over it are passed over, too.
+    A file of several images (APNG, animated WebP, TIFF of several pages) yields each of them once, at its position in
+    the folder. The times then follow from the rate, also if the names are timestamps. An animation that is the only
+    file has its own durations (a duration of 0 counts as 1/30 s), and `fps` is the rate of its first image. After a
+    damaged image of an animation, the images that are drawn over it are skipped too.
 
-    Raises SourceError where there is no image, or at the end where not one could be read.
+    Raises SourceError if there is no image, or at the end if none could be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fps: float = 30.0, on_error: str = "skip") -> None:
@@ -42,7 +42,7 @@ class ImageFolder(Source):
         paths = [folder] if os.path.isfile(folder) else sequence(folder) or listed(folder, IMAGES)
         others = listed(folder, UNREAD) if folder.is_dir() else []
         kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
-        self._unread = f"{len(others)} images are passed over, of kinds that are not read: {kinds}" if others else ""
+        self._unread = f"{len(others)} images are skipped, of kinds that are not read: {kinds}" if others else ""
         if not paths:
             raise SourceError(f"{folder} holds no images ({', '.join(sorted(IMAGES))}); name a folder that does")
         self._stamps = stamps(paths)
@@ -94,7 +94,8 @@ class ImageFolder(Source):
             self._pages = Pages(path)
             if self._pages.count > 1 and path.suffix.lower() not in SEVERAL:
                 raise ValueError(
-                    f"it holds {self._pages.count} images; name it .png, .webp, .gif or .tif for what it is"
+                    f"it contains {self._pages.count} images; its suffix must be .png, .webp, .gif or .tif, according "
+                    "to its format"
                 )
         return self._pages
 
@@ -112,12 +113,12 @@ class ImageFolder(Source):
         return [self._unread] if self._unread else []
 
     def position(self) -> dict[str, Any]:
-        """The number of the next frame, its place among the images, and in an animation its time."""
+        """The number of the next frame, its position among the images, and in an animation its time."""
         clock = {} if self._clock is None else {"clock": self._clock}
         return {"source": self.name, "index": self._index, "place": self._place, "skipped": self.skipped} | clock
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go on with the image after the last one yielded."""
+        """Continue with the image after the last one yielded."""
         self._check(position)
         if position["place"] > len(self._images) or (self._clock is None) == ("clock" in position):
             raise SourceError(
@@ -135,7 +136,7 @@ class ImageFolder(Source):
 
 
 def stamps(paths: list[Path]) -> list[float] | None:
-    """The times in seconds that are the names of files; None where they are not, or not all different."""
+    """The times in seconds in the names of files; None if the names are no times, or not all different."""
     names = [path.stem for path in paths]
     if all(re.fullmatch(r"\d{9,10}\.\d+", name) for name in names):
         found = [float(name) for name in names]

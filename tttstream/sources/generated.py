@@ -1,4 +1,4 @@
-"""Shared by sources that draw their frames: a frame depends on the settings and its number alone."""
+"""The base class of sources that generate their frames: a frame depends only on the settings and its number."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ START = 0  # the stream of random numbers for the starts of stays; subclasses nu
 
 
 class Generated(Source):
-    """Endless frames in stays: stretches of about `stay` frames, give or take `jitter`, each in one place.
+    """Endless frames in stays: intervals of `stay` ± `jitter` frames, each in one place.
 
-    size: side of the square frames in pixels. seed: all that happens follows from it, bit for bit on one machine, so
-    seeking is exact and memory does not grow. Raises SourceError for a size or seed that is not usable.
+    size: side of the square frames in pixels. seed: it determines all frames, bit for bit on one machine, so seeking is
+    exact and memory does not grow. Raises SourceError for a size or seed that is not usable.
     """
 
     stay: ClassVar[int]
@@ -47,17 +47,17 @@ class Generated(Source):
             yield self.frame(self._index - 1)
 
     def position(self) -> dict[str, Any]:
-        """The number of the next frame, and the settings, which must be the same to go on."""
+        """The number of the next frame, and the settings, which must be equal to continue."""
         return {"source": self.name, "index": self._index, **self._settings()}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go on at a frame; any number of frames away costs the same."""
+        """Continue at a frame; the cost does not depend on the distance."""
         self._check(position)
         mine = self._settings()
         theirs = {name: position.get(name) for name in mine}
         if theirs != mine:
             came, here = (" and ".join(f"{k} {v}" for k, v in settings.items()) for settings in (theirs, mine))
-            raise SourceError(f"{self.name}: the position is of {came}, this source has {here}")
+            raise SourceError(f"{self.name}: the position is from {came}, this source has {here}")
         self._index = position["index"]
 
     def _rng(self, *use: int) -> np.random.Generator:

@@ -27,20 +27,20 @@ PATIENCE = 1000  # steps in a row without a pose, then the source is given up
 
 
 class Gym(Source):
-    """The rendered frames of an environment under random actions or a policy: one frame a step, and a new episode where
-    one ends.
+    """The rendered frames of an environment with random actions or a policy: one frame for each step; a new episode
+    follows the end of an episode.
 
-    env_id: as gymnasium.make takes it, "CartPole-v1" or "module:ENV_ID"; it must render "rgb_array".
-    seed: of the environment and of the actions; the same seed gives the same frames where the environment keeps to it.
-    `episodes` counts those begun. time_s goes by the environment's own render_fps, 30 where it names none.
-    pose: the keys of the pose, as in `tttstream.sources.probe.Probe`. on_error: what happens to a frame without a pose:
-    "skip" passes over it, counted in `skipped` and `unposed` (its step takes time, but no number), "raise" raises
-    SourceError; a key that never was there raises it in any case.
-    policy: (observation, info, env) -> action, or its name "MODULE:CALLABLE". A class is made anew with the
-    environment; a function must give the same action for the same arguments, or positions cannot be found again.
+    env_id: an id for gymnasium.make, "CartPole-v1" or "module:ENV_ID"; the environment must support "rgb_array". seed:
+    of the environment and the actions; the same seed gives the same frames if the environment is deterministic.
+    `episodes` is the number of episodes so far. time_s follows from the environment's render_fps, 30 if it has none.
+    pose: the keys of the pose, as in `tttstream.sources.probe.Probe`. on_error: for frames without a pose. "skip" skips
+    them and counts them in `skipped` and `unposed` (the time advances, the number does not); "raise" raises
+    SourceError. A key that was never present raises SourceError in both cases. policy: (observation, info, env) ->
+    action, or its name "MODULE:CALLABLE". A class is instantiated with the environment; a function must be
+    deterministic, otherwise `seek` cannot find positions again.
 
-    Raises SourceError where there is no such environment, it shows no pictures, or it fails; DependencyError where a
-    package is missing that it needs, with the package's name.
+    Raises SourceError if there is no such environment, it renders no pictures, or it fails; DependencyError, with the
+    name of the package, if it needs a missing package.
     """
 
     def __init__(
@@ -68,10 +68,11 @@ class Gym(Source):
         return self._env
 
     def _restart(self) -> None:
-        """Make the environment anew and stand before its first step."""
+        """Create the environment again, before its first step."""
         self.close()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of older versions, and of a render mode that is judged below
+            # Warnings of older versions, and about the render mode, which is checked below
+            warnings.simplefilter("ignore")
             env = self._env = self._guard(gymnasium.make, self._id, render_mode="rgb_array", disable_env_checker=True)
         env.action_space.seed(self._seed)
         self._seen = self._guard(env.reset, seed=self._seed)
@@ -81,7 +82,7 @@ class Gym(Source):
         self._picture()
 
     def _guard(self, call: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call into the environment; whatever it raises becomes one line."""
+        """Call the environment; any exception becomes a SourceError of one line."""
         try:
             return call(*args, **kwargs)
         except (DependencyNotInstalled, ModuleNotFoundError) as error:
@@ -100,11 +101,11 @@ class Gym(Source):
     def _picture(self) -> NDArray[np.generic]:
         picture = self._guard(self._playing().render)
         if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] not in (3, 4):
-            raise SourceError(f"{self.name} shows no RGB pictures; take an environment with render mode 'rgb_array'")
+            raise SourceError(f"{self.name} renders no RGB pictures; use an environment with render mode 'rgb_array'")
         return np.array(picture[..., :3])
 
     def _step(self) -> None:
-        """Take the action that leads to the next frame."""
+        """Execute the action that leads to the next frame."""
         env = self._playing()
         if self._ended:
             self._seen = self._guard(env.reset)
@@ -131,13 +132,13 @@ class Gym(Source):
             yield Frame(self._picture(), self._index - 1, (self._steps - 1) / (self.fps or 30), pose)
 
     def _pose(self) -> NDArray[np.float64] | None:
-        """The pose of this step, None where it has none. Raises PoseMissing with "raise", or if none ever had one."""
+        """The pose of this step, None if it has none. Raises PoseMissing with "raise", or if no step had one so far."""
         if self._probe is None:
             return None
         try:
             return self._probe(*self._seen, env=self._env)
         except PoseMissing as missing:
-            # Many environments put into the info of a reset less than into that of a step.
+            # In many environments the info of a reset has fewer keys than that of a step.
             if self._strict or (self._probe.form is None and self._steps > 1):
                 raise PoseMissing(f"{self.name}, step {self._steps - 1}: {missing}") from missing
             self._first_missing = self._first_missing or f"step {self._steps - 1}: {missing}"
@@ -150,11 +151,11 @@ class Gym(Source):
 
     def remarks(self) -> list[str]:
         """See Source."""
-        why = self._first_missing or "between two games there is nothing to see"
-        return [f"{self.unposed} frames passed over without a pose, the first: {why}"] if self.unposed else []
+        why = self._first_missing or "there is no picture between two games"
+        return [f"{self.unposed} frames skipped without a pose, the first: {why}"] if self.unposed else []
 
     def position(self) -> dict[str, Any]:
-        """The number of the next frame, which with the seed says everything."""
+        """The number of the next frame and the seed."""
         position = {"source": self.name, "index": self._index, "seed": self._seed}
         more = {"steps": self._steps, "unposed": self.unposed, "policy": self._policy_name}
         return position if self._probe is None and self._policy is None else position | more
@@ -167,18 +168,20 @@ class Gym(Source):
         )
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Play from the start again, without showing it, up to the position."""
+        """Repeat all steps from the start up to the position, without yielding frames."""
         self._check(position)
         if position["seed"] != self._seed:
-            raise SourceError(f"{self.name}: the position is of seed {position['seed']}, this source has {self._seed}")
+            raise SourceError(
+                f"{self.name}: the position is from seed {position['seed']}, this source has {self._seed}"
+            )
         if position.get("policy") != self._policy_name:
             raise SourceError(
-                f"{self.name}: the position is of the policy {position.get('policy')}, this source has "
+                f"{self.name}: the position is from the policy {position.get('policy')}, this source has "
                 f"{self._policy_name}"
             )
         steps = position.get("steps", position["index"])
         if self._probe is None and steps != position["index"]:
-            raise SourceError(f"{self.name}: the position was taken with poses; go on with the same --pose")
+            raise SourceError(f"{self.name}: the position was taken with poses; continue with the same --pose")
         self._restart()
         for _ in range(steps - 1):
             self._step()

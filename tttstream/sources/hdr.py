@@ -1,9 +1,9 @@
-"""Tone mapping: pictures of high dynamic range (PQ, HLG) as they look on an ordinary screen.
+"""Tone mapping: converts pictures of high dynamic range (PQ, HLG) for a screen of standard dynamic range.
 
-Light is counted in nits (cd/m²). What is brighter than `PEAK` counts as `PEAK`; the ordinary screen's white is `WHITE`,
-where BT.2408 puts the white of paper. Between them the roll-off of BT.2390 (section 5.4) is applied to each of R, G and
-B; colours are then brought from the primaries of the file to those of BT.709 and written for a screen of gamma 2.4
-(BT.1886). What a pixel becomes depends on that pixel alone, never on other frames or on what the header says of light.
+Light is measured in nits (cd/m²). Light above `PEAK` is clipped to `PEAK`; the white of the screen is `WHITE`, the
+level of reference white in BT.2408. Between them the roll-off of BT.2390 (section 5.4) is applied to each of R, G and
+B; then colours are converted from the primaries of the file to those of BT.709, for a screen of gamma 2.4 (BT.1886).
+The result for a pixel depends only on that pixel, not on other frames or on light levels in the header.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PEAK, WHITE = 1000.0, 203.0
 LEVELS = 65536
 HLG_LUMA = (0.2627, 0.6780, 0.0593)
 
-# From the primaries of a file, by their numbers in H.273 (2: nothing said, which HDR means as BT.2020), to BT.709.
+# Conversions to BT.709 from the primaries of a file, by their numbers in H.273 (2: unspecified, BT.2020 for HDR).
 BT2020 = ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187))
 P3 = ((1.2249, -0.2247, 0.0), (-0.0420, 1.0419, 0.0), (-0.0197, -0.0786, 1.0979))
 TO_BT709 = {1: np.eye(3), 2: np.array(BT2020), 9: np.array(BT2020), 12: np.array(P3)}
 
 
 def tone_mapped(codes: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[np.uint8]:
-    """RGB in 8 bits, [H, W, 3], of RGB codes in 16 bits. transfer, primaries: as the file says, by their numbers.
+    """RGB in 8 bits, [H, W, 3], from RGB codes in 16 bits. transfer, primaries: the numbers in the file.
 
     Raises SourceError for primaries other than those of BT.2020, BT.709 and Display P3.
     """
@@ -42,7 +42,7 @@ def tone_mapped(codes: NDArray[np.uint16], transfer: int, primaries: int) -> NDA
 
 
 def _display_light(codes: NDArray[np.uint16], transfer: int) -> Floats:
-    """The light that the file asks for, 1 for `PEAK`."""
+    """The light of the codes in the file, 1 for `PEAK`."""
     if transfer == PQ:
         return np.asarray(_pq_table()[codes])
     scene = _hlg_table()[codes]
@@ -51,7 +51,7 @@ def _display_light(codes: NDArray[np.uint16], transfer: int) -> Floats:
 
 
 def _levels(light: Floats) -> NDArray[np.uint16]:
-    """Light in 0..1 as an index into the tables, finer in the dark."""
+    """Light in 0..1 as an index into the tables, with finer steps for dark values."""
     return np.asarray(np.sqrt(light.clip(0, 1)) * (LEVELS - 1) + 0.5).astype(np.uint16)
 
 
@@ -70,7 +70,7 @@ def _hlg_table() -> Floats:
 
 @lru_cache(maxsize=1)
 def _screen() -> Floats:
-    """Light on the ordinary screen, 1 for `WHITE`, by the index of light in the file: BT.2390's roll-off."""
+    """For each index of light in the file, the light on the screen, 1 for `WHITE`: the roll-off of BT.2390."""
     light = np.linspace(0, 1, LEVELS) ** 2 * PEAK
     top = pq_code(PEAK)
     most = pq_code(WHITE) / top
@@ -83,7 +83,7 @@ def _screen() -> Floats:
 
 @lru_cache(maxsize=1)
 def _written() -> NDArray[np.uint8]:
-    """The 8-bit code by the index of light on the ordinary screen."""
+    """For each index of light on the screen, the 8-bit code."""
     return np.asarray(np.linspace(0, 1, LEVELS) ** (2 / 2.4) * 255 + 0.5).astype(np.uint8)
 
 

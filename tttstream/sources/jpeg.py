@@ -1,4 +1,4 @@
-"""Whether a JPEG is whole: FFmpeg makes a picture of one that is cut off, grey where nothing came."""
+"""Checks that a JPEG is complete: FFmpeg decodes one that is cut off, with grey in place of the missing part."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ START, END, SCAN = 0xD8, 0xD9, 0xDA
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether its parts follow one another up to the marker of the end. What comes behind does not matter."""
+    """Whether a JPEG has all its parts up to the end marker. Bytes after it are ignored."""
     at = data.find(b"\xff\xd8") + 2
     while 2 <= at < len(data) - 1:
         if data[at] != 0xFF:
             return False
-        kind, at = data[at + 1], at + 1 + (data[at + 1] != 0xFF)  # any number of FF may stand before a marker
+        kind, at = data[at + 1], at + 1 + (data[at + 1] != 0xFF)  # a marker may have any number of FF before it
         if kind in (START, END):
             return kind == END
         if kind == 0xFF or kind in BARE:

@@ -1,5 +1,4 @@
-"""The files that a source given by a person stands for: the files of a folder, of a pattern, and of links to
-folders."""
+"""Lists the files of a source that the user names: those of a folder, of a pattern, and of links to folders."""
 
 from __future__ import annotations
 
@@ -31,16 +30,16 @@ VIDEOS = frozenset(
     | {".wtv", ".xvid", ".y4m"}
 )
 UNREAD = frozenset({".arw", ".cr2", ".cr3", ".dng", ".exr", ".heic", ".heif", ".jxl", ".nef", ".orf", ".psd", ".raw"})
-"""Suffixes of images that are not read; a folder of images says that it has some."""
+"""Suffixes of images that cannot be read; a folder of images reports them."""
 GENERATED = {"walk": "Walk", "places": "Places"}
-"""Endless sources that need no file: the name, which is that of their module too, and the class."""
+"""Generated sources: the name, which is also that of their module, and the class."""
 STDIN = "-"
 
 
 def spelled(spec: str | int | os.PathLike[str]) -> str:
-    """A source as text: `file:` addresses made paths, `~` the home folder; a file of the very name comes first.
+    """A source as text: `file:` addresses become paths, and `~` the home folder, unless a file has this name.
 
-    Raises SourceError for an empty one, and for one that a shell should have replaced.
+    Raises SourceError for an empty source, and for a variable that the shell did not replace.
     """
     text = str(spec) if isinstance(spec, int) else os.fspath(spec)
     if text.lower().startswith("file:") and not os.path.lexists(text):
@@ -49,21 +48,21 @@ def spelled(spec: str | int | os.PathLike[str]) -> str:
 
 
 def is_path(text: str) -> bool:
-    """Whether a source is a file or folder: none of GENERATED, no camera, environment, `-` or address."""
+    """Whether a source is a file or folder, not a name in GENERATED, a camera, an environment, `-` or an address."""
     if text in (*GENERATED, STDIN) or text.startswith("gym:") or re.fullmatch("-?[0-9]+", text):
         return False
     return "://" not in text or os.path.lexists(text)
 
 
 def expand(specs: Iterable[str | int | os.PathLike[str]], *, strict: bool = True) -> list[str]:
-    """Each source by itself: a folder of videos becomes its videos, subfolders included, in natural order.
+    """The single sources: a folder of videos becomes its videos, including subfolders, in natural order.
 
-    A folder with videos in it stands for its videos; one with images for itself (an ImageFolder); one with neither
-    for the videos found below it, or else for the folders of images below it. Links to folders are followed, to each
-    folder once. Folders that cannot be listed and links that lead nowhere come last, so that opening them says what is
-    wrong. A LeRobot data set becomes its episodes, FOLDER#0 and so on. Anything else passes through unchanged.
+    A folder that contains videos becomes these videos; one that contains images stays (an ImageFolder); one with
+    neither becomes the videos below it, or else the folders of images below it. Links to folders are followed, to each
+    folder once. Folders that cannot be listed and broken links are last, so that opening them reports the reason. A
+    LeRobot data set becomes its episodes, FOLDER#0 and so on. Other sources are unchanged.
 
-    strict: raise SourceError for a folder with nothing to read; else it stands for itself, and opening it does.
+    strict: raise SourceError for a folder with nothing to read; otherwise it stays, and opening it raises the error.
     """
     sources: list[str] = []
     for text in map(spelled, specs):
@@ -85,11 +84,13 @@ def expand(specs: Iterable[str | int | os.PathLike[str]], *, strict: bool = True
 
 def nothing_in(folder: str | os.PathLike[str]) -> SourceError:
     """The error of a folder with nothing to read."""
-    return SourceError(f"{os.fspath(folder)} holds neither images nor videos; name a file, or a folder that does")
+    return SourceError(
+        f"{os.fspath(folder)} contains neither images nor videos; give a file, or a folder that contains some"
+    )
 
 
 def inside(tops: Sequence[Path]) -> list[list[str]]:
-    """The files of each of these folders, see `expand`; a folder that several links lead to counts once."""
+    """The files of each of these folders, see `expand`; a folder with several links to it counts once."""
     found: list[list[str]] = []
     left: list[Path] = []
     for top, tree in zip(tops, trees(tops), strict=True):
@@ -99,25 +100,27 @@ def inside(tops: Sequence[Path]) -> list[list[str]]:
         readable: list[Path] = [path for here in tree.folders for path in listed(here, VIDEOS)]
         images = {here: len(listed(here, IMAGES)) for here in tree.folders}
         if readable:
-            left += [here for here, count in images.items() if count > 1]  # one is a cover, or a chart of `watch`
+            # A single image is a cover, or a chart of `watch`
+            left += [here for here, count in images.items() if count > 1]
         readable = readable or [here for here, count in images.items() if count]
         found.append([str(path) for path in (*readable, *tree.lost)])
     if left:
         more = f" and {len(left) - 1} more folders" if len(left) > 1 else ""
-        logger.warning("%s%s: images are passed over where videos lie beside or above them", left[0], more)
+        logger.warning("%s%s: images are skipped if there are videos in the same folder or above", left[0], more)
     return found
 
 
 class Tree(NamedTuple):
-    """folders: the folder and those below it, in natural order. lost: what cannot be listed, and links to nowhere."""
+    """folders: the folder and those below it, in natural order. lost: folders that cannot be listed, and broken
+    links."""
 
     folders: list[Path]
     lost: list[Path]
 
 
 def trees(tops: Sequence[Path]) -> list[Tree]:
-    """The folders below each of these, hidden ones left out. Links to folders are followed, to each folder once, and
-    not where it lies below one of `tops` anyway: so circles end, and a folder goes by its own name where it has one.
+    """The folders below each of these, without hidden ones. Links to folders are followed, to each folder once, but not
+    to folders below one of `tops`: so cycles end, and such a folder has its own name.
     """
     found = [Tree([], []) for _ in tops]
     seen: set[tuple[int, int]] = set()
@@ -152,7 +155,7 @@ def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def natural(path: Path) -> list[list[tuple[str, int]]]:
-    """A sorting key by which 2 comes before 10, folder by folder."""
+    """A sorting key with 2 before 10, folder by folder."""
     return [_by_numbers(part) for part in path.parts]
 
 
@@ -161,9 +164,8 @@ def _by_numbers(name: str) -> list[tuple[str, int]]:
 
 
 def listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    """The files in a folder with one of these suffixes, in natural order, hidden ones left out.
-
-    Links that lead nowhere and files that may not be looked at are among them: opening them says so.
+    """The files in a folder with one of these suffixes, in natural order, without hidden ones. Broken links and files
+    without permission are included: opening them reports the reason.
     """
     try:
         with os.scandir(folder) as entries:
@@ -176,7 +178,7 @@ def listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
 
 
 def sequence(pattern: Path) -> list[Path]:
-    """The files that frame%d.png or frame%05d.png stands for, by their numbers; none where it is no such pattern."""
+    """The files that match a pattern such as frame%d.png or frame%05d.png, by number; none if it is no such pattern."""
     parts = re.fullmatch(r"((?:[^%]|%%)*)%(\d*)d((?:[^%]|%%)*)", pattern.name)
     if parts is None:
         return []

@@ -1,4 +1,4 @@
-"""Image files: how many images one holds, and their pixels in 8 bits."""
+"""Image files: the number of images in a file, and their pixels in 8 bits."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from numpy.typing import NDArray
 from tttstream.errors import DependencyError
 
 SEVERAL = frozenset({".png", ".tif", ".tiff", ".webp"})
-"""Suffixes of files that may hold several images."""
+"""Suffixes of files that may contain several images."""
 FAILURES = (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error)
 """The exceptions that Pillow raises for a damaged file."""
 
 
 class Pages:
-    """The images of one file, upright by its EXIF note, each as it is shown: drawn over those before it.
+    """The images of one file, upright by its EXIF orientation; images of an animation are drawn over earlier ones.
 
-    path: the file. count: how many there are. Not counted are the thumbnails and masks of a TIFF (by NewSubfileType),
-    and the picture of an APNG that stands for it where animations are not understood. timed: whether each image has
-    a duration.
+    path: the file. count: the number of images, without the thumbnails and masks of a TIFF (by NewSubfileType), and
+    without the default image of an APNG that is not part of the animation. timed: whether each image has a duration.
 
-    8 bits stay as they are; bits become 0 and 255; palettes, CMYK and greys become RGB; opacity is dropped. Of 16 bits
-    the upper 8 count. Floats stand for 0 to 1, whole numbers of 32 bits for those of 16.
+    8 bits are unchanged; single bits become 0 and 255; palettes, CMYK and greys become RGB; opacity is ignored. 16 bits
+    are reduced to the upper 8. Floats must be in 0..1; integers of 32 bits are read like those of 16.
 
-    Raises one of FAILURES where it cannot be read.
+    Raises one of FAILURES if it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +52,7 @@ class Pages:
         self._broken = False
 
     def _listed(self) -> list[int]:
-        """The numbers that Pillow gives the images."""
+        """The numbers of the images in Pillow."""
         file = self._file
         if file.format == "TIFF":
             return self._listed_tiff()
@@ -61,12 +60,13 @@ class Pages:
         if last == 1 or not getattr(file, "default_image", False):
             return list(range(last))
         self._seek(1)
-        if file.info.get("blend") == 1:  # APNG_BLEND_OP_OVER: Pillow would begin with the stand-in, not with nothing
-            raise ValueError("its first image is drawn over the picture that stands for it; convert it to a video")
+        # APNG_BLEND_OP_OVER: Pillow would start from the default image, not from an empty one
+        if file.info.get("blend") == 1:
+            raise ValueError("its first image is drawn over the default image; convert it to a video")
         return list(range(1, last))
 
     def _listed_tiff(self) -> list[int]:
-        """A page that is damaged counts, and none behind it can be found."""
+        """The pages of a TIFF. A damaged page counts; pages after it cannot be found."""
         numbers = []
         for number in count():
             try:
@@ -83,7 +83,7 @@ class Pages:
     def _seek(self, number: int) -> None:
         file = self._file
         if file.format == "PNG" and file.info.get("disposal") == 2 and file.tell() != number:
-            # Pillow takes an image away rightly (APNG_DISPOSE_OP_PREVIOUS) only if it was not shown: begin anew
+            # Pillow disposes of an image correctly (APNG_DISPOSE_OP_PREVIOUS) only if it was not shown: start again
             from PIL import Image
 
             file.close()
@@ -94,15 +94,15 @@ class Pages:
             raise ValueError("it is cut off")
 
     def read(self, page: int) -> NDArray[np.uint8]:
-        """RGB [H, W, 3] of an image by its place in the file; quick in sequence.
+        """RGB [H, W, 3] of an image by its position in the file; fast in sequence.
 
-        Raises ValueError where its values lie outside their range, or where 16 or 32 bits hold nothing above 255 (but
-        0) and so may be meant as 8; another of FAILURES where it is damaged, or drawn over one that is.
+        Raises ValueError if its values are outside their range, or if 16 or 32 bits have no value above 255 (except all
+        0) and may therefore be meant as 8 bits; another of FAILURES if it is damaged, or drawn over a damaged one.
         """
         from PIL import Image, ImageOps
 
         if page >= self.count:
-            raise ValueError(f"it has changed, and holds {self.count} images now")
+            raise ValueError(f"it has changed, and contains {self.count} images now")
         if self._broken:
             raise ValueError("an image before it, over which it is drawn, is damaged")
         try:
@@ -120,11 +120,11 @@ class Pages:
         return np.array(image.convert("RGB"))
 
     def duration(self) -> float:
-        """How long the image last read is shown in milliseconds, 0 where the file does not say."""
+        """The duration of the last image in milliseconds, 0 if the file has none."""
         return float(self._file.info.get("duration", 0))
 
     def first_duration(self) -> float:
-        """How long the first image is shown in milliseconds; 0 where that cannot be read."""
+        """The duration of the first image in milliseconds, 0 if it cannot be read."""
         try:
             self.read(0)
         except FAILURES:
@@ -132,7 +132,7 @@ class Pages:
         return self.duration()
 
     def close(self) -> None:
-        """Give back the file."""
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> Pages:
@@ -143,7 +143,7 @@ class Pages:
 
 
 class _Watched(warnings.catch_warnings):
-    """Notices that the directory of a TIFF is cut off, of which Pillow only warns."""
+    """Detects that the directory of a TIFF is cut off, about which Pillow only warns."""
 
     def __init__(self) -> None:
         super().__init__(record=True)
@@ -155,12 +155,12 @@ class _Watched(warnings.catch_warnings):
 
     @property
     def cut(self) -> bool:
-        """Whether that was so."""
+        """Whether the directory is cut off."""
         return any(re.match("Truncated File Read|Corrupt EXIF data", str(told.message)) for told in self._told)
 
 
 def count_pages(path: Path) -> int:
-    """How many images a file holds; 1 where its suffix is that of single ones, or where it is damaged."""
+    """The number of images in a file; 1 if its format has only one, or if it is damaged."""
     if path.suffix.lower() not in SEVERAL:
         return 1
     try:
@@ -173,7 +173,7 @@ def count_pages(path: Path) -> int:
 
 
 def _is_single(path: Path) -> bool:
-    """Whether the header of a file says that it holds one image; False in any doubt. A tenth of the time of Pillow."""
+    """Whether the header of a file shows that it has one image; False in doubt. Ten times as fast as Pillow."""
     with open(path, "rb") as file:
         head = file.read(21)
         if head.startswith(b"\x89PNG\r\n\x1a\n"):  # an animation has a chunk acTL before its pixels
@@ -197,10 +197,12 @@ def _is_single(path: Path) -> bool:
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:
-    """RGB [H, W, 3] of a file of one image, see Pages. Raises ValueError where it holds several."""
+    """RGB [H, W, 3] of a file with one image, see Pages. Raises ValueError if it contains several."""
     with Pages(path) as pages:
         if pages.count > 1:
-            raise ValueError(f"it holds {pages.count} images, expected one; convert it to a video or to single images")
+            raise ValueError(
+                f"it contains {pages.count} images, expected one; convert it to a video or to single images"
+            )
         return pages.read(0)
 
 

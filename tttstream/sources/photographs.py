@@ -1,14 +1,14 @@
-"""The photographs under `walk`: places to walk in and objects cut out with soft masks.
+"""The photographs of the source `walk`: textures of places, and objects cut out with soft masks.
 
-They are read from the folder `skimage/data`, inside every scikit-image wheel (nothing is fetched). Used are those whose
-documentation in `skimage.data` names a licence that allows any use:
+They are read from the folder `skimage/data` of the installed scikit-image (without a download). Only those are used
+whose documentation in `skimage.data` names a licence that allows any use:
 
     CC0             camera (L. Varshney), chelsea (S. van der Walt), coffee (R. Michetti), retina (M. Häggström),
                     brick and gravel (CC0Textures), grass (linolafett)
     public domain   astronaut and hubble_deep_field (NASA), rocket (SpaceX)
 
-Left out: pictures of which only "no known copyright restrictions" is said (coins, ihc), or nothing (moon, page, the
-motorcycle of Middlebury, the faces of LFW), one that is blurred by motion (clock_motion), and drawings.
+Not used: pictures with only "no known copyright restrictions" (coins, ihc) or without a licence (moon, page, the
+motorcycle of Middlebury, the faces of LFW), one with motion blur (clock_motion), and drawings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tttstream.errors import DependencyError
 
-# Greys get the colour that such a thing has, so that they do not stand out as the only grey places.
+# Grey photographs are coloured, so that they are not the only grey places.
 TINTS = {
     "brick.png": (1.15, 0.82, 0.68),
     "camera.png": (1.0, 1.0, 1.04),
@@ -32,7 +32,7 @@ TINTS = {
 COLOURED = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg")
 NAMES = (*COLOURED, *TINTS)
 HELD_OUT = ("astronaut.png", "chelsea.png", "coffee.png")
-"""Photographs that no shipped model is trained on: the worlds of the source `places`."""
+"""Photographs that were not used to train shipped models: the worlds of the source `places`."""
 OBJECTS_FROM = ("astronaut.png", "chelsea.png", "coffee.png", "retina.jpg", "rocket.jpg", "camera.png")
 
 Pixels = NDArray[np.uint8]
@@ -58,7 +58,7 @@ def photograph(name: str) -> Pixels:
 
 
 def place(name: str, height: int, rng: np.random.Generator) -> Pixels:
-    """A piece of a photograph, [height, width, 3]: where, how large, mirrored or not, its colour cast by `rng`."""
+    """A part of a photograph, [height, width, 3]; `rng` draws its position, size, reflection and colour cast."""
     whole = photograph(name)
     share = rng.uniform(0.72, 1.0)
     rows, columns = int(whole.shape[0] * share), int(whole.shape[1] * share)
@@ -73,7 +73,7 @@ def place(name: str, height: int, rng: np.random.Generator) -> Pixels:
 def cutout(side: int, rng: np.random.Generator) -> Floats:
     """An object with its shadow, [side, side, 4]: RGB in 0..255 times opacity, and opacity in 0..1.
 
-    The object is the most vivid of some random pieces, in turned colours, under a soft round-ish mask.
+    The object is the most vivid of several random parts, with rotated colours, under a soft, roughly round mask.
     """
     piece = max((_piece(rng) for _ in range(8)), key=lambda piece: float(piece[::4, ::4].std()))
     image = cv2.resize(piece, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)

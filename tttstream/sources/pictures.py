@@ -1,4 +1,4 @@
-"""How a decoded picture is shown: upright, with square pixels, in RGB of 8 bits. Watching and training share it."""
+"""Converts decoded pictures to upright RGB of 8 bits with square pixels, for watching and training."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 WIDEST = 8  # a pixel wider or narrower than this is a broken header
-NUMBERS = range(64)  # of kinds of side data, those to come included
+NUMBERS = range(64)  # kinds of side data, including future ones
 
 
 @dataclass(frozen=True)
 class Display:
-    """How the pictures of one stream are displayed.
+    """Converts the pictures of one stream for display.
 
     name: of the file, for messages. aspect: the width of its pixels over their height. short_side: reduce pictures to
-    this many pixels on their shorter side, None for as they are.
+    this many pixels on their shorter side; None keeps their size.
 
-    Where pixels are not square, the width is scaled and the height kept. The display matrix turns and mirrors, in all
-    eight ways; one that turns by no multiple of 90 degrees turns about the middle, within the size, black beside it, as
-    FFmpeg does. YUV becomes RGB by the matrix (BT.601, 709, 2020 …) and the range that the file says, BT.601 where it
-    says none. HDR (PQ, HLG) is tone mapped; see `hdr`. Opacity is dropped.
+    If pixels are not square, the width is scaled and the height kept. The display matrix is applied (all eight
+    rotations and reflections). A rotation by other angles is about the centre, within the size and with black borders,
+    as in FFmpeg. YUV is converted to RGB with the matrix (BT.601, 709, 2020 …) and the range in the file, BT.601 if it
+    has none. HDR (PQ, HLG) is tone mapped; see `hdr`. Opacity is ignored.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Display:
 
     @classmethod
     def of(cls, stream: VideoStream, name: str, short_side: int | None = None) -> Display:
-        """For a stream. Raises SourceError where its header gives pixels a shape that cannot be."""
+        """The Display of a stream. Raises SourceError if its header has an impossible aspect ratio."""
         aspect = Fraction(stream.sample_aspect_ratio or 1)
         if not 1 / WIDEST <= aspect <= WIDEST:
-            raise SourceError(f"{name} says that its pixels are {aspect} times as wide as high; its header is broken")
+            raise SourceError(f"{name} has pixels that are {aspect} times as wide as high; its header is broken")
         return cls(name, aspect, short_side)
 
     def show(self, picture: VideoFrame) -> Pixels:
@@ -76,7 +76,7 @@ class Display:
         return (width, height) if share == 1 else (max(1, round(width * share)), max(1, round(height * share)))
 
     def as_stored(self, picture: VideoFrame) -> bool:
-        """Whether a picture, but for its size, is shown as it is stored."""
+        """Whether a picture is shown as it is stored, except for its size."""
         return self.aspect == 1 and picture.color_trc not in (hdr.PQ, hdr.HLG) and self._turn(picture) is None
 
     def _turn(self, picture: VideoFrame) -> NDArray[np.float64] | None:
@@ -88,7 +88,7 @@ class Display:
 
 
 def display_matrix(picture: VideoFrame) -> NDArray[np.float64] | None:
-    """The linear part of a picture's display matrix, [2, 2], columns of length 1; None where there is nothing to do.
+    """The linear part of a picture's display matrix, [2, 2], columns of length 1; None for the identity.
 
     A point (x, y), x to the right and y down, is shown at matrix @ (x, y).
     """
@@ -101,7 +101,7 @@ def display_matrix(picture: VideoFrame) -> NDArray[np.float64] | None:
 
 
 def _side_data(picture: VideoFrame) -> list[SideData]:
-    """The side data of a picture; empty if it has a kind that PyAV cannot name (EXIF)."""
+    """The side data of a picture; empty if it has a kind that PyAV does not know (EXIF)."""
     try:
         return _listed(picture)
     except ValueError:
@@ -121,7 +121,7 @@ def _listed(picture: VideoFrame) -> list[SideData]:
 
 
 def turned(pixels: Pixels, matrix: NDArray[np.float64] | None) -> Pixels:
-    """A picture turned and mirrored by the linear part of a display matrix; None leaves it as it is."""
+    """A picture rotated and mirrored by the linear part of a display matrix; unchanged for None."""
     if matrix is None:
         return np.ascontiguousarray(pixels)
     if np.abs(matrix).min(axis=0).max() > np.sin(np.radians(1)):

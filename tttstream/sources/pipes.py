@@ -1,4 +1,4 @@
-"""How FFmpeg is given a source: files by their whole path, pipes as files read once; and why one is refused."""
+"""Opens sources for FFmpeg: files by their absolute path, pipes as files that are read once; and explains failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from tttstream.sources.listing import STDIN, is_path
 
 INDEX_LAST = (
-    "it is MP4 or MOV with its index at the end, and what cannot be rewound needs it in front: write it with "
+    "it is MP4 or MOV with its index at the end, and a pipe needs the index at the start: write it with "
     "-movflags +faststart, send MPEG-TS or Matroska, or give the file itself"
 )
 UNREACHED = re.compile(
@@ -24,15 +24,15 @@ HEADS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # at byte 4 of a
 
 
 class Pipe:
-    """The standard input (-), a named pipe or /dev/fd/3, read from where it stands; keeps its first bytes."""
+    """The standard input (-), a named pipe or /dev/fd/3, read from its current position; stores its first bytes."""
 
     def __init__(self, path: str) -> None:
         self._file: Any = sys.stdin.buffer if path == STDIN else open(path, "rb", buffering=0)  # noqa: SIM115
-        self._read = getattr(self._file, "read1", self._file.read)  # as much as there is, without a wait for more
+        self._read = getattr(self._file, "read1", self._file.read)  # the available bytes, without waiting for more
         self.head = b""
 
     def read(self, count: int) -> bytes:
-        """Up to so many bytes; none at the end."""
+        """Up to `size` bytes; none at the end."""
         data: bytes = self._read(count)
         if len(self.head) < 8:
             self.head += data[:8]
@@ -40,7 +40,7 @@ class Pipe:
 
     @property
     def has_index_last(self) -> bool:
-        """Whether what came begins as an MP4 or MOV does; where such a one cannot be read, it is for its index."""
+        """Whether the first bytes are those of an MP4 or MOV; if it cannot be read, its index is at the end."""
         return self.head[4:8] in HEADS
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class Pipe:
 
 
 def flows(path: str) -> bool:
-    """Whether a path is a pipe or the like, which can be read once and from its start only."""
+    """Whether a path is a pipe or a similar file, which can be read only once and from its start."""
     if path == STDIN:
         return not sys.stdin.seekable()
     try:
@@ -61,8 +61,8 @@ def flows(path: str) -> bool:
 
 
 def handed(path: str) -> Any:
-    """A source as `av.open` takes it. A file by its whole path: FFmpeg takes what stands before a colon at the start
-    of a path for a protocol."""
+    """A source as an argument of `av.open`. A file has its absolute path: FFmpeg reads text before a colon at the start
+    of a path as a protocol."""
     if flows(path):
         return Pipe(path)
     if path == STDIN:  # a file that the shell opened
@@ -72,10 +72,10 @@ def handed(path: str) -> Any:
 
 
 def why(path: str, file: Any, said: str) -> str:
-    """Why a source cannot be read as a video, in words, where FFmpeg's own do not tell."""
+    """The reason why a source cannot be read as a video, if FFmpeg's message does not give it."""
     if isinstance(file, Pipe):
         if not file.head:
-            return "nothing came through it"
+            return "it sent no data"
         return INDEX_LAST if file.has_index_last else said
     if UNREACHED.search(said):
         return said

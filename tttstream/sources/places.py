@@ -1,4 +1,4 @@
-"""The embedded source `places`: a camera walks in a world larger than its view, and things change out of its sight."""
+"""The embedded source `places`: a camera moves in a world larger than its view, and objects change out of view."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHANGE = 110  # a change every 110 frames on average, where a fitting spot is ou
 SETTLE = 240  # frames of a visit before the first change
 SHORTEST = 5  # frames that it is then in view at least
 UNSEEN = 45  # frames that a spot was wholly out of sight before it changes
-SIGHT = 0.36  # a thing counts as seen where its middle is this close to the middle of the view, in sides of the view
+SIGHT = 0.36  # a thing counts as seen if its centre is this close to the centre of the view, in sides of the view
 
 # Streams of random numbers, one for each use.
 WORLD, PATH, FRESH, RETURN, SPOT, CHANGES, THINGS, NOISE = range(1, 9)
@@ -42,8 +42,8 @@ LIGHT = ("gain", "warmth", "side_x", "side_y")
 
 
 class Change(NamedTuple):
-    """A spot whose thing is another from a frame on. things: before and after, -1 for none. seen: frames in which it
-    is in view again for the first time, [start, stop)."""
+    """A change of the thing at a spot, from one frame on. things: before and after, -1 for none. seen: the first frames
+    after the change in which the spot is in view, [start, stop)."""
 
     spot: int
     frame: int
@@ -55,9 +55,9 @@ class Change(NamedTuple):
 class Visit(NamedTuple):
     """A stay in one world: frames [start, stop). world: its number, that of the visit that showed it first.
 
-    tour: radians a frame and phases [2, 2] of the camera's way to and fro between the borders, along x and y. moves: of
-    the camera beside it, and of the light. at: the thing at every spot when the visit begins [SPOTS], -1 for none.
-    changes: by frame.
+    tour: radians per frame and phases [2, 2] of the camera's path back and forth between the borders, along x and y.
+    moves: additional movements of the camera, and changes of the light. at: the thing at every spot at the start of the
+    visit [SPOTS], -1 for none. changes: by frame.
     """
 
     start: int
@@ -80,17 +80,16 @@ class Visit(NamedTuple):
 class Places(Generated):
     """Endless footage of a camera that walks, returns, turns and zooms in a world of photographs, with its pose.
 
-    size: side of the square frames in pixels. seed: all that happens follows from it, bit for bit on one machine; and
-    every frame follows from the seed and its number alone, so seeking is exact and memory does not grow. photographs:
-    names that the worlds are made of; those that no shipped model was trained on unless given.
+    size: side of the square frames in pixels. seed: it determines all frames, bit for bit on one machine. A frame
+    depends only on the seed and its number, so seeking is exact and memory does not grow. photographs: names of the
+    photographs in the worlds; by default those that were not used to train shipped models.
 
-    `Frame.pose` is [5]: x and y of the middle of the view in sides of a view at zoom 1, from the corner of the world;
-    the natural logarithm of the zoom (above 0 the view is larger); the roll in radians; and the number of the world.
-    A world is 3 × 3 views large. After some 2,400 frames another world is entered, a known one in two cases of five.
-
-    Things stand in the world. Now and then one is exchanged, vanishes, appears or moves to another spot, always while
-    both spots are out of sight, after they were seen. `events` tells when a change is first in view. The light, the
-    exposure and the noise of the sensor change all the time.
+    `Frame.pose` is [5]: x and y of the centre of the view in sides of a view at zoom 1, from the corner of the world;
+    the natural logarithm of the zoom (above 0 the view is larger); the roll in radians; and the number of the world. A
+    world has the size of 3 × 3 views. After about 2,400 frames the camera enters another world, in two cases of five a
+    known one. There are things in the world. From time to time one is exchanged, vanishes, appears or moves to another
+    spot, always while both spots are out of view and after they were seen. `events` lists the frames in which a change
+    is first in view. The light, the exposure and the noise of the sensor vary.
 
     Raises SourceError for a size, seed or photograph that is not usable, DependencyError without scikit-image.
     """
@@ -107,7 +106,8 @@ class Places(Generated):
                 f"places: photographs are {photographs}, expected {SHEETS} or more of {', '.join(sorted(NAMES))}"
             )
         self.photographs = tuple(photographs)
-        for name in (*self.photographs, *NAMES):  # now, so that neither memory nor time of a frame changes later
+        # Drawn at the start, so that memory and the time for a frame stay constant
+        for name in (*self.photographs, *NAMES):
             photograph(name)
         self._visit = lru_cache(8)(self._make_visit)
         self._texture = lru_cache(2)(self._make_texture)
@@ -118,10 +118,10 @@ class Places(Generated):
         return {**super()._settings(), "photographs": list(self.photographs)}
 
     def events(self, until: int) -> list[Event]:
-        """Events that begin before frame `until`, by time. "scene": another world is entered, of one frame's length;
-        "revisit": said beside it where the world is known. "exchanged", "vanished", "appeared", "moved": from the frame
-        in which the changed spot is in view for the first time after the change to the one in which it is no more;
-        `where` is its (x, y, world), `since` the frame of the change. A move is two events, one for each spot.
+        """Events that begin before frame `until`, by time. "scene": the first frame in another world, one frame long;
+        "revisit": at the same frame if the world is known. "exchanged", "vanished", "appeared", "moved": from the first
+        frame after the change in which the changed spot is in view to the first in which it is not; `where` is its (x,
+        y, world), `since` the frame of the change. A move has two events, one for each spot.
         """
         events, number = [], 0
         while self._start(number) < until:
@@ -148,8 +148,8 @@ class Places(Generated):
         return Frame(exposed(picture, self._rng(NOISE, index)), index, index / FPS, pose)
 
     def look(self, pose: NDArray[np.float64], index: int) -> Floats:
-        """The view of a camera with a perfect sensor at a pose [5], with the objects of a frame, under even light:
-        [size, size, 3] in 0..255. The world must be that of the frame. Beyond the world its border is repeated."""
+        """The view of a camera with a noiseless sensor at a pose [5], with the objects of a frame, under uniform light:
+        [size, size, 3] in 0..255. The world must be that of the frame. Outside of the world its border is repeated."""
         visit = self._visit(self._number(index))
         if int(pose[4]) != visit.world:
             raise SourceError(f"places: frame {index} is in world {visit.world}, the pose is in world {int(pose[4])}")
@@ -170,11 +170,11 @@ class Places(Generated):
     # When and where: everything follows from the seed and a number.
 
     def _fresh(self, number: int) -> bool:
-        """Whether a visit shows a world for the first time."""
+        """Whether the world of a visit is new."""
         return number < 2 or bool(self._rng(FRESH, number).random() < 0.6)
 
     def _world(self, number: int) -> int:
-        """The world of a visit, named by the visit that showed it first; neighbours differ."""
+        """The world of a visit, as the number of the first visit to it; consecutive visits have different worlds."""
         if self._fresh(number):
             return number
         before = self._world(number - 1)
@@ -225,9 +225,9 @@ class Places(Generated):
         distance = np.abs(offset).max(axis=-1)
         zoom = np.exp(visit.moves["zoom"].along(np.arange(float(length))))
         seen = distance < SIGHT * zoom
-        hidden = distance > (0.5 * zoom + THING / 2) * 1.15  # the roll turns corners a little further in
+        hidden = distance > (0.5 * zoom + THING / 2) * 1.15  # the roll moves the corners inwards
         at = visit.at.copy()
-        known = [0] * SPOTS  # the frame since which what stands at the spot is to be seen before it changes again
+        known = [0] * SPOTS  # the current thing at the spot must be seen after this frame, before it changes again
         frame = SETTLE
         while frame < length:
             out_of_sight = hidden[:, max(0, frame - UNSEEN) : frame + 1].all(axis=1)
@@ -241,7 +241,7 @@ class Places(Generated):
 
     @staticmethod
     def _draw_change(rng: np.random.Generator, free: list[int], at: NDArray[np.int64]) -> list[tuple[int, str, int]]:
-        """(spot, kind, thing) of a change at some of the spots, nothing where none fits."""
+        """(spot, kind, thing) of the changes at some of the spots, empty if no change is possible."""
         full, empty = [s for s in free if at[s] >= 0], [s for s in free if at[s] < 0]
         spare = [thing for thing in range(KINDS) if thing not in at]
         kinds = [("exchanged", full), ("vanished", full), ("appeared", empty), ("moved", full if empty else [])]
@@ -290,7 +290,7 @@ class Places(Generated):
         return cutout(math.ceil(self.size * THING * 1.5), self._rng(THINGS, world, thing))
 
     def _draw(self, picture: Floats, spot: NDArray[np.float64], image: Floats, pose: NDArray[np.float64]) -> None:
-        """Draw a thing that stands at a spot into the picture that a camera takes at a pose."""
+        """Draw the thing at a spot into the picture of a camera at a pose."""
         if np.abs(spot - pose[:2]).max() > math.exp(pose[2]) + THING:
             return
         corner = np.array([[1 / THING, 0, 0.5 - spot[0] / THING], [0, 1 / THING, 0.5 - spot[1] / THING], [0, 0, 1.0]])
@@ -301,30 +301,31 @@ class Places(Generated):
 
 
 def _first_sight(seen: NDArray[np.bool_], frame: int) -> tuple[int, int]:
-    """The first frames [start, stop) from `frame` on in which a spot is seen [N]; empty where there are none."""
+    """The first interval of frames [start, stop) from `frame` on in which a spot is seen [N]; empty if there is
+    none."""
     start = frame + int(np.argmax(np.append(seen[frame:], True)))
     return start, start + int(np.argmin(np.append(seen[start:], False)))
 
 
 def _camera(pose: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From a place in the view, in its sides from its middle, to one in the world [3, 3]."""
+    """Maps a position in the view, in sides from its centre, to one in the world [3, 3]."""
     x, y, log_zoom, roll = pose[:4]
     c, s = math.exp(log_zoom) * math.cos(roll), math.exp(log_zoom) * math.sin(roll)
     return np.array([[c, -s, x], [s, c, y], [0, 0, 1.0]])
 
 
 def _view(side: int) -> NDArray[np.float64]:
-    """From a pixel of the picture to the place of its middle in the view, in sides from the middle [3, 3]."""
+    """Maps a pixel of the picture to the position of its centre in the view, in sides from the centre [3, 3]."""
     return np.array([[1 / side, 0, 0.5 / side - 0.5], [0, 1 / side, 0.5 / side - 0.5], [0, 0, 1]])
 
 
 def _pixels(side: int) -> NDArray[np.float64]:
-    """From lengths in sides of the view to pixels whose middles are whole numbers [3, 3]."""
+    """Maps lengths in sides of the view to pixels whose centres are whole numbers [3, 3]."""
     return np.array([[side, 0, -0.5], [0, side, -0.5], [0, 0, 1.0]])
 
 
 def _covering(image: Pixels, width: int, height: int, rng: np.random.Generator) -> Pixels:
-    """A part of an image [height, W, 3], enlarged where it is too narrow, [height, width, 3]."""
+    """A part of an image [height, W, 3], enlarged if it is too narrow, [height, width, 3]."""
     if image.shape[1] < width:
         scale = width / image.shape[1]
         image = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), np.uint8)

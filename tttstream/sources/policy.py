@@ -17,7 +17,7 @@ Policy = Callable[[Any, dict[str, Any], Any], Any]
 def found(spec: str | Policy) -> Policy:
     """The callable of that name, or the one given. Modules in the current folder are found too.
 
-    Raises SourceError where there is no such module, it cannot be imported, or has no such callable.
+    Raises SourceError if the module does not exist, cannot be imported, or has no such callable.
     """
     if not isinstance(spec, str):
         return spec
@@ -42,5 +42,6 @@ def found(spec: str | Policy) -> Policy:
 
 
 def fresh(policy: Policy) -> Policy:
-    """The policy at its start: a class is made anew, which gives it a memory of its own; a function is itself."""
+    """The policy at its start: a class is instantiated, so that it has its own memory; a function is returned
+    unchanged."""
     return policy() if isinstance(policy, type) else policy

@@ -1,4 +1,4 @@
-"""Frames with poses: those of a recording from a file, those of a live source from whoever knows them now."""
+"""Frames with poses: of a recording from a file, of a live source from a callable or a file that grows."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tttstream.sources.base import Event, Source
 class Posed(Source):
     """The frames of another source, each with its pose.
 
-    source: a recording (a video, a folder of images, `walk`, an environment). track: its poses. on_error: what happens
-    to a frame without a pose: "skip" passes over it, counted in `skipped` and `unposed`, "raise" raises SourceError.
-    Frames are numbered anew in the order in which they are yielded.
+    source: a recording (a video, a folder of images, `walk`, an environment). track: its poses. on_error: for frames
+    without a pose. "skip" skips them and counts them in `skipped` and `unposed`; "raise" raises SourceError. Frames are
+    renumbered in the order in which they are yielded.
 
-    Raises SourceError where the file and the source have no time in common, or at the end where no frame has a pose.
+    Raises SourceError if the file and the source have no time in common, or at the end if no frame has a pose.
     """
 
     def __init__(self, source: Source, track: Track, *, on_error: str = "skip") -> None:
         if source.live:
-            raise SourceError(f"{source.name} is live: its poses come from a file that grows, not from a recording")
+            raise SourceError(f"{source.name} is live: give a file of poses that grows, not a recording")
         self._source, self._track, self._strict = source, track, on_error == "raise"
         self.name, self.fps, self.frames, self.pose_form = source.name, source.fps, source.frames, track.form
         track.begin(source.origin, None if source.frames is None or not source.fps else source.frames / source.fps)
@@ -35,7 +35,7 @@ class Posed(Source):
         if track.clock != "time" and source.frames is not None:
             self.about += f" ({source.name} has {source.frames} frames)"
         self._index, self.unposed = 0, 0
-        self._last: dict[str, Any] | None = None  # the last pose, and of which frame it was
+        self._last: dict[str, Any] | None = None  # the last pose, and its frame
         self._first_missing: str | None = None
 
     def __iter__(self) -> Iterator[Frame]:
@@ -48,7 +48,7 @@ class Posed(Source):
                     raise
                 self._first_missing = self._first_missing or str(missing)
                 if self.frames is None and self._track.over(place, frame.time_s):
-                    break  # of a source without an end nothing more can get a pose
+                    break  # an endless source has no further frame with a pose
                 self.unposed += 1
                 continue
             self._index += 1
@@ -63,30 +63,32 @@ class Posed(Source):
 
     @property
     def skipped(self) -> int:  # type: ignore[override]
-        """Frames passed over: damaged ones, and those without a pose."""
+        """Frames skipped: damaged ones, and those without a pose."""
         return self._source.skipped + self.unposed
 
     @property
     def truncated(self) -> bool:  # type: ignore[override]
-        """Whether the source broke off before its end."""
+        """Whether the source ended early."""
         return self._source.truncated
 
     def remarks(self) -> list[str]:
         """See Source."""
-        missing = [f"{self.unposed} frames passed over without a pose, the first: {self._first_missing}"]
+        missing = [f"{self.unposed} frames skipped without a pose, the first: {self._first_missing}"]
         return self._source.remarks() + (missing if self.unposed else [])
 
     def position(self) -> dict[str, Any]:
-        """That of the source, with the numbers of frames and the last pose, by which another file is told."""
+        """The position of the source, with the numbers of frames and the last pose, which identifies the file."""
         posed = {"index": self._index, "unposed": self.unposed, "last": self._last, "missing": self._first_missing}
         return {**self._source.position(), "posed": posed}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go on where `position()` was taken; SourceError where the poses are no longer the same."""
+        """Continue where `position()` was taken. Raises SourceError if the poses have changed."""
         self._check(position)
         posed = position.get("posed")
         if posed is None:
-            raise SourceError(f"{self.name}: the position was taken without poses; go on without them, or begin anew")
+            raise SourceError(
+                f"{self.name}: the position was taken without poses; continue without them, or start from the beginning"
+            )
         last = posed["last"]
         try:
             same = last is None or self._track.pose(last["place"], last["time_s"]).tolist() == last["pose"]
@@ -94,14 +96,14 @@ class Posed(Source):
             same = False
         if not same:
             raise SourceError(
-                f"{self._track.name} has changed: it has another pose for the last frame before this place"
+                f"{self._track.name} has changed: it has another pose for the last frame before this position"
             )
         self._source.seek(position)
         self._index, self.unposed = posed["index"], posed["unposed"]
         self._last, self._first_missing = last, posed["missing"]
 
     def events(self, until: int) -> list[Event] | None:
-        """Those of the source; None where frames were passed over, since events count them."""
+        """The events of the source; None if frames were skipped, because this changes the numbers of frames."""
         return None if self.unposed else self._source.events(until)
 
     def close(self) -> None:
@@ -110,10 +112,10 @@ class Posed(Source):
 
 
 class Asked:
-    """Asks for the pose of now, and counts the frames that get none.
+    """Requests the current pose, and counts the frames without a pose.
 
-    give: a callable that takes the time of capture (`time.monotonic()`) and gives a pose, or None where it is not
-    known; or a Feed. A frame without a pose stays as it is and counts in `unposed`; with strict it raises PoseMissing.
+    give: a callable that takes the capture time (`time.monotonic()`) and returns a pose, or None if it is unknown; or a
+    Feed. A frame without a pose is unchanged and counts in `unposed`; with strict it raises PoseMissing.
     """
 
     def __init__(self, give: Callable[[float], ArrayLike | None], name: str, *, strict: bool) -> None:
@@ -122,22 +124,24 @@ class Asked:
         self._width: int | None = None
 
     def ask(self, moment: float) -> Any:
-        """The answer about the pose now, for `put`; never raises, so that a thread can ask."""
+        """Request the current pose, for `put`. Returns errors instead of raising them, for use in a thread."""
         try:
             pose = self._give(moment)
             return pose if pose is not None else PoseMissing(getattr(self._give, "reason", "") or "none was given")
-        except Exception as error:  # foreign code, told by `put` in the reader's thread
+        except Exception as error:  # code of the user; `put` raises the error in the thread of the reader
             return error
 
     def put(self, frame: Frame, answer: Any) -> Frame:
-        """The frame with the pose that was said. Raises SourceError where asking failed."""
+        """The frame with the answered pose. Raises SourceError if the request failed."""
         if isinstance(answer, PoseMissing):
             return self._none(frame, str(answer))
         if isinstance(answer, Exception):
             if isinstance(answer, TTTStreamError):
                 raise answer
             what = " ".join(str(answer).split())
-            raise SourceError(f"{self._name}: asking for a pose failed: {type(answer).__name__}: {what}") from answer
+            raise SourceError(
+                f"{self._name}: the request for a pose failed: {type(answer).__name__}: {what}"
+            ) from answer
         try:
             posed = replace(frame, pose=answer)
         except FrameError as error:
@@ -161,7 +165,7 @@ class Asked:
 
 
 class LivePosed(Source):
-    """The frames of a live stream (a network camera), each with the pose of the moment in which it was taken.
+    """The frames of a live stream (a network camera), each with the pose at its capture time.
 
     give, on_error: as in Asked; "raise" raises SourceError at a frame without a pose.
     """
@@ -190,12 +194,12 @@ class LivePosed(Source):
 
     @property
     def skipped(self) -> int:  # type: ignore[override]
-        """Damaged frames passed over."""
+        """Damaged frames skipped."""
         return self._source.skipped
 
     @property
     def truncated(self) -> bool:  # type: ignore[override]
-        """Whether the stream broke off."""
+        """Whether the stream ended early."""
         return self._source.truncated
 
     def remarks(self) -> list[str]:
@@ -203,7 +207,7 @@ class LivePosed(Source):
         return self._source.remarks() + self._asked.remarks()
 
     def position(self) -> dict[str, Any]:
-        """That of the stream."""
+        """The position of the stream."""
         return self._source.position()
 
     def seek(self, position: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ READY = {
     "miniworld": "unwrapped.agent.pos,unwrapped.agent.dir:rad",
     "vizdoom": "game.POSITION_X,game.POSITION_Y,game.ANGLE:deg",
 }
-"""Names for the keys of what people have."""
+"""Names for the keys of common environments."""
 ROOTS = ("info", "obs", "unwrapped", "game")
 STEPS = re.compile(r"\.([^.\[\]]+)|\[(-?\d+)\]")
 
@@ -27,11 +27,10 @@ STEPS = re.compile(r"\.([^.\[\]]+)|\[(-?\d+)\]")
 class Probe:
     """Reads a pose from an environment.
 
-    keys: as `--pose` takes them: paths that begin with info, obs, unwrapped (the bare environment) or game (a variable
-    of ViZDoom by name), with units, "info.position[0],unwrapped.agent.dir:rad"; or one of the names in READY. A path
-    may lead to a number or to a vector of numbers. form: what the poses are, known after the first.
-
-    Raises SourceError for what is no path.
+    keys: the keys of `--pose`: paths that begin with info, obs, unwrapped (the environment without wrappers) or game (a
+    variable of ViZDoom by name), with units, "info.position[0],unwrapped.agent.dir:rad"; or one of the names in READY.
+    A path leads to a number or a vector of numbers. form: the form of the poses, known after the first. Raises
+    SourceError for an invalid path.
     """
 
     def __init__(self, keys: str) -> None:
@@ -40,9 +39,8 @@ class Probe:
         self.form: Form | None = None
 
     def __call__(self, observation: Any, info: Any, env: Any) -> NDArray[np.float64] | None:
-        """The pose [P], None between two games of ViZDoom, which then shows black.
-
-        Raises PoseMissing, which names what is there, where a key leads nowhere, and for what is not finite.
+        """The pose [P], None between two games of ViZDoom, whose picture is black then. Raises PoseMissing if a key
+        does not exist (the message names the existing keys), or if a number is not finite.
         """
         parts: list[Part] = []
         values: list[float] = []
@@ -117,7 +115,7 @@ def _numbers(found: Any, path: str) -> list[float]:
 
 
 def _game_variable(bare: Any, path: str, steps: Sequence[str | int]) -> float:
-    """A game variable of ViZDoom, whether or not it is among those of the state."""
+    """A game variable of ViZDoom, also if it is not part of the state."""
     game: Any = getattr(bare, "game", None)
     name = steps[0]
     if not hasattr(game, "get_game_variable") or len(steps) != 1:

@@ -25,7 +25,7 @@ LARGEST = 4096  # pixels a side
 
 
 class Pushed(Source):
-    """Pictures that are put in by another thread. A slow reader gets the newest; `missed` counts those in between.
+    """Pictures that another thread pushes. A slow reader gets the newest; `missed` counts the others.
 
     name: for reports. The iterator waits for the next picture, and ends after `close`.
     """
@@ -41,17 +41,16 @@ class Pushed(Source):
         self._changed = threading.Condition()
 
     def put(self, data: bytes, captured: float | None = None) -> None:
-        """Hand over a picture, JPEG, PNG or WebP. captured: when it was taken, by `time.monotonic()`; now unless given.
-
-        Never waits. Raises FrameError for what is no such picture, by its header, or has a side above LARGEST.
+        """Push a picture, JPEG, PNG or WebP. captured: its capture time by `time.monotonic()`, by default now. Never
+        waits. Raises FrameError for other data (by the header), and for a side above LARGEST.
         """
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 sides = picture.size
         except (*FAILURES, Image.DecompressionBombError) as error:
-            raise FrameError(f"{len(data)} bytes came that are no picture; expected {', '.join(FORMATS)}") from error
+            raise FrameError(f"{len(data)} bytes that are no picture; expected {', '.join(FORMATS)}") from error
         if max(sides) > LARGEST:
-            raise FrameError(f"a picture of {sides[0]}x{sides[1]} pixels came, expected at most {LARGEST} a side")
+            raise FrameError(f"a picture of {sides[0]}x{sides[1]} pixels, expected at most {LARGEST} a side")
         now = time.monotonic()
         with self._changed:
             self.missed += self._newest is not None
@@ -87,7 +86,7 @@ class Pushed(Source):
         self._index, self._offset, self._origin = position["index"], float(position["time_s"]), None
 
     def close(self) -> None:
-        """End the iterator, after the picture that waits."""
+        """End the iterator, after the waiting picture."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Shared by the embedded cameras: smooth movements, changing light, sensor noise, and things drawn into a picture."""
+"""Parts of the embedded cameras: smooth movements, changing light, sensor noise, and drawing of objects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def draw_waves(rng: np.random.Generator, amplitudes: tuple[float, ...], periods:
 
 
 class Lamp:
-    """Changing light on pictures [side, side, 3]: brightness, colour temperature, a bright side, darker corners."""
+    """Changing light on pictures [side, side, 3]: brightness, colour temperature, a bright side, dark corners."""
 
     def __init__(self, side: int) -> None:
         y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32)
@@ -52,7 +52,7 @@ class Lamp:
 
 
 def exposed(picture: Floats, rng: np.random.Generator) -> Pixels:
-    """A picture in 0..255 as a sensor gives it, uint8. The noise is added in place."""
+    """A picture in 0..255 as uint8 with sensor noise, which is added in place."""
     noise = rng.standard_normal(picture.shape, dtype=np.float32)
     noise *= np.sqrt(1.5 + 0.05 * picture)  # reading noise and photon noise, variance in grey levels squared
     picture += noise
@@ -62,6 +62,7 @@ def exposed(picture: Floats, rng: np.random.Generator) -> Pixels:
 
 
 def warped(texture: Pixels | Floats, matrix: NDArray[np.float64], side: int, border: int) -> Floats:
-    """The view of a camera on a texture, [side, side, channels]: `matrix` [3, 3] takes its pixels to the texture's."""
+    """The view of a camera on a texture, [side, side, channels]: `matrix` [3, 3] maps its pixels to those of the
+    texture."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpPerspective(texture, matrix, (side, side), flags=flags, borderMode=border).astype(np.float32)

@@ -20,26 +20,25 @@ if TYPE_CHECKING:
 
 LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtp", "udp", "srt"}
 NETWORK_TIMEOUT_S = 10.0
-EVEN = 8  # frames at one rate, after which a hole is not taken for a variable rate
+EVEN = 8  # after this number of frames at one rate a gap does not count as a variable rate
 
 
 class Video(Source):
-    """A video file or URL: its longest video stream, shown as `pictures.Display` says, with the times of its frames.
+    """The longest video stream of a file or URL, converted by `pictures.Display`, with the times of its frames.
 
-    path: file, URL, pipe, or - for the standard input. timeout_s: how long a URL may send nothing. on_error: what to do
-    with damage. "skip" passes over damaged frames, counts them in `skipped`, and ends where nothing more can be read;
-    "raise" raises SourceError there, after the good frames before it.
-    `truncated` turns true when a packet or frame is damaged, when reading breaks off, when the file ends well before
-    the time its header promises or, where its format promises none, within one of its parts (MPEG-TS, GIF), or when it
-    has a hole. A hole is more than a second in which a stream of constant rate has no frame and nothing at all was due:
-    no frame that is said to last so long, no sound. Everything else is a pause, as recordings of a variable rate have
-    them where nothing moves. Matroska, FLV and MPEG-TS may not say how long a frame lasts: without sound, a pause among
-    frames that all keep to one rate cannot be told from a hole there, and counts as one.
-    `time_s` counts from the first frame and strictly increases; a variable rate is kept. It is the time of presentation
-    or, where the format has none and data come by a pipe or the network (Motion JPEG of a camera), that of arrival;
-    such a source is live.
+    path: file, URL, pipe, or - for the standard input. timeout_s: the longest time without data from a URL. on_error:
+    for damage. "skip" skips damaged frames, counts them in `skipped`, and ends when nothing more can be read; "raise"
+    raises SourceError after the good frames before the damage. `truncated` is true after a packet or frame is damaged,
+    after a read error, if the file ends well before the duration in its header or, in formats without one (MPEG-TS,
+    GIF), within one of its parts, or if it has a gap. A gap is more than a second in which a stream of constant rate
+    has no frame, no frame has such a duration, and there is no sound. Any other interval is a pause, as in recordings
+    of a variable rate of still scenes. Matroska, FLV and MPEG-TS may have no durations of frames: without sound, a
+    pause in a stream of constant rate then counts as a gap. `time_s` counts from the first frame and strictly
+    increases; a variable rate is kept. It is the presentation time. If the format has none and the data are from a pipe
+    or the network (Motion JPEG of a camera), it is the arrival time, and the source is live.
 
-    Raises SourceError where the file cannot be opened, holds no video, or not one frame of it can be decoded or shown.
+    Raises SourceError if the file cannot be opened, contains no video, or has no frame that can be decoded and
+    converted.
     """
 
     def __init__(self, path: str, *, on_error: str = "skip", timeout_s: float = NETWORK_TIMEOUT_S) -> None:
@@ -48,7 +47,7 @@ class Video(Source):
         self.name = shown(path if self._once else path.replace("\\", "/").rsplit("/", 1)[-1])
         if path == STDIN:
             self.name = "standard input"
-        if "://" in path:  # the whole address, but a password must not reach a report
+        if "://" in path:  # the complete address, but without a password
             checked(path)
             self.live = urlsplit(path).scheme in LIVE_SCHEMES
             self.name = shown(public(path))
@@ -56,7 +55,7 @@ class Video(Source):
         self._rewind()
 
     def _rewind(self) -> VideoDecoder:
-        """Open the file anew and decode its first frame."""
+        """Reopen the file and decode its first frame."""
         self.close()
         self._decoder = decoder = VideoDecoder(self._path, self.name, self._strict, self._timeout_s)
         self.fps, self.frames = decoder.fps, decoder.frames
@@ -65,10 +64,10 @@ class Video(Source):
         if self._pending is None:
             said = why(self._path, decoder.file, "convert it, for example with ffmpeg")
             self.close()
-            raise SourceError(f"not one frame of {self.name} can be decoded; {said}")
+            raise SourceError(f"no frame of {self.name} can be decoded; {said}")
         self.live = self.live or decoder.by_arrival
         try:
-            decoder.display.show(self._pending[0])  # what cannot be shown is refused here
+            decoder.display.show(self._pending[0])  # raises an error for pictures that cannot be converted
         except SourceError:
             self.close()
             raise
@@ -87,10 +86,10 @@ class Video(Source):
             yield Frame(self._decoder.display.show(image), self._index - 1, time_s, captured=arrived)
 
     def _judge(self, decoder: VideoDecoder) -> None:
-        """Whether the last frame stands where its number says.
+        """Check whether the number of the last frame is its number in the file.
 
-        Up to a damaged one all frames should, else the number of those after it is unknown. A file without a count of
-        its frames may have lost some where a regular rate has a hole, and nobody tells.
+        Before a damaged frame this is true for all frames; after it the numbers are unknown. A file without a frame
+        count may have lost frames in a gap of a constant rate without any other sign.
         """
         fits = self.skipped > 0 or self._by_time() == self._index - 1
         self._hole |= self._regular and not fits and self._index > EVEN and not decoder.stream.frames
@@ -103,7 +102,7 @@ class Video(Source):
         return round((float(self._last[1] * self._decoder.tick) - self._decoder.start) * self.fps)
 
     def place(self, frame: Frame) -> int | None:
-        """See Source: after damage by its time, if the rate was constant before."""
+        """See Source. After damage it follows from the time, if the rate was constant before."""
         if not self.skipped:
             return None if self._hole else frame.index
         return self._by_time() if self._regular else None
@@ -119,7 +118,8 @@ class Video(Source):
         return picture
 
     def position(self) -> dict[str, Any]:
-        """The number of the next frame, with the time stamp and a checksum of the last one to find the place again."""
+        """The number of the next frame, and the time stamp and a checksum of the last one, with which `seek` finds
+        it."""
         position: dict[str, Any] = {"source": self.name, "index": self._index}
         if self._index and self._decoder is not None:
             image, stamp = self._last
@@ -132,9 +132,9 @@ class Video(Source):
         return position
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go on after frame `index - 1`, found by its time stamp and checksum, or else by decoding from the start.
+        """Continue after frame `index - 1`, found by its time stamp and checksum, or else by decoding from the start.
 
-        A live stream and a pipe cannot be rewound: they go on with what comes, and only the count is taken over.
+        A live stream and a pipe cannot be rewound: they continue with the next frame, and only the count is restored.
         """
         self._check(position)
         index = position["index"]
@@ -146,14 +146,12 @@ class Video(Source):
             self._rewind()
             passed = sum(1 for _ in zip(range(index), iter(self._next_picture, None), strict=False))
             if passed < index or checksum(self._last[0]) != position["crc"]:
-                raise SourceError(
-                    f"{self.name} has changed: frame {index - 1} is not the one the position was taken at"
-                )
+                raise SourceError(f"{self.name} has changed: frame {index - 1} is not the frame of the position")
         self._index = index
         self._regular, self._hole = position.get("even", (index == 0, False))
 
     def _jump(self, decoder: VideoDecoder, position: dict[str, Any]) -> bool:
-        """Seek to the key frame before the position and decode up to it; False where that does not lead there."""
+        """Seek to the key frame before the position and decode up to it; False if this does not find it."""
         stamp = position["stamp"]
         if not position["exact"] or not decoder.jump(position):
             return False

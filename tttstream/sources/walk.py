@@ -1,4 +1,4 @@
-"""The embedded source `walk`: an endless camera walk over photographs, with events planted at known times."""
+"""The embedded source `walk`: an endless camera walk over photographs, with events at known times."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FPS = 30.0
 SCENE, JITTER = 200, 50  # a scene starts every 200 frames, give or take 50
 SPREAD = 1.9  # height of a place over the side of the picture
 OBJECT = 0.5  # side of an object, mask included, over the side of the picture
-REPERTOIRE = 4  # how many usual objects there are
+REPERTOIRE = 4  # number of usual objects
 FAMILIAR_FROM = 2  # scenes with usual objects only, before the first novel one
 LIGHT = ("gain", "warmth", "side_x", "side_y")
-LOOK_BACK = 40  # how many scenes back a known place may lie
+LOOK_BACK = 40  # largest number of scenes since a known place
 
 # Streams of random numbers, one for each use.
 FRESH, DECK, PLACE, PATH, PASSES, OBJECTS, RETURN, NOISE = range(1, 9)
@@ -47,7 +47,7 @@ class Pass(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """All that happens between two cuts: frames [start, stop) in a place, named by the scene that first showed it."""
+    """The frames [start, stop) between two cuts, in one place, which has the number of its first scene."""
 
     start: int
     stop: int
@@ -60,13 +60,13 @@ class Scene(NamedTuple):
 class Walk(Generated):
     """Endless footage of a camera walk: pan, zoom, roll, changing light, sensor noise, objects that pass, cuts.
 
-    size: side of the square frames in pixels. seed: all that happens follows from it, bit for bit on one machine; and
-    every frame follows from the seed and its number alone, so seeking is exact and memory does not grow.
+    size: side of the square frames in pixels. seed: it determines all frames, bit for bit on one machine. A frame
+    depends only on the seed and its number, so seeking is exact and memory does not grow.
 
-    Four usual objects pass again and again, in every scene. From the third scene on, novel objects pass too: made and
-    moved in the same way, but each shown once and never before, so that how much of the picture changes does not tell
-    them apart. About 40% of the cuts lead back to a known place, seen from another path under another light.
-    `events` tells what was planted. 30 frames a second, some 9 events in 1000 frames.
+    Four usual objects pass repeatedly, in every scene. From the third scene on, novel objects pass too. They have the
+    same kind and motion, but each is shown only once, so the amount of change in the picture does not separate them
+    from usual objects. About 40% of the cuts lead back to a known place, on another path and in other light. `events`
+    lists the events. 30 frames per second, about 9 events in 1000 frames.
 
     Raises SourceError for a size or seed that is not usable, DependencyError without scikit-image.
     """
@@ -77,7 +77,7 @@ class Walk(Generated):
 
     def __init__(self, *, size: int = 128, seed: int = 0) -> None:
         super().__init__(size=size, seed=seed)
-        for name in NAMES:  # now, so that neither memory nor time of a frame changes later
+        for name in NAMES:  # drawn at the start, so that memory and the time for a frame stay constant
             photograph(name)
         self._fresh_block = lru_cache(64)(self._make_fresh_block)
         self._deck = lru_cache(64)(self._make_deck)
@@ -87,9 +87,9 @@ class Walk(Generated):
         self._lamp = Lamp(size)
 
     def events(self, until: int) -> list[Event]:
-        """Events that begin before frame `until`, by time. "scene": a cut to another place, of one frame's length.
-        "revisit": said beside it where the place is known. "object": from the first frame that shows any of a novel
-        object to the first that shows it no more.
+        """Events that begin before frame `until`, by time. "scene": a cut to another place, one frame long. "revisit":
+        at the same frame if the place is known. "object": from the first frame that shows a part of a novel object to
+        the first frame after it left the picture.
         """
         events = []
         number = 0
@@ -125,7 +125,7 @@ class Walk(Generated):
         return fresh
 
     def _fresh(self, number: int) -> bool:
-        """Whether a scene shows a place for the first time."""
+        """Whether the place of a scene is new."""
         return bool(self._fresh_block(number // 8)[number % 8])
 
     def _make_deck(self, block: int) -> list[str]:
@@ -135,11 +135,11 @@ class Walk(Generated):
         return deck
 
     def _photograph(self, number: int) -> str:
-        """The photograph behind the place that scene `number` would show for the first time; neighbours differ."""
+        """The photograph of a new place in scene `number`; consecutive scenes have different photographs."""
         return self._deck(number // len(NAMES))[number % len(NAMES)]
 
     def _place(self, number: int) -> int:
-        """The place of a scene, named by the scene that showed it first; neighbours show different photographs."""
+        """The place of a scene, as the number of its first scene; consecutive scenes show different photographs."""
         if self._fresh(number):
             return number
         taken = {self._photograph(self._place(number - 1))}
@@ -174,7 +174,7 @@ class Walk(Generated):
         return Scene(start, stop, shown, shown != number, moves, tuple(self._passes(number, stop - start)))
 
     def _passes(self, number: int, length: int) -> Iterator[Pass]:
-        """The objects of one scene, one at a time: after a while to settle, and gone before the next cut."""
+        """The objects of one scene, one at a time, not directly after a cut, and gone before the next one."""
         rng = self._rng(PASSES, number)
         settle, leave = 14, 6
         slots = max(1, (length - settle - leave) // 62)
@@ -216,17 +216,18 @@ class Walk(Generated):
         x = width / 2 + (width - 1.2 * side) * move["x"] + side * move["shake_x"]
         y = height / 2 + (height - 1.2 * side) * move["y"] + side * move["shake_y"]
         camera = np.array([[c, -s, x], [s, c, y], [2 * move["tilt_x"] / side, 2 * move["tilt_y"] / side, 1]])
-        # Tilting shifts the middle of the view; the third row must act on the picture, not on the place.
+        # A tilt shifts the centre of the view; the third row must act on the picture, not on the place.
         camera[:2] += np.outer((x, y), camera[2]) * (1, 1, 0)
         centre = np.array([[1, 0, -(side - 1) / 2], [0, 1, -(side - 1) / 2], [0, 0, 1]])
         return warped(texture, camera @ centre, side, cv2.BORDER_REFLECT_101)
 
     def _overlay(self, item: Pass, t: int) -> tuple[slice, slice, Floats] | None:
-        """Rows and columns of the picture that an object covers at a frame of its scene, and a `cutout` for there."""
+        """Rows and columns of the picture that an object covers at a frame of its scene, and its `cutout` in that
+        size."""
         if not item.start <= t < item.stop:
             return None
         u = (t - item.start + 1) / (item.stop - item.start + 1)
-        u += 0.05 * math.sin(2 * math.pi * u)  # not quite steady
+        u += 0.05 * math.sin(2 * math.pi * u)  # with small irregularities
         along = (2 * u - 1) * (0.5 + OBJECT / 2) * (-1 if item.backwards else 1)
         bob, speed, phase = item.bob
         across = item.height + item.slope * along + bob * math.sin(speed * t + phase)

@@ -1,4 +1,4 @@
-"""Streams: a model, the memory's state, a clock and counters. Frames go in one at a time, and results come out."""
+"""Streams: each has a model, the state of its memory, a clock and counters, and returns one result for each frame."""
 
 from tttstream.errors import ConfigError
 from tttstream.models.base import SavedModel
@@ -31,7 +31,7 @@ KINDS: tuple[type[Session], ...] = (Stream, MapStream, MaskStream, TeachStream)
 
 
 def kind_for(model: SavedModel) -> type[Session]:
-    """The kind of stream that a model is for. Raises ConfigError where there is none."""
+    """The class of streams for a model. Raises ConfigError if there is none."""
     for kind in KINDS:
         if isinstance(model, kind.MODELS):
             return kind

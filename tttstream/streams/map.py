@@ -1,4 +1,4 @@
-"""MapStream: a frame and its pose go in, and out comes how much it differs from what memory expected there."""
+"""MapStream: for each frame and its pose it returns the difference from the frame that memory expects there."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from tttstream.sources.base import Source
 from tttstream.streams.normaliser import Normaliser
 from tttstream.streams.session import Session, choose_device, painted, place
 
-LEAST = 0.05  # of the loss: a place that is not familiar at all is no surprise
+LEAST = 0.05  # least loss: an unfamiliar place is not surprising
 AGAIN = 24  # frames after which a cell that is in view is learned again
-WHOLE, PART = 0.99, 0.4  # how much of a cell must be in view to be learned; and where it is not yet familiar
-PARTS = 512  # cells that were learned in part at most whose names are kept
+# Shares of a cell that must be in view to learn it: usually, and if the cell is not yet familiar
+WHOLE, PART = 0.99, 0.4
+PARTS = 512  # number of partly learned cells whose names are kept
 
 
 class Extent(NamedTuple):
-    """How far a stream came in one world: two corners (x, y) of the box around its views, in sides of a view, and the
-    number of the world."""
+    """The part of one world that a stream has visited: two corners (x, y) of the box around its views, in sides of a
+    view, and the number of the world."""
 
     low: tuple[float, float]
     high: tuple[float, float]
     world: float
 
     def around(self, pose: NDArray[np.float64]) -> Extent:
-        """The box that holds the view from a pose [5] too; a new one where the pose is in another world."""
+        """The box that also contains the view from a pose [5]; a new box if the pose is in another world."""
         x, y, reach, world = float(pose[0]), float(pose[1]), 0.5 * math.exp(pose[2]), float(pose[4])
         low, high = (x - reach, y - reach), (x + reach, y + reach)
         if world == self.world:
@@ -47,7 +48,7 @@ class Extent(NamedTuple):
         return Extent(low, high, world)
 
     def block(self, side: int) -> Block:
-        """The cells that the box touches, for side cells a view."""
+        """The cells that the box touches, with `side` cells per side of a view."""
         low = [math.floor(value * side + 1e-6) for value in self.low]
         columns, rows = (max(1, math.ceil(b * side - 1e-6) - a) for a, b in zip(low, self.high, strict=True))
         return Block(torch.tensor(low, dtype=torch.float64), rows, columns)
@@ -57,17 +58,19 @@ NOWHERE = Extent((0.0, 0.0), (0.0, 0.0), math.nan)
 
 
 class Imagined(NamedTuple):
-    """A picture [S, S, 3] uint8 that memory draws of a pose, and how familiar every patch of it is [n, n], 0..1."""
+    """The picture [S, S, 3] uint8 that memory expects at a pose, and how familiar each of its patches is [n, n],
+    0..1."""
 
     picture: NDArray[np.uint8]
     familiar: NDArray[np.float32]
 
 
 class Compared(NamedTuple):
-    """The comparison of a frame with what memory expected.
+    """The comparison of a frame with the expectation of the memory.
 
-    view: what was expected. cells: what the frame shows [1, 1, n, …]. names: the points of the cells. said: what memory
-    says of them [n, …]. counts: which of them have a score [n]: those in view whole, and not known in part alone.
+    view: the expected view. cells: the cells in the frame [1, 1, n, …]. names: the points of the cells. said: the
+    predictions for the cells [n, …]. counts: which cells have a score [n]: those completely in view, except cells that
+    were learned only in part.
     """
 
     view: View
@@ -81,10 +84,10 @@ class MapStream(Session):
     """A map that learns one stream.
 
     model: a MapModel. device, backend, learn: as for `tttstream.Stream`. view: the side of a view at zoom 1, in the
-    units of x and y (metres, say). A frame's pose is 2 to 5 numbers: x and y of the middle of the view, and perhaps log
-    zoom, roll in radians, and the number of the world. Without a pose the camera is taken to stand still, in a world of
-    its own. plane: turns the poses of a source into these numbers, `Plane(source.pose_form)`. extent: how far the
-    stream came in its present world.
+    units of x and y (such as metres). A frame's pose is 2 to 5 numbers: x and y of the centre of the view, optionally
+    log zoom, roll in radians, and the number of the world. Without a pose the camera is assumed to stand still, in a
+    separate world. plane: converts the poses of a source to these numbers, `Plane(source.pose_form)`. extent: the part
+    of the current world that the stream has visited.
 
     >>> stream = MapStream(tttstream.models.load("map"))
     >>> for frame in tttstream.open_source("places"):
@@ -108,7 +111,7 @@ class MapStream(Session):
         super().__init__(model, device, learn=learn)
 
     def begin(self, source: Source) -> None:
-        """Let `plane` turn the poses of this source."""
+        """Set `plane` for the poses of this source."""
         self.plane = Plane(source.pose_form)
 
     def reset(self) -> None:
@@ -116,8 +119,8 @@ class MapStream(Session):
         super().reset()
         self.extent = NOWHERE
         self.normaliser = Normaliser()
-        self._learned: dict[tuple[float, ...], int] = {}  # cells that were learned lately, by when
-        self._parts: dict[tuple[float, ...], int] = {}  # cells of which only a part was learned, by when
+        self._learned: dict[tuple[float, ...], int] = {}  # recently learned cells, with the frame of learning
+        self._parts: dict[tuple[float, ...], int] = {}  # partly learned cells, with the frame of learning
 
     def _more(self) -> dict[str, Any]:
         learned, parts = ([[*name, when] for name, when in kept.items()] for kept in (self._learned, self._parts))
@@ -130,7 +133,7 @@ class MapStream(Session):
         }
 
     def _go_on(self, meta: dict[str, Any]) -> None:
-        self.view = float(meta["view"])  # what was learned has its scale
+        self.view = float(meta["view"])  # the learned state has this scale
         self._learned, self._parts = (
             {tuple(name): int(when) for *name, when in meta[kept]} for kept in ("learned", "parts")
         )
@@ -139,22 +142,22 @@ class MapStream(Session):
         self.extent = NOWHERE if extent is None else Extent(tuple(extent[0]), tuple(extent[1]), extent[2])
 
     def push(self, frame: Frame | NDArray[np.generic]) -> Result:
-        """Say what memory expected of one frame, compare, and learn the frame.
+        """Predict the frame at its pose, compare it with the prediction, and learn the frame.
 
         Each cell that the frame shows whole has a score (`MapModel.score`): the squared error of the prediction,
         divided by the error that the network predicts for itself, times the familiarity of the cell. The score is about
         1 if the cell has not changed, and 0 if the cell is new or was never seen whole. The loss of the frame is its
         largest score. The surprise is the logarithm of the loss on the scale of `MapConfig.usual`.
 
-        A frame without a pose comes from a camera that stands still, where the cells are few and learned very often, so
-        that the error predicted for them is too small. There the loss is the mean squared error of the cells, and the
-        surprise is judged by the stream's own past (`Normaliser`), as for `tttstream.Stream`.
+        A frame without a pose is from a camera that stands still, whose few cells are learned very often, so that the
+        error predicted for them is too small. Then the loss is the mean squared error of the cells, and the surprise is
+        the score relative to the past of the stream (`Normaliser`), as for `tttstream.Stream`.
 
         A cell is learned again only after AGAIN frames. Consecutive views are nearly the same, and more steps on them
         would use capacity that cells out of sight need.
 
-        Raises FrameError for another shape, type or pose, or for pixels that are not finite; the stream is unchanged
-        then.
+        Raises FrameError for another shape, type or pose, or for pixels that are not finite; the stream is then
+        unchanged.
         """
         arrived, frame = self._arrived(frame)
         given = None if frame.pose is None else self.plane(frame.pose)
@@ -193,7 +196,7 @@ class MapStream(Session):
         )
 
     def _compare(self, picture: Tensor, pose: Tensor) -> Compared:
-        """Compare the picture [3, S, S] with what memory expects at a pose [1, 5]."""
+        """Compare the picture [3, S, S] with the expected picture at a pose [1, 5]."""
         view = self.model.view(pose, self.state)
         cells = self.model.cells(picture[None, None], pose[:, None], view)
         names = [tuple(point) for point in cells.points[0, 0].tolist()]
@@ -203,7 +206,7 @@ class MapStream(Session):
 
     def _learn(self, now: Compared, error: Tensor) -> float:
         """Learn the cells of a frame that are in view and were not learned in the last AGAIN frames; returns the share
-        of their error that this took away."""
+        of their error that this removed."""
         cells, names = now.cells, now.names
         whole = (cells.shown[0, 0] > WHOLE).tolist()
         part = ((cells.shown[0, 0] > PART) & (now.said.familiar < KNOWN)).tolist()
@@ -224,7 +227,7 @@ class MapStream(Session):
         return 1.0 - float(left / error[chosen].mean().clamp(min=1e-12))
 
     def imagine(self, pose: Sequence[float] | NDArray[np.floating[Any]]) -> Imagined:
-        """What memory expects at a pose of 2 to 5 numbers. Nothing is learned. Raises FrameError for another pose."""
+        """The expected picture at a pose of 2 to 5 numbers. Nothing is learned. Raises FrameError for another pose."""
         with torch.inference_mode():
             at = self._pose(pose, "imagine")
             expected = self.model.view(at, self.state)
@@ -232,11 +235,11 @@ class MapStream(Session):
         return Imagined(painted(expected.picture[0]), familiar.float().cpu().numpy())
 
     def world(self, extent: Extent | None = None) -> Imagined:
-        """The world as memory has it, as far as the stream came unless told otherwise: a picture of config.size pixels
-        a view [H, W, 3], and how familiar its cells are [rows, columns]. It holds every cell that the extent touches.
+        """The world in the memory, within `extent`, by default the visited part: a picture with config.size pixels per
+        view [H, W, 3], and how familiar its cells are [rows, columns]. It contains every cell that the extent touches.
         Nothing is learned.
 
-        Raises StateError where the stream has seen nothing yet.
+        Raises StateError if the stream has seen no frame yet.
         """
         extent = self.extent if extent is None else extent
         if math.isnan(extent.world):

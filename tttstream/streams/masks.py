@@ -1,4 +1,4 @@
-"""MaskStream: one frame in, one mask out, for ever."""
+"""MaskStream: follows objects through an endless stream and returns one mask for each frame."""
 
 from __future__ import annotations
 
@@ -29,14 +29,11 @@ from tttstream.streams.windows import Window
 
 @dataclass(frozen=True, eq=False)
 class MaskResult:
-    """What a stream says of one frame.
-
-    index, time_s: those of the frame. mask: [H, W] uint8 of the frame's own size, the object of each pixel.
-    confidence: [objects] how well each object's mask is expected to fit it, the overlap J in 0..1; near 0 where the
-    object is lost or out of sight, 0 where it has no pixel. Of a model that does not say, such as `mask`, the mean
-    probability over the pixels that are called its own.
-    given: whether the mask was given with the frame. latency_ms: wall time from the frame's arrival to this result.
-    added: the object that `add` was called for, else None.
+    """The result of a mask stream for one frame. index, time_s: those of the frame. mask: [H, W] uint8 of the frame's
+    own size, the object of each pixel. confidence: [objects] the predicted overlap J of each object's mask, in 0..1;
+    near 0 if the object is lost or out of view, 0 if it has no pixel. For models that do not predict J, such as `mask`,
+    it is the mean probability over the pixels of the object. given: whether the mask was given with the frame.
+    latency_ms: wall time from the frame's arrival to this result. added: the object of `add`, else None.
     """
 
     index: int
@@ -91,14 +88,14 @@ class MaskStream(Session):
         self.crop = crop
 
     def push(self, frame: Frame | NDArray[np.generic], mask: NDArray[np.generic] | None = None) -> MaskResult:
-        """Find the objects in one frame and learn from what was found.
+        """Find the objects in one frame and learn from the predicted masks.
 
         frame: a Frame, or an RGB array [H, W, 3], uint8 or float in 0..1. mask: [H, W] whole numbers, 0 the background
-        and 1 … `objects`; bool for one object. It is taken as true for the objects that it shows, which are learned
-        anew; the others are followed as before. Until an object was given once it is nowhere. Pixels of VOID (-1), of
-        which nobody knows, are left out of what is learned where others are near, and are no object's in the result.
+        and 1 … `objects`; bool for one object. It is the ground truth for the objects that it shows, which are learned
+        again; the others are followed as before. An object without a mask so far has no pixels. Pixels of VOID (-1) are
+        unknown: patches with other pixels are learned without them, and in the result they are background.
 
-        Raises FrameError for what cannot be used; the stream is unchanged then.
+        Raises FrameError for a frame or mask that cannot be used; the stream is then unchanged.
         """
         arrived, frame = self._arrived(frame)
         height, width = frame.image.shape[:2]
@@ -137,15 +134,15 @@ class MaskStream(Session):
         point: Sequence[float] | None = None,
         number: int | None = None,
     ) -> MaskResult:
-        """Show the stream an object in one frame, in the place of `push`, at any time: add it, or correct it.
+        """Process one frame like `push`, and add or correct an object in it.
 
-        One of mask, box and point says where it is, in pixels of the frame. mask: [H, W], above 0 where the object is.
-        box: x, y, width, height. point: x, y. Outlines from a box or a point are looked for by their colours, see
-        `tttstream.streams.outlines`. number: which object it is, to correct it; the first that was never given unless
-        said. The other objects are followed as before. The result says in `added` which object it became.
+        Give one of mask, box and point, in pixels of the frame. mask: [H, W], above 0 on the object. box: x, y, width,
+        height. point: x, y. Boxes and points are segmented by colours, see `tttstream.streams.outlines`. number: the
+        object to correct; by default the first object that has no mask so far. The other objects are followed as
+        before. `added` of the result is the number of the object.
 
-        Raises FrameError for what cannot be used, ConfigError where the stream follows no further object; the stream
-        is unchanged then.
+        Raises FrameError for a frame or outline that cannot be used, ConfigError if the stream has no place for another
+        object; the stream is then unchanged.
         """
         if (mask is not None) + (box is not None) + (point is not None) != 1:
             raise FrameError("add: expected one of mask, box and point")
@@ -213,13 +210,13 @@ class MaskStream(Session):
         return int(unseen[0]) + 1
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
-        """Multiples of 16, the shorter about `size`."""
+        """Height and width of the resized frame: multiples of 16, the shorter about `size`."""
         share = self.size / min(height, width)
         high, wide = (max(WHOLE, round(side * share / WHOLE) * WHOLE) for side in (height, width))
         return high, wide
 
     def given(self, mask: NDArray[np.generic], height: int, width: int) -> Tensor:
-        """[objects, H, W] in 0..1 of a mask of labels."""
+        """The shares [objects, H, W] in 0..1 of the objects in a mask of labels."""
         mask = np.asarray(mask)
         if mask.shape != (height, width) or mask.dtype.kind not in "bui":
             raise FrameError(

@@ -1,4 +1,4 @@
-"""The surprise of a frame on a scale that means the same on every stream."""
+"""Normalises losses of frames to surprise, a scale with the same meaning for every stream."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 @dataclass
 class Normaliser:
-    """Turns a stream of positive losses into standard scores against the stream's own recent past.
+    """Converts a stream of positive losses to standard scores relative to the recent past of the stream.
 
-    The score of a frame is (log loss - expected) / deviation. What is expected goes on from a level and a slope, Holt's
-    linear trend (doi 10.1016/j.ijforecast.2003.09.015), since the loss of a memory that learns falls, fast at first;
-    the deviation is that of what was not expected over roughly the last 1 / (1 - decay) frames, of a shorter past its
-    last quarter most. A frame counts towards slope and deviation with at most `clip` deviations, so that an event does
-    not hide the one after it. The first frame, when nothing is learned yet, counts nowhere; the first `warmup` frames
-    score 0. Four numbers are kept, for ever.
+    The score of a frame is (log loss - expected) / deviation. The expected value is the extrapolation of a level and a
+    slope, Holt's linear trend (doi 10.1016/j.ijforecast.2003.09.015), because the loss of a memory that learns falls,
+    fast at first. The deviation is that of the prediction errors over roughly the last 1 / (1 - decay) frames; early in
+    a stream the last quarter of the frames has the most weight. The error of a frame enters slope and deviation with at
+    most `clip` deviations, so that an event does not hide the next one. The first frame, before any learning, is
+    ignored; the first `warmup` frames score 0. The state is four numbers.
 
-    follow: share of the unexpected that moves the level. bend: share of that which moves the slope.
+    follow: share of the prediction error that is added to the level. bend: share of this change that is added to the
+    slope.
     """
 
     decay: float = 0.99
@@ -34,7 +35,7 @@ class Normaliser:
     """Least deviation of the log loss: a change of one per cent of the loss is an event, even on a still picture."""
 
     def push(self, loss: float) -> float:
-        """The score of this frame, and learn from it."""
+        """Return the score of this frame, and update the state."""
         value = math.log(max(loss, 1e-12))
         expected = self.level + self.slope
         unexpected = value - expected
@@ -56,7 +57,7 @@ class Normaliser:
         return score
 
     def restart(self) -> None:
-        """Another stream of the same kind begins, whose level and slope are its own. The next frame scores 0."""
+        """Start another stream of the same kind, with a new level and slope. The next frame scores 0."""
         self.level, self.slope = math.nan, 0.0
 
     def state(self) -> dict[str, float]:
@@ -64,6 +65,6 @@ class Normaliser:
         return {"count": self.count, "level": self.level, "slope": self.slope, "variance": self.variance}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Go on where `state()` was taken."""
+        """Continue where `state()` was taken."""
         self.count = int(state["count"])
         self.level, self.slope, self.variance = (float(state[name]) for name in ("level", "slope", "variance"))

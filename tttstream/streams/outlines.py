@@ -1,4 +1,4 @@
-"""Masks of objects that were pointed at: from a box around one, or from a point on it."""
+"""Segments an object from a box around it, or from a point on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tttstream.errors import FrameError
 
-SHORT = 240  # pixels: the short side at which outlines are looked for
+SHORT = 240  # pixels: the short side of the picture in which outlines are computed
 STEPS = 5  # of GrabCut
 CORE, LIKELY, REACH = 0.02, 0.1, 0.3  # radii around a point, as shares of the short side
 
@@ -19,10 +19,9 @@ Mask = NDArray[np.bool_]
 def from_box(image: NDArray[np.generic], box: Sequence[float]) -> Mask:
     """The object in a box by GrabCut (Rother et al., SIGGRAPH 2004): all outside of the box is background.
 
-    image: RGB [H, W, 3], uint8 or float in 0..1. box: x and y of its left upper corner, width, height, in pixels; what
-    lies outside of the picture does not count. Where GrabCut finds less than a hundredth of the box, or a box covers
-    the whole picture, so that there is no background to learn from, the object is the ellipse in the box.
-    Raises FrameError for a box without pixels.
+    image: RGB [H, W, 3], uint8 or float in 0..1. box: x and y of its upper left corner, width, height, in pixels; it is
+    clipped to the picture. If GrabCut finds less than a hundredth of the box, or if the box covers the whole picture,
+    so that there is no background, the object is the ellipse in the box. Raises FrameError for a box without pixels.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = _clipped(box, height, width)
@@ -43,14 +42,14 @@ def from_box(image: NDArray[np.generic], box: Sequence[float]) -> Mask:
 
 
 def from_point(image: NDArray[np.generic], point: Sequence[float]) -> Mask:
-    """The object at a point (x, y) by GrabCut: the pixels about it are the object's, far ones are background.
+    """The object at a point (x, y) by GrabCut: pixels near the point are the object, far ones are background.
 
-    A point says little: the object may come out as one of its parts. Raises FrameError for a point outside.
+    A point is ambiguous: the result may be a part of the object. Raises FrameError for a point outside of the picture.
     """
     height, width = image.shape[:2]
     x, y = _finite(point, 2, "a point x, y")
     if not (0 <= x < width and 0 <= y < height):
-        raise FrameError(f"the point {x:g}, {y:g} lies outside of the frame of {width}x{height} pixels")
+        raise FrameError(f"the point {x:g}, {y:g} is outside of the frame of {width}x{height} pixels")
     small, scale = _small(image)
     ys, xs = np.indices(small.shape[:2]) + 0.5
     far = np.hypot(xs - (x + 0.5) * scale, ys - (y + 0.5) * scale) / min(small.shape[:2])
@@ -67,7 +66,7 @@ def from_point(image: NDArray[np.generic], point: Sequence[float]) -> Mask:
 def _cut(image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Mask:
     import cv2
 
-    cv2.setRNGSeed(0)  # its clusters are drawn: a stream must repeat
+    cv2.setRNGSeed(0)  # GrabCut draws its clusters at random: a stream must be reproducible
     behind, object_ = np.zeros((1, 65)), np.zeros((1, 65))  # colours of background and object, filled by it
     found, *_ = cv2.grabCut(image, labels.copy(), (0, 0, 0, 0), behind, object_, STEPS, cv2.GC_INIT_WITH_MASK)
     return np.asarray((found == 1) | (found == 3))

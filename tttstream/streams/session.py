@@ -1,4 +1,4 @@
-"""Session: what every stream has, the memory's state, a clock, the counters, and its saved files."""
+"""Session, the base class of streams: the state of the memory, a clock, counters, and saved files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tttstream_kernels import choose_backend
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one. Raises ConfigError for one that is not here."""
+    """The device with this name; "auto" is the GPU if there is one. Raises ConfigError for an unavailable device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -33,17 +33,18 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}: expected auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} is not here: PyTorch finds no CUDA GPU; use --device cpu")
+        raise ConfigError(f"device {name!r} is not available: PyTorch finds no CUDA GPU; use --device cpu")
     try:
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:  # by what PyTorch was built without
+    # The exception depends on what PyTorch was built without
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise ConfigError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from error
     return device
 
 
 def place(layers: Iterable[TTTLayer], backend: str, device: torch.device) -> None:
-    """Let layers run on a backend. Raises BackendError where it cannot."""
+    """Set the backend of all layers. Raises BackendError if it cannot run."""
     for layer in layers:
         choose_backend(
             backend, layer.inner, layer.causal, update=layer.update, width=layer.width, mini_batch=layer.tokens,
@@ -64,9 +65,10 @@ class Session:
     """The base class of streams: a model on a device, the memory's state, a frame counter, and files.
 
     model: a SavedModel, on its device, not in training. size: side of the picture that the model sees, in pixels.
-    state: of one row. learn: whether the memory learns from the frames; may be switched any time. frames: how many
-    came. MODELS: the classes of models that it takes. EMBEDS: whether results can carry embeddings. VIEWS: whether it
-    takes the side of a view. KEY: the name under which a saved file describes a stream of this kind.
+    state: of one row. learn: whether the memory learns from the frames; it can be switched at any time. frames: the
+    number of frames so far. MODELS: the accepted classes of models. EMBEDS: whether results can have embeddings. VIEWS:
+    whether there is an option for the side of a view. KEY: the key of this kind of stream in the metadata of a saved
+    file.
     """
 
     MODELS: ClassVar[tuple[type[SavedModel], ...]]
@@ -77,7 +79,7 @@ class Session:
     state: Any
     size: int
     surprises = True
-    """Whether there is a surprise at all."""
+    """Whether results have a surprise."""
 
     def __init__(self, model: Any, device: str, *, learn: bool) -> None:
         self.device = choose_device(device)
@@ -89,11 +91,11 @@ class Session:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the memory, the same for ever."""
+        """Bytes of the state of the memory; constant."""
         return int(self.state.nbytes)
 
     def _arrived(self, frame: Frame | NDArray[np.generic]) -> tuple[float, Frame]:
-        """The time now in seconds, and the frame; an array gets the next number."""
+        """The current time in seconds, and the frame; an array becomes a Frame with the next number."""
         return time.perf_counter(), frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
 
     def picture(self, frame: Frame | NDArray[np.generic]) -> Tensor:
@@ -114,18 +116,18 @@ class Session:
         return self.size, self.size
 
     def _fitted(self, pixels: Tensor, sides: tuple[int, int]) -> Tensor:
-        """Pictures [n, 3, H, W] at these sides."""
+        """Pictures [n, 3, H, W] resized to these sides."""
         return pixels if pixels.shape[-2:] == sides else F.interpolate(pixels, sides, mode="bilinear", antialias=True)
 
     def begin(self, source: Source) -> None:
         """Prepare for the frames of a source."""
 
     def reset(self) -> None:
-        """Forget everything that was learned from the stream, as if it began now."""
+        """Reset the memory and the counters, as at the start of a stream."""
         self.state = self._fresh()
 
     def copy(self: T) -> T:
-        """A stream that goes on from here by itself, with the same model."""
+        """An independent copy of the stream, with the same model."""
         return copy.deepcopy(self, {id(value): value for value in (self.model, self.state, self.device)})
 
     def _fresh(self) -> Any:
@@ -136,12 +138,12 @@ class Session:
         return {}
 
     def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
-        """Write all that is needed to go on bit for bit: memory, counters, and the source's position."""
+        """Write the state that is needed to continue bit for bit: memory, counters, and the position of the source."""
         about = None if source is None else {"name": source.name, "position": source.position()}
         states.save(self.state, path, **self.notes(about))
 
     def notes(self, source: Mapping[str, Any] | None = None) -> dict[str, str]:
-        """What `save` writes beside the state. source: its "name" and "position"."""
+        """The metadata that `save` writes with the state. source: its "name" and "position"."""
         meta = {
             "fingerprint": self.model.fingerprint(),
             "size": self.size,
@@ -153,7 +155,8 @@ class Session:
         return {self.KEY: json.dumps(meta)}
 
     def load(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
-        """Go on where `save` was called. The model must be the same; a source given here is moved to its position.
+        """Restore the stream that `save` wrote. The model must be the same; a given source is moved to the saved
+        position.
 
         Raises CheckpointError for another model's stream, and for a file that is not a saved stream of this kind.
         """
@@ -173,16 +176,16 @@ class Session:
         self._go_on(meta)
 
     def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> Any:
-        """The state in a file whose metadata fit."""
+        """The state in a file with matching metadata."""
         return states.load(path, self._fresh())
 
     def _go_on(self, meta: dict[str, Any]) -> None:
-        """Take over what `_more` saved."""
+        """Restore the metadata of `_more`."""
 
 
 class Saved:
-    """The metadata of a saved stream. source: the name of what it watched, None where it had none. size: side of the
-    pictures that it saw, None where the file does not say."""
+    """The metadata of a saved stream. source: the name of its source, None if it had none. size: side of its pictures,
+    None if the file does not contain it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         texts = states.metadata(path)

@@ -1,4 +1,4 @@
-"""Stream: one frame in, one result with its surprise out, for ever."""
+"""Stream: watches an endless stream and returns one result with a surprise for each frame."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tttstream.streams.session import Session, choose_device, painted, place
 
 
 class _Row(NamedTuple):
-    """A frame on its way through a batch: its place in the call, its stream, when it arrived, what the model sees."""
+    """A frame in a batch: its position in the call, its stream, its arrival time, the picture for the model."""
 
     at: int
     stream: Stream
@@ -36,13 +36,13 @@ class _Row(NamedTuple):
 class Stream(Session):
     """A model that watches one stream.
 
-    model: a FrameModel, with a memory that has an inner loss (any ttt one), or a Classifier with any memory.
-    device: "auto", "cpu", "cuda".
-    backend: "auto", "torch", "triton". learn: whether the memory learns from the frames; may be switched any time.
-    embed: whether results carry an embedding, for good. Without, what only embeddings need is neither computed nor kept
-        (of the shipped base the last block, its memory and the search for motion); the surprise is the same.
-    predict: whether results carry the picture that was expected, the prediction made at the frame before; it costs as
-        much as an embedding. FrameModels only. A saved file does not hold it: the first frame after `load` has none.
+    model: a FrameModel, with a memory that has an inner loss (any ttt one), or a Classifier with any memory. device:
+    "auto", "cpu", "cuda". backend: "auto", "torch", "triton". learn: whether the memory learns from the frames; it can
+    be switched at any time. embed: whether results have an embedding; it cannot be switched. Without it, parts that
+    only embeddings need are neither computed nor stored (in the shipped base the last block, its memory and the
+    estimation of motion); the surprise is the same. predict: whether results have the expected picture, the prediction
+    from the frame before; it costs as much as an embedding. FrameModels only. A saved file does not contain this
+    prediction: the first frame after `load` has none.
 
     >>> stream = Stream(tttstream.models.load("base", size=128))
     >>> for frame in tttstream.open_source("walk"):
@@ -71,22 +71,22 @@ class Stream(Session):
         if not layers and not isinstance(model, Classifier):
             raise ConfigError(f"a stream needs a memory with an inner loss (ttt_…), got {model.config.memory!r}")
         if predict and not isinstance(model, FrameModel):
-            raise ConfigError(f"predict: a {type(model).__name__} makes no prediction, leave it out")
+            raise ConfigError(f"predict: a {type(model).__name__} predicts no pictures, leave it out")
         place(layers, backend, choose_device(device))
         self._embed, self._predict, self.surprises = embed, predict, bool(layers)
         super().__init__(model, device, learn=learn)
 
     @property
     def embed(self) -> bool:
-        """Whether results carry an embedding."""
+        """Whether results have an embedding."""
         return self._embed
 
     def push(self, frame: Frame | NDArray[np.generic]) -> Result:
-        """Look at one frame, learn from it, and say what came of it.
+        """Process one frame, learn from it, and return its result.
 
-        frame: a Frame, or an RGB array [H, W, 3] of any size, uint8 or float in 0..1. It is resized to a square.
-        Raises FrameError for another shape or type, or for pixels that are not finite or as floats far from 0..1; the
-        stream is unchanged then.
+        frame: a Frame, or an RGB array [H, W, 3] of any size, uint8 or float in 0..1. It is resized to a square. Raises
+        FrameError for another shape or type, for pixels that are not finite, and for floats far outside 0..1; the
+        stream is then unchanged.
         """
         (said,) = self.push_rows([self], [frame])
         if isinstance(said, FrameError):
@@ -97,10 +97,10 @@ class Stream(Session):
     def push_rows(
         cls, streams: Sequence[Stream], frames: Sequence[Frame | NDArray[np.generic]]
     ) -> list[Result | FrameError]:
-        """One frame for each of several streams, those of one model and the same settings looked at in one call.
+        """Process one frame for each of several streams; streams of one model with the same settings share a batch.
 
-        Each stream gets what `push` gives it, within the rounding of a batch, or the FrameError that `push` raises. The
-        `latency_ms` of a result is that of its batch.
+        Returns for each stream the result of `push`, up to the rounding of a batch, or the FrameError that `push`
+        raises. The `latency_ms` of a result is that of its batch.
         """
         said: list[Any] = [None] * len(frames)
         groups: dict[Any, list[_Row]] = {}
@@ -111,7 +111,8 @@ class Stream(Session):
             except FrameError as error:
                 said[at] = error
             else:
-                sizes = tuple(leaf.shape[1:] for leaf in stream.state.tensors())  # a cache that grows may differ
+                # Growing caches may have different sizes
+                sizes = tuple(leaf.shape[1:] for leaf in stream.state.tensors())
                 alike = id(stream.model), stream.learn, stream._embed, stream._predict, sizes
                 groups.setdefault(alike, []).append(row)
         for rows in groups.values():
@@ -132,7 +133,7 @@ class Stream(Session):
         return said
 
     def _take(self, row: _Row, seen: Glance, number: int, state: ModelState) -> Result:
-        """The result of one row of what a model has seen, which becomes part of the stream."""
+        """Make the result of one row of a model's output, and update the stream with it."""
         frame = row.frame
         losses = seen.losses or Losses(*row.picture.new_zeros(2, number + 1, 1, self.model.rows))
         embedding = (
@@ -187,7 +188,7 @@ class Stream(Session):
 
     @property
     def _whole(self) -> bool:
-        """Whether the state is that of all blocks."""
+        """Whether the state contains all blocks."""
         return self._embed or self._predict
 
     def _more(self) -> dict[str, Any]:
@@ -195,20 +196,18 @@ class Stream(Session):
         return {"normaliser": self.normaliser.state(), "embed": self._whole, "opinion": opinion}
 
     def _restored(self, path: str | os.PathLike[str], meta: dict[str, Any]) -> ModelState:
-        """See Session. A stream without embeddings goes on from one with them; the other way round what embeddings are
-        made of would have missed the frames."""
+        """See Session. A stream without embeddings can continue one with them, but not vice versa: the blocks for
+        embeddings would have missed the earlier frames."""
         if set(meta["normaliser"]) != set(self.normaliser.state()):
-            raise CheckpointError(
-                f"{path} was saved by a version with another scale of surprise: begin the stream anew"
-            )
+            raise CheckpointError(f"{path} was saved by a version with another scale of surprise: start a new stream")
         embedded = meta.get("embed", True)  # files that do not say so had embeddings
         if self._whole and not embedded and self.model.config.surprise:
             what, without = "embeddings", "embed=False, no --embeddings"
             if not self._embed:
                 what, without = "predictions", "predict=False"
             raise CheckpointError(
-                f"{path} was saved without {what}, and the memory behind them has not seen those frames: go on "
-                f"without them ({without})"
+                f"{path} was saved without {what}, and their memory has not seen those frames: continue without them "
+                f"({without})"
             )
         whole = self.model.init_state(1)
         state: ModelState = states.load(path, whole if embedded else self.model.watched(whole))

@@ -1,4 +1,4 @@
-"""TeachStream: things are taught by name, and every frame that follows is asked which of them are in view."""
+"""TeachStream: things are taught by name, and then found in every later frame."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tttstream.streams.session import Session
 UNKNOWN = "unknown"
 """The name of everything that was not taught."""
 
-LONGEST = 64  # letters of a name
+LONGEST = 64  # most letters of a name
 
 Box = tuple[float, float, float, float]
 """Left edge, top edge, width and height, in pixels of the frame."""
@@ -29,7 +29,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Found:
-    """A taught thing that is in view. label: its name. probability: that it is there. box: roughly where, see `Box`."""
+    """A taught thing in view. label: its name. probability: that it is in view. box: its rough position, see `Box`."""
 
     label: str
     probability: float
@@ -38,10 +38,9 @@ class Found:
 
 @dataclass(frozen=True)
 class TeachResult:
-    """What a stream says of one frame.
-
-    index, time_s: those of the frame. found: the taught things in view, the surest first. unknown: the probability that
-    no taught thing is in view. latency_ms: wall time from the frame's arrival to this result.
+    """The result of a teach stream for one frame. index, time_s: those of the frame. found: the taught things in view,
+    the surest first. unknown: the probability that no taught thing is in view. latency_ms: wall time from the frame's
+    arrival to this result.
     """
 
     index: int
@@ -61,7 +60,7 @@ class TeachStream(Session):
 
     model: a TeachModel. device: "auto", "cpu", "cuda" … learn: whether it may be taught. size: the short side of the
     resized frames in pixels, by default the model's. certain: the least probability of a thing that is in view, by
-    default the model's. labels: the taught names, in the order of their places in the memory.
+    default the model's. labels: the taught names, in the order of their slots in the memory.
 
     The size of its memory is constant. `push` does not change the memory, so a taught thing stays until `forget`.
 
@@ -95,12 +94,12 @@ class TeachStream(Session):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names that are taught, in the order in which they first came."""
+        """The taught names, in the order in which they were first taught."""
         return tuple(self._places)
 
     def examples(self, label: str) -> int:
-        """How many examples of a label are remembered, at most the model's horizon. Raises ConfigError for a label that
-        is not taught."""
+        """The number of stored examples of a label, at most the model's horizon. Raises ConfigError for a label that
+        was not taught."""
         return int(self.state.counts[0, self._place(label)])
 
     def teach(
@@ -110,15 +109,15 @@ class TeachStream(Session):
         box: Sequence[float] | None = None,
         mask: NDArray[np.generic] | None = None,
     ) -> None:
-        """Learn one example of a thing. More examples of the same label make it better known.
+        """Learn one example of a thing. More examples of the same label improve its recognition.
 
         label: its name. frame: a Frame, or an RGB array [H, W, 3]. box: where it is, (left, top, width, height) in
-        pixels. mask: [H, W], not 0 where it is, instead of a box; the box around it counts. The whole frame unless one
+        pixels. mask: [H, W], not 0 if it is, instead of a box; the box around it counts. The whole frame unless one
         is given.
 
-        Raises ConfigError for a name that cannot be used, for one more than the model has places for, and where
-        `learn` is off; ShapeError for a box or mask that does not fit; FrameError for a frame that cannot be used. The
-        stream is unchanged then.
+        Raises ConfigError for a name that cannot be used, if all slots of the model are used, and if `learn` is off;
+        ShapeError for a box or mask that does not fit; FrameError for a frame that cannot be used. The stream is then
+        unchanged.
         """
         if not self.learn:
             raise ConfigError(f"cannot teach {label!r}: learning is off")
@@ -137,21 +136,21 @@ class TeachStream(Session):
         self._places[label] = place
 
     def forget(self, label: str) -> None:
-        """Forget what was taught of one label. Raises ConfigError for a label that is not taught."""
+        """Remove all examples of one label. Raises ConfigError for a label that was not taught."""
         place = self._place(label)
         with torch.no_grad():
             self.state = self.model.memory.forget(self.state, place)
         del self._places[label.strip()]
 
     def reset(self) -> None:
-        """Forget everything that was taught."""
+        """Remove all examples of all labels."""
         super().reset()
         self._places = {}
 
     def push(self, frame: Frame | NDArray[np.generic]) -> TeachResult:
-        """Ask which of the taught things are in view. frame: a Frame, or an RGB array [H, W, 3].
+        """Find the taught things in a frame. frame: a Frame, or an RGB array [H, W, 3].
 
-        Raises FrameError for what cannot be used.
+        Raises FrameError for a frame that cannot be used.
         """
         arrived, frame = self._arrived(frame)
         height, width = frame.image.shape[:2]
@@ -177,7 +176,8 @@ class TeachStream(Session):
         )
 
     def _seen(self, evidence: Tensor, boxes: Tensor, height: int, width: int) -> tuple[list[Found], float]:
-        """evidence [n, L] of the windows boxes [n, 4] -> what is in view, and the probability that nothing is."""
+        """From the evidence [n, L] of the windows `boxes` [n, 4]: the things in view, and the probability that none
+        is."""
         most, at = evidence.max(0)
         best = (most - self.model.config.search).sigmoid()
         found = []
@@ -201,7 +201,7 @@ class TeachStream(Session):
         return place
 
     def _free(self, label: str) -> int:
-        """The first place that no label has. Raises ConfigError where there is none."""
+        """The first free slot. Raises ConfigError if there is none."""
         taken = set(self._places.values())
         free = next((place for place in range(self.model.config.labels) if place not in taken), None)
         if free is None:
@@ -217,18 +217,18 @@ class TeachStream(Session):
 
 
 def _name(label: str) -> str:
-    """A label as it is kept: without spaces around it. Raises ConfigError for none, a long one, or "unknown"."""
+    """A label without spaces around it. Raises ConfigError for an empty or long one, and for "unknown"."""
     name = label.strip() if isinstance(label, str) else ""
     if not name or len(name) > LONGEST or not name.isprintable():
         raise ConfigError(f"{label!r} is no label: expected a name of 1 to {LONGEST} printable letters")
     if name.lower() == UNKNOWN:
-        raise ConfigError(f"{name!r} is what was not taught: take another label")
+        raise ConfigError(f"{name!r} stands for things that were not taught: use another label")
     return name
 
 
 def _shares(box: Sequence[float] | None, mask: NDArray[np.generic] | None, height: int, width: int) -> list[float]:
-    """A box or the one around a mask as left, top, right, bottom, shares of the frame's sides; the whole frame for
-    neither. What stands out of the frame is cut off."""
+    """A box, or the box around a mask, as left, top, right, bottom, in shares of the frame's sides; the whole frame if
+    neither is given. Boxes are clipped to the frame."""
     if box is not None and mask is not None:
         raise ShapeError("teach: give a box or a mask, not both")
     if mask is not None:
@@ -248,5 +248,5 @@ def _shares(box: Sequence[float] | None, mask: NDArray[np.generic] | None, heigh
     left, top = max(0.0, numbers[0]), max(0.0, numbers[1])
     right, bottom = min(float(width), numbers[0] + numbers[2]), min(float(height), numbers[1] + numbers[3])
     if right - left < 1 or bottom - top < 1:
-        raise ShapeError(f"teach: the box {tuple(numbers.tolist())} lies outside the frame of {width}x{height} pixels")
+        raise ShapeError(f"teach: the box {tuple(numbers.tolist())} is outside the frame of {width}x{height} pixels")
     return [left / width, top / height, right / width, bottom / height]

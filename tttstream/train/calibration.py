@@ -17,9 +17,9 @@ from tttstream.train.data.generated import TRAINED_ON
 
 SEEDS = (700, 701, 702)  # of the streams
 FRAMES = 3000  # of each stream
-AROUND = 30  # frames before and after an event that do not count
+AROUND = 30  # frames before and after an event that are left out
 LEAST_CELLS = 1000
-FAMILIAR = 0.9  # how well memory must know a cell for its residual to count
+FAMILIAR = 0.9  # least familiarity of a cell whose residual is used
 
 
 class _Recorded(MapStream):
@@ -36,14 +36,13 @@ class _Recorded(MapStream):
 def calibrate(model: MapModel, *, seeds: Sequence[int] = SEEDS, frames: int = FRAMES) -> None:
     """Measure a trained map on `places` with the photographs for training, and set three things in place.
 
-    1. `model.gain`: the least-squares factor of each code from what memory says of familiar cells to what is there. A
-       memory recalls contrasts too weakly: that is best where it is uncertain.
-    2. `model.precision`: the inverse covariance of the residuals that are left, on such a scale that the mean score
-       stays what it was.
+    1. `model.gain`: the least-squares factor of each code from the predictions for familiar cells to their codes. A
+       memory recalls contrasts too weakly, because this minimises the error if it is uncertain.
+    2. `model.precision`: the inverse covariance of the remaining residuals, scaled so that the mean score is unchanged.
     3. `model.config.usual`: mean and deviation of the logarithm of the loss of frames without changes.
 
-    seeds, frames: of the streams. Where memory knows fewer than LEAST_CELLS cells well, a warning says so, and nothing
-    is changed.
+    seeds, frames: of the streams. If the memory knows fewer than LEAST_CELLS cells well, there is a warning, and
+    nothing is changed.
     """
     seen = [one for seed in seeds for one in _quiet(model, seed, frames)]
     known = [(codes[said.familiar > FAMILIAR], said.codes[said.familiar > FAMILIAR]) for codes, said in seen]
@@ -67,7 +66,8 @@ def calibrate(model: MapModel, *, seeds: Sequence[int] = SEEDS, frames: int = FR
 
 
 def _quiet(model: MapModel, seed: int, frames: int) -> list[tuple[Tensor, MapOutput]]:
-    """For every frame of a stream without changes: codes [n, C] of the cells that count, and memory's prediction."""
+    """For every frame of a stream without changes: the codes [n, C] of the cells with a score, and their
+    predictions."""
     stream, source = _Recorded(model, device="cpu"), Places(size=model.config.size, seed=seed, photographs=TRAINED_ON)
     quiet = torch.ones(frames, dtype=torch.bool)
     for event in source.events(frames):

@@ -83,13 +83,13 @@ class Pace(Callback):
         self._since, self._waited, self._frames, self._every = 0.0, 0.0, 0, 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Replace a profiler that measures nothing."""
+        """Replace the default profiler, which measures nothing."""
         untyped: Any = trainer
         if stage == "fit" and type(untyped.profiler) is PassThroughProfiler:
             untyped.profiler = self._watch = _Stopwatch()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+        """Start the measurement."""
         untyped: Any = trainer
         self._every = max(1, untyped.log_every_n_steps)
         self._begin()
@@ -120,7 +120,7 @@ class Visit(Timer):
     """Ends a run after its own time limit; the time of the runs that it resumes does not count."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Begin anew."""
+        """Start with the full time again."""
 
 
 class Pictures(Callback):
@@ -224,19 +224,19 @@ class Rows(Callback):
         file.close()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the file its name."""
+        """Rename the finished file."""
         if self._file is not None:
             self._close(self._file)
-            print(f"one line a frame: {self._file.path}")
+            print(f"one line for each frame: {self._file.path}")
         if self._clips is not None:
             told: Any = pl_module
             for row in told.clip_rows():
                 self._write(self._clips, row)
             self._close(self._clips)
-            print(f"one line a clip: {self._clips.path}")
+            print(f"one line for each clip: {self._clips.path}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing half-written."""
+        """Remove half-written files."""
         for file in (self._file, self._clips):
             if file is not None:
                 file.discard()
@@ -269,7 +269,7 @@ class Export(Callback):
             chosen.save(run / "best")
             written.append(run / "best")
         print("the model is in", " and ".join(f"{folder}" for folder in written))
-        print(f"to see what it does: tttstream {model.USE} --model {shown(written[-1])}")
+        print(f"to use it: tttstream {model.USE} --model {shown(written[-1])}")
         paths = [best, *(callback.best_model_path for callback in kept)]
         found = next((path for path in map(Path, filter(None, paths)) if path.is_file()), None)
         command = _measures(trainer)
@@ -279,7 +279,7 @@ class Export(Callback):
 
 
 def _measures(trainer: Trainer) -> str | None:
-    """The command that measures what was trained: test, or validate if there is no data for test, or none."""
+    """The command that evaluates the trained model: test, or validate if there is no data for test, or none."""
     untyped: Any = trainer
     data = untyped.datamodule
     if not isinstance(data, VideoData):

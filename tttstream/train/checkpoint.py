@@ -13,7 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from tttstream.errors import CheckpointError
 from tttstream.io.outputs import saving
 
-SPAWNED = ".temp.ckpt"  # in a file of this name Lightning hands the bare weights of spawned ranks back
+SPAWNED = ".temp.ckpt"  # the name of the file with which Lightning returns the weights of spawned ranks
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -40,7 +40,7 @@ class WholeFiles(TorchCheckpointIO):
             checkpoint = super().load_checkpoint(path, *args, **kwargs)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(
-                f"{path} cannot be read as a checkpoint: is it complete, and one of `tttstream fit`?"
+                f"{path} cannot be read as a checkpoint: is it complete, and written by `tttstream fit`?"
             ) from error
         bare = os.path.basename(path) == SPAWNED
         if not isinstance(checkpoint, dict) or ("state_dict" not in checkpoint and not bare):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Judged = tuple[int, Any]
-"""The position of the last frame of a clip that was seen, and what was found at it."""
+"""The position of the last processed frame of a clip, and the prediction for it."""
 
 FIRST = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}  # the data of each command
 
@@ -69,8 +69,7 @@ class Classification(StreamTask):
         tokens: Any = self.model.tokens
         if self.model.encoder is not None and not tokens.frozen:
             raise ConfigError(
-                "time: an encoder that is trained has random draws and means of its own on each rank: set "
-                "task.encoder.frozen"
+                "time: a trained encoder has different random draws and means on each rank: set task.encoder.frozen"
             )
         self.line = line
 
@@ -98,7 +97,7 @@ class Classification(StreamTask):
             )
 
     def setup(self, stage: str) -> None:
-        """Compare the data's labels with the task, before anything is read; see `labelled`."""
+        """Compare the labels of the data with the task, before anything is read; see `labelled`."""
         super().setup(stage)
         trainer: Any = self._trainer
         data = trainer and trainer.datamodule
@@ -126,8 +125,8 @@ class Classification(StreamTask):
             trained_on = found if part == "train" else trained_on
 
     def labelled(self, part: str, labels: Sequence[int], names: Sequence[str], trained_on: set[int] | None) -> set[int]:
-        """The classes of a part. Raises ConfigError where it has none, or some beyond those of the task; says in one
-        line which classes train has no video of, and which of another part train does not teach."""
+        """The classes of a part. Raises ConfigError if it has none, or some that the task does not have. Logs in one
+        line the classes without a video in train, and the classes of other parts that train does not contain."""
         found = {label for label in labels if label >= 0}
         if not found:
             raise ConfigError(f"classification: no video of {part} has a label; give data with classes")
@@ -224,7 +223,7 @@ class Classification(StreamTask):
         self.log(f"{stage}/clip_accuracy", rate, batch_size=count, sync_dist=True)
 
     def predict_step(self, batch: Batch, index: int) -> list[dict[str, Any]]:
-        """A row for each frame: its class, and that of its clip so far, with their names and probabilities.
+        """A row for each frame: the predicted class of the frame and of its clip so far, with names and probabilities.
 
         probability is that of the clip's class. `clip_rows` has a row for each clip afterwards.
         """
@@ -255,7 +254,7 @@ class Classification(StreamTask):
         return [rows[clip][1] for clip in sorted(rows) if self.line is None or self.line.last]
 
     def _latest(self, found: dict[int, Judged]) -> dict[int, Judged]:
-        """What was found at the last frame of each clip, which another rank in time may hold."""
+        """The prediction at the last frame of each clip, which may be on another rank in time."""
         parts = [found] if self.line is None else self.line.gathered(found)
         latest: dict[int, Judged] = {}
         for clip, judged in (pair for part in parts for pair in part.items()):

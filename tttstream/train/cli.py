@@ -37,8 +37,8 @@ from tttstream.train.in_time import register
 from tttstream.train.stopping import Signals, Stop, Stopped, is_chief
 
 OUT = "out"
-VERSION = "version_"  # and a number: how Lightning calls the folders of runs
-BEGINNING = ("config.yaml", "hparams.yaml", "events.out")  # what a run writes before its first step
+VERSION = "version_"  # followed by a number: Lightning's names for the folders of runs
+BEGINNING = ("config.yaml", "hparams.yaml", "events.out")  # files that a run writes before its first step
 LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "val_check_interval": 1e-6}  # what Lightning lets pass
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LATEST = ("best", "last", "hpc")  # what Lightning itself finds
@@ -94,7 +94,7 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments(("model.size", "data"), "data.init_args.size", _data_size)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Without Lightning's warning of arguments that do not come from the process."""
+        """Parse without Lightning's warning about arguments that are not those of the process."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
         seed = self.config[self.config.subcommand].get("seed_everything")
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
@@ -145,7 +145,7 @@ class TrainingCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """End all processes of a failed or stopped run, and remove its folder if it holds nothing."""
+        """Run the command. If it fails or stops, end all processes, and remove its folder if it is empty."""
         chief = is_chief()
         with Signals(chief, self._tidy) as signals:
             signals.trainer = self.trainer
@@ -179,7 +179,7 @@ class TrainingCLI(LightningCLI):
             self._run = None  # from now on it may belong to another run
 
     def _parse_ckpt_path(self) -> None:
-        """Check that the checkpoint exists; nothing of the configuration comes from it."""
+        """Check that the checkpoint exists. No configuration is read from it."""
         given = self.config[self.config.subcommand]
         path = given.get("ckpt_path")
         if path is None or (self._command == "fit" and path in LATEST):
@@ -190,7 +190,7 @@ class TrainingCLI(LightningCLI):
 
 
 def _take(table: CSVLogger) -> tuple[Path, OutputFolder]:
-    """Make the folder of a run, with a number that no other run has, even if several start at once."""
+    """Create the folder of a run with a unique number, also if several runs start at once."""
     folder = OutputFolder(table.root_dir, claim=False)
     number = int(table.version)
     while True:
@@ -270,7 +270,7 @@ def _config(name: str) -> str:
 
 
 class _Lines(logging.Handler):
-    """Writes what this package logs as lines on standard error, by the first process of a run."""
+    """Writes the log of this package as lines on standard error, in the first process of a run."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging."""

@@ -21,7 +21,7 @@ PREFIX = "model."
 
 
 def read(path: Path) -> SavedModel:
-    """The model in a checkpoint of `tttstream fit`. Raises CheckpointError where there is none."""
+    """Read the model in a checkpoint of `tttstream fit`. Raises CheckpointError if there is none."""
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -42,7 +42,7 @@ def read(path: Path) -> SavedModel:
 
 
 def described(saved: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Format and description of the model in what a task saved; version 0.1 wrote them otherwise."""
+    """Format and description of the model in the data of a task; version 0.1 has another layout."""
     if "format" in saved:
         return saved["format"], saved["description"]
     if "network" in saved:

@@ -1,4 +1,4 @@
-"""Checks that the part of the data that a command needs is given, before Lightning is imported."""
+"""Checks before Lightning is imported that the data of a command is given."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from tttstream.io import presets
 
 PARTS = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
-"""The part of the data without which a command has nothing to do."""
+"""The part of the data that each command needs."""
 
 OURS = ("VideoData", "tttstream.train.data.VideoData", "tttstream.train.data.module.VideoData")
 
 
 def missing(part: str) -> str:
-    """The message for a part that is not given."""
+    """The message for a missing part."""
     way = f"; give data.{part}"
     return f"data: nothing is given for {part}{way if part == 'train' else f'{way}, or fractions to cut it from train'}"
 
 
 def without(words: Sequence[str]) -> str | None:
-    """The part that the command needs and that neither its words nor its configurations mention; None if unsure."""
+    """The part that the command needs and that neither its arguments nor its configurations mention; None if unsure."""
     if any(word in ("-h", "--help") or word.startswith(("--print_config", "--help")) for word in words):
         return None
     kind, mentioned = None, set[str]()

@@ -1,4 +1,4 @@
-"""Training on segments longer than one device holds: a strategy for Lightning that cuts them in time over ranks."""
+"""A strategy for Lightning that splits segments in time over ranks, for segments that do not fit on one device."""
 
 from __future__ import annotations
 
@@ -24,17 +24,15 @@ class InTime(DDPStrategy):
     """Several processes share each segment in time and pass the states of memories on; DDP over rows on top.
 
     Processes k * ranks to (k + 1) * ranks - 1 have the same lanes, and each has another part of the `data.length`
-    frames. Other groups of processes have other lanes, as in DDP. Gradients are those of one process with all lanes and
-    whole segments.
+    frames. Other groups of processes have other lanes, as in DDP. Gradients equal those of one process with all lanes
+    and whole segments.
 
     Args:
-        ranks: processes that share a segment; None for all of them.
-        pieces: in how many pieces the rows of a batch go through the model, see `Relay`; no more than there are rows.
-        scan: see `Relay`.
-        wait: seconds after which a rank that does not answer ends the run.
-        options: of DDPStrategy.
+        ranks: processes that share a segment; None for all of them. pieces: the number of pieces of the rows of a
+        batch, see `Relay`; at most the number of rows. scan: see `Relay`. wait: the timeout in seconds: if a rank does
+        not answer in this time, the run ends. options: of DDPStrategy.
 
-    Raises ConfigError for a task that cannot be cut in time, and where the processes are no multiple of `ranks`.
+    Raises ConfigError for a task that cannot be cut in time, and if the number of processes is no multiple of `ranks`.
     """
 
     strategy_name = NAME
@@ -53,7 +51,7 @@ class InTime(DDPStrategy):
 
     @property
     def place(self) -> Place:
-        """Where this process stands."""
+        """The Place of this process."""
         world = self.world_size
         parts = self._ranks or world
         if world % parts:
@@ -66,7 +64,7 @@ class InTime(DDPStrategy):
         return {"num_replicas": self.place.sets, "rank": self.place.rows}
 
     def setup_distributed(self) -> None:
-        """Make the lines, after the process group is initialised."""
+        """Create the lines, after the process group is initialised."""
         mine = self.place
         super().setup_distributed()
         for rows in range(mine.sets):  # every process makes every group, in the same order
@@ -98,7 +96,7 @@ class InTime(DDPStrategy):
         return nullcontext() if self._relay is None else self._relay
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the memories pass their states to the next rank."""
+        """Run a step in which the memories pass their states to the next rank."""
         with self._handing():
             return super().training_step(*args, **kwargs)
 
@@ -119,6 +117,6 @@ class InTime(DDPStrategy):
 
 
 def register() -> None:
-    """Let `--trainer.strategy=time` mean this strategy."""
+    """Register this strategy for `--trainer.strategy=time`."""
     if NAME not in StrategyRegistry:
         StrategyRegistry.register(NAME, InTime, description=InTime.__doc__)

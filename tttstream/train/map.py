@@ -1,4 +1,4 @@
-"""The map: a memory that recalls places out of sight, trained on questions about the past."""
+"""Training of the map: a memory recalls places out of view, trained with queries about the past."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 OCTAVES = 16
 SAMPLES = 512  # pictures of training worlds whose patches give the components of the codes
-WHOLE = 0.99  # how much of a cell must be in view for what it shows to be asked about
+WHOLE = 0.99  # least share of a cell in view for a query about its content
 NEVER = 2**62
 
 
 class Past(NamedTuple):
-    """The cells that every row has seen whole, each as it was last seen: codes [B, P, C], points [B, P, 3], key [B, P]
-    and frame [B, P], both int64, the frame counted along the row. The key tells cell and visit; -1 for none."""
+    """The cells that each row has seen completely, with their last content: codes [B, P, C], points [B, P, 3], key [B,
+    P] and frame [B, P], both int64; frames are counted along the row. The key identifies cell and visit; -1 for
+    none."""
 
     codes: Tensor
     points: Tensor
@@ -39,8 +40,8 @@ class Past(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Questions [B, T, n] and what is true of them. points: [..., 3]. codes: [..., C]. age: frames since the point was
-    last in view, 0 where it never was. counts: whether there was anything to ask, bool [...]."""
+    """Queries [B, T, n] with their ground truth. points: [..., 3]. codes: [..., C]. age: frames since the point was
+    last in view, 0 if it never was. counts: whether there is a query, bool [...]."""
 
     points: Tensor
     codes: Tensor
@@ -51,20 +52,19 @@ class Asked(NamedTuple):
 class Map(StreamTask):
     """A map that is trained on streams of frames with poses.
 
-    Each token asks about a cell of the world that this stream has seen whole: any known cell, with equal chance,
-    however long ago it was in view; and sometimes about a cell that it has not seen yet. The present frame does not
-    show most of them, so that only a memory can answer. The loss is the squared error of the codes of cells that were
-    seen, the negative log likelihood of the expected error, and the cross-entropy of whether a cell was seen. In
-    training the signs of the codes' components differ from clip to clip, see `flips`. `error` is that of the codes over
-    that of the mean code, by the age of the cell.
+    Each token queries a cell of the world that this stream has seen completely, drawn uniformly from all known cells,
+    independent of their age; and sometimes a cell that it has not seen yet. Most of them are not in the current frame,
+    so the answer requires a memory. The loss is the squared error of the codes of seen cells, the negative log
+    likelihood of the expected error, and the cross-entropy of whether a cell was seen. In training the signs of the
+    codes' components differ from clip to clip, see `flips`. `error` is that of the codes divided by that of the mean
+    code, by the age of the cell.
 
     Args:
-        network: the map's shape. tokens: cells that are learned of every frame, those that it shows most of. past:
-            cells of a row that questions may be about at most. future: share of the questions about cells that are
-            yet to be seen. weights: where training begins, a map's folder or a shipped one's name. calibration: frames
-            of each of the streams on which the trained map is measured at the end, see
-            `tttstream.train.calibration`; 0 for none.
-        lr, weight_decay, warmup: see `StreamTask`.
+        network: the shape of the map. tokens: the number of learned cells in each frame, those with the largest part in
+        view. past: the largest number of cells of a row for queries. future: the share of queries about cells that are
+        not seen yet. weights: initial weights, the folder of a map or the name of a shipped one. calibration: frames of
+        each stream for the calibration at the end, see `tttstream.train.calibration`; 0 for none. lr, weight_decay,
+        warmup: see `StreamTask`.
     """
 
     model: MapModel
@@ -106,7 +106,7 @@ class Map(StreamTask):
         return output, asked
 
     def _questions(self, batch: Batch, stage: str) -> tuple[Cells, Asked]:
-        """Draw the questions of a segment, and remember its cells for later ones."""
+        """Draw the queries of a segment, and store its cells for later ones."""
         assert batch.pose is not None
         pose = batch.pose
         if stage == "train":
@@ -120,7 +120,7 @@ class Map(StreamTask):
             before = Past(now.codes[:, 0, :0], now.points[:, 0, :0], batch.clip[:, :0], batch.clip[:, :0])
         frame = before.frame.amax(1, keepdim=True) + 1 if before.frame.shape[1] else batch.clip.new_zeros(rows, 1)
         frame = frame + torch.arange(length, device=frame.device)  # [B, T]
-        life = torch.where(batch.reset, frame, -1).cummax(1)[0]  # the frame with which the visit began, -1: before
+        life = torch.where(batch.reset, frame, -1).cummax(1)[0]  # the first frame of the visit, -1: before the segment
         keys = torch.where(
             batch.valid[..., None] & (now.shown >= WHOLE), cell_keys(now.points, self.model.config.side), -1
         )
@@ -178,8 +178,8 @@ class Map(StreamTask):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, index: int) -> dict[str, Any] | None:
-        """As training, measured; of the first batch also pictures: frames, and below them what memory expected of them
-        before it saw them, from the state before the segment."""
+        """Metrics as in training; for the first batch also pictures: frames, and below them the predictions for them
+        from the state before the segment."""
         state = self.state_before(batch, "val")
         self.measure(batch, "val")
         if index or state is None or batch.pose is None:
@@ -205,14 +205,14 @@ class Map(StreamTask):
         self._past.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the frames that questions go back to, so that a resumed run asks the same questions."""
+        """Add the cells for queries, so that a resumed run has the same queries."""
         super().on_save_checkpoint(checkpoint)
         past = self._past.get("train")
         if past is not None:
             checkpoint["tttstream"]["past"] = [self.gathered(part) for part in past]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See StreamTask; also restores the frames that questions go back to."""
+        """See StreamTask; also restores the cells for queries."""
         super().on_load_checkpoint(checkpoint)
         past = checkpoint["tttstream"].get("past")
         if past is not None and self.resumes():
@@ -242,15 +242,15 @@ class Map(StreamTask):
 
 
 def cell_keys(points: Tensor, side: int) -> Tensor:
-    """A number for every cell, by its middle [..., 3], which no other one has within a million cells of the origin."""
+    """A number for every cell, from its centre [..., 3], unique within a million cells of the origin."""
     column, row = (points[..., :2] * side).floor().long().unbind(-1)
     return (points[..., 2].round().long() * 2**21 + (row + 2**20)) * 2**21 + column + 2**20
 
 
 def flips(clips: Tensor, count: int) -> Tensor:
-    """A sign for each of `count` components, drawn by the number of the clip: clips [B, T] -> [B, T, count]. There
-    are few photographs; with signs of its own every clip shows patches that no other one shows, and a network can learn
-    nothing but to remember."""
+    """A random sign for each of `count` components, from the number of the clip: clips [B, T] -> [B, T, count]. There
+    are few photographs; with different signs the patches of every clip are unique, so the network cannot learn the
+    photographs and has to use its memory."""
     numbers, back = clips.unique(return_inverse=True)
     drawn_by = (torch.Generator().manual_seed(int(number)) for number in numbers)
     signs = torch.stack([torch.randint(2, (count,), generator=draw) for draw in drawn_by])
@@ -258,15 +258,15 @@ def flips(clips: Tensor, count: int) -> Tensor:
 
 
 def renumbered(clips: Tensor) -> Tensor:
-    """What is added to the numbers of the worlds of clips [B, T], drawn by the number of the clip, below 2 ** 20: so
-    that a network meets the signs of very many worlds."""
+    """Offsets for the numbers of worlds of clips [B, T], drawn from the number of the clip, below 2 ** 20, so that
+    training uses the signs of very many worlds."""
     numbers, back = clips.unique(return_inverse=True)
     drawn_by = (torch.Generator().manual_seed(int(number) + 2**40) for number in numbers)
     return torch.stack([torch.randint(2**20, (), generator=draw) for draw in drawn_by]).to(clips.device)[back]
 
 
 def neighbours(key: Tensor, since: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Of sights [B, P]: whether each is the first with its key and since, and the frame of the next one, NEVER where
+    """For sightings [B, P]: whether each is the first with its key and since, and the frame of the next one, NEVER if
     there is none."""
     order = frame.argsort(dim=1, stable=True)
     for part in (key, since):
@@ -280,7 +280,8 @@ def neighbours(key: Tensor, since: Tensor, frame: Tensor) -> tuple[Tensor, Tenso
 
 
 def drawn(allowed: Tensor, count: int, draw: torch.Generator) -> Tensor:
-    """For allowed [B, T, P]: `count` of them, drawn evenly with replacement, [B, T, count]; -1 where there are none."""
+    """For allowed [B, T, P]: `count` indices of allowed ones, drawn uniformly with replacement, [B, T, count]; -1 if
+    there are none."""
     many = allowed.int().cumsum(-1)
     share = torch.rand(*many.shape[:2], count, generator=draw).to(many.device)
     rank = (share * many[..., -1:]).int() + 1
@@ -289,7 +290,7 @@ def drawn(allowed: Tensor, count: int, draw: torch.Generator) -> Tensor:
 
 
 def begun(network: MapConfig, weights: str | None) -> MapModel:
-    """A map of that shape, with the named weights; or with random weights, and the principal components of patches of
+    """A map with this shape and the named weights; or with random weights, and the principal components of patches of
     training worlds as codes."""
     if weights is not None:
         kept = load_as(MapModel, weights)

@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from tttstream.train.data import Batch
 
 NOBODY = -2  # no object has this number, and it is not that of void
-SPREAD = 401  # pixels over which the middle of a training frame is moved, so that large frames hold nothing new
-BLUR = 32  # pixels that count as found in every picture: where an object has left, a few wrong ones are no whole loss
+# Pixels by which the centre of a training frame is shifted, so that the positions in large frames are known
+SPREAD = 401
+BLUR = 32  # pixels that count as found in every picture, so that a few wrong ones after an object has left cost little
 
 
 class Segment(NamedTuple):
-    """One segment as the model saw it.
+    """One segment with the output of the model.
 
-    masks: [B, T, O, H, W] ground truth of each object. counted: bool [B, T, O], where the model had to find it.
-    known: bool [B, T, H, W], the pixels that count. numbers: int64 [B, T, O], numbers of the objects in the data,
-    NOBODY if there are fewer.
+    masks: [B, T, O, H, W] ground truth of each object. counted: bool [B, T, O], whether the model had to find it.
+    known: bool [B, T, H, W], the pixels that are not void. numbers: int64 [B, T, O], numbers of the objects in the
+    data, NOBODY if there are fewer.
     """
 
     output: MaskOutput
@@ -41,10 +42,10 @@ class Segment(NamedTuple):
 
 
 class MaskPropagation(StreamTask):
-    """A mask model that is trained on sequences of which the first frame's masks are given.
+    """Trains a mask model on sequences whose masks are given in the first frame.
 
     Row i of a batch continues row i of the batch before it, and `batch.reset` marks where a row begins another
-    sequence. There the masks are given; elsewhere the model predicts them. The state is carried and cut from the graph
+    sequence. The masks are given at these frames; the model predicts the others. The state is carried and detached
     between steps (truncated backpropagation), and is part of the checkpoint.
 
     At first the memory learns ground truth, later its own predictions: the share of frames whose ground truth is
@@ -53,13 +54,13 @@ class MaskPropagation(StreamTask):
     The loss is the cross-entropy of the pixels, one minus the soft Dice of each object, and the cross-entropy of the
     memory's own prediction for each token. The last one trains the keys: the keys of a frame approach the components
     that predict its ground truth. Validation reports J of the model; the test also that of the baselines. Void pixels
-    count nowhere. If the first frame of a sequence shows more objects than are followed, those with the lowest numbers
+    are ignored. If the first frame of a sequence shows more objects than are followed, those with the lowest numbers
     are followed; the others are background.
 
     Args:
-        network: the model's shape. objects: how many are followed in a sequence. forced: see above.
-        slots: components in training, those of the network unless given: small frames have few tokens.
-        lr, weight_decay, warmup: see `StreamTask`.
+        network: the model's shape. objects: the number of followed objects in a sequence. forced: see above. slots:
+        components in training, those of the network unless given: small frames have few tokens. lr, weight_decay,
+        warmup: see `StreamTask`.
     """
 
     FLOOR = 0.02
@@ -87,7 +88,7 @@ class MaskPropagation(StreamTask):
 
     @staticmethod
     def built(network: Any) -> Propagator[Any]:
-        """An untrained model of that shape."""
+        """An untrained model with this shape."""
         return MixtureModel(network)
 
     def forward(self, batch: Batch, stage: str) -> Segment:
@@ -123,8 +124,8 @@ class MaskPropagation(StreamTask):
         return self.model.init_state(rows, self.objects)
 
     def numbers(self, mask: Tensor, reset: Tensor, stage: str) -> Tensor:
-        """The numbers [B, T, O] of the objects that are followed in each frame of masks [B, T, H, W]: those that the
-        first frame of a sequence shows, in order; a lane goes on with those it had."""
+        """The numbers [B, T, O] of the followed objects in each frame of masks [B, T, H, W]: those in the first frame
+        of a sequence, in order; a lane that continues keeps its objects."""
         rows, count = reset.shape
         now = self._numbers.get(stage)
         if now is None or len(now) != rows:
@@ -148,7 +149,7 @@ class MaskPropagation(StreamTask):
         return torch.stack([clip * 97 % SPREAD, clip * 57 % SPREAD], 1) - SPREAD // 2
 
     def forced_frames(self, reset: Tensor) -> Tensor | None:
-        """The frames [B, T] whose true masks are learned, while training. They follow from the step's number."""
+        """The frames [B, T] whose true masks are learned in training. They depend on the number of the step."""
         total = self.trainer.estimated_stepping_batches if self.training else math.inf
         share = 1 - self.global_step / (self.forced * total) if 0 < self.forced * total < math.inf else 0.0
         if share <= 0:
@@ -195,7 +196,7 @@ class MaskPropagation(StreamTask):
         """J of the model, and pictures of the first batch."""
         segment = self(batch, "val")
         losses = self.losses(segment)
-        rows = int(segment.counted.sum())  # 0 in a process that has no sequence, which logs all the same
+        rows = int(segment.counted.sum())  # 0 in a process without a sequence, which must log too
         self.log("val/loss", torch.stack(list(losses.values())).sum(), batch_size=rows, sync_dist=True)
         self.log("val/J", overlap(segment).sum() / max(1, rows), prog_bar=True, batch_size=rows, sync_dist=True)
         if batch_idx:
@@ -226,8 +227,8 @@ class MaskPropagation(StreamTask):
         return [] if frames in (None, trainer.datamodule.length) else [f"--data.init_args.length={frames}"]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """A row for each frame: the numbers of the objects (null where there are fewer), the share of the picture that
-        each takes up, and J where it was to be found."""
+        """A row for each frame: the numbers of the objects (null if there are fewer), their shares of the picture, and
+        J of those that the model had to find."""
         segment = self(batch, "predict")
         numbers = torch.arange(1, self.objects + 1, device=self.device)[:, None, None]
         share = (segment.output.logits.argmax(2, keepdim=True) == numbers).float().mean((3, 4))
@@ -254,7 +255,7 @@ class MaskPropagation(StreamTask):
             checkpoint["tttstream"]["numbers"] = self.gathered(self._numbers["train"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See StreamTask; go on with the numbers."""
+        """See StreamTask; also restores the numbers of objects."""
         super().on_load_checkpoint(checkpoint)
         numbers = checkpoint["tttstream"].get("numbers")
         if numbers is not None and self.resumes():  # earlier checkpoints have 1, 2 …
@@ -264,12 +265,12 @@ class MaskPropagation(StreamTask):
 class TargetPropagation(MaskPropagation):
     """MaskPropagation of a TargetModel: keys, basis and contours are trained on the frozen features of its encoder.
 
-    In some of the steps the model hears some of its memories only, so that contours do not depend on one of them, and
-    so that matching, which is compared with it, has contours too: see `TargetModel.only`.
+    In some of the steps the model uses only some of its memories, so that contours do not depend on one of them, and so
+    that the matching baseline has trained contours too: see `TargetModel.only`.
 
     Args:
         network: the model's shape. objects, lr, weight_decay, warmup: see MaskPropagation. forced: the share of the
-            steps in which true masks are learned, less and less of them.
+        steps in which true masks are learned; their number falls to 0 over these steps.
     """
 
     model: TargetModel
@@ -279,7 +280,7 @@ class TargetPropagation(MaskPropagation):
         (("target", "given"), 0.12),
         (("target", "given", "past"), 0.2),
     )
-    """Memories that are heard alone, and in which share of the steps."""
+    """Memories that are used alone, and the share of these steps."""
 
     def __init__(
         self,
@@ -322,8 +323,8 @@ class TargetPropagation(MaskPropagation):
 
 
 def fit_loss(fit: Tensor, share: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """The cross-entropy of how well masks are expected to fit, log-odds [n, O], and their J; 0 where the object is out
-    of sight. share, truth: [n, O, H, W]. weight: [n, O] of each object."""
+    """The cross-entropy of the predicted J, log-odds [n, O], with the true J of the masks, 0 if the object is out of
+    view. share, truth: [n, O, H, W]. weight: [n, O] of each object."""
     found, there = share > 0.5, truth > 0.5
     both, either = (part.sum((2, 3)) for part in (found & there, found | there))
     overlaps = both / either.clamp(min=1)
@@ -332,8 +333,8 @@ def fit_loss(fit: Tensor, share: Tensor, truth: Tensor, weight: Tensor) -> Tenso
 
 
 def overlap(segment: Segment) -> Tensor:
-    """J of each object in each frame in which the model had to find it, [n]; 1 if it is neither there nor found. Void
-    pixels do not count."""
+    """J of each object in each frame in which the model had to find it, [n]; 1 if both masks are empty. Void pixels are
+    ignored."""
     numbers = torch.arange(1, segment.masks.shape[2] + 1, device=segment.masks.device)[:, None, None]
     found = (segment.output.logits.argmax(2, keepdim=True) == numbers) & segment.known[:, :, None]
     truth = segment.masks > 0.5
@@ -342,7 +343,7 @@ def overlap(segment: Segment) -> Tensor:
 
 
 def painted(frames: Tensor, segment: Segment) -> Tensor:
-    """Frames with what was found in red and green over them, [rows, columns, 3, H, W] in 0..1."""
+    """Frames with the predicted masks in red and green, [rows, columns, 3, H, W] in 0..1."""
     picture = frames.float() / 255
     share = segment.output.logits.softmax(2)[:, :, 1:3]
     colours = torch.eye(3, device=frames.device)[: share.shape[2]]

@@ -33,11 +33,11 @@ def contrast(before: Tensor, cover: Tensor, new: Tensor, settled: Tensor, ratio:
     """A loss that is low if the inner loss of each patch [B, T, N] separates new patches from the rest of their row.
 
     cover: [B, T, N], the share of each patch that a new thing covers. new, settled: [B, T], whether it is still new,
-    and whether the stream has lasted long enough for its surprise to count.
+    and whether the stream is long enough for its surprise to be used.
 
-    The log of a patch's loss above the mean over its row's old patches is a logit, sharpened and shifted, of its being
-    new; to the cross-entropy, balanced between new and old, comes the variance over time of a frame's mean over old
-    patches, so that events stand out of a quiet line.
+    The log loss of a patch minus the mean over the old patches of its row, scaled and shifted, is the logit of being
+    new. The result is its cross-entropy, balanced between new and old, plus the variance over time of the mean over old
+    patches of a frame, which makes the surprise between events constant.
     """
     fresh = (cover > 0.5) & (new & settled)[..., None]
     old = (cover == 0) & settled[..., None]
@@ -64,12 +64,11 @@ class Novelty(Prediction):
     without planted objects.
 
     Args:
-        weight: of the contrast beside the prediction's loss. share: of the segments that get a thing.
-        cuts: share of the lanes' changes of video that come as cuts, without a reset; all of the first frame is new.
-        excursions: share of the segments that show another lane's video for a while, all of its first frame new too.
-        noise: at most so many grey levels of noise are added to the training frames, each clip having its own level.
-        planted_in_test: share of the test segments that get a thing. seed: of what is planted where.
-        The others: see `Prediction`.
+        weight: of the contrast relative to the loss of the prediction. share: of segments with a planted thing. cuts:
+        share of the lanes' changes of video without a reset; the whole first frame is new. excursions: share of the
+        segments that show another lane's video for a while, all of its first frame new too. noise: the largest
+        deviation in grey levels of noise on the training frames; each clip has its own level. planted_in_test: share of
+        test segments with a planted thing. seed: of the planting. The others: see `Prediction`.
     """
 
     def __init__(
@@ -143,11 +142,11 @@ class Novelty(Prediction):
             self._streams = []
 
     def test_step(self, batch: Batch, index: int) -> None:
-        """Prediction, and novelty where videos are cut together and things are planted.
+        """Measure the prediction, and novelty in spliced videos with planted things.
 
-        A lane is one stream: a video that begins in it is not announced, and is an event of the kind "cut". Into a
-        share of the segments a thing is planted; the frame in which it first shows is an event of the kind "thing".
-        Where a row has nothing to show its stream waits.
+        A lane is one stream: a new video in it has no reset and is an event of the kind "cut". A share of the segments
+        has a planted thing; its first frame is an event of the kind "thing". A row without frames does not change its
+        stream.
         """
         super().test_step(batch, index)
         generator = torch.Generator().manual_seed((self.seed << 32) + index)

@@ -1,4 +1,4 @@
-"""Where a process of a run stands: which lanes it has, and which part of their segments in time."""
+"""The place of a process in a run: its lanes, and its part of their segments in time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 
 class Place(NamedTuple):
-    """rows: the number of this process's set of lanes. sets: how many sets there are. part, parts: its place in time
-    and how many processes share a set of lanes."""
+    """rows: the index of this process's set of lanes. sets: the number of sets. part, parts: its index in time, and the
+    number of processes that share a set of lanes."""
 
     rows: int = 0
     sets: int = 1
@@ -15,12 +15,12 @@ class Place(NamedTuple):
     parts: int = 1
 
     def frames(self, length: int) -> tuple[int, int]:
-        """The frames [begin, end) of this part of a segment of that length; parts differ by one frame at most."""
+        """The frames [begin, end) of this part of a segment with this length; parts differ by at most one frame."""
         return self.part * length // self.parts, (self.part + 1) * length // self.parts
 
 
 def place(trainer: Any) -> Place:
-    """Where this process stands in a trainer's run; alone without a trainer."""
+    """The Place of this process in the run of a trainer; a single process without a trainer."""
     if trainer is None:
         return Place()
     given = getattr(trainer.strategy, "place", None)

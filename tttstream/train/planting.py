@@ -1,4 +1,4 @@
-"""Plants new objects into streams: pieces of other videos, in random shapes, that move."""
+"""Plants new objects into streams: moving parts of other videos in random shapes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 class Planted(NamedTuple):
     """A segment with things planted into it.
 
-    frames: [B, T, 3, H, W] as given. cover: [B, T, H, W], the share of each pixel that a planted thing covers.
-    age: [B, T] frames since the thing first showed, -1 where none is there yet.
+    frames: [B, T, 3, H, W] as given. cover: [B, T, H, W], the share of each pixel that a planted thing covers. age: [B,
+    T] frames since the thing appeared, -1 before that.
     """
 
     frames: Tensor
@@ -50,9 +50,10 @@ def excursion(frames: Tensor, share: float, generator: torch.Generator) -> tuple
 def plant(frames: Tensor, share: float, generator: torch.Generator) -> Planted:
     """Plant one thing into about `share` of the rows of uint8 frames [B, T, 3, H, W], T >= 3.
 
-    It is a blob of a tenth to a half of the picture's side, made of another row's pixels (its own, mirrored, where
-    there is one row), in other light; it comes in from a side or is there at once, from some frame after the first on
-    to the end of the segment. All is drawn on the CPU, so that it follows from the generator on every device.
+    The thing is a blob of a tenth to a half of the picture's side, with pixels of another row (mirrored pixels of the
+    row if there is only one), in other light. It enters from a side or appears at once, after the first frame, and
+    stays until the end of the segment. All random numbers are drawn on the CPU, so that the result is the same on every
+    device.
     """
     rows, count, _, height, width = frames.shape
     side = min(height, width)

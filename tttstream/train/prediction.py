@@ -30,10 +30,11 @@ def pixels(frames: Tensor) -> Tensor:
 
 
 def log_relative_error(predicted: Tensor, last: Tensor, target: Tensor) -> Tensor:
-    """Log of the mean squared error over that of repeating the last frame, frame by frame [...] (FLOOR added to both).
+    """The log of the mean squared error divided by that of repeating the last frame, for each frame [...] (FLOOR is
+    added to both).
 
-    0 is as good as repeating, -0.23 is one decibel better. So slow and fast motion count alike, and a frame that cannot
-    be predicted counts no more than any other. mse and copy_mse give the total gain.
+    0 is as good as repeating, -0.23 is one decibel better. So slow and fast motion have equal weight, and a frame that
+    cannot be predicted has no more weight than others. mse and copy_mse give the total gain.
     """
     axes = (-3, -2, -1)
     error, repeated = ((picture - target).square().mean(axes) + FLOOR for picture in (predicted, last))
@@ -41,7 +42,7 @@ def log_relative_error(predicted: Tensor, last: Tensor, target: Tensor) -> Tenso
 
 
 class Segment(NamedTuple):
-    """One segment as the model saw it: its output for each frame, and the last k frames predicted from before them."""
+    """One segment with the output of the model for each frame, and the last k frames predicted from earlier ones."""
 
     output: Output
     ahead: Tensor | None
@@ -51,15 +52,15 @@ class Prediction(StreamTask):
     """Self-supervised prediction of later frames.
 
     The loss is the log of the error of every next frame inside a segment over that of repeating the last one. With
-    `horizon` k > 1 the last k frames of a segment are also predicted from the frame before them: predictions go back
-    in, the memory is read but does not learn from them, and their mean error is added to the loss.
+    `horizon` k > 1 the last k frames of a segment are also predicted from the frame before them: each prediction is the
+    next input, the memory is read but does not learn from them, and their mean error is added to the loss.
 
     Validation and test measure MSE, PSNR and SSIM for every horizon 1..k and for every octave of the position in the
-    stream, beside copying the last frame seen.
+    stream, and those of copying the last frame.
 
     Args:
-        horizon: k, how many frames ahead. reset_every: 0, or reset the memory after this number of frames of a video
-            when it is measured (an ablation).
+        horizon: k, the number of frames ahead. reset_every: 0, or reset the memory after this number of frames of a
+            video when it is measured (an ablation).
         steady: do not train the tokens and the blocks that the surprise comes from (the model's `surprise`), because
             training for prediction weakens it.
         weights: initial weights, a model's folder or a shipped model's name; random unless given.
@@ -165,7 +166,7 @@ class Prediction(StreamTask):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, index: int) -> dict[str, Any] | None:
-        """As training, measured; of the first batch also pictures.
+        """Metrics as in training; for the first batch also pictures.
 
         Pictures: a row for each lane with the last frame, the target, the prediction and four times their difference;
         with a horizon, a row of targets above a row of predictions. They have labels.
@@ -245,8 +246,8 @@ class Prediction(StreamTask):
 
 
 def targets(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The frames of a batch, and the one that follows where there is one, [B, T or T + 1, 3, H, W] in 0..1; and which
-    of them go on with the frame before, bool [B, T or T + 1]."""
+    """The frames of a batch, and the next one if there is one, [B, T or T + 1, 3, H, W] in 0..1; and whether each has
+    the frame before it in the same video, bool [B, T or T + 1]."""
     frames, goes_on = batch.frames, batch.valid & ~batch.reset
     if batch.after is not None and batch.follows is not None:
         frames, goes_on = torch.cat([frames, batch.after], 1), torch.cat([goes_on, batch.follows], 1)
@@ -254,7 +255,7 @@ def targets(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def begun(config: ModelConfig, weights: str | None) -> FrameModel:
-    """A model of that shape, with the weights in a folder or of a shipped model where they are given."""
+    """A model with this shape, with the weights in a folder or of a shipped model if they are given."""
     model = FrameModel(config)
     if weights is not None:
         kept = load_as(FrameModel, weights, size=config.size)

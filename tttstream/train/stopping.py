@@ -26,8 +26,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 TAKEN = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 AVERAGING: Any = getattr(lightning_callbacks, "WeightAveraging", ())  # Lightning 2.5 has none
-PATIENCE = 60.0  # seconds that the step may last in which a signal comes
-EVERY = 0.2  # seconds between two looks at the other processes
+PATIENCE = 60.0  # longest duration in seconds of the step that a signal interrupts
+EVERY = 0.2  # seconds between two checks of the other processes
 
 
 class Stopped(SystemExit):
@@ -40,9 +40,9 @@ class Stopped(SystemExit):
 class Signals:
     """SIGINT and SIGTERM while a run lasts, and the processes that it started; a context manager.
 
-    The first signal raises `Stopped`; while `deferred` it is only kept in `asked`, and whoever trains looks there and
-    says so in `answered`. Where ranks are spawned the signal is handed on to them. A second signal, or a first one that
-    nobody answers, ends everything at once, and so does the failure of another rank, with its exit code.
+    The first signal raises `Stopped`; while `deferred` it is only stored in `asked`, and the training loop reads it and
+    sets `answered`. With spawned ranks the signal is forwarded to them. A second signal, or a first one without an
+    answer, ends all processes at once, and so does the failure of another rank, with its exit code.
 
     chief: whether this process was started by the user, and not by a run. tidy: called before everything is ended.
     """
@@ -54,7 +54,7 @@ class Signals:
         self.deferred = self.answered = False
         self.trainer: Any = None
         self._chief, self._tidy = chief, tidy
-        self._main = threading.current_thread() is threading.main_thread()  # only there can signals be taken
+        self._main = threading.current_thread() is threading.main_thread()  # only the main thread can handle signals
         self._before: dict[signal.Signals, Any] = {}
         self._ranks: list[Any] = []
         self._over = threading.Event()
@@ -114,7 +114,10 @@ class Signals:
                         came += 1
                         first = first or time.monotonic()
                         if came == 1 and self.deferred:
-                            _say(f"{TAKEN[signal.Signals(number)]}: stopping after this step; once more ends at once")
+                            _say(
+                                f"{TAKEN[signal.Signals(number)]}: stopping after this step; a second signal ends at "
+                                "once"
+                            )
                         if came > 1:
                             _say("ended at once, without a checkpoint")
                             self.end(128 + number)
@@ -125,11 +128,12 @@ class Signals:
             self._look()
 
     def _look(self) -> None:
-        """End this rank if another has failed, which has reported its error; this one would wait for it for ever."""
+        """End this rank if another rank has failed, which has reported its error; this one would wait for it
+        forever."""
         launcher = self.trainer and self.trainer.strategy.launcher
         if launcher is None or self._spawned() or self.answered:
             return
-        if launcher.procs:  # taken over from Lightning's observer, which kills this process and so loses the exit code
+        if launcher.procs:  # replaces Lightning's observer, which kills this process and so loses the exit code
             self._ranks, launcher.procs[:] = list(launcher.procs), []
         for process in self._ranks:
             if process.poll():
@@ -156,10 +160,10 @@ class Signals:
 
 
 class Stop(Callback):
-    """Ends training after the step in which a signal came to any rank, with a checkpoint that goes on exactly.
+    """Ends training after the step in which any rank received a signal, with a checkpoint for an exact continuation.
 
-    A validation is given up, and done anew when the run goes on. The checkpoint is last.ckpt beside the others; where
-    there are none (`enable_checkpointing: false`) nothing is saved. Stands last among the callbacks.
+    An interrupted validation is repeated when the run continues. The checkpoint is last.ckpt in the folder of the
+    others; without checkpoints (`enable_checkpointing: false`) nothing is saved. It must be the last callback.
     """
 
     def __init__(self) -> None:
@@ -202,13 +206,13 @@ class Stop(Callback):
         self._step = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Only files are left to write; a signal this late stops nothing."""
+        """From here on only files are written; a signal is ignored."""
         self._take().deferred = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here, unless gradients of several batches are still added up, or a validation is due, which stops."""
+        """Stop here, unless gradients are being accumulated, or a validation follows, which then stops."""
         self._stepped, self._step = trainer.global_step > self._step, trainer.global_step
         loop: Any = trainer.fit_loop
         if self._stepped and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
@@ -217,7 +221,7 @@ class Stop(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Stop here, and let the checkpoint say that this validation has only begun."""
+        """Stop here, and mark this validation as not done in the checkpoint."""
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         if training and self._stepped and self._asked(trainer):
             callbacks: Any = trainer
@@ -230,7 +234,7 @@ class Stop(Callback):
             self._stop_if_asked(trainer)
 
     def _asked(self, trainer: Trainer) -> int:
-        """The signal that came to any rank, 0 for none."""
+        """The signal that any rank received, 0 for none."""
         assert self._signals is not None
         asked = self._signals.asked
         if trainer.world_size > 1:
@@ -250,11 +254,11 @@ class Stop(Callback):
             folder = next((callback for callback in kept if callback.monitor is None), kept[0]).dirpath
             path = Path(folder or trainer.default_root_dir) / "last.ckpt"
             trainer.save_checkpoint(path)
-            self._said += f"; to go on: {go_on(trainer, path)}"
+            self._said += f"; to continue: {go_on(trainer, path)}"
         else:
             self._said += "; nothing was saved (trainer.enable_checkpointing is false)"
         stopped = Stopped(asked)
-        if self._spawned:  # there Lightning tells no callback of exceptions
+        if self._spawned:  # in this case Lightning does not call on_exception of callbacks
             self.on_exception(trainer, trainer.lightning_module, stopped)
         raise stopped
 
@@ -265,19 +269,19 @@ class Stop(Callback):
 
 
 def is_chief() -> bool:
-    """Whether this is rank 0, which the user started, or its launcher; known before ranks talk to one another."""
+    """Whether this is rank 0, which the user started, or its launcher; known before ranks communicate."""
     return not getattr(rank_zero_only, "rank", 0)
 
 
 def go_on(trainer: Trainer, checkpoint: Path, command: str = "fit") -> str:
-    """The command that takes a run's configuration and one of its checkpoints. On rank 0, which has the folder."""
+    """The command that continues a run from one of its checkpoints. On rank 0, which has the folder."""
     config = folder(trainer) / "config.yaml"
     given = ["--config", shown(config)] if config.is_file() else ["…"]
     return " ".join(["tttstream", command, *given, f"--ckpt_path={shown(checkpoint)}"])
 
 
 def folder(trainer: Trainer) -> Path:
-    """The run's folder as this process has it: `trainer.log_dir` waits for all ranks."""
+    """The folder of the run in this process; `trainer.log_dir` would wait for all ranks."""
     for logger in trainer.loggers:
         found = getattr(logger, "log_dir", None) or logger.save_dir
         if found is not None:

@@ -27,19 +27,18 @@ if TYPE_CHECKING:
 
 
 class StreamTask(LightningModule):
-    """A model that is trained on streams longer than memory, one segment a step (truncated backpropagation).
+    """Trains a model on streams longer than memory, one segment per step (truncated backpropagation).
 
-    Row i of a batch continues row i of the batch before it; its state is carried and cut from the graph between steps;
+    Row i of a batch continues row i of the batch before it; its state is carried and detached between steps;
     `batch.reset` marks where a row begins another video. Validation starts from a fresh state each time. The state is
     part of the checkpoint, so that a resumed run equals an uninterrupted one.
 
     Args:
-        model: a SavedModel, called as a FrameModel.
-        learn: whether the memory learns (False is the frozen baseline of equal parameters).
-        recompute: 0, or the number of frames whose activations are recomputed in the backward pass instead of kept.
-        lr, weight_decay: of AdamW; matrices decay, biases, norms and start weights do not.
-        warmup: optimiser steps over which the learning rate rises; it then falls along a cosine to the share FLOOR,
-            where the trainer knows how many steps there will be.
+        model: a SavedModel, called as a FrameModel. learn: whether the memory learns (False is the frozen baseline of
+        equal parameters). recompute: 0, or the number of frames whose activations are recomputed in the backward pass
+        instead of kept. lr, weight_decay: of AdamW; matrices decay, biases, norms and start weights do not. warmup:
+        optimiser steps over which the learning rate rises; it then falls along a cosine to the share FLOOR, if the
+        number of steps is known.
     """
 
     FLOOR: ClassVar[float] = 0.1
@@ -75,7 +74,8 @@ class StreamTask(LightningModule):
         return (module for module in self.model.modules() if isinstance(module, Memory))
 
     def go_along(self, line: Line) -> None:
-        """Take part in a run whose ranks share each segment in time. Raises ConfigError where the task cannot."""
+        """Prepare for a run whose ranks share each segment in time. Raises ConfigError if the task cannot be cut in
+        time."""
         raise ConfigError(f"time: the task {type(self).__name__} cannot be cut in time; Prediction, Classification can")
 
     def fresh(self, rows: int, stage: str) -> Any:
@@ -83,9 +83,9 @@ class StreamTask(LightningModule):
         return self.model.init_state(rows)
 
     def state_before(self, batch: Batch, stage: str) -> Any:
-        """The memory that the rows of a batch go on from; None where all of them begin anew.
+        """The state before a batch, from which its rows continue; None if all of them are reset.
 
-        Raises ShapeError where the number of rows changes and some of them go on.
+        Raises ShapeError if the number of rows changes although some of them continue.
         """
         state = self._states.get(stage)
         if state is None or state.rows == len(batch.frames):
@@ -98,7 +98,7 @@ class StreamTask(LightningModule):
         return None
 
     def keep(self, stage: str, state: Any) -> None:
-        """Let the lanes of a stage go on from this state, without its past; of several ranks in time, the last's."""
+        """Store the detached state for the next batch of a stage; of several ranks in time, that of the last one."""
         state = state.detach()
         self._states[stage] = state if self.line is None else self.line.from_last(state)
 
@@ -110,7 +110,7 @@ class StreamTask(LightningModule):
         return torch.where(mask, values, 0.0).sum() / count.clamp(min=1 / self.line.size)
 
     def run_segment(self, frames: Tensor, state: ModelState | None, reset: Tensor | None) -> tuple[Output, ModelState]:
-        """The model over [B, T] frames; with `recompute`, piece by piece."""
+        """Run the model over [B, T] frames; with `recompute`, piece by piece."""
         if not self.recompute or not torch.is_grad_enabled():
             return self._model(frames, state, reset)
         outputs: list[Output] = []
@@ -126,29 +126,29 @@ class StreamTask(LightningModule):
         return self.model(frames, state, reset, learn=self.learn)
 
     def setup(self, stage: str) -> None:
-        """Start with fresh lanes; a checkpoint restores its own right after this."""
+        """Start with fresh lanes; loading a checkpoint after this restores its lanes."""
         self._states.clear()
 
     def begin(self, stage: str) -> None:
-        """A stage other than training begins, from a fresh state; the training lanes wait."""
+        """Start a stage other than training, from a fresh state; the training lanes are kept."""
         self._states[stage] = None
 
     def measure(self, batch: Batch, stage: str) -> Any:
-        """Log how well the model does on one segment of every lane."""
+        """Log the metrics of the model on one segment of every lane."""
         raise NotImplementedError
 
     def finish(self, stage: str) -> None:
-        """Log what can be told when a stage has seen everything."""
+        """Log the metrics over a whole stage."""
 
     def complete(self, model: SavedModel) -> None:
         """Change a trained model in place before it is saved for use, for instance to calibrate it."""
 
     def validation_step(self, batch: Batch, index: int) -> Any:
-        """As training, measured."""
+        """Log the metrics of one segment."""
         self.measure(batch, "val")
 
     def test_step(self, batch: Batch, index: int) -> None:
-        """As validation, on other data."""
+        """Log the metrics of one segment of the test data."""
         self.measure(batch, "test")
 
     def on_validation_epoch_start(self) -> None:
@@ -172,7 +172,7 @@ class StreamTask(LightningModule):
         self.finish("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the task, what describes the model, and the training lanes of every process."""
+        """Add the task, the description of the model, and the training lanes of every process."""
         state = self._states.get("train")
         checkpoint["tttstream"] = {
             "task": type(self).__name__,
@@ -194,7 +194,9 @@ class StreamTask(LightningModule):
             raise CheckpointError("the checkpoint was not written by `tttstream fit`")
         task = type(self).__name__
         if saved["task"] != task:
-            raise CheckpointError(f"the checkpoint is of the task {saved['task']}, this is {task}: give its own config")
+            raise CheckpointError(
+                f"the checkpoint is of the task {saved['task']}, this is {task}: give the config of its run"
+            )
         theirs, mine = (self.model.shape(one) for one in (described(saved)[1], self.model.description()))
         wrong = [name for name, value in mine.items() if theirs.get(name) != value]
         if wrong:
@@ -208,7 +210,7 @@ class StreamTask(LightningModule):
                 raise CheckpointError(f"the checkpoint's lanes are of a task with other options: {error}") from error
 
     def resumes(self) -> bool:
-        """Whether a checkpoint is loaded to go on with training."""
+        """Whether a checkpoint is loaded to continue with training."""
         return self._trainer is not None and self._trainer.state.fn == "fit"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -234,9 +236,9 @@ class StreamTask(LightningModule):
     def log_losses(
         self, stage: str, losses: dict[str, Tensor], inner: Losses | None, valid: Tensor, counted: Tensor
     ) -> None:
-        """The losses by name, and the inner loss before and after each valid frame was learned (mean over tokens).
+        """Log the losses by name, and the inner loss before and after each valid frame was learned (mean over tokens).
 
-        valid: bool [B, T]. counted: bool, the frames that the losses are means over. Segments with fewer frames have
+        valid: bool [B, T]. counted: bool, the frames over which the losses are means. Segments with fewer frames have
         less weight in the mean of a stage.
         """
         measured = stage != "train"
@@ -252,7 +254,7 @@ class StreamTask(LightningModule):
 def lanes_of(lanes: Tensor, trainer: Trainer) -> Tensor:
     """This process's lanes [rows, …] among those of a checkpoint [processes, rows, …].
 
-    Raises CheckpointError where this run has another number of processes.
+    Raises CheckpointError if this run has a different number of processes.
     """
     if len(lanes) != trainer.world_size:
         raise CheckpointError(
@@ -271,7 +273,7 @@ def named(batch: Batch, row: int, t: int) -> str:
 
 
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the values that count, 0 if none does."""
+    """The mean of the values in the mask, 0 if it is empty."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""Features of things on disk, and streams of examples and questions made of them, which train the model of `teach`."""
+"""Stores features of things on disk, and makes episodes of examples and queries to train the model of `teach`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tttstream.models.teach import TeachModel, seen
 from tttstream.train.data import things
 from tttstream.train.data.sprites import Sprite
 
-LEAST = 8  # windows of a thing that is used
+LEAST = 8  # least number of windows of a thing
 EMPTY = -1  # the number of windows without a thing
 
 Numbered = tuple[Tensor, Tensor]
@@ -26,10 +26,10 @@ def collect(
     model: TeachModel, folder: Path, photographs: Sequence[str], videos: Sequence[str], chunks: int, *, size: int = 60,
     windows: bool = True,
 ) -> Iterator[Numbered]:  # fmt: skip
-    """Features of `chunks` times `size` generated things, made of these pictures, and of
-    windows that are followed in the videos unless `windows` is false; what was computed before is read from the folder.
+    """Features of `chunks` times `size` generated things from these pictures, and of tracked windows of the videos
+    unless `windows` is false. Features that were computed before are read from the folder.
 
-    Files are called by what is in them, and not by the pictures: another choice of pictures wants another folder.
+    The names of the files depend on their content, not on the pictures: use another folder for other pictures.
     """
     from safetensors.torch import load_file, save_file
 
@@ -96,8 +96,8 @@ class Classes:
 
 
 class Episode(NamedTuple):
-    """Rows of examples [n] with the labels they are taught by [n], rows of questions [m] with the answers [m]. The
-    answer is `taught`, the number of labels, where the thing was never taught."""
+    """Rows of examples [n] with their labels [n], rows of queries [m] with their answers [m]. The answer is `taught`,
+    the number of labels, if the thing was not taught."""
 
     examples: Tensor
     labels: Tensor
@@ -110,8 +110,9 @@ def episode(
     classes: Classes, rng: np.random.Generator, taught: int, shots: int | None = None, asks: int = 2,
     strangers: int | None = None,
 ) -> Episode:  # fmt: skip
-    """Some things are taught by `shots` examples each, 1 to 7 where it is None, and `asks` other views of each are
-    asked for; so are views of `strangers` (a fifth as many unless given), and half as many windows without a thing."""
+    """Draw an episode: some things are taught with `shots` examples each (1 to 7 if None), and `asks` other views of
+    each are queries. Further queries are views of `strangers` (by default a fifth as many), and half as many windows
+    without a thing."""
     strangers = max(2, taught // 5) if strangers is None else strangers
     examples, labels, questions, answers = [], [], [], []
     for label, number in enumerate(rng.permutation(len(classes.of))[: taught + strangers]):
@@ -133,8 +134,8 @@ def episode(
 
 
 def evidence(model: TeachModel, classes: Classes, part: Episode) -> Tensor:
-    """The evidence [m, taught] for the questions after all examples. The state does not depend on their order
-    or on what was asked meanwhile, so this is every moment of a stream at once."""
+    """The evidence [m, taught] for the queries after all examples. The state does not depend on the order of the
+    examples or on queries, so one call covers all times of a stream."""
     rows = torch.cat([part.examples, part.questions])
     keys = model.project(model.standardised(classes.features[rows]))
     told, asked = keys[None].split((len(part.examples), len(part.questions)), 1)

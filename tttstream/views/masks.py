@@ -91,7 +91,7 @@ def _outline(picture: Picture, mask: Labels, colours: NDArray[np.uint8], thick: 
     inner = np.zeros(mask.shape, np.uint8)
     outer = np.zeros(mask.shape, bool)
     for number in np.unique(mask[mask > 0]):
-        # beyond the picture an object goes on: there is no line along the picture's edge
+        # beyond the picture an object continues: there is no line along the picture's edge
         own = (mask == number).astype(np.uint8)
         core = cv2.erode(own, kernel, iterations=thick, borderType=cv2.BORDER_CONSTANT, borderValue=(1,))
         inner[(own > core)] = number

@@ -63,7 +63,7 @@ def place_of(pose: NDArray[np.float64] | None, stream: MapStream) -> NDArray[np.
 def world_picture(stream: MapStream, side: int) -> tuple[Picture, Extent]:
     """The world of a stream as memory has it, `side` pixels on its longer side, and how far the picture reaches.
 
-    Raises StateError where the stream has seen nothing yet.
+    Raises StateError if the stream has seen nothing yet.
     """
     (x0, y0), (x1, y1), number = stream.extent
     n = stream.model.config.side  # the world is drawn in whole cells
@@ -91,7 +91,7 @@ def draw_view(world: Picture, extent: Extent, at: NDArray[np.float64]) -> None:
 
 class WorldOverlay(Overlay):
     """Draws three panes above the numbers and the curve: the frame with changed places outlined, the picture that
-    memory foretold, and the world as memory has it, asked anew every few frames, with the path of the camera on it.
+    memory foretold, and the world as memory has it, asked again every few frames, with the path of the camera on it.
 
     stream: whose memory is asked. The world is drawn as far as the camera came, in the frame's own world.
     """

@@ -42,7 +42,7 @@ def stranger(locked: Server) -> Iterator[httpx.Client]:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org"])
 def test_nothing_listens_beyond_loopback_without_a_token(engine: Engine, host: str) -> None:
-    with pytest.raises(ConfigError, match="a token is needed"):
+    with pytest.raises(ConfigError, match="which requires a token"):
         serve(engine, host, 0)
 
 

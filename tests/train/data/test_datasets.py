@@ -220,7 +220,7 @@ class TestVideos:
 
     def test_mistakes(self, tmp_path: Path) -> None:
         refused(Videos(str(tmp_path / "none")), "no folder of videos")
-        refused(Videos(str(tmp_path)), "holds neither images nor videos")
+        refused(Videos(str(tmp_path)), "contains neither images nor videos")
 
 
 def test_labels_come_with_the_frames(movie: Callable[..., Path], tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_labels_before_paths(given: Callable[..., PathList]) -> None:
     assert read(given("0 a.mp4\n11 run/x.mp4\n"))[0] == [("a.mp4", 0), ("run/x.mp4", 11)]
     found = read(given("Sitting down a.mp4\nRiding a bike run/x.mp4\nSitting missing.mp4\n"))[0]
     assert found == [("a.mp4", 2), ("run/x.mp4", 0), ("missing.mp4", 1)]
-    with pytest.raises(DataError, match=r"line 2 .*where its path ends is not clear"):
+    with pytest.raises(DataError, match=r"line 2 .*the end of its path is not clear"):
         given("1 a.mp4\n2 my videos/b c.mp4\n").clips()  # there is a c.mp4 too
 
 
@@ -173,9 +173,9 @@ def test_pieces_of_videos(
         ("a.mp4 0\nb.mp4 1\nfolder/../a.mp4 1\n", r"line 3 \(folder/../a.mp4\): its label is another one on line 1"),
         ("a.mp4 Song # 1\nb.mp4 Song # 2\n", "line 1 .*a comment, or a part of the label"),
         ("id,label,name\n0,run,a.mp4\n0,sit,b.mp4\n", ""),
-        ("label_id,label,path\n0,run,a.mp4\n0,sit,b.mp4\n", "line 3 .*0 and 'sit' do not go together"),
+        ("label_id,label,path\n0,run,a.mp4\n0,sit,b.mp4\n", "line 3 .*0 and 'sit' differ from the pairs"),
         ("path,label\n", "names its columns and no video"),
-        ("path,label,split\na.mp4,run,train\nb.mp4,sit,val\n", "lists the parts train, val: say which one by part"),
+        ("path,label,split\na.mp4,run,train\nb.mp4,sit,val\n", "lists the parts train, val: choose one with part"),
         ("missing1.mp4 1\nmissing2.mp4 2\n", "not one of 2 videos listed .*missing1.mp4; check the root"),
         (b"a.mp4 caf\xe9\n", "cannot be read as text.*save it as UTF-8"),
         ("a.mp4,b.mp4\nb.mp4,c.mp4\n", "line 1 .*two columns may be paths"),

@@ -1,4 +1,4 @@
-"""The loader of lanes on real files: rows go on, workers change nothing, a run resumes anywhere, bad videos."""
+"""The loader of lanes on real files: rows continue, workers change nothing, a run resumes anywhere, bad videos."""
 
 from __future__ import annotations
 

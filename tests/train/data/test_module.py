@@ -1,4 +1,5 @@
-"""VideoData under Lightning: exact resume, epochs that go on, processes with lanes of their own, splits, mistakes."""
+"""VideoData under Lightning: exact resume, epochs that continue, processes with lanes of their own, splits,
+mistakes."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def test_a_resumed_run_sees_and_loses_what_an_uninterrupted_one_does(fit: Fit, t
     whole = probe.seen
     trainer.save_checkpoint(tmp_path / "10.ckpt")
     assert len(whole) == 10
-    assert whole[5:] != whole[:5]  # an epoch goes on where the last one stopped
+    assert whole[5:] != whole[:5]  # an epoch continues where the last one stopped
     for step in (3, 5, 9):
         assert fit(2, tmp_path / f"{step}.ckpt", steps=5, workers=0)[1].seen == whole[step:]
     three = fit(3, tmp_path / "5.ckpt", steps=5, workers=0)[1].seen
@@ -193,7 +194,7 @@ class TestParts:
             ([0.5, 0.5], "expected three"),
             ([0.5, 0.4, 0.2], "sum to 1"),
             ([1.5, -0.5, 0.0], "at least 0"),
-            ([0.0, 0.0, 1.0], "no video falls to train"),
+            ([0.0, 0.0, 1.0], "train has no video with the fractions"),
             ([float("nan"), 0.5, 0.5], "sum to 1"),
         ],
     )

@@ -48,10 +48,10 @@ class TestLinks:
         (root / "up").symlink_to("..")  # where it came from is no class
         assert found(ClassFolders(str(root)), root) == expected
         (root / "zebra").symlink_to(disk)  # the class run under another name
-        with pytest.warns(UserWarning, match="zebra is passed over: it is the folder run under another name"):
+        with pytest.warns(UserWarning, match="zebra is skipped: it is the folder run under another name"):
             assert found(ClassFolders(str(root)), root) == expected
         (root / "jump").symlink_to("nowhere")
-        refused(ClassFolders(str(root)), "jump is a link that leads nowhere")
+        refused(ClassFolders(str(root)), "jump is a broken link")
 
     def test_kinetics(self, tmp_path: Path) -> None:
         touch(tmp_path / "disk" / "aaa.mp4")
@@ -70,7 +70,7 @@ class TestLinks:
             (tmp_path / "root" / part).mkdir(parents=True)
             (tmp_path / "root" / part / "480p").symlink_to(tmp_path / "disk" / part)
             (tmp_path / "disk" / part / "cow").symlink_to(disk)
-        with pytest.warns(UserWarning, match="cow is passed over"):
+        with pytest.warns(UserWarning, match="cow is skipped"):
             clips = Davis(str(tmp_path / "root"), part=None).clips()
         assert [Path(clip.name).name for clip in clips] == ["bear"]
 

@@ -1,4 +1,4 @@
-"""The browser page of `tttstream live` and the API under it."""
+"""The browser page of `tttstream live` and its API."""
 
 from tttstream.live.web.server import Server, serve
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from tttstream.errors import ConfigError
 
 SHORTEST = 16  # characters of a token
-TOKEN = re.compile(r"[A-Za-z0-9._~-]+")  # so that it stands in a URL, a header and a shell as it is
+TOKEN = re.compile(r"[A-Za-z0-9._~-]+")  # these need no escaping in a URL, a header or a shell
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -29,9 +29,9 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """The conditions that a request must meet. host: the address that the server listens on. token: required in
-    every request; None admits every program of this machine and works on loopback only. "new" makes a token. names:
-    further names by which browsers may call the server, such as that of a proxy. secure: whether the server speaks TLS.
+    """The conditions that a request must meet. host: the address that the server listens on. token: required in every
+    request; None admits every program of this machine and is allowed on loopback only. "new" makes a token. names:
+    further host names of the server in requests, such as that of a proxy. secure: whether the server uses TLS.
 
     Raises ConfigError for an address beyond loopback without a token, and for a token that is short or has characters
     that a URL does not allow.
@@ -41,7 +41,7 @@ class Access:
         self, host: str = "127.0.0.1", token: str | None = None, names: Iterable[str] = (), *, secure: bool = False
     ) -> None:
         if token is None and not is_loopback(host):
-            raise ConfigError(f"{host} is open to other machines: a token is needed there")
+            raise ConfigError(f"{host} is open to other machines, which requires a token")
         if token == "new":
             token = secrets.token_urlsafe(24)
         if token is not None and (len(token) < SHORTEST or not TOKEN.fullmatch(token)):
@@ -84,7 +84,7 @@ class Access:
         return self.token is None or hmac.compare_digest(_digest(given), _digest(self.token))
 
     def fits_cookie(self, given: str) -> bool:
-        """Whether this is the value of the cookie that `cookie` gave."""
+        """Whether this is the value of `cookie`."""
         return self.token is None or hmac.compare_digest(_digest(given), _digest(self.cookie))
 
     @property

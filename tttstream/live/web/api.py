@@ -1,4 +1,4 @@
-"""What each operation of the API does with the engine."""
+"""The operations of the API on the engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tttstream.live.web.updates import KINDS, Updates
 if TYPE_CHECKING:
     from tttstream.live import Camera, Engine, Pane
 
-PATIENCE_S = 60.0  # for a command that waits for the frame before it
+PATIENCE_S = 60.0  # seconds for a command, which waits for the frame before it
 SIDE = number(0, 1)
 BOX: Schema = {"type": "array", "items": SIDE, "minItems": 4, "maxItems": 4}
 NAME = text(32, "^[A-Za-z0-9_-]{1,32}$")
@@ -39,12 +39,12 @@ SETTINGS = record(
 PLACE: Schema = {"type": "integer", "minimum": 0, "maximum": 10**6}
 LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 500}
 UPDATES = (
-    "Server-sent events: `status` 5 times a second, `curve` with the new points of each camera, `event` where one "
+    "Server-sent events: `status` 5 times a second, `curve` with the new points of each camera, `event` when one "
     "begins or ends. `only=status,event` leaves the others out"
 )
 CURVE = "The newest points after a number, 600 at most: [number, time_s, surprise, latency_ms]"
-VIDEO = "The same as motion JPEG. `X-Captured` of each part says when, in seconds since 1970"
-WHY = "Why it is one: `frame`, `expected` and `surprise` as JPEG, `clip` as MP4"
+VIDEO = "The same as motion JPEG. `X-Captured` of each part is the capture time, in seconds since 1970"
+WHY = "The reason of the event: `frame`, `expected` and `surprise` as JPEG, `clip` as MP4"
 MIXED = "multipart/x-mixed-replace"
 CONTENTS = {"frame": "image/jpeg", "expected": "image/jpeg", "surprise": "image/jpeg", "clip": "video/mp4"}
 BOUNDARY = "frame"
@@ -63,8 +63,8 @@ class Api:
     def _of_engine(self) -> list[Operation]:
         session, number = record(("token",), token=text(256)), record(("number",), number=PLACE)
         return [
-            Operation("POST", "/api/session", "Show the token, get a cookie", self._sign_in, session, gives=""),
-            Operation("GET", "/api/status", "What the engine and every camera do", self._status),
+            Operation("POST", "/api/session", "Sign in with the token, get a cookie", self._sign_in, session, gives=""),
+            Operation("GET", "/api/status", "The status of the engine and of every camera", self._status),
             Operation(
                 "GET", "/api/updates", UPDATES, self._listen, query={"only": text(32)}, gives="text/event-stream"
             ),
@@ -78,20 +78,20 @@ class Api:
         teach = record(("label",), label=LABEL, box=BOX)
         return [
             Operation("GET", one, "The status of a camera", self._camera_status),
-            Operation("PATCH", one, "Learning on or off, and which surprise is an event", self._set, SETTINGS),
+            Operation("PATCH", one, "Change settings: learning, and the threshold of events", self._set, SETTINGS),
             Operation("DELETE", one, "Remove a camera and its memory", self._remove, gives=""),
             Operation("GET", f"{one}/curve", CURVE, self._curve, query={"after": COUNT}),
             Operation("GET", pane, "The newest picture: `frame`, `surprise` …", self._picture, query=width, gives=jpeg),
             Operation("GET", f"{pane}/video", VIDEO, self._video, query=width, gives=f"{MIXED}; boundary={BOUNDARY}"),
-            Operation("POST", f"{one}/forget", "Forget all that was learned", self._forget),
-            Operation("POST", f"{one}/save", "Keep the memory under a name", self._save, named),
-            Operation("POST", f"{one}/restore", "Take a kept memory back", self._restore, named),
+            Operation("POST", f"{one}/forget", "Reset the memory", self._forget),
+            Operation("POST", f"{one}/save", "Save the memory under a name", self._save, named),
+            Operation("POST", f"{one}/restore", "Restore a saved memory", self._restore, named),
             Operation("POST", f"{one}/follow", "Follow the thing in a box", self._follow, follow),
             Operation(
-                "DELETE", f"{one}/follow", "End to follow one thing, or all", self._unfollow, query={"number": COUNT}
+                "DELETE", f"{one}/follow", "Stop following one thing, or all", self._unfollow, query={"number": COUNT}
             ),
-            Operation("POST", f"{one}/teach", "Name what is seen now, in the picture or a box", self._teach, teach),
-            Operation("POST", f"{one}/forget-label", "Forget a name that was taught", self._forget_label, label),
+            Operation("POST", f"{one}/teach", "Teach a thing in the picture or a box", self._teach, teach),
+            Operation("POST", f"{one}/forget-label", "Remove a taught name", self._forget_label, label),
         ]
 
     def _of_events(self) -> list[Operation]:
@@ -175,7 +175,7 @@ class Api:
 
     async def _follow(self, asked: Asked) -> Any:
         camera, body = self._able(asked, "follow"), asked.body
-        # The first thing that is followed lets the engine load a model.
+        # The engine loads a model for the first followed thing.
         return await _done(await asyncio.to_thread(camera.follow, body["box"], body.get("name", "")))
 
     async def _unfollow(self, asked: Asked) -> Any:
@@ -204,7 +204,7 @@ class Api:
             raise Refused(404, f"expected {', '.join(CONTENTS)}")
         content = await asyncio.to_thread(self._engine.gallery.content, _number(asked), what)
         if content is None:
-            raise Refused(404, "the event has none, or not yet")
+            raise Refused(404, "the event has none, or does not have it yet")
         if isinstance(content, Path):
             return FileResponse(content, media_type=CONTENTS[what])
         return Response(content, media_type=CONTENTS[what])

@@ -57,7 +57,7 @@ class Guard:
             await _refuse_socket(answer, scope, receive, _with_headers(send))
 
     def _foreign(self, scope: Scope, headers: Headers) -> Response | None:
-        """A refusal of what another site or another name brought here."""
+        """A refusal for requests from another site or to another host name."""
         hosts = headers.getlist("host")
         if len(hosts) != 1:
             return refusal(400, "expected one Host header")
@@ -67,7 +67,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and asks and not self._access.fits_origin(origin, hosts[0]):
             return refusal(403, "the page of another site may not ask this")
-        # A browser says with each request from where it came; opening the page itself from a link is all right.
+        # A browser names the origin of each request; opening the page from a link is allowed.
         visit = scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not visit:
             return refusal(403, "the page of another site may not ask this")

@@ -20,9 +20,9 @@ from tttstream.live.web.updates import text_of
 
 MOST_BODY = 64 * 1024  # bytes
 DESCRIPTION = (
-    "All that the page does. Every answer that is not 2xx is JSON with `error`, one line. With a token, each request "
-    "carries `Authorization: Bearer TOKEN`, or the cookie that `POST /api/session` gives. A command is done between "
-    "two frames and answers with the new status of the camera. Boxes are [x0, y0, x1, y1] in 0..1 of the picture."
+    "The API of the page. Every answer that is not 2xx is JSON with `error`, one line. With a token, each request "
+    "carries `Authorization: Bearer TOKEN`, or the cookie that `POST /api/session` gives. A command runs between "
+    "two frames and returns the new status of the camera. Boxes are [x0, y0, x1, y1] in 0..1 of the picture."
 )
 
 
@@ -36,7 +36,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """The content of a request. path, query: its parameters. body: its JSON, None if the operation takes none."""
+    """The content of a request. path, query: its parameters. body: its JSON, None if the operation has no body."""
 
     request: Request
     path: dict[str, str]
@@ -61,7 +61,7 @@ class Operation:
     gives: str = "application/json"
 
     def route(self) -> Route:
-        """The route of it."""
+        """The Starlette route of the operation."""
         return Route(self.path, self._respond, methods=[self.method], name=self.name)
 
     @property
@@ -149,7 +149,7 @@ async def _read(request: Request) -> Any:
 
 
 def _parsed(name: str, text: str, schemas: dict[str, Schema]) -> Any:
-    """A parameter behind the question mark."""
+    """The value of a query parameter."""
     if name not in schemas:
         raise ConfigError(f"expected {', '.join(schemas) or 'no parameters'}, got {name[:40]!r}")
     value: Any = text

@@ -12,8 +12,8 @@ from tttstream.errors import TTTStreamError
 if TYPE_CHECKING:
     from tttstream.live import Camera, Pane
 
-WAIT_S = 0.5  # between two looks at whether anybody still waits
-IDLE_S = 10.0  # without anybody who looks, after which the thread of a camera ends
+WAIT_S = 0.5  # seconds between two checks for waiting readers
+IDLE_S = 10.0  # seconds without a reader after which the thread of a camera ends
 WIDTHS = (160, 240, 320, 480, 640, 960, 1280)  # pixels; few, so that many clients share one picture
 
 
@@ -25,7 +25,7 @@ class View(NamedTuple):
 
     @classmethod
     def of(cls, kind: str, width: int) -> View:
-        """The view whose width is the smallest that is enough."""
+        """The view with the smallest sufficient width."""
         return cls(kind, next((known for known in WIDTHS if known >= width), WIDTHS[-1]))
 
 
@@ -51,7 +51,7 @@ class Encoder:
         return self._newest[view]
 
     async def _next(self, view: View) -> None:
-        """Wait until the view was drawn once more."""
+        """Wait until the view is drawn again."""
         future: asyncio.Future[None] = self._loop.create_future()
         with self._changed:
             self._waiting.setdefault(view, set()).add(future)
@@ -67,7 +67,7 @@ class Encoder:
                 self._waiting.get(view, set()).discard(future)
 
     def close(self) -> None:
-        """End the thread. Those who wait stay waiting: cancel them."""
+        """End the thread. Waiting readers are not woken: cancel them."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

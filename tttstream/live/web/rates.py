@@ -1,4 +1,4 @@
-"""Limits on how often a client may ask."""
+"""Limits on the rate of requests of each client."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-CLIENTS = 1024  # whose allowance is kept; the one that was quiet for longest goes first
+CLIENTS = 1024  # number of stored clients; the one without requests for the longest time is removed first
 
 
 class Rate:
@@ -20,7 +20,7 @@ class Rate:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def allows(self, client: str) -> bool:
-        """Whether the client may make one more request now; it is then counted."""
+        """Count a request. Returns False if the client has none left."""
         left = self._available(client)
         if left < 1:
             return False

@@ -29,7 +29,7 @@ def record(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
 
 
 def text(most: int, pattern: str | None = None, least: int = 1) -> Schema:
-    """A string of so many characters at most."""
+    """A string of at most this number of characters."""
     return {"type": "string", "minLength": least, "maxLength": most} | ({} if pattern is None else {"pattern": pattern})
 
 

@@ -1,4 +1,4 @@
-"""Limits on the number of clients, and on the pictures a second that each receives."""
+"""Limits on the number of clients, and on the pictures per second that each receives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SEATS = 512  # a page takes two
-PICTURES = 400  # a second, to all together: sending them takes time from the model
+PICTURES = 400  # per second, for all clients: sending takes time from the model
 FASTEST = 30  # to one reader of one view, a second
 
 
@@ -19,17 +19,17 @@ class Seats:
 
     @property
     def are_taken(self) -> bool:
-        """Whether there is no room for one more."""
+        """Whether all seats are taken."""
         return self.taken >= self._seats
 
     @property
     def pause_s(self) -> float:
-        """Seconds between two pictures of a view to one reader; more readers, more seconds."""
+        """Seconds between two pictures of a view to one reader; it grows with the number of readers."""
         return max(1 / FASTEST, self._looks / PICTURES)
 
     @contextmanager
     def seat(self) -> Iterator[None]:
-        """Take a seat for a while."""
+        """Take a seat, until the context ends."""
         self.taken += 1
         try:
             yield
@@ -38,7 +38,7 @@ class Seats:
 
     @contextmanager
     def look(self) -> Iterator[None]:
-        """Count as a reader of one view for a while."""
+        """Count as a reader of one view, until the context ends."""
         self._looks += 1
         try:
             yield

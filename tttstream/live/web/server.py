@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tttstream.live import Engine
 
 START_S, STOP_S = 10.0, 3.0
-BUFFER = 128 * 1024  # bytes that the system may hold for one client: more would only make its pictures old
-SILENT_MS = 30_000  # after which the system gives a client up that takes nothing
+BUFFER = 128 * 1024  # bytes in the send buffer of one client: more would only delay its pictures
+SILENT_MS = 30_000  # time after which the system drops a client that does not read
 CONNECTIONS = 1500
 
 
@@ -36,7 +36,7 @@ class Server:
     """
 
     def __init__(self, engine: Engine, access: Access, port: int, tls: tuple[Path, Path] | None = None) -> None:
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # clients that break off are no news
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # broken connections of clients are not logged
         self._socket = _bound(access.host, port)
         self.port = int(self._socket.getsockname()[1])
         host = _own_address() if access.host in ("0.0.0.0", "::") else access.host
@@ -58,7 +58,7 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether it still answers."""
+        """Whether the server is running."""
         return self._thread.is_alive()
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class Server:
         await self._server.serve(sockets=[self._socket])
 
     def _wait(self) -> None:
-        """Until it answers. Raises ConfigError where it cannot."""
+        """Wait until the server answers. Raises ConfigError if it cannot start."""
         end = time.monotonic() + START_S
         while time.monotonic() < end and self._failure is None:
             if self._server is not None and self._server.started:
@@ -119,8 +119,8 @@ def serve(
     """Serve the page of an engine.
 
     host, port: to listen on; port 0 is any free one. token: required on other interfaces than loopback. names: further
-    host names by which browsers may call the server. tls: files of a certificate and its key, in PEM; browsers of other
-    machines share their camera only over TLS.
+    host names of the server in requests. tls: files of a certificate and its key, in PEM; browsers of other machines
+    share their camera only over TLS.
 
     Raises ConfigError for options that do not fit, OutputError for a port in use.
     """
@@ -134,7 +134,7 @@ def _own_address() -> str:
     """The address of this machine in its network; its name without a network."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # an address of documents; nothing is sent
+            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation; nothing is sent
         except OSError:
             return socket.gethostname()
         return str(probe.getsockname()[0])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tttstream.live import Camera, Engine, Pane
 
 MOST_VIEWS = 64  # of one client
-AHEAD = 2  # pictures of a view under way to a client
+AHEAD = 2  # largest number of unconfirmed pictures of a view
 PATIENCE_S = 15.0
 MOST_PICTURE = 2 * 1024 * 1024  # bytes
 FASTEST = 40.0  # pictures a second of a browser's camera
@@ -56,33 +56,33 @@ most two pictures of a view are under way, so what a slow client sees is never o
 "now": time of the server's clock}`."""
 BROWSER = """A browser's own camera. The client begins with `{"label"}`, or with the `camera` and `key` of before when \
 its connection broke; it gets `{"camera", "key", "now"}`. Then it sends each picture as binary: 8 bytes with the time \
-of its capture on the server's clock (big-endian double, 0 where it is not known), then JPEG, PNG or WebP of at most \
+of its capture on the server's clock (big-endian double, 0 if it is not known), then JPEG, PNG or WebP of at most \
 2 MiB and 4096 pixels a side. The server answers each with `{"taken": n, "now"}`, or `{"refused": "…"}`. The camera \
 leaves a minute after the connection. `{"ping": t}` as above."""
 
 
 class Window:
-    """Lets a sender have AHEAD pictures under way."""
+    """Limits a sender to AHEAD unconfirmed pictures."""
 
     def __init__(self) -> None:
         self._under_way, self._room = 0, asyncio.Event()
         self._room.set()
 
     async def enter(self) -> None:
-        """Wait until one more may be under way."""
+        """Wait until another picture may be sent."""
         await self._room.wait()
         self._under_way += 1
         if self._under_way >= AHEAD:
             self._room.clear()
 
     def leave(self) -> None:
-        """One is shown."""
+        """Confirm one picture."""
         self._under_way = max(0, self._under_way - 1)
         self._room.set()
 
 
 class Viewer:
-    """One client that looks at pictures."""
+    """One client that receives pictures."""
 
     def __init__(self, socket: WebSocket, engine: Engine, pictures: Pictures, seats: Seats) -> None:
         self._socket, self._engine, self._pictures, self._seats = socket, engine, pictures, seats
@@ -91,7 +91,7 @@ class Viewer:
         self._sending = asyncio.Lock()
 
     async def serve(self) -> None:
-        """Until the client goes."""
+        """Serve the client until it disconnects."""
         try:
             while True:
                 await self._heed(json.loads(await self._socket.receive_text()))
@@ -159,7 +159,7 @@ class Visitors:
         self._visitors: dict[str, Visitor] = {}
 
     async def serve(self, socket: WebSocket) -> None:
-        """One connection, until the browser goes."""
+        """Serve one connection until the browser disconnects."""
         visitor = None
         try:
             hello = json.loads(await within(PATIENCE_S, socket.receive_text()))
@@ -189,7 +189,7 @@ class Visitors:
         return visitor
 
     async def _take(self, socket: WebSocket, camera: Camera) -> None:
-        """Hand the pictures on that come."""
+        """Forward the received pictures."""
         rate, taken = Rate(FASTEST, FASTEST), 0
         while True:
             message = await socket.receive()
@@ -214,12 +214,12 @@ class Visitors:
     async def _let_go(self, visitor: Visitor) -> None:
         await asyncio.sleep(self._grace_s)
         self._visitors.pop(visitor.camera.id, None)
-        with suppress(ConfigError):  # somebody else let it go
+        with suppress(ConfigError):  # it was removed by another request
             await asyncio.to_thread(self._engine.remove, visitor.camera.id)
 
 
 def _put(camera: Camera, message: bytes) -> dict[str, Any]:
-    """Hand a picture on; what is refused of it, if anything."""
+    """Forward a picture. Returns the answer to the browser."""
     if len(message) <= 8:
         return {"refused": "expected 8 bytes of time and a picture"}
     (captured,) = struct.unpack(">d", message[:8])
@@ -246,6 +246,6 @@ def _message(place: int, camera: Camera, view: View, pane: Pane) -> bytes:
 
 
 async def _end(socket: WebSocket, code: int, reason: str) -> None:
-    """Close with a reason, of which a WebSocket carries 123 bytes."""
+    """Close with a reason, of which a WebSocket sends at most 123 bytes."""
     with suppress(RuntimeError, WebSocketDisconnect):
         await socket.close(code, " ".join(reason.split()).encode()[:120].decode(errors="ignore"))

@@ -10,14 +10,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
-PATIENCE_S = 15.0  # a client that takes nothing for so long is given up
+PATIENCE_S = 15.0  # a client that reads nothing for this time is dropped
 
 
 async def within(seconds: float, waits: Awaitable[T]) -> T:
     """The result of an awaitable. Raises asyncio.TimeoutError if there is none in time.
 
-    Before Python 3.12 asyncio.wait_for loses a cancellation that comes together with the result, and the task
-    continues.
+    Before Python 3.12 asyncio.wait_for loses a cancellation at the time of the result, and the task continues.
     """
     task = asyncio.ensure_future(waits)
     try:

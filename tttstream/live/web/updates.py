@@ -66,13 +66,13 @@ class Updates:
             await asyncio.sleep(EVERY_S)
 
     def close(self) -> None:
-        """End what all listeners hear."""
+        """End the updates of all listeners."""
         for queue in self._listeners:
             _drop(queue)
 
     @contextmanager
     def listener(self) -> Iterator[AsyncIterator[Update]]:
-        """The coming updates. Ends for a listener that is too far behind, and when the server closes."""
+        """The next updates. Ends for a listener that is too far behind, and when the server closes."""
         queue: asyncio.Queue[Update | None] = asyncio.Queue(BEHIND)
         self._listeners.add(queue)
         try:

@@ -219,7 +219,7 @@ class MapModel(SavedModel):
 
     def score(self, codes: Tensor, said: MapOutput) -> Tensor:
         """How much cells with these codes [..., C] differ from what memory says of them [...]: about 1 if nothing has
-        changed, 0 where memory knows nothing.
+        changed, 0 if memory knows nothing.
 
         With the residual r = codes - `gain` * said.codes and P = `precision`, the score is familiar * (r P r / C) /
         (error + FLOOR). P weighs the directions of the codes by how well memory usually recalls them: a squared

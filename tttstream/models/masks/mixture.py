@@ -98,7 +98,7 @@ class MixtureModel(Propagator[MixtureState]):
     put back to length 1, and likewise V_m; the denominator is the new n_m. A component's past counts as c tokens do
     (online EM, Cappé and Moulines, arXiv 0712.4273). A component that no token is like stays where it is.
 
-    Where a mask is given the components begin anew, as tokens of that frame drawn so that each object and the
+    If a mask is given, the components are replaced by tokens of that frame drawn so that each object and the
     background have their part, with the masks given and those found of the other objects.
     """
 

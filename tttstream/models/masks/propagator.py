@@ -60,7 +60,7 @@ class MaskOutput(NamedTuple):
 
     logits: [B, T, 1 + O, H, W], softmax over the third axis gives the share of background and of each object.
     guess: [B, T, O, h, w] log-odds of the tokens from the memory's answers alone. fit: [B, T, O] log-odds of how well
-    each object's mask is expected to fit it (J; 0 where it is out of sight); None of a model that does not say.
+    each object's mask is expected to fit it (J; 0 if it is out of sight); None of a model that does not say.
     """
 
     logits: Tensor

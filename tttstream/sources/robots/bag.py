@@ -21,17 +21,17 @@ CLOCKS = ("header", "log")
 
 
 class Bag(Source):
-    """The images of one topic of a bag (`.mcap`, or the folder of a rosbag2), in the order in which they were written.
+    """The images of one topic of a bag (`.mcap`, or the folder of a rosbag2), in the order of writing.
 
-    path: the bag. topic: of sensor_msgs/msg/Image or CompressedImage; the only one of these unless given. clock: what
-    tells the time of a frame, the stamp in its "header" or the time at which it was written down, "log"; a bag whose
-    first header has no stamp goes by the log, and `about` says so. on_error: what happens to a message that cannot be
-    read, or that is not later than the one before it: "skip" passes over it and counts it, "raise" raises SourceError.
-    first: the number of the message to begin with; times count from the first of all.
+    path: the bag. topic: of sensor_msgs/msg/Image or CompressedImage; the only one of these unless given. clock: the
+    time of a frame is the stamp in its "header", or the time at which it was recorded, "log"; a bag whose first header
+    has no stamp uses the log, and `about` says so. on_error: for messages that cannot be read or are not later than the
+    one before. "skip" skips and counts them, "raise" raises SourceError. first: the number of the first message to
+    read; times count from message 0.
 
-    `origin` is the first frame's time in seconds since 1970 (or what the robot's clock counts from), `truncated` turns
-    true where the file breaks off. Raises SourceError for what is no bag, a topic that is not there or holds no images,
-    or at the end where not one image could be read.
+    `origin` is the time of the first frame in seconds since 1970 (or since the start of the robot's clock). `truncated`
+    is true after a file ended early. Raises SourceError if the path is no bag, if the topic does not exist or has no
+    images, or at the end if no image could be read.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Bag(Source):
         self.frames = self._topic.count
         start = next((stamped for stamped in self.recording.messages(self._topic.name) if stamped is not None), None)
         if start is None:
-            raise SourceError(f"not one message of {self.name} can be decoded; {self._broken()}")
+            raise SourceError(f"no message of {self.name} can be decoded; {self._broken()}")
         self.clock = "log" if clock == "log" or not start.header else "header"
         self.about = "times by the log" + ("" if clock == "log" else ", since the first header has none")
         if self.clock == "header":
@@ -106,10 +106,10 @@ class Bag(Source):
         """See Source."""
         found = [self.recording.why] if self.recording.why else []
         if self.skipped:
-            found.append(f"{self.skipped} messages passed over, the first: {self._why}")
+            found.append(f"{self.skipped} messages skipped, the first: {self._why}")
         if self._late:
             other = "header" if self.clock == "log" else "log"
-            found.append(f"{self._late} images were not later than those before them: does --clock {other} fit better?")
+            found.append(f"{self._late} images were not later than those before them: try --clock {other}")
         return found
 
     def position(self) -> dict[str, Any]:
@@ -118,11 +118,11 @@ class Bag(Source):
         return {"source": self.name, **counts, "last": self._last, "clock": self.clock}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go on with the message after the last one yielded."""
+        """Continue with the message after the last one yielded."""
         self._check(position)
         if position["place"] > self._topic.count or position["clock"] != self.clock:
             raise SourceError(
-                f"{self.name} has changed, or goes by another clock: it has {self._topic.count} messages by the "
+                f"{self.name} has changed, or uses another clock: it has {self._topic.count} messages by the "
                 f"{self.clock}, the position is at {position['place']} by the {position['clock']}"
             )
         self._index, self._place, self._last = position["index"], position["place"], position["last"]
@@ -130,8 +130,8 @@ class Bag(Source):
 
 
 def posed(bag: Bag, pose: str | Track, *, tolerance: float | None = None, on_error: str = "skip") -> Posed:
-    """The images of a bag, each with its pose. pose: a topic and what of it, see `poses.wanted`; or a Track that was
-    read before. tolerance: how far in seconds a frame may be from the nearest pose; see `tttstream.poses.Track`."""
+    """The images of a bag, each with its pose. pose: a topic and its values, see `poses.wanted`; or a Track. tolerance:
+    the largest time in seconds between a frame and the nearest pose; see `tttstream.poses.Track`."""
     found = pose
     if isinstance(found, str):
         found = track(bag.recording, found, clock=bag.clock, tolerance=tolerance, on_error=on_error)
@@ -139,6 +139,6 @@ def posed(bag: Bag, pose: str | Track, *, tolerance: float | None = None, on_err
         source = Posed(bag, found, on_error=on_error)
     except SourceError as error:
         other = "header" if bag.clock == "log" else "log"
-        raise SourceError(f"{error} (both go by the {bag.clock}; --clock {other} may fit)") from error
+        raise SourceError(f"{error} (both use the clock {bag.clock}; try --clock {other})") from error
     source.about = f"{bag.about}; {source.about}"
     return source

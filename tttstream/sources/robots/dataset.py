@@ -28,7 +28,8 @@ FAILURES = (OSError, ValueError, KeyError, arrow.ArrowException)
 
 @dataclass(frozen=True)
 class Episode:
-    """number: its own. frames: how many rows it has. data: the parquet file with its rows, perhaps among others'."""
+    """number: of the episode. frames: the number of rows. data: the parquet file with its rows, possibly with
+    others."""
 
     number: int
     frames: int
@@ -37,7 +38,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Footage:
-    """A video and the time in it at which an episode begins and ends; end_s is None where it goes to the end."""
+    """A video and the times in it at which an episode begins and ends; end_s is None for the end of the video."""
 
     video: Path
     start_s: float
@@ -45,8 +46,8 @@ class Footage:
 
 
 class DataSet:
-    """fps: the rate of its frames. cameras: the features that are pictures. Raises SourceError for what is none, for a
-    version that is not read, and for descriptions that are damaged."""
+    """fps: the rate of its frames. cameras: the features that are pictures. Raises SourceError if the folder is no data
+    set, for an unsupported version, and for damaged metadata."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
@@ -70,7 +71,7 @@ class DataSet:
         except (*FAILURES, TypeError) as error:
             raise SourceError(f"the episodes of {self.name} cannot be read: {error}") from error
         if not self.episodes:
-            raise SourceError(f"{self.name} holds no episodes")
+            raise SourceError(f"{self.name} contains no episodes")
 
     def _list(self) -> list[Episode]:
         meta = self.folder / "meta"
@@ -101,7 +102,7 @@ class DataSet:
         return path
 
     def episode(self, number: int) -> Episode:
-        """The episode of that number. Raises SourceError where there is none."""
+        """The episode of that number. Raises SourceError if there is none."""
         found = next((episode for episode in self.episodes if episode.number == number), None)
         if found is None:
             first, last = self.episodes[0].number, self.episodes[-1].number
@@ -109,16 +110,16 @@ class DataSet:
         return found
 
     def camera(self, name: str | None) -> str:
-        """The feature of that name, or the only one of pictures. Raises SourceError where that is not clear."""
+        """The feature with this name, or the only one with pictures. Raises SourceError if it is ambiguous."""
         known = ", ".join(self.cameras) or "none"
         if name is None and len(self.cameras) == 1:
             name = self.cameras[0]
         if name is None or name not in self.cameras:
-            which = "which camera? Say --topic NAME" if name is None else f"there is no camera {name}"
+            which = "which camera? Give --topic NAME" if name is None else f"there is no camera {name}"
             raise SourceError(f"{self.name}: {which}; it has {known}")
         info = self.features[name].get("info") or {}
         if info.get("video.is_depth_map") or info.get("is_depth_map"):
-            raise SourceError(f"{name} of {self.name} is depth, packed into colours: take a camera of pictures")
+            raise SourceError(f"{name} of {self.name} is depth, packed into colours: give a camera with pictures")
         return name
 
     def is_video(self, camera: str) -> bool:
@@ -126,7 +127,7 @@ class DataSet:
         return bool(self.features[camera]["dtype"] == "video")
 
     def footage(self, episode: Episode, camera: str) -> Footage:
-        """The video of an episode. Raises SourceError where it is not there."""
+        """The video of an episode. Raises SourceError if it does not exist."""
         row = self._rows[episode.number]
         try:
             path = self._path("video_path", episode.number, row, f"videos/{camera}", camera)
@@ -142,7 +143,7 @@ class DataSet:
     def column(self, episode: Episode, name: str) -> Any:
         """A column of an episode, in the order of its frames, as an arrow array of `frames` values.
 
-        Raises SourceError where it is not there, or has another length than the description says.
+        Raises SourceError if it does not exist, or if its length differs from the metadata.
         """
         try:
             table = _table(episode.data, ["episode_index", "frame_index", name])
@@ -188,7 +189,7 @@ class DataSet:
         return found
 
     def stored(self, episode: Episode, camera: str) -> Iterator[bytes]:
-        """The encoded pictures of an episode that stand in its table."""
+        """The encoded pictures of an episode in its table."""
         for row in self.column(episode, camera):
             value = row.as_py() or {}
             if value.get("bytes"):
@@ -198,7 +199,7 @@ class DataSet:
 
 
 def _names(given: Any, count: int) -> list[str]:
-    """The names of a vector's numbers: a list, lists under titles, or their places."""
+    """The names of the numbers of a vector: from a list, from lists with titles, or their indices."""
     if isinstance(given, dict):
         given = [name for part in given.values() for name in (part if isinstance(part, list) else [part])]
     names = [str(name) for name in given or []]
@@ -206,7 +207,7 @@ def _names(given: Any, count: int) -> list[str]:
 
 
 def _table(file: Path, columns: list[str] | None, without: str | None = None) -> Any:
-    """A parquet file. columns: those to read. without: leave out the ones that begin so."""
+    """Reads a parquet file. columns: those to read. without: leave out columns with this prefix."""
     with parquet.ParquetFile(file) as opened:
         names = opened.schema_arrow.names
         missing = [name for name in columns or () if name not in names]

@@ -1,4 +1,4 @@
-"""Messages of images as pictures: sensor_msgs/msg/Image with its rows and byte orders, and CompressedImage."""
+"""Converts messages of images to pictures: sensor_msgs/msg/Image with its rows and byte orders, CompressedImage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLOURS: dict[str, tuple[int, int | None]] = {
     "bgra8": (4, cv2.COLOR_BGRA2RGB),
     "mono8": (1, cv2.COLOR_GRAY2RGB),
     "8UC1": (1, cv2.COLOR_GRAY2RGB),
-    # OpenCV calls a mosaic by the second row's second and third pixel, ROS by the first row's first two.
+    # OpenCV names a mosaic after the second row's second and third pixel, ROS after the first two of the first row.
     "bayer_rggb8": (1, cv2.COLOR_BayerBG2RGB),
     "bayer_bggr8": (1, cv2.COLOR_BayerRG2RGB),
     "bayer_gbrg8": (1, cv2.COLOR_BayerGR2RGB),
@@ -38,14 +38,13 @@ GREYS = {"mono16": "u2", "16UC1": "u2", "32FC1": "f4"}
 
 
 def picture(message: Any) -> Pixels:
-    """A message of IMAGES as RGB [H, W, 3]. Raises ValueError, which says what is wrong with it."""
+    """A message of IMAGES as RGB [H, W, 3]. Raises ValueError with the reason if it is invalid."""
     return raw(message) if hasattr(message, "encoding") else compressed(message)
 
 
 def raw(message: Any) -> Pixels:
-    """An Image: rows of `step` bytes, of which the first belong to pixels; 16 bits and floats in the order of bytes
-    that `is_bigendian` says. Of 16 bits the upper 8 count; floats stand for 0 to 1 (depth in metres has no such range,
-    and is refused)."""
+    """An Image: rows of `step` bytes, which begin with the pixels; `is_bigendian` is the byte order of 16 bits and
+    floats. 16 bits are reduced to the upper 8; floats must be in 0..1 (depth in metres is refused)."""
     encoding, height, width = message.encoding, int(message.height), int(message.width)
     if encoding not in COLOURS and encoding not in GREYS:
         raise ValueError(f"its encoding is {encoding!r}, expected one of {', '.join([*COLOURS, *GREYS])}")
@@ -74,11 +73,11 @@ def raw(message: Any) -> Pixels:
 
 
 def compressed(message: Any) -> Pixels:
-    """A CompressedImage: JPEG or PNG. Its format may say "rgb8; jpeg compressed bgr8": the last word is the order of
-    the colours that were given to the encoder, which takes them for bgr8."""
+    """A CompressedImage: JPEG or PNG. Its format may be "rgb8; jpeg compressed bgr8": the last word is the order of the
+    colours in the encoder's input, which the encoder reads as bgr8."""
     kind, data = str(message.format), bytes(message.data)
     if "compressedDepth" in kind:
-        raise ValueError(f"its format is {kind!r}: depth of its own kind; take the topic of images that it is made of")
+        raise ValueError(f"its format is {kind!r}: compressed depth; give the topic of the uncompressed images")
     if data[:2] == b"\xff\xd8":
         if not is_whole(data):
             raise ValueError("its JPEG is cut off")

@@ -19,19 +19,18 @@ from tttstream.sources.decoder import VideoDecoder
 from tttstream.sources.robots.dataset import DataSet, Episode
 
 Pixels = NDArray[np.uint8]
-NEAR = 0.25  # of a frame's duration: how far a picture of the video may lie from the time in the table
+NEAR = 0.25  # share of a frame's duration: the largest time between a picture of the video and its row in the table
 
 
 class LeRobot(Source):
     """One episode of a data set.
 
-    folder: the data set. number: of the episode; the only one unless given. camera: a feature of pictures, the only one
-    unless given. pose: a feature such as observation.state, or some of its numbers by their names, FEATURE:x,y.
-    on_error: what happens to a row without a picture: "skip" passes over it and counts it, "raise" raises SourceError.
-    first: the row to begin with.
+    folder: the data set. number: of the episode; by default the only one. camera: a feature with pictures, by default
+    the only one. pose: a feature such as observation.state, or some of its numbers by name, FEATURE:x,y. on_error: for
+    rows without a picture. "skip" skips and counts them, "raise" raises SourceError. first: the first row to read.
 
-    A row's picture is the one that stands at its time in the video (of v3, after the time at which the episode begins
-    there), within a quarter of a frame. Raises SourceError where the episode cannot be read.
+    The picture of a row is the one at its time in the video (in v3, relative to the start of the episode), within a
+    quarter of a frame. Raises SourceError if the episode cannot be read.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class LeRobot(Source):
             if len(data.episodes) > 1:
                 last = data.episodes[-1].number
                 raise SourceError(
-                    f"{data.name} has {len(data.episodes)} episodes: take one, such as {data.name}#{last}"
+                    f"{data.name} has {len(data.episodes)} episodes: give one, such as {data.name}#{last}"
                 )
             number = data.episodes[0].number
         self._data, self.episode, self.camera = data, data.episode(number), data.camera(camera)
@@ -82,7 +81,7 @@ class LeRobot(Source):
             self._pass(missing, "the video ends before it")
             self.truncated = True
         if not self._index:
-            raise SourceError(f"not one frame of {self.name} can be read: {self._why}")
+            raise SourceError(f"no frame of {self.name} can be read: {self._why}")
 
     def _pass(self, row: int, why: str) -> None:
         self.skipped += 1
@@ -96,14 +95,14 @@ class LeRobot(Source):
 
     def remarks(self) -> list[str]:
         """See Source."""
-        return [f"{self.skipped} rows passed over, the first: {self._why}"] if self.skipped else []
+        return [f"{self.skipped} rows skipped, the first: {self._why}"] if self.skipped else []
 
     def position(self) -> dict[str, Any]:
         """The numbers of the next frame and the next row."""
         return {"source": self.name, "index": self._index, "place": self._place, "skipped": self.skipped}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go on with the row after the last one yielded."""
+        """Continue with the row after the last one yielded."""
         self._check(position)
         if position["place"] > self.episode.frames:
             raise SourceError(f"{self.name} has changed: it has {self.episode.frames} rows")
@@ -113,8 +112,8 @@ class LeRobot(Source):
 def pictures(
     data: DataSet, episode: Episode, camera: str, times: NDArray[np.float64], start: int = 0
 ) -> Iterator[tuple[int, Pixels | str]]:
-    """The pictures of an episode from row `start` on with the numbers of their rows, which increase; where a row has
-    none it is left out, or what is wrong with it stands there."""
+    """(row, picture) of an episode from row `start` on, in increasing order. Rows without a picture are left out, or
+    have the reason in place of the picture."""
     if not data.is_video(camera):
         for row, encoded in enumerate(data.stored(episode, camera)):
             if row >= start:

@@ -12,14 +12,15 @@ from tttstream.sources.robots.paths import is_bag, is_dataset, split
 def opened(
     text: str, topic: str | None, clock: str | None, pose: str | None, tolerance: float | None, on_error: str
 ) -> Source | None:
-    """The recording of a robot that a text stands for; None for what is none. See `open_source` for the rest."""
+    """Open the recording of a robot at a path; None if the path is no recording. See `open_source` for the options."""
     folder, number = split(text)
     if is_dataset(Path(folder)):
-        from tttstream.sources.robots.lerobot import LeRobot  # here, as below: each needs packages of its own
+        # Imported here and below, because each needs other packages
+        from tttstream.sources.robots.lerobot import LeRobot
 
         if clock is not None or tolerance is not None:
             raise SourceError(
-                f"{text} is a data set, whose rows have their poses: leave out the clock and the tolerance"
+                f"{text} is a data set, whose rows contain the poses: leave out the clock and the tolerance"
             )
         return LeRobot(folder, number, camera=topic, pose=pose, on_error=on_error)
     if not is_bag(Path(text)):

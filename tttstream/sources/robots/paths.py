@@ -1,4 +1,4 @@
-"""The paths of robots' recordings, told without reading one."""
+"""Recognises the paths of robots' recordings without reading the recordings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_dataset(folder: Path) -> bool:
 
 
 def split(text: str) -> tuple[str, int | None]:
-    """FOLDER#3 -> (FOLDER, 3) where that is an episode of a data set; (text, None) for all else."""
+    """FOLDER#3 -> (FOLDER, 3) if this is an episode of a data set; otherwise (text, None)."""
     found = re.fullmatch(r"(.+)#(\d+)", text)
     if found is None or os.path.lexists(text) or not is_dataset(Path(found[1])):
         return text, None

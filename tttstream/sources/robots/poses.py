@@ -1,4 +1,4 @@
-"""Poses in a bag: which topic, which numbers of its messages, as a Track."""
+"""Reads the poses of a topic of a bag as a Track."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ KEYS = ("x", "y", "z", "q", "yaw")
 
 
 class Wanted(NamedTuple):
-    """topic: of the poses. child: the frame whose transform counts, in a tree of transforms. keys: some of KEYS."""
+    """topic: of the poses. child: the frame whose transform is the pose, in a tree of transforms. keys: some of
+    KEYS."""
 
     topic: str
     child: str | None
@@ -34,12 +35,14 @@ class Wanted(NamedTuple):
 
 
 def wanted(text: str) -> Wanted:
-    """TOPIC, TOPIC@FRAME of a tree of transforms, each with :x,y,yaw behind it where not all of x,y,z,q are wanted."""
+    """Parse TOPIC, or TOPIC@FRAME for a tree of transforms, each with an optional suffix such as :x,y,yaw (default
+    x,y,z,q)."""
     found = re.fullmatch(r"(/?[\w/~{}-]+)(?:@([^:]+))?(?::([\w,]+))?", text)
     keys = tuple((found[3] if found and found[3] else "x,y,z,q").split(","))
     if found is None or not set(keys) <= set(KEYS) or len(set(keys)) < len(keys):
         raise SourceError(
-            f"--pose {text!r}: of a bag expected TOPIC, TOPIC:x,y,yaw (some of {', '.join(KEYS)}), or TOPIC@FRAME of a "
+            f"--pose {text!r}: for a bag expected TOPIC, TOPIC:x,y,yaw (some of {', '.join(KEYS)}), or TOPIC@FRAME of "
+            "a "
             "topic of transforms"
         )
     return Wanted(found[1], found[2], keys)
@@ -48,15 +51,15 @@ def wanted(text: str) -> Wanted:
 def track(
     recording: Recording, spec: str, *, clock: str, tolerance: float | None = None, on_error: str = "skip"
 ) -> Track:
-    """All poses of a topic by the time in their headers (clock="header") or of their writing ("log").
+    """All poses of a topic, with the times in their headers (clock="header") or of their recording ("log").
 
-    Raises SourceError where the topic is none of poses, or not one of them can be used.
+    Raises SourceError if the topic has no poses, or none that can be used.
     """
     asked = wanted(spec)
     topic = recording.find(asked.topic, POSES, "poses")
     if (topic.kind == TREE) != (asked.child is not None):
         frames = ", ".join(sorted(_children(recording, topic.name))[:8]) if topic.kind == TREE else ""
-        how = f"say the pose of which frame, {topic.name}@FRAME; it has {frames}" if frames else "leave out the @"
+        how = f"name the frame of the pose, {topic.name}@FRAME; it has {frames}" if frames else "leave out the @"
         raise SourceError(f"{topic.name} of {recording.path.name} is {topic.kind}: {how}")
     times: list[float] = []
     rows: list[list[float]] = []
@@ -82,7 +85,7 @@ def track(
 
 
 def _of(stamped: Stamped, child: str | None) -> list[tuple[int, Any, Any]]:
-    """(stamp in nanoseconds, position, orientation) of what a message tells."""
+    """(stamp in nanoseconds, position, orientation) of each pose in a message."""
     message = stamped.message
     if hasattr(message, "transforms"):
         return [pose for part in message.transforms if part.child_frame_id == child for pose in _transform(part)]
@@ -114,6 +117,6 @@ def _numbers(position: Any, orientation: Any, keys: tuple[str, ...]) -> list[flo
 
 
 def form(keys: tuple[str, ...]) -> Form:
-    """What the poses are that these keys name."""
+    """The form of the poses with these keys."""
     parts: dict[str, Part] = {"q": Quaternion("q"), "yaw": Angle("yaw", "rad")}
     return Form([parts.get(key) or Number(key) for key in keys])

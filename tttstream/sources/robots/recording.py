@@ -1,4 +1,4 @@
-"""ROS 2 bags as files: one .mcap, or a folder of them; their topics, and the messages of one in order."""
+"""Reads ROS 2 bags: one .mcap file or a folder of them, their topics, and the messages of a topic in order."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    """What readers raise for a damaged or cut-off file."""
+    """The exceptions that readers raise for a damaged or cut-off file."""
     found: list[type[Exception]] = [McapError, OSError, ValueError, EOFError, KeyError, IndexError, struct.error]
-    found += [RuntimeError, TypeError, AssertionError]  # of lz4, and of lengths that make no sense
+    found += [RuntimeError, TypeError, AssertionError]  # from lz4, and from invalid lengths
     try:
         from zstandard import ZstdError
     except ImportError:
@@ -40,7 +40,7 @@ DAMAGE = _damage()
 
 @dataclass(frozen=True)
 class Topic:
-    """kind: of its messages, such as sensor_msgs/msg/Image. count: of them."""
+    """kind: the type of its messages, such as sensor_msgs/msg/Image. count: the number of messages."""
 
     name: str
     kind: str
@@ -48,8 +48,7 @@ class Topic:
 
 
 class Stamped(NamedTuple):
-    """A message with its times in nanoseconds: `log` when it was written down, `header` what its header says, 0 where
-    it has none."""
+    """A message with its times in nanoseconds: `log` of the recording, `header` from its header, 0 if it has none."""
 
     log: int
     header: int
@@ -57,9 +56,8 @@ class Stamped(NamedTuple):
 
 
 class Recording:
-    """A bag. truncated: set where a file is damaged or cut off; why: what is wrong with it.
-
-    Raises SourceError for what is no bag, and for one in sqlite3 files.
+    """A bag. truncated: true if a file is damaged or cut off; why: the reason. Raises SourceError if the path is no
+    bag, and for a bag in sqlite3 files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,22 +67,22 @@ class Recording:
         if old:
             made = old[0].with_suffix(".mcap").name
             raise SourceError(
-                f"{old[0].name} is a bag in sqlite3, and mcap is read here: `mcap convert {old[0].name} {made}` makes "
-                "one of it"
+                f"{old[0].name} is a bag in sqlite3, which cannot be read: `mcap convert {old[0].name} {made}` "
+                "converts it"
             )
         self.truncated, self.why = False, ""
         self._summaries = [self._summary(file) for file in self.files]
         self.topics = self._topics()
 
     def _summary(self, file: Path) -> Any:
-        """The index at the end of a file; None where it has none, as after a crash."""
+        """The index at the end of a file; None if it has none, for example after a crash."""
         try:
             with open(file, "rb") as stream:
                 summary = make_reader(stream).get_summary()
         except DAMAGE as error:
             with open(file, "rb") as stream:
                 if stream.read(5) != b"\x89MCAP":
-                    raise SourceError(f"{file.name} is no bag in mcap: it does not begin as one") from error
+                    raise SourceError(f"{file.name} is no bag in mcap: its first bytes are wrong") from error
             self._note(file, f"it has no index ({_said(error)})")
             return None
         if summary is None or summary.statistics is None:
@@ -108,30 +106,29 @@ class Recording:
         return {name: Topic(name, kinds[name], counts[name]) for name in sorted(kinds)}
 
     def find(self, name: str | None, kinds: frozenset[str], what: str) -> Topic:
-        """The topic of that name, or the only one of these kinds. what: it is asked for, for messages.
-
-        Raises SourceError where there is none, several, or one of another kind.
+        """The topic with this name, or the only one of these kinds. what: its content, for error messages. Raises
+        SourceError if there is none, several, or one of another kind.
         """
         fitting = [topic for topic in self.topics.values() if topic.kind in kinds]
         known = ", ".join(f"{topic.name} ({topic.kind})" for topic in fitting or self.topics.values()) or "no topic"
         if name is None:
             if len(fitting) != 1:
-                raise SourceError(f"{self.path.name}: which topic has the {what}? It holds {known}")
+                raise SourceError(f"{self.path.name}: which topic has the {what}? It contains {known}")
             topic = fitting[0]
         elif name not in self.topics:
-            raise SourceError(f"{self.path.name} has no topic {name}; it holds {known}")
+            raise SourceError(f"{self.path.name} has no topic {name}; it contains {known}")
         else:
             topic = self.topics[name]
         if topic.kind not in kinds:
             raise SourceError(
-                f"{topic.name} of {self.path.name} is {topic.kind}, which has no {what} here; see {known}"
+                f"{topic.name} of {self.path.name} is {topic.kind}, which has no {what}; it contains {known}"
             )
         if not topic.count:
             raise SourceError(f"{topic.name} of {self.path.name} has no message")
         return topic
 
     def last(self, topic: str) -> int | None:
-        """When the last message of a topic was written, in nanoseconds; None where that takes reading it all."""
+        """The time of the last message of a topic in nanoseconds; None if finding it requires reading the whole bag."""
         for file, summary in zip(self.files[::-1], self._summaries[::-1], strict=True):
             if summary is None:
                 return None
@@ -145,8 +142,8 @@ class Recording:
         return None
 
     def messages(self, topic: str, skip: int = 0) -> Iterator[Stamped | None]:
-        """The messages of a topic by the time at which they were written, from number `skip` on; None for one that
-        cannot be decoded. Ends where the bag breaks off, and notes it."""
+        """The messages of a topic in the order of recording, from number `skip` on; None for one that cannot be
+        decoded. If the bag is cut off, the messages end there, and `truncated` is set."""
         decoders: dict[tuple[int, int], Callable[[bytes], Any]] = {}
         for file in self.files:
             for number, schema, channel, message in self._raw(file, topic):
@@ -170,7 +167,7 @@ class Recording:
                 yield Stamped(message.log_time, _header(found), found)
 
     def _raw(self, file: Path, topic: str | None) -> Iterator[tuple[int, Schema | None, Channel, Message]]:
-        """The messages of one file as they stand there, with its number; of all topics for None."""
+        """The encoded messages of one file, with its number; of all topics for None."""
         number = self.files.index(file)
         topics = None if topic is None else [topic]
         with open(file, "rb") as stream:
@@ -193,7 +190,7 @@ class Recording:
 
 
 def _header(message: Any) -> int:
-    """The time in a message's header in nanoseconds, 0 where it has none."""
+    """The time in the header of a message in nanoseconds, 0 if it has none."""
     stamp = getattr(getattr(message, "header", None), "stamp", None)
     return 0 if stamp is None else int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 

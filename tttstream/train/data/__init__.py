@@ -1,4 +1,4 @@
-"""Video data for training: indices of what people have on disk, lanes of segments, and the LightningDataModule."""
+"""Video data for training: indices of data sets on disk, lanes of segments, and the LightningDataModule."""
 
 from tttstream.train.data.batch import Batch
 from tttstream.train.data.clips import Clip, Decoder, Reader, Shot, VideoClip

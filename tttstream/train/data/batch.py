@@ -9,18 +9,16 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Segments of T frames; row b goes on with the same stream in the next batch.
+    """Segments of T frames; row b continues with the same stream in the next batch.
 
-    frames: uint8 [B, T, 3, H, W]. reset: bool [B, T], frame t of row b starts as if nothing came before.
-    position: int64 [B, T], frames since the last reset. frame: int64 [B, T], its number in its own video.
-    clip: int64 [B, T], the number of the clip in the list of clips, -1 where there is none.
-    label: int64 [B, T], the class of the clip, -1 where there is none.
-    valid: bool [B, T], False where there is nothing to show, which happens in evaluations only: a row has run out of
-        videos, or a video broke off. Zeros stand there, and they do not count.
-    mask: int64 [B, T, H, W], the number of the object that each pixel belongs to, 0 the background, -1 where nobody
-        knows (void); None where no clip has masks. Numbers are those of the files and may have gaps.
-    after: uint8 [B, 1, 3, H, W], the frame that follows where the batch is the part of a longer segment, else None.
-    follows: bool [B, 1], whether it is valid and goes on with the video of the last frame.
+    frames: uint8 [B, T, 3, H, W]. reset: bool [B, T], whether the memory of row b is reset before frame t. position:
+    int64 [B, T], frames since the last reset. frame: int64 [B, T], its number in its own video. clip: int64 [B, T], the
+    number of the clip in the list of clips, -1 where there is none. label: int64 [B, T], the class of the clip, -1
+    where there is none. valid: bool [B, T], False for positions without a frame, only in evaluations: a row has no
+    further video, or a video ended early. These positions are zeros and are ignored. mask: int64 [B, T, H, W], the
+    number of the object of each pixel, 0 the background, -1 unknown (void); None if no clip has masks. Numbers are
+    those of the files and may have gaps. after: uint8 [B, 1, 3, H, W], the next frame if the batch is a part of a
+    longer segment, else None. follows: bool [B, 1], whether it is valid and of the same video as the last frame.
     """
 
     frames: Tensor
@@ -40,7 +38,7 @@ class Batch(NamedTuple):
         return Batch._make(None if item is None else change(item) for item in self)
 
     def part(self, begin: int, end: int) -> Batch:
-        """The frames [begin, end) of every row, and the one that follows."""
+        """The frames [begin, end) of every row, and the next one in `after`."""
         cut = self.map(lambda item: item[:, begin:end])
         if end >= self.frames.shape[1]:
             return cut
@@ -49,7 +47,7 @@ class Batch(NamedTuple):
 
     @staticmethod
     def woven(parts: Sequence[Batch]) -> Batch:
-        """The rows of W batches in turn: row b comes from batch b mod W."""
+        """The interleaved rows of W batches: row b is from batch b mod W."""
 
         def weave(items: Sequence[Tensor]) -> Tensor:
             whole = items[0].new_empty(sum(map(len, items)), *items[0].shape[1:])

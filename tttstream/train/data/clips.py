@@ -1,4 +1,4 @@
-"""A Clip says where frames are to be found; a Reader, opened by the process that needs it, gives them."""
+"""Clips and Readers: a Clip describes where frames are; a Reader is opened by the process that reads them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Numbers = NDArray[np.int64]
 
 
 class Shot(NamedTuple):
-    """Frames in a row: uint8 RGB [n, H, W, 3], and if known the object that each pixel belongs to, [n, H, W]: 0 the
-    background, -1 (`tttstream.io.mask_files.VOID`) where nobody knows; and where each frame was taken, [n, P]."""
+    """Consecutive frames: uint8 RGB [n, H, W, 3]; optionally the object of each pixel, [n, H, W], 0 the background, -1
+    (`tttstream.io.mask_files.VOID`) unknown; and the pose of each frame, [n, P]."""
 
     frames: Pixels
     masks: NDArray[np.integer[Any]] | None = None
@@ -23,21 +23,19 @@ class Shot(NamedTuple):
 
 
 class Reader(ABC):
-    """An open clip. frames: how many it should have, None where it never ends. damage: what was found wrong with it."""
+    """An open clip. frames: the expected number, None if it is endless. damage: the description of damage, if any."""
 
     frames: int | None = None
     damage: str | None = None
 
     @abstractmethod
     def read(self, indices: Numbers) -> Shot:
-        """The frames of these numbers, which increase; fewer, from the first on, where it breaks off.
-
-        What a frame looks like depends on its number alone, not on what was read before.
-        Raises SourceError where nothing at all can be read.
+        """The frames with these increasing numbers; fewer if the clip ends early. A frame depends only on its number,
+        not on earlier reads. Raises SourceError if no frame can be read.
         """
 
     def close(self) -> None:  # noqa: B027
-        """Give back files and threads."""
+        """Release files and threads."""
 
 
 class Decoder(ABC):
@@ -45,17 +43,17 @@ class Decoder(ABC):
 
     @abstractmethod
     def open(self, path: str) -> Reader:
-        """Open a video file, or one in a tar: `shard.tar::name`. Raises SourceError where that cannot be done."""
+        """Open a video file, or one in a tar: `shard.tar::name`. Raises SourceError if it cannot be opened."""
 
     @abstractmethod
     def count(self, path: str) -> int:
-        """How many frames a video has by its packets, without decoding one. Raises SourceError as `open` does."""
+        """The number of frames of a video, counted by packets without decoding. Raises SourceError as `open` does."""
 
 
 @dataclass(frozen=True)
 class Clip(ABC):
-    """A piece of footage by itself. name: for reports. label: its class, -1 for none. masked: it has object masks.
-    pose: how many numbers say where a frame was taken, 0 where that is not known."""
+    """A clip of a data set. name: for reports. label: its class, -1 for none. masked: whether it has object masks.
+    pose: the number of values of a pose, 0 without poses."""
 
     name: str
     label: int = -1
@@ -63,21 +61,21 @@ class Clip(ABC):
 
     @property
     def pose(self) -> int:
-        """How many numbers say where a frame was taken."""
+        """The number of values of a pose, 0 without poses."""
         return 0
 
     @abstractmethod
     def open(self, decoder: Decoder) -> Reader:
-        """Open it. Raises SourceError where it cannot be read."""
+        """Open the clip. Raises SourceError if it cannot be read."""
 
     @abstractmethod
     def count(self, decoder: Decoder) -> int | None:
-        """How many frames it has, None where it never ends. Raises SourceError where it cannot be read."""
+        """The number of frames, None if it is endless. Raises SourceError if it cannot be read."""
 
 
 @dataclass(frozen=True)
 class VideoClip(Clip):
-    """A video file, named by its path, or the frames [start, stop) of it (stop None: to the end)."""
+    """A video file, with its path as the name, or its frames [start, stop) (stop None: to the end)."""
 
     start: int = 0
     stop: int | None = None
@@ -97,7 +95,7 @@ def piece(reader: Reader, start: int, stop: int | None) -> Reader:
 
 
 def length(frames: int, start: int, stop: int | None) -> int:
-    """How many of so many frames lie in [start, stop)."""
+    """The number of frames in [start, stop) of a video with `frames` frames."""
     return max(0, min(frames, frames if stop is None else stop) - start)
 
 

@@ -1,4 +1,4 @@
-"""The meaning of the columns of a list of videos, by their names or their values."""
+"""Determines the meaning of the columns of a list of videos, by their names or their values."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ HEADINGS = {name: role for role, names in KNOWN.items() for name in names.split(
 UNCLEAR = re.compile(
     r"(start|stop|end|begin|from|to|offset)(_?(time|s|sec|seconds|idx|index))?|(time|t)_(start|stop|end)"
 )
-"""Headings that may count frames or seconds: a piece of a video is not cut by a guess."""
+"""Headings that may mean frames or seconds; such ambiguous columns are refused."""
 
 PARTS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "val", "testing": "test"}
-ADVICE = f"say what each column is, such as columns: [path, label] (known: {', '.join(ROLES)}; - for one not used)"
+ADVICE = f"give the columns, such as columns: [path, label] (known: {', '.join(ROLES)}; - for one not used)"
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 
 class Line(NamedTuple):
-    """A line of a file, the first being number 1."""
+    """A line of a file; the first line has number 1."""
 
     number: int
     text: str
 
 
 class Row(NamedTuple):
-    """One video of a list. line: of the file. label: None where it has none. name: that of a label that is a number.
-    start, stop: the frames of it that are meant, stop None for all. part: train, val, test or another word."""
+    """One video of a list. line: of the file. label: None if it has none. name: the class name of a numeric label.
+    start, stop: the frames of the video, stop None for all. part: train, val, test or another word."""
 
     line: int
     path: str
@@ -57,13 +57,13 @@ class Row(NamedTuple):
 
 
 def refused(file: Path, line: Line, why: str) -> DataError:
-    """The error that names a row."""
+    """A DataError that names the row."""
     text = line.text if len(line.text) < 90 else line.text[:88] + " …"
     return DataError(f"{file} line {line.number} ({text.strip()}): {why}")
 
 
 def footage(cell: str) -> bool:
-    """Whether a cell ends as the name of a video or an image does."""
+    """Whether a cell has the suffix of a video or an image."""
     return Path(cell).suffix.lower() in VIDEOS | IMAGES
 
 
@@ -73,7 +73,7 @@ def is_number(cell: str) -> bool:
 
 
 def heading(cell: str) -> str:
-    """A column's name as HEADINGS has it."""
+    """The name of a column in the form of HEADINGS."""
     return re.sub(r"[\s-]+", "_", cell.strip().lstrip("#").strip().casefold())
 
 
@@ -84,7 +84,7 @@ def is_header(cells: Sequence[str]) -> bool:
 
 
 def by_header(file: Path, line: Line, header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """The role of each column by its name. Raises DataError where two columns may be the same thing."""
+    """The role of each column by its name. Raises DataError if two columns may have the same role."""
     names = [heading(cell) for cell in header]
     roles = [HEADINGS.get(name, "-") for name in names]
     unclear = [cell for cell, name in zip(header, names, strict=True) if UNCLEAR.fullmatch(name)]
@@ -113,10 +113,10 @@ def by_header(file: Path, line: Line, header: Sequence[str], cells: Sequence[Seq
 
 
 def by_content(file: Path, line: Line, cells: list[list[str]], path: int, folders: Sequence[Path]) -> list[str]:
-    """The role of each column where none has a name: a path, and a label. Raises DataError where there are more.
+    """The role of each column without names: a path, and a label. Raises DataError if there are more columns.
 
-    A whole number between a path and its label is the number of frames where every path that is there is a folder of
-    so many images.
+    A whole number between a path and its label is the number of frames if every existing path is a folder with this
+    number of images.
     """
     width = len(cells[0])
     rest = [i for i in range(width) if i != path]
@@ -136,7 +136,7 @@ def by_content(file: Path, line: Line, cells: list[list[str]], path: int, folder
 
 
 def to_row(file: Path, line: Line, cells: Sequence[str], roles: Sequence[str]) -> Row:
-    """The content of a row of cells."""
+    """The Row of these cells."""
     said = {role: cell for role, cell in zip(roles, cells, strict=True) if role != "-" and cell}
     if "path" not in said:
         raise refused(file, line, "it has no path")

@@ -1,4 +1,4 @@
-"""Labelled data sets as they lie on people's disks: folders, split files, csv, json, and the DAVIS tree."""
+"""Labelled data sets on disk: folders, split files, csv, json, and the DAVIS tree."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tttstream.train.data.images import ImagesClip
 from tttstream.train.data.indices import Index
 from tttstream.train.data.listing import Labels, below, entries, place, read_json, read_lines, read_rows, subfolders
 
-NO_CLASSES = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})  # what systems put beside them
+NO_CLASSES = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})  # files that operating systems add
 PARTS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 
 
 @dataclass
 class ClassFolders(Index):
-    """One folder for each class, videos (or folders of images) inside. root: holds the folders.
+    """One folder for each class, with videos or folders of images inside. root: the folder of these folders.
 
-    classes: names in the order of their labels, where they must agree with another part; else by natural order.
+    classes: names in the order of their labels, if they must agree with another part; by default in natural order.
     """
 
     root: str
@@ -55,7 +55,7 @@ class ClassFolders(Index):
 
 @dataclass
 class Folds(Index):
-    """Videos in folders by class, with files that say which fold of them is for training.
+    """Videos in folders by class, with files that assign the videos of each fold to training or test.
 
     root: folder of the class folders. splits: folder of the split files. part: "train" or "test". fold: 1, 2 or 3.
     """
@@ -123,8 +123,8 @@ class Kinetics(Index):
     """Kinetics: a csv with the columns label, youtube_id, time_start, time_end, and videos cut to those times.
 
     csv: the annotation file. root: folder of the videos, named ID_START_END.mp4 with six digits for each time, or
-    ID.mp4, in folders by class or in one. Rows whose video is not there are counted in a warning, as most copies of
-    Kinetics lack some. classes: the names in the order of their labels, where they must agree with another csv.
+    ID.mp4, in folders by class or in one. Rows without their video are counted in a warning, because most copies of
+    Kinetics lack some. classes: the names in the order of their labels, if they must agree with another csv.
     """
 
     csv: str
@@ -203,8 +203,8 @@ class SomethingSomething(Index):
 class Davis(Index):
     """The DAVIS tree: JPEGImages/480p/SEQUENCE, Annotations/480p/SEQUENCE, ImageSets/YEAR/val.txt.
 
-    root: the folder of these three. part: "train", "val" or another list of ImageSets; None for every sequence there
-    is. year: 2016 (all objects taken as one) or 2017 (each by itself). resolution: the folder's name, "" for none
+    root: the folder of these three. part: "train", "val" or another list of ImageSets; None for all sequences. year:
+    2016 (all objects joined to one) or 2017 (separate objects). resolution: the folder's name, "" for none
     (YouTube-VOS).
     """
 
@@ -253,7 +253,7 @@ def _one_of(what: str, value: str, known: Sequence[str]) -> str:
 
 
 def _present(clips: list[Clip], listing: str | Path, root: str | Path) -> list[Clip]:
-    """The clips, unless there is none or not one file of them exists: then the root is wrong."""
+    """The clips. Raises DataError if there are none, or if none of their files exists, so that the root is wrong."""
     if not clips:
         raise DataError(f"{listing} lists no videos for this part")
     if not any(os.path.exists(clip.name) for clip in clips):

@@ -1,4 +1,4 @@
-"""Moving digits: handwritten digits, drawn here or read from idx files, that bounce about in a small picture."""
+"""Moving digits: handwritten digits, drawn here or read from idx files, that bounce in a small picture."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ FONTS = (
 class DigitsClip(Clip):
     """Digits that move in straight lines and bounce off the edges, in the manner of Moving MNIST.
 
-    (Srivastava, Mansimov, Salakhutdinov: Unsupervised learning of video representations using LSTMs, 2015: digits of
-    28 pixels at a random place of a picture of 64, each with its own random direction; where they overlap, the
-    brighter pixel shows.) Masks tell the digits apart: 1, 2 … in the order drawn, the last on top.
+    (Srivastava, Mansimov, Salakhutdinov: Unsupervised learning of video representations using LSTMs, 2015: digits of 28
+    pixels at a random place of a picture of 64, each with its own random direction; where they overlap, the brighter
+    pixel shows.) Masks number the digits 1, 2 … in the order of drawing, the last on top.
 
-    seed: which digits, from where and whither. count_of_digits: how many. size: side of the picture in pixels.
-    frames: length, None for endless. images: an idx file of digits (train-images-idx3-ubyte, also with .gz), None for
-    digits drawn by fonts at random widths, slants and sizes.
+    seed: of the digits, their positions and directions. count_of_digits: their number. size: side of the picture in
+    pixels. frames: length, None for endless. images: an idx file of digits (train-images-idx3-ubyte, also with .gz),
+    None for digits drawn by fonts at random widths, slants and sizes.
     """
 
     seed: int = 0
@@ -93,7 +93,7 @@ def _fit(digit: Pixels, side: int) -> Pixels:
 
 @lru_cache(maxsize=DRAWN)
 def drawn_digit(number: int) -> Pixels:
-    """One of the digits that fonts drew, uint8 [28, 28]: 0, 1 … 9 in turn, each at its own width, slant and size."""
+    """A digit drawn with a font, uint8 [28, 28]: 0, 1 … 9 in turn, each with its own width, slant and size."""
     rng = np.random.default_rng([DIGIT, number])
     side = 4 * DIGIT
     canvas: Pixels = np.zeros((side, side), np.uint8)
@@ -112,7 +112,7 @@ def drawn_digit(number: int) -> Pixels:
 
 @lru_cache(maxsize=2)
 def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Images of an idx file as MNIST comes in, uint8 [n, 28, 28]. Raises DataError for another file."""
+    """The images of an idx file (the format of MNIST), uint8 [n, 28, 28]. Raises DataError for another file."""
     path = Path(path)
     try:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Opens video files, also those that stand in a tar."""
+"""Opens video files, also those inside a tar."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEMBER = "::"  # shard.tar::name is a video inside a tar
 
 
 def opened(path: str) -> InputContainer:
-    """A video file, opened. Raises SourceError where it is none."""
+    """Open a video file. Raises SourceError if it is no video."""
     try:
         return av.open(content(path))
     except FAILURES as error:
@@ -33,8 +33,8 @@ def opened(path: str) -> InputContainer:
 
 
 def demuxed(container: InputContainer, *streams: VideoStream) -> Iterator[Packet[Any]]:
-    """Packets of these streams, or of all, until the file ends or breaks off. Empty ones are left out: they hold no
-    picture, and a decoder takes the first of them for the end.
+    """The packets of these streams, or of all, until the file ends or is cut off, without empty ones: these contain no
+    picture, and for a decoder they mean the end.
     """
     packets = container.demux(*streams)
     while True:
@@ -56,7 +56,7 @@ def decoded(
     context.thread_count = 1  # the workers are the threads
     context.flags |= Flags.copy_opaque
     for index, packet in packets:
-        packet.opaque = [index]  # a list of its own: PyAV takes the addresses of these for their names
+        packet.opaque = [index]  # a separate list: PyAV uses the addresses of these objects as their names
         try:
             pictures = decode(stream, packet)
         except FAILURES:
@@ -77,8 +77,8 @@ def _origin(picture: VideoFrame) -> int | None:
 
 
 def content(path: str) -> Any:
-    """The path itself, or the bytes of a video inside a tar. Whole, for FFmpeg takes what stands before a colon at the
-    start of a path for a protocol; a file with :: in its name comes before a tar."""
+    """The path, or the bytes of a video inside a tar. The path is absolute, because FFmpeg reads text before a colon at
+    the start of a path as a protocol; a file with :: in its name has precedence over a tar."""
     shard, inside, name = path.partition(MEMBER)
     if os.path.exists(path) or not inside:
         return path if "://" in path and not os.path.exists(path) else os.path.abspath(path)
@@ -89,7 +89,7 @@ def content(path: str) -> Any:
 
 
 def member(shard: str, name: str) -> bytes:
-    """A file inside a tar. Raises SourceError where it cannot be read."""
+    """Open a file inside a tar. Raises SourceError if it cannot be read."""
     try:
         offset, size = members(shard)[name]
         with open(shard, "rb") as file:
@@ -110,5 +110,5 @@ def members(shard: str) -> dict[str, tuple[int, int]]:
 
 
 def short(path: str) -> str:
-    """A path by its last part, for reports."""
+    """The last part of a path, for reports."""
     return path.replace("\\", "/").rsplit("/", 1)[-1]

@@ -1,4 +1,4 @@
-"""Generated footage that needs no file: the cameras of `tttstream watch walk` and `tttstream watch places`."""
+"""Generated clips: the cameras of `tttstream watch walk` and `tttstream watch places`."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ TRAINED_ON = tuple(name for name in NAMES if name not in HELD_OUT)
 @dataclass(frozen=True)
 class PlacesClip(Clip):
     """A camera in worlds of photographs, with its pose. seed: which one. size: side in pixels. frames: its length, None
-    for endless. held_out: whether of the photographs that the source `places` shows, instead of those for training.
-    speed: every how manieth frame is taken; drawn from STRIDES by the seed unless given."""
+    for endless. held_out: use the photographs of the source `places` instead of those for training. speed: the step
+    between frames; by default drawn from STRIDES with the seed."""
 
     seed: int = 0
     size: int = 128

@@ -1,4 +1,4 @@
-"""Folders of images as clips, with object masks beside them where there are any."""
+"""Folders of images as clips, with their object masks if there are any."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from tttstream.sources.folder import IMAGES, listed
 from tttstream.sources.pages import FAILURES, pixels
 from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot, length, piece
 
-MASKS = (".png", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".gif", ".jpg", ".jpeg")  # the last two to be refused
+# The last two are listed in order to refuse them
+MASKS = (".png", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".gif", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class ImagesClip(Clip):
-    """The images of a folder in natural order, one a file: files of several images are refused. name: the folder.
+    """The images of a folder in natural order; files with several images are refused. name: the folder.
 
     masks: a folder of images of the same names, PNG or others without loss, read by the rule of
-    `tttstream.io.mask_files`. merge: take all objects together as one, as DAVIS 2016 does.
-    start, stop: the images [start, stop) of it, None: to the end.
+    `tttstream.io.mask_files`. merge: join all objects to one, as in DAVIS 2016. start, stop: the images [start, stop)
+    of it, None: to the end.
     """
 
     masks: str | None = None
@@ -92,7 +93,7 @@ def _images(folder: str) -> list[Path]:
 
 @lru_cache(maxsize=4096)
 def _masks(folder: str, masks: str) -> MaskSequence:
-    """The masks of a folder's images, which lie in another folder under the same names."""
+    """The masks of the images of a folder, which have the same names in another folder."""
     try:
         there = {path.stem + path.suffix.lower(): path for path in Path(masks).iterdir()}
     except OSError as error:

@@ -16,29 +16,29 @@ from tttstream.train.data.digits import DigitsClip, read_idx
 from tttstream.train.data.generated import PlacesClip, WalkClip
 from tttstream.train.data.images import ImagesClip
 
-LEAST = 16  # pixels: a picture in which a digit has way to go
+LEAST = 16  # pixels: the least side of a picture in which a digit can move
 
 
 class Index(ABC):
-    """A list of clips. classes: the names of the labels, in order; empty where clips have none."""
+    """A list of clips. classes: the names of the labels, in order; empty if clips have no labels."""
 
     classes: Sequence[str] = ()
     named: ClassVar[bool] = False
-    """Whether the names of the classes are those that are found, where none are given."""
+    """Whether the index determines the classes from its data if none are given."""
     shared = False
 
     @abstractmethod
     def clips(self) -> list[Clip]:
-        """All clips, in an order that is the same each time. Raises DataError where there is none."""
+        """All clips, in a fixed order. Raises DataError if there is none."""
 
     def share(self, classes: Sequence[str]) -> None:
-        """Take the classes of the data that this is trained beside, in their order, where none were given."""
+        """Use the classes of the training data, in their order, if none were given."""
         if self.named and classes and not self.classes:
             self.classes, self.shared = list(classes), True
 
     def sized(self, size: int) -> Index:
-        """The same for data of `size` × `size` pixels: where clips are drawn, at which size they are. Raises DataError
-        where another one was asked for."""
+        """This index for data of `size` × `size` pixels; generated clips are drawn in this size. Raises DataError if
+        another size was given."""
         return self
 
 
@@ -46,7 +46,7 @@ class Index(ABC):
 class Videos(Index):
     """Unlabelled videos, subfolders included.
 
-    folders: folders of videos or of images, or video files. skip: patterns (`*cuts*`) of the names that are left out.
+    folders: folders of videos or of images, or video files. skip: patterns (`*cuts*`) of names to leave out.
     """
 
     folders: str | list[str]
@@ -70,10 +70,10 @@ class Videos(Index):
 
 @dataclass
 class Walks(Index):
-    """Camera walks over photographs, made as they are needed.
+    """Camera walks over photographs, generated on demand.
 
-    count: how many. frames: length of each, None for endless. size: side in pixels. seed: of the first; the others
-    have the seeds that follow, so give `count` seeds' distance to those of a validation.
+    count: how many. frames: length of each, None for endless. size: side in pixels. seed: of the first; the others have
+    the next seeds, so the seed of a validation must differ by `count` or more.
     """
 
     count: int = 8
@@ -94,8 +94,8 @@ class Walks(Index):
 class PlacesWorlds(Index):
     """Cameras that walk, return, turn and zoom in worlds of photographs, with their poses; see PlacesClip.
 
-    count, frames, size, seed: as for Walks. held_out: take the photographs that no shipped model is trained on. speed:
-    every how manieth frame is taken; one of STRIDES for each camera unless given.
+    count, frames, size, seed: as for Walks. held_out: use the photographs that were not used to train shipped models.
+    speed: the step between frames; by default one of STRIDES for each camera.
     """
 
     count: int = 8
@@ -127,10 +127,10 @@ class PlacesWorlds(Index):
 
 @dataclass
 class MovingDigits(Index):
-    """Sequences of moving digits, made as they are needed; see DigitsClip.
+    """Sequences of moving digits, generated on demand; see DigitsClip.
 
-    The usual protocol is 20 frames of 64 × 64 pixels with two digits: 10 to learn from, 10 to predict. Sequences
-    follow from their seeds alone, so a test set is always the same.
+    The usual protocol is 20 frames of 64 × 64 pixels with two digits: 10 to learn from, 10 to predict. Sequences depend
+    only on their seeds, so a test set is always the same.
     """
 
     count: int = 10_000
@@ -153,7 +153,7 @@ class MovingDigits(Index):
 
 
 def _at_least_one(what: str, value: int | None) -> int:
-    """The value (1 where it is left open). Raises DataError where it is smaller."""
+    """The value (1 where it is left open). Raises DataError if it is smaller."""
     if value is not None and value < 1:
         raise DataError(f"{what} must be at least 1, got {value}")
     return 1 if value is None else value

@@ -1,9 +1,10 @@
-"""Which frames stand in which lane at which step: a pure function of a seed, so that a run goes on where it stopped.
+"""The schedule of lanes: the frames of each lane at each step are a pure function of a seed, so that a run can
+continue.
 
 A lane is an endless stream of frames made of visits: clips one after another, each whole or a window of it. The clips
-are dealt to the lanes round by round, in an order drawn anew for each round. Lane l gets the clips l, l + L, l + 2L …
-of that endless sequence, where L counts the lanes of all processes; so a process, a worker and a run that was stopped
-need to know nothing but their number and the step.
+are dealt to the lanes round by round, in a new random order for each round. Lane l gets the clips l, l + L, l + 2L … of
+that endless sequence, where L is the number of lanes of all processes. So a process, a worker and a resumed run only
+need their number and the step.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ ORDER, VISIT = range(2)
 
 @dataclass(frozen=True)
 class Window:
-    """How much of a clip one visit shows.
+    """The part of a clip in one visit.
 
-    frames: so many, None for all of them (of a clip that never ends: for ever). stride: every how manieth frame.
-    start: where a window of fixed length lies: "random", "centre" or "first". In training, a clip too short for the
-    window is shown again from its start, with a reset; in evaluations the rest is not valid.
+    frames: their number, None for all (of an endless clip: without end). stride: the step between frames. start: the
+    position of a window of fixed length: "random", "centre" or "first". In training, a clip that is shorter than the
+    window is repeated from its start, with a reset; in evaluations the rest is not valid.
     """
 
     frames: int | None = None
@@ -44,7 +45,7 @@ class Window:
             raise DataError(f"window: start is {self.start!r}, expected 'random', 'centre' or 'first'")
 
     def first(self, clip_frames: int | None, seed: int) -> int:
-        """The frame at which a visit begins in a clip of that many frames (None: it never ends)."""
+        """The first frame of a visit in a clip with this number of frames (None: endless)."""
         if self.frames is None or self.start == "first":
             return 0
         spare = (FOREVER >> 40 if clip_frames is None else clip_frames) - ((self.frames - 1) * self.stride + 1)
@@ -53,14 +54,14 @@ class Window:
         return spare // 2 if self.start == "centre" else int(np.random.default_rng([seed, 0]).integers(spare + 1))
 
     def length(self, clip_frames: int | None) -> int:
-        """Frames of a visit to a clip of that many."""
+        """The number of frames of a visit to a clip with this number of frames."""
         if self.frames is not None:
             return self.frames
         return FOREVER if clip_frames is None else -(-clip_frames // self.stride)
 
 
 class Visit(NamedTuple):
-    """One clip in one lane. number: its place in the dealt sequence. seed: for its window and its augmentation."""
+    """One clip in one lane. number: its position in the dealt sequence. seed: for its window and its augmentation."""
 
     number: int
     clip: int
@@ -78,8 +79,8 @@ class Piece(NamedTuple):
 class Schedule:
     """Deals clips to lanes.
 
-    lengths: frames of a visit to each clip, see `Window.length`. lanes: how many there are in all processes together.
-    rounds: how often each clip comes, None for ever. shuffle: draw a new order each round.
+    lengths: frames of a visit to each clip, see `Window.length`. lanes: the number of lanes of all processes. rounds:
+    the number of visits to each clip, None for no limit. shuffle: draw a new order in each round.
     """
 
     def __init__(
@@ -88,12 +89,12 @@ class Schedule:
         self.lengths, self.lanes, self.seed, self.shuffle, self.rounds = lengths, lanes, seed, shuffle, rounds
 
     def clip(self, number: int) -> int:
-        """The clip at a place of the dealt sequence."""
+        """The clip at a position of the dealt sequence."""
         dealt, place = divmod(number, len(self.lengths))
         return int(_order(self.seed, dealt, len(self.lengths))[place]) if self.shuffle else place
 
     def visits(self, lane: int) -> Iterator[tuple[int, int, int]]:
-        """The visits of a lane: first frame in the lane, frame after the last, place in the dealt sequence."""
+        """The visits of a lane: first frame in the lane, frame after the last, position in the dealt sequence."""
         start, number = 0, lane
         while self.rounds is None or number < self.rounds * len(self.lengths):
             stop = start + self.lengths[self.clip(number)]
@@ -101,11 +102,11 @@ class Schedule:
             start, number = stop, number + self.lanes
 
     def frames(self, lane: int) -> int:
-        """Frames in a lane, where the clips come a limited number of times."""
+        """The number of frames in a lane, if the number of rounds is limited."""
         return max((stop for _, stop, _ in self.visits(lane)), default=0)
 
     def segments(self, lane: int, length: int, step: int = 0) -> Iterator[list[Piece]]:
-        """The segments of a lane from a step on, each `length` frames in pieces; fewer or none once it has run out."""
+        """The segments of a lane from a step on, each with `length` frames in pieces; fewer or none at its end."""
         at = step * length
         pieces: list[Piece] = []
         missing = length

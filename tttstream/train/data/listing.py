@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Labels:
-    """The numbers of classes by their names; a number stands for itself."""
+    """The numbers of classes by their names; a number is its own label."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         twice = [name for name, count in Counter(classes).items() if count > 1]
@@ -30,7 +30,7 @@ class Labels:
         self._numbers = {name: number for number, name in enumerate(classes)}
 
     def number(self, name: str, where: str) -> int:
-        """The number of a class. Raises DataError, which says where, for one that is not known."""
+        """The number of a class. Raises DataError with the location for an unknown class."""
         if name in self._numbers:
             return self._numbers[name]
         if re.fullmatch("[0-9]+", name) and (not self._numbers or int(name) < len(self._numbers)):
@@ -40,7 +40,7 @@ class Labels:
 
 
 def place(text: str, what: str) -> Path:
-    """A file or folder as it was named, `~` made the home folder. Raises DataError where the name is empty."""
+    """A file or folder by its name; `~` is the home folder. Raises DataError if the name is empty."""
     return Path(expanded(text, what, DataError))
 
 
@@ -53,26 +53,26 @@ def entries(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, hidden ones left out. A folder that links give further names goes by its
-    own, or by the first; a link that leads back to where it came from is none. Raises DataError for a link to nowhere.
+    """The names of the folders in a folder, without hidden ones. A folder with several links to it has its own name, or
+    that of the first link; cyclic links are left out. Raises DataError for a broken link.
     """
     visible = [path for path in entries(folder) if path.name[0] != "."]
     lost = next((path for path in visible if not path.suffix and path.is_symlink() and not path.exists()), None)
     if lost is not None:
-        raise DataError(f"{lost} is a link that leads nowhere (to {lost.readlink()}); mend or remove it")
+        raise DataError(f"{lost} is a broken link (to {lost.readlink()}); repair or remove it")
     above = {folder.resolve(), *folder.resolve().parents}
     names: dict[Path, str] = {}
     for path in sorted((path for path in visible if path.is_dir()), key=Path.is_symlink):
         target = path.resolve()
         if target in names:
-            warnings.warn(f"{path} is passed over: it is the folder {names[target]} under another name", stacklevel=2)
+            warnings.warn(f"{path} is skipped: it is the folder {names[target]} under another name", stacklevel=2)
         elif target not in above:
             names[target] = path.name
     return [path.name for path in visible if path.name in names.values()]
 
 
 def below(root: Path) -> list[str]:
-    """The videos below a folder, those that links to folders lead to included."""
+    """The videos below a folder, including those behind links to folders."""
     entries(root)
     (tree,) = trees([root])
     for path in tree.lost:
@@ -87,7 +87,7 @@ def read_text(path: Path) -> str:
         wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as some spreadsheets write
         text = data.decode("utf-16" if wide else "utf-8-sig")
         if "\0" in text or (wide and "\ufeff" in text):
-            raise ValueError("it holds bytes that are no text")
+            raise ValueError("it contains bytes that are no text")
         return text
     except FileNotFoundError as error:
         raise DataError(f"no file {path}; give the split or label file that lists the videos") from error
@@ -106,7 +106,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_rows(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a csv by their column names, some of which must be there and filled; with the numbers of their lines.
+    """The rows of a csv by column names, with the numbers of their lines. The `needed` columns must exist and be
+    filled.
 
     Raises DataError, which names the row, where one has too few columns or too many.
     """

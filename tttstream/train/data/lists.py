@@ -1,6 +1,5 @@
-"""Lists of videos and labels in the dialects that people write, with spaces or separators, quotes, header, comments.
-
-What was understood is said in one line, and a row that can be read in two ways is refused.
+"""Reads lists of videos and labels in common formats, with spaces or separators, quotes, header, comments. The
+interpretation is described in one line, and an ambiguous row is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ WORD = re.compile(r"""(?:"([^"]*)"|'([^']*)'|(\S+))(?=\s|$)""")
 
 
 class Listing(NamedTuple):
-    """The rows of a list, and in words how it was read."""
+    """The rows of a list, and a description of its format."""
 
     rows: list[Row]
     read: str
@@ -48,7 +47,7 @@ class _Word(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """A way to read a line of words. side: where its path stands: "first", "last", or "alone"."""
+    """A way to read a line of words. side: the position of its path: "first", "last", or "alone"."""
 
     path: str
     rest: list[_Word]
@@ -56,7 +55,7 @@ class _Way(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Cells of all rows, equally many in each. header: that of the file, without its line where it has none."""
+    """The cells of all rows, the same number in each. header: that of the file, if it has one."""
 
     manner: str
     lines: list[Line]
@@ -66,7 +65,7 @@ class _Table(NamedTuple):
 
 
 def read_list(file: Path, place: Callable[[str], Path], columns: Sequence[str] = ()) -> Listing:
-    """Read a list. place: where a path of the list lies on disk. columns: what they hold, see ROLES.
+    """Read a list. place: returns the location of a path of the list. columns: their roles, see ROLES.
 
     Raises DataError, which names the row, where it can be read in two ways.
     """
@@ -90,12 +89,12 @@ class _Reader:
         if self._lines and re.fullmatch("(?i)sep=.?", self._lines[0].text):  # a note for Excel
             del self._lines[0]
         if self._lines and re.match(r"\[?\s*\{", self._lines[0].text):
-            raise DataError(f"{file} is JSON; expected a list with a video a line, or a csv")
+            raise DataError(f"{file} is JSON; expected a list with one video per line, or a csv")
         if not self._lines:
             raise DataError(f"{file} is empty; expected one line for each video")
 
     def listing(self) -> Listing:
-        """All of it."""
+        """Read the whole list."""
         table = self._separated() or self._spaced()
         if not table.cells:
             raise DataError(f"{self._file} names its columns and no video")
@@ -132,7 +131,7 @@ class _Reader:
     # Cells between separators.
 
     def _separated(self) -> _Table | None:
-        """The list as cells between tabs, semicolons, commas or bars, if that is what it is."""
+        """The list as cells between tabs, semicolons, commas or bars, if it has such separators."""
         found = [table for mark in SEPARATORS if (table := self._cut(mark)) is not None]
         found = [table for table in found if table.header] or found
         if len(found) > 1:
@@ -167,7 +166,7 @@ class _Reader:
             for line, row in zip(lines, rows, strict=True):
                 if row[path] and not self._is_path(row[path]):
                     raise refused(self._file, line, f"{row[path]!r} is no video; if this line names columns, {ADVICE}")
-        if not self._columns:  # a separator at the end of every line makes no column
+        if not self._columns:  # a separator at the end of every line is no additional column
             kept = [i for i in range(width) if i == path or any(row[i] for row in [header or [""] * width, *rows])]
             rows, header = [[row[i] for i in kept] for row in rows], [header[i] for i in kept if header]
             path = kept.index(path)
@@ -177,7 +176,7 @@ class _Reader:
         return footage(cell) or self._there(cell)
 
     def _path_column(self, rows: list[list[str]], width: int) -> int | None:
-        """The column of paths: that with their endings, else that of what is there."""
+        """The column of paths: by the suffixes of its cells, else by existing files."""
         for test in (footage, self._there):
             counts = [sum(len(row) > i and test(row[i]) for row in rows) for i in range(width)]
             if max(counts) * 2 >= max(1, len(rows) - 1):
@@ -189,7 +188,7 @@ class _Reader:
         return None
 
     def _names_columns(self, cells: list[str], there: bool, others: list[str]) -> bool:
-        """Whether the first line names columns. there: a file has a name that stands in it."""
+        """Whether the first line names columns. there: a cell of it is the name of a file."""
         if not is_header(cells):
             return False
         if there and len(cells) > 1 and not any(map(footage, others)):
@@ -201,7 +200,7 @@ class _Reader:
     # Words between spaces.
 
     def _ways(self, text: str) -> list[_Way]:
-        """All ways to read a line as a path and words: by endings of paths, else by what is there."""
+        """All ways to read a line as a path and words: by suffixes of paths, else by existing files."""
         words = _words(text)
         if not words:
             return []
@@ -228,7 +227,7 @@ class _Reader:
         return []
 
     def _spaced(self) -> _Table:
-        """The list as a path and words beside it, with spaces between; paths and labels may hold spaces too."""
+        """The list as paths and words, separated by spaces; paths and labels may contain spaces too."""
         names = [word.text for word in _words(self._lines[0].text)]
         ways = [self._ways(line.text) for line in self._lines]
         others = [way.path for found in ways[1:] for way in found]
@@ -244,7 +243,7 @@ class _Reader:
         for line, found, way in zip(lines, ways, sure, strict=True):
             way = way or self._unsure(line, found, sides, endings)
             if way.side not in (side, "alone"):
-                raise refused(self._file, line, f"its path stands {way.side}, that of other lines {side}")
+                raise refused(self._file, line, f"its path is {way.side}, that of other lines is {side}")
             rest = self._merged(line, way.rest, header)
             cells.append([way.path, *rest] if side == "first" else [*rest, way.path])
         widths = Counter(len(row) for row in cells if len(row) > 1).most_common(1)
@@ -258,27 +257,31 @@ class _Reader:
         return _Table(manner, lines, cells, 0 if side == "first" else width - 1, header)
 
     def _only(self, ways: list[_Way]) -> _Way | None:
-        """The only way, or the only one whose path is there."""
+        """The only way, or the only one whose path exists."""
         ways = [way for way in ways if self._there(way.path)] if len(ways) > 1 else ways
         return ways[0] if len(ways) == 1 else None
 
     def _unsure(self, line: Line, ways: list[_Way], sides: set[str], endings: bool) -> _Way:
-        """A line that endings and files do not decide, read as the others are. sides: where their paths stand; where
-        there is none the root is wrong, which is found later."""
+        """Read a line that is ambiguous by suffixes and files like the others. sides: the positions of their paths; if
+        there is none, the root is wrong, which is reported later."""
         words = _words(line.text)
         if not ways:
             if endings:
                 raise refused(self._file, line, f"no video is named in it; if it names the columns, {ADVICE}")
             if len(words) > 2 and sides:
-                raise refused(self._file, line, "where its path ends is not clear, for it is not there; quote it")
+                raise refused(
+                    self._file, line, "the end of its path is not clear, because the path does not exist; quote it"
+                )
             return _Way(words[0].text, words[1:], "first")
         fits = [way for way in ways if way.side in sides] or ways
         if len(fits) > 1 and sides:
-            raise refused(self._file, line, "where its path ends is not clear, for it is not there; quote it")
+            raise refused(
+                self._file, line, "the end of its path is not clear, because the path does not exist; quote it"
+            )
         return fits[0]
 
     def _merged(self, line: Line, words: list[_Word], header: list[str]) -> list[str]:
-        """The words beside a path as cells: a label may be several words."""
+        """The words after or before a path as cells: a label may have several words."""
         names = self._columns or header
         texts = [word.text for word in words]
         marked = next((i for i, word in enumerate(words) if word.text[:1] == "#" and not word.quoted), None)
@@ -299,7 +302,7 @@ class _Reader:
 
 
 def _cells(text: str, mark: str) -> list[str]:
-    """A line cut at a separator, quotes taken off; nothing where its quotes do not close."""
+    """A line split at a separator, without quotes; None if a quote is not closed."""
     try:
         (row,) = csv.reader([text], delimiter=mark, skipinitialspace=mark != "\t", strict=True)
     except (csv.Error, ValueError):
@@ -309,7 +312,7 @@ def _cells(text: str, mark: str) -> list[str]:
 
 
 def _words(text: str) -> list[_Word]:
-    """The words of a line; what stands in quotes is one."""
+    """The words of a line; a quoted part is one word."""
     found = []
     for word in WORD.finditer(text):
         quoted, single, plain = word.groups()

@@ -1,4 +1,4 @@
-"""The loader of lanes: workers read the segments of their own lanes, and the loader puts the rows together."""
+"""The loader of lanes: each worker reads the segments of its lanes, and the loader joins the rows."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ ALONE = "data.workers=0 reads in the main process"
 class Rows(NamedTuple):
     """A worker's message: the rows of its lanes at one step, or the error; and the bad videos so far.
 
-    batch: tensors in this process; arrays between processes, which go through a pipe, where tensors would need room in
-    /dev/shm: containers have little, and a worker that finds none lets everyone wait.
+    batch: tensors in this process; arrays between processes. Arrays are sent through a pipe; tensors would need space
+    in /dev/shm, which is small in containers, and a worker without space would block the run.
     """
 
     batch: Any
@@ -76,20 +76,20 @@ class _LaneRows(IterableDataset[Rows]):
                 reader.close()
 
     def _read(self, lane: Lane, pieces: list[Piece]) -> Batch:
-        """The part of a segment that is wanted, and the frame after it where there is one."""
+        """The part of a segment for this process, and the next frame if there is one."""
         more = min(self._end + 1, self._length)
         row = lane.segment(within(pieces, self._begin, more), more - self._begin)
         return row.part(0, self._end - self._begin)
 
 
 class LaneLoader:
-    """Batches of segments, row b going on with lane b; knows at which step it stands, and goes on there when told.
+    """Yields batches of segments; row b is lane b. Its step can be saved and restored.
 
     lanes: those of this process. length: frames in a segment. part: the frames [begin, end) of each segment that this
-    process reads, all unless given. steps: batches of one pass (`iter`).
-    workers: processes, 0 for none; they change nothing in the result. prefetch: batches that each reads ahead.
-    endless: passes go on where the last one stopped, and workers read ahead meanwhile; else each pass begins anew.
-    bad: videos that could not be read to their end, and why.
+    process reads, all unless given. steps: batches of one pass (`iter`). workers: processes, 0 for none; the result
+    does not depend on them. prefetch: batches that each reads ahead. endless: each pass continues from the one before,
+    and workers read ahead between passes; otherwise each pass starts from the beginning. bad: videos that could not be
+    read completely, with reasons.
     """
 
     def __init__(
@@ -168,11 +168,11 @@ class LaneLoader:
             gc.unfreeze()
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches were taken: all that is needed to go on."""
+        """The number of batches so far, which is sufficient to continue."""
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after so many batches."""
+        """Continue after this number of batches."""
         self.close()
         self._step = int(state["step"])
 
@@ -201,7 +201,7 @@ def lost(error: BaseException) -> DataError | None:
     if found is None:
         return None
     how = f"was killed ({found[1]})" if found[1] else "ended"
-    return DataError(f"a worker that reads data {how}: out of memory, a broken decoder, or someone ended it; {ALONE}")
+    return DataError(f"a worker that reads data {how}: out of memory, a broken decoder, or a signal; {ALONE}")
 
 
 def _kept(rows: Any) -> Any:
@@ -213,7 +213,7 @@ def _sent(rows: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Signals to the whole group of processes are for the main one, which ends its workers; they end with it too."""
+    """Ignore signals to the process group, which the main process handles; end when the main process ends."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -222,7 +222,7 @@ def _start_worker(_: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has gone, whatever it waits for: a full pipe, say."""
+    """End this process when its parent has ended, even if it is blocked, for example by a full pipe."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

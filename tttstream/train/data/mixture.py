@@ -1,4 +1,4 @@
-"""Several indices as one: real videos beside generated ones."""
+"""Joins several indices, for example of real and of generated videos."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tttstream.train.data.indices import Index
 
 @dataclass
 class Mixture(Index):
-    """The clips of several indices, those of part i `repeats[i]` times in each round (once where none is given).
+    """The clips of several indices; those of part i occur `repeats[i]` times in each round (by default once).
 
-    Where labels have names all parts must have the same; a part that was given none takes those of the parts before.
+    If labels have names, all parts must have the same; a part without given classes uses those of the parts before.
     """
 
     parts: list[Index]

@@ -29,26 +29,23 @@ SIZE = 128
 
 
 class BadVideoWarning(UserWarning):
-    """Some videos were passed over, or could be read in part only."""
+    """Some videos were skipped, or could be read only in part."""
 
 
 class VideoData(LightningDataModule):
     """Batches of segments from lanes of video, see Batch.
 
-    train, val, test: what to show. Where val or test is None and fractions are given, they are cut from train by file.
-    size: side of the frames, 128 unless given; on the command line that of the model. length: frames in a
-    segment, T (of all ranks together that share one in time).
-    batch_size: lanes in each process, B.
-    window: how much of a clip a visit shows in training; eval_window: in validation and test, where every clip comes
-        once. Whole clips need their lengths beforehand: all files are opened once when the run starts.
-    transform: of torchvision.transforms.v2, for training; eval_transform: for validation and test. What comes out must
-        be uint8 of size × size; None takes the middle square, v2.Resize([size, size]) squeezes. Random choices are
-        the same for all frames of a visit, and for their masks.
-    decoder: PyAV, right for whole streams, or Decord, quicker at short windows.
-    steps: batches in an epoch; None: so many that the lanes show about as many frames as there are.
-    eval_steps: batches of a validation, None: until every clip was shown once.
-    workers: processes that read, 0 for none. seed: of orders, windows and transforms.
-    bad_video: "skip" passes over what cannot be read and lists it in a warning, "raise" raises DataError.
+    train, val, test: indices. If val or test is None and fractions are given, its clips are split from train by file.
+    size: side of the frames, 128 unless given; on the command line that of the model. length: frames in a segment, T
+    (in total for all ranks that share a segment in time). batch_size: lanes in each process, B. window: the part of a
+    clip in a visit in training; eval_window: in validation and test, where each clip occurs once. Whole clips need
+    their lengths in advance: all files are opened once when the run starts. transform: of torchvision.transforms.v2,
+    for training; eval_transform: for validation and test. The result must be uint8 of size × size; None crops the
+    central square, v2.Resize([size, size]) changes the aspect ratio. Random choices are the same for all frames of a
+    visit, and for their masks. decoder: PyAV, for whole streams, or Decord, which can be faster for short windows.
+    steps: batches in an epoch; None: about one pass over all frames. eval_steps: batches of a validation; None: each
+    clip once. workers: processes that read, 0 for none. seed: of orders, windows and transforms. bad_video: "skip"
+    skips videos that cannot be read and lists them in a warning, "raise" raises DataError.
     """
 
     def __init__(
@@ -106,7 +103,7 @@ class VideoData(LightningDataModule):
         self._resume: dict[str, Any] | None = None
 
     reads_parts = True
-    """Whether its batches are the part in time of this process alone, see `Place`."""
+    """Whether its batches contain only the part in time of this process, see `Place`."""
 
     @property
     def classes(self) -> list[str]:
@@ -124,24 +121,24 @@ class VideoData(LightningDataModule):
 
     @property
     def validated(self) -> bool:
-        """Whether there is something to validate on."""
+        """Whether there is validation data."""
         return self.gives("val")
 
     def gives(self, part: str) -> bool:
-        """Whether anything is given for "train", "val" or "test"; nothing is opened."""
+        """Whether there is data for "train", "val" or "test"; no file is opened."""
         train = self._indices["train"] is not None
         share = self._fractions[list(self._indices).index(part)] if self._fractions and train else 0.0
         return self._indices[part] is not None or share > 0
 
     @property
     def eval_frames(self) -> int | None:
-        """How many frames of each clip validation and test show; None for all of them."""
+        """The number of frames of each clip in validation and test; None for all."""
         return self._windows[1].frames
 
     def clips(self, part: str) -> list[Clip]:
         """The clips of "train", "val" or "test"; `Batch.clip` counts in this list.
 
-        Raises DataError where nothing is given for the part, or its classes are not those of train.
+        Raises DataError if there is no data for the part, or if its classes differ from those of train.
         """
         if part not in self._clips:
             self._clips[part] = self._list(part)
@@ -153,8 +150,8 @@ class VideoData(LightningDataModule):
                 )
             if part != "train" and "train" in self._clips and (both := shared(self._clips["train"], self._clips[part])):
                 logger.warning(
-                    "data: %d videos of %s are among those of train too, such as %s: what is measured on them says "
-                    "nothing of others", len(both), part, both[0],
+                    "data: %d videos of %s are among those of train too, such as %s: the figures on them do not show "
+                    "the quality on other videos", len(both), part, both[0],
                 )  # fmt: skip
         return self._clips[part]
 
@@ -172,7 +169,7 @@ class VideoData(LightningDataModule):
         assert train is not None
         clips = cut(train.clips(), self._fractions)[list(self._indices).index(part)]
         if not clips:
-            raise DataError(f"data: no video falls to {part} with the fractions {self._fractions}; give data.{part}")
+            raise DataError(f"data: {part} has no video with the fractions {self._fractions}; give data.{part}")
         return clips
 
     def loader(self, part: str) -> LaneLoader:
@@ -219,7 +216,7 @@ class VideoData(LightningDataModule):
         return loader
 
     def _lengths(self, clips: list[Clip], window: Window) -> tuple[list[Clip], list[int], dict[str, str]]:
-        """The clips that can be opened and the frames of a visit to each; what cannot, and why."""
+        """The clips that can be opened with the frames of a visit to each; the others with reasons."""
         if window.frames is not None:
             return clips, [window.frames] * len(clips), {}
         bad: dict[str, str] = {}
@@ -229,7 +226,7 @@ class VideoData(LightningDataModule):
                 return window.length(clip.count(self._decoder))
             except SourceError as error:
                 if self._strict:
-                    raise DataError(f"{clip.name}: {error}; bad_video=skip passes over such videos") from error
+                    raise DataError(f"{clip.name}: {error}; bad_video=skip skips such videos") from error
                 bad[clip.name] = str(error)
                 return 0
 
@@ -243,11 +240,11 @@ class VideoData(LightningDataModule):
         return [clip for clip, _ in kept], [frames for _, frames in kept], bad
 
     def state_dict(self) -> dict[str, Any]:
-        """How far training came: lanes go on from there, also where Lightning begins an epoch anew."""
+        """The position of training: lanes continue from it, also if Lightning restarts an epoch."""
         return self._loaders["train"].state_dict() if "train" in self._loaders else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the lanes of training go on from there."""
+        """Restore the position of training."""
         self._resume = state_dict or None
 
     def train_dataloader(self) -> LaneLoader:
@@ -255,7 +252,7 @@ class VideoData(LightningDataModule):
         return self.loader("train")
 
     def val_dataloader(self) -> LaneLoader | list[Any]:
-        """See LightningDataModule; nothing where there is nothing to validate on."""
+        """See LightningDataModule; empty without validation data."""
         if self.validated:
             return self.loader("val")
         logger.warning("data: nothing is given for val: there is no validation, and no best checkpoint")
@@ -281,7 +278,7 @@ class VideoData(LightningDataModule):
 
 
 def _fitting(transform: nn.Module | None, size: int) -> str | None:
-    """How evaluations make pictures square, as `Classifier.fitting` says it; None for a transform of one's own."""
+    """How evaluations make pictures square, in the words of `Classifier.fitting`; None for a custom transform."""
     if transform is None:
         return "crop"
     return "squeeze" if isinstance(transform, v2.Resize) and list(transform.size or []) == [size, size] else None

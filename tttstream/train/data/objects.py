@@ -18,24 +18,24 @@ from tttstream.train.data.indices import Index, Videos
 from tttstream.train.data.split import cut
 from tttstream.train.data.sprites import Floats, Motion, Pixels, Sprite, make_sprite, near, region, smooth, streak
 
-SIZE = 112  # pixels: the side of the frames where nobody says
-SHORT = 144  # pixels: the short side at which frames of videos are kept where nobody says
-RUNS, RUN = 6, 16  # how many runs of how many frames are kept of a video
+SIZE = 112  # pixels: the default side of the frames
+SHORT = 144  # pixels: the default short side of stored frames of videos
+RUNS, RUN = 6, 16  # number of stored runs of a video, and number of frames in each
 
 
 @dataclass(frozen=True)
 class ObjectsClip(Clip):
-    """Objects that move over a still picture, a moving view of one, or a real video, the camera moving too.
+    """Objects that move over a still picture, a moving view of one, or a real video; the camera moves too.
 
-    Objects are cut out of other pictures along random shapes or along borders that a picture has itself, bend, turn,
-    grow, change light, hide behind one another, and some are coloured alike; or the object is a region of the
-    background. Masks tell the tracked ones: 1, 2 … All that is drawn depends on the seed and the frame's number alone.
+    Objects are cut out of other pictures along random shapes or along borders in the picture. They bend, rotate, grow,
+    change their light, occlude each other, and some have similar colours; or the object is a region of the background.
+    Masks number the tracked objects 1, 2 … A frame depends only on the seed and its number.
 
-    seed: which scene. size: side of the square frames in pixels. frames: length. objects: at most so many are tracked.
-    videos: files whose frames are used besides the photographs of scikit-image. unrest: how much more happens than
-    that: objects change their proportions and their colours, the camera shakes and smears; 0 for none of it, 1 for a
-    lot. The scene of a seed is the same for each unrest. short: short side in pixels at which frames of videos are
-    kept; frames larger than that are blurred. lost: the share of scenes in which an object is out of sight for a while.
+    seed: of the scene. size: side of the square frames in pixels. frames: length. objects: the largest number of
+    tracked objects. videos: files whose frames are used in addition to the photographs of scikit-image. unrest: the
+    amount of additional changes, from 0 to 1: objects change their proportions and colours, the camera shakes and
+    blurs. The scene of a seed is the same for each unrest. short: short side in pixels of stored frames of videos;
+    larger frames are blurred. lost: the share of scenes in which an object is out of view for some time.
     """
 
     seed: int = 0
@@ -59,13 +59,12 @@ class ObjectsClip(Clip):
 
 @dataclass
 class MovingObjects(Index):
-    """Generated sequences of moving objects, made as they are needed; see ObjectsClip.
+    """Generated sequences of moving objects, generated on demand; see ObjectsClip.
 
-    count: how many. frames: length of each. size: side in pixels, that of the data unless given. objects: at most so
-    many are tracked. folders: folders of videos, or video files, whose frames they are made of besides photographs;
-    None for photographs alone. part: of the videos, "train", "test" or "all"; a video's own name decides, see `split`.
-    seed: of the first; the others have the seeds that follow. unrest, short, lost: how much happens in them and how
-    sharp they are, see ObjectsClip.
+    count: the number of sequences. frames: length of each. size: side in pixels, by default that of the data. objects:
+    the largest number of tracked objects. folders: folders of videos, or video files, whose frames are used in addition
+    to photographs; None for photographs only. part: of the videos, "train", "test" or "all"; the name of a video
+    decides, see `split`. seed: of the first; the others have the next seeds. unrest, short, lost: see ObjectsClip.
     """
 
     count: int = 100_000
@@ -147,7 +146,7 @@ class _ObjectsReader(Reader):
 
 @lru_cache(maxsize=128)
 def runs(path: str, short: int = SHORT) -> list[list[Pixels]]:
-    """Some runs of frames that follow one another in a video, spread over its length, reduced to `short` pixels."""
+    """Several runs of consecutive frames of a video, spread over its length, reduced to `short` pixels."""
     with Video(path) as video:
         known = video.frames or RUNS * RUN
         starts = {int(start) for start in np.linspace(0, max(0, known - RUN), RUNS)}
@@ -179,7 +178,7 @@ def _photograph(name: str, short: int) -> Pixels:
 
 
 def pictures(rng: np.random.Generator, videos: Sequence[str], steps: int, short: int = SHORT) -> list[Pixels]:
-    """`steps` pictures that follow one another in a video, or one photograph again and again."""
+    """`steps` consecutive pictures of a video, or one photograph repeated."""
     if not videos or rng.random() < 0.2:
         return [_photograph(NAMES[rng.integers(len(NAMES))], short)] * steps
     some = runs(videos[int(rng.integers(len(videos)))], short)
@@ -190,7 +189,7 @@ def pictures(rng: np.random.Generator, videos: Sequence[str], steps: int, short:
 
 
 class Scene:
-    """One sequence: a background under a moving camera, objects, light. `choose` says which objects are tracked."""
+    """One sequence: a background under a moving camera, objects, light. `choose` selects the tracked objects."""
 
     def __init__(
         self, rng: np.random.Generator, steps: int, size: int, videos: Sequence[str], short: int = SHORT
@@ -199,7 +198,7 @@ class Scene:
         self._seed = int(rng.integers(2**31))
         backdrop = pictures(rng, videos, steps, short)
         if rng.random() < 0.55:
-            backdrop = backdrop[:1] * steps  # a still picture: nothing moves but the camera and the objects
+            backdrop = backdrop[:1] * steps  # a still picture: only the camera and the objects move
         self.camera = Motion.draw(rng, steps, size, 0.7, 0.0)
         self.sway = Motion.draw(rng, steps, size, 0.0, float(rng.choice((0.0, 0.0, 1.0))))
         self.part: Floats | None = None  # a region of the background that may be tracked
@@ -223,7 +222,7 @@ class Scene:
             like = self.sprites[-1] if self.sprites and rng.random() < 0.3 else None
             made_of = [pictures(rng, videos, 1, short)[0] for _ in range(3)]
             if rng.random() < 0.25:
-                made_of[0] = backdrop[0]  # coloured like what is behind it
+                made_of[0] = backdrop[0]  # coloured like the background behind it
             self.sprites.append(make_sprite(rng, made_of, steps, size, like))
         self.shadows = rng.random(len(self.sprites)) < 0.3
         self.tracked: dict[int, int] = {}
@@ -237,7 +236,7 @@ class Scene:
         self.shake = np.zeros((steps, 2), np.float32)
 
     def choose(self, rng: np.random.Generator, most: int) -> bool:
-        """Track up to `most` of the objects that the first frame shows well; False where it shows none."""
+        """Track up to `most` of the objects that the first frame shows well; False if it shows none."""
         _, owner = self._paint(0)
         shares = np.bincount(owner.ravel(), minlength=len(self.sprites) + 2) / owner.size
         fit = [number for number in range(1, len(shares)) if 0.012 < shares[number] < 0.5]
@@ -247,8 +246,8 @@ class Scene:
         return bool(fit)
 
     def stir(self, unrest: float) -> None:
-        """Let objects change their proportions and colours, and the camera shake and smear, and let all of it stay in
-        sight; see ObjectsClip."""
+        """Add changes of the objects' proportions and colours, and of the camera; all objects stay in view; see
+        ObjectsClip."""
         if unrest == 0:
             return
         rng = np.random.Generator(np.random.PCG64([self._seed, 1 << 40]))
@@ -264,8 +263,8 @@ class Scene:
         self.camera.shift = near(self.camera.shift, 0.25 * self.size) + self.shake
 
     def lose(self, chance: float) -> None:
-        """With this chance, put one of the tracked objects out of sight for a while, after the first frames; it comes
-        back elsewhere, as if the picture had been cut or something had passed in front."""
+        """With this probability, remove one of the tracked objects for some time after the first frames; it returns at
+        another position, as after a cut or an occlusion."""
         rng = np.random.Generator(np.random.PCG64([self._seed, 1 << 41]))
         tracked = sorted(number for number in self.tracked if number > 1)  # 1 is the region of the background
         if rng.random() >= chance or not tracked or self.steps < 8:
@@ -279,7 +278,7 @@ class Scene:
         motion.shift[begin:end] += 8 * self.size
 
     def render(self, t: int) -> tuple[Pixels, NDArray[np.uint8]]:
-        """Frame t uint8 [size, size, 3] and the tracked object that each pixel belongs to [size, size]."""
+        """Frame t uint8 [size, size, 3] and the tracked object of each pixel [size, size]."""
         canvas, owner = self._paint(t)
         table = np.zeros(len(self.sprites) + 2, np.uint8)
         for number, place in self.tracked.items():
@@ -303,7 +302,8 @@ class Scene:
         return frame, table[owner]
 
     def _paint(self, t: int) -> tuple[Floats, NDArray[np.uint8]]:
-        """The picture before light and lens, and what each pixel belongs to: 0 nothing, 1 the region, 2 … sprites."""
+        """The picture before light and lens, and the number of each pixel: 0 the background, 1 the region, 2 …
+        sprites."""
         size = self.size
         camera = self.camera.matrix(t, np.full(2, size / 2, np.float32))
         view = (np.vstack([camera, [0, 0, 1]]) @ np.vstack([self.view, [0, 0, 1]]))[:2].astype(np.float32)

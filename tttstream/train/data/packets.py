@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 Flags = NDArray[np.bool_]
 
-CUT_S = 1.0  # seconds missing at the end that tell a file cut off from one whose header rounds
-UNKNOWN = np.iinfo(np.int64).min  # a time stamp or place that the file does not tell
-# Formats that keep a presentation time for each packet; what other packets say is made up. In MPEG streams several may
-# share one time; they then share its place too.
+CUT_S = 1.0  # a file that ends this many seconds early is cut off; less may be due to a rounded header
+UNKNOWN = np.iinfo(np.int64).min  # a time stamp or position that is not in the file
+# Formats that store a presentation time for each packet; in other formats the times are guesses. In MPEG streams
+# several packets may have the same time; they then also have the same position.
 TIMED = frozenset({"mov", "matroska", "mpegts", "mpeg", "flv", "nut"})
-REORDERED = 32  # packets: no codec puts a picture further from where it is shown
-ATTEMPTS = 4  # places to seek before the file is read from its start
+REORDERED = 32  # packets: the largest distance of a picture from its presentation order in any codec
+ATTEMPTS = 4  # number of seeks before the file is read from its start
 
 
 class Anchor(NamedTuple):
-    """A frame at which decoding may begin, and the packet that holds it."""
+    """A frame at which decoding may begin, and its packet."""
 
     frame: int
     packet: int
@@ -46,11 +46,11 @@ class Scan:
     """The packets of a video's pictures.
 
     frames: the expected number. packets: the identity of each, in the order of the file: its time stamp, size and
-    place. seeks: the time stamp that leads to each. keys: whether decoding may begin there. numbers: the frame in each
-    packet, below 0 where it is never shown; None where only decoding from the start tells. formats, codec: as FFmpeg
-    calls them. fresh: whether each key frame of H.264 and HEVC makes a decoder begin anew. damage: set where the file
-    ends well before the time its header promises. anchors: where decoding may begin; with numbers all of them, else
-    those that were met so far.
+    position. seeks: the time stamp with which a seek reaches each. keys: whether decoding may begin there. numbers: the
+    frame in each packet, below 0 if it is never shown; None if they are known only by decoding from the start. formats,
+    codec: the names in FFmpeg. fresh: whether each key frame of H.264 and HEVC resets the decoder. damage: set if the
+    file ends well before the duration in its header. anchors: frames at which decoding may begin; all of them if
+    `numbers` is known, else those found so far.
     """
 
     frames: int
@@ -76,28 +76,28 @@ class Scan:
         yield START
 
     def learn(self, anchor: Anchor) -> None:
-        """Keep where decoding may begin."""
+        """Store an anchor."""
         if self.keys[anchor.packet] and anchor.frame > self.anchors[-1].frame:
             self.anchors.append(anchor)
 
     def forget(self, anchor: Anchor) -> None:
-        """Never begin there again."""
+        """Remove an anchor."""
         self.keys[anchor.packet] = False
         if anchor in self.anchors[1:]:
             self.anchors.remove(anchor)
 
     def distrust(self) -> None:
-        """Count frames from now on: the order of the packets is not the one of the pictures."""
+        """Count frames from now on, because the order of the packets is not that of the pictures."""
         self.numbers = None
         self.anchors[:] = [START]
 
     def holds(self, index: int, packet: Packet[Any]) -> bool:
-        """Whether this is the packet of that number."""
+        """Whether a packet has this number."""
         return index < len(self.packets) and tuple(self.packets[index]) == _identity(packet)
 
     @property
     def closed(self) -> bool:
-        """Whether each packet holds a picture, and none is shown before a key frame that comes ahead of it."""
+        """Whether each packet has a picture, and no picture is shown before an earlier key frame."""
         if self.numbers is None or len(self.numbers) != self.frames:
             return False
         return bool((self.numbers[self.keys] == np.flatnonzero(self.keys)).all())
@@ -105,7 +105,7 @@ class Scan:
 
 @lru_cache(maxsize=4096)
 def scan(path: str) -> Scan:
-    """Read the packets of a video without decoding them. Raises SourceError where there are none."""
+    """Read the packets of a video without decoding them. Raises SourceError if there are none."""
     rows: list[tuple[int, ...]] = []
     reach, fresh = 0.0, True
     with opened(path) as container:
@@ -142,11 +142,11 @@ def _identity(packet: Packet[Any]) -> tuple[int, int, int]:
 
 
 def _hidden(codec: str, packet: Packet[Any]) -> bool:
-    """Whether a packet of VP8 holds a picture that is only referred to (RFC 6386, 9.1: the bit show_frame)."""
+    """Whether a packet of VP8 has a picture that is only a reference (RFC 6386, 9.1: the bit show_frame)."""
     return codec == "vp8" and not memoryview(packet)[0] >> 4 & 1
 
 
-# Where the header of a codec says how long lengths are, and whether the first byte of a unit begins anew.
+# For each codec: the position of the size of lengths in its header, and whether the first byte of a unit is a reset.
 UNITS: dict[str, tuple[int, Callable[[int], bool]]] = {
     "h264": (4, lambda unit: unit & 31 == 5),
     "hevc": (21, lambda unit: 16 <= unit >> 1 & 63 <= 21),
@@ -154,8 +154,8 @@ UNITS: dict[str, tuple[int, Callable[[int], bool]]] = {
 
 
 def _begins(codec: str, header: bytes, packet: Packet[Any]) -> bool:
-    """Whether a packet makes the decoder begin anew; False also where its units have no lengths. True for codecs other
-    than H.264 and HEVC, whose key frames all do.
+    """Whether a packet resets the decoder; also False if its units have no lengths. True for codecs other than H.264
+    and HEVC, in which all key frames do.
     """
     if codec not in UNITS:
         return True
@@ -171,7 +171,7 @@ def _begins(codec: str, header: bytes, packet: Packet[Any]) -> bool:
 
 
 def _numbers(pts: Numbers, dts: Numbers, shown: Flags) -> Numbers | None:
-    """The frame in each packet, by the order of the time stamps; None where they do not tell it for certain."""
+    """The frame in each packet, by the order of the time stamps; None if they do not determine it."""
     stamps, known = pts[shown], dts[dts != UNKNOWN]
     order = np.argsort(stamps)
     certain = (
@@ -189,8 +189,8 @@ def _numbers(pts: Numbers, dts: Numbers, shown: Flags) -> Numbers | None:
 
 
 def _without_head(path: str, numbers: Numbers) -> Numbers | None:
-    """Numbers that begin at the first picture that can be decoded, for a file that was cut at its start; None where
-    that is no key frame, so that what comes first is made of something missing.
+    """Numbers that begin at the first picture that can be decoded, for a file that was cut at its start; None if it is
+    no key frame, so that the first picture depends on missing ones.
     """
     with opened(path) as container:
         stream = longest_stream(container, short(path))

@@ -1,4 +1,4 @@
-"""A list of videos as an index: its labels, numbers or names, and in one line what was understood of it."""
+"""A list of videos as an index, with labels as numbers or names; its interpretation is logged in one line."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ SEVERAL = re.compile(r"[\[({]?\s*[0-9.]+(\s*[,;|/\s]\s*[0-9.]+)+\s*[\])}]?")
 LISTED = re.compile(r"\[.*\]|\{.*\}|\(.*,.*\)")  # as Python and JSON write lists
 NOTHING = frozenset({"nan", "na", "n/a", "none", "null", "nil", "?", "-"})
 LARGEST = 1_000_000  # number of a class
-MOST = 5  # classes that are named in the line
+MOST = 5  # largest number of classes in the line
 
 
 @dataclass
 class PathList(Index):
-    """A list of videos, one a line, with their labels; separated by spaces, tabs, commas, semicolons or bars.
+    """A list of videos, one per line, with their labels; separated by spaces, tabs, commas, semicolons or bars.
 
-    file: the list. A header, quotes, comments (#) and labels of several words are understood, and what was understood
-    is logged in one line; a row that may mean two things raises DataError.
-    root: what its paths are relative to, the folder of the file unless given.
-    classes: the names in the order of their labels; else numbers stand as they are, and names are sorted (in val and
-        test they have the order of train).
-    columns: what the columns hold, where neither a header nor what stands in them says so: path, label, name (beside a
-        number), frames (how many), start, stop (the frames [start, stop) of the video), part, - (not used).
-    part: the rows to take by the column part, such as train, val, test.
+    file: the list. Headers, quotes, comments (#) and labels of several words are supported, and the interpretation is
+    logged in one line; an ambiguous row raises DataError. root: the folder of relative paths, by default that of the
+    file. classes: the names in the order of their labels; by default numbers are unchanged, and names are sorted (in
+    val and test they have the order of train). columns: the roles of the columns, if neither a header nor their content
+    determines them: path, label, name (of a numeric label), frames (their number), start, stop (the frames [start,
+    stop) of the video), part, - (not used). part: the rows to take by the column part, such as train, val, test.
     """
 
     file: str
@@ -92,7 +90,7 @@ class PathList(Index):
         found = list(dict.fromkeys(row.part for row in rows))
         if self.part is None:
             if len(found) > 1:
-                raise DataError(f"{self.file} lists the parts {', '.join(map(str, found))}: say which one by part")
+                raise DataError(f"{self.file} lists the parts {', '.join(map(str, found))}: choose one with part")
             return rows
         kept = [row for row in rows if row.part == self.part]
         if not kept:
@@ -146,7 +144,7 @@ class PathList(Index):
             raise DataError(f"{error}{', as train has them' if self.shared else ''}") from error
 
     def _many(self, label: str, names: dict[str, Row]) -> bool:
-        """Whether a label is made of others, with commas or the like between them."""
+        """Whether a label consists of several labels, with commas or similar separators."""
         parts = [part.strip() for part in re.split("[,;|+&/]", label)]
         return len(parts) > 1 and all(part in names or part in self.classes for part in parts)
 
@@ -167,7 +165,7 @@ class PathList(Index):
         self.classes = self.classes or sorted(names)
 
     def _named_beside(self, rows: list[Row], whole: dict[str, int]) -> None:
-        """Take the names that stand beside numbers; each number has one name, and each name one number."""
+        """Use the names of numeric labels; each number has one name, and each name one number."""
         called: dict[int, str] = {}
         numbered: dict[str, int] = {}
         for row in rows:
@@ -175,7 +173,7 @@ class PathList(Index):
                 continue
             number = whole[row.label]
             if called.setdefault(number, row.name) != row.name or numbered.setdefault(row.name, number) != number:
-                raise self._refused(row, f"{number} and {row.name!r} do not go together as on the lines before")
+                raise self._refused(row, f"{number} and {row.name!r} differ from the pairs on earlier lines")
         if called:
             self.classes = [called.get(number, str(number)) for number in range(max(whole.values()) + 1)]
 
@@ -197,7 +195,7 @@ class PathList(Index):
         return DataError(f"{self.file} line {row.line} ({row.path}): {why}")
 
     def _repeated(self, rows: list[Row], clips: list[Clip]) -> str:
-        """How many rows repeat another, in words. Raises DataError where one video has two labels."""
+        """The number of repeated rows, in words. Raises DataError if one video has two labels."""
         seen: dict[tuple[str, int, int | None], tuple[Row, int]] = {}
         repeated = 0
         for row, clip in zip(rows, clips, strict=True):
@@ -227,6 +225,6 @@ class PathList(Index):
 
 
 def _looks(label: str) -> str:
-    """The same for labels that look the same: in any case, with signs built in or put on, spaces and what is unseen."""
+    """Equal for labels that look the same: independent of case, composed accents, spaces and invisible characters."""
     seen = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
     return " ".join(seen.casefold().split())

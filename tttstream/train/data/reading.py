@@ -1,4 +1,4 @@
-"""Reads the clips of one lane, piece by piece, whatever state they are in."""
+"""Reads the clips of one lane, piece by piece, including damaged ones."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tttstream.train.data.transforms import transformed
 
 @dataclass
 class Footage:
-    """Clips and how to show them.
+    """Clips, and the options of reading them.
 
-    size: side of the frames that come out. strict: a bad video is an error. fill: where a clip is shorter than its
-    visit, or breaks off, show it again from its start, and where it cannot be read at all, another one; else the rest
-    of the visit is not valid.
+    size: side of the resulting frames. strict: a bad video is an error. fill: repeat a clip from its start if it is
+    shorter than its visit or damaged, and use another clip if it cannot be read; otherwise the rest of the visit is not
+    valid.
     """
 
     clips: list[Clip]
@@ -35,17 +35,17 @@ class Footage:
 
     @property
     def masked(self) -> bool:
-        """Whether any clip has object masks; the rows of the others then hold background only."""
+        """Whether any clip has object masks; the masks of the others are then background."""
         return any(clip.masked for clip in self.clips)
 
     @property
     def pose(self) -> int:
-        """How many numbers say where a frame was taken, 0 where no clip says."""
+        """The number of values of a pose, 0 if no clip has poses."""
         return max(clip.pose for clip in self.clips)
 
 
 class Troubles:
-    """The bad clips that a worker met. listed: by name, and why. dead: clips that cannot be read."""
+    """The bad clips of a worker. listed: reasons by name. dead: clips that cannot be read."""
 
     def __init__(self) -> None:
         self.listed: dict[str, str] = {}
@@ -62,7 +62,7 @@ class _Shown(NamedTuple):
 
 
 class Lane:
-    """Reads the segments of one lane; holds the clip of the current visit open."""
+    """Reads the segments of one lane; the clip of the current visit stays open."""
 
     def __init__(self, footage: Footage, troubles: Troubles) -> None:
         self._footage, self._troubles = footage, troubles
@@ -72,7 +72,7 @@ class Lane:
         self._clip = self._first = self._has = 0
 
     def segment(self, pieces: list[Piece], length: int) -> Batch:
-        """The rows of these pieces, [1, T, …]; where there is nothing to show stand zeros that are not valid."""
+        """The rows of these pieces, [1, T, …]; positions without a frame are zeros and not valid."""
         size = self._footage.size
         frames = torch.zeros(length, 3, size, size, dtype=torch.uint8)
         mask = torch.zeros(length, size, size, dtype=torch.int64) if self._masked else None
@@ -99,7 +99,7 @@ class Lane:
         return row.map(lambda item: item[None])
 
     def _read(self, visit: Visit, start: int, stop: int) -> _Shown | None:
-        """Some frames of a visit from `start` on, at least one; None where there are no more."""
+        """Some frames of a visit from `start` on, at least one; None at its end."""
         if visit != self._visit:
             self._open(visit, visit.clip)
         footage = self._footage
@@ -130,7 +130,7 @@ class Lane:
         return shot, f"breaks off after {wanted.start + len(shot.frames)} of {self._has} frames"
 
     def _readable(self, reader: Reader, limit: int) -> int:
-        """How many frames of the visit, at most `limit`, can be read from its start."""
+        """The number of frames of the visit, at most `limit`, that can be read from its start."""
         at = 0
         while at < limit:
             wanted = range(at, min(at + 16, limit))
@@ -141,7 +141,7 @@ class Lane:
         return at
 
     def _open(self, visit: Visit, clip: int) -> None:
-        """Open a clip for a visit, or where visits are filled the next one in the list that has something to show."""
+        """Open a clip for a visit, or, if visits are filled, the next clip in the list that can be read."""
         self.close()
         self._visit = visit
         count, dead, window = len(self._footage.clips), self._troubles.dead, self._footage.window
@@ -159,7 +159,7 @@ class Lane:
             if self._has > 0:
                 self._reader, self._clip = reader, number
                 return
-            self._note(number, "holds no frames in the part asked for")
+            self._note(number, "contains no frames in the requested part")
             dead.add(number)
         if len(dead) == count:
             raise DataError(f"not one of {count} videos can be read: {named(self._troubles.listed)}")
@@ -167,7 +167,7 @@ class Lane:
     def _note(self, clip: int, why: str) -> None:
         name = self._footage.clips[clip].name
         if self._footage.strict:
-            raise DataError(f"{name}: {why}; bad_video=skip passes over such videos")
+            raise DataError(f"{name}: {why}; bad_video=skip skips such videos")
         self._troubles.listed[name] = why
 
     def close(self) -> None:

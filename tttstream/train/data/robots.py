@@ -1,4 +1,4 @@
-"""Recordings of robots to train on: ROS 2 bags, and the episodes of LeRobot data sets, with their poses."""
+"""Recordings of robots as training data: ROS 2 bags, and the episodes of LeRobot data sets, with their poses."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ T = TypeVar("T")
 class RosBags(Index):
     """The bags of a folder, each a clip: `.mcap` files, and folders that rosbag2 wrote, subfolders included.
 
-    root: the folder, or one bag. topic, clock: of the images, as `open_source` takes them. pose: a topic of poses, and
-    what of it: "/odom", "/odom:x,y,yaw", "/tf@base_link"; Batch.pose holds them. pose_tolerance: how far in seconds a
-    frame may be from the nearest pose.
+    root: the folder, or one bag. topic, clock: of the images, as in `open_source`. pose: a topic of poses, and its
+    values: "/odom", "/odom:x,y,yaw", "/tf@base_link"; they are in Batch.pose. pose_tolerance: the largest time in
+    seconds between a frame and the nearest pose.
     """
 
     root: str
@@ -53,7 +53,8 @@ class RosBags(Index):
             raise DataError(f"{self.root} holds no ROS 2 bags: expected .mcap files, or folders that rosbag2 wrote")
         numbers = 0
         if self.pose is not None:
-            from tttstream.sources.robots.poses import form, wanted  # here, as below: it needs the extra `robots`
+            # Imported here and below, because it needs the extra `robots`
+            from tttstream.sources.robots.poses import form, wanted
 
             numbers = _said(lambda: len(form(wanted(str(self.pose)).keys).names))
         options = (self.topic, self.pose, self.clock, self.pose_tolerance)
@@ -64,9 +65,9 @@ class RosBags(Index):
 class LeRobotEpisodes(Index):
     """The episodes of a LeRobot data set (v2.0, v2.1, v3.0), each a clip.
 
-    root: its folder. camera: a feature of pictures, the only one unless given. pose: a feature such as
-    "observation.state", or some of its numbers by name, "observation.state:x,y"; Batch.pose holds them. episodes: the
-    numbers of those to take, [first, last) as "0:40"; all unless given.
+    root: its folder. camera: a feature with pictures, by default the only one. pose: a feature such as
+    "observation.state", or some of its numbers by name, "observation.state:x,y"; they are in Batch.pose. episodes: a
+    range [first, last) such as "0:40"; by default all.
     """
 
     root: str
@@ -98,7 +99,7 @@ class LeRobotEpisodes(Index):
 
 @dataclass(frozen=True)
 class RecordingClip(Clip):
-    """A robot's recording. numbers: of a pose, 0 for none."""
+    """A robot's recording. numbers: the number of values of a pose, 0 without poses."""
 
     numbers: int = 0
 
@@ -109,7 +110,7 @@ class RecordingClip(Clip):
 
     @abstractmethod
     def source(self, first: int) -> Source:
-        """Its frames from number `first` on. Raises SourceError where it cannot be read."""
+        """The frames from number `first` on. Raises SourceError if the recording cannot be read."""
 
     def open(self, decoder: Decoder) -> Reader:
         """See Clip."""
@@ -120,7 +121,7 @@ class RecordingClip(Clip):
 
 @dataclass(frozen=True)
 class BagClip(RecordingClip):
-    """A bag. topic, keys, clock, tolerance: as RosBags has them."""
+    """A bag. topic, keys, clock, tolerance: as in RosBags."""
 
     topic: str | None = None
     keys: str | None = None
@@ -146,7 +147,7 @@ class BagClip(RecordingClip):
 
 @dataclass(frozen=True)
 class EpisodeClip(RecordingClip):
-    """An episode of a data set. folder, number, camera, keys: as LeRobotEpisodes has them."""
+    """An episode of a data set. folder, number, camera, keys: as in LeRobotEpisodes."""
 
     folder: str = ""
     number: int = 0
@@ -165,14 +166,14 @@ class EpisodeClip(RecordingClip):
 
 
 class _RecordingReader(Reader):
-    """Frames by their numbers in the recording; one that cannot be read, or has no pose, is stood for by the next."""
+    """Frames by their numbers in the recording; the next frame replaces one that cannot be read or has no pose."""
 
     def __init__(self, clip: RecordingClip, frames: int) -> None:
         self._clip, self.frames = clip, frames
         self._source: Source | None = None
         self._frames: Iterator[Frame] = iter(())
         self._shown: tuple[int, Frame] | None = None
-        self._before = 0  # the number that the frame shown stands for, and those up to its own
+        self._before = 0  # the requested number, and the numbers up to that of the returned frame
 
     def read(self, indices: Numbers) -> Shot:
         """See Reader."""
@@ -188,7 +189,7 @@ class _RecordingReader(Reader):
         return Shot(np.stack([frame.image for frame in found]).astype(np.uint8, copy=False), poses=poses)
 
     def _at(self, index: int, after: bool) -> Frame | None:
-        """The frame of that number, or the next one; None behind the last. after: whether others were read before."""
+        """The frame with this number, or the next one; None after the last. after: whether others were read before."""
         try:
             if self._source is None or self._shown is None or self._before > index or index > self._shown[0] + 1000:
                 self.close()
@@ -220,7 +221,7 @@ class _RecordingReader(Reader):
 
 
 def _below(root: Path) -> list[Path]:
-    """The bags below a folder: those of rosbag2 as folders, other .mcap files by themselves."""
+    """The bags below a folder: folders of rosbag2, and single .mcap files."""
     if not root.is_dir():
         raise DataError(f"no folder of bags {root}")
     found: list[Path] = []
@@ -235,7 +236,7 @@ def _below(root: Path) -> list[Path]:
 
 
 def _said(ask: Callable[[], T]) -> T:
-    """What an index asks of a recording, its error made one of data."""
+    """Convert the SourceError of a recording to a DataError."""
     try:
         return ask()
     except SourceError as error:

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose members with one stem make one sample, such as 0007.mp4 and 0007.cls."""
+"""WebDataset shards: tar files; members with the same stem are one sample, such as 0007.mp4 and 0007.cls."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tttstream.train.data.listing import Labels
 class Shards(Index):
     """Videos in uncompressed tar files on disk.
 
-    shards: a path with {000..099} or * in it, or a list of such. A sample is a video KEY.mp4 (or another ending), with
-    its label, if any, in KEY.cls (a number) or in KEY.json under "label" or "cls" (a number, or a name among
-    `classes`). Only the tables of contents are read beforehand, so samples are shuffled across all shards and a run
-    goes on exactly where it stopped.
+    shards: a path with {000..099} or * in it, or a list of such paths. A sample is a video KEY.mp4 (or another suffix),
+    with its label, if any, in KEY.cls (a number) or in KEY.json under "label" or "cls" (a number, or a name in
+    `classes`). Only the tables of contents are read in advance, so samples are shuffled across all shards and a run can
+    continue exactly.
     """
 
     shards: str | list[str]
@@ -66,7 +66,7 @@ class Shards(Index):
 
 
 def _expanded(pattern: str) -> list[str]:
-    """The files that a pattern with {000..099} and * stands for; each one a brace names must be there."""
+    """The files that match a pattern with {000..099} and *; every file of a brace must exist."""
     found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if found:
         first, last = found.groups()

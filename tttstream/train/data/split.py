@@ -1,4 +1,4 @@
-"""Clips for training, validation and test, told apart by their source video and never by the piece shown of it."""
+"""Splits clips into training, validation and test by their video files, so that a file is in one part only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tttstream.train.data.clips import Clip
 
 
 def cut(clips: Sequence[Clip], fractions: Sequence[float]) -> list[list[Clip]]:
-    """Deal clips to parts of about these fractions by a hash of their file's name.
+    """Assign clips to parts of about these fractions by a hash of the name of their file.
 
-    All clips of one file land in the same part, in every run, wherever the folder stands, and whatever other files
-    there are; only a part that would stay empty, which happens with few files, takes one from the part with most.
+    All clips of one file are in the same part, in every run, independent of the location of the folder and of other
+    files. Only a part that would be empty, which happens with few files, gets a file from the largest part.
     """
     if not (all(part >= 0 for part in fractions) and abs(sum(fractions) - 1) <= 1e-6):  # NaN fails both
         raise DataError(f"fractions must be at least 0 and sum to 1, got {list(fractions)}")
@@ -31,13 +31,13 @@ def cut(clips: Sequence[Clip], fractions: Sequence[float]) -> list[list[Clip]]:
 
 
 def shared(some: Sequence[Clip], others: Sequence[Clip]) -> list[str]:
-    """The names of the videos of `others` that are among `some`, pieces of one video and links to it included."""
+    """The names of the videos of `others` that are among `some`, including parts of one video and links to it."""
     paths = {os.path.realpath(clip.name) for clip in some}
     return [name for name in dict.fromkeys(clip.name for clip in others) if os.path.realpath(name) in paths]
 
 
 def _place(name: str) -> float:
-    """A number from 0 to 1 that follows from a name."""
+    """A number from 0 to 1 that depends only on a name."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
 
 

@@ -1,4 +1,4 @@
-"""Generated moving objects with their masks: cut out of pictures, moved, bent, lit, hidden behind one another."""
+"""Generated moving objects with masks: cut out of pictures, moved, bent, lit and occluded."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Run = Callable[[np.random.Generator, int], list[Pixels]]
-"""Gives so many pictures that follow one another in a video (or one and the same picture again and again)."""
+"""Returns this number of consecutive pictures of a video (or one picture repeated)."""
 
 
 def smooth(rng: np.random.Generator, steps: int, spread: float, wander: float = 0.5) -> Floats:
-    """A path of `steps` values from 0 on: a constant pace N(0, spread) and a wandering one."""
+    """A path of `steps` values from 0 on: a constant velocity N(0, spread) and a random walk of the velocity."""
     pace = rng.normal(0, spread) + wander * spread * rng.normal(0, 1, steps).cumsum() / 1.7
     return np.concatenate([[0.0], pace.cumsum()[: steps - 1]]).astype(np.float32)
 
 
 def near(path: Floats, reach: float) -> Floats:
-    """A path that goes the way of another one and slows down, so that it never goes further than `reach` from 0."""
+    """A path in the direction of another one that slows down, so that it stays within `reach` of 0."""
     return np.asarray(reach * np.tanh(path / reach), np.float32)
 
 
 def streak(shift: Floats) -> Floats:
-    """A kernel that smears a picture along a shift (x, y) in pixels."""
+    """A kernel for motion blur along a shift (x, y) in pixels."""
     side = 2 * int(np.ceil(np.abs(shift).max() / 2)) + 1
     kernel = np.zeros((side, side), np.float32)
     ends = [np.rint(side // 2 + sign * shift / 2).astype(int).tolist() for sign in (-1, 1)]
@@ -37,8 +37,8 @@ def streak(shift: Floats) -> Floats:
 
 @dataclass
 class Motion:
-    """The motion of an object over time: turn (radians), growth (log), shift (pixels), a bend that comes and goes, and
-    stretch (log of how much wider and flatter it becomes), none unless set."""
+    """The motion of an object over time: rotation (radians), growth (log), shift (pixels), an oscillating bend, and
+    stretch (log of the change of width over height), by default none."""
 
     turn: Floats
     growth: Floats
@@ -49,7 +49,8 @@ class Motion:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, steps: int, size: int, lively: float, bend: float) -> Motion:
-        """A motion over `steps` frames of `size` pixels; lively, bend: 1 for what objects usually do."""
+        """A random motion over `steps` frames of `size` pixels. lively, bend: the amounts of motion and bending, 1 is
+        usual."""
         lively *= float(rng.choice((0.3, 1.0, 1.8)))
         shift = np.stack([smooth(rng, steps, 0.022 * size * lively) for _ in range(2)], 1)
         bends = rng.normal(0, bend * 0.025 * size, (2, 4, 4, 2)).astype(np.float32)
@@ -57,7 +58,7 @@ class Motion:
         return cls(smooth(rng, steps, 0.03 * lively), smooth(rng, steps, 0.018 * lively), shift, bends, sway)
 
     def matrix(self, t: int, middle: Floats) -> Floats:
-        """The affine map [2, 3] from where things were to where they are at time t, about a middle (x, y)."""
+        """The affine map [2, 3] from the initial positions to those at time t, about a centre (x, y)."""
         scale = float(np.exp(np.clip(self.growth[t], -1.0, 1.0)))
         c, s = scale * np.cos(self.turn[t]), scale * np.sin(self.turn[t])
         linear = np.array([[c, -s], [s, c]], np.float32)
@@ -67,7 +68,7 @@ class Motion:
         return np.hstack([linear, (middle + self.shift[t] - linear @ middle)[:, None]]).astype(np.float32)
 
     def sources(self, t: int, matrix: Floats, size: int) -> tuple[Floats, Floats]:
-        """For each pixel of a frame, the place (x, y) in the picture that it is taken from."""
+        """For each pixel of a frame, its position (x, y) in the picture."""
         back = cv2.invertAffineTransform(matrix).astype(np.float32)
         x = np.arange(size, dtype=np.float32)
         field = cv2.resize(np.tensordot(self.sway[t], self.bends, 1), (size, size), interpolation=cv2.INTER_CUBIC)
@@ -113,7 +114,7 @@ def contour(rng: np.random.Generator, side: int) -> Floats:
 
 
 def texture(rng: np.random.Generator, picture: Pixels, side: int) -> Floats:
-    """A piece of a picture [side, side, 3], turned in colour, contrast and light."""
+    """A part of a picture [side, side, 3], with changed colour, contrast and light."""
     height, width = picture.shape[:2]
     piece = int(min(height, width) * rng.uniform(0.15, 0.8))
     top, left = rng.integers(height - piece + 1), rng.integers(width - piece + 1)
@@ -122,16 +123,16 @@ def texture(rng: np.random.Generator, picture: Pixels, side: int) -> Floats:
 
 
 def recolour(rng: np.random.Generator, image: Floats, strength: float) -> Floats:
-    """An image in 0..255 with another cast, contrast and light; strength 0 leaves it."""
+    """An image in 0..255 with changed colour cast, contrast and light; strength 0 changes nothing."""
     mean = image.mean((0, 1))
     gain = np.exp(rng.normal(0, 0.3 * strength, 3)) * np.exp(rng.normal(0, 0.25 * strength))
     return ((image - mean) * gain + mean + rng.normal(0, 30 * strength) + rng.normal(0, 15 * strength, 3)).clip(0, 255)
 
 
 def region(rng: np.random.Generator, picture: Pixels, side: int) -> tuple[Pixels, Floats] | None:
-    """A window of a picture and the mask of a region in it whose border is one that the picture itself has.
+    """A window of a picture and the mask of a region in it, whose border is a border in the picture.
 
-    Regions are grown together from small pieces of like colour; None where nothing of a sensible size is found.
+    Regions are grown from small parts of similar colour; None if no region has a suitable size.
     """
     from skimage.segmentation import felzenszwalb
 
@@ -163,7 +164,7 @@ def region(rng: np.random.Generator, picture: Pixels, side: int) -> tuple[Pixels
 
 @dataclass
 class Sprite:
-    """One object: its picture and opacity [h, w], how it moves, where its middle stands at first, how it is lit."""
+    """One object: its picture and opacity [h, w], its motion, the initial position of its centre, and its light."""
 
     image: Floats = field(repr=False)
     alpha: Floats = field(repr=False)
@@ -172,7 +173,7 @@ class Sprite:
     light: Floats
 
     def paint(self, canvas: Floats, t: int, camera: Floats | None) -> Floats:
-        """Draw over a canvas [size, size, 3] at time t, in place; the opacity [size, size] of what was drawn."""
+        """Draw on a canvas [size, size, 3] at time t, in place. Returns the opacity [size, size] of the object."""
         size = len(canvas)
         middle = np.array(self.alpha.shape[::-1], np.float32) / np.float32(2)
         matrix = self.motion.matrix(t, middle)
@@ -187,7 +188,7 @@ class Sprite:
 
 
 def make_sprite(rng: np.random.Generator, pictures: list[Pixels], steps: int, size: int, like: Sprite | None) -> Sprite:
-    """A new object made of the given pictures; with `like`, one that is coloured like that other object."""
+    """A new object from the given pictures; with `like`, in the colours of that object."""
     side = int(size * np.exp(rng.uniform(np.log(0.18), np.log(0.75))))
     image = texture(rng, pictures[0], side)
     alpha = contour(rng, side)

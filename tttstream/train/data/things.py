@@ -1,8 +1,8 @@
-"""Views of generated and of real things, with a box around each: what the memory of `tttstream teach` is trained on.
+"""Views of generated and of real things, with a box around each: the training data of `tttstream teach`.
 
-A generated thing is cut out of pictures (`sprites`) and seen again and again over other pictures: turned, stretched,
-bent, nearer and farther, hidden in part, in other light, blurred and noisy. A real thing is a window of a video that is
-followed by optical flow through a second or two.
+A generated thing is cut out of pictures (`sprites`). Its views have other backgrounds, and it is rotated, stretched,
+bent, scaled, partly occluded, in other light, blurred and noisy. A real thing is a window of a video that is tracked
+with optical flow for one or two seconds.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Box = tuple[float, float, float, float]
 
 
 class View(NamedTuple):
-    """image: [SIZE, SIZE, 3]. things: the numbers of the things in it. boxes: one around each thing. empty: boxes that
-    contain no thing."""
+    """image: [SIZE, SIZE, 3]. things: the numbers of the things in it. boxes: one around each thing. empty: boxes
+    without a thing."""
 
     image: Pixels
     things: list[int]
@@ -79,11 +79,11 @@ def _any(rng: np.random.Generator, of: Pool) -> Pixels:
 
 
 def thing(rng: np.random.Generator, of: Pool, like: Sprite | None = None) -> Sprite:
-    """A new thing; with `like`, one that is coloured like another. It fills half of its box, has some contrast, and is
-    neither black nor white."""
+    """A new thing; with `like`, in the colours of another thing. It fills at least half of its box, has some contrast,
+    and is neither black nor white."""
     while True:
         sprite = make_sprite(rng, [_any(rng, of) for _ in range(3)], STEPS, int(1.1 * SIZE), like)
-        if like is None and rng.random() < 0.3:  # a piece of a picture as it is, in a round frame
+        if like is None and rng.random() < 0.3:  # a part of a picture in a round frame
             side = len(sprite.alpha)
             plain = _piece(rng, _any(rng, of), 0.2, 0.6)
             sprite.image = np.asarray(cv2.resize(plain, (side, side), interpolation=cv2.INTER_AREA), np.float32)
@@ -101,7 +101,7 @@ def thing(rng: np.random.Generator, of: Pool, like: Sprite | None = None) -> Spr
 
 
 def view(rng: np.random.Generator, of: Pool, things: dict[int, Sprite]) -> View:
-    """One view of up to four things, each in a quarter of the picture, as the camera sees them at some other time."""
+    """One view of up to four things, each in a quarter of the picture, with new motion, light and noise."""
     ground = cv2.resize(_piece(rng, _any(rng, of), 0.5, 1.0), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     canvas: Floats = np.ascontiguousarray(ground[:, :: rng.choice((1, -1))], np.float32)
     covers: list[Floats] = []
@@ -129,7 +129,7 @@ def view(rng: np.random.Generator, of: Pool, things: dict[int, Sprite]) -> View:
 
 
 def _paint(rng: np.random.Generator, canvas: Floats, sprite: Sprite, quarter: int) -> Floats:
-    """Draw a thing into a quarter of the picture, in place; its opacity."""
+    """Draw a thing into a quarter of the picture, in place. Returns its opacity."""
     middle = np.array(sprite.alpha.shape[::-1], np.float32) / 2
     scale = SIZE * np.exp(rng.uniform(np.log(0.22), np.log(0.6))) / max(sprite.alpha.shape)
     turn, stretch = rng.normal(0, 0.25), np.exp(rng.normal(0, 0.12))
@@ -143,14 +143,14 @@ def _paint(rng: np.random.Generator, canvas: Floats, sprite: Sprite, quarter: in
 
 
 def _shaken(rng: np.random.Generator, box: Box, by: float) -> Box:
-    """A box whose edges are off by so much of its sides, as those that people draw."""
+    """A box with random errors of its edges, as shares of its sides, like those of boxes drawn by hand."""
     wide, tall = box[2] - box[0], box[3] - box[1]
     left, top, right, bottom = (np.array(box) + rng.normal(0, by, 4) * (wide, tall, wide, tall)).clip(0, 1)
     return float(left), float(top), float(max(right, left + 0.01)), float(max(bottom, top + 0.01))
 
 
 def _seen(rng: np.random.Generator, picture: Floats) -> Pixels:
-    """What a camera makes of a picture: light, colour, blur, smear, noise, compression."""
+    """A picture with the effects of a camera: light, colour, blur, motion blur, noise, compression."""
     light = np.exp(rng.normal(0, 0.15)) * np.exp(rng.normal(0, 0.05, 3))
     image = np.asarray(255 * (picture * light / 255).clip(0, 1) ** np.exp(rng.normal(0, 0.2)), np.float32)
     if rng.random() < 0.4:
@@ -168,8 +168,8 @@ def _seen(rng: np.random.Generator, picture: Floats) -> Pixels:
 
 
 def followed(rng: np.random.Generator, path: str, runs: int = 5, most: int = 6) -> Iterator[View]:
-    """Every other frame of some stretches of a video, with the windows that are followed in it; a window has a number
-    of its own. runs: how many stretches of 40 frames. most: windows in each of them."""
+    """Every second frame of several runs of a video, with the tracked windows, each with its own number. runs: the
+    number of runs of 40 frames. most: the largest number of windows in each."""
     with Video(path) as video:
         frames = [_short(np.asarray(frame.image, np.uint8), 256) for frame in video]
     number = 0
@@ -194,7 +194,7 @@ def _box(numbers: NDArray[np.float64]) -> Box:
 
 
 def _windows(rng: np.random.Generator, grey: NDArray[np.uint8], most: int) -> list[NDArray[np.float64]]:
-    """Windows in pixels, with something to be seen in them, about points that can be followed, hardly overlapping."""
+    """Windows in pixels with enough contrast, around points that can be tracked, with little overlap."""
     points = cv2.goodFeaturesToTrack(grey, 200, 0.02, 5)
     found: list[NDArray[np.float64]] = []
     for _ in range(60 if points is not None else 0):
@@ -218,7 +218,7 @@ def _common(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def _moved(before: NDArray[np.uint8], after: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Where a window is in the next frame, by the median of flows that lead back to where they began; None if lost."""
+    """The position of a window in the next frame, by the median of consistent flows; None if it is lost."""
     x, y = np.meshgrid(np.linspace(box[0] + 2, box[2] - 2, 8), np.linspace(box[1] + 2, box[3] - 2, 8))
     points = np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)[:, None]
     there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, points, np.empty_like(points))

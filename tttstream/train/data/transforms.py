@@ -1,4 +1,4 @@
-"""Transforms of the frames of a clip: those of torchvision, drawn once a visit and equal for all its frames."""
+"""Applies transforms of torchvision to the frames of a clip, with the same random choices for all frames of a visit."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def fitted(size: int) -> nn.Module:
 
 
 def transformed(shot: Shot, transform: nn.Module, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Frames uint8 [n, 3, size, size] and masks int64 [n, size, size] after a transform whose choices follow from
-    the seed; numbers of objects stay what they are. Raises DataError where it gives frames of another size.
+    """Frames uint8 [n, 3, size, size] and masks int64 [n, size, size] after a transform with random choices from the
+    seed; the numbers of objects are unchanged. Raises DataError if the frames have another size.
     """
     frames = tv_tensors.Video(torch.from_numpy(shot.frames).permute(0, 3, 1, 2))
     codes, numbers = (None, None) if shot.masks is None else _coded(shot.masks)
@@ -47,8 +47,8 @@ def transformed(shot: Shot, transform: nn.Module, size: int, seed: int) -> tuple
 
 
 def _coded(masks: NDArray[np.integer[Any]]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Masks as transforms keep them exactly, and what each code stands for (None: itself). 0 stays 0, since transforms
-    fill with it; torchvision computes in float32, which knows whole numbers up to 2 to the power of 24."""
+    """Masks with codes that transforms keep exactly, and the number of each code (None: the code itself). 0 stays 0,
+    because transforms pad with it; torchvision computes in float32, which is exact up to 2 to the power of 24."""
     if masks.dtype == np.uint8:
         return masks, None
     masks = masks.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Frames of video files for training: by PyAV, which reads whatever FFmpeg reads, or by decord with PyAV behind it."""
+"""Frames of video files for training, with PyAV (all formats of FFmpeg), or with decord and PyAV as its fallback."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 EXACT = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})  # codecs in which decord finds frames by number
-LOOK = 256  # frames in which to look for one of the size that the header tells
-NEAR = 64  # frames: to go on this far ahead, decoding is as quick as seeking
+LOOK = 256  # number of frames in which a frame with the size in the header is searched
+NEAR = 64  # frames: up to this distance decoding is as fast as seeking
 
 
 class PyAV(Decoder):
-    """FFmpeg by way of PyAV: reads what FFmpeg reads, frame after frame, and holds one frame at a time.
+    """FFmpeg through PyAV: reads all formats of FFmpeg, frame by frame, with one frame in memory.
 
-    short_side: reduce pictures to this many pixels on their shorter side as they are decoded, None for as they are.
+    short_side: reduce pictures to this many pixels on their shorter side when they are decoded; None keeps their size.
     """
 
     def __init__(self, short_side: int | None = None) -> None:
@@ -47,11 +47,11 @@ class PyAV(Decoder):
 
 
 class Decord(Decoder):
-    """decord, opened anew for every read, for it would go on decoding into memory between two.
+    """decord, reopened for every read, because it would continue to decode into memory between two reads.
 
-    It reads MP4, MOV and Matroska with the codecs in EXACT where every picture needs its key frame alone;
-    elsewhere it takes one frame for another. All else, and what it cannot read (damaged files) or show (see `plain`),
-    is left to PyAV.
+    It reads MP4, MOV and Matroska with the codecs in EXACT if every picture needs only its key frame; in other files it
+    confuses frames. PyAV reads all other files, damaged files, and files whose pictures decord converts wrongly (see
+    `plain`).
 
     short_side: as for PyAV.
     """
@@ -73,11 +73,10 @@ class _Misled(Exception):
 
 
 class _PyAVReader(Reader):
-    """Goes on where it stands when the next frame asked for is near, and else seeks to the key frame before it.
+    """Decodes forward if the next requested frame is near, and otherwise seeks to the key frame before it.
 
-    A seek is never believed: the packets from there on must be those that the scan met, and the first picture that
-    comes out must be the one in the first of them. Where they are not, the next place before is tried, at last the
-    start of the file.
+    A seek is always checked: the packets after it must be those of the scan, and the first picture must be that of the
+    first packet. If they are not, the next earlier position is tried, and finally the start of the file.
     """
 
     def __init__(self, path: str, short_side: int | None) -> None:
@@ -99,7 +98,7 @@ class _PyAVReader(Reader):
                 if self._container is None or not self._next <= wanted[0] <= self._next + NEAR:
                     self._go_to(wanted[0])
                 return Shot(_stacked(self._collected(wanted)))
-            except _Misled:  # what was noted of it may be wrong too
+            except _Misled:  # its recorded data may be wrong too
                 self.close()
                 self._damaged.clear()
                 self.damage = self._scan.damage
@@ -112,15 +111,15 @@ class _PyAVReader(Reader):
             if picture is None:
                 break
             self._next = number + 1
-            # A frame that is missing (it was damaged) is stood for by the one after it.
+            # The next frame replaces a missing (damaged) one.
             while len(frames) < len(wanted) and wanted[len(frames)] <= number:
                 frames.append(self._sized(self._display.show(picture), (picture.width, picture.height)))
         return frames
 
     def _sized(self, pixels: Pixels, size: tuple[int, int]) -> Pixels:
-        """A frame in the size of the clip, stretched where its own is another, as `watch` does.
+        """A frame in the size of the clip, resized if its own size differs, as in `watch`.
 
-        size: the one of the picture as it is stored; where it is the one that the header says, so is the clip's.
+        size: that of the stored picture; if it is the size in the header, so is that of the clip.
         """
         shape = (pixels.shape[0], pixels.shape[1])
         if size == self._header and self._shape in (None, shape):
@@ -134,7 +133,7 @@ class _PyAVReader(Reader):
         return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
     def _go_to(self, frame: int) -> None:
-        """Stand before a frame, or before an earlier one: the last key frame that can be reached, or the start."""
+        """Seek to a position before a frame: the last key frame that can be reached, or the start."""
         for anchor in self._scan.before(frame):
             self.close()
             self._container = container = opened(self._path)
@@ -156,8 +155,8 @@ class _PyAVReader(Reader):
             self._scan.forget(anchor)
 
     def _checked(self, packets: Iterator[Packet[Any]], anchor: Anchor) -> Iterator[tuple[int, Packet[Any]]]:
-        """The packets from an anchor on with their numbers. Raises _Misled where others come, SourceError where the
-        file is no longer what it was.
+        """The packets from an anchor on with their numbers. Raises _Misled for other packets, SourceError if the file
+        has changed.
         """
         index, latest = anchor.packet, self._scan.seeks[anchor.packet]
         for packet in packets:
@@ -170,12 +169,12 @@ class _PyAVReader(Reader):
                 self._scan.forget(anchor)
                 raise _Misled
             elif packet.dts is not None and packet.dts > latest:
-                return  # the seek led behind the anchor
+                return  # the seek ended after the anchor
 
     def _good(
         self, pictures: Iterator[tuple[int | None, VideoFrame | None]], anchor: Anchor
     ) -> Iterator[tuple[int | None, VideoFrame]]:
-        """Pictures that are not damaged; the others are noted, if they come after the anchor."""
+        """Pictures that are not damaged; damaged ones are recorded if they are after the anchor."""
         numbers = self._scan.numbers
         for index, picture in pictures:
             if picture is not None:
@@ -186,7 +185,7 @@ class _PyAVReader(Reader):
     def _numbered(
         self, pictures: Iterator[tuple[int | None, VideoFrame]], anchor: Anchor
     ) -> Iterator[tuple[int, VideoFrame]]:
-        """Pictures with their numbers: by their packets, or by counting where those do not tell them."""
+        """Pictures with their numbers, from their packets, or counted if the packets do not determine them."""
         number, numbers = anchor.frame - 1, self._scan.numbers
         for index, picture in pictures:
             last, number = number, number + 1
@@ -214,7 +213,7 @@ class _PyAVReader(Reader):
 
 
 def _sought(container: InputContainer, stream: VideoStream, stamp: int) -> bool:
-    """Whether a container goes to a time stamp."""
+    """Seek a container to a time stamp. Returns whether it worked."""
     try:
         container.seek(stamp, stream=stream)
     except FAILURES:
@@ -224,7 +223,7 @@ def _sought(container: InputContainer, stream: VideoStream, stamp: int) -> bool:
 
 @lru_cache(maxsize=4096)
 def _usual_shape(path: str, short_side: int | None) -> tuple[int, int]:
-    """Height and width of the frames whose size the header tells, or where none of the first have it, of the first."""
+    """Height and width of the frames with the size in the header, or of the first frame if none of the first has it."""
     with opened(path) as container:
         stream = longest_stream(container, short(path))
         display = Display.of(stream, short(path), short_side)
@@ -243,9 +242,9 @@ def _usual_shape(path: str, short_side: int | None) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def plain(path: str) -> bool:
-    """Whether the first picture of a video is shown as it is stored: decord knows nothing else.
+    """Whether the first picture of a video is shown as it is stored; decord ignores rotation and aspect ratio.
 
-    Raises SourceError for colours that cannot be converted, which decord would show wrongly.
+    Raises SourceError for colours that cannot be converted, which decord would convert wrongly.
     """
     with opened(path) as container:
         stream = longest_stream(container, short(path))
@@ -262,8 +261,8 @@ def plain(path: str) -> bool:
 
 
 class _DecordReader(Reader):
-    """Opens the file for each read. PyAV reads where decord gives up, counts other frames or key frames than the
-    packets hold, or pictures are not shown as they are stored."""
+    """Opens the file for each read. PyAV reads files on which decord fails, for which it counts other frames or key
+    frames than the packets have, or whose pictures are not shown as they are stored."""
 
     def __init__(self, path: str, short_side: int | None) -> None:
         self._path, self._short_side = path, short_side
@@ -300,7 +299,7 @@ class _DecordReader(Reader):
                 if min(width, height) > self._short_side:
                     width, height = Display(self._path, short_side=self._short_side).size(width, height)
                     reader = decord.VideoReader(content(self._path), width=width, height=height, num_threads=1)
-            # A file may call every frame a key frame. decord believes that, and would begin to decode anywhere.
+            # A file may mark every frame as a key frame. decord trusts this and would begin to decode at any frame.
             exact = len(reader) == self.frames and self._keys.issuperset(reader.get_key_indices())
             return reader.get_batch(indices).asnumpy() if exact else None
         except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, UnicodeEncodeError):  # of its name

@@ -1,4 +1,4 @@
-"""tttstream: frames go in one at a time, for ever; a small model inside each layer learns from every one of them.
+"""tttstream: models for endless streams of frames; a small model inside each layer learns from every frame.
 
 Public names are imported when they are first used, so that `import tttstream` stays light.
 """

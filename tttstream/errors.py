@@ -27,11 +27,11 @@ class CheckpointError(TTTStreamError, ValueError):
 
 
 class SourceError(TTTStreamError, OSError):
-    """A source of frames cannot be opened, or broke off."""
+    """A source of frames cannot be opened, or ended early."""
 
 
 class DataError(TTTStreamError, ValueError):
-    """A data set cannot be used: a file or folder is missing, empty, or says something else than it should."""
+    """A data set cannot be used: a file or folder is missing, empty, or has unexpected content."""
 
 
 class FrameError(TTTStreamError, ValueError):
@@ -43,7 +43,7 @@ class OutputError(TTTStreamError, OSError):
 
 
 class DependencyError(TTTStreamError, ImportError):
-    """An optional package is not installed; the message names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that contains it."""
 
 
 class RankError(TTTStreamError, RuntimeError):

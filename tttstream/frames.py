@@ -1,4 +1,4 @@
-"""The two values that cross the library: a Frame goes in, a Result comes out."""
+"""The input and the output of streams: Frame and Result."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from numpy.typing import NDArray
 
 from tttstream.errors import FrameError
 
-MOST_NUMBERS = 64  # of a pose: it says where a frame was taken, and is no picture and no embedding
-MARGIN = 0.5  # how far floats may lie outside 0..1: sharpening and noise overshoot, 0..255 and whitening do so by more
+MOST_NUMBERS = 64  # of a pose, which is no picture and no embedding
+MARGIN = 0.5  # tolerance of floats outside 0..1: sharpening and noise exceed the range less, 0..255 and whitening more
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One picture of a stream.
 
-    image: [H, W, 3] RGB, uint8 0..255 or float 0..1.
-    index: its number in the source, from 0.
-    time_s: presentation time in seconds from the start of the source.
-    pose: where it was taken, [P] float64, 1 to 64 finite numbers of any meaning that stays the same along a stream
-        (position, pan and tilt, joint angles); None if that is not known. It is kept as a read-only copy.
-    captured: when it was taken, by `time.monotonic()` of this machine; None for what was recorded or drawn.
+    image: [H, W, 3] RGB, uint8 0..255 or float 0..1. index: its number in the source, from 0. time_s: presentation time
+    in seconds from the start of the source. pose: where it was taken, [P] float64, 1 to 64 finite numbers whose meaning
+    is constant in a stream (position, pan and tilt, joint angles); None if unknown. It is stored as a read-only copy.
+    captured: capture time by `time.monotonic()` of this machine; None for recorded or generated frames.
 
-    Raises FrameError if the image is no RGB array or the pose no such vector.
+    Raises FrameError if the image is no RGB array or the pose is no such vector.
     """
 
     image: NDArray[np.generic]
@@ -45,13 +43,13 @@ class Frame:
             object.__setattr__(self, "pose", _pose(self.pose, self.index))
 
     def pixels(self) -> NDArray[np.generic]:
-        """The image [H, W, 3] as uint8 or float32; FrameError where floats are not finite or far from 0..1."""
+        """The image [H, W, 3] as uint8 or float32. Raises FrameError if floats are not finite or far outside 0..1."""
         if self.image.dtype == np.uint8:
             return self.image
         with np.errstate(over="ignore"):
             image = self.image.astype(np.float32)
         low, high = float(image.min()), float(image.max())
-        if not np.isfinite([low, high]).all():  # a NaN anywhere is the least and the most
+        if not np.isfinite([low, high]).all():  # with a NaN both minimum and maximum are NaN
             raise FrameError(f"frame {self.index}: it has pixels that are not finite; drop it, or repair it first")
         if low < -MARGIN or high > 1 + MARGIN:
             raise FrameError(
@@ -67,7 +65,7 @@ class Frame:
 
 
 def _pose(given: NDArray[np.generic], index: int) -> NDArray[np.float64]:
-    """A read-only float64 copy of a pose, which its giver may go on to change."""
+    """A read-only float64 copy of a pose, because the caller may change its array."""
     try:
         found = np.asarray(given)
     except ValueError as error:
@@ -94,20 +92,17 @@ class Label(NamedTuple):
 class Result:
     """The result of a stream for one frame.
 
-    index, time_s: those of the frame.
-    surprise: inner loss of the frame before the memory learned it, normalised online (0 is usual for this stream,
-        1 is one standard deviation above it), so that a threshold means the same on every stream.
-    loss: the same before normalisation (mean over tokens).
-    learned: the share of `loss` that the update on this frame took away, (before - after) / before.
-    surprise_map: [h, w] the loss per patch, same units as `loss`.
-    embedding: [D] one vector of length 1 for the frame; [0] from a stream that was asked for none.
-    latency_ms: wall time from the frame's arrival to this result.
-    expected: [S, S, 3] uint8, the prediction of this frame before it was seen: of a map for the frame's pose, of a
-        stream with `predict` from the frames before; None from other streams, and where no frame came before.
-    familiar: 0..1, how well the place was known before the frame; None from a stream without a map.
-    labels: of a classifier, the likeliest classes of the frame, at most five, the likeliest first. so_far: the same of
-        all frames since the last reset, by the mean of their log probabilities.
-    A classifier whose memory has no inner loss (gru, window …) has surprise, loss and learned 0.
+    index, time_s: those of the frame. surprise: inner loss of the frame before the memory learned it, normalised online
+    (0 is usual for this stream, 1 is one standard deviation above it), so that a threshold has the same meaning for
+    every stream. loss: the same before normalisation (mean over tokens). learned: the share of `loss` that the update
+    on this frame removed, (before - after) / before. surprise_map: [h, w] the loss per patch, same units as `loss`.
+    embedding: [D] one vector of length 1 for the frame; [0] from a stream without embeddings. latency_ms: wall time
+    from the frame's arrival to this result. expected: [S, S, 3] uint8, the prediction of this frame before it was
+    processed: of a map for the frame's pose, of a stream with `predict` from the frames before; None from other
+    streams, and for a first frame. familiar: 0..1, how well the place was known before the frame; None from a stream
+    without a map. labels: of a classifier, the most probable classes of the frame, at most five, in decreasing order.
+    so_far: the same for all frames since the last reset, by the mean of their log probabilities. A classifier whose
+    memory has no inner loss (gru, window …) has surprise, loss and learned 0.
     """
 
     index: int

@@ -1,6 +1,6 @@
-"""The inner models by name: how their weights start, how fast they learn, and what keeps them young.
+"""The inner models by name: their initial weights, learning rates and bounded updates.
 
-The defaults of `update` are measured; tests/test_law6_ever_young.py holds them to it, demos/youth.py draws them.
+The defaults of `update` are measured with demos/youth.py, and tests/test_law6_ever_young.py checks them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class InnerModel:
     """One entry of the catalogue.
 
     make: the inner model for a grid of tokens. base_lr: the paper's base of the inner learning rate. init: learned
-    initial weights [H, P] for (inner, heads, head width). update: the inner optimiser by default. about: what a memory
-    of this model is, one line; `tttstream.memory` then has it as ttt_NAME.
+    initial weights [H, P] for (inner, heads, head width). update: the default inner optimiser. about: one line about a
+    memory with this model; with it `tttstream.memory` has the memory ttt_NAME.
     """
 
     make: Callable[[Grid | None], Inner]
@@ -41,16 +41,17 @@ class InnerModel:
 
 
 def bounded(token: float, frame: float, forget: float = 0.0, restore: bool = False) -> Default:
-    """Bound the last layer's norm by factor * sqrt(base_lr) * (D / K)^(1/4), or put it back to that.
+    """Bound the norm of the last layer by factor * sqrt(base_lr) * (D / K)^(1/4), or restore it to this value.
 
-    The loss is that of a direction, so a step of rate eta turns weights of length L by about eta / L^2, and left alone
-    L grows for ever. In this unit one factor means the same age whatever D, K and base_lr are. The factors are the
-    longest, in steps of a half, that keep the memory as quick as a fresh one on every kind of scene: shorter learns
-    faster, longer remembers more (docs/results/youth.md). Frame mode has a factor of its own and takes K = 16 whatever
-    the frame: the tokens of a frame are too alike to allow shorter weights, which swing from frame to frame on video.
+    The loss depends only on the direction of the weights, so a step of rate eta turns weights of norm L by about eta /
+    L^2, and without a bound L grows forever. In this unit the effect of a factor does not depend on D, K and base_lr.
+    The factors are the largest, in steps of a half, with which the memory learns as fast as a fresh one on every kind
+    of scene: smaller factors learn faster, larger ones remember more (docs/results/youth.md). Frame mode has its own
+    factor and uses K = 16 for all frames: the tokens of a frame are too similar for smaller norms, with which the
+    weights oscillate from frame to frame on video.
 
-    restore: also where the start is longer, as that of a wide MLP is. forget: bounds the layers before the last, whose
-    scale matters; it takes 100,000 mini-batches to be felt.
+    restore: set the norm, also if the initial norm is larger, as in a wide MLP. forget: bounds the layers before the
+    last, whose scale affects the loss; its effect appears after about 100,000 mini-batches.
     """
 
     def update(base_lr: float, width: int, tokens: int, causal: str) -> Update:
@@ -61,7 +62,7 @@ def bounded(token: float, frame: float, forget: float = 0.0, restore: bool = Fal
 
 
 def published_update(base_lr: float, width: int, tokens: int, causal: str) -> Update:
-    """Columns put back to their initial norms, as in large-chunk TTT (arXiv 2505.23884)."""
+    """The update that restores the initial norms of columns, as in large-chunk TTT (arXiv 2505.23884)."""
     return Update(columns=True)
 
 
@@ -74,7 +75,8 @@ def paper_init(inner: Inner, heads: int, width: int) -> Tensor:
 
 
 def swiglu_init(inner: Inner, heads: int, width: int) -> Tensor:
-    """The gate's and the value's weights N(0, 1 / D), the last layer N(0, 0.02), whose scale only sets its pace."""
+    """The weights of gate and value N(0, 1 / D), the last layer N(0, 0.02), whose scale only affects its learning
+    rate."""
     flat = scaled_init(inner, heads, width)
     rows, columns = inner.shapes(width)[-1]
     flat[:, -rows * columns :] *= 0.02 * rows**0.5
@@ -82,7 +84,7 @@ def swiglu_init(inner: Inner, heads: int, width: int) -> Tensor:
 
 
 def conv_init(inner: Inner, heads: int, width: int) -> Tensor:
-    """As the paper's, the kernel's middle weight 1 more, so that each token starts out seeing itself."""
+    """As in the paper, plus 1 at the centre of the kernel, so that each token initially passes through."""
     flat = paper_init(inner, heads, width)
     flat[:, 4 * width : 5 * width] += 1.0
     return flat
@@ -124,7 +126,7 @@ CATALOGUE: dict[str, InnerModel] = {
 
 
 def find(name: str) -> InnerModel:
-    """The entry of that name, or an error that lists the names."""
+    """The entry with this name. Raises ConfigError with the known names."""
     if name not in CATALOGUE:
         raise ConfigError(f"unknown inner model {name!r}: expected one of {', '.join(CATALOGUE)}")
     return CATALOGUE[name]

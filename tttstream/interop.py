@@ -21,13 +21,13 @@ def load_ttt_lm(
     base_lr: float = 1.0,
     rope_theta: float = 10000.0,
 ) -> TTTLayer:
-    """A TTTLayer that gives what one TTTLinear or TTTMLP module of the official PyTorch release gives.
+    """A TTTLayer with the outputs of a TTTLinear or TTTMLP module of the official PyTorch release.
 
     Args:
         state_dict: of that one module, keys without a prefix (`q_proj.weight`, `W1`, ...). `W2` makes it an MLP,
             `conv_q.weight` a projection shared by q and k (`k_proj.weight` is absent then), `g_proj.weight` gated.
-        heads, mini_batch, base_lr, rope_theta: what its configuration calls num_attention_heads, mini_batch_size,
-            ttt_base_lr and rope_theta; none of them can be read off the weights.
+        heads, mini_batch, base_lr, rope_theta: num_attention_heads, mini_batch_size, ttt_base_lr and rope_theta in its
+        configuration; the weights do not contain them.
 
     Returns:
         the layer, in the type and on the device of the state_dict, with the paper's plain update.
@@ -77,7 +77,7 @@ def load_ttt_lm(
 
 
 def _shapes(state_dict: Mapping[str, Tensor], heads: int, mini_batch: int) -> dict[str, list[int]]:
-    """Shape of every tensor that a module with these keys has."""
+    """The shape of every tensor of a module with these keys."""
     query = state_dict.get("q_proj.weight")
     if query is None or query.dim() != 2:
         got = "none" if query is None else f"shape {list(query.shape)}"
@@ -113,7 +113,7 @@ def _shapes(state_dict: Mapping[str, Tensor], heads: int, mini_batch: int) -> di
 
 
 def _renamed(theirs: Mapping[str, Tensor], inner: str, taps: int) -> dict[str, Tensor]:
-    """Their parameters as ours: one matrix for all views, one flat vector a head for the inner weights."""
+    """Their parameters in our layout: one matrix for all views, one flat vector of inner weights for each head."""
     views = ("q", "v") if taps else ("q", "k", "v")
     layers = ("1", "2") if inner == "mlp" else ("1",)
     ours = {

@@ -1,4 +1,4 @@
-"""The map: a memory of what was seen where, which predicts what is to be seen at a pose before the frame is taken."""
+"""The map: a memory of places, which predicts the picture at a pose before the frame is processed."""
 
 from __future__ import annotations
 

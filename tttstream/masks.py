@@ -1,4 +1,4 @@
-"""Mask propagation: masks that follow objects through a stream, carried by a memory that learns from every frame."""
+"""Mask propagation: a memory that learns from every frame predicts the masks of objects in a stream."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The state of a memory: a small value, rows first, that goes in and comes out of every call.
+"""The state of a memory: a small value that every call takes and returns.
 
 A state is a NamedTuple of tensors (or of further states, one level up), each with the rows (streams) as its first
-dimension. A fresh state is all zeros, so a framework that resets by zeroing is right. Phases and counters are whole
-numbers kept in the state's own float type, so `pack` makes one float matrix of it and loses nothing.
+dimension. A fresh state is all zeros, so setting it to zero is a reset. Phases and counters are whole numbers in the
+float type of the state, so `pack` converts a state to one float matrix without loss.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _named_tuple_rule = SUPPORTED_NODES[_NAMED_TUPLE]
 
 
 def _fields(value: Any, spec: Any) -> list[Any]:
-    """The fields of a named tuple in order. A module that torch.export made takes named tuples apart by index, and an
-    index of a state means rows. torch.fx has one rule for all named tuples; those that are no states keep it."""
+    """The fields of a named tuple in order. A module from torch.export unpacks named tuples by index, but an index of a
+    state selects rows. torch.fx has one rule for all named tuples; it still applies to those that are no states."""
     if isinstance(value, State):
         return list(tuple.__iter__(cast(tuple[Any, ...], value)))
     return _named_tuple_rule(value, spec)
@@ -68,7 +68,7 @@ def _tensors(node: Any) -> list[Tensor]:
 
 
 def exportable(kind: type[N]) -> type[N]:
-    """Make a type of named tuples known to `torch.export.save`, and to `torch.load` as one that it may read."""
+    """Register a type of named tuples for `torch.export.save` and as a safe type for `torch.load`."""
     torch.serialization.add_safe_globals([kind])
     _register_namedtuple(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
     return kind
@@ -89,7 +89,7 @@ class State:
         return _map(function, self)
 
     def leaves(self) -> list[tuple[str, Tensor]]:
-        """(name, tensor) of every tensor, nested names joined by dots, in a fixed order."""
+        """(name, tensor) of every tensor in a fixed order; nested names are joined with dots."""
         return list(_leaves(self))
 
     def tensors(self) -> list[Tensor]:
@@ -98,7 +98,7 @@ class State:
 
     @property
     def rows(self) -> int:
-        """How many rows (streams) the state holds."""
+        """The number of rows (streams) in the state."""
         return self.tensors()[0].shape[0]
 
     @property
@@ -107,15 +107,15 @@ class State:
         return sum(leaf.numel() * leaf.element_size() for _, leaf in self.leaves())
 
     def detach(self: S) -> S:
-        """The same values, cut from the graph."""
+        """The same values without their graph."""
         return self.map(Tensor.detach)
 
     def to(self: S, *args: Any, **kwargs: Any) -> S:
         """`Tensor.to` on every tensor: a device, a type, or both."""
         return self.map(lambda leaf: leaf.to(*args, **kwargs))
 
-    def __getitem__(self, rows: Any) -> Any:  # not S, which would contradict the tuple below it
-        """The state of some rows: an index (kept as one row), a slice, a list, or a tensor of indices or of bools."""
+    def __getitem__(self, rows: Any) -> Any:  # not S, which would conflict with the tuple base class
+        """The state of some rows: an index (gives one row), a slice, a list, or a tensor of indices or bools."""
         if isinstance(rows, int):
             if not -self.rows <= rows < self.rows:
                 raise IndexError(f"row {rows} of a state with {self.rows} rows")
@@ -123,7 +123,8 @@ class State:
         return self.map(lambda leaf: leaf[rows])
 
     def where(self: S, mask: Tensor, other: S) -> S:
-        """Row by row: this state where `mask` [B] is true, `other` elsewhere (a selection: a NaN does not cross)."""
+        """Select rows: this state where `mask` [B] is true, `other` elsewhere. A NaN in a row does not affect other
+        rows."""
 
         def select(node: Any, alternative: Any) -> Any:
             if isinstance(node, Tensor):
@@ -139,7 +140,7 @@ class Stateful(Protocol):
     """A module with fresh states: every memory and model."""
 
     def init_state(self, batch: int) -> Any:
-        """A fresh state of so many rows."""
+        """A fresh state of `batch` rows."""
 
 
 def _template(like: State | Stateful) -> State:
@@ -147,12 +148,12 @@ def _template(like: State | Stateful) -> State:
 
 
 def pack(state: State) -> Tensor:
-    """All tensors of a state side by side: [B, n], in the state's own float type."""
+    """All tensors of a state concatenated: [B, n], in the float type of the state."""
     return torch.cat([leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:])) for _, leaf in state.leaves()], dim=1)
 
 
 def unpack(flat: Tensor, like: S | Stateful) -> S:
-    """The inverse of `pack`. `like` is the memory, or any state of it (its number of rows does not matter)."""
+    """The inverse of `pack`. like: the memory, or any state of it (with any number of rows)."""
     template = _template(like)
     widths = [math.prod(leaf.shape[1:]) for _, leaf in template.leaves()]
     if flat.dim() != 2 or flat.shape[1] != sum(widths):
@@ -162,7 +163,7 @@ def unpack(flat: Tensor, like: S | Stateful) -> S:
 
 
 def join(states: Sequence[S]) -> S:
-    """The rows of several states of one memory, one after another: `join(states)[n]` is the n-th of states of a row."""
+    """Concatenate the rows of several states of one memory: for states of one row, `join(states)[n]` is the n-th."""
     if len(states) == 1:
         return states[0]
     columns = iter([torch.cat(leaves) for leaves in zip(*(state.tensors() for state in states), strict=True)])
@@ -170,9 +171,8 @@ def join(states: Sequence[S]) -> S:
 
 
 def save(state: State, path: str | os.PathLike[str], **texts: str) -> None:
-    """Write a state as safetensors (to a temporary name first, so that nothing half-written is left behind).
-
-    texts: kept beside it; `metadata` reads them.
+    """Write a state as safetensors, under a temporary name first, so that no incomplete file remains. texts: stored as
+    metadata, see `metadata`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -210,19 +210,20 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tenso
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts that were saved beside a state, `format` among them."""
+    """The texts that were saved with a state, including `format`."""
     return _read(path)[0]
 
 
 def load(path: str | os.PathLike[str], like: S | Stateful) -> S:
-    """Read a state that `save` wrote. `like` is the memory, or any state of it; another memory's state is refused."""
+    """Read a state that `save` wrote. like: the memory, or any state of it. Raises CheckpointError for the state of
+    another memory."""
     template = _template(like)
     tensors = _read(path)[1]
     expected = {name: list(leaf.shape[1:]) for name, leaf in template.leaves()}
     for name in [name for name in tensors if name not in expected]:
         tensors[name.replace("pending", "grad_sum")] = tensors.pop(name)  # what `grad_sum` was called
     came = {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}
-    if not getattr(like, "bounded", True):  # a fresh cache that grows is empty: its 0 stands for any size
+    if not getattr(like, "bounded", True):  # a fresh growing cache is empty: its size 0 matches any size
         for name, sizes in expected.items():
             if len(came.get(name, [])) == len(sizes):
                 expected[name] = [size or got for size, got in zip(sizes, came[name], strict=True)]
@@ -231,5 +232,5 @@ def load(path: str | os.PathLike[str], like: S | Stateful) -> S:
             f"{path} holds the state of another memory: {json.dumps(came)}, expected {json.dumps(expected)}"
         )
     ordered = iter(tensors[name] for name, _ in template.leaves())
-    # copied, since a file's tensors lie at any address, and products of matrices may round by where their numbers lie
+    # copied, because the rounding of matrix products may depend on the alignment of the tensors in the file
     return template.map(lambda leaf: next(ordered).to(leaf, copy=True))  # type: ignore[return-value]

@@ -1,6 +1,6 @@
-"""Helpers to test a memory: unroll it over pieces of a stream, compare values and states; scenes for it to learn.
+"""Helpers to test a memory: unroll it over pieces of a stream, compare values and states, generate scenes.
 
-They serve this project's own laws and whoever adds a memory.
+The laws of this project use them; they are also for tests of new memories.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tttstream.memory import Memory, build, names
 from tttstream_kernels import RMS, Muon, Update
 from tttstream_kernels.testing import TOLERANCE
 
-SMALLEST = 1e-2  # values that are all below this are compared as if the largest were this
+SMALLEST = 1e-2  # least scale of a comparison, also if all values are smaller
 
 
 def unroll(
@@ -28,7 +28,7 @@ def unroll(
     reset: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Any]:
-    """What a memory gives when the stream x [B, T, D] comes in pieces of `splits` tokens (their sum is T).
+    """Run a memory over the stream x [B, T, D] in pieces of `splits` tokens (their sum is T).
 
     Returns y [B, T, D] and the final state, which must equal those of one call (law 2).
     """
@@ -82,7 +82,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float | None = None) -> 
 def gradients(memory: Memory, outputs: Any, inputs: Iterable[Tensor], seed: int = 0) -> list[Tensor]:
     """Gradients of a fixed random projection of `outputs` (a tensor, state, or sequence) w.r.t. inputs and parameters.
 
-    What does not depend on an input has a gradient of zeros.
+    Inputs without influence have a gradient of zeros.
     """
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), dtype=torch.float64)
@@ -96,10 +96,10 @@ def gradients(memory: Memory, outputs: Any, inputs: Iterable[Tensor], seed: int 
 
 @dataclass(frozen=True)
 class Case:
-    """A memory by name, small enough to be tested, and how a stream must look to suit it.
+    """A small memory by name, and the requirements on its streams.
 
-    unit: tokens of a frame where the memory works on whole frames, else 1: lengths are multiples of it, resets stand
-        at its multiples.
+    unit: tokens of a frame if the memory works on whole frames, else 1: lengths and positions of resets are multiples
+    of it.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Case:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
 
     def memory(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Memory:
-        """The memory, every parameter moved off its initial value, so that nothing is tested at a special point."""
+        """The memory, with every parameter moved from its initial value, so that tests do not use a special point."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             memory = build(self.name, dim=self.dim, heads=self.heads, **self.options)
@@ -166,7 +166,7 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
 
 
 def cases() -> list[Case]:
-    """Every memory that `build` knows, in every mode, each small."""
+    """Every memory of `build` in every mode, in a small size."""
     frames = {f"ttt_{name}": [(_GRID, 6)] for name, model in INNER_MODELS.items() if model.frame_only}
     small = {**frames, **_SMALL}
     return [Case(name, options, unit) for name in names() for options, unit in small.get(name, [({}, 1)])]
@@ -178,9 +178,9 @@ SCENES = ("subspace", "prototypes", "mixture")
 def scene(kind: str, number: int, *, dim: int, rows: int, tokens: int, part: int = 0) -> Tensor:
     """Tokens of one scene of an endless stream, [rows, tokens, dim] with mean 0 and variance 1 a token.
 
-    kind: "subspace" (a new random four-dimensional subspace a scene), "prototypes" (eight new tokens that come again
-        and again with a little noise) or "mixture" (a new mean and a new covariance).
-    number: the scene; it depends on this alone. part: other tokens of the same scene, to ask what is remembered of it.
+    kind: "subspace" (a new random four-dimensional subspace for each scene), "prototypes" (eight new tokens, repeated
+    with a little noise) or "mixture" (a new mean and a new covariance). number: the scene depends only on it. part:
+    selects other tokens of the same scene, to measure recall.
     """
     world = torch.Generator().manual_seed(1000 * number)
     sample = torch.Generator().manual_seed(1000 * number + 1 + part)
@@ -200,10 +200,10 @@ def scene(kind: str, number: int, *, dim: int, rows: int, tokens: int, part: int
 
 
 def task(number: int, *, width: int, rows: int, tokens: int, part: int = 0) -> tuple[Tensor, Tensor]:
-    """Keys and values of a scene that shares nothing with any other, both [rows, tokens, 1, width].
+    """Keys and values of a scene that is independent of all others, both [rows, tokens, 1, width].
 
-    Keys lie in a new random four-dimensional subspace, values follow from them by a new linear map, which a linear
-    inner model can learn without error; the loss at chance is `width`. number, part: as in `scene`.
+    Keys are in a new random four-dimensional subspace; values are a new linear map of them, which a linear inner model
+    can learn without error; the loss at chance is `width`. number, part: as in `scene`.
     """
     world = torch.Generator().manual_seed(1000 * number)
     sample = torch.Generator().manual_seed(1000 * number + 1 + part)

@@ -88,7 +88,7 @@ def test_names_of_folders() -> None:
     [
         (["x.mp4", "--out", ""], "empty text"),
         ([""], "empty text"),
-        (["$CLIP"], "nobody replaced $CLIP"),
+        (["$CLIP"], "$CLIP was not replaced"),
         (["x.mp4", "--out", "-"], "- is a pipe"),
         (["x.mp4", "--model", ""], "empty text"),
         (["x.mp4", "--out", "n" * 300], "too long"),

@@ -55,8 +55,8 @@ def test_paths_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("", "empty text"),
         (" ", "empty text"),
         ("~nobody-of-this-name/x", "no home folder"),
-        ("$OUT/x", r"nobody replaced \$OUT"),
-        ("a/${NAME}.mp4", r"nobody replaced \$\{NAME\}"),
+        ("$OUT/x", r"\$OUT was not replaced"),
+        ("a/${NAME}.mp4", r"\$\{NAME\} was not replaced"),
     ):
         with pytest.raises(SourceError, match=said):
             expanded(text, "it", SourceError)

@@ -243,7 +243,7 @@ def test_poses(tmp_path: Path) -> None:
 
 def test_what_does_not_fit(tmp_path: Path) -> None:
     folder = v2(tmp_path / "set")
-    with pytest.raises(SourceError, match="set has 3 episodes: take one, such as set#2"):
+    with pytest.raises(SourceError, match="set has 3 episodes: give one, such as set#2"):
         open_source(folder)
     with pytest.raises(SourceError, match="has no episode 3; it has 3, 0 to 2"):
         open_source(f"{folder}#3")

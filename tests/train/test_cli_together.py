@@ -61,7 +61,7 @@ def test_numbers_are_taken_once(tmp_path: Path) -> None:
     ("word", "said"),
     [
         ("--ckpt_path=", "ckpt_path is an empty text"),
-        ("--ckpt_path=$BEST/last.ckpt", "nobody replaced $BEST"),
+        ("--ckpt_path=$BEST/last.ckpt", "$BEST was not replaced"),
         ("--trainer.default_root_dir=", "default_root_dir is an empty text"),
         ("--trainer.default_root_dir=~nobody-of-this-name/x", "no home folder"),
     ],

@@ -92,7 +92,7 @@ def test_nothing_stands_there_before_the_end_and_nothing_after_a_failure(tmp_pat
         assert not (tmp_path / "a.mp4").exists()
         raise RuntimeError
     assert os.listdir(tmp_path) == []
-    with pytest.raises(OutputError, match="no picture came"), VideoWriter(tmp_path / "b.mp4"):
+    with pytest.raises(OutputError, match="there was no picture"), VideoWriter(tmp_path / "b.mp4"):
         pass
     assert os.listdir(tmp_path) == []
 

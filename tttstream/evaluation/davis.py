@@ -1,4 +1,4 @@
-"""Region similarity J and contour accuracy F as DAVIS defines them, and what it reports of a sequence.
+"""Region similarity J and contour accuracy F as DAVIS defines them, and their statistics over a sequence.
 
 Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016, section 5.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tttstream.errors import ShapeError
 
 TOLERANCE = 0.008
-"""How far apart contours may lie and still match, as a share of the picture's diagonal."""
+"""The largest distance between matching contours, as a share of the picture's diagonal."""
 
 Mask = NDArray[Any]
 
@@ -29,7 +29,7 @@ class Score(NamedTuple):
 
 
 def region_similarity(mask: Mask, truth: Mask, void: Mask | None = None) -> float:
-    """J: intersection over union of two masks [H, W]; 1 where both are empty. void [H, W]: pixels that do not count."""
+    """J: intersection over union of two masks [H, W]; 1 if both are empty. void [H, W]: ignored pixels."""
     mask, truth = _pair(mask, truth, void)
     union = np.count_nonzero(mask | truth)
     return 1.0 if union == 0 else float(np.count_nonzero(mask & truth) / union)
@@ -38,15 +38,15 @@ def region_similarity(mask: Mask, truth: Mask, void: Mask | None = None) -> floa
 def contour_accuracy(mask: Mask, truth: Mask, tolerance: float = TOLERANCE, void: Mask | None = None) -> float:
     """F: harmonic mean of precision and recall of the contour pixels of two masks [H, W].
 
-    A contour pixel is right where the other contour, dilated by a disk, covers it. The disk's radius is the tolerance
+    A contour pixel is right if the other contour, dilated by a disk, covers it. The disk's radius is the tolerance
     times the diagonal, rounded up to whole pixels; a tolerance of 1 or more is the radius itself. void [H, W]: pixels
-    that belong to neither mask, as the benchmark takes them.
+    that belong to neither mask, as in the benchmark.
     """
     mask, truth = _pair(mask, truth, void)
     radius = tolerance if tolerance >= 1 else math.ceil(tolerance * math.hypot(*mask.shape))
     ours, theirs = contour(mask), contour(truth)
     count, wanted = np.count_nonzero(ours), np.count_nonzero(theirs)
-    if count == 0 or wanted == 0:  # nothing drawn is never wrong, and nothing wanted is never missed
+    if count == 0 or wanted == 0:  # precision of an empty prediction and recall of an empty ground truth are 1
         return float(count == wanted)
     precision = np.count_nonzero(ours & _dilate(theirs, radius)) / count
     recall = np.count_nonzero(theirs & _dilate(ours, radius)) / wanted
@@ -56,7 +56,7 @@ def contour_accuracy(mask: Mask, truth: Mask, tolerance: float = TOLERANCE, void
 def contour(mask: Mask) -> NDArray[np.bool_]:
     """Pixels [H, W] that differ from the one to the right, the one below, or the one between these two.
 
-    What lies beyond the last row and column is like these themselves, so the picture's edge is no contour.
+    The last row and column are repeated outside of the picture, so the picture's edge is no contour.
     """
     mask = np.asarray(mask, dtype=bool)
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
@@ -67,7 +67,7 @@ def contour(mask: Mask) -> NDArray[np.bool_]:
 def summarise(values: Sequence[float]) -> Score:
     """Mean, recall and decay of one sequence's values, frame after frame.
 
-    DAVIS leaves out the first frame, whose mask is given, and the last; so must who calls this.
+    DAVIS leaves out the first frame, whose mask is given, and the last; the caller must do so too.
     """
     if len(values) == 0:
         raise ShapeError("expected the values of at least one frame, got none")
@@ -80,7 +80,7 @@ def summarise(values: Sequence[float]) -> Score:
 def evaluate(masks: Sequence[Mask], truths: Sequence[Mask], voids: Sequence[Mask] | None = None) -> tuple[Score, Score]:
     """J and F of one object over a sequence of masks [H, W], the first and the last frame left out.
 
-    voids: for each frame the pixels [H, W] that do not count, because nobody knows what is there.
+    voids: for each frame the unknown pixels [H, W], which are ignored.
     """
     if len(masks) != len(truths) or len(masks) < 3:
         raise ShapeError(f"expected two sequences of at least 3 masks alike, got {len(masks)} and {len(truths)}")

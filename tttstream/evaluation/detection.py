@@ -1,4 +1,4 @@
-"""Finds events in a stream's surprise, and measures how well it does so beside two things a user could do instead."""
+"""Finds events in a stream's surprise, and compares it with two simple baselines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RIVALS = ("surprise", "frame_difference", "mog2")
 
 @dataclass
 class Detected:
-    """One event: where surprise rose above the threshold, and the highest it came to."""
+    """One event: the frame at which the surprise exceeded the threshold, and its maximum."""
 
     index: int
     time_s: float
@@ -27,9 +27,10 @@ class Detected:
 
 
 class EventDetector:
-    """Events are rises of the surprise above `threshold`; one lasts until it stayed below `release` for `hold` frames.
+    """Events are rises of the surprise above `threshold`. An event ends when the surprise was below `release` for
+    `hold` frames.
 
-    events: the latest 10,000 of them. total: how many there were.
+    events: the latest 10,000 of them. total: their number.
     """
 
     def __init__(self, threshold: float = 3.0, release: float = 1.5, hold: int = 5) -> None:
@@ -39,7 +40,7 @@ class EventDetector:
         self._quiet = hold
 
     def update(self, result: Result) -> bool:
-        """Take in one frame's result; True if an event begins."""
+        """Add the result of one frame; returns True if an event begins."""
         begins = self._quiet >= self.hold and result.surprise > self.threshold
         if begins:
             self.events.append(Detected(result.index, result.time_s, result.surprise))
@@ -52,7 +53,7 @@ class EventDetector:
 
 
 def auroc(positive: Scores, negative: Scores) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half."""
+    """Area under the ROC curve: the probability that a positive scores above a negative, with ties as one half."""
     if not len(positive) or not len(negative):
         return float("nan")
     ordered = np.sort(negative)
@@ -63,8 +64,8 @@ def auroc(positive: Scores, negative: Scores) -> float:
 class Baselines:
     """Baselines frame by frame: frame difference and OpenCV's MOG2.
 
-    frame difference: mean absolute difference to the frame before. mog2: share of pixels that OpenCV's background
-    model (its own defaults, shadows off) calls foreground.
+    frame difference: mean absolute difference to the frame before. mog2: share of foreground pixels of OpenCV's
+    background model (default options, without shadows).
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class Baselines:
 
 
 class Comparison:
-    """Scores of surprise and of `Baselines` on the same frames, set against planted events.
+    """Compares the scores of surprise and of `Baselines` on the same frames with planted events.
 
     The last `capacity` frames are kept (12 bytes each).
     """
@@ -97,7 +98,7 @@ class Comparison:
         self._last = -1
 
     def add(self, image: NDArray[np.uint8], result: Result) -> None:
-        """Take in one frame, as the model saw it [S, S, 3] uint8, and what the stream said of it."""
+        """Add one frame, the model's input [S, S, 3] uint8, and the result of the stream."""
         self._scores[:, result.index % self._scores.shape[1]] = result.surprise, *self._baselines.scores(image)
         self._last = result.index
         self._first = result.index if self._first is None else self._first
@@ -105,10 +106,11 @@ class Comparison:
     def report(self, planted: Sequence[Event], *, window: int = 30, warmup: int = 60) -> dict[str, dict[str, Any]]:
         """For each detector, how well its score finds the planted events, and each kind of event.
 
-        Every event and every free window of `window` frames (no event in it, nor within a window after one, nor in the
-        first `warmup` frames of the stream) gets the highest score in it, for an event from its first frame on.
-        auroc: of the events against the free windows. found: share of the events that score above the level that 5% of
-        the free windows exceed. delay_frames: frames to that level, median over the found ones; 0 is the first frame.
+        The score of a window is the highest score of its frames. Windows have `window` frames and start at each event;
+        free windows have no event in them, no event within one window before them, and are after the first `warmup`
+        frames of the stream. auroc: of the events against the free windows. found: share of the events that score above
+        the level that 5% of the free windows exceed. delay_frames: frames to that level, median over the found ones; 0
+        is the first frame.
         """
         capacity = self._scores.shape[1]
         first = max(self._first or 0, self._last + 1 - capacity)
@@ -131,7 +133,7 @@ class Comparison:
 
 
 def windows(row: Scores, free: NDArray[np.bool_], window: int) -> Iterator[Scores]:
-    """The pieces of `window` frames that fit side by side into the free stretches of a row."""
+    """The consecutive windows of `window` frames in the free intervals of a row."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], free, [False]])))
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
         for at in range(start, stop - window + 1, window):

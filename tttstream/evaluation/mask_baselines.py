@@ -26,7 +26,7 @@ learns, its weights are the learned start."""
 METHODS = ("model", *NAMES)
 
 MATCHING = {"first": ("given",), "matching": ("given", "last")}
-"""By which memories of a TargetModel each baseline answers, see `TargetModel.only`."""
+"""The memories of a TargetModel that each baseline uses, see `TargetModel.only`."""
 NEAREST, SHARPNESS = 5, 20.0
 
 
@@ -100,7 +100,7 @@ def _matching(model: Propagator[Any], frames: Tensor, masks: Tensor, last: bool)
 
 
 def _vote(keys: Tensor, known: Tensor, answers: Tensor) -> Tensor:
-    """The answers [B, n, C] of the known tokens most like these, weighed by how alike they are."""
+    """The mean of the values [B, n, C] of the most similar known tokens, weighted by similarity."""
     alike, which = (keys @ known.mT).topk(NEAREST, 2)
     weights = (SHARPNESS * alike).softmax(2)
     chosen = answers.gather(1, which.flatten(1)[..., None].expand(-1, -1, answers.shape[2]))

@@ -20,9 +20,9 @@ GRID = (8, 8)
 
 
 class Cost(NamedTuple):
-    """The cost of a memory after a number of tokens of one stream: milliseconds a token in calls of CHUNK tokens, a
-    frame of FRAME tokens, and a call of one token (None if it takes whole frames only); bytes of its state; by how
-    many megabytes the process grew since the stream began."""
+    """The cost of a memory after a number of tokens of one stream: milliseconds per token in calls of CHUNK tokens, of
+    a frame of FRAME tokens, and of a call of one token (None if it accepts only whole frames); bytes of its state; the
+    growth of the process in megabytes since the start of the stream."""
 
     memory: str
     tokens: int
@@ -34,7 +34,8 @@ class Cost(NamedTuple):
 
 
 class Dual(NamedTuple):
-    """Milliseconds a token of one call of `tokens` tokens, in the dual form, in the primal form, and token by token."""
+    """Milliseconds per token of one call of `tokens` tokens, in the dual form, in the primal form, and token by
+    token."""
 
     inner: str
     tokens: int
@@ -45,7 +46,7 @@ class Dual(NamedTuple):
 
 
 def clock(device: torch.device) -> float:
-    """Seconds: of this thread's own work on a CPU, whatever else runs there; of the wall on other devices."""
+    """Seconds: thread time on a CPU, wall time on other devices."""
     if device.type == "cpu":
         return time.thread_time()
     torch.cuda.synchronize(device)
@@ -53,7 +54,7 @@ def clock(device: torch.device) -> float:
 
 
 def best(device: torch.device, work: Callable[[], object], repeats: int) -> float:
-    """Milliseconds of the quickest of some runs."""
+    """Milliseconds of the fastest of several runs."""
     took = []
     for _ in range(repeats):
         began = clock(device)
@@ -63,7 +64,7 @@ def best(device: torch.device, work: Callable[[], object], repeats: int) -> floa
 
 
 def make(name: str, dim: int, heads: int) -> Memory:
-    """A memory for the benchmark; those of whole frames get frames of FRAME tokens."""
+    """A memory for the benchmark; memories of whole frames have frames of FRAME tokens."""
     return build(name, dim=dim, heads=heads, **({"grid": GRID} if name in ("ttt_conv", "ttt_swiglu") else {}))
 
 
@@ -93,8 +94,8 @@ def primal(
     inner: Dense, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, start: Tensor, gamma: Tensor, beta: Tensor, size: int
 ) -> Tensor:
     """The primal form of a call of fresh rows (arXiv 2407.04620, section 2.4): gradients and weights of every token are
-    written out, [R, K, rows, columns] a layer. q, k, v [B, T, H, D], T a multiple of the mini-batch `size`; eta
-    [B, T, H]. Returns what `ttt` returns first."""
+    computed, [R, K, rows, columns] for each layer. q, k, v [B, T, H, D], T a multiple of the mini-batch `size`; eta [B,
+    T, H]. Returns the outputs of `ttt`."""
     rows, tokens, heads, width = q.shape
     weights = [w.repeat(rows, 1, 1) for w in inner.split(start, width)]
     gamma, beta = (z.repeat(rows, 1)[:, None] for z in (gamma, beta))

@@ -1,4 +1,4 @@
-"""Scores of novelty on spliced streams: what surprise, its frozen twin and two simple rivals find, and when."""
+"""Scores of novelty on spliced streams: the events that surprise, a frozen memory and two baselines find."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tttstream.streams.normaliser import Normaliser
 DETECTORS = ("surprise", "frozen", "frame_difference", "mog2")
 WINDOW = 20  # frames after an event in which it counts as found
 WARMUP = 30  # frames of a stream before which nothing is counted
-THRESHOLD, RELEASE = 3.0, 1.5  # deviations, as `tttstream watch` has them
-FPS = 25.0  # minutes are counted at this rate
+THRESHOLD, RELEASE = 3.0, 1.5  # deviations, as in `tttstream watch`
+FPS = 25.0  # frames per second for counts per minute
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Spliced:
     events: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, image: NDArray[np.uint8], surprise: float, frozen: float, event: str | None, **others: float) -> None:
-        """One more frame [H, W, 3], the model's losses of it, and the kind of event that begins with it, if any.
-        others: what further detectors say of it, by name."""
+        """Add a frame [H, W, 3], its losses, and the kind of event that begins with it, if any. others: the scores of
+        further detectors, by name."""
         if event is not None:
             self.events.append((len(self.scores["surprise"]), event))
         for name, value in zip(DETECTORS, (surprise, frozen, *self.baselines.scores(image)), strict=True):
@@ -38,12 +38,12 @@ class Spliced:
             self.scores.setdefault(name, []).append(value)
 
     def counted(self) -> list[tuple[int, str]]:
-        """The events late enough in the stream to count, with their whole window before its end."""
+        """The events after the warm-up whose window is inside the stream."""
         last = len(self.scores["surprise"]) - WINDOW
         return [(at, kind) for at, kind in self.events if WARMUP <= at <= last]
 
     def free(self) -> NDArray[np.bool_]:
-        """The frames that no event is near: neither the warm-up nor within two windows after an event."""
+        """The frames without an event near them: not in the warm-up and not within two windows after an event."""
         free = np.ones(len(self.scores["surprise"]), dtype=bool)
         free[:WARMUP] = False
         for at, _ in self.events:
@@ -52,7 +52,7 @@ class Spliced:
 
 
 def normalised(scores: Sequence[float]) -> Scores:
-    """Deviations from the stream's own recent past, as `Stream` gives them."""
+    """Standard scores relative to the recent past of the stream, as in `Stream`."""
     normaliser = Normaliser()
     return np.array([normaliser.push(score + 1e-3) for score in scores])
 
@@ -70,9 +70,9 @@ def alarms(scores: Scores) -> list[int]:
 def judge(streams: Sequence[Spliced]) -> dict[str, dict[str, dict[str, Any]]]:
     """Detector and kind of event ("all" too) -> events, auroc, found, delay_frames, false_alarms_per_minute.
 
-    auroc: of the highest normalised score within WINDOW frames from an event on against that of pieces of WINDOW
-    frames that no event is near. found: share of the events with an alarm in their window, delay_frames: median frames
-    to it. false_alarms_per_minute: alarms in frames that no event is near, whatever the kind.
+    auroc: of the highest normalised score within WINDOW frames from an event on, against that of WINDOW frames without
+    an event near them. found: share of the events with an alarm in their window; delay_frames: median frames to it.
+    false_alarms_per_minute: alarms in frames without an event of any kind near them.
     """
     kinds = sorted({kind for stream in streams for _, kind in stream.counted()})
     report: dict[str, dict[str, dict[str, Any]]] = {}

@@ -17,7 +17,7 @@ from tttstream.evaluation.detection import auroc
 from tttstream.memory.binding import Binding
 
 Rule = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""(examples [n, D], their labels [n], questions [m, D], L) -> scores [m, L], larger for what is likelier."""
+"""(examples [n, D], their labels [n], questions [m, D], L) -> scores [m, L], larger for more probable labels."""
 
 
 def nearest(examples: Tensor, labels: Tensor, questions: Tensor, count: int) -> Tensor:
@@ -34,7 +34,7 @@ def class_means(examples: Tensor, labels: Tensor, questions: Tensor, count: int)
 
 
 def linear_probe(examples: Tensor, labels: Tensor, questions: Tensor, count: int, rate: float = 1.0) -> Tensor:
-    """Softmax regression by SGD: one step of that rate on each example, in an order drawn from a fixed seed."""
+    """Softmax regression by SGD: one step with this rate on each example, in a random order with a fixed seed."""
     weights = torch.zeros(count, examples.shape[1])
     examples = F.normalize(examples, dim=-1)
     for row in torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist():
@@ -56,15 +56,14 @@ def bound(memory: Binding) -> Rule:
 
 
 class Known(NamedTuple):
-    """accuracy: of what was taught, the mean over things. strangers: AUROC of the best score of what was taught above
-    that of what was not."""
+    """accuracy: mean over the taught things. strangers: AUROC of the best score, taught things against others."""
 
     accuracy: float
     strangers: float
 
 
 def known(rule: Rule, examples: Tensor, labels: Tensor, questions: Tensor, answers: Tensor) -> Known:
-    """Ask a rule; an answer that is no label of the examples is that of a stranger."""
+    """Evaluate a rule; queries whose answer is no label of the examples are strangers."""
     count = int(labels.max()) + 1
     with torch.no_grad():
         scores = rule(examples, labels, questions, count)
@@ -76,7 +75,8 @@ def known(rule: Rule, examples: Tensor, labels: Tensor, questions: Tensor, answe
 
 
 def halves(rule: Rule, examples: Tensor, labels: Tensor, questions: Tensor, answers: Tensor, splits: int = 20) -> float:
-    """The mean AUROC of strangers over so many random halves of the things that are taught, the others strangers."""
+    """The mean AUROC of strangers over several random splits, with half of the things taught and the others as
+    strangers."""
     count, found = int(labels.max()) + 1, []
     for split in range(splits):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(split))

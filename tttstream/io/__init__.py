@@ -1,1 +1,1 @@
-"""Files: what is written whole or not at all, names and presets, models as folders, and how a run is interrupted."""
+"""Files: atomic output files, names and presets, models as folders, and interruption of a run."""

@@ -1,4 +1,4 @@
-"""One run at a time: the sole right to write into a folder or a file, which ends with the process that holds it."""
+"""Locks: an exclusive lock on a folder or a file, which ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _open: dict[int, tuple[int, int]] = {}  # descriptors of the locks held here →
 
 
 class Claim:
-    """The sole right to write somewhere, until `release`, or until the process ends in whatever way.
+    """An exclusive lock on a folder or a file, until `release`, or until the process ends.
 
-    It is a lock of the operating system on a small file beside or inside what is claimed; the file says who has it,
-    and is removed at the end. One that a killed process left behind is taken over. This holds between processes of
-    one machine, and between machines on network file systems that pass locks on (NFS, SMB); where a file system knows
-    no locks, a warning says so and nothing is kept apart.
+    It is a lock of the operating system on a small file in the same folder; the file names its holder and is removed at
+    the end. A file that a killed process left behind is reused. The lock works between processes of one machine, and
+    between machines on network file systems with locks (NFS, SMB); on a file system without locks there is a warning
+    and no protection.
 
-    lock: the small file. what: is claimed, for the message.
+    lock: the small file. what: the locked folder or file, for the message.
 
-    Raises OutputError if another run has it, and says who; OSError where the small file cannot be written.
+    Raises OutputError, with the holder, if another run has the lock; OSError if the small file cannot be written.
     """
 
     def __init__(self, lock: Path, what: str) -> None:
@@ -49,23 +49,23 @@ class Claim:
 
     @classmethod
     def on_folder(cls, folder: str | os.PathLike[str]) -> Claim:
-        """Claim a folder that is there."""
+        """Lock an existing folder."""
         return cls(Path(folder, FOLDER_LOCK), f"the folder {os.fspath(folder)}")
 
     @classmethod
     def on_file(cls, path: str | os.PathLike[str]) -> Claim:
-        """Claim a file, which need not be there; its folder must be."""
+        """Lock a file in an existing folder; the file may not exist yet."""
         with suppress(FileNotFoundError):
-            os.stat(path)  # a name that is too long shows itself now, not when all is done
+            os.stat(path)  # a name that is too long raises now, not at the end
         return cls(beside(path, ".lock"), f"the file {os.fspath(path)}")
 
     @property
     def held(self) -> bool:
-        """Whether it was not given back yet."""
+        """Whether the lock is still held."""
         return self._end.alive
 
     def release(self) -> None:
-        """Give the right back. Safe to call twice."""
+        """Release the lock. Safe to call twice."""
         self._end()
 
     def __enter__(self) -> Claim:
@@ -76,7 +76,7 @@ class Claim:
 
 
 def beside(path: str | os.PathLike[str], ending: str) -> Path:
-    """The hidden file .NAME.ending beside a file; of a very long name only the beginning."""
+    """The hidden file .NAME.ending in the folder of a file; a very long name is cut."""
     whole = Path(path)
     room = 255 - len(f".{ending}")  # bytes
     short = whole.name if len(os.fsencode(whole.name)) <= room else clipped(whole.name, room)
@@ -84,7 +84,7 @@ def beside(path: str | os.PathLike[str], ending: str) -> Path:
 
 
 def _take(lock: Path, what: str) -> int:
-    """Open and lock the small file, and write down who has it."""
+    """Open and lock the small file, and write the holder into it."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -119,7 +119,7 @@ def _try_lock(descriptor: int, lock: Path, what: str) -> None:
             ) from error
         if error.errno not in UNSUPPORTED:
             raise
-        text = f"{lock.parent} lies on a file system without locks: see to it yourself that no other run writes there"
+        text = f"{lock.parent} is on a file system without locks: make sure that no other run writes there"
         warnings.warn(text, stacklevel=2)
 
 
@@ -141,7 +141,7 @@ def _release(descriptor: int, lock: Path, process: int) -> None:
     if os.getpid() != process or descriptor not in _open:
         return
     del _open[descriptor]
-    with suppress(OSError):  # Windows lets nobody remove a file that is open
+    with suppress(OSError):  # Windows cannot remove an open file
         lock.unlink()
     os.close(descriptor)
     if sys.platform == "win32":
@@ -150,7 +150,7 @@ def _release(descriptor: int, lock: Path, process: int) -> None:
 
 
 def _let_go() -> None:
-    """In a forked process: the lock is its parent's, and must not outlive that."""
+    """In a forked process: the lock belongs to the parent, and must not outlive it."""
     for descriptor in _open:
         with suppress(OSError):
             os.close(descriptor)

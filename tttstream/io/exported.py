@@ -20,17 +20,18 @@ LARGEST_BATCH = 65_536
 
 
 class Step(nn.Module):
-    """A module that is exported: `forward(*inputs)` with tensors in the order of `example` gives those of OUTPUTS.
+    """A module for export: `forward(*inputs)` takes tensors in the order of `example` and returns those of OUTPUTS.
 
-    A state goes in and comes out as one packed matrix [B, n] (`tttstream.state.pack`), so that whoever runs the files
-    carries one array. BATCHED: whether the first dimension of every tensor is free; it is that of `example` otherwise.
+    A state is an input and an output as one packed matrix [B, n] (`tttstream.state.pack`), so that the user of the
+    files passes one array. BATCHED: whether the first dimension of every tensor is free; otherwise it is that of
+    `example`.
     """
 
     OUTPUTS: ClassVar[tuple[str, ...]]
     BATCHED: ClassVar[bool] = True
 
     def example(self) -> dict[str, Tensor]:
-        """Inputs by name, of the shapes and types that are exported."""
+        """Inputs by name, with the exported shapes and types."""
         raise NotImplementedError
 
 
@@ -51,7 +52,7 @@ def write(step: Step, folder: str | os.PathLike[str], name: str, more: Mapping[s
         batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
         shapes = (tuple({0: batch} for _ in example),) if step.BATCHED else None
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of deprecations inside torch and onnx
+            warnings.simplefilter("ignore")  # warnings about deprecations inside torch and onnx
             program = torch.export.export(step, tuple(example.values()), dynamic_shapes=shapes)
             onnx: Any = torch.onnx.export(
                 program, dynamo=True, verbose=False, input_names=list(example), output_names=list(step.OUTPUTS)

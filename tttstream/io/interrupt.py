@@ -1,4 +1,4 @@
-"""How a run is interrupted: the first Ctrl-C lets it finish what it has in hand."""
+"""Interrupts of a run: after the first Ctrl-C it finishes the current frame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Interrupt:
-    """Ctrl-C (or SIGTERM) sets `asked`, so that the frame in hand is finished; a second raises KeyboardInterrupt."""
+    """Ctrl-C (or SIGTERM) sets `asked`, so that the current frame is finished; a second raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -1,15 +1,16 @@
-"""Masks as people keep them: one rule for numbers, void and colours, for whoever reads a mask from a file.
+"""Reads masks from files, with one rule for numbers, void and colours.
 
-The rule, which docs/masks.md tells in full:
+The rule (docs/masks.md has all of it):
 
 - Grey and palette images, of 1 to 32 bits: the value of a pixel is the number of its object, 0 the background.
-- 255 in an image of 8 bits is void: nobody knows what is there. In a black and white mask, whose values are 0 and 255
-  alone, it is the object, number 1; so it is in an image of 1 bit.
+- 255 in an image of 8 bits is void (unknown). In a black and white mask, with only the values 0 and 255, it is the
+  object, number 1, as in an image of 1 bit.
 - Colour images: one object for each colour, black the background. The objects are numbered 1, 2 … in the order of
   their colours (by red, then green, then blue). There is no void.
-- What is fully transparent is background. If all that can be seen is black, it is one object, number 1.
-- Of a sequence the first mask that shows anything says how to read the others.
-- Whatever would change the numbers is refused: JPEG, smoothed edges, several pages, 16 bits a colour channel.
+- Fully transparent pixels are background. If all visible pixels are black, they are one object, number 1.
+- The first mask of a sequence that contains an object decides how the others are read.
+- Files in which the numbers may be changed are refused: JPEG, smoothed edges, several pages, 16 bits for each colour
+  channel.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from numpy.typing import NDArray
 from tttstream.errors import DependencyError, SourceError
 
 VOID = -1
-"""What stands in labels where nobody knows which object is there: left out of losses and of scores."""
+"""The label of pixels whose object is unknown: left out of losses and of scores."""
 
 MOST = 32
-"""Values beyond which an image is looked at more closely: it may be a picture and no mask."""
+"""Images with more values are checked more closely: they may be pictures instead of masks."""
 
-LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")  # the last two may be without loss, which their headers do not tell
+LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")  # the last two may be lossless, but their headers do not show it
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 
 Labels = NDArray[np.int32]
-"""The number of the object that each pixel belongs to, [H, W]: 0 the background, VOID where nobody knows."""
+"""The number of the object of each pixel, [H, W]: 0 the background, VOID unknown."""
 
 RGB = tuple[int, int, int]
 
 
 class Mask(NamedTuple):
-    """A mask that was read: its labels, and the colours that its file gives to numbers (none for a grey image)."""
+    """A mask: its labels, and the colours of the numbers in its file (none for a grey image)."""
 
     labels: Labels
     colours: dict[int, RGB]
@@ -49,9 +50,8 @@ class Mask(NamedTuple):
 
 @dataclass(frozen=True)
 class _Stored:
-    """What a file holds. values: int32 [H, W], 0 if nothing is; the 24 bits of red, green and blue where `coloured`.
-
-    palette: the colours of its values, [256, 3]. eight: whether 255 is the largest value that it can hold.
+    """The content of a file. values: int32 [H, W], 0 the background; the 24 bits of red, green and blue if `coloured`.
+    palette: the colours of its values, [256, 3]. eight: whether 255 is the largest possible value.
     """
 
     values: NDArray[np.int32]
@@ -61,7 +61,8 @@ class _Stored:
 
 
 class _Key(NamedTuple):
-    """How to read the masks of a sequence, by the first that shows anything: its file, kind, and values."""
+    """The first mask of a sequence with an object, which decides how the others are read: its file, kind, and
+    values."""
 
     path: Path
     coloured: bool
@@ -72,9 +73,9 @@ class _Key(NamedTuple):
 class MaskSequence:
     """The masks of the frames of one sequence, read by one rule (see above).
 
-    paths: their files in order. Black and white or numbers, grey or coloured: the first mask that shows anything
-    decides, and a later one that says otherwise is refused. Colours are numbered in the first mask; those that appear
-    later continue from there, so that a colour has the same number in all masks.
+    paths: their files in order. The first mask with an object decides between black and white and numbers, and between
+    grey and colours; a later mask of another kind is refused. Colours are numbered in the first mask, and new colours
+    later have the next numbers, so that a colour has the same number in all masks.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -110,7 +111,7 @@ class MaskSequence:
 
     @cached_property
     def _key(self) -> _Key | None:
-        """What the first mask that shows anything says; files that cannot be read are skipped."""
+        """The key from the first mask with an object; files that cannot be read are skipped."""
         for path in self._paths:
             try:
                 stored = _stored(path)
@@ -131,7 +132,7 @@ class MaskSequence:
         for path in self._paths if len(self._paths) > 1 else ():
             try:
                 later.update(_different(_stored(path)))
-            except SourceError:  # said where this mask is asked for
+            except SourceError:  # the error is raised when this mask is read
                 continue
         legend = np.array([*first, *sorted(later.difference(first))], np.int32)
         greys = legend & 255
@@ -157,15 +158,15 @@ def read_mask(path: Path) -> Mask:
 
 
 def compact(labels: Labels) -> tuple[NDArray[np.int16], list[int]]:
-    """Labels with their objects numbered 1, 2 … without gaps, void and background as they were; and the number that
-    each of them had."""
+    """Labels with the objects numbered 1, 2 … without gaps, void and background unchanged; and the former number of
+    each."""
     numbers = [int(number) for number in np.unique(labels) if number > 0]
     places = np.searchsorted(numbers, labels) + 1
     return np.where(labels > 0, places, labels).astype(np.int16), numbers
 
 
 def _different(stored: _Stored) -> list[int]:
-    """The values besides 0, in order."""
+    """The values except 0, in order."""
     values = stored.values
     found = np.flatnonzero(np.bincount(values.ravel(), minlength=256)) if stored.eight else np.unique(values)
     return [int(value) for value in found if value]
@@ -193,7 +194,7 @@ def _stored(path: Path) -> _Stored:
 
 
 def _refuse_lossy(path: Path, file: Any) -> None:
-    """Refuse what cannot hold the numbers of a mask, by the header of its file."""
+    """Raise SourceError for a file format that may change the numbers of a mask, by its header."""
     kind = file.format
     if file.info.get("compression") in LOSSY_TIFF or (kind == "WEBP" and _is_lossy_webp(path)):
         kind = f"lossy {kind}"
@@ -228,7 +229,7 @@ def _layout(file: Any) -> tuple[str, str, int]:
 
 
 def _scale(file: Any) -> float:
-    """What Pillow multiplied grey values of few bits by, so that white is white: the number in the file is lost."""
+    """The factor by which Pillow multiplied grey values of few bits, so that white is 255; it changes the numbers."""
     _, raw, largest = _layout(file)
     if file.mode == "L" and raw.startswith(("L;2", "L;4")):
         return 85.0 if raw.startswith("L;2") else 17.0
@@ -238,7 +239,7 @@ def _scale(file: Any) -> float:
 
 
 def _values(path: Path, image: Any, scale: float) -> _Stored:
-    """The values of an image that was turned upright, with 0 if it is transparent."""
+    """The values of an upright image, with 0 for transparent pixels."""
     mode, transparent = image.mode, image.info.get("transparency")
     if mode == "RGBX":
         image, mode = image.convert("RGB"), "RGB"
@@ -279,7 +280,7 @@ def _values(path: Path, image: Any, scale: float) -> _Stored:
 
 
 def _opacity(values: NDArray[np.int32], transparent: Any) -> NDArray[np.uint8]:
-    """The opacity of each pixel where a file has it by value: of one value or colour, or of all in a palette."""
+    """The opacity of each pixel if a file has it by value: of one value or colour, or of all in a palette."""
     if isinstance(transparent, bytes):
         table = np.full(256, 255, np.uint8)
         table[: len(transparent)] = np.frombuffer(transparent, np.uint8)
@@ -291,8 +292,8 @@ def _opacity(values: NDArray[np.int32], transparent: Any) -> NDArray[np.uint8]:
 
 
 def _seen(path: Path, values: NDArray[np.int32], alpha: NDArray[np.uint8], white: int) -> NDArray[np.int32]:
-    """Values with 0 if they are transparent. Where all that is seen is 0 (black), only opacity tells anything: what
-    is seen is `white` then."""
+    """Values with 0 for transparent pixels. If all visible pixels are 0 (black), only the opacity shows the object:
+    visible pixels are then `white`."""
     shown = alpha > 0
     seen = np.where(shown, values, 0).astype(np.int32)
     opacities = np.unique(seen[shown].astype(np.int64) * 256 + alpha[shown])
@@ -304,10 +305,10 @@ def _seen(path: Path, values: NDArray[np.int32], alpha: NDArray[np.uint8], white
 
 
 def _refuse_pictures(path: Path, stored: _Stored) -> None:
-    """Refuse images with smoothed edges, and pictures: their values lie side by side instead of in areas.
+    """Raise SourceError for images with smoothed edges, and for pictures: their values do not form areas.
 
-    A value is thin where most of its pixels lie in no 2 × 2 square of it. Smoothed edges are thin values between those
-    of their neighbours, more of them than of values with an area; where 255 alone has an area, one is enough.
+    A value is thin if most of its pixels are in no 2 × 2 square of it. Smoothed edges are thin values between those of
+    their neighbours, if there are more of them than of values with an area; if only 255 has an area, one is enough.
     """
     known = np.array([0, *_different(stored)])
     if len(known) <= 2:
@@ -340,7 +341,8 @@ def _refuse_pictures(path: Path, stored: _Stored) -> None:
 
 
 def _between(stored: _Stored, edge: NDArray[np.bool_]) -> float:
-    """The share of the pixels in `edge` that lie between values around them in some channel and beyond in none."""
+    """The share of the pixels in `edge` whose value is between those around them in some channel and outside in
+    none."""
     values = stored.values
     if stored.coloured:
         channels = [values >> 16, values >> 8 & 255, values & 255]

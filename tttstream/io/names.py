@@ -1,4 +1,4 @@
-"""Names of files as text that can be printed, drawn and written: whatever bytes or signs are in them, on one line."""
+"""Names of files as text on one line that can be printed, drawn and written, for any bytes or characters in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from tttstream.errors import TTTStreamError
 
-# Controls, halves of surrogate pairs, separators of lines and paragraphs; and what turns the direction of writing.
+# Controls, halves of surrogate pairs, separators of lines and paragraphs; and changes of the direction of writing.
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp")
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -23,7 +23,7 @@ def shown(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text as `shown`, its middle left out where it is longer than `most` characters."""
+    """The text as `shown`, without its middle if it is longer than `most` characters."""
     whole = shown(text)
     if len(whole) <= most:
         return whole
@@ -32,7 +32,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def clean(value: Any) -> Any:
-    """A value for JSON in which every text is as `shown`, but for the line ends in it."""
+    """A value for JSON in which every text is as `shown`, except that line ends are kept."""
     if isinstance(value, str):
         return "".join(_escaped(sign) if unicodedata.category(sign) == "Cs" else sign for sign in value)
     if isinstance(value, Mapping):
@@ -41,7 +41,7 @@ def clean(value: Any) -> Any:
 
 
 def clipped(name: str, most: int) -> str:
-    """A file's name cut so that it takes at most `most` bytes, as file systems count them."""
+    """A file's name cut to at most `most` bytes, as file systems count them."""
     return name.encode("utf-8", "surrogateescape")[:most].decode("utf-8", "ignore")
 
 
@@ -50,16 +50,16 @@ def _is_hidden(sign: str) -> bool:
 
 
 def _escaped(sign: str) -> str:
-    if "\udc80" <= sign <= "\udcff":  # how Python keeps a byte that it could not decode
+    if "\udc80" <= sign <= "\udcff":  # Python's encoding of a byte that it could not decode
         return f"\\x{ord(sign) - 0xDC00:02x}"
     return sign.encode("unicode_escape").decode("ascii")
 
 
 def expanded(text: str, what: str, kind: type[TTTStreamError]) -> str:
-    """A path as a person wrote it, `~` made the home folder; a file of the very name comes first.
+    """A path with `~` replaced by the home folder, unless a file has this name.
 
-    Raises an error of this kind for what a shell should have replaced: nothing at all (a variable that is not set),
-    $NAME, the ~ of somebody unknown.
+    Raises an error of this kind for text that a shell should have replaced: an empty text (an unset variable), $NAME,
+    the ~ of an unknown user.
     """
     if not text.strip():
         raise kind(f"{what} is an empty text; is it a shell variable that is not set?")
@@ -70,5 +70,5 @@ def expanded(text: str, what: str, kind: type[TTTStreamError]) -> str:
         raise kind(f"{what} is {text}: there is no home folder of that name; ./{text} is a file of that name")
     variable = re.search(r"(?:^|[/\\])(\$\{?[A-Za-z_]\w*\}?)", whole)
     if variable:
-        raise kind(f"{what} is {text}: nobody replaced {variable[1]}; write out what it stands for")
+        raise kind(f"{what} is {text}: {variable[1]} was not replaced; write its value")
     return whole

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written under a temporary name, renamed when they are finished."""
+"""Output files that are complete or absent: written under a temporary name, renamed when they are finished."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REASONS = {
 
 @contextmanager
 def saving(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what the system says about a file that is being written into an OutputError that names it."""
+    """Convert system errors of a file that is being written to an OutputError that names the file."""
     try:
         yield
     except TTTStreamError:
@@ -46,17 +46,17 @@ def saving(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def text_of(value: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON, in which names of files that are no valid text are written as they are shown."""
+    """JSON, in which names of files that are no valid text have the form of `shown`."""
     return json.dumps(clean(value), indent=indent)
 
 
 class OutputFile(ABC):
-    """A file written piece by piece. `close()` finishes it and gives it its name, `discard()` leaves no trace of it.
+    """A file written piece by piece. `close()` finishes and renames it, `discard()` removes it.
 
-    Until then no other run can write it: that raises OutputError.
+    Until then a second run that writes it raises OutputError.
 
     Several files that belong together: `finish()` all of them, then `publish()` all of them. As a context manager it
-    closes at the end, and discards where an error passes. claim: False for one of many in a folder that is claimed.
+    closes at the end, and discards after an error. claim: False for one of many in a locked folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, claim: bool = True) -> None:
@@ -81,18 +81,18 @@ class OutputFile(ABC):
 
     @abstractmethod
     def _end(self) -> None:
-        """Write what is still to be written, and give back the file handle."""
+        """Write the rest, and close the file handle."""
 
     @abstractmethod
     def _abandon(self) -> None:
-        """Give back the file handle, whatever happened. Must not raise for a file that is broken or closed."""
+        """Close the file handle after an error. Must not raise for a file that is broken or closed."""
 
     def _place(self) -> None:
-        """Give the finished file its name."""
+        """Rename the finished file."""
         os.replace(self.part, self.path)
 
     def _remove(self) -> None:
-        """Remove the file under its temporary name, if it is there."""
+        """Remove the file under its temporary name, if it exists."""
         self.part.unlink(missing_ok=True)
 
     def finish(self) -> None:
@@ -103,7 +103,7 @@ class OutputFile(ABC):
             self._finished = True
 
     def publish(self) -> None:
-        """Give the finished file its name, in the place of one that had it before."""
+        """Rename the finished file; it replaces an earlier file with its name."""
         with saving(self.path):
             self._place()
         self._published = True
@@ -123,7 +123,7 @@ class OutputFile(ABC):
         if not self._finished:
             self._abandon()
             self._finished = True
-        if not self._published:  # else what has this name now is another run's
+        if not self._published:  # otherwise the file with this name belongs to another run
             self._remove()
             self._release()
 
@@ -197,10 +197,10 @@ class ArrayFile(OutputFile):
 
 
 class OutputFolder:
-    """A folder for results, of this run alone until `release()`. Raises OutputError if another run has it.
+    """A folder for results, locked for this run until `release()`. Raises OutputError if another run has it.
 
-    `discard()` releases it too, and removes the folders that this object made, as long as they are empty. claim: False
-    leaves it to others as well.
+    `discard()` also releases it, and removes the folders that this object made if they are empty. claim: False does not
+    lock it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, claim: bool = True) -> None:
@@ -221,12 +221,12 @@ class OutputFolder:
             raise
 
     def release(self) -> None:
-        """Let others write there. Safe to call twice."""
+        """Release the folder for other runs. Safe to call twice."""
         if self._claim is not None:
             self._claim.release()
 
     def discard(self) -> None:
-        """Undo what the constructor made."""
+        """Release the folder, and remove the folders that the constructor made."""
         self.release()
         for folder in self._made:
             try:

@@ -1,4 +1,4 @@
-"""The shipped configurations by name: `trainer/fast` is configs/trainer/fast.yaml, in a checkout and once installed."""
+"""The shipped configurations by name: `trainer/fast` is configs/trainer/fast.yaml, in a checkout and in the package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def names(group: str = "") -> list[str]:
 
 
 def find(name: str) -> Path | None:
-    """The file of a shipped configuration; None if there is none of that name."""
+    """The file of a shipped configuration; None if there is none with this name."""
     root = folder()
     path = root / f"{name.removesuffix('.yaml')}.yaml"
     return path if os.path.isfile(path) and root in path.resolve().parents else None

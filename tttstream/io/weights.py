@@ -1,4 +1,4 @@
-"""A model as a folder: config.json and model.safetensors, written whole or not at all."""
+"""A model as a folder: config.json and model.safetensors, each complete or absent."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def write(
     folder: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a model into a folder, each file under a temporary name first. dtype: of the weights in the file, their own
-    unless given."""
+    """Write a model into a folder, each file under a temporary name first. dtype: of the weights in the file, by
+    default their own."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -74,8 +74,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def fill(model: nn.Module, folder: Path, later: Iterable[str] = ()) -> None:
-    """Put the weights in a folder into a model, which they must fit. later: names that the file may lack; the model
-    keeps its own values of these."""
+    """Load the weights in a folder into a model, which they must fit. later: names that may be absent in the file; the
+    model keeps its own values of these."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

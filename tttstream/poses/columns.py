@@ -1,4 +1,4 @@
-"""Which columns of a file of poses are its clock, and which are poses of what kind."""
+"""Determines the clock and the poses among the columns of a file of poses."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ QUATERNIONS = {"q", "quat", "quaternion", "orientation", "rotation", "rot"}
 
 @dataclass(frozen=True)
 class Columns:
-    """kind: what the file is, for people. clock: "time" (seconds), "frame" or "row". at: the clock's column, and what
-    one of its units is in seconds or frames. form: the poses; places: the columns its raw numbers come from. left_out:
-    the names of columns that are not used."""
+    """kind: of the file, for messages. clock: "time" (seconds), "frame" or "row". at: the column of the clock, and its
+    unit in seconds or frames. form: of the poses; places: the columns of its raw numbers. left_out: the names of
+    columns that are not used."""
 
     kind: str
     clock: str
@@ -41,9 +41,9 @@ def has_names(words: Sequence[str]) -> bool:
 
 
 def understand(table: Table, name: str, keys: str | None) -> Columns:
-    """Find out what a table holds. keys: the columns wanted, with their units, as `--pose` takes them.
+    """Interpret a table. keys: the requested columns, with their units, as in `--pose`.
 
-    Raises SourceError if that is not clear, or a key is not there.
+    Raises SourceError if it is ambiguous, or if a key does not exist.
     """
     count = table.cells.shape[1]
     if table.names is None:
@@ -97,7 +97,7 @@ def _named(kind: str, table: Table, names: list[str], keys: str | None, name: st
 def _parts(
     wanted: list[int], units: dict[int, str | None], plain: list[str], names: list[str]
 ) -> tuple[list[Part], list[int]]:
-    """The parts of the wanted columns, in the order in which they are wanted, and their columns."""
+    """The parts of the requested columns, in the requested order, and their columns."""
     parts: list[Part] = []
     places: list[int] = []
     quaternions = _quaternions([plain[place] if place in wanted else "" for place in range(len(plain))])

@@ -1,4 +1,4 @@
-"""The pose of now: the last line of a file that grows."""
+"""The current pose: the last line of a file that grows."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tttstream.poses.columns import understand
 from tttstream.poses.form import Form, Number
 
 TOLERANCE_S = 1.0
-TAIL = 8192  # bytes from the end in which the last line is looked for
+TAIL = 8192  # bytes from the end in which the last line is searched
 
 
 class Feed:
-    """Gives the pose that stands in the last whole line of a file, as long as the file grows.
+    """Returns the pose in the last complete line of a file, as long as the file grows.
 
-    path: numbers separated by spaces or commas, one pose a line; a header (as in a csv of poses) names columns, and
-    leaves out those of time. A line counts when its end has been written. keys: the columns, as `--pose` takes them.
+    path: numbers separated by spaces or commas, one pose per line; a header (as in a csv of poses) names columns, and
+    columns of time are ignored. A line is complete when its line end is written. keys: the columns, as in `--pose`.
     tolerance: seconds after which a file that was not written to is stale.
 
-    Called with the time of capture (not needed here), it gives the pose [P], or None with the cause in `reason`.
-    Raises SourceError if there is no such file, or its header cannot be understood.
+    A call takes the capture time (not used) and returns the pose [P], or None with the cause in `reason`. Raises
+    SourceError if there is no such file, or its header cannot be understood.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Feed:
         return f"{self.name}: its last line as it grows, stale after {self.tolerance:g} s: {what}"
 
     def __call__(self, moment: float = 0.0) -> NDArray[np.float64] | None:
-        """The pose of now [P], None if it is not known."""
+        """The current pose [P], None if it is unknown."""
         try:
             age = time.time() - self._path.stat().st_mtime
             line = self._last_line()
@@ -61,11 +61,11 @@ class Feed:
         if age > self.tolerance:
             return self._unknown(f"{self.name} stopped growing: its last line is older than {self.tolerance:g} s")
         if line is None:
-            return self._unknown(f"{self.name} has no whole line")
+            return self._unknown(f"{self.name} has no complete line")
         if self.form is None:
             self._understand()
         values = [table.number(cell) for cell in table.splitter(line)(line)]
-        if self.form is None:  # no header: the first line says how many numbers there are
+        if self.form is None:  # no header: the first line determines the number of values
             if not 1 <= len(values) <= MOST_NUMBERS or None in values:
                 return self._unknown(f"{self.name}: {line!r:.60} is no pose of 1 to {MOST_NUMBERS} numbers")
             self._count, self._places = len(values), list(range(len(values)))
@@ -84,7 +84,7 @@ class Feed:
         return None
 
     def _understand(self) -> None:
-        """Look for a header in the first line, once that is whole."""
+        """Look for a header in the first line, when it is complete."""
         try:
             with open(self._path, encoding="utf-8-sig", errors="replace") as file:
                 head = file.readline()
@@ -100,7 +100,7 @@ class Feed:
             raise SourceError(f"{self.name} has no header: columns cannot be chosen by name ({self._keys})")
 
     def _last_line(self) -> str | None:
-        """The last line that is whole and no comment, None if there is none."""
+        """The last complete line that is no comment, None if there is none."""
         with open(self._path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL))

@@ -15,7 +15,7 @@ from tttstream.frames import MOST_NUMBERS
 Floats = NDArray[np.float64]
 
 TURNS = {"deg": 360.0, "rad": 2 * np.pi, "turns": 1.0, "quarters": 4.0}
-"""How much of each unit of an angle makes a whole turn."""
+"""The size of a whole turn in each unit of angles."""
 ORDERS = {"xyzw": (0, 1, 2, 3), "wxyz": (1, 2, 3, 0)}
 """The indices of x, y, z and w of a quaternion among its four numbers."""
 UNITS = ("number", *TURNS, *ORDERS)
@@ -23,16 +23,16 @@ SPELLINGS = {"degree": "deg", "degrees": "deg", "radian": "rad", "radians": "rad
 ANGLES = {"angle", "azimuth", "bearing", "course", "dir", "direction", "heading", "orientation", "pan"}
 ANGLES |= {"phi", "pitch", "psi", "roll", "rot", "rotation", "theta", "tilt", "yaw"}
 NO_ANGLES = {"lat", "lon", "lng", "latitude", "longitude", "rate", "speed", "vel", "velocity"}
-"""Words in names: of angles, and of what is none although degrees or radians may stand beside it."""
-DIGITS = 12  # of cosines, sines and rotations: the same orientation, written in two ways, gives the same numbers
-OFF = 0.05  # how far the length of a quaternion may lie from 1, and a rotation from a true one: files round
+"""Words in names: of angles, and of other values that may be in degrees or radians."""
+DIGITS = 12  # decimals of cosines, sines and rotations, so that one orientation always has the same numbers
+OFF = 0.05  # tolerance of the length of a quaternion and of a rotation matrix, because files round
 
 
 class Part(ABC):
     """Some of the numbers of a pose that belong together.
 
-    name: what it is called. raw: how many numbers come in. names: those of the numbers that go out. directions: the
-    places of those among them that say a direction (they lie in -1..1), the others are lengths or the like.
+    name: of the part. raw: the number of input values. names: of the output values. directions: the indices of output
+    values that are components of directions (in -1..1); the others are lengths or similar.
     """
 
     name: str
@@ -51,15 +51,15 @@ class Part(ABC):
 
     @abstractmethod
     def encode(self, raw: Floats) -> Floats:
-        """The numbers that go out, [len(names)]: nearby places and orientations give nearby ones."""
+        """The output values, [len(names)], a continuous function of position and orientation."""
 
     def between(self, early: Floats, late: Floats, share: float) -> Floats:
-        """Numbers [raw] that lie a share (0 to 1) of the way between two others."""
+        """Interpolate between two vectors [raw]; share 0 is the first, 1 the second."""
         return early + share * (late - early)
 
 
 class Number(Part):
-    """A number as it is: a position, a joint, a setting."""
+    """A number that is not changed: a position, a joint, a setting."""
 
     def __init__(self, name: str) -> None:
         self.name, self.names = name, (name,)
@@ -70,7 +70,7 @@ class Number(Part):
 
 
 class Angle(Part):
-    """An angle, which goes out as cosine and sine. unit: "deg", "rad", "turns", or "quarters" of a turn."""
+    """An angle, encoded as cosine and sine. unit: "deg", "rad", "turns", or "quarters" of a turn."""
 
     directions = range(2)
 
@@ -89,16 +89,16 @@ class Angle(Part):
         return _rounded(np.array([np.cos(angle), np.sin(angle)]))
 
     def between(self, early: Floats, late: Floats, share: float) -> Floats:
-        """See Part; the shorter way round."""
+        """See Part; along the shorter way."""
         half = self.turn / 2
         return early + share * (np.remainder(late - early + half, self.turn) - half)
 
 
 class Quaternion(Part):
-    """An orientation as a quaternion of either sign, which goes out as 6 numbers: two columns of its rotation matrix.
+    """An orientation as a quaternion of either sign, encoded as 6 numbers: two columns of its rotation matrix.
 
-    A quaternion and its negative are one orientation; with any rule for the sign the numbers would jump somewhere.
-    order: "xyzw" or "wxyz".
+    A quaternion and its negative are one orientation; any rule for the sign would be discontinuous. order: "xyzw" or
+    "wxyz".
     """
 
     raw = 4
@@ -145,7 +145,7 @@ class Quaternion(Part):
 
 
 class Rigid(Part):
-    """The 3x4 matrix [R | t] of KITTI, row by row: goes out as t and two columns of R."""
+    """The 3x4 matrix [R | t] of KITTI, row by row, encoded as t and two columns of R."""
 
     name = "R|t"
     raw = 12
@@ -176,8 +176,8 @@ class Rigid(Part):
 class Form:
     """The parts of a pose in their order.
 
-    names: those of the numbers of the vector. directions: the places in it of cosines, sines and rotations.
-    Raises SourceError for a vector of more than 64 numbers, or of none.
+    names: of the numbers of the vector. directions: the indices of cosines, sines and rotations. Raises SourceError for
+    an empty vector, or one of more than 64 numbers.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -207,17 +207,17 @@ class Form:
         return next(filter(None, faults), None)
 
     def encode(self, raw: Floats) -> Floats:
-        """The vector [P] of some numbers [raw]."""
+        """The vector [P] of the values [raw]."""
         return np.concatenate([part.encode(piece) for part, piece in zip(self.parts, self._cut(raw), strict=True)])
 
     def between(self, early: Floats, late: Floats, share: float) -> Floats:
-        """Numbers [raw] that lie a share (0 to 1) of the way between two others."""
+        """Interpolate between two vectors [raw]; share 0 is the first, 1 the second."""
         pieces = zip(self.parts, self._cut(early), self._cut(late), strict=True)
         return np.concatenate([part.between(a, b, share) for part, a, b in pieces])
 
 
 def declared(text: str) -> list[tuple[str, str | None]]:
-    """Keys with the units that were given with them: "x, yaw:deg" gives [("x", None), ("yaw", "deg")]."""
+    """Parse keys with units: "x, yaw:deg" gives [("x", None), ("yaw", "deg")]."""
     keys: list[tuple[str, str | None]] = []
     for word in text.split(","):
         name, colon, unit = (piece.strip() for piece in word.partition(":"))
@@ -232,9 +232,9 @@ def declared(text: str) -> list[tuple[str, str | None]]:
 
 
 def unit_of(name: str, unit: str | None = None) -> str:
-    """The unit of a value, by its name where none is given.
+    """The unit of a value, from its name if none is given.
 
-    `yaw_deg`, `heading [rad]` are angles. Raises SourceError for a name of an angle that does not say its unit.
+    `yaw_deg`, `heading [rad]` are angles. Raises SourceError for the name of an angle without a unit.
     """
     words = [SPELLINGS.get(word, word) for word in re.split(r"[^a-z0-9°]+", name.lower()) if word]
     if unit is not None:
@@ -251,7 +251,7 @@ def unit_of(name: str, unit: str | None = None) -> str:
 
 
 def part(name: str, unit: str, numbers: int = 1) -> list[Part]:
-    """The parts that so many numbers of one name and unit make."""
+    """The parts for this number of values with one name and unit."""
     if unit in ORDERS:
         if numbers != 4:
             raise SourceError(f"{name}:{unit} is a quaternion of 4 numbers, and {numbers} came")

@@ -1,4 +1,4 @@
-"""A unit scale for poses that is given, or found once and then never changed."""
+"""A unit scale for poses, which is given, or determined once and then constant."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ WARMUP = 256
 
 
 class PoseScale:
-    """Brings poses to about unit size, the same pose always to the same numbers: (pose - offset) / scale.
+    """Scales poses to about unit size, the same pose always to the same numbers: (pose - offset) / scale.
 
-    scale: what counts as 1, in the poses' own units: one number, or one for each number of a pose. Without it the
-        scale is fixed after a warm-up of `warmup` poses: the offset is their mean, the scale their largest standard
-        deviation, one for all numbers, so that a metre stays a metre along every axis. The warm-up goes on while they
-        are all the same.
-    offset: what is taken off first, with a given scale; nothing unless given.
-    directions: the places of cosines, sines and rotations (`Form.directions`): they are left as they are.
+    scale: the value that becomes 1, in the units of the poses: one number, or one for each number of a pose. Without it
+    the scale is fixed after a warm-up of `warmup` poses: the offset is their mean, the scale their largest standard
+    deviation, the same for all numbers, so that all axes keep one unit. The warm-up continues while all poses are
+    equal. offset: is subtracted first, with a given scale; 0 unless given. directions: the indices of cosines, sines
+    and rotations (`Form.directions`), which are not scaled.
 
-    `push` gives None until the scale is fixed; from then on nothing changes it. Raises ShapeError for a scale that is
-    not positive, and for a pose of another length than the first or with numbers that are not finite.
+    `push` returns None until the scale is fixed; then it never changes. Raises ShapeError for a scale that is not
+    positive, and for a pose of another length than the first or with numbers that are not finite.
     """
 
     def __init__(
@@ -57,18 +56,18 @@ class PoseScale:
 
     @property
     def fixed(self) -> bool:
-        """Whether the scale stands."""
+        """Whether the scale is fixed."""
         return self._scale is not None
 
     def push(self, pose: NDArray[np.generic]) -> Floats | None:
-        """The pose [P] at unit scale, or None in the warm-up, which this pose is a part of."""
+        """The scaled pose [P], or None in the warm-up, in which the pose is used for the scale."""
         given = self._checked(pose)
         if self._scale is None:
             self._learn(given)
         return None if self._scale is None else self._apply(given)
 
     def normalise(self, pose: NDArray[np.generic]) -> Floats:
-        """The same for a pose that is only asked about. Raises StateError in the warm-up."""
+        """The scaled pose [P], without a change of the warm-up. Raises StateError in the warm-up."""
         if self._scale is None:
             raise StateError(f"the scale of poses is not known yet: {self._count} of {self.warmup} poses came")
         return self._apply(self._checked(pose))
@@ -125,7 +124,7 @@ class PoseScale:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state()` was taken, with the scale that stood there. Raises StateError for anything else."""
+        """Restore the values of `state()`. Raises StateError for anything else."""
         if set(state) != set(self.state()):
             raise StateError(f"not the state of a scale of poses: it has {', '.join(sorted(map(str, state)))}")
         self.warmup, self.directions = int(state["warmup"]), tuple(map(int, state["directions"]))

@@ -1,4 +1,4 @@
-"""Text files of numbers: rows with the lines that they stand on, under names where the file has a header."""
+"""Text files of numbers: rows with their line numbers, and names if the file has a header."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ COMMENTS = ("#", "%", "//")
 
 @dataclass(frozen=True)
 class Table:
-    """names: one for each column, None without a header. cells: [rows, columns], NaN if there is no number.
-    lines: of each row, counted from 1. odd: what stands in cells that are no numbers, by row and column; and by row
-    alone, what is wrong with a row of another length (its cells are NaN)."""
+    """names: one for each column, None without a header. cells: [rows, columns], NaN if there is no number. lines: of
+    each row, counted from 1. odd: the text of cells that are no numbers, by row and column; and by row only, the fault
+    of a row with another length (its cells are NaN)."""
 
     names: list[str] | None
     cells: NDArray[np.float64]
@@ -30,13 +30,13 @@ class Table:
     uneven: dict[int, str]
 
     def words(self, column: int) -> bool:
-        """Whether a column holds words: no cell of it is a number, and one at least is not empty."""
+        """Whether a column contains words: no cell is a number, and at least one is not empty."""
         texts = [self.odd.get((row, column)) for row in range(len(self.lines)) if row not in self.uneven]
         return None not in texts and any(texts)
 
 
 def number(text: str) -> float | None:
-    """The number that a text says, as Python writes it but without underscores; None for other texts."""
+    """The number in a text, in Python's notation without underscores; None for other texts."""
     try:
         return None if "_" in text else float(text)
     except ValueError:
@@ -44,7 +44,7 @@ def number(text: str) -> float | None:
 
 
 def splitter(line: str) -> Callable[[str], list[str]]:
-    """How a line, and those after it, fall into cells: at commas, semicolons, tabs, or else at white space."""
+    """A function that splits lines like this one into cells: at commas, semicolons, tabs, or else at white space."""
     mark = next((mark for mark in (",", ";", "\t") if mark in line), None)
     if mark is None:
         return str.split
@@ -57,9 +57,9 @@ def splitter(line: str) -> Callable[[str], list[str]]:
 
 
 def read(path: Path, has_header: Callable[[list[str]], bool]) -> Table:
-    """Read a file. has_header: whether a comment of as many words as there are columns is their header.
+    """Read a file. has_header: whether a comment with one word for each column is their header.
 
-    Raises SourceError for what is no text, and for a file without a row.
+    Raises SourceError for a file that is no text, and for a file without a row.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

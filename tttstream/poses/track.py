@@ -16,24 +16,24 @@ from tttstream.poses.form import Form
 
 Floats = NDArray[np.float64]
 LEAST_TOLERANCE_S = 0.05
-CLOCK_S = 1e8  # a time as large as this is one of the day (since 1970), not of a recording
+CLOCK_S = 1e8  # a time of this size is absolute (since 1970), not relative to a recording
 
 
 class PoseMissing(SourceError):
-    """A frame has no pose; the message says which row is in the way."""
+    """A frame has no pose; the message names the row that is missing or invalid."""
 
 
 class Track:
-    """The poses that a file tells.
+    """The poses in a file.
 
-    path: csv with a header, a TUM trajectory or KITTI rows; see docs/poses.md. keys: the columns to take and their
-    units, as in `--pose x,y,yaw:deg`; all that are not the clock unless given. start: what the file's clock says at
-    the first frame (seconds, or the number of a frame); 0 unless given. tolerance: how far in seconds a frame may be
-    from the nearest row; unless given the rows' own interval (its median), at least 0.05. Between two rows positions
-    are interpolated linearly, angles and quaternions the shorter way round. on_error: "raise" raises SourceError at a
-    row that cannot be used, "skip" leaves it out and notes it in `faults`, by its line.
+    path: csv with a header, a TUM trajectory or KITTI rows; see docs/poses.md. keys: the columns and their units, as in
+    `--pose x,y,yaw:deg`; by default all except the clock. start: the clock of the file at the first frame (seconds, or
+    the number of a frame); 0 unless given. tolerance: the largest time in seconds between a frame and the nearest row;
+    by default the median interval of the rows, at least 0.05. Between two rows positions are interpolated linearly,
+    angles and quaternions along the shorter way. on_error: "raise" raises SourceError at a row that cannot be used,
+    "skip" leaves it out and adds it to `faults`, by its line.
 
-    name: of the file. form: what the poses are. text: what was understood, in one line.
+    name: of the file. form: of the poses. text: the interpretation of the file, in one line.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class Track:
         tolerance: float | None = None,
         on_error: str = "raise",
     ) -> Track:
-        """The poses of something else than a file. at: [n] seconds. raw: [n, P] numbers as `form` takes them. name,
-        kind: for messages. Rows are sorted by their times; of equal ones the first counts. tolerance, on_error: as
-        above; rows count from 1."""
+        """Poses from other sources than a file. at: [n] seconds. raw: [n, P] values for `form`. name, kind: for
+        messages. Rows are sorted by time; of rows with equal times the first is used. tolerance, on_error: as above;
+        rows count from 1."""
         columns = Columns(kind, "time", 0, 1.0, form, list(range(1, raw.shape[1] + 1)))
         order = np.argsort(at, kind="stable")
         order = order[np.append(True, np.diff(at[order]) > 0)]
@@ -97,7 +97,7 @@ class Track:
         return track
 
     def _read(self, rows: table.Table, columns: Columns, *, strict: bool) -> None:
-        """Take the rows that can be used."""
+        """Read the usable rows."""
         at = np.arange(len(rows.lines), dtype=float) if columns.at is None else rows.cells[:, columns.at] * columns.unit
         used: list[int] = []
         for row, line in enumerate(rows.lines):
@@ -165,10 +165,10 @@ class Track:
         return f"{self.name}: {self._kind}, {self._rows} rows {by}{begins}: {self.form.text}{left}{faults}"
 
     def begin(self, origin: float | None, length_s: float | None) -> None:
-        """Hold the clock against that of a source before its first frame.
+        """Align the clock with that of a source, before its first frame.
 
-        origin: what a clock said at the source's time 0, where the source knows it: it is the start, unless one was
-        given. length_s: how long the source lasts. Raises SourceError if rows and frames have no time in common.
+        origin: the clock time at the source's time 0, if known: it is the start, unless one was given. length_s: the
+        duration of the source. Raises SourceError if rows and frames have no time in common.
         """
         if self.clock != "time":
             return
@@ -184,9 +184,9 @@ class Track:
             )
 
     def pose(self, place: int | None, time_s: float) -> Floats:
-        """The pose [P] of the frame at a place in the source (damaged ones count too; None: unknown) and time.
+        """The pose [P] of the frame at a position in the source (counting damaged ones; None: unknown) and time.
 
-        Raises PoseMissing if the file says nothing of it.
+        Raises PoseMissing if the file has no pose for it.
         """
         if self.clock == "time":
             return self._timed(time_s + self._start)
@@ -207,7 +207,7 @@ class Track:
         raise PoseMissing(f"frame {place}: {self.name} has no {what} ({near}{end})")
 
     def over(self, place: int | None, time_s: float) -> bool:
-        """Whether all rows lie before a frame, so that no later one has a pose."""
+        """Whether all rows are before a frame, so that no later frame has a pose."""
         late = time_s - self.tolerance if self.clock == "time" else -np.inf if place is None else place
         return bool(late + self._start > self._at[-1])
 

@@ -1,4 +1,4 @@
-"""One stream over several ranks: each holds a part in time, and the states of memories pass from rank to rank."""
+"""One stream over several ranks: each rank has a part in time and passes the states of memories to the next."""
 
 from tttstream.ranks.line import Line
 from tttstream.ranks.relay import Relay

@@ -21,12 +21,12 @@ class Line:
     """The ranks of a process group in the order of time: rank 0 holds the first part of a stream.
 
     A message is one tensor. `send` does not wait for the other rank, `receive` does. Between two ranks messages arrive
-    in the order in which they were sent. The process group gloo carries tensors of any device by way of the CPU.
+    in the order in which they were sent. The process group gloo sends tensors of any device through the CPU.
 
     Args:
         group: a process group of torch.distributed; None for all processes.
 
-    Raises ConfigError if torch.distributed is not initialised, RankError where another rank has ended.
+    Raises ConfigError if torch.distributed is not initialised, RankError if another rank has ended.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -44,12 +44,12 @@ class Line:
 
     @property
     def first(self) -> bool:
-        """Whether this rank holds the beginning of the stream."""
+        """Whether this rank has the first part of the stream."""
         return self.rank == 0
 
     @property
     def last(self) -> bool:
-        """Whether this rank holds the end of the stream."""
+        """Whether this rank has the last part of the stream."""
         return self.rank == self.size - 1
 
     def send(self, value: Tensor, to: int) -> None:

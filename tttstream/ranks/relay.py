@@ -32,14 +32,14 @@ class Relay:
     is the sum of the ranks' gradients. Parts may differ in length.
 
     Memories with a linear update (additive, delta, gated_delta, mamba2, mesa, rwkv7, ttt, ttt_nested) need not wait for
-    the rank before: see `tttstream.ranks.scan`. Their parts are at least as long as the window of their convolution.
+    the rank before: see `tttstream.ranks.scan`. Each part must be at least as long as the window of their convolution.
 
     Args:
         model: a memory, or a model without any other state than that of its memories. Rows are the first dimension of
             its arguments and results.
-        line: the ranks in the order of time.
-        scan: run memories with a linear update on all ranks at once. False: they wait, as the others do.
-        pieces: the number of pieces in which the rows go through the model, at most one for each row. While a rank
+        line: the ranks in the order of time. scan: run memories with a linear update on all ranks at once. False: they
+        wait, as the others do. pieces: the number of pieces into which the rows are split, at most the number of rows.
+        While a rank
             computes one piece, the next rank computes the piece before it; see docs/longer.md.
 
     Raises ConfigError for a model with another state, and for several pieces with a memory that grows.
@@ -78,7 +78,7 @@ class Relay:
             self.line.settle()
 
     def _in_pieces(self, *given: Any, **options: Any) -> Any:
-        """The model's call, one piece of rows after another."""
+        """Call the model for one piece of rows after another."""
         leaves, form = tree_flatten((given, options))
         rows = next(len(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         parts = []
@@ -105,7 +105,7 @@ class Relay:
         lengths: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """A memory's call: receive the state of the rank before, send the new state to the next rank."""
+        """Call a memory: receive the state of the rank before, and send the new state to the next rank."""
         line = self.line
         if line.size == 1:
             return type(memory).forward(memory, x, state, reset, lengths, **options)
@@ -143,7 +143,7 @@ class Relay:
 
 
 def outermost(module: nn.Module, seen: set[int] | None = None) -> Iterator[Memory]:
-    """The memories of a module that lie in no other memory, each once."""
+    """The memories of a module that are not inside another memory, each once."""
     seen = set() if seen is None else seen
     if id(module) in seen:
         return

@@ -1,10 +1,10 @@
 """Memories with a linear update, on all ranks at once: a scan over the effects of the ranks on the state.
 
-A rank turns the state S before its tokens into A S + B, where A and B do not depend on S (`recurrence.effect`). The
-effects of several ranks combine into one of the same form: (A2, B2) after (A1, B1) is (A2 A1, A2 B1 + B2). This product
-is associative, so ceil(log2(R - 1)) + 1 rounds of messages give every one of R ranks the state before its tokens
-(Hillis and Steele, Data parallel algorithms, 1986). Gradients go back in the same way with A transposed: with g the
-gradient of a rank's start from its own tokens, G_r = g_r + A_r^T G_(r+1).
+A rank maps the state S before its tokens to A S + B, with A and B independent of S (`recurrence.effect`). The effects
+of several ranks combine into one of the same form: (A2, B2) after (A1, B1) is (A2 A1, A2 B1 + B2). This product is
+associative, so ceil(log2(R - 1)) + 1 rounds of messages give every one of R ranks the state before its tokens (Hillis
+and Steele, Data parallel algorithms, 1986). Gradients go back in the same way with A transposed: with g the gradient of
+a rank's start from its own tokens, G_r = g_r + A_r^T G_(r+1).
 """
 
 from __future__ import annotations
@@ -132,6 +132,6 @@ def exclusive(line: Line, transition: Tensor, addition: Tensor, backward: bool) 
 
 
 def moved(transition: Tensor, state: Tensor, addition: Tensor) -> Tensor:
-    """A S + B. After a reset A is zero, and B comes back even where S is not finite."""
+    """A S + B. After a reset A is zero, and the result is B also if S is not finite."""
     product = transition * state if transition.shape[-1] == 1 else transition @ state
     return addition + torch.where((transition == 0).all((-2, -1), keepdim=True), 0.0, product)

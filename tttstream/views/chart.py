@@ -1,4 +1,4 @@
-"""One picture of a whole stream: surprise over time with its most surprising frames, what was learned, and latency."""
+"""A chart of a whole stream: surprise over time with the most surprising frames, the learned share, and latency."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class ChartFile(OutputFile):
         detected: Sequence[int] = (),
         threshold: float = 3.0,
     ) -> None:
-        """Draw the whole stream. planted: what is known to happen; detected: the index of each detected event."""
+        """Draw the whole stream. planted: known events; detected: the index of each detected event."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         figure = draw_chart(trace, title, planted, detected, threshold)
         with saving(self.path), open(self.part, "wb") as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a sign of a name that no font here has
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a character of a name that no font has
             FigureCanvasAgg(figure).print_png(file)
 
     def _end(self) -> None:
@@ -84,7 +84,7 @@ def draw_chart(trace: Trace, title: str, planted: Sequence[Event], detected: Seq
     below.locator_params(axis="y", nbins=2, prune="lower")
     _draw_times(below, trace)
     _draw_highlights(figure, above, trace, threshold)
-    # a name may hold anything: no formula between two $, and no bytes that are no letters
+    # a name may contain any character: two $ must not make a formula, and invalid bytes are replaced
     figure.text(0.06, 0.963, shown(title), color=_hex(TEXT), fontsize=13, va="center", parse_math=False)
     count = f"{trace.frames:,} frame{'' if trace.frames == 1 else 's'}".replace(",", "\u2009")
     figure.text(0.98, 0.963, count, color=_hex(MUTED), fontsize=9.5, va="center", ha="right")
@@ -106,7 +106,7 @@ def _dress(axes: Axes, label: str) -> None:
 
 
 def _draw_times(axes: Axes, trace: Trace) -> None:
-    """Times under the chart: of each frame in a short run, else round ones with the digits that tell them apart."""
+    """Times under the chart: of each frame in a short run, otherwise round times with enough digits to differ."""
     if trace.short:
         names = [
             f"frame {trace.first_index + number} · {clock(time_s, 2)}" for number, time_s in enumerate(trace.times)
@@ -120,7 +120,7 @@ def _draw_times(axes: Axes, trace: Trace) -> None:
 
 
 def _marker(trace: Trace) -> dict[str, Any]:
-    """How the frames of a short run are drawn: a line through one or two of them is hardly seen."""
+    """The marker of frames in a short run, because a line through one or two of them is hardly visible."""
     return {"marker": "o", "markersize": 5} if trace.short else {}
 
 

@@ -1,4 +1,4 @@
-"""Pictures as JPEG, for pages and for keeping many of them."""
+"""Encodes pictures as JPEG, for pages and for storing many of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUALITY = 80
 
 
 def narrowed(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    """A picture [H, W, 3] at a width in pixels, its shape kept; one that is narrower stays as it is."""
+    """A picture [H, W, 3] reduced to a width in pixels, with its aspect ratio; a narrower one is unchanged."""
     if picture.shape[1] <= width:
         return picture
     return fit(picture, max(1, round(picture.shape[0] * width / picture.shape[1])), width)

@@ -1,4 +1,4 @@
-"""The picture of a frame with the objects that were found in it, and the images that masks are kept in."""
+"""The picture of a frame with its objects, and images that store masks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Labels = NDArray[np.uint8]
 RGB = tuple[int, int, int]
 
 DARK: RGB = (12, 12, 12)
-"""The outer line around an object; the inner one is a light shade of its colour, so that one shows on any ground."""
+"""The outer line of an object; the inner one is a light shade of its colour, so that one is visible on any ground."""
 
 LARGEST = 254
 """The largest number in an image of 8 bits: 255 would be read as void."""
 
 
 def palette() -> NDArray[np.uint8]:
-    """Colours [256, 3] of object numbers, as DAVIS and PASCAL VOC have them: neighbours differ, 0 is black."""
+    """Colours [256, 3] of object numbers as in DAVIS and PASCAL VOC: neighbours differ, 0 is black."""
     numbers, colours = np.arange(256), np.zeros((256, 3), int)
     for place in range(8):  # three bits at a time, the lowest ones to the highest bits of red, green and blue
         for channel in range(3):
@@ -33,8 +33,8 @@ def palette() -> NDArray[np.uint8]:
 def mask_image(mask: NDArray[np.integer[Any]], colours: NDArray[np.uint8], largest: int = LARGEST) -> Image.Image:
     """A mask [H, W] as an image whose pixels are object numbers.
 
-    largest: the largest number that may come. Up to 254 the pixels have 8 bits and are shown in these colours
-    [256, 3]; up to 65535 they are grey with 16 bits, beyond that with 32, which PNG has not got (TIFF has).
+    largest: the largest possible number. Up to 254 the pixels have 8 bits and are shown in these colours [256, 3]; up
+    to 65535 they are grey with 16 bits, above that with 32, which TIFF supports and PNG does not.
     """
     if largest > LARGEST:
         return Image.fromarray(mask.astype(np.uint16 if largest <= 65535 else np.int32))
@@ -44,8 +44,8 @@ def mask_image(mask: NDArray[np.integer[Any]], colours: NDArray[np.uint8], large
 
 
 def distinct(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colours [n, 3] of the objects 0, 1 …, of which 0 is the background: one that is almost black, or that an object
-    before it has, gives way to the palette's."""
+    """Colours [n, 3] of the objects 0, 1 …, of which 0 is the background: a colour that is almost black, or equal to
+    that of an earlier object, is replaced by one of the palette."""
     spare = palette()
     found = np.zeros_like(colours)
     seen: set[tuple[int, ...]] = set()
@@ -58,10 +58,10 @@ def distinct(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class MaskOverlay:
-    """Draws frames with their masks over them, at most `width` pixels wide, always of the size of the first.
+    """Draws frames with their masks, at most `width` pixels wide, always in the size of the first.
 
-    colours: [n, 3], of the objects 1 … n - 1. An object is tinted, and has a dark line around it and a light one inside
-    that, so that its outline can be seen on any ground.
+    colours: [n, 3], of the objects 1 … n - 1. An object is tinted, and has a dark outline with a light one inside, so
+    that it is visible on any ground.
     """
 
     def __init__(self, colours: NDArray[np.uint8], width: int = 960, opacity: float = 0.5) -> None:
@@ -91,7 +91,7 @@ def _outline(picture: Picture, mask: Labels, colours: NDArray[np.uint8], thick: 
     inner = np.zeros(mask.shape, np.uint8)
     outer = np.zeros(mask.shape, bool)
     for number in np.unique(mask[mask > 0]):
-        # beyond the picture an object continues: there is no line along the picture's edge
+        # an object may continue outside of the picture: no line along the picture's edge
         own = (mask == number).astype(np.uint8)
         core = cv2.erode(own, kernel, iterations=thick, borderType=cv2.BORDER_CONSTANT, borderValue=(1,))
         inner[(own > core)] = number

@@ -1,4 +1,4 @@
-"""The picture a person watches: the frame, the surprise map over it, the numbers and a scrolling curve under it."""
+"""The overlay: the frame with the surprise map over it, and the numbers and a scrolling curve below it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALERT: RGB = (255, 166, 87)
 OUTLINE: RGB = (250, 250, 160)
 
 COLUMNS = 5
-LABELS = 3  # classes that are shown of a frame
+LABELS = 3  # largest number of shown classes
 BAR: RGB = (40, 86, 140)
 STRIP = 46  # height of the row of numbers, px
 PANEL = 92  # height of the curve, px
@@ -46,7 +46,7 @@ def to_uint8(image: NDArray[np.generic]) -> Picture:
 
 
 def fit(image: Picture, height: int, width: int) -> Picture:
-    """Resize: by whole factors as far as it goes (fast, without aliasing), then to the pixel."""
+    """Resize by whole factors as far as possible (fast, without aliasing), then to the exact size."""
     factor = min(image.shape[0] // height, image.shape[1] // width)
     if factor > 1:
         tall, wide = image.shape[0] // factor, image.shape[1] // factor
@@ -57,14 +57,14 @@ def fit(image: Picture, height: int, width: int) -> Picture:
 
 
 def compress(surprise: NDArray[np.generic], knee: float) -> NDArray[np.float64]:
-    """The height at which a surprise is drawn: itself up to the knee, from there on its logarithm, so that a cut of a
-    hundred deviations leaves the rest to be seen."""
+    """The height at which a surprise is drawn: linear up to the knee and logarithmic above, so that the rest stays
+    visible after a cut of a hundred deviations."""
     beyond = np.maximum(np.asarray(surprise, np.float64), knee)
     return np.minimum(surprise, knee) + knee * np.log(beyond / knee)
 
 
 def clock(seconds: float, places: int = 1) -> str:
-    """m:ss.t, with hours where there are any. places: digits behind the point, at least 1."""
+    """m:ss.t, with hours if there are any. places: digits after the point, at least 1."""
     unit = 10**places
     minutes, parts = divmod(round(seconds * unit), 60 * unit)
     hours, minutes = divmod(minutes, 60)
@@ -78,7 +78,7 @@ def size_text(count: int) -> str:
 
 
 def shortened(text: str, width: float, size: int) -> str:
-    """A text on one line that is no wider than so many pixels."""
+    """A text on one line, cut to a width in pixels."""
     text = " ".join(text.split())
     if font(size).getlength(text) <= width:
         return text
@@ -88,10 +88,10 @@ def shortened(text: str, width: float, size: int) -> str:
 
 
 class HeatLayer:
-    """Turns surprise maps into a translucent layer: what is usual for this stream stays clear.
+    """Converts surprise maps to a translucent layer; usual values of this stream are transparent.
 
-    low, high: where the layer starts to show and where it is densest, in deviations of the patch losses above their
-    median, both tracked over the last fifty frames or so.
+    low, high: the values at which the layer becomes visible and has its full opacity, in deviations of the patch losses
+    above their median; both statistics are tracked over about the last fifty frames.
     """
 
     def __init__(self, low: float = 2.0, high: float = 8.0, opacity: float = 0.65) -> None:
@@ -124,10 +124,10 @@ class HeatLayer:
 
 
 class Overlay:
-    """Draws one picture [height, width, 3] uint8 a frame, always of the size of the first.
+    """Draws one picture [height, width, 3] uint8 for each frame, always in the size of the first.
 
     threshold: the surprise from which a frame counts as an event. width: of the picture, px. history: frames on the
-    curve. What it keeps is constant: one canvas, the curve's last values and the spread of the map.
+    curve. Its memory is constant: one canvas, the last values of the curve and the statistics of the map.
     """
 
     def __init__(self, threshold: float = 3.0, width: int = 480, history: int = 240) -> None:
@@ -152,11 +152,11 @@ class Overlay:
         note: str = "",
         pose: NDArray[np.float64] | None = None,
     ) -> Picture:
-        """The picture for a frame; the next call draws into the same array, so copy what you keep.
+        """The picture for a frame. The next call draws into the same array, so copy it to keep it.
 
-        pose: where the frame was taken, if known; the world is drawn by it (`tttstream.views.world`). event: mark the
-        frame on the curve. fps: the speed, for people who watch now; without it the frame's index is in its place, so
-        that a recording repeats bit for bit. note: a word in the picture's corner ("paused").
+        pose: of the frame, if known; used to draw the world (`tttstream.views.world`). event: mark the frame on the
+        curve. fps: the speed, for live display; without it the frame's index is shown, so that a recording is
+        reproducible bit for bit. note: a word in the picture's corner ("paused").
         """
         frame = to_uint8(image)
         if self._canvas is None:
@@ -173,14 +173,14 @@ class Overlay:
         return canvas
 
     def _tall(self, frame: Picture) -> int:
-        """The height of what stands above the numbers, px."""
+        """The height of the part above the numbers, px."""
         tall = round(self.width * frame.shape[0] / frame.shape[1])
         return int(max(160, min(tall, self.width)) // 2 * 2)
 
     def _draw_top(
         self, area: Picture, frame: Picture, result: Result, note: str, pose: NDArray[np.float64] | None
     ) -> None:
-        """Draw what stands above the numbers."""
+        """Draw the part above the numbers."""
         self._draw_frame(area, frame, result, note)
 
     def _draw_frame(self, area: Picture, frame: Picture, result: Result, note: str) -> None:
@@ -201,7 +201,7 @@ class Overlay:
             self._write(area[8:30, 10 : 20 + 9 * len(note)], [(4, 2, note, 14, TEXT)])
 
     def _draw_labels(self, area: Picture, labels: Sequence[Label]) -> None:
-        """The likeliest classes in the lower left corner, each over a bar as long as it is probable."""
+        """Draw the most probable classes in the lower left corner, each with a bar of the length of its probability."""
         width, height = min(area.shape[1] - 20, 220), 20
         top = area.shape[0] - 8 - height * len(labels)
         board = area[top : top + height * len(labels), 10 : 10 + width]

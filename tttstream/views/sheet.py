@@ -1,4 +1,4 @@
-"""A sheet of pictures in rows and columns, each with a line above it that says what it is."""
+"""A sheet of pictures in rows and columns, each with a title."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tttstream.views.overlay import BACKGROUND, TEXT, Picture, font
 
 SIDE = 144  # pixels: pictures are enlarged by whole factors up to about this width, so that words fit above them
 LINE, GAP = 20, 4  # height of a line of words, and the space between pictures
-LARGE, SMALL = 12, 8  # sizes of letters, the second where a line is too long
+LARGE, SMALL = 12, 8  # sizes of letters, the second for long lines
 
 
 def sheet(pictures: NDArray[np.uint8], labels: Sequence[Sequence[str]]) -> Picture:
-    """One picture of pictures [rows, columns, H, W, 3] with their labels, rows of columns; each picture's own pixels
-    stand in it enlarged by a whole factor."""
+    """One picture of pictures [rows, columns, H, W, 3] with their labels, rows of columns; each picture is enlarged by
+    a whole factor."""
     rows, columns, height, width = pictures.shape[:4]
     factor = max(1, round(SIDE / width))
     tall, wide = height * factor, width * factor

@@ -1,4 +1,4 @@
-"""A picture as a PNG file that appears whole or not at all."""
+"""A picture as a PNG file, which is complete or absent."""
 
 from __future__ import annotations
 

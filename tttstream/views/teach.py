@@ -15,19 +15,19 @@ from tttstream.views.overlay import BACKGROUND, MUTED, RGB, TEXT, Picture, fit, 
 
 BAR = 26  # height of the line under the frame, px
 GUIDE = 0.5
-"""The sides of the square that a person shows things in, as a share of the frame's short side."""
+"""The side of the square in which the user shows things, as a share of the frame's short side."""
 
 
 def guide(height: int, width: int) -> Box:
-    """The square in the middle of a frame that a person shows things in, see `Box`."""
+    """The square in the centre of a frame in which the user shows things, see `Box`."""
     side = GUIDE * min(height, width)
     return (width - side) / 2, (height - side) / 2, side, side
 
 
 class TeachOverlay:
-    """Draws frames with the things found in them, at most `width` pixels wide, always of the size of the first.
+    """Draws frames with the found things, at most `width` pixels wide, always in the size of the first.
 
-    keys: names that the keys 1, 2 … teach; with them the square is drawn that things are shown in.
+    keys: names for the keys 1, 2 …; with them the square for showing things is drawn.
     """
 
     def __init__(self, width: int = 960, *, keys: Sequence[str] = ()) -> None:
@@ -38,8 +38,8 @@ class TeachOverlay:
     def draw(
         self, image: NDArray[np.generic], result: TeachResult, taught: Mapping[str, int], note: str = ""
     ) -> Picture:
-        """A new picture [h, w, 3], both sides even. taught: the names and how many examples of each are remembered.
-        note: a word at the end of the line under the frame."""
+        """A new picture [h, w, 3], both sides even. taught: the names, with the number of examples of each. note: a
+        word at the end of the line below the frame."""
         frame = to_uint8(image)
         if self._size is None:
             scale = min(1.0, self._width / frame.shape[1])
@@ -80,7 +80,7 @@ class TeachOverlay:
         picture[:] = np.asarray(board)
 
     def _colour(self, label: str) -> RGB:
-        """The colour of a label, light enough for dark letters on it; the same as long as the overlay is used."""
+        """The colour of a label, light enough for dark letters on it; constant for one overlay."""
         if label not in self._colours:
             colour = palette()[len(self._colours) % 254 + 1].astype(int)
             red, green, blue = (colour // 2 + 127).tolist()

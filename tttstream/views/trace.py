@@ -1,4 +1,5 @@
-"""The record of a whole stream for its chart, in constant memory: curves that coarsen, and the highest peaks."""
+"""The record of a whole stream for its chart, in constant memory: curves of decreasing resolution, and the highest
+peaks."""
 
 from __future__ import annotations
 
@@ -11,16 +12,16 @@ from tttstream.frames import Result
 from tttstream.views.overlay import fit, to_uint8
 
 SHORT = 8
-"""Frames up to which a run is drawn frame by frame, each with its own time."""
+"""Up to this number of frames a run is drawn frame by frame, each with its own time."""
 
 
 class Envelope:
-    """Lowest, mean and highest value over time in at most `size` bins: each bin is one frame until they are full,
-    then neighbours are merged and each holds twice as many. Constant memory."""
+    """Lowest, mean and highest value over time in at most `size` bins. At first each bin is one frame; when all are
+    used, neighbours are merged, and each bin has twice as many frames. Constant memory."""
 
     def __init__(self, size: int = 2048) -> None:
         self.size = size
-        self.width = 1  # frames a bin
+        self.width = 1  # frames in each bin
         self.count = 0
         self._low, self._sum, self._high = (np.zeros(size, dtype=np.float32) for _ in range(3))
 
@@ -43,7 +44,7 @@ class Envelope:
         self.count += 1
 
     def curves(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """(frame number at the middle of each bin, lowest, mean, highest)."""
+        """(frame number at the centre of each bin, lowest, mean, highest)."""
         bins = -(-self.count // self.width)
         starts = np.arange(bins, dtype=np.float32) * self.width
         counts = np.minimum(self.width, self.count - starts)
@@ -53,7 +54,7 @@ class Envelope:
 
 
 class Moment(NamedTuple):
-    """A frame worth showing."""
+    """A frame that is shown in the chart."""
 
     frame: int
     time_s: float
@@ -62,7 +63,7 @@ class Moment(NamedTuple):
 
 
 class Highlights:
-    """The most surprising frames, no two of them close together (at least 1/16 of what was seen so far)."""
+    """The most surprising frames, with a distance of at least 1/16 of the frames so far."""
 
     def __init__(self, count: int = 8, side: int = 160) -> None:
         self.count, self.side = count, side
@@ -88,14 +89,14 @@ class Highlights:
         return kept[: self.count]
 
     def in_order(self, seen: int, threshold: float = 3.0, least: int = 4) -> list[Moment]:
-        """By time, those above a threshold; the best `least` of all where fewer are."""
+        """Those above a threshold, ordered by time; if there are fewer than `least`, the highest `least`."""
         best = self._spread(seen)
         above = sum(moment.surprise > threshold for moment in best)
         return sorted(best[: max(above, least)], key=lambda moment: moment.frame)
 
 
 class Trace:
-    """The curves and highlights of one stream, taken in frame by frame."""
+    """The curves and highlights of one stream, updated with each frame."""
 
     def __init__(self) -> None:
         self.surprise, self.learned, self.latency = Envelope(), Envelope(), Envelope()
@@ -106,11 +107,11 @@ class Trace:
 
     @property
     def frames(self) -> int:
-        """How many frames came."""
+        """The number of frames so far."""
         return self.surprise.count
 
     def add(self, image: NDArray[np.generic], result: Result) -> None:
-        """Take in one frame and what the stream said of it."""
+        """Add one frame and its result."""
         if not self.frames:
             self.first_s, self.first_index = result.time_s, result.index
         self.last_s = result.time_s

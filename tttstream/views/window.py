@@ -1,4 +1,4 @@
-"""A window that shows pictures as they come and hands back the keys that were pressed. Looks before it opens one."""
+"""A window that shows pictures and returns the pressed keys. Checks the display before it opens a window."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tttstream.errors import OutputError
 
 INSTEAD = "leave --show out and give --out DIR: the same picture is written to DIR/overlay.mp4"
 KEYS = "q quit, f forget, l learning on/off, space pause"
-PAINTED_S = 0.5  # a window that was opened so long ago shows its picture
+PAINTED_S = 0.5  # a window shows its picture after this time
 OPENINGS = 8
 _PROBE = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows(); print('open', flush=True); input()"
 
 
 @contextmanager
 def reachable_display(instead: str = INSTEAD) -> Iterator[None]:
-    """Raise OutputError, saying what to use instead, where no window can be opened; otherwise run the block.
+    """Raise OutputError with an alternative if no window can be opened; otherwise run the block.
 
-    OpenCV aborts the whole process when it cannot reach a display, so another process tries it first. It holds on to
-    the display during the block: a display without a client may close or reset itself.
+    OpenCV aborts the whole process if it cannot reach a display, so another process tries it first. This process keeps
+    the display open during the block: a display without a client may close or reset itself.
     """
     loaded = list(sys.modules)
     if "av" in loaded and loaded.index("av") < loaded.index("cv2"):
@@ -60,16 +60,16 @@ def reachable_display(instead: str = INSTEAD) -> Iterator[None]:
 
 
 def _grabbable() -> bool:
-    """Whether the pixels of the screen can be read: with X, but not where Wayland stands in for it."""
+    """Whether the pixels of the screen can be read: with X, but not with X on Wayland."""
     return (
         sys.platform.startswith("linux") and bool(os.environ.get("DISPLAY")) and not os.environ.get("WAYLAND_DISPLAY")
     )
 
 
 class Viewer:
-    """One window. `show` puts a picture into it and returns the key pressed meanwhile ("q" once it was closed).
+    """One window. `show` draws a picture and returns the pressed key ("q" after the window was closed).
 
-    instead: what the message of a machine without a display advises.
+    instead: the advice in the message on a machine without a display.
     """
 
     def __init__(self, title: str = "tttstream", instead: str = INSTEAD) -> None:
@@ -96,14 +96,14 @@ class Viewer:
         return key
 
     def _see(self) -> None:
-        """Open the window again where it has stayed black, and give up looking after a few openings.
+        """Reopen the window if it is black, and stop checking after a few attempts.
 
-        In one of some ten starts Qt loses what X tells it of a new window, and never paints it.
+        In about one of ten starts Qt loses the events of X for a new window, and never paints it.
         """
         left, top, width, height = cv2.getWindowImageRect(self.title)
         try:
             screen = np.asarray(ImageGrab.grab(xdisplay=os.environ["DISPLAY"]))
-        except OSError:  # a display that shows its pixels to nobody
+        except OSError:  # a display whose pixels cannot be read
             self._painted = True
             return
         seen = screen[max(top, 0) : top + height, max(left, 0) : left + width]

@@ -1,4 +1,4 @@
-"""The picture of a map at work: what it sees, what memory expected here, and the world as memory has it."""
+"""The picture of a map: the frame, the expected picture at its pose, and the world in the memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tttstream.views.overlay import ALERT, BACKGROUND, MUTED, TEXT, Overlay, Pic
 PANE, GAP, TITLE = 288, 12, 26  # pixels
 EVERY = 6  # frames between two drawings of the world
 PATH = 240  # frames of the path that are drawn
-MARKED = 150  # frames for which a changed place stays outlined
+MARKED = 150  # frames for which a changed place is outlined
 CHANGED = 6.0  # score from which a cell counts as changed: one second in 50 without a change has such a cell, and six
 # in seven with one (photographs for training)
-KNOWN = 0.8  # how familiar a patch must be for that
+KNOWN = 0.8  # least familiarity of a changed cell
 TITLES = ("what it sees", "what memory expected here", "the world as remembered")
 
 
 class Mark(NamedTuple):
-    """A place that looked unlike what was expected: its middle x, y in the world, and the number of the frame."""
+    """A place that differed from the expected picture: its centre x, y in the world, and the number of the frame."""
 
     x: float
     y: float
@@ -33,18 +33,18 @@ class Mark(NamedTuple):
 
 
 def dimmed(picture: Picture, familiar: NDArray[np.float32]) -> Picture:
-    """A picture of a world [H, W, 3], dark where it is not familiar [h, w]."""
+    """A picture of a world [H, W, 3], darkened where `familiar` [h, w] is low."""
     known = cv2.resize(familiar, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
     return (picture * known + np.array(BACKGROUND, np.float32) * (1 - known)).astype(np.uint8)
 
 
 def changed_patches(result: Result) -> NDArray[np.bool_]:
-    """The patches [h, w] of a frame that a map knows and finds changed."""
+    """The familiar patches [h, w] of a frame that have changed."""
     return (result.surprise_map > CHANGED) & ((result.familiar or 0.0) > KNOWN)
 
 
 def outline(area: Picture, result: Result) -> None:
-    """Outline what changed in a frame, over its picture [H, W, 3], in place."""
+    """Outline the changed patches of a frame in its picture [H, W, 3], in place."""
     size = area.shape[1], area.shape[0]
     changed = cv2.resize(changed_patches(result).astype(np.uint8) * 255, size, interpolation=cv2.INTER_CUBIC)
     outlines, _ = cv2.findContours((changed > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -53,7 +53,7 @@ def outline(area: Picture, result: Result) -> None:
 
 
 def place_of(pose: NDArray[np.float64] | None, stream: MapStream) -> NDArray[np.float64]:
-    """A frame's pose as x, y (in sides of a view), log zoom, roll, world; all zeros where it has none."""
+    """The pose of a frame as x, y (in sides of a view), log zoom, roll, world; all zeros if it has none."""
     at = np.zeros(2) if pose is None else stream.plane(pose)
     at = np.pad(at, (0, 5 - len(at)))
     at[:2] /= stream.view
@@ -61,7 +61,7 @@ def place_of(pose: NDArray[np.float64] | None, stream: MapStream) -> NDArray[np.
 
 
 def world_picture(stream: MapStream, side: int) -> tuple[Picture, Extent]:
-    """The world of a stream as memory has it, `side` pixels on its longer side, and how far the picture reaches.
+    """The world in the memory of a stream, with `side` pixels on its longer side, and the extent of the picture.
 
     Raises StateError if the stream has seen nothing yet.
     """
@@ -83,17 +83,17 @@ def in_world(points: NDArray[np.float64], world: Picture, extent: Extent) -> NDA
 
 
 def draw_view(world: Picture, extent: Extent, at: NDArray[np.float64]) -> None:
-    """Draw what a camera sees, at a place of `place_of`, as a square over the picture of a world, in place."""
+    """Draw the view of a camera, at a pose of `place_of`, as a square on the picture of a world, in place."""
     corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]) * math.exp(at[2])
     turned = corners @ np.array([[math.cos(at[3]), math.sin(at[3])], [-math.sin(at[3]), math.cos(at[3])]])
     cv2.polylines(world, [in_world(at[:2] + turned, world, extent)], True, TEXT, 2, cv2.LINE_AA)
 
 
 class WorldOverlay(Overlay):
-    """Draws three panes above the numbers and the curve: the frame with changed places outlined, the picture that
-    memory foretold, and the world as memory has it, asked again every few frames, with the path of the camera on it.
+    """Draws three panes above the numbers and the curve: the frame with outlines of changed places, the expected
+    picture, and the world in the memory, redrawn every few frames, with the path of the camera.
 
-    stream: whose memory is asked. The world is drawn as far as the camera came, in the frame's own world.
+    stream: the stream with the memory. The picture shows the visited part of the world of the frame.
     """
 
     def __init__(self, stream: MapStream, threshold: float = 3.0) -> None:
@@ -132,7 +132,7 @@ class WorldOverlay(Overlay):
             self._write(area[8:30, 10 : 20 + 9 * len(note)], [(4, 2, note, 14, TEXT)])
 
     def _follow(self, at: NDArray[np.float64], result: Result) -> None:
-        """Take in where the camera is, and what changed there."""
+        """Record the position of the camera, and the changes there."""
         if at[4] != self._drawn.world:  # another world
             self._world = None
             self._path.clear()

@@ -1,4 +1,4 @@
-"""Writes pictures to an MP4 file as they come, at the pace of their presentation times."""
+"""Writes pictures to an MP4 file one at a time, with their presentation times."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from tttstream.errors import ConfigError, OutputError, ShapeError
 from tttstream.io.outputs import OutputFile, saving
 
 TICKS = 60_000  # a second; MPEG-4 takes no more than 65,535
-PACES = (1, 3600 * TICKS)  # ticks from frame to frame that the nominal rate is kept within: files may name any
+PACES = (1, 3600 * TICKS)  # limits of the ticks between frames for the nominal rate, because files may contain any rate
 
 
 class VideoWriter(OutputFile):
-    """An MP4 (H.264 where PyAV brings an encoder for it, else MPEG-4), yuv420p, one frame for each picture written.
+    """An MP4 (H.264 if PyAV has an encoder for it, else MPEG-4), yuv420p, one frame for each written picture.
 
-    fps: nominal rate, and the pace of pictures without a time of their own, in whole ticks. endless: write fragments,
-    so that the file's index takes no memory while it grows (80 bytes a frame otherwise) and a file cut short can be
-    played.
+    fps: nominal rate, and the rate of pictures without a time, in whole ticks. endless: write fragments, so that the
+    file's index takes no memory while it grows (80 bytes per frame otherwise), and an incomplete file can be played.
     """
 
     def __init__(self, path: str | os.PathLike[str], fps: float = 25.0, *, endless: bool = False) -> None:
@@ -42,7 +41,7 @@ class VideoWriter(OutputFile):
 
     def _begin(self) -> None:
         self.part.touch()
-        # absolute: FFmpeg takes what stands before a colon at the start of a path for a protocol
+        # absolute: FFmpeg reads text before a colon at the start of a path as a protocol
         self._container = av.open(os.path.abspath(self.part), "w", format="mp4", options=self._options)
 
     def _open_stream(self, height: int, width: int) -> None:
@@ -61,7 +60,7 @@ class VideoWriter(OutputFile):
     def write(self, picture: NDArray[np.uint8], time_s: float | None = None) -> None:
         """Append a picture [H, W, 3] RGB, always of the first one's size (an odd last row or column is left out).
 
-        time_s: when it is shown; times that do not rise are replaced by the nominal pace.
+        time_s: its presentation time; times that do not increase are replaced with the nominal rate.
         """
         height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
         with saving(self.path):
@@ -85,11 +84,11 @@ class VideoWriter(OutputFile):
         except av.FFmpegError as error:
             if isinstance(error, OSError):
                 raise
-            raise OutputError(f"cannot write {self.path}: the encoder said {error}") from error
+            raise OutputError(f"cannot write {self.path}: encoder error: {error}") from error
 
     def _end(self) -> None:
         if self._size is None:
-            raise OutputError(f"cannot write {self.path}: no picture came")
+            raise OutputError(f"cannot write {self.path}: there was no picture")
         self._mux(None)
         self._container.close()
 

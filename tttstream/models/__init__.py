@@ -54,14 +54,14 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
 def shipped() -> list[str]:
-    """The names of the trained models that come with the package; each has a card.md beside its weights."""
+    """The names of the trained models in the package; each has a card.md in the folder of its weights."""
     return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))
 
 
 def build(name: str, *, seed: int = 0, **changes: Any) -> FrameModel:
-    """A model of that size with weights drawn from `seed`: untrained outside, though its memory learns from frame one.
+    """An untrained model of this size with random weights from `seed`; its memory learns from the first frame on.
 
-    changes: fields of ModelConfig to set otherwise, such as size=256 or memory="ttt_mlp".
+    changes: other values of fields of ModelConfig, such as size=256 or memory="ttt_mlp".
     """
     if name not in CONFIGS:
         raise ConfigError(f"there is no model size {name!r}: expected one of {', '.join(CONFIGS)}")
@@ -76,15 +76,15 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> FrameModel:
 
 
 def load(name_or_folder: str | os.PathLike[str], *, seed: int = 0, size: int | None = None) -> Any:
-    """A model from a folder that its `save` wrote, a trained one by its name, an untrained one by its size, or one of a
-    hub by hf:OWNER/NAME or hf:OWNER/NAME@REVISION (the extra `hub`).
+    """Load a model: from a folder of `save`, a trained one by its name, an untrained one by its size, or one of a hub
+    by hf:OWNER/NAME or hf:OWNER/NAME@REVISION (the extra `hub`).
 
     It is a FrameModel, a MapModel ("map"), a TargetModel or MixtureModel of masks ("track", "mask"), a TeachModel of
-    things ("teach"), or a Classifier. size: side of the pictures (of masks and things, the short side), that of
-    training unless given; a map has one size. seed: of an untrained model's weights.
+    things ("teach"), or a Classifier. size: side of the pictures (for masks and things, the short side), by default
+    that of training; a map has one size. seed: of the weights of an untrained model.
 
-    Raises CheckpointError if there is no such model, or where the files do not fit together; ConfigError for a size
-    that does not fit.
+    Raises CheckpointError if there is no such model, or if its files do not fit together; ConfigError for an invalid
+    size.
     """
     name = os.fspath(name_or_folder)
     if name in CONFIGS:
@@ -101,7 +101,7 @@ def load(name_or_folder: str | os.PathLike[str], *, seed: int = 0, size: int | N
 
 
 def folder(name_or_folder: str | os.PathLike[str]) -> Path:
-    """Where the files of a trained model are. Raises CheckpointError as `load` does."""
+    """The folder of a trained model. Raises CheckpointError as `load` does."""
     return _found(os.fspath(name_or_folder))[0]
 
 
@@ -118,7 +118,7 @@ def _found(name: str) -> tuple[Path, type[SavedModel], dict[str, Any]]:
 
 
 def load_as(kind: type[M], name_or_folder: str | os.PathLike[str], *, size: int | None = None) -> M:
-    """As `load`. Raises CheckpointError for a model that is none of this kind."""
+    """Load a model of one kind, see `load`. Raises CheckpointError for a model of another kind."""
     model = load(name_or_folder, size=size)
     if not isinstance(model, kind):
         raise CheckpointError(f"{name_or_folder} is a {type(model).__name__}, expected a {kind.__name__}")
@@ -126,7 +126,7 @@ def load_as(kind: type[M], name_or_folder: str | os.PathLike[str], *, size: int 
 
 
 def kind_of(format: Any, where: object) -> type[SavedModel]:
-    """The class of models of that format. Raises CheckpointError, which names the place, for an unknown one."""
+    """The class of models with this format. Raises CheckpointError, with the location, for an unknown format."""
     if format not in KINDS:
         raise CheckpointError(f"{where} holds no known model: format is {format!r}, expected {', '.join(KINDS)}")
     return KINDS[format]

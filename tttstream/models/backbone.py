@@ -1,4 +1,4 @@
-"""The stack that a stream of frames goes through: mixing inside each frame, a memory over the stream, an MLP."""
+"""The backbone: blocks of attention inside each frame, a memory over the stream, and an MLP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _ModelFields(NamedTuple):
 
 
 class ModelState(State, _ModelFields):
-    """The states of a model's memories, one a block; and of a model that looks for motion, the frame before."""
+    """The states of a model's memories, one for each block; and for a model with motion, the last frame."""
 
     __slots__ = ()
 
@@ -52,7 +52,7 @@ class Mixing(nn.Module):
 class Block(nn.Module):
     """norm, mixing, add; norm, memory, add; norm, MLP, add.
 
-    With registers only they pass through the memory, which then costs the same for any picture size.
+    With registers, only these pass through the memory, so its cost does not depend on the picture size.
     """
 
     def __init__(self, dim: int, heads: int, memory: Memory, registers: int, mlp_ratio: int) -> None:
@@ -64,12 +64,12 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
 
     def forward(self, x: Tensor, state: Any, reset: Tensor | None, learn: bool) -> tuple[Tensor, State, Losses | None]:
-        """x [B, T, N, dim], reset [B, T] -> (x, state, the memory's losses where it has an inner loss)."""
+        """x [B, T, N, dim], reset [B, T] -> (x, state, the losses of the memory if it has an inner loss)."""
         x, state, losses = self.remember(x, state, reset, learn)
         return x + self.mlp(self.norms[2](x)), state, losses
 
     def remember(self, x: Tensor, state: Any, reset: Tensor | None, learn: bool) -> tuple[Tensor, State, Losses | None]:
-        """All of `forward` but the MLP, which the losses do not see."""
+        """`forward` without the MLP, which does not affect the losses."""
         rows, frames, tokens, _ = x.shape
         x = x + self.mixing(self.norms[0](x).flatten(0, 1)).unflatten(0, (rows, frames))
         kept = tokens - self.registers if self.registers else 0
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Blocks of one width, each with a memory of its own; the losses are those of the first `watched` (0: of all)."""
+    """Blocks of one width, each with its own memory; the losses are those of the first `watched` blocks (0: of all)."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, ModelState, Losses | None]:
         """x [B, T, N, dim] -> (x, state, losses averaged over the blocks that have one).
 
-        late: [B, T, N, dim], added to x behind the watched blocks, which do not see it (before all of them if all are).
+        late: [B, T, N, dim], added to x after the watched blocks (before all blocks if all are watched).
         """
         before = [None] * len(self.blocks) if state is None else state.blocks
         states, losses = [], []
@@ -136,7 +136,8 @@ class Backbone(nn.Module):
     def watch(
         self, x: Tensor, state: ModelState | None, reset: Tensor | None, learn: bool
     ) -> tuple[Losses | None, ModelState]:
-        """x [B, T, N, dim] -> the losses of `forward`, and the state of the watched blocks, which need no others."""
+        """x [B, T, N, dim] -> the losses of `forward`, and the state of the watched blocks; the other blocks do not
+        run."""
         blocks: list[Any] = list(self.blocks)[: self.watched or None]
         before = [None] * len(blocks) if state is None else state.blocks
         states, losses = [], []

@@ -1,4 +1,4 @@
-"""SavedModel: what a model that stands in a folder has, a format, a description, a fingerprint and a save."""
+"""SavedModel, the base class of models with a folder: format, description, fingerprint and `save`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ M = TypeVar("M", bound="SavedModel")
 class SavedModel(nn.Module):
     """A model that is saved as a folder: config.json and model.safetensors.
 
-    FORMAT: what config.json calls this class. CONFIG: the dataclass of its options. USE: the arguments of `tttstream`
-    that show what the model does. LOAD: how Python loads one of a name. SETTINGS: the options that the same weights may
-    be used with otherwise. LATER: names of weights that files of older versions lack; they keep their first values
-    then. config: the options of this model.
+    FORMAT: the name of the class in config.json. CONFIG: the dataclass of its options. USE: arguments of `tttstream`
+    that run the model. LOAD: Python code that loads a model by name. SETTINGS: the options that can be changed with the
+    same weights. LATER: names of weights that are absent in files of older versions; they keep their initial values.
+    config: the options of this model.
     """
 
     FORMAT: ClassVar[str]
@@ -32,12 +32,12 @@ class SavedModel(nn.Module):
     config: Any
 
     def description(self) -> dict[str, Any]:
-        """The entries of config.json besides the format (JSON-able)."""
+        """The entries of config.json except the format (JSON-able)."""
         return dataclasses.asdict(self.config)
 
     @classmethod
     def described(cls: type[M], description: dict[str, Any]) -> M:
-        """An untrained model of a description."""
+        """An untrained model with this description."""
         return cls(cls.CONFIG(**description))
 
     @classmethod
@@ -51,12 +51,12 @@ class SavedModel(nn.Module):
         return {**description, "size": size}
 
     def fingerprint(self) -> str:
-        """A hash of the description and of all weights: what a saved stream must match."""
+        """A hash of the description and of all weights, with which a saved stream is checked."""
         return weights.fingerprint(self, self.description())
 
     def save(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors into a folder, each under a temporary name first.
 
-        dtype: of the weights in the file, such as torch.float16 for half the bytes; their own unless given.
+        dtype: of the weights in the file, such as torch.float16 for half the bytes; by default their own.
         """
         weights.write(self, self.description(), self.FORMAT, folder, dtype)

@@ -1,4 +1,4 @@
-"""A classifier of frames with a memory: its model, its folder with the names of the classes, what it says so far."""
+"""A classifier of frames with a memory: the model with the names of its classes, and its results for a stream."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tttstream.models.frame import Glance, ModelConfig
 from tttstream.models.tokens import PatchTokens
 
 FITTINGS = ("crop", "squeeze")
-TOP = 5  # labels that are told of a frame
+TOP = 5  # number of labels in a result
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A pretrained backbone under the memory, in the place of the model's own patch tokens; see `VisionTokens`."""
+    """A pretrained backbone before the memory, instead of the model's own patch tokens; see `VisionTokens`."""
 
     name: str
     weights: str = "none"
@@ -34,7 +34,7 @@ class Encoder:
 class Said(NamedTuple):
     """logits: [B, T, classes] of every frame. losses: of the memory, None if it has none.
 
-    mean: [B, T, dim], what the logits are read from.
+    mean: [B, T, dim], the input of the linear layer for the logits.
     """
 
     logits: Tensor
@@ -47,8 +47,8 @@ class Classifier(SavedModel):
 
     Called as `said, state = model(frames [B, T, 3, size, size], state=None, reset=None)`.
 
-    names: of the classes, their numbers unless given. fitting: how a picture becomes a square in a stream: "crop" takes
-    the middle square, as training data does by default, "squeeze" all of it.
+    names: of the classes, by default their numbers. fitting: how a stream makes pictures square: "crop" uses the
+    central square, like training data by default, "squeeze" resizes the whole picture.
     """
 
     FORMAT = "tttstream.classifier/1"
@@ -65,7 +65,7 @@ class Classifier(SavedModel):
     ) -> None:
         super().__init__()
         if names and len(names) != classes:
-            raise ConfigError(f"classifier: {len(names)} names came for {classes} classes")
+            raise ConfigError(f"classifier: got {len(names)} names for {classes} classes")
         if fitting not in FITTINGS:
             raise ConfigError(f"classifier: fitting is {fitting!r}, expected {' or '.join(FITTINGS)}")
         self.config, self.encoder = config, encoder and encoder.name
@@ -109,11 +109,11 @@ class Classifier(SavedModel):
         return Glance(said.losses, F.normalize(said.mean, dim=-1) if embed else None, said.logits), state
 
     def watched(self, state: ModelState) -> ModelState:
-        """All of a state: logits need every block."""
+        """The complete state, because logits need every block."""
         return state
 
     def fitted(self, pixels: Tensor) -> Tensor:
-        """Pictures [n, 3, H, W], uint8 or float, as `fitting` says and as training data becomes: [n, 3, size, size]."""
+        """Pictures [n, 3, H, W], uint8 or float, made square by `fitting`, as in training data: [n, 3, size, size]."""
         from torchvision.transforms.v2 import functional as transforms  # takes a second to import
 
         side = self.config.size
@@ -136,7 +136,7 @@ class Classifier(SavedModel):
         names, encoder = description["names"], description["encoder"]
         config = ModelConfig(**description["model"])
         model = cls(config, len(names), encoder and Encoder(encoder), names=names, fitting=description["fitting"])
-        model.fitted(torch.zeros(1, 3, 2, 2))  # so that what it imports does not wait for the first frame
+        model.fitted(torch.zeros(1, 3, 2, 2))  # so that its imports do not delay the first frame
         return model
 
     @classmethod
@@ -151,10 +151,10 @@ class Classifier(SavedModel):
 
 
 class Opinion:
-    """Results of a classifier for a stream: of each frame, and of all frames since the last reset.
+    """The results of a classifier for a stream: for each frame, and for all frames since the last reset.
 
-    so_far: the classes by the mean of their log probabilities over those frames, as the task classification judges a
-    clip. Constant memory.
+    so_far: the classes by the mean of their log probabilities over these frames, as for clips in the task
+    classification. Constant memory.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -163,7 +163,7 @@ class Opinion:
         self._frames = 0
 
     def push(self, logits: Tensor) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
-        """Logits [classes] of a frame -> the likeliest classes of the frame, and of the frames so far."""
+        """Logits [classes] of a frame -> the most probable classes of the frame, and of the frames so far."""
         logs = logits.detach().cpu().double().log_softmax(-1)
         self._sums, self._frames = self._sums + logs, self._frames + 1
         return self._top(logs), self._top((self._sums / self._frames).log_softmax(-1))
@@ -174,9 +174,9 @@ class Opinion:
         return tuple(Label(self.names[place], value) for place, value in pairs)
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on (JSON-able)."""
+        """The values that `restore` needs (JSON-able)."""
         return {"sums": self._sums.tolist(), "frames": self._frames}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state()` was taken."""
+        """Restore the values of `state()`."""
         self._sums, self._frames = torch.tensor(state["sums"], dtype=torch.float64), int(state["frames"])

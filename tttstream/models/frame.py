@@ -1,4 +1,4 @@
-"""FrameModel: frames in, and out come the next frame, an embedding and the surprise, with a memory that learns."""
+"""FrameModel: predicts the next frame, an embedding and the surprise of each frame with a memory that learns."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tttstream.state import exportable
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides a model's shape.
+    """The options that determine the shape of a model.
 
     size: side of the square picture in pixels. patch: side of a patch. dim, depth, heads: width, blocks, heads of the
-    backbone. memory: a name that `tttstream.memory.build` knows, options: what it takes besides. registers: tokens
-    beside the patches which alone pass through the memory; 0 sends every patch through it. mlp_ratio: width of the
-    MLP over dim. motion: pixels that a patch is sought in each direction in the frame before, for a prediction that
-    moves the picture on (see `Motion`); 0 does not look. surprise: how many blocks, from the first on, the surprise
-    comes from (fewer than depth); what is said of motion goes to the others. 0 takes it from all.
+    backbone. memory: a name of `tttstream.memory.build`, options: its other options. registers: additional tokens, and
+    only these pass through the memory; with 0 all patches pass through it. mlp_ratio: width of the MLP divided by dim.
+    motion: the range in pixels of the search for each patch in the frame before, for a prediction that shifts the
+    picture (see `Motion`); 0 disables it. surprise: the number of blocks, from the first on, whose losses are the
+    surprise (less than depth); the features of motion are inputs of the other blocks only. 0 uses all blocks.
     """
 
     size: int = 128
@@ -67,7 +67,7 @@ class ModelConfig:
 
 @exportable
 class Output(NamedTuple):
-    """The output of a model for every frame. prediction: [B, T, 3, H, W] the next frame. embedding: [B, T, dim] of
+    """The output of a model for every frame. prediction: [B, T, 3, H, W] the next frame. embedding: [B, T, dim] with
     length 1. losses: inner loss of each token before and after it was learned, [B, T, N]; None for memories without
     one.
     """
@@ -78,8 +78,8 @@ class Output(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The input of a model's heads. patches: [B, T, N, dim]. costs: what `Motion` says of shifts; None without it.
-    losses: see `Output`.
+    """The input of a model's heads. patches: [B, T, N, dim]. costs: of shifts, from `Motion`; None without it. losses:
+    see `Output`.
     """
 
     patches: Tensor
@@ -88,8 +88,8 @@ class Seen(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """The values of a frame that a stream uses: losses as in `Output`; an embedding [1, 1, dim] where it was asked for;
-    logits [1, 1, classes] of a classifier; a prediction [1, 1, 3, size, size] of the next frame where it was asked for.
+    """The values of a frame for a stream: losses as in `Output`; an embedding [1, 1, dim], if requested; logits [1, 1,
+    classes] of a classifier; a prediction [1, 1, 3, size, size] of the next frame, if requested.
     """
 
     losses: Losses | None
@@ -102,7 +102,7 @@ class FrameModel(SavedModel):
     """Patch tokens, blocks of mixing inside the frame and memory over the stream, heads.
 
     Called as `output, state = model(frames, state=None, reset=None)` with frames [B, T, 3, size, size] in 0..1 (or
-    uint8), reset bool [B, T] a frame. Any partition of a stream of frames gives what one call gives.
+    uint8), reset bool [B, T]. Any partition of a stream into calls gives the results of one call.
     """
 
     FORMAT = "tttstream.model/1"
@@ -128,8 +128,8 @@ class FrameModel(SavedModel):
     def forward(
         self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
     ) -> tuple[Output, ModelState]:
-        """See the class; with `learn=False` the memory is read but neither learns nor forgets (though a model that
-        looks for motion goes on comparing each frame with the one before)."""
+        """See the class; with `learn=False` the memory is read and not changed (a model with motion still compares each
+        frame with the one before)."""
         frames = self.pixels(frames)
         seen, state = self.look(frames, state, reset, learn=learn)
         return Output(self._next(seen, frames), self.embedding(seen.patches), seen.losses), state
@@ -137,7 +137,7 @@ class FrameModel(SavedModel):
     def look(
         self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
     ) -> tuple[Seen, ModelState]:
-        """All of `forward` but the heads, for who wants no prediction."""
+        """`forward` without the heads, if no prediction is needed."""
         frames = self._checked(frames, state, reset)
         if state is not None and len(state.blocks) != self.config.depth:
             raise StateError(
@@ -151,9 +151,9 @@ class FrameModel(SavedModel):
     def watch(
         self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
     ) -> tuple[Losses | None, ModelState]:
-        """The losses of `forward` and nothing that they do not need, for who wants the surprise alone.
+        """The losses of `forward`, computed with only the necessary blocks, if only the surprise is needed.
 
-        Where `surprise` leaves blocks out, these are not run, and the state is smaller: that of `watched`.
+        If `surprise` excludes blocks, these do not run, and the state is smaller: that of `watched`.
         """
         frames = self._checked(frames, state, reset)
         state = None if state is None else self.watched(state)
@@ -166,14 +166,14 @@ class FrameModel(SavedModel):
         return losses, state._replace(past=past)
 
     def watched(self, state: ModelState) -> ModelState:
-        """The part of a state that `watch` continues from: all of it, but where `surprise` leaves blocks out."""
+        """The part of a state that `watch` uses: the complete state, unless `surprise` excludes blocks."""
         kept = self.config.surprise
         return ModelState(state.blocks[:kept]) if kept else state
 
     def glance(
         self, frames: Tensor, state: ModelState, *, learn: bool, embed: bool, predict: bool = False
     ) -> tuple[Glance, ModelState]:
-        """The values of frames [B, 1, 3, size, size] that a stream uses, and nothing else."""
+        """The values of frames [B, 1, 3, size, size] for a stream, without unused ones."""
         if not embed and not predict:
             losses, state = self.watch(frames, state, learn=learn)
             return Glance(losses, None), state
@@ -183,7 +183,7 @@ class FrameModel(SavedModel):
         return Glance(seen.losses, embedding, prediction=self._next(seen, frames) if predict else None), state
 
     def _next(self, seen: Seen, frames: Tensor) -> Tensor:
-        """The frames that follow these, as the model predicts them."""
+        """The predictions of the next frames."""
         moved = frames
         if self.motion is not None and seen.costs is not None:
             moved = self.motion(seen.patches, seen.costs, frames)
@@ -191,11 +191,11 @@ class FrameModel(SavedModel):
 
     @property
     def rows(self) -> int:
-        """Rows of the map of surprise."""
+        """The number of rows of the surprise map."""
         return 1 if self.config.registers else self.config.side
 
     def _checked(self, frames: Tensor, state: ModelState | None, reset: Tensor | None) -> Tensor:
-        """The frames as floats, if all is as it should be."""
+        """The frames as floats. Raises ShapeError for invalid arguments."""
         size = self.config.size
         if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
             raise ShapeError(f"model: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
@@ -210,7 +210,7 @@ class FrameModel(SavedModel):
     def _search(
         self, frames: Tensor, state: ModelState | None, reset: Tensor | None
     ) -> tuple[Costs | None, Tensor | None, Past | tuple[()]]:
-        """The costs of shifts, what is said of them to the tokens, and the last frame; nothing without motion."""
+        """The costs of shifts, their features for the tokens, and the last frame; None without motion."""
         if self.motion is None:
             return None, None, ()
         past = self.motion.init_past(len(frames), self.config.size) if state is None else state.past
@@ -220,6 +220,6 @@ class FrameModel(SavedModel):
         return costs, self.motion.tokens(costs), past
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """Frames as floats 0..1 of the weights' type."""
+        """Frames as floats in 0..1 with the type of the weights."""
         dtype = self.tokens.embed.weight.dtype
         return frames.to(dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(dtype)

@@ -9,9 +9,9 @@ from tttstream.models.tokens import patchify, unpatchify
 
 
 class NextFrame(nn.Module):
-    """The next frame as this frame plus a learned change, patch by patch; before training it is this frame.
+    """The next frame as this frame plus a learned change for each patch; before training the change is 0.
 
-    unit: what the change is counted in, where 1 is from black to white; little where little is left to change.
+    unit: the scale of the change, where 1 is the range from black to white; small if only small changes are expected.
     """
 
     def __init__(self, dim: int, patch: int, unit: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""Models on a hub: fetched by name into the cache of huggingface_hub, and put there with a card."""
+"""Models on a hub: downloads them by name into the cache of huggingface_hub, and uploads them with a card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name stands for a model on a hub, hf:OWNER/NAME."""
+    """Whether a name has the form hf:OWNER/NAME, for a model on a hub."""
     return name.startswith(PREFIX)
 
 
@@ -33,11 +33,11 @@ def parsed(name: str) -> tuple[str, str | None]:
 
 
 def fetched(name: str) -> Path:
-    """The folder of a model of that name, in the cache; what is not there yet is fetched.
+    """The folder in the cache of a model with this name; missing files are downloaded.
 
-    Only config.json, model.safetensors and the card are fetched: weights in pickles are refused, since reading one may
-    run what it holds. Raises CheckpointError for what is not there or cannot be fetched, DependencyError without
-    huggingface_hub.
+    Only config.json, model.safetensors and the card are downloaded: weights in pickles are refused, because loading one
+    may run code in it. Raises CheckpointError if the model does not exist or cannot be downloaded, DependencyError
+    without huggingface_hub.
     """
     repository, revision = parsed(name)
     hub, errors = _hub(), _errors()
@@ -60,11 +60,10 @@ def push(
     revision: str | None = None,
     message: str = "A model of tttstream",
 ) -> str:
-    """Put a model on a hub, with its card, and make the repository where there is none; returns the address.
+    """Upload a model with its card to a hub, and create the repository if it does not exist. Returns the address.
 
-    repository: OWNER/NAME. card: a file of markdown that becomes the README; one that says what the model is and how it
-    is used unless given. revision: the branch, main unless given; it is not made. private: of a repository that is
-    made. The token is that of `hf auth login`.
+    repository: OWNER/NAME. card: a Markdown file that becomes the README; by default a generated one. revision: an
+    existing branch, by default main. private: for a new repository. The token is that of `hf auth login`.
 
     Raises OutputError if that cannot be done, DependencyError without huggingface_hub.
     """
@@ -88,7 +87,7 @@ def push(
 
 
 def described(model: SavedModel, repository: str) -> str:
-    """The card of a model that has none: what it is, how it is loaded, what its config.json says."""
+    """The card of a model without one: its kind, the code that loads it, and its config.json."""
     weights = sum(weight.numel() for weight in model.parameters())
     command = f"\n    tttstream {model.USE} --model {PREFIX}{repository}\n" if model.USE else ""
     config = json.dumps({"format": model.FORMAT, **model.description()}, indent=2)
@@ -128,7 +127,7 @@ def _hub() -> ModuleType:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Errors of a transfer with a hub; they have one base class, whatever library transfers the bytes."""
+    """The base class of the errors of a transfer with a hub, for all transfer libraries."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     carried: Any = HfHubHTTPError.__bases__[0]
@@ -140,7 +139,7 @@ def _why(hub: ModuleType, name: str, repository: str, revision: str | None, erro
 
     where = hub.constants.ENDPOINT
     if isinstance(error, errors.GatedRepoError):
-        return f"{name}: {where}/{repository} is given out on request: ask there, and log in with `hf auth login`"
+        return f"{name}: {where}/{repository} needs access rights: request them there, and log in with `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"{name}: there is no {repository} on {where}, or it is private: see its name, or `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):

@@ -1,4 +1,4 @@
-"""Frames to tokens and back: patches, and where they stand in the picture."""
+"""Converts frames to tokens and back: patches, and their positions in the picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
 def grid_positions(height: int, width: int, dim: int) -> Tensor:
     """Sines and cosines of each token's row and column, half of the width for each: [height * width, dim].
 
-    They depend on the place as a share of the picture, so the same weights serve pictures of any size.
+    They depend on the position as a share of the picture, so the same weights work for any picture size.
     """
     quarter = dim // 4
     frequencies = torch.pi * 2.0 ** torch.linspace(0, 5, quarter)
@@ -39,7 +39,7 @@ def grid_positions(height: int, width: int, dim: int) -> Tensor:
 
 
 class PatchTokens(nn.Module):
-    """The patches of a frame as tokens [..., N, dim] with their place added, registers after them."""
+    """The patches of a frame as tokens [..., N, dim] plus their positions, followed by registers."""
 
     place: Tensor
 

@@ -1,4 +1,4 @@
-"""Memories in networks of frames that people already have."""
+"""Memories inside existing networks of frames."""
 
 from tttstream.models.inserted.insert import insert
 from tttstream.models.inserted.layouts import Shape

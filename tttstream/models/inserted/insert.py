@@ -15,8 +15,8 @@ from tttstream.io import weights
 from tttstream.models.inserted.layouts import CHANNELS, shape_of
 from tttstream.models.inserted.model import Inserted, InsertedConfig
 
-NEAR = 6  # names that an error lists
-SIDE = 224  # of the frames that are shown to a network that does not say its own
+NEAR = 6  # number of names in an error
+SIDE = 224  # default side of the example frames, for a network without `image_size`
 
 
 def insert(
@@ -32,22 +32,22 @@ def insert(
     channels: str | None = None,
     **options: Any,
 ) -> Inserted:
-    """Put gated memories into a network of frames. At first its output is exactly unchanged.
+    """Put gated memories into a network of frames. Before training its output is exactly unchanged.
 
     Args:
         network: any module of frames [n, …] whose outputs for a frame do not depend on the others in evaluation mode.
-        at: the names of the modules behind which memories are put: a pattern with *, ? and [abc] for each part between
+        at: the names of the modules after which memories are put: a pattern with *, ? and [abc] for each part between
             dots ("encoder.layers.*" is each layer, not its parts), or a list of patterns. Each module must return a
             tensor of vectors [n, C], tokens [n, N, C] or maps [n, C, H, W] or [n, H, W, C].
-        memory: a name of `tttstream.memory.names()`. dim, heads: its width and heads. Learned projections lead to this
-            width and back. options: its other options.
-        tokens: how a memory reads a frame. "mean": one token, the mean over positions; the output is added to all
+        memory: a name of `tttstream.memory.names()`. dim, heads: its width and heads. Learned projections map to this
+        width and back. options: its other options. tokens: how a memory reads a frame. "mean": one token, the mean over
+        positions; the output is added to all
             positions. "sequence": all tokens one after another, or whole frames for memories in frame mode. "position":
             each position by itself over time, with its own state.
-        frozen: keep the network fixed and in evaluation mode; only the memories are trained.
-        example: square frames [n, …] for the network, best real ones. The mean and the deviation of each channel of a
-            module's output are measured on them. By default noise of 1 × 3 × 224 × 224 (or its `image_size`).
-        channels: "first" or "last" in maps, if the layout is not clear from the example.
+        frozen: keep the network fixed and in evaluation mode; only the memories are trained. example: square frames [n,
+        …] for the network, real ones if possible. The mean and the deviation of each channel of a module's output are
+        measured on them. By default noise of 1 × 3 × 224 × 224 (or its `image_size`). channels: "first" or "last" in
+        maps, if the layout is not clear from the example.
 
     Returns:
         the network as a network of streams; see `Inserted`. The network itself is not copied.
@@ -91,7 +91,7 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _near(pattern: str, names: list[str]) -> str:
-    """Names that are like a pattern, as the end of an error."""
+    """A list of names similar to a pattern, for the end of an error."""
     if not names:
         return "the network has no modules in it"
     near = difflib.get_close_matches(pattern, names, NEAR, 0.5)

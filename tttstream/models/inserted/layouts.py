@@ -80,9 +80,9 @@ class Reading(ABC):
     """How a memory reads the tokens of frames. x: [B, T, N, C]."""
 
     frames: ClassVar[bool] = False
-    """Whether a memory gets whole frames of N tokens."""
+    """Whether a memory reads whole frames of N tokens."""
     fixed: ClassVar[bool] = False
-    """Whether the state has a size for each of N tokens."""
+    """Whether each of the N tokens has its own state."""
 
     def rows(self, shape: Shape) -> int:
         """The number of the memory's rows for one stream."""
@@ -171,7 +171,7 @@ class Position(Reading):
 
 
 class Mean(Reading):
-    """One token a frame, the mean of its tokens; the memory's output is added to all of them: B rows of T tokens."""
+    """One token for each frame, the mean of its tokens; the output is added to all of them: B rows of T tokens."""
 
     def into(self, x: Tensor) -> Tensor:
         """See Reading."""

@@ -55,7 +55,7 @@ class _Now(threading.local):
 
     call: _Call | None = None
 
-    def __reduce__(self) -> Any:  # a copy of a model has calls of its own
+    def __reduce__(self) -> Any:  # a copy of a model has its own calls
         return _Now, ()
 
 
@@ -67,7 +67,7 @@ class _Call:
         self.after: list[State | None] = [None] * len(before)
 
     def through(self, number: int, place: Place, x: Tensor) -> Tensor:
-        """A module's output plus that of its memory."""
+        """The output of a module plus that of its memory."""
         if self.after[number] is not None:
             raise ConfigError(
                 f"insert: {place.name} runs twice in one pass of the network; put the memory behind a module that runs "
@@ -78,7 +78,7 @@ class _Call:
 
 
 class _Tap:
-    """The hook behind a module. It changes nothing if the network is called directly."""
+    """The hook after a module. It changes nothing if the network is called directly."""
 
     def __init__(self, number: int, place: Place, now: _Now) -> None:
         self.number, self.place, self.now = number, place, now
@@ -92,9 +92,9 @@ class Inserted(SavedModel):
     """A network of frames with memories; `insert` makes it.
 
     Called as `output, state = model(frames [B, T, …], state=None, reset=None, lengths=None)`. The output is that of the
-    network, with each tensor [n, …] as [B, T, …]. reset: bool [B, T], the state is fresh before this frame. lengths:
-    [B], only the first frames of a row count, and outputs after them are zero. With `learn=False` TTT memories are read
-    and do not learn.
+    network, with each tensor [n, …] as [B, T, …]. reset: bool [B, T], whether the state is reset before this frame.
+    lengths: [B], the number of valid frames of each row; outputs after them are zero. With `learn=False` TTT memories
+    are read and do not learn.
 
     A frozen network stays in evaluation mode and gets no gradients, also after `train()`. The network is not copied and
     keeps its names. Called directly, its output is unchanged.
@@ -207,9 +207,9 @@ class Inserted(SavedModel):
 
     @classmethod
     def described(cls, description: dict[str, Any]) -> Inserted:
-        """Raises CheckpointError: a folder holds the memories, and not the network around them."""
+        """Raises CheckpointError, because a folder contains the memories, and not the network around them."""
         raise CheckpointError(
-            "these are memories that were inserted into a network, which the folder does not hold: load them with "
+            "these are memories that were inserted into a network, which the folder does not contain: load them with "
             "tttstream.models.inserted.load(folder, network)"
         )
 

@@ -1,4 +1,4 @@
-"""A gated memory behind one module of a network of frames."""
+"""A gated memory after one module of a network of frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tttstream.memory.ttt import TTTLayer
 from tttstream.models.inserted.layouts import Shape, reading
 from tttstream.state import State
 
-SMALLEST = 0.1  # as a share of the module's size: what is added to a deviation, for channels that were still
+SMALLEST = 0.1  # share of the module's scale that is added to deviations, for constant channels
 
 
 class Place(nn.Module):
@@ -56,8 +56,8 @@ class Place(nn.Module):
         self.tokens = shape.tokens if self.by_frame or self.reading.fixed else None
 
     def measure(self, output: Tensor) -> None:
-        """Take mean and deviation of each channel from the module's output, [n, …]. Raises ConfigError for numbers that
-        are not finite."""
+        """Measure mean and deviation of each channel of the module's output, [n, …]. Raises ConfigError for numbers
+        that are not finite."""
         tokens = self.shape.tokens_of(output).flatten(0, 1).double()
         size = tokens.square().mean().sqrt()
         if not bool(size.isfinite()):
@@ -82,7 +82,7 @@ class Place(nn.Module):
         lengths: Tensor | None = None,
         learn: bool = True,
     ) -> tuple[Tensor, State]:
-        """The module's output [rows · T, …] with the memory's output added, and the memory's state."""
+        """The module's output [rows · T, …] plus the memory's output, and the memory's state."""
         tokens = self._tokens(x).unflatten(0, (rows, -1))
         read = self.reading.into(tokens.roll(-self.extra, 2) if self.extra else tokens)
         seen = self.into(self.norm((read - self.mean) / self.deviation))
@@ -99,7 +99,8 @@ class Place(nn.Module):
         return self.shape.added(x, y.flatten(0, 1)), self.reading.kept(after, rows)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        """[n, …] -> [n, N, C]. Raises ShapeError for another width, or another number of tokens where that counts."""
+        """[n, …] -> [n, N, C]. Raises ShapeError for another width, or for another number of tokens if it must be
+        constant."""
         sizes = [-1] * (1 + len(self.shape.sizes))
         sizes[self.shape.axis - (self.shape.axis > 0)] = self.shape.width
         if x.dim() == len(sizes) + 1 and x.shape[self.shape.axis] == self.shape.width:

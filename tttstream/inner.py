@@ -130,3 +130,9 @@ def find(name: str) -> InnerModel:
     if name not in CATALOGUE:
         raise ConfigError(f"unknown inner model {name!r}: expected one of {', '.join(CATALOGUE)}")
     return CATALOGUE[name]
+
+
+def takes_frames(memory: str) -> bool:
+    """Whether the memory with this name, ttt_NAME, works on whole frames only and therefore needs a grid."""
+    model = CATALOGUE.get(memory.removeprefix("ttt_")) if memory.startswith("ttt_") else None
+    return model is not None and model.frame_only

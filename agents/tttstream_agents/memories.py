@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tttstream import memory
 from tttstream.errors import ConfigError
+from tttstream.inner import takes_frames
 from tttstream.memory import Memory, TTTLayer
 from tttstream.state import State
 
@@ -86,7 +87,7 @@ def build(name: str, *, dim: int, heads: int, **options: Any) -> Memory:
         raise ConfigError(f"there is no memory {name!r}: expected one of {', '.join(names())}")
     if name in ("ttt_linear", "ttt_mlp"):
         options = {"conv": 4, **options}
-    if name in ("ttt_conv", "ttt_swiglu"):
+    if takes_frames(name):
         options = {"grid": (1, 1), "base_lr": 0.1, **options}
     built = memory.build(name, dim=dim, heads=heads, **options)
     if isinstance(built, TTTLayer) and built.causal == "frame" and built.tokens > 1:

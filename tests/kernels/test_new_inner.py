@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tttstream import TTTLayer
-from tttstream.inner import CATALOGUE, InnerModel, bounded, scaled_init
+from tttstream.inner import CATALOGUE, InnerModel, bounded, scaled_init, takes_frames
+from tttstream.memory import names
 from tttstream_kernels import Inner, Update, definition, ttt
 from tttstream_kernels.testing import TOLERANCE
 from tttstream_kernels.update import Weights
@@ -51,7 +52,10 @@ def test_a_new_inner_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = (ttt(Matrix(), *x, eta, *weights, backend=backend, **call) for backend in ("torch", "definition"))
     for a, b in zip((ours[0], *ours[1], *ours[2]), (theirs[0], *theirs[1], *theirs[2]), strict=True):  # type: ignore[misc]
         torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE[torch.float64])
+    assert not takes_frames("ttt_matrix")
     monkeypatch.setitem(CATALOGUE, "matrix", InnerModel(lambda grid: Matrix(), 1.0, scaled_init, bounded(3.0, 3.0)))
+    assert takes_frames("ttt_matrix")
+    assert [name for name in names() if takes_frames(name)] == ["ttt_conv", "ttt_swiglu"]
     layer = TTTLayer(12, 2, "matrix", causal="frame", grid=(2, 2))
     y, state = layer(torch.randn(1, 8, 12))
     assert y.isfinite().all()

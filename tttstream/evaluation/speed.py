@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from tttstream.inner import takes_frames
 from tttstream.memory import Memory, build
 from tttstream_kernels import MLP, Linear, normalise, ttt
 from tttstream_kernels.inner import Dense, with_one
@@ -65,7 +66,7 @@ def best(device: torch.device, work: Callable[[], object], repeats: int) -> floa
 
 def make(name: str, dim: int, heads: int) -> Memory:
     """A memory for the benchmark; memories of whole frames have frames of FRAME tokens."""
-    return build(name, dim=dim, heads=heads, **({"grid": GRID} if name in ("ttt_conv", "ttt_swiglu") else {}))
+    return build(name, dim=dim, heads=heads, **({"grid": GRID} if takes_frames(name) else {}))
 
 
 @torch.no_grad()

@@ -227,7 +227,7 @@ def test_an_animation_under_the_suffix_of_single_images_is_refused(tmp_path: Pat
     path = tmp_path / "moving.png"
     pictures[0].save(path, save_all=True, append_images=pictures[1:])
     path = path.rename(tmp_path / "moving.bmp")
-    with pytest.raises(SourceError, match="holds 3 images; name it"), open_source(path) as source:
+    with pytest.raises(SourceError, match="contains 3 images; its suffix"), open_source(path) as source:
         list(source)
 
 

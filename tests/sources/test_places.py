@@ -48,7 +48,7 @@ def test_seeking_is_exact_and_another_source_is_refused() -> None:
     frame = next(iter(fresh))
     assert frame.index == 25
     np.testing.assert_array_equal(frame.image, whole[25])
-    with pytest.raises(SourceError, match=r"position is of seed 4 and size 32 and .* this source has seed 5"):
+    with pytest.raises(SourceError, match=r"position is from seed 4 and size 32 and .* this source has seed 5"):
         Places(size=32, seed=5).seek(position)
     far = Places(size=32)
     far.seek({**far.position(), "index": 10**9})

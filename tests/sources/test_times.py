@@ -91,7 +91,7 @@ def test_a_hole_in_a_stream_of_constant_rate(record: Callable[..., Path], name: 
     with open_source(path) as source:
         assert len(list(source)) == 80
         assert source.truncated
-    with open_source(path, on_error="raise") as source, pytest.raises(SourceError, match=r"4\.0 s are missing on the"):
+    with open_source(path, on_error="raise") as source, pytest.raises(SourceError, match=r"4\.0 s are missing in the"):
         list(source)
     with open_source(path) as source:
         for _, _ in zip(range(60), source, strict=False):

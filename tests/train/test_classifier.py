@@ -202,7 +202,7 @@ class TestModel:
         assert result.surprise_map.shape == (1, 1)
 
     def test_mistakes(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="2 names came for 3 classes"):
+        with pytest.raises(ConfigError, match="got 2 names for 3 classes"):
             Classifier(SMALL, 3, names=["a", "b"])
         with pytest.raises(ConfigError, match="fitting is 'stretch'"):
             Classifier(SMALL, 3, fitting="stretch")

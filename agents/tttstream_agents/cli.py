@@ -187,7 +187,7 @@ def _train(args: argparse.Namespace) -> int:
         config, args.out, resume=args.resume, minutes=args.minutes, quiet=args.quiet,
         tensorboard=not args.no_tensorboard,
     )  # fmt: skip
-    end = "done" if summary["finished"] else "stopped; --resume goes on"
+    end = "done" if summary["finished"] else "stopped; --resume continues"
     returned = f"return {summary['return']:.3f} over the last episodes" if summary["episodes"] else NO_EPISODE
     print(f"{end}: {summary['steps']} steps, {returned}, in {args.out}")
     return 0

@@ -56,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--box", metavar="FRAME:x,y,w,h", type=box_at, action="append", help=known)
     known = "a mask model by name or from its folder (default: track)"
     add("--model", metavar="DIR|NAME", type=arguments.model, default="track", help=known)
-    known = "look only around the objects, at as many pixels as a square of PX has, such as 256: faster (model track)"
+    known = "process only regions around the objects, with the pixels of a square of side PX, such as 256 (model track)"
     add("--crop", metavar="PX", type=whole, help=known)
-    known = "SOURCE is a DAVIS or YouTube-VOS tree: write masks as the server takes them, and nothing else"
+    known = "SOURCE is a DAVIS or YouTube-VOS tree: write only masks, in the format of the evaluation server"
     add("--davis", action="store_true", help=known)
     add("--sequences", metavar="NAME", nargs="+", help="with --davis: these sequences (default: all)")
     arguments.add_run(parser, size="short side in pixels of the model's input")
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Follow the objects. Returns the exit code."""
     arguments.check_run(args)
     if args.crop is not None and args.load_state is not None:
-        raise ConfigError("--crop belongs to a new stream: the one in --load-state goes on as it was saved")
+        raise ConfigError("--crop belongs to a new stream: that of --load-state keeps its setting")
     if args.davis:
         from tttstream.cli import benchmark
 

@@ -32,8 +32,8 @@ class PlaceMemory(nn.Module):
 
     A token is [where it is | where it asks | what is here]. In a memory with a projection to q, k and v
     (`Memory.views`) the key k comes from the first part alone, the query q from the second, the value v from the third,
-    learning rate and decay from the first and the third. k and q begin with the same projection, so that from the first step
-    on a question meets what was learned at its place. Other memories get the same tokens.
+    learning rate and decay from the first and the third. k and q start with the same projection, so that a query finds
+    the content of its place from the first step on. Other memories get the same tokens.
 
     codes: width of what. features: of where. where, what: widths of the parts. memory, heads, options: see
     `tttstream.memory.build`.

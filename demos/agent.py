@@ -1,9 +1,9 @@
-"""An agent whose memory learns while it acts: trained in a minute or two, then played with its memory and without it.
+"""Trains an agent whose memory learns while it acts, in a minute or two, and plays it with and without its memory.
 
     python demos/agent.py                                  trains into out/agent the first time
     python demos/agent.py --episodes 100 --video agent.mp4
 
-The task is to remember the first card of a game (popgym). Without memory means that the memory is emptied before every
+The task is to recall the first card of a game (popgym). Without memory means that the memory is reset before every
 step. Needs the extra `agents`: pip install 'tttstream[agents]'.
 """
 
@@ -25,7 +25,7 @@ from tttstream_agents.evaluate import evaluate
 
 
 class Forgetful:
-    """A policy that takes every step for the first of an episode: its memory is reset each time."""
+    """A policy that treats every step as the first of an episode, so its memory is reset each time."""
 
     def __init__(self, policy: MemoryPolicy) -> None:
         self._policy = policy
@@ -39,7 +39,7 @@ class Forgetful:
 
 
 def returns(folder: Path, episodes: int, forgetful: bool) -> float:
-    """The mean return of episodes that training did not see."""
+    """The mean return of new episodes."""
     config = read_config(folder)
     torch.manual_seed(1)
     envs = vector(
@@ -54,10 +54,12 @@ def returns(folder: Path, episodes: int, forgetful: bool) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("out/agent"), help="the run, trained where it is absent")
+    parser.add_argument(
+        "--work", type=Path, default=Path("out/agent"), help="folder of the run, which is trained if it does not exist"
+    )
     parser.add_argument("--steps", type=int, default=100_000, help="of training")
     parser.add_argument("--episodes", type=int, default=50)
-    parser.add_argument("--video", help="write the agent at play to this MP4, with the surprise of its memory")
+    parser.add_argument("--video", help="write a video of the agent to this MP4, with the surprise of its memory")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if not (args.work / "summary.json").exists():

@@ -1,10 +1,10 @@
-"""What `watch`, `track` and `teach` cost on one thread and on two: for boards and other small computers.
+"""Measures `watch`, `track` and `teach` on one and two threads, for boards and other small computers.
 
     python demos/boards.py VIDEO --frames 40
 
-Each runs in a process of its own on frames of VIDEO. Frames a second: over the processor time of one thread; on more
-threads, over the wall time of the quickest tenth of the frames, which is of use on an idle machine only. Memory is the
-largest that the process held.
+Each runs in a separate process on frames of VIDEO. Frames per second are over the processor time with one thread; with
+more threads they are over the wall time of the fastest tenth of the frames, which is meaningful only on an idle
+machine. Memory is the peak of the process.
 """
 
 from __future__ import annotations

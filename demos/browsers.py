@@ -1,9 +1,9 @@
-"""Many browsers before one engine: how many pictures each gets, and what that costs the engine.
+"""Connects many browsers to one engine: measures the pictures that each receives, and the cost for the engine.
 
     python demos/browsers.py --clients 1 20 100 200
 
-The clients run in a process of their own. Each holds a WebSocket, over which it looks at the camera and confirms every
-picture, and a stream of server-sent events, as the page does. --asleep more clients ask for motion JPEG and never read.
+The clients run in a separate process. Each has a WebSocket, over which it receives and confirms pictures of the camera,
+and a stream of server-sent events, like the page. --asleep additional clients request motion JPEG and never read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tttstream.live.web import serve
 
 
 async def look(port: int, camera: str, until: float) -> int:
-    """The number of pictures that one client gets."""
+    """The number of pictures that one client receives."""
     count = 0
     url = f"ws://127.0.0.1:{port}/api/pictures"
     async with connect(url, compression=None, open_timeout=60, ping_interval=None) as client:
@@ -41,7 +41,7 @@ async def look(port: int, camera: str, until: float) -> int:
 
 
 async def listen(port: int, until: float) -> int:
-    """The number of bytes of updates that one client gets."""
+    """The number of bytes of updates that one client receives."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /api/updates HTTP/1.1\r\nHost: localhost\r\n\r\n")
     count = 0
@@ -55,7 +55,7 @@ async def listen(port: int, until: float) -> int:
 
 
 async def clients(port: int, camera: str, count: int, seconds: float) -> None:
-    """All clients; prints what each got on average."""
+    """Run all clients, and print the averages."""
     print("begun", flush=True)
     until = time.monotonic() + seconds
     looked = asyncio.gather(*(look(port, camera, until) for _ in range(count)))
@@ -99,7 +99,7 @@ def measure(engine: Engine, count: int, args: argparse.Namespace) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 20, 100, 200])
-    parser.add_argument("--asleep", type=int, default=20, help="clients that never read, besides")
+    parser.add_argument("--asleep", type=int, default=20, help="additional clients that never read")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--model", default="base")
     parser.add_argument("--as-clients", nargs=4, help=argparse.SUPPRESS)

@@ -1,13 +1,13 @@
-"""Change out of sight: does the map notice, at the next visit, what was exchanged, vanished, appeared or moved?
+"""Measures how well the map detects things that were exchanged, vanished, appeared or moved while out of view.
 
     python demos/changes.py --frames 6000 --seeds 3
 
-On `places`, whose worlds show photographs that the shipped map was not trained on. Beside the map: the difference to
-the frame before, OpenCV's MOG2, and a dictionary that keeps the last view of every place and grows with the world.
-Every change gets the highest score of the second in which it comes into view, every second without a change its own;
-seconds in which a changed spot is partly in view before it counts as seen are neither.
-Noise on the poses, drift of the odometry and poses that come late: --noise, --drift (deviations in sides of a view, of
-every pose and of every frame's step) and --late (frames). `--robots` makes the table of all of these.
+The source is `places`, whose worlds show photographs that were not used to train the shipped map. The map is compared
+with the difference to the frame before, OpenCV's MOG2, and a dictionary that stores the last view of every place and
+grows with the world. The score of a change is the highest of the second in which it comes into view; each second
+without a change has its own score. Seconds in which a changed spot is only partly in view are left out. --noise and
+--drift add noise to every pose and to the step of every frame (deviations in sides of a view), --late delays the poses
+(frames). --robots makes the table of all of these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tttstream.sources.base import Event
 from tttstream.sources.places import THING, Places
 
 SECOND = 30
-LAG = 45  # frames after which the dictionary keeps a view: those before show nearly the same
+LAG = 45  # frames after which the dictionary stores a view, because consecutive views are nearly equal
 SCORES = ("map", "dictionary", "frame_difference", "mog2")
 KINDS = ("exchanged", "vanished", "appeared", "moved")
 ROBOTS = (  # noise, drift, frames late
@@ -42,7 +42,7 @@ CELL = 0.125  # sides of a view: the dictionary keeps one view for each such cel
 
 
 class Dictionary:
-    """Keeps the last view of every cell, and compares a frame with the nearest view that is old enough."""
+    """Stores the last view of every cell, and compares a frame with the nearest view that is old enough."""
 
     def __init__(self) -> None:
         self._views: dict[tuple[int, ...], tuple[int, NDArray[np.float64], NDArray[np.float32]]] = {}

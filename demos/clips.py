@@ -1,4 +1,4 @@
-"""Cut 12 short clips of four classes for training. The test clips come from other videos and from later parts of these.
+"""Cuts 12 short clips of four classes for training, and test clips from other videos and from later parts of these.
 
     python demos/clips.py ../shared/videos out/clips
     tttstream fit --config trainer/fast --config model/encoded --config task/classification \\

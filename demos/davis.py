@@ -1,15 +1,14 @@
-"""J and F of mask propagation on a DAVIS tree, beside repeating the first mask, matching features, a frozen memory.
+"""J and F of mask propagation on a DAVIS tree, compared with a repeated first mask, matching, and a frozen memory.
 
     python demos/davis.py DAVIS --model mask
 
-Reads DAVIS/JPEGImages/480p/SEQUENCE/*.jpg and DAVIS/Annotations/480p/SEQUENCE/*.png. Of the annotations only the first
-of a sequence is shown to the methods. Where a mask has several objects they are followed together and each counts; void
-pixels do not (docs/masks.md).
-frames/s: of the processor time of one core, reading files left out.
+Reads DAVIS/JPEGImages/480p/SEQUENCE/*.jpg and DAVIS/Annotations/480p/SEQUENCE/*.png. The methods read only the first
+annotation of a sequence. Several objects of a mask are followed together, and each has its own score; void pixels are
+ignored (docs/masks.md). frames/s: per second of processor time of one core, without reading files.
 
     python demos/davis.py --generated 24 --videos FOLDER
 
-does the same on generated sequences of 24 frames, drawn at 112 pixels and made of videos of your own.
+does the same on generated sequences of 24 frames of 112 pixels, made from your own videos.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def main() -> None:
     parser.add_argument("root", type=Path, nargs="?", metavar="DAVIS")
     parser.add_argument("--model", default="mask", help="a mask model by name or from its folder")
     parser.add_argument("--sequences", nargs="*", help="only these")
-    parser.add_argument("--size", type=int, help="short side in pixels; the model's own unless given")
+    parser.add_argument("--size", type=int, help="short side in pixels; by default that of the model")
     parser.add_argument("--crop", type=int, help="look only around the objects, at as many pixels as this square has")
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--generated", type=int, metavar="COUNT", help="so many generated sequences")

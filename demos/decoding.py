@@ -1,4 +1,4 @@
-"""Measure how many frames each decoder brings to training per second of one core, whole streams and short windows."""
+"""Measures the frames per second of one core of each decoder in training, for whole streams and short windows."""
 
 from __future__ import annotations
 

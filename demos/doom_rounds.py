@@ -1,10 +1,10 @@
-"""A policy for ViZDoom that comes back: it explores a way, and then walks this way to and fro.
+"""A policy for ViZDoom that explores a path and then walks it back and forth.
 
     cd demos && tttstream watch gym:vizdoom.gymnasium_wrapper:VizdoomFreedoom2MAP01-S1-v0 --pose vizdoom \\
         --policy doom_rounds:Rounds --max-frames 3000
 
-A player who acts at random stays near the start. The policy works in any environment of ViZDoom that has the buttons
-MOVE_FORWARD, TURN_LEFT and TURN_RIGHT.
+A random policy stays near the start. This policy works in any environment of ViZDoom with the buttons MOVE_FORWARD,
+TURN_LEFT and TURN_RIGHT.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 import vizdoom
 from numpy.typing import NDArray
 
-CRUMB, CRUMBS = 64.0, 32  # map units between the points of a way, and how many it has
+CRUMB, CRUMBS = 64.0, 32  # map units between the points of a path, and their number
 STRAIGHT = 8.0  # degrees off the direction, below which it walks
-PATIENCE, PROGRESS = 15, 8.0  # steps without so many map units, then something is in the way
+PATIENCE, PROGRESS = 15, 8.0  # the path is blocked after this number of steps with less progress than this in map units
 JUMP = 4 * CRUMB  # map units in a step, after which all begins again: another episode
 
 

@@ -1,4 +1,4 @@
-"""Frames a second of a pretrained encoder on one thread, by size and kind of arithmetic.
+"""Measures frames per second of a pretrained encoder on one thread, by size and kind of arithmetic.
 
     python demos/encoders.py --encoder efficientnet_lite0 --strides 4 8 16
 

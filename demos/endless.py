@@ -1,4 +1,4 @@
-"""A video in a loop for a million frames, watched by `tttstream.live`: latency, memory and weights over time.
+"""Runs `tttstream.live` on a video in a loop for a million frames: latency, memory and weights over time.
 
     python demos/endless.py VIDEO --frames 1000000 --work out/endless --out docs
 

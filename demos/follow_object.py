@@ -1,7 +1,7 @@
-"""Follow a thing by a box around it, in a video or before a camera, and write or show what was found.
+"""Follows a thing from a box in a video or a camera, and writes or shows the result.
 
     python demos/follow_object.py video.mp4 --box 120 80 60 90 --out out/follow.mp4
-    python demos/follow_object.py            a disc that the script draws: no file, no camera
+    python demos/follow_object.py            a disc that the script draws, without a file or camera
 
 The box is left, top, width and height in pixels of the first frame. --show opens a window (q ends).
 """

@@ -2,9 +2,9 @@
 
     python demos/glass.py --out docs/results/glass.md
 
-Each row is one run: so many cameras on one engine, one browser that looks at all of them. "screen" is the time from
-drawing a frame to the moment in which the browser shows it, by the time stamp of each picture of its screen; "page" is
-what the page itself says; "result" is the time from the capture to the result of the model.
+Each row is one run with a number of cameras on one engine, and one browser that shows all of them. "screen" is the time
+from drawing a frame to its display in the browser, by the time stamps of screenshots; "page" is the value on the page;
+"result" is the time from the capture to the result of the model.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A frozen classifier of photographs learns to be told names: memories inserted into EfficientNet-Lite0.
+"""Trains memories inserted into a frozen EfficientNet-Lite0 to recall names of places in a stream.
 
-A stream shows places in photographs, again and again, each time a little shifted. Sometimes a coloured frame is around
-the picture: its name. Later the place comes without it, and the network has to say the colour that it had last. No
-single picture tells; there are four colours, so guessing is right in 25%. The encoder stays as it was trained on
-ImageNet; a memory behind its last block and a linear read-out learn, on seven photographs of scikit-image and on frames
-of videos where some are given; three other photographs test.
+A stream returns to places in photographs, each time slightly shifted. In some visits the picture has a coloured border,
+the name of the place. In later visits the border is absent, and the network must predict the last colour of the place.
+No single picture contains the answer; with four colours, guessing is right in 25%. The encoder keeps its ImageNet
+weights; a memory after its last block and a linear read-out are trained on seven photographs of scikit-image and on
+frames of given videos; the test uses three other photographs.
 
     python demos/insert.py --videos DIR --memories ttt_mlp ttt_linear gated_delta gru window none
     python demos/insert.py --videos DIR --memories ttt_linear --tokens mean sequence position

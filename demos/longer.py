@@ -1,9 +1,9 @@
-"""How busy up to 64 ranks are that share a stream in time: measured times of one part, a simulation, and a formula.
+"""Computes the efficiency of up to 64 ranks that share a stream: measured times of one part, a simulation, a formula.
 
 python demos/longer.py --out docs/longer.png
 
-Prints the tables of docs/longer.md. The parts of the stream are of one length, so the stream is as much longer as there
-are ranks. Messages are not measured: each takes --latency and its bytes over --bandwidth.
+Prints the tables of docs/longer.md. All parts of the stream have one length, so the length of the stream is
+proportional to the number of ranks. Messages are not measured: each takes --latency plus its bytes over --bandwidth.
 """
 
 from __future__ import annotations

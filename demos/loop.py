@@ -1,10 +1,10 @@
-"""Play a real sequence in a loop of 10,000 frames, and measure whether a tracker drifts.
+"""Runs a tracker on a real sequence in a loop of 10,000 frames, and measures whether it drifts.
 
     python demos/loop.py DAVIS --sequences dog car-shadow --frames 10000
 
-The mask of the first frame is given once; then the frames of the sequence come again and again, with a jump from the
-last frame to the first (--there-and-back: without one). Printed is J over each of some loops, the confidence, and the
-size of the state. frames/s: of the processor time of one core.
+The mask of the first frame is given once; then the sequence is repeated, with a jump from the last frame to the first
+(--there-and-back: without one). The script prints J over several of the loops, the confidence, and the size of the
+state. frames/s: per second of processor time of one core.
 """
 
 from __future__ import annotations

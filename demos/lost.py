@@ -1,12 +1,12 @@
-"""Objects that go out of sight: does the confidence say so, and are they found again?
+"""Measures trackers on objects that leave the view: whether the confidence is low, and whether they are found again.
 
     python demos/lost.py --davis DAVIS
     python demos/lost.py --generated 48 --videos FOLDER …
 
---davis: in the middle of each sequence come frames of the next one, in which the object is not, as if the picture were
-cut. --generated: objects leave the picture for a while and come back elsewhere; --videos: what the scenes are made of.
-Printed: how well the confidence tells frames with J below 0.5 (or without the object) from the others, as AUROC; the
-error that remains if the confidence is read as J; J just before the object goes and after it is back.
+--davis: frames of the next sequence, without the object, are inserted in the middle of each sequence, as after a cut.
+--generated: objects leave the picture for some time and return elsewhere; --videos: the material of the scenes. The
+script prints the AUROC of the confidence for frames with J below 0.5 (or without the object), its mean error as a
+prediction of J, and J just before the object leaves and after it has returned.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How many cameras a machine watches at once: streams of one model, each with its own memory, measured by `Engine`.
+"""Measures the number of cameras that a machine can watch with `Engine`: one model, each stream with its own memory.
 
     python demos/many_cameras.py --cameras 1 2 4 8 --fps 10 --size 128 --seconds 20
 
-Each camera is the embedded walk with a seed of its own, at this rate. Frames that come too late are dropped, as with a
-real camera. A clip with --video takes the place of the walk. Latency is from capture to result.
+Each camera is the embedded walk with its own seed, at this rate. Late frames are dropped, as with a real camera.
+--video replaces the walk with a clip. Latency is from capture to result.
 """
 
 import argparse

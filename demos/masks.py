@@ -1,4 +1,4 @@
-"""Follow objects through generated sequences and draw the masks: one row a sequence, frames from left to right.
+"""Follows objects through generated sequences and draws the masks: one row per sequence, frames from left to right.
 
     python demos/masks.py --seeds 990001 990002 --out docs/masks.png
 

@@ -1,10 +1,10 @@
-"""Does surprise gain from pretrained features? Videos cut together, things planted: `base` beside EfficientNet-Lite0.
+"""Compares surprise from `base` and from features of EfficientNet-Lite0 on spliced videos with planted things.
 
     python demos/novelty_features.py VIDEO … --frames 3000
 
-The streams are those of `tttstream test --config data/spliced` (docs/results/novelty.md), at the size of `watch`. The
-rivals on features of stride 16: the inner loss of a TTT layer that is drawn and not trained, as the blocks
-of `base` that watch are; the change since the frame before; the distance from a running mean of each cell.
+The streams are those of `tttstream test --config data/spliced` (docs/results/novelty.md), in the size of `watch`. The
+detectors on features of stride 16 are the inner loss of an untrained TTT layer with random weights, like the blocks of
+`base` that give the surprise; the change since the frame before; and the distance from a running mean of each cell.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Quality against the position in the stream, far beyond the training length: a queue that can be stopped and resumed.
+"""Measures the quality by position in the stream, far beyond the training length, with a resumable queue.
 
 python demos/position.py --out out/position --docs docs
 

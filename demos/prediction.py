@@ -1,4 +1,4 @@
-"""How well a model predicts the next frame of videos, compared with repeating the last one and with a frozen memory.
+"""Measures the prediction of the next frame of videos, compared with repeating the last one and a frozen memory.
 
 python demos/prediction.py out/small/held --model base > table.md
 """

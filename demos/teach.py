@@ -1,6 +1,6 @@
-"""Teach things by name and see them recognised, with a picture of each: in a video, before a camera, or drawn here.
+"""Teaches things by name and recognises them, with a picture of each: in a video, a camera, or drawn by the script.
 
-python demos/teach.py                                        the script draws the things: no file, no camera
+python demos/teach.py                                        the script draws the things, without a file or camera
 python demos/teach.py --thing mug 0 120 80 60 70 clip.mp4    frame 0, left, top, width, height in pixels
 """
 

@@ -1,12 +1,13 @@
-"""Ten things are taught with five views each: who still knows them after 100,000 frames, and after forty more things?
+"""Compares memories that are taught ten things with five views each, up to 100,000 frames and forty things later.
 
     python demos/teach_memories.py out/teach/features out/held-out --videos VIDEO … --minutes 60  # the queue
     python demos/teach_memories.py out/teach/features out/held-out --only memory  # the rules that need no training
 
-The first folder holds the features that demos/teach_train.py computed. The second gets those of things of photographs
-and videos that the training did not use, 60 a chunk. All memories get the same keys, the frozen projection of `teach`.
-The networks (LSTM, window, TTT …) are trained on the same streams of told and asked views: keys in, one memory, logits
-of 64 places and of "unknown" out. Asked is after 1, 100, 10,000 and 100,000 further frames of other things.
+The first folder contains the features of demos/teach_train.py. The second receives features of things from photographs
+and videos that were not used in training, 60 per chunk. All memories have the same keys, the frozen projection of
+`teach`. The networks (LSTM, window, TTT …) are trained on the same streams of examples and queries; each consists of
+one memory that reads the keys, and logits of 64 slots and of "unknown". Queries follow 1, 100, 10,000 and 100,000
+frames of other things later.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draw what `teach` finds: things cut out of photographs are taught on grass, then asked for on gravel and brick.
+"""Draws the results of `teach`: things cut out of photographs are taught on grass, then found on gravel and brick.
 
 python demos/teach_picture.py --out docs/teach.png
 """

@@ -1,10 +1,10 @@
-"""Things in real videos: taught in the first second, asked for in the last, all of them in one memory.
+"""Evaluates `teach` on things in real videos: taught in the first second, found in the last, all in one memory.
 
     python demos/teach_table.py ../shared/videos --out docs/results/teach.md
 
 Boxes of 20 things in eight videos were drawn by hand (docs/results/teach_things.json); the others are the objects of
-six DAVIS sequences, whose masks give the boxes. Five frames of the first second are taught. In the last second it is
-asked
+six DAVIS sequences, whose masks give the boxes. Five frames of the first second are taught. The last second is
+evaluated
 
 - with the box given: which of all things is it (accuracy, the mean over things)? With half of the things left out, how
   well does the evidence tell a known thing from an unknown one (AUROC, mean of 20 halves)?

@@ -1,4 +1,4 @@
-"""CPU time of a frame in `tttstream watch` for several sets of options, in turn, so that other load affects all alike.
+"""Measures the CPU time of a frame in `tttstream watch` for several sets of options, in turn, under equal load.
 
 python demos/watch_cost.py ../shared/videos/surveillance/car-detection.mp4 > table.md
 """

@@ -1,4 +1,4 @@
-"""The results of `tttstream watch` over many sources as one table: frames, speed, latency, memory.
+"""Writes the results of `tttstream watch` over many sources as one table: frames, speed, latency, memory.
 
 tttstream watch FOLDER --out out/videos
 python demos/watch_table.py out/videos > table.md

@@ -1,4 +1,4 @@
-"""A live camera in a window: a model learns what it sees, and shows where it is surprised.
+"""Shows a live camera in a window with the surprise of a model that learns from it.
 
     python demos/webcam.py                      camera 0
     python demos/webcam.py --file clip.mp4      a file instead of a camera, in a loop

@@ -1,4 +1,4 @@
-"""How well memories learn after 1,000 scenes, with the paper's update and with the default: a table and a picture.
+"""Measures how well memories learn after 1,000 scenes, with the paper's and the default update: a table and a picture.
 
     python demos/youth.py --scenes 1000 --out docs
 

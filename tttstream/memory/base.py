@@ -55,8 +55,8 @@ class Memory(nn.Module):
         device = next(self.parameters()).device
         return torch.zeros(shape, dtype=self.state_dtype, device=device)
 
-    def check(self, x: Tensor, state: State | None, reset: Tensor | None, lengths: Tensor | None) -> Any:
-        """Validate a call's arguments; returns the state to start from (a fresh one for None)."""
+    def check_tokens(self, x: Tensor, reset: Tensor | None, lengths: Tensor | None) -> None:
+        """Validate a call's arguments other than its state."""
         name = type(self).__name__
         if x.dim() != 3 or x.shape[-1] != self.dim or x.shape[1] < 1:
             raise ShapeError(f"{name}: expected x of shape [rows, tokens >= 1, {self.dim}], got {tuple(x.shape)}")
@@ -76,6 +76,11 @@ class Memory(nn.Module):
         if lengths is not None and not torch.compiler.is_compiling() and lengths.device.type == "cpu":
             if bool(((lengths < 0) | (lengths > tokens)).any()):
                 raise ShapeError(f"{name}: expected lengths between 0 and {tokens}, got {lengths.tolist()}")
+
+    def check(self, x: Tensor, state: State | None, reset: Tensor | None, lengths: Tensor | None) -> Any:
+        """Validate a call's arguments; returns the state to start from (a fresh one for None)."""
+        self.check_tokens(x, reset, lengths)
+        name, rows = type(self).__name__, x.shape[0]
         if state is None:
             return self.init_state(rows)
         if not isinstance(state, self.state_type):

@@ -141,6 +141,7 @@ class TTTLayer(Memory):
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.alpha = nn.Parameter(torch.full((dim,), float(insert))) if insert is not None else None
         self.one_by_one = suits(self)
+        self.window = self.task.kept + (self.conv.taps - 1 if self.conv is not None else 0)
         self._shapes: dict[int, tuple[tuple[int, ...], ...]] = {}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -179,9 +180,9 @@ class TTTLayer(Memory):
     def init_state(self, batch: int) -> TTTState:
         """A fresh state of `batch` rows, all zeros."""
         shapes = state_shapes(self.inner, batch, self.heads, self.width, self.update, self.causal)
-        window = (self.conv.taps - 1 if self.conv is not None else 0) + self.task.kept
         return TTTState(
-            **{name: self.zeros(*shape) for name, shape in shapes.items()}, window=self.zeros(batch, window, self.dim)
+            **{name: self.zeros(*shape) for name, shape in shapes.items()},
+            window=self.zeros(batch, self.window, self.dim),
         )
 
     def zeros(self, *shape: int) -> Tensor:
@@ -233,15 +234,20 @@ class TTTLayer(Memory):
             stepped = traced(self, x, state, reset) if torch.compiler.is_compiling() else step(self, x, state, reset)
             if stepped is not None:
                 return stepped
-        fresh = state is None  # known to be zero, so that the ops need not look
-        state = self.check(x, state, reset, lengths)
+        old: InnerState | None = None
+        if state is None and learn:  # the op makes what is left out
+            self.check_tokens(x, reset, lengths)
+            window, phase = self.zeros(len(x), self.window, self.dim), self.zeros(len(x))
+        else:
+            checked: TTTState = self.check(x, state, reset, lengths)
+            old, window, phase = InnerState(*tuple(checked)[:4]), checked.window, checked.phase
         inside = None
         if lengths is not None:
             inside = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
             x = torch.where(inside, x, 0.0)
-        phase = None if fresh and reset is None else state.phase
-        q, k, v, learned, window = self._views(x, state, phase, reset, lengths)
-        tau, old = self.tau(), InnerState(*tuple(state)[:4])
+        place = None if state is None and reset is None else phase
+        q, k, v, learned, window = self._views(x, window, place, reset, lengths)
+        tau = self.tau()
         loss: Loss | None
         if learn:
             rate = self.rate(x).to(self.state_dtype).sigmoid() * (self.base_lr / self.width)
@@ -251,18 +257,19 @@ class TTTLayer(Memory):
             update = self.update if self._numbers else self._update
             z, inner, loss = ttt(
                 self.inner, q, k, v, rate, self.start, self.gamma, self.beta, mini_batch=self.tokens,
-                causal=self.causal, tau=tau, state=None if fresh else old, reset=reset, lengths=lengths, update=update,
+                causal=self.causal, tau=tau, state=old, reset=reset, lengths=lengths, update=update,
                 return_loss=return_loss, backend=self.backend,
             )  # fmt: skip
             state = TTTState(*inner, window)
         else:
+            assert old is not None
             if self.causal == "frame":
                 check_frames(x.shape[1], self.tokens, reset, lengths)
             z, loss = read(
                 self.inner, q, k, v, self.start, self.gamma, self.beta, state=old,
                 mini_batch=self.tokens, causal=self.causal, tau=tau, reset=reset, update=self.update,
             )  # fmt: skip
-            state = self._forgotten(state, reset, lengths)
+            state = self._forgotten(checked, reset, lengths)
         y = self._output(x, z.flatten(2))
         if inside is not None:
             y = torch.where(inside, y, 0.0)
@@ -278,11 +285,11 @@ class TTTLayer(Memory):
         return state.map(torch.zeros_like).where(reset.any(1), state)
 
     def _views(
-        self, x: Tensor, state: TTTState, phase: Tensor | None, reset: Tensor | None, lengths: Tensor | None
+        self, x: Tensor, window: Tensor, phase: Tensor | None, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """q, k, v [B, T, H, D] in the type that the projection computes in, which tokens are learned (see `Task`), and
-        the next window. phase: that of the state, None where every row is known to begin a mini-batch."""
-        window, kept = state.window.tensor_split([state.window.shape[1] - self.task.kept], dim=1)
+        the next window. window, phase: those of the state; no phase where every row is known to begin a mini-batch."""
+        window, kept = window.tensor_split([window.shape[1] - self.task.kept], dim=1)
         projected = self.project(x)
         if self.conv is not None:
             shared, v = projected.chunk(2, dim=-1)

@@ -16,6 +16,8 @@ from tttstream.cli.main import main
 from tttstream.errors import ConfigError, SourceError
 from tttstream.io import mask_files
 from tttstream.masks import MixtureConfig, MixtureModel
+from tttstream.models.masks.target import TargetConfig, TargetModel
+from tttstream.streams.windows import usual
 from tttstream.views.masks import mask_image, palette
 
 FRAMES, HEIGHT, WIDTH = 6, 36, 52
@@ -285,3 +287,15 @@ def test_a_model_of_frames_follows_no_mask(work: Path, capsys: pytest.CaptureFix
 def test_the_palette_is_that_of_davis() -> None:
     assert palette()[:6].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]]
     assert len(np.unique(palette(), axis=0)) == 256
+
+
+def test_a_model_that_takes_parts_of_frames_gets_windows_unless_a_size_is_given() -> None:
+    def target(size: int) -> TargetModel:
+        return TargetModel(TargetConfig(key=8, hidden=8, channels=8, inside=8, outside=16, size=size))
+
+    assert usual(target(96), None, None) == (144, 115)
+    assert usual(target(96), None, 100) == (144, 100)
+    assert usual(target(96), 64, None) == (64, None)
+    assert usual(target(96), 64, 100) == (64, 100)
+    assert usual(target(48), None, None) == (None, None)  # its windows would be too small
+    assert usual(MixtureModel(MixtureConfig(size=96)), None, None) == (None, None)

@@ -86,16 +86,18 @@ def run(args: argparse.Namespace, root: Path, out: Path) -> int:
     from tttstream.io.outputs import OutputFolder
     from tttstream.models import load_as
     from tttstream.models.masks import Propagator
+    from tttstream.streams.windows import usual
 
     torch.set_num_threads(1)
     model: Propagator[Any] = load_as(Propagator, args.model)  # type: ignore[type-abstract]
+    size, crop = usual(model, args.size, args.crop)
     folder = OutputFolder(out)
     try:
         began, count = time.perf_counter(), 0
         for sequence in every:
             progress = Progress(sequence.name, len(sequence.frames))
             try:
-                for state in follow(sequence, model, out, args.size, args.crop, not args.no_learn):
+                for state in follow(sequence, model, out, size, crop, not args.no_learn):
                     count += 1
                     progress.update(count / (time.perf_counter() - began), None, state)
             finally:

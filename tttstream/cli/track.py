@@ -56,12 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--box", metavar="FRAME:x,y,w,h", type=box_at, action="append", help=known)
     known = "a mask model by name or from its folder (default: track)"
     add("--model", metavar="DIR|NAME", type=arguments.model, default="track", help=known)
-    known = "process only regions around the objects, with the pixels of a square of side PX, such as 256 (model track)"
+    known = (
+        "process only regions around the objects, with the pixels of a square of side PX (model track: 384, or whole "
+    )
+    known += "frames if --size is given)"
     add("--crop", metavar="PX", type=whole, help=known)
     known = "SOURCE is a DAVIS or YouTube-VOS tree: write only masks, in the format of the evaluation server"
     add("--davis", action="store_true", help=known)
     add("--sequences", metavar="NAME", nargs="+", help="with --davis: these sequences (default: all)")
-    arguments.add_run(parser, size="short side in pixels of the model's input")
+    arguments.add_run(parser, size="short side in pixels of the scaled frames (model track: 480)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,12 +141,14 @@ def start(
     from tttstream.models import load_as
     from tttstream.models.masks import Propagator
     from tttstream.streams import MaskStream, Saved
+    from tttstream.streams.windows import usual
 
     model: Propagator[Any] = load_as(Propagator, args.model)  # type: ignore[type-abstract]
     given = Given.read(files, boxes) if files or boxes else None
     if args.load_state is None:
         assert given is not None
-        stream = MaskStream(model, objects=len(given.numbers), size=args.size, crop=args.crop)
+        size, crop = usual(model, args.size, args.crop)
+        stream = MaskStream(model, objects=len(given.numbers), size=size, crop=crop)
         stream.numbers = given.numbers
     else:
         stream = MaskStream(model, size=args.size)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tttstream.models.masks import Propagator
 from tttstream.models.masks.target import TargetState
 
 CELL = 16  # pixels: the sides of what the model sees are multiples of it
+SHORT, CROP = 1.5, 1.2  # of the side at which a model was trained: the best that docs/results/masks.md has
 LEAST = 96  # pixels: the shortest side of what the model sees of a part
 AROUND = 0.25  # of the longer side of an object is seen around it at least,
 APART = 0.06  # and so much of the short side of the frame,
@@ -75,6 +77,15 @@ class Window(NamedTuple):
         """Top, left, bottom and right [4] in short sides from the middle of a frame of this size."""
         edges = torch.tensor(self[:4], dtype=torch.float64)
         return (edges - torch.tensor([height, width, height, width]) / 2) / min(height, width)
+
+
+def usual(model: Propagator[Any], size: int | None, crop: int | None) -> tuple[int | None, int | None]:
+    """The short side of frames and the side of windows on the command line: (size, crop) as given. Without a size a
+    model that takes parts of frames gets windows, those that measured best (docs/results/masks.md)."""
+    side = round(CROP * model.config.size)
+    if size is not None or not model.VIEWS or (crop is None and side < LEAST):
+        return size, crop
+    return round(SHORT * model.config.size), side if crop is None else crop
 
 
 def planned(

@@ -237,7 +237,7 @@ def test_what_is_not_there(server: Hub) -> None:
     with pytest.raises(CheckpointError, match="there is no someone/none on http"):
         models.load("hf:someone/none")
     server.gated.add("someone/closed")
-    with pytest.raises(CheckpointError, match="someone/closed is given out on request"):
+    with pytest.raises(CheckpointError, match="someone/closed needs access rights"):
         models.load("hf:someone/closed")
 
 

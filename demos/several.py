@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tttstream import MaskStream, models
 from tttstream.evaluation.davis import region_similarity
 from tttstream.io.mask_files import compact
+from tttstream.streams.windows import usual
 
 
 def composite(
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("root", type=Path, metavar="DAVIS")
     parser.add_argument("--model", default="track", help="a mask model by name or from its folder")
     parser.add_argument("--sequences", nargs="+", default=["car-shadow", "dog", "libby", "soapbox"])
-    parser.add_argument("--crop", type=int, nargs="+", default=[224], help="sides of windows; whole frames come first")
+    parser.add_argument("--crop", type=int, nargs="+", default=[224, 384], help="sides of windows; whole frames first")
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--scale", type=float, default=0.6)
     args = parser.parse_args()
@@ -59,7 +60,8 @@ def main() -> None:
     print("| objects | crop | J of each | mean | windows | frames/s | state, MB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for crop in (None, *args.crop):
-        stream, overlap, windows = MaskStream(model, objects=len(numbers), crop=crop), [], []
+        size = None if crop is None else usual(model, None, crop)[0]
+        stream, overlap, windows = MaskStream(model, objects=len(numbers), size=size, crop=crop), [], []
         stream.push(images[0], first)
         spent = 0.0
         for image, label in zip(images[1:], labels[1:], strict=True):

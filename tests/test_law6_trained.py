@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -49,6 +50,18 @@ def test_the_last_worlds_are_recalled_nearly_as_the_first() -> None:
     fresh = sum(sum(errors(model, pool, [number], seed=number)) for number in range(WORLDS - 8, WORLDS)) / 8
     assert last < 1.8 * first, (first, last)
     assert last < 1.4 * fresh, (fresh, last)
+
+
+def test_keys_of_cells_do_not_age() -> None:
+    """Before training, a map with keys of cells recalls all worlds alike: the law's 15% holds."""
+    torch.manual_seed(0)
+    shipped = models.load("map")
+    assert isinstance(shipped, MapModel)
+    model = MapModel(replace(shipped.config, features=0)).eval()
+    found = errors(model, torch.randn(4000, model.config.codes))
+    first, last = sum(found[:8]) / 8, sum(found[-8:]) / 8
+    assert first < 0.2, found[:8]
+    assert last < 1.15 * first, (first, last)
 
 
 def test_an_untrained_map_would_not_pass() -> None:

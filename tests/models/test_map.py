@@ -13,8 +13,9 @@ from tttstream import models
 from tttstream.errors import CheckpointError, ConfigError, ShapeError
 from tttstream.models.map import MapConfig, MapModel
 from tttstream.models.map.codes import PatchCodes
+from tttstream.models.map.model import Cells
 from tttstream.models.map.place_memory import PlaceMemory
-from tttstream.models.map.points import Plane, PointFeatures, WorldSigns, complete
+from tttstream.models.map.points import CellKeys, Plane, PointFeatures, WorldSigns, complete
 from tttstream.poses import Angle, Form, Number, Quaternion, Rigid
 
 SMALL = MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)
@@ -90,6 +91,65 @@ def test_signs_part_worlds() -> None:
     assert (alike - torch.eye(9).double()).abs().max() < 0.08  # 5 deviations of a fair coin
     torch.manual_seed(1)
     assert torch.equal(WorldSigns(4096)(torch.tensor(9.0)).double(), signs[6])
+
+
+def test_no_two_cells_have_a_key_in_common() -> None:
+    side = torch.tensor([-1_000_000, -2, -1, 0, 1, 2, 7, 1_000_000]).double()
+    worlds = torch.tensor([0, 1, 2, 3, 4, 6, 9, 1_000_000, 2_000_000]).double()
+    points = torch.cartesian_prod((side + 0.5) / 4, (side + 0.5) / 4, worlds)
+    found = CellKeys(4096, 4)(points)
+    assert found.shape == (576, 4096)
+    assert (found.abs() == 1).all()
+    alike = found @ found.mT / 4096 - torch.eye(len(found))
+    assert alike.abs().max() < 0.1  # 6 deviations of fair coins
+    assert found.mean(0).abs().max() < 0.25
+    assert found.mean().abs() < 0.01
+
+
+def test_a_key_is_that_of_a_cell_on_every_machine() -> None:
+    keys = CellKeys(40, 4)
+    points = torch.tensor([[0.01, 0.51, 3.0], [0.24, 0.74, 3.0], [0.26, 0.51, 3.0]]).double()
+    first, same, next_ = keys(points)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, next_)
+    assert "".join("-+"[int(sign > 0)] for sign in first) == "-+-++---++--+++++++-++--+---+-++--+-+-+-"
+    assert torch.equal(CellKeys(96, 4)(points)[:, :40], keys(points))
+
+
+@torch.no_grad()
+def test_keys_of_cells_recall_before_any_training() -> None:
+    torch.manual_seed(0)
+    model = MapModel(MapConfig(features=0))
+    draw = torch.Generator().manual_seed(3)
+    place = torch.randint(36, (1, 40, 9), generator=draw)
+    codes = torch.randn(36, 48, generator=draw)
+    points = torch.stack(
+        [torch.arange(36) % 6 / 4 + 0.125, torch.arange(36) // 6 / 4 + 0.125, torch.full((36,), 5)], -1
+    )
+    _, state = model.learned(Cells(codes[place], points.double()[place], torch.ones(1, 40, 9)))
+    error = (model.imagine(points[None].double(), state).codes[0] - codes).square().mean()
+    assert error < 0.3 * codes.square().mean()
+    blank = (model.imagine(points[None].double(), None).codes[0] - codes).square().mean()
+    assert blank > codes.square().mean()
+
+
+@torch.no_grad()
+def test_worlds_of_all_numbers_and_places_are_alike_to_an_untrained_map() -> None:
+    """The inner loss right after learning does not depend on the number of the world, nor on how far away it is."""
+    torch.manual_seed(0)
+    memory = MapModel(MapConfig(features=0)).memory
+    draw = torch.Generator().manual_seed(3)
+    cells = torch.randint(12, (1, 300, 2), generator=draw)
+    what = torch.randn(144, 48, generator=draw)[cells[..., 0] * 12 + cells[..., 1]]
+    left = []
+    for corner, world in ((0.0, 0), (0.0, 1), (0.0, 12345), (1e4, 0), (-1e4, 7)):
+        points = torch.cat([cells / 4.0 + corner + 0.125, torch.full((1, 300, 1), float(world))], -1).double()
+        where = CellKeys(96, 4)(points)
+        x = torch.cat([where, where, memory.what(what)], -1)
+        loss = memory.memory(x, return_loss=True)[2].before[..., 200:].mean()
+        left.append(float(loss))
+    assert max(left) < 1.1 * min(left), left
+    assert max(left) < 0.5 * float(memory.memory(x, return_loss=True)[2].before[..., :8].mean())
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4])

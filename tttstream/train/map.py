@@ -259,7 +259,7 @@ def flips(clips: Tensor, count: int) -> Tensor:
 
 def renumbered(clips: Tensor) -> Tensor:
     """Offsets for the numbers of worlds of clips [B, T], drawn from the number of the clip, below 2 ** 20, so that
-    training uses the signs of very many worlds."""
+    training uses the keys of very many worlds."""
     numbers, back = clips.unique(return_inverse=True)
     drawn_by = (torch.Generator().manual_seed(int(number) + 2**40) for number in numbers)
     return torch.stack([torch.randint(2**20, (), generator=draw) for draw in drawn_by]).to(clips.device)[back]

@@ -14,7 +14,7 @@ from tttstream.models.base import SavedModel
 from tttstream.models.map.codes import PatchCodes
 from tttstream.models.map.lattice import Block, around, cell_points, drawn, evened, laid
 from tttstream.models.map.place_memory import PlaceMemory
-from tttstream.models.map.points import NUMBERS, PointFeatures, WorldSigns, complete
+from tttstream.models.map.points import NUMBERS, CellKeys, PointFeatures, WorldSigns, complete
 
 FLOOR = 0.05  # added to the error that memory expects of a cell
 KNOWN = 0.5  # how familiar a cell must be for what memory has of it to stand for what is not in view
@@ -25,7 +25,8 @@ class MapConfig:
     """Everything that decides a map's shape.
 
     size: side of the square picture in pixels. patch: side of a patch, and of a cell of the world at zoom 1. codes:
-    components of a cell's code. features: random Fourier features of a place, scales: their lengths in sides of a view.
+    components of a cell's code. features: random Fourier features of a place, scales: their lengths in sides of a view;
+    with 0 features every cell of every world has a key of its own instead (`CellKeys`).
     where, what: widths of the two parts of a token. memory, heads, options: of the memory, see
     `tttstream.memory.build`. usual: mean and deviation of the logarithm of a stream's loss where nothing has changed,
     which give the surprise its scale (`tttstream.train.calibration`)."""
@@ -44,9 +45,9 @@ class MapConfig:
 
     def __post_init__(self) -> None:
         for name in ("size", "patch", "codes", "features", "where", "what", "heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"map: {name} must be a whole number of at least 1, got {value!r}")
+            value, least = getattr(self, name), int(name != "features")
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"map: {name} must be a whole number of at least {least}, got {value!r}")
         if self.size % self.patch or self.patch % 2:
             raise ConfigError(f"map: size must be a multiple of patch, an even one, got {self.size} and {self.patch}")
         if self.codes > 3 * self.patch**2:
@@ -117,12 +118,14 @@ class MapModel(SavedModel):
         super().__init__()
         self.config = config
         self.codes = PatchCodes(config.patch, config.codes)
-        self.features = PointFeatures(config.features, config.scales)
-        self.signs = WorldSigns(config.where)
+        self.features = (
+            PointFeatures(config.features, config.scales) if config.features else CellKeys(config.where, config.side)
+        )
+        self.signs = WorldSigns(config.where) if config.features else None
         self.register_buffer("gain", torch.ones(config.codes))
         self.register_buffer("precision", torch.eye(config.codes))
         self.memory = PlaceMemory(
-            config.codes, self.features.count, where=config.where, what=config.what, memory=config.memory,
+            config.codes, config.features or None, where=config.where, what=config.what, memory=config.memory,
             heads=config.heads, options=config.options,
         )  # fmt: skip
 
@@ -195,8 +198,10 @@ class MapModel(SavedModel):
         """As a call, from the cells of frames."""
         ask = cells.points if ask is None else ask
         what = cells.codes
-        where, asked = self.features(cells.points), self.features(ask)
-        signs = self.signs(cells.points[..., 2]).flatten(1, 2), self.signs(ask[..., 2]).flatten(1, 2)
+        where, asked = (self.features(points).to(what.dtype) for points in (cells.points, ask))
+        signs = None
+        if self.signs is not None:
+            signs = self.signs(cells.points[..., 2]).flatten(1, 2), self.signs(ask[..., 2]).flatten(1, 2)
         tokens = what.shape[2]
         if reset is not None:  # of the first token of a frame
             reset = torch.cat([reset[..., None], reset.new_zeros(*reset.shape, tokens - 1)], dim=2).flatten(1)
@@ -206,7 +211,8 @@ class MapModel(SavedModel):
 
     def imagine(self, points: Tensor, state: Any) -> MapOutput:
         """What memory says of points [B, Q, 3] ([B, Q, …]); nothing is learned."""
-        return self._output(self.memory.read(self.features(points), state, self.signs(points[..., 2])))
+        where = self.features(points).to(self.codes.mean.dtype)
+        return self._output(self.memory.read(where, state, None if self.signs is None else self.signs(points[..., 2])))
 
     def view(self, poses: Tensor, state: Any) -> View:
         """What memory expects at poses [B, 2 to 5]; nothing is learned."""

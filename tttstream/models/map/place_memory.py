@@ -10,8 +10,12 @@ from torch.nn.utils import parametrize
 
 from tttstream import memory as catalogue
 from tttstream.memory import Memory, TTTLayer
+from tttstream_kernels import MLP
 
 KEYS = 3.0  # how much longer than PyTorch's start keys are at first: a key must tell its place from all others
+SHORT = 0.1  # deviation of the numbers of a training view at first, where keys are ready
+SHARP, BIAS = 1.6, -2.0  # deviation and mean of the inputs of hidden units then
+CONSTANT = 2.0  # deviation of the numbers of what is the same in all labels then, those of a code have 1
 
 
 class _Parts(nn.Module):
@@ -35,8 +39,9 @@ class PlaceMemory(nn.Module):
     learning rate and decay from the first and the third. k and q start with the same projection, so that a query finds
     the content of its place from the first step on. Other memories get the same tokens.
 
-    codes: width of what. features: of where. where, what: widths of the parts. memory, heads, options: see
-    `tttstream.memory.build`.
+    codes: width of what. features: of where; a network makes keys of them. None: where comes as keys [..., where] of -1
+    and 1 that have nothing in common, and a TTT memory starts otherwise (see `_ready`). where, what: widths of the
+    parts. memory, heads, options: see `tttstream.memory.build`.
 
     Called as (what [B, T, codes], where [B, T, features], ask [B, T, features], state, reset [B, T]) ->
     (answer, state). signs: [B, T, where] each, with which the keys of where and of ask are multiplied; None for none.
@@ -48,7 +53,7 @@ class PlaceMemory(nn.Module):
     def __init__(
         self,
         codes: int,
-        features: int,
+        features: int | None,
         *,
         where: int = 96,
         what: int = 64,
@@ -59,31 +64,79 @@ class PlaceMemory(nn.Module):
         super().__init__()
         dim = 2 * where + what
         self.parts = where, where, what
-        last = nn.Linear(2 * where, where)
-        self.where = nn.Sequential(nn.Linear(features, 2 * where), nn.GELU(), last)
+        self.where = nn.Identity() if features is None else _network(features, where)
         self.what = nn.Linear(codes, what)
         self.memory: Memory = catalogue.build(memory, dim=dim, heads=heads, **(options or {}))
         self.answer = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, codes + 2))
         with torch.no_grad():
-            last.weight.mul_(KEYS)
             nn.init.normal_(self.what.weight, std=codes**-0.5)
         if self.memory.views is not None:
-            self._part(self.memory.views, dim)
+            self._part(self.memory.views, dim, ready=features is None and isinstance(self.memory, TTTLayer))
 
-    def _part(self, views: nn.Linear, dim: int) -> None:
-        """Restrict each view, the learning rate and the decay to their parts of the token."""
+    def _part(self, views: nn.Linear, dim: int, ready: bool) -> None:
+        """Restrict each view, the learning rate and the decay to their parts of the token. ready: whether where comes
+        as keys, to a TTT layer.
+
+        The inner model learns v - k (it adds its input to its output), and what it spends on k is lost for v: so ready
+        keys, which have nothing in common, are made short.
+        """
         at, ask, what = torch.eye(3).repeat_interleave(torch.tensor(self.parts), dim=1)
         mask = torch.stack([ask, at, what]).repeat_interleave(dim, dim=0)
         with torch.no_grad():
             where, width = self.parts[0], self.parts[2]
-            same = torch.randn(dim, where) * where**-0.5
+            same = torch.randn(dim, where) * (SHORT if ready else 1.0) * where**-0.5
             views.weight[:dim, where : 2 * where] = same
             views.weight[dim : 2 * dim, :where] = same
             views.weight[2 * dim :, 2 * where :] = torch.randn(dim, width) * width**-0.5
+        if ready:
+            assert isinstance(self.memory, TTTLayer)
+            self._ready(self.memory)
         parametrize.register_parametrization(views, "weight", _Parts(mask))
         rates = [part for name, part in self.memory.named_modules() if name in ("rate", "decay.rate")]
         for rate in rates:
             parametrize.register_parametrization(rate, "weight", _Parts(at + what))
+
+    @torch.no_grad()
+    def _ready(self, layer: TTTLayer) -> None:
+        """Start so that a memory of ready keys recalls well before any training.
+
+        The inner model ends in a layer normalisation, so of a label it can only say the direction. Labels share a
+        constant: then their lengths are in the directions too. Hidden units of a TTT-MLP are sharp and have a negative
+        bias, so that each answers to few keys, and what is learned of one key changes few others. Labels are codes
+        turned, and the answer begins as the inverse of that.
+        """
+        nn.init.orthogonal_(self.what.weight, (self.parts[2] / self.what.in_features) ** 0.5)
+        nn.init.normal_(self.what.bias, std=CONSTANT)
+        nn.init.eye_(layer.out.weight)
+        layer.gamma.fill_(CONSTANT)
+        label = layer.project.weight[2 * layer.dim :, -self.parts[2] :]
+        label.copy_(nn.init.orthogonal_(torch.empty_like(label), (layer.dim / self.parts[2]) ** 0.5))
+        self._inverse(label)
+        if isinstance(layer.inner, MLP):
+            first, *rest = layer.inner.split(layer.start, layer.width)
+            first = torch.randn_like(first) * SHARP / SHORT * layer.width**-0.5
+            first[:, -1] = BIAS
+            layer.start.copy_(torch.cat([weight.flatten(1) for weight in (first, *rest)], dim=1))
+
+    @torch.no_grad()
+    def _inverse(self, label: Tensor) -> None:
+        """Let the answer begin as the least-squares inverse of codes -> label view, label [dim, what] after `what`,
+        as the layer's last normalisation leaves it. gelu(x) - gelu(-x) = x makes a pair of hidden units linear.
+        """
+        first, last = self.answer[0], self.answer[2]
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        codes = self.what.in_features
+        if 2 * codes > first.out_features:
+            return
+        turn, constant = label @ self.what.weight, label @ self.what.bias
+        length = (turn.square().sum(1).mean() + constant.var()).sqrt()
+        back = torch.linalg.pinv(turn)
+        for rows, sign in ((slice(codes), 1.0), (slice(codes, 2 * codes), -1.0)):
+            first.weight[rows], first.bias[rows] = sign * length * back, -sign * (back @ (constant - constant.mean()))
+            last.weight[:codes, rows] = sign * torch.eye(codes)
+        last.weight[:codes, 2 * codes :] = 0.0
+        last.bias[:codes] = 0.0
 
     def init_state(self, batch: int) -> Any:
         """A fresh state of `batch` rows, all zeros."""
@@ -119,3 +172,11 @@ class PlaceMemory(nn.Module):
             many = many[torch.arange(len(x), device=x.device).repeat_interleave(count)]
             y = self.memory(x.flatten(0, 1)[:, None], many)[0].view(*x.shape[:2], -1)
         return self.answer(y)
+
+
+def _network(features: int, where: int) -> nn.Module:
+    """From features of a place to its key."""
+    last = nn.Linear(2 * where, where)
+    with torch.no_grad():
+        last.weight.mul_(KEYS)
+    return nn.Sequential(nn.Linear(features, 2 * where), nn.GELU(), last)

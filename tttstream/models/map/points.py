@@ -13,6 +13,10 @@ from tttstream.errors import ConfigError, ShapeError
 from tttstream.poses import Form
 
 PRIME = 2147483647  # products of two numbers below it fit into 63 bits
+BITS = 32  # of a mixed number that a key takes
+GOLDEN = 0x1E3779B97F4A7C15  # parts the numbers from which the words of a key are mixed
+SHIFTS = 30, 27  # of SplitMix64
+FACTORS = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)  # the same
 NUMBERS = 5
 """Of a pose: x and y of the middle of the view, in sides of a view at zoom 1; log zoom; roll in radians; world."""
 
@@ -94,3 +98,39 @@ class WorldSigns(nn.Module):
         square = number * number % PRIME
         value = (square * self.factors[0] % PRIME + number * self.factors[1] % PRIME) % PRIME
         return 1 - 2 * (value % 2)
+
+
+class CellKeys(nn.Module):
+    """Cells, by their middles and worlds [..., 3], -> keys [..., width] of -1 and 1, a hash of column, row and world.
+
+    No two cells have anything in common, within a world or across worlds. So all cells of all worlds are alike to a
+    network, however far from the origin they lie and whatever number their world has.
+
+    side: cells along the side of a view.
+    """
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.width, self.side = width, side
+
+    def forward(self, points: Tensor) -> Tensor:
+        """See the class; in whole numbers of 64 bits, so that every machine finds the same. float32."""
+        column, row = (points[..., :2] * self.side).floor().long().unbind(-1)
+        name = _mixed(_mixed(_mixed(points[..., 2].round().long()) + column) + row)
+        words = torch.arange(1, -(-self.width // BITS) + 1, device=points.device)
+        words = _mixed(name[..., None] + words * GOLDEN)
+        bits = words[..., None] >> torch.arange(BITS, device=points.device) & 1
+        return 1.0 - 2.0 * bits.flatten(-2)[..., : self.width].float()
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """Whole numbers of 64 bits, mixed so that each bit depends on all: the finaliser of SplitMix64 (Steele et al.,
+    2014). Products overflow, as they are meant to."""
+    for shift, factor in zip(SHIFTS, FACTORS, strict=True):
+        numbers = (numbers ^ _right(numbers, shift)) * factor
+    return numbers ^ _right(numbers, 31)
+
+
+def _right(numbers: Tensor, shift: int) -> Tensor:
+    """A shift to the right that fills with zeros, whatever the sign."""
+    return (numbers >> shift) & ((1 << (64 - shift)) - 1)

@@ -288,7 +288,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
     lines += ["Means over seeds at the rate with the least training loss; (n): under 500 visits in every seed.", ""]
     head = ["memory", "seeds", "rate", "parameters", "state", "ms a token", "places", *(f"age ≥ {age}" for age in AGES)]
     lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for name, recipe in itertools.product(MEMORIES, RECIPES):
         mine = [r for r in records if r["memory"] == name and r["recipe"] == recipe]
         if not mine:
@@ -331,7 +331,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
     left.set_title("144 places")
     right.set(xlabel="world", ylim=(0, None))
     right.set_title(f"another world every {EXCHANGED} tokens")
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(out.with_suffix(".png"), dpi=110)
     plt.close(figure)
     steps, tokens, date = (sorted({r[key] for r in records})[-1] for key in ("steps", "tokens", "date"))

@@ -14,7 +14,7 @@ class SampledTimeLimit(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
     """Cuts every episode off (truncated) at a length drawn from `low` to `high` steps, evenly in its logarithm.
 
     It needs an environment without an end, or with one after more steps than `high`. The length follows from the seed
-    of the episode. info["time_limit"] of a reset says it.
+    of the episode. A reset returns it as info["time_limit"].
     """
 
     def __init__(self, env: gym.Env[Any, Any], low: int, high: int) -> None:

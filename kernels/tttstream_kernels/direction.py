@@ -32,8 +32,10 @@ taken where fewer are wanted."""
 
 @dataclass(frozen=True)
 class Direction:
-    """How a step is turned when its mini-batch ends. Inside a mini-batch queries see the plain gradient sum, so the
-    dual form stays as it is, and a call may be cut anywhere.
+    """The change of a step's direction at the end of its mini-batch.
+
+    Queries inside the mini-batch see the plain gradient sum, so the dual form is unchanged, and a stream can be split
+    into calls anywhere.
 
     second: whether the state carries a second moment, as large as the weights, beside the momentum.
     """

@@ -32,7 +32,7 @@ class Update(NamedTuple):
     step: "plain", the paper's; or "normalised": the scale tau of the sum of a mini-batch's gradients becomes
         tau / (1 + tau c), c the curvature of its loss along that sum, so that no rate is too large
         (`normalised_scale`).
-    direction: how the step is turned when its mini-batch ends (`Muon`, `RMS`); None leaves it as it is.
+    direction: the change of the step's direction at the mini-batch end (`Muon`, `RMS`); None for none.
     margin: m of the inner loss 1/2 D max(0, r - m)^2, r the root mean square of a token's error over the D channels of
         its head; 0 is the paper's loss. A token with an error below m changes no weight, so tokens that are known do
         not overwrite others. This is the epsilon-insensitive loss of passive-aggressive learning (Crammer et al.,

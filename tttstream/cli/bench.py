@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Earlier(NamedTuple):
-    """What a file holds of earlier runs, besides the memories that are measured now."""
+    """The results of earlier runs in a file, except those of the memories that are measured now."""
 
     costs: list[Cost]
     runs: list[dict[str, Any]]

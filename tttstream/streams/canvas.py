@@ -1,4 +1,4 @@
-"""Canvas: the labels of a frame, drawn from what a model says of the whole frame or of parts of it."""
+"""Canvas: the labels of a frame, from the output of a model for the whole frame or for parts of it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Canvas:
         self._sure = np.zeros(objects, np.float32)
 
     def draw(self, output: MaskOutput, window: Window, alone: bool) -> None:
-        """Add what a model says of a window. alone: it is the only one of the frame. Where windows overlap, the larger
-        log-odds count."""
+        """Add the output of a model for a window. alone: it is the only one of the frame. Where windows overlap, the
+        larger log-odds count."""
         rows, columns = window.slices
         sides = rows.stop - rows.start, columns.stop - columns.start
         logits, objects = output.logits[0], np.array(window.objects, np.uint8)

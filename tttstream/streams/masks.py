@@ -49,9 +49,9 @@ class MaskStream(Session):
     """A mask model that follows objects through one stream.
 
     model: a TargetModel or MixtureModel. objects: how many it can follow at the same time. size: short side in pixels
-    at which it looks at the frames, the model's own unless given. crop: look only at what is around the objects (see
-    `tttstream.streams.windows`), at about as many pixels as a square of this side has, and never finer than `size`
-    says; a TargetModel only. learn: whether the memory learns from the masks it predicts. numbers: what the objects
+    at which it looks at the frames, the model's own unless given. crop: process only windows around the objects (see
+    `tttstream.streams.windows`), with about as many pixels as a square of this side has, and never finer than `size`;
+    a TargetModel only. learn: whether the memory learns from the masks it predicts. numbers: what the objects
     1, 2 … are called in the files of their masks; kept for who writes files, and with a saved stream.
     windows: how many parts of the last frame were looked at.
 
@@ -166,7 +166,7 @@ class MaskStream(Session):
         self.windows = 0
 
     def _windows(self, height: int, width: int, shown: Tensor | None) -> tuple[list[Window], list[float]]:
-        """What is looked at of a frame, and the zoom of each object: the whole frame, or what is around the objects."""
+        """The windows of a frame and the zoom of each object; without `crop` the whole frame is the only window."""
         if self.crop is None:
             sides, every = self._sides(height, width), list(range(self.objects))
             return [Window(0, 0, height, width, sides, every)], self._zooms
@@ -181,8 +181,8 @@ class MaskStream(Session):
     def _said(
         self, frame: Frame, window: Window, shown: Tensor | None, void: Tensor | None
     ) -> tuple[MaskOutput, ObjectState]:
-        """What the model says of a window, and the state of its objects after it. shown: [objects, H, W], void: [H, W],
-        as given of the whole frame."""
+        """The output of the model for a window, and the state of its objects after it. shown: [objects, H, W], void:
+        [H, W], those of the whole frame."""
         rows, columns = window.slices
         picture = self._prepared(frame.pixels()[rows, columns], window.sides)
         view = None if self.crop is None else window.view(*frame.image.shape[:2]).to(picture)[None, None]

@@ -91,13 +91,12 @@ def usual(model: Propagator[Any], size: int | None, crop: int | None) -> tuple[i
 def planned(
     boxes: Mapping[int, Box], before: Sequence[float], height: int, width: int, pixels: int, finest: float
 ) -> tuple[list[Window], list[float]]:
-    """The windows to look through in a frame of this size, and each object's zoom: the pixels that the model sees along
-    one of the frame's.
+    """The windows of a frame of this size, and each object's zoom: pixels of the model's input per pixel of the frame.
 
-    Features of a thing change with its size, so a zoom stays as it is until the window has become far too large or far
-    too small. Objects that lie near each other share a window.
+    Features of an object depend on its size, so its zoom is constant until the window has become far too large or far
+    too small. Objects near each other share a window.
 
-    boxes: where objects may be. before: their zooms so far, 0 for a new choice. pixels: how many are to be seen of a
+    boxes: in which objects may be. before: their zooms so far, 0 for a new choice. pixels: of the model's input for a
     window. finest: the largest zoom.
     """
     zooms = list(before)
@@ -114,8 +113,8 @@ def planned(
 
 
 def where(state: TargetState, shown: Tensor | None, height: int, width: int) -> dict[int, Box]:
-    """Where each object may be in a frame of this size: around its mask in `shown` [objects, H, W], else around where
-    it was learned last. Objects that were never given are nowhere."""
+    """The box in which each object may be, in a frame of this size: around its mask in `shown` [objects, H, W], else
+    around its place when it was last learned. Objects that were never given have none."""
     short, found = min(height, width), {}
     middle = torch.tensor([height, width, height, width], dtype=torch.float64) / 2
     given = [False] * state.objects if shown is None else shown.flatten(1).any(1).tolist()
@@ -141,7 +140,7 @@ def _zoom(box: Box, before: float, pixels: int, finest: float) -> float:
 
 
 def _side(low: float, high: float, size: int, zoom: float) -> tuple[int, int, int]:
-    """Where a window begins and ends along one side of the frame, and how many pixels the model sees of it."""
+    """The first and last pixel of a window along one side of the frame, and the pixels of the model's input there."""
     seen = max(round((high - low) * zoom / CELL) * CELL, LEAST)
     length = round(seen / zoom)
     if length >= size:

@@ -32,15 +32,15 @@ class _Parts(nn.Module):
 
 
 class PlaceMemory(nn.Module):
-    """A memory of codes by place. Every token tells what is where, and asks what is elsewhere.
+    """A memory of codes by place. Each token stores the code of one place and queries another place.
 
     A token is [where it is | where it asks | what is here]. In a memory with a projection to q, k and v
     (`Memory.views`) the key k comes from the first part alone, the query q from the second, the value v from the third,
     learning rate and decay from the first and the third. k and q start with the same projection, so that a query finds
     the content of its place from the first step on. Other memories get the same tokens.
 
-    codes: width of what. features: of where; a network makes keys of them. None: where comes as keys [..., where] of -1
-    and 1 that have nothing in common, and a TTT memory starts otherwise (see `_ready`). where, what: widths of the
+    codes: width of what. features: of where; a network makes keys of them. None: `where` is given as independent keys
+    [..., where] of -1 and 1, and a TTT memory has other initial values (see `_ready`). where, what: widths of the
     parts. memory, heads, options: see `tttstream.memory.build`.
 
     Called as (what [B, T, codes], where [B, T, features], ask [B, T, features], state, reset [B, T]) ->
@@ -77,8 +77,8 @@ class PlaceMemory(nn.Module):
         """Restrict each view, the learning rate and the decay to their parts of the token. ready: whether where comes
         as keys, to a TTT layer.
 
-        The inner model learns v - k (it adds its input to its output), and what it spends on k is lost for v: so ready
-        keys, which have nothing in common, are made short.
+        The inner model learns v - k, because it adds its input to its output. Short keys leave more of its output for
+        v, so given keys, which are independent of each other, start short.
         """
         at, ask, what = torch.eye(3).repeat_interleave(torch.tensor(self.parts), dim=1)
         mask = torch.stack([ask, at, what]).repeat_interleave(dim, dim=0)
@@ -98,12 +98,12 @@ class PlaceMemory(nn.Module):
 
     @torch.no_grad()
     def _ready(self, layer: TTTLayer) -> None:
-        """Start so that a memory of ready keys recalls well before any training.
+        """Initial values with which a memory of given keys recalls before any training.
 
-        The inner model ends in a layer normalisation, so of a label it can only say the direction. Labels share a
-        constant: then their lengths are in the directions too. Hidden units of a TTT-MLP are sharp and have a negative
-        bias, so that each answers to few keys, and what is learned of one key changes few others. Labels are codes
-        turned, and the answer begins as the inverse of that.
+        The inner model ends in a layer normalisation, so its output has the direction of a label, not the length. All
+        labels share a constant, and with it the direction contains the length. Hidden units of a TTT-MLP have large
+        weights and a negative bias: each is active for few keys, so that a step for one key changes few others. Labels
+        are an orthogonal projection of codes, and the answer starts as the inverse of this projection.
         """
         nn.init.orthogonal_(self.what.weight, (self.parts[2] / self.what.in_features) ** 0.5)
         nn.init.normal_(self.what.bias, std=CONSTANT)
@@ -120,8 +120,8 @@ class PlaceMemory(nn.Module):
 
     @torch.no_grad()
     def _inverse(self, label: Tensor) -> None:
-        """Let the answer begin as the least-squares inverse of codes -> label view, label [dim, what] after `what`,
-        as the layer's last normalisation leaves it. gelu(x) - gelu(-x) = x makes a pair of hidden units linear.
+        """Start the answer as the least-squares inverse of the map from codes to label views, label [dim, what] after
+        `what`, scaled by the layer's last normalisation. gelu(x) - gelu(-x) = x makes a pair of hidden units linear.
         """
         first, last = self.answer[0], self.answer[2]
         assert isinstance(first, nn.Linear)

@@ -103,8 +103,8 @@ class WorldSigns(nn.Module):
 class CellKeys(nn.Module):
     """Cells, by their middles and worlds [..., 3], -> keys [..., width] of -1 and 1, a hash of column, row and world.
 
-    No two cells have anything in common, within a world or across worlds. So all cells of all worlds are alike to a
-    network, however far from the origin they lie and whatever number their world has.
+    Keys of different cells are independent, within a world and across worlds. So a network treats all cells of all
+    worlds alike, at any distance from the origin and for any number of a world.
 
     side: cells along the side of a view.
     """

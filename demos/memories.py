@@ -300,7 +300,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
         head += [f"{task} ≤ {end}" for task in TASKS for end in (ends[0], ends[-1])]
         head += [f"recall, told ≥ {age} ago" for age in AGES]
         lines += [f"## {title}", "", "| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-        figure, axes = plt.subplots(1, len(TASKS), figsize=(15, 4), layout="constrained")
+        figure, axes = plt.subplots(1, len(TASKS), figsize=(16, 4), layout="constrained")
         for place, (name, mine) in enumerate((name, mine) for name, mine in runs.items() if mine):
             first = mine[0]
             tried = len({r["rate"] for r in records if r["memory"] == name and r["match"] == match})
@@ -332,7 +332,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
                 title=task,
                 ylim=(0, 1.5 if task == "count" else 1),
             )
-        axes[0].legend(fontsize=7)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
         picture = out.with_name(f"{out.stem}_{match}.png")
         figure.savefig(picture, dpi=100)
         plt.close(figure)

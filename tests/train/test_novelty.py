@@ -158,7 +158,9 @@ class TestTask:
         torch.testing.assert_close(torch.cat(pieces, 1)[valid].view(2, 8), expected)
         torch.testing.assert_close(pack(whole._states["spliced"]), pack(after))
 
-    @pytest.mark.parametrize("changes", [{"memory": "gru"}, {"registers": 2}])
+    @pytest.mark.parametrize(
+        "changes", [{"memory": "gru"}, {"memory": "ttt"}, {"memory": "ttt_slots"}, {"registers": 2}]
+    )
     def test_a_memory_without_a_surprise_of_patches_is_refused(self, tiny: Make, changes: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match="the surprise of patches needs a ttt_ memory"):
             Novelty(tiny(**changes))

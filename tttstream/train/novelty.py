@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tttstream.errors import ConfigError
 from tttstream.evaluation.spliced import Spliced, judge, table
+from tttstream.inner import CATALOGUE as INNER_MODELS
 from tttstream.io.outputs import TextFile, saving
 from tttstream.models.frame import ModelConfig
 from tttstream.ranks import Line
@@ -93,7 +94,7 @@ class Novelty(Prediction):
             model, horizon=horizon, weights=weights, recompute=recompute, lr=lr, weight_decay=weight_decay,
             warmup=warmup,
         )  # fmt: skip
-        if model.registers or not model.memory.startswith("ttt"):
+        if model.registers or model.memory.removeprefix("ttt_") not in INNER_MODELS:  # others have no inner loss
             raise ConfigError(
                 f"novelty: the surprise of patches needs a ttt_ memory that every patch passes through (registers=0), "
                 f"got {model.memory} with registers={model.registers}"

@@ -190,7 +190,7 @@ def test_names_hold_no_secrets() -> None:
         assert label_of(spec) == "rtsp://10.0.0.7:554/live"
         assert scrubbed(f"{spec} and admin:{secret} failed", spec) == "rtsp://10.0.0.7:554/live and … failed"
         if secret != "pa@ss":  # FFmpeg reads that as it is meant
-            with pytest.raises(SourceError, match=r"^rtsp://10\.0\.0\.7:554/live: an @ stands behind"):
+            with pytest.raises(SourceError, match=r"^rtsp://10\.0\.0\.7:554/live: an @ is after"):
                 open_source(spec)
     assert label_of("http://10.0.0.7/@me/x.mp4") == "http://10.0.0.7/@me/x.mp4"
     taken: list[str] = []

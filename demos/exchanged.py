@@ -3,8 +3,8 @@
     python demos/exchanged.py --steps 900 --tokens 16384
 
 The worlds, the walk and the training are those of demos/revisit.py; tiles of held-out photographs. While the walk
-continues, tiles that it saw and that lie out of sight are exchanged for others, vanish (the mean tile is left) or
-appear where there was the mean tile. Every view carries noise of --noise deviations. The score of a visit is the
+continues, seen tiles that are out of view are exchanged for others, vanish (the mean tile replaces them) or appear in
+place of the mean tile. Every view carries noise of --noise deviations. The score of a visit is the
 squared error of what was expected there. Beside the memory: a dictionary of the last view of every place, the
 difference to the view before, and OpenCV's MOG2 on the tiles as pictures. Only places that were seen before count.
 """

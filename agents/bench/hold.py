@@ -59,7 +59,7 @@ VARIANTS = (
 
 
 class Lanes:
-    """Endless rows of random cards, cut into episodes of low to high steps (high 0: one episode)."""
+    """Endless streams of random cards in episodes of low to high steps (high 0: one episode)."""
 
     def __init__(self, rows: int, variant: Variant, endless: bool = False) -> None:
         self.rows, self.variant, self.endless = rows, variant, endless
@@ -85,7 +85,7 @@ class Lanes:
 
 
 def measure(variant: Variant, seed: int) -> dict[str, Any]:
-    """Train one variant; accuracy up to each of ENDS, since the one before."""
+    """Train one variant. The result has the accuracy between each of ENDS and the one before."""
     torch.manual_seed(seed)
     space, began = spaces.Discrete(SUITS), time.process_time()
     policy = MemoryPolicy(
@@ -156,7 +156,7 @@ def report(records: list[dict[str, Any]], page: Path) -> None:
 
 
 def main() -> int:
-    """See the file's first lines."""
+    """Run the missing variants, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="start no further variant after this time")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "results")

@@ -1,4 +1,4 @@
-"""Evaluates agents on games longer than in training: they play the same game for 10^2 to 10^6 steps.
+"""Evaluates trained agents in longer episodes: 10^2 to 10^6 steps of the same game.
 
     python agents/bench/length.py out/popgym/popgym-RepeatFirstEasy-v0/*-seed0 --most 100000
 

@@ -72,7 +72,7 @@ ROWS = {"the view": ("mlp", "gru", "ttt_linear"), "the view and the pose": ("mlp
 
 
 def by_rule(sequences: int, steps: int) -> float:
-    """Accuracy of the answer in the map itself: of keys and balls in its readings, the kind that weighs more."""
+    """The accuracy of a rule on the map: it answers the kind, key or ball, with the larger weight in the readings."""
     data = collect(SEEN["the view and the map"], steps, sequences, 1, answers=True)
     cells = data.obs[..., -len(AROUND) * (VIEW * sum(CELL) + 1) :].unflatten(-1, (len(AROUND), -1))[..., :-1]
     weights = cells.unflatten(-1, (VIEW, -1))[..., list(KINDS.values())].sum((-3, -2))
@@ -82,7 +82,7 @@ def by_rule(sequences: int, steps: int) -> float:
 
 
 def main() -> int:
-    """See the file's first lines."""
+    """Train and evaluate the rows, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--sequences", type=int, default=640)

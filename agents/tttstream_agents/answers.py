@@ -120,7 +120,7 @@ class Finder:
 
     @staticmethod
     def _told(info: dict[str, Any], row: int) -> Any:
-        """The answer that a vector's info gives for a row; -1, which is not an action, if it gives none."""
+        """The answer in a vector's info for a row; -1, which is not an action, if there is none."""
         return info["answer"][row] if "_answer" not in info or info["_answer"][row] else -1
 
     def best(self, env: Any) -> NDArray[Any]:

@@ -30,7 +30,7 @@ class Repeat(gym.Env[Any, Any]):
 
     @property
     def answer(self) -> int:
-        """The right action; -1 where too few cards were shown."""
+        """The right action; -1 if too few cards were shown."""
         place = len(self.shown) - self.back if self.back else 0
         return self.shown[place] if place >= 0 else -1
 

@@ -1,4 +1,4 @@
-"""Episodes of drawn lengths in training, so that a memory learns to hold what it needs for longer than one length."""
+"""Random episode lengths in training, so that a memory learns to hold its content over several lengths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tttstream_agents.errors import EnvError
 
 
 class SampledTimeLimit(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Cuts every episode off (truncated) at a length drawn from `low` to `high` steps, evenly in its logarithm.
+    """Truncates every episode at a random length of `low` to `high` steps, uniform in its logarithm.
 
     It needs an environment without an end, or with one after more steps than `high`. The length follows from the seed
     of the episode. A reset returns it as info["time_limit"].

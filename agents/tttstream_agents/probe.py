@@ -120,8 +120,7 @@ def fit(
     seed: int, updates: int, batch: int, lr: float, dim: int, heads: int, gate: bool = False, positions: bool = True,
     period: int = 1024, on_update: Callable[[], Any] = lambda: None,
 ) -> Score:  # fmt: skip
-    """Train a memory (see `described`) and a head to say the labels of sequences (see `labels`), and score it on
-    others."""
+    """Train a memory (see `described`) and a head on the labels of sequences (see `labels`), and score it on others."""
     torch.manual_seed(seed)
     name, options = described(memory)
     policy = MemoryPolicy(

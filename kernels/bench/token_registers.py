@@ -27,7 +27,7 @@ ALIGNED = ("H", "span", "sq", "sk", "sv", "s_weights", "q_row", "q_head", "k_row
 
 
 class Use(NamedTuple):
-    """Resources of a compiled kernel. registers, spilled (bytes): of a thread; shared: bytes of a program."""
+    """Resources of a compiled kernel: registers and spilled bytes per thread, bytes of shared memory per program."""
 
     warps: int
     registers: int

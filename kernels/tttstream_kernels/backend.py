@@ -55,7 +55,7 @@ FRAMES, CHUNKS, STEP = "frame by frame", "mini-batch by mini-batch", "one token"
 
 
 class Route(NamedTuple):
-    """How a call runs: its backend and why; form: for torch which of its loops, else the backend's own."""
+    """The implementation of a call. backend: its name. why: the reason. form: the loop of the torch backend."""
 
     backend: Literal["definition", "torch", "triton"]
     why: str
@@ -74,7 +74,7 @@ def route(
     device: torch.device | str | None = None,
     **call: Any,
 ) -> Route:
-    """How the op runs a call; it says so on the logger `tttstream_kernels` at level DEBUG.
+    """Choose the implementation of a call, and write it to the log `tttstream_kernels` at level DEBUG.
 
     "auto" is triton on a GPU where a kernel exists, else torch. An explicit "triton" that cannot run raises with the
     reason. tokens: T of the call. The other arguments are those of `triton_unavailable`.
@@ -137,9 +137,9 @@ def _no_kernel(
 ) -> str | None:
     if inner.name not in KERNELS[causal]:
         return f"there is no Triton kernel for the {inner.name} inner model with causal={causal!r}"
-    turned, kept = update.direction is not None, update.has_margin
-    wanted = (update.has_momentum, update.columns, update.normalised, turned, kept)
-    for name, used in zip(OPTIONS, wanted, strict=True):
+    has_direction = update.direction is not None
+    uses = (update.has_momentum, update.columns, update.normalised, has_direction, update.has_margin)
+    for name, used in zip(OPTIONS, uses, strict=True):
         if used:
             return f"there is no Triton kernel with update.{name}"
     if width not in WIDTHS:

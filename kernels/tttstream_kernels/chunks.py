@@ -138,11 +138,11 @@ class Room(NamedTuple):
 def loop(
     settings: Settings, packed: Packed, seed: Seed, rule: Rule, lost: Tensor | None, record: list[Chunk] | None
 ) -> Scanned:
-    """Run all mini-batches; without a graph, what the backward pass wants of each chunk is added to `record`.
+    """Run all mini-batches. record: a list for the values of each chunk that the backward pass needs, else None.
 
-    If nobody asks later for what a mini-batch made, the weights are stepped in place (the weights of `seed` too), and a
-    mini-batch overwrites the last one: that saves a third of the time of an MLP's loop. A mini-batch of the linear
-    model takes some 50 microseconds, so the loop calls nothing that it can do without.
+    If the values of a mini-batch are not needed later, the weights are updated in place (the weights of `seed` too),
+    and each mini-batch overwrites the values of the one before. This saves a third of the time of an MLP's loop. A
+    mini-batch of the linear model takes some 50 microseconds, so the loop makes as few calls as possible.
     """
     sizes, cut = settings.sizes, settings.cut
     traced = torch.is_grad_enabled() or torch.compiler.is_compiling()

@@ -80,7 +80,7 @@ def losses(inner: Inner, k: Tensor, v: Tensor, weights: Weights, gamma: Tensor, 
 
 
 def newton_schulz(x: Tensor, steps: int) -> Tensor:
-    """A matrix whose singular values s have become p(s), p polynomials a s + b s^3 + c s^5 one after another."""
+    """Apply polynomials a s + b s^3 + c s^5, one after another, to the singular values s of a matrix."""
     for a, b, c in QUINTIC[-steps:]:
         cube = x @ x.T @ x
         x = a * x + b * cube + c * (cube @ x.T @ x)
@@ -206,7 +206,7 @@ class Cell:
         return [w - self.mu * m - scale * s for w, m, s in parts]
 
     def turned(self, total: Weights, step: Weights) -> Weights:
-        """The step with its momentum as `Update.direction` turns it, each layer's (W, b) as one matrix."""
+        """The step with its momentum after `Update.direction`, which gets (W, b) of each layer as one matrix."""
         direction, layers = self.update.direction, 2 if self.inner.bias else 1
         if direction is None:
             return total

@@ -1,4 +1,4 @@
-"""Directions of a step: what a mini-batch's gradient sum becomes before the weights move along it (README, 23 to 25).
+"""Directions of a step: changes of a mini-batch's gradient sum before it is applied to the weights (README, 23 to 25).
 
 Shapes: R = rows times heads; every layer is one matrix [R, rows, columns] with its bias as the last row.
 """
@@ -43,7 +43,7 @@ class Direction:
     second: ClassVar[bool] = False
 
     def turned(self, total: Layers, step: Layers, moment: Layers) -> tuple[Layers, Layers]:
-        """(what the weights move by, the next second moment).
+        """(the change of the weights, the next second moment).
 
         total: the step with its momentum. step: of this mini-batch alone. moment: the second moment, () without one.
         """

@@ -1,7 +1,7 @@
 """One token without a graph, for a host that knows the phases: what `token.one_token` gives, in a third of the calls.
 
-A token is so little arithmetic that a step takes as long as its calls. So there is no call that the step can do
-without: cells are laid out once, W_i is not formed (equation 8 with one token), tau is a number, the base of the rates
+A token needs so little arithmetic that the calls of operators take most of the time. So the step has as few calls as
+possible: cells are laid out once, W_i is not formed (equation 8 with one token), tau is a number, the base of the rates
 goes into a product, and what belongs to the end of a mini-batch is left to it. A mini-batch that begins here is kept as
 factors (`factors.py`), one that an earlier call has summed continues with its sum.
 """

@@ -67,8 +67,8 @@ def token_causal(
 
 
 def _pack(call: Call, cut: Uniform | Ragged, tau: Tensor) -> tuple[Packed, Tensor, Tensor | None]:
-    """The call's tokens as blocks, what they are to be mapped to (v - k) [S, K, D], and NaN if a token is not
-    finite, else 0 [S, K, 1] (None if all are), which is then taken out."""
+    """(the call's tokens as blocks, their targets v - k [S, K, D], poison). poison: [S, K, 1], NaN for tokens that are
+    not finite, else 0; None if all are finite. The blocks have zeros in place of such tokens."""
     keys, eta = cut.pack_with_one(call.k), cut.pack(call.eta)
     target = cut.pack(call.v) - keys[..., :-1]
     poison = None

@@ -72,7 +72,7 @@ class Update(NamedTuple):
         return self.direction is not None and self.direction.second
 
     def carried(self, flat: Tensor, split: Callable[[Tensor], Weights]) -> tuple[Weights, Weights]:
-        """The momentum and the second moment, layer by layer, in a state's `momentum`; () for one that there is not.
+        """The momentum and the second moment in a state's `momentum`, layer by layer; () for an absent one.
         split: [..., P] to layers."""
         if not self.has_moment:
             return split(flat) if self.has_momentum else (), ()
@@ -86,7 +86,7 @@ class Update(NamedTuple):
 
     @property
     def has_margin(self) -> bool:
-        """Whether small errors are left alone."""
+        """Whether tokens with a small error change no weight."""
         return isinstance(self.margin, Tensor) or self.margin != 0.0
 
     def rule(self, start: Weights) -> Rule:

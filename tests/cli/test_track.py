@@ -74,6 +74,7 @@ def test_objects_keep_the_numbers_and_colours_of_their_mask(work: Path, capsys: 
     summary = json.loads((out / "summary.json").read_text())
     assert summary["objects"] == [2, 7]
     assert (summary["frames"], summary["size"], summary["interrupted"]) == (FRAMES, 32, False)
+    assert summary["crop"] is None
     assert "2 objects" in capsys.readouterr().out
 
 

@@ -20,7 +20,7 @@ from tttstream.views.writer import VideoWriter
 
 
 class MaskFolder(OutputFile):
-    """Images of masks in a folder that appears when it is complete and replaces a folder with its name.
+    """Writes masks as images into a folder. The folder appears when it is complete and replaces an earlier one.
 
     PNG, or TIFF if a number has more than 16 bits. numbers: of all objects. colours: of the numbers, [256, 3].
     """

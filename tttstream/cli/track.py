@@ -113,6 +113,7 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
             "masks": {str(frame): str(path) for frame, path in files},
             "boxes": [[frame, *box] for frame, box in boxes],
             "objects": given.numbers,
+            "crop": stream.crop,
         }
         summary = recorded(spec, source, stream, step, recorder, window, interrupt, args, more)
     latency = summary["latency_ms"]

@@ -15,7 +15,7 @@ from tttstream.memory.positions import age, latest
 
 
 class Task(nn.Module):
-    """Turns the training view of tokens into what the inner model gets; it learns to map that to the label view.
+    """Makes the input of the inner model from the training view. The inner model learns to map it to the label view.
 
     Called as (k [B, T, H, D], place [B, T] of every token in its mini-batch, kept [B, self.kept, H * D], reset,
     lengths) -> (keys [B, T, H, D], whether a token is learned [B, T] or None for all, the next kept).
@@ -128,7 +128,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def make_task(task: str | Callable[..., Task], tokens: int, heads: int, width: int, unit: int) -> Task:
-    """The task of that name, or what the function given in its place returns."""
+    """The task with this name, or the result of the function that is given in place of a name."""
     if isinstance(task, str):
         if task not in TASKS:
             raise ConfigError(f"TTTLayer: there is no inner task {task!r}: expected one of {', '.join(TASKS)}")

@@ -32,7 +32,7 @@ class SavedModel(nn.Module):
     config: Any
 
     def description(self) -> dict[str, Any]:
-        """The entries of config.json except the format (JSON-able)."""
+        """The entries of config.json without the format, as values for JSON."""
         return dataclasses.asdict(self.config)
 
     @classmethod

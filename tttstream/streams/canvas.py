@@ -55,7 +55,7 @@ class Canvas:
         self._sure[objects] = output.fit[0, 0].sigmoid().float().numpy()
 
     def done(self, fits: bool) -> tuple[Labels, NDArray[np.float32]]:
-        """Labels and confidences. fits: an object without a pixel has none, whatever the model says."""
+        """(labels, confidences). fits: set the confidence of objects without a pixel to 0."""
         if not fits:
             return self._labels, self._sure
         there = np.bincount(self._labels.ravel(), minlength=len(self._sure) + 1)[1:] > 0

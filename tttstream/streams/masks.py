@@ -48,12 +48,12 @@ class MaskResult:
 class MaskStream(Session):
     """A mask model that follows objects through one stream.
 
-    model: a TargetModel or MixtureModel. objects: how many it can follow at the same time. size: short side in pixels
-    at which it looks at the frames, the model's own unless given. crop: process only windows around the objects (see
+    model: a TargetModel or MixtureModel. objects: how many it can follow at the same time. size: short side of the
+    resized frames in pixels, by default the model's. crop: process only windows around the objects (see
     `tttstream.streams.windows`), with about as many pixels as a square of this side has, and never finer than `size`;
     a TargetModel only. learn: whether the memory learns from the masks it predicts. numbers: what the objects
     1, 2 … are called in the files of their masks; kept for who writes files, and with a saved stream.
-    windows: how many parts of the last frame were looked at.
+    windows: the number of windows in the last frame.
 
     >>> stream = MaskStream(tttstream.models.load("track"))
     >>> result = stream.push(first_frame, mask=first_mask)

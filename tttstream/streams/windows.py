@@ -1,4 +1,4 @@
-"""Windows: the parts of a frame that are looked at, around objects, with a bounded number of pixels."""
+"""Windows: parts of a frame around objects, the inputs of the model, with a bounded number of pixels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Box(NamedTuple):
 
     @property
     def area(self) -> float:
-        """In pixels."""
+        """The area in pixels."""
         return (self.bottom - self.top) * (self.right - self.left)
 
     def union(self, other: Box) -> Box:
@@ -41,13 +41,13 @@ class Box(NamedTuple):
         return Box(*map(min, self[:2], other[:2]), *map(max, self[2:], other[2:]))
 
     def wider(self, by: float, height: int, width: int) -> Box:
-        """With so many pixels more on each side, inside a frame of this size."""
+        """This box plus a margin of `by` pixels, clipped to a frame of this size."""
         return Box(
             max(self.top - by, 0), max(self.left - by, 0), min(self.bottom + by, height), min(self.right + by, width)
         )
 
     def filled(self, area: float, height: int, width: int) -> Box:
-        """Wider on all sides alike, to about this area, inside a frame of this size."""
+        """This box, enlarged equally on all sides to about this area, inside a frame of this size."""
         box = self
         for _ in range(3):  # where a side of the frame is met, the other sides go further
             high, wide = box.bottom - box.top, box.right - box.left
@@ -58,8 +58,8 @@ class Box(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A part of a frame in its pixels, the last two edges exclusive; the sides of the picture that the model sees of
-    it; and the objects that are looked for in it, from 0 on."""
+    """A part of a frame. top, left, bottom, right: in pixels of the frame, the last two exclusive. sides: height and
+    width of the model's input. objects: those to find in it, from 0."""
 
     top: int
     left: int
@@ -70,7 +70,7 @@ class Window(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Rows and columns."""
+        """The slices of rows and columns."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     def view(self, height: int, width: int) -> Tensor:
@@ -80,8 +80,8 @@ class Window(NamedTuple):
 
 
 def usual(model: Propagator[Any], size: int | None, crop: int | None) -> tuple[int | None, int | None]:
-    """The short side of frames and the side of windows on the command line: (size, crop) as given. Without a size a
-    model that takes parts of frames gets windows, those that measured best (docs/results/masks.md)."""
+    """(size, crop) of the command line: the short side of frames, and the side of windows. Without a size, a model that
+    accepts parts of frames gets the best windows of docs/results/masks.md."""
     side = round(CROP * model.config.size)
     if size is not None or not model.VIEWS or (crop is None and side < LEAST):
         return size, crop
@@ -150,7 +150,7 @@ def _side(low: float, high: float, size: int, zoom: float) -> tuple[int, int, in
 
 
 def _together(boxes: Mapping[int, Box]) -> list[tuple[Box, list[int]]]:
-    """Boxes and their objects, joined where a box around two is not larger than both by themselves."""
+    """Boxes with their objects. Two boxes are joined if their union is not larger than the sum of both."""
     found = [(box, [number]) for number, box in boxes.items()]
     pair = _pair(found)
     while pair is not None:

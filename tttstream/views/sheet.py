@@ -16,7 +16,7 @@ LARGE, SMALL = 12, 8  # sizes of letters, the second for long lines
 
 
 def sheet(pictures: NDArray[np.uint8], labels: Sequence[Sequence[str]]) -> Picture:
-    """One picture of pictures [rows, columns, H, W, 3] with their labels, rows of columns; each picture is enlarged by
+    """Tile pictures [rows, columns, H, W, 3] and their labels into one picture; each picture is enlarged by
     a whole factor."""
     rows, columns, height, width = pictures.shape[:4]
     factor = max(1, round(SIDE / width))

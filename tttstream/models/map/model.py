@@ -224,8 +224,8 @@ class MapModel(SavedModel):
         return View(block, said, pictures, drawn(pictures, poses, block, side, size))
 
     def score(self, codes: Tensor, said: MapOutput) -> Tensor:
-        """How much cells with these codes [..., C] differ from what memory says of them [...]: about 1 if nothing has
-        changed, 0 if memory knows nothing.
+        """The difference of cells with these codes [..., C] from their predictions [...]: about 1 without a change, 0
+        for cells that the memory does not know.
 
         With the residual r = codes - `gain` * said.codes and P = `precision`, the score is familiar * (r P r / C) /
         (error + FLOOR). P weighs the directions of the codes by how well memory usually recalls them: a squared

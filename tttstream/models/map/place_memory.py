@@ -175,7 +175,7 @@ class PlaceMemory(nn.Module):
 
 
 def _network(features: int, where: int) -> nn.Module:
-    """From features of a place to its key."""
+    """The network from features of a place to its key."""
     last = nn.Linear(2 * where, where)
     with torch.no_grad():
         last.weight.mul_(KEYS)

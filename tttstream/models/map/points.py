@@ -114,7 +114,7 @@ class CellKeys(nn.Module):
         self.width, self.side = width, side
 
     def forward(self, points: Tensor) -> Tensor:
-        """See the class; in whole numbers of 64 bits, so that every machine finds the same. float32."""
+        """See the class. It computes in whole numbers of 64 bits, so all machines get equal keys. float32."""
         column, row = (points[..., :2] * self.side).floor().long().unbind(-1)
         name = _mixed(_mixed(_mixed(points[..., 2].round().long()) + column) + row)
         words = torch.arange(1, -(-self.width // BITS) + 1, device=points.device)
@@ -124,8 +124,8 @@ class CellKeys(nn.Module):
 
 
 def _mixed(numbers: Tensor) -> Tensor:
-    """Whole numbers of 64 bits, mixed so that each bit depends on all: the finaliser of SplitMix64 (Steele et al.,
-    2014). Products overflow, as they are meant to."""
+    """The finaliser of SplitMix64 (Steele et al., 2014) on whole numbers of 64 bits: each bit of the result depends on
+    all bits. Products overflow on purpose."""
     for shift, factor in zip(SHIFTS, FACTORS, strict=True):
         numbers = (numbers ^ _right(numbers, shift)) * factor
     return numbers ^ _right(numbers, 31)

@@ -47,9 +47,8 @@ def drawn(keys: Tensor, chosen: Tensor, room: int, turn: Tensor | None = None) -
 
 
 def alike(keys: Tensor, kept: Tensor, inside: int, warmth: Tensor, at: Tensor | None, reach: float) -> list[Tensor]:
-    """The best likeness [B, O, N] of tokens [B, N, D] to the kept keys [B, O, K, D + 3] of each object, which are the
-    first `inside` of them, and to those around it. at: places of the tokens [B, N, 2], so that what lies far counts
-    less."""
+    """The largest similarity [B, O, N] of tokens [B, N, D] to the stored keys [B, O, K, D + 3] of each object (the
+    first `inside` of them), and to the keys around it. at: places of the tokens [B, N, 2]; distant keys count less."""
     width = keys.shape[2]
     bias = torch.where(kept[..., width + 2] > 0, 0.0, 10 * NOWHERE)
     known, queries = kept[..., :width], (warmth * keys)[:, None]

@@ -39,7 +39,7 @@ class ObjectState(State):
         return self.seen.shape[1]
 
     def of(self: S, objects: Sequence[int]) -> S:
-        """The state of some objects alone, of a model that keeps them apart (VIEWS)."""
+        """The state of some of the objects. For models with VIEWS, which have a separate state for each object."""
         if len(objects) == self.objects:
             return self
         return self.map(lambda x: x[:, list(objects)])
@@ -56,7 +56,7 @@ class ObjectState(State):
 
 
 class MaskOutput(NamedTuple):
-    """What a model says of every frame.
+    """The output of a model for every frame.
 
     logits: [B, T, 1 + O, H, W], softmax over the third axis gives the share of background and of each object.
     guess: [B, T, O, h, w] log-odds of the tokens from the memory's answers alone. fit: [B, T, O] log-odds of how well
@@ -90,7 +90,7 @@ class Propagator(SavedModel, ABC, Generic[S]):
 
     @abstractmethod
     def encoded(self, frames: Tensor, offset: Tensor | None = None, view: Tensor | None = None) -> Any:
-        """What the model sees of frames [n, 3, H, W] in 0..1, a NamedTuple of tensors [n, …]; offset: [n, 2], view:
+        """The encoded frames [n, 3, H, W] in 0..1, a NamedTuple of tensors [n, …]; offset: [n, 2], view:
         [n, 4], see `forward`."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Converts messages of images to pictures: sensor_msgs/msg/Image with its rows and byte orders, CompressedImage."""
+"""Decodes ROS image messages to RGB arrays: sensor_msgs/msg/Image and sensor_msgs/msg/CompressedImage."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
     @staticmethod
     def woven(parts: Sequence[Batch]) -> Batch:
-        """The interleaved rows of W batches: row b is from batch b mod W."""
+        """Interleave the rows of W batches: row b comes from batch b mod W."""
 
         def weave(items: Sequence[Tensor]) -> Tensor:
             whole = items[0].new_empty(sum(map(len, items)), *items[0].shape[1:])

@@ -166,7 +166,7 @@ class EpisodeClip(RecordingClip):
 
 
 class _RecordingReader(Reader):
-    """Frames by their numbers in the recording; the next frame replaces one that cannot be read or has no pose."""
+    """Reads frames by number. A frame that cannot be read or has no pose is replaced by the next one."""
 
     def __init__(self, clip: RecordingClip, frames: int) -> None:
         self._clip, self.frames = clip, frames

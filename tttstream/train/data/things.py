@@ -129,7 +129,7 @@ def view(rng: np.random.Generator, of: Pool, things: dict[int, Sprite]) -> View:
 
 
 def _paint(rng: np.random.Generator, canvas: Floats, sprite: Sprite, quarter: int) -> Floats:
-    """Draw a thing into a quarter of the picture, in place. Returns its opacity."""
+    """Draw an object into one quarter of the picture, in place. Returns the opacity mask of the object."""
     middle = np.array(sprite.alpha.shape[::-1], np.float32) / 2
     scale = SIZE * np.exp(rng.uniform(np.log(0.22), np.log(0.6))) / max(sprite.alpha.shape)
     turn, stretch = rng.normal(0, 0.25), np.exp(rng.normal(0, 0.12))

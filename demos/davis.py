@@ -1,6 +1,6 @@
 """J and F of mask propagation on a DAVIS tree, compared with a repeated first mask, matching, and a frozen memory.
 
-    python demos/davis.py DAVIS --model mask
+    python demos/davis.py DAVIS
 
 Reads DAVIS/JPEGImages/480p/SEQUENCE/*.jpg and DAVIS/Annotations/480p/SEQUENCE/*.png. The methods read only the first
 annotation of a sequence. Several objects of a mask are followed together, and each has its own score; void pixels are
@@ -26,6 +26,7 @@ from tttstream import models
 from tttstream.evaluation.davis import evaluate
 from tttstream.evaluation.mask_baselines import METHODS, follow
 from tttstream.io.mask_files import VOID, Labels, compact
+from tttstream.streams.windows import usual
 from tttstream.train.data import ImagesClip, PyAV
 from tttstream.train.data.clips import Clip
 from tttstream.train.data.objects import SIZE, MovingObjects
@@ -61,10 +62,10 @@ def generated(count: int, videos: list[str] | None) -> Iterator[Sequence]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, nargs="?", metavar="DAVIS")
-    parser.add_argument("--model", default="mask", help="a mask model by name or from its folder")
+    parser.add_argument("--model", default="track", help="a mask model by name or from its folder")
     parser.add_argument("--sequences", nargs="*", help="only these")
-    parser.add_argument("--size", type=int, help="short side in pixels; by default that of the model")
-    parser.add_argument("--crop", type=int, help="look only around the objects, at as many pixels as this square has")
+    parser.add_argument("--size", type=int, help="short side in pixels; without --crop: of whole frames")
+    parser.add_argument("--crop", type=int, help="side of the windows; both by default as in `tttstream track`")
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--generated", type=int, metavar="COUNT", help="so many generated sequences")
     parser.add_argument("--videos", nargs="*", help="folders of videos, or videos, that these are made of")
@@ -73,6 +74,7 @@ def main() -> None:
         parser.error("expected either a DAVIS tree or --generated COUNT")
     torch.set_num_threads(1)
     model = models.load(args.model)
+    size, crop = usual(model, args.size, args.crop)
     if args.generated is None:
         sequences = davis(args.root, args.sequences)
     else:
@@ -85,7 +87,7 @@ def main() -> None:
         voids = [truth == VOID for truth in truths]
         for method in args.methods:
             began = time.thread_time()
-            found = follow(method, model, images, first, args.size, args.crop)
+            found = follow(method, model, images, first, size, crop)
             fps = len(images) / (time.thread_time() - began)
             scores = []
             for place, number in enumerate(numbers, start=1):

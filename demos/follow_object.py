@@ -57,7 +57,7 @@ def main() -> int:
 
 def follow(frames: Iterator[Frame], args: argparse.Namespace) -> None:
     """Follow what is in the box through all frames."""
-    stream, overlay, window = MaskStream(models.load("mask")), MaskOverlay(palette()), None
+    stream, overlay, window = MaskStream(models.load("track"), size=480, crop=224), MaskOverlay(palette()), None
     writer = None if args.out is None else VideoWriter(args.out)
     if args.show:
         from tttstream.views.window import Viewer

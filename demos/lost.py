@@ -24,6 +24,7 @@ from tttstream import MaskStream, models
 from tttstream.evaluation.davis import region_similarity
 from tttstream.evaluation.detection import auroc
 from tttstream.io.mask_files import compact
+from tttstream.streams.windows import usual
 from tttstream.train.data.objects import MovingObjects
 
 GAP, AROUND = 12, 5  # frames: of the other sequence; before it and after it that are looked at
@@ -65,18 +66,19 @@ def main() -> None:
     parser.add_argument("--videos", nargs="*", help="folders of videos, or videos")
     parser.add_argument("--sequences", nargs="*", help="only these of DAVIS")
     parser.add_argument("--model", default="track", help="a mask model by name or from its folder")
-    parser.add_argument("--size", type=int, help="short side in pixels; the model's own unless given")
-    parser.add_argument("--crop", type=int, help="look only around the objects, at as many pixels as this square has")
+    parser.add_argument("--size", type=int, help="short side in pixels; without --crop: of whole frames")
+    parser.add_argument("--crop", type=int, help="side of the windows; both by default as in `tttstream track`")
     args = parser.parse_args()
     if (args.davis is None) == (args.generated is None):
         parser.error("expected either --davis DAVIS or --generated COUNT")
     torch.set_num_threads(1)
     model = models.load(args.model)
+    size, crop = usual(model, args.size, args.crop)
     every: list[Rows] = []
     source = cut_up(args.davis, args.sequences) if args.davis else generated(args.generated, args.videos)
     for _, images, truths in source:
         objects = len(compact(truths[0])[1])
-        every += followed(MaskStream(model, objects=objects, size=args.size, crop=args.crop), images, truths)
+        every += followed(MaskStream(model, objects=objects, size=size, crop=crop), images, truths)
     overlap, sure, there = np.concatenate(every).T
     bad, away = overlap < 0.5, there == 0
     print(f"{len(overlap)} frames of {len(every)} objects, {away.sum()} of them out of sight, {bad.sum()} with J < 0.5")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tttstream.evaluation.mask_baselines import METHODS, follow
-from tttstream.masks import MaskStream, MixtureModel
+from tttstream.masks import MaskStream, MixtureModel, TargetModel
 
 Make = Callable[..., MixtureModel]
 Clip = Callable[..., tuple[Tensor, Tensor]]
@@ -35,3 +35,17 @@ def test_masks_come_at_the_size_of_the_images(
         stream = MaskStream(model, objects=2, learn=method == "model")
         again = [stream.push(image, first if t == 0 else None).mask for t, image in enumerate(images)]
         assert all(np.array_equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+def test_matching_has_the_windows_of_the_model(make_target_model: Callable[..., TargetModel]) -> None:
+    model, ground = make_target_model(torch.float32), np.random.default_rng(0).integers(0, 255, (160, 192, 3), np.uint8)
+    first = np.zeros((160, 192), np.uint8)
+    first[20:50, 20:50] = 1
+    images = [np.roll(ground, t, 1) for t in range(3)]
+    for method, memories in (("first", ("given",)), ("matching", ("given", "last"))):
+        stream = MaskStream(model.only(*memories), size=160, crop=96)
+        alone = [stream.push(image, first if t == 0 else None).mask for t, image in enumerate(images)]
+        found = follow(method, model, images, first, 160, 96)
+        assert all(np.array_equal(one, other) for one, other in zip(found, alone, strict=True))
+        whole = follow(method, model, images, first, 160)
+        assert any(not np.array_equal(one, other) for one, other in zip(found, whole, strict=True))

@@ -177,6 +177,23 @@ def test_pixels_that_are_not_finite_change_nothing(
     with pytest.raises(FrameError, match=r"lie in 0\.\.1"):
         stream.push(np.full((64, 97, 3), 200.0, np.float32))
     assert torch.equal(pack(stream.state), before)
+    with torch.no_grad():
+        next(stream.model.encoder.parameters()).fill_(float("nan"))
+    for mask in (None, video[1]):  # a mask for every object: none is looked for, but all are learned
+        with pytest.raises(FrameError, match="not finite"):
+            stream.push(video[0][1], mask)
+    assert torch.equal(pack(stream.state), before)
+
+
+def test_an_object_may_be_forgotten(make_mask_model: Make, video: tuple[list[np.ndarray], np.ndarray]) -> None:
+    frames, labels = video
+    stream = MaskStream(make_mask_model(torch.float32), objects=2)
+    stream.push(frames[0], labels)
+    stream.forget(1)
+    assert set(np.unique(stream.push(frames[1]).mask)) <= {0, 2}
+    assert stream.add(frame=frames[2], mask=labels == 1).added == 1
+    with pytest.raises(ConfigError, match="objects 1 to 2, got number 0"):
+        stream.forget(0)
 
 
 @pytest.mark.parametrize("options", [{"objects": 0}, {"objects": 256}, {"size": 8}])

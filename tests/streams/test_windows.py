@@ -129,6 +129,26 @@ def test_objects_that_lie_apart_are_followed_as_if_alone(make_target_model: Make
     assert both.state_bytes == fresh.state_bytes
 
 
+def test_an_object_that_is_forgotten_has_no_window_and_frees_its_place(make_target_model: Make) -> None:
+    model, (frames, labels) = make_target_model(torch.float32), video()
+    stream, other = (MaskStream(model, objects=2, size=HEIGHT, crop=CROP) for _ in range(2))
+    for each in (stream, other):
+        each.push(frames[0], labels[0])
+    assert stream.windows == 2
+    stream.forget(1)
+    result, both = stream.push(frames[1]), other.push(frames[1])
+    assert stream.windows == 1
+    assert not (result.mask == 1).any()
+    assert result.confidence[0] == 0
+    assert np.array_equal(result.mask == 2, both.mask == 2)
+    again = [each.push(frames[2], np.where(labels[2] == 1, 1, 0)) for each in (stream, other)]
+    assert np.array_equal(again[0].mask, again[1].mask)
+    assert torch.equal(pack(stream.state), pack(other.state))
+    assert stream.add(frame=frames[3], mask=labels[3] == 1, number=1).added == 1
+    with pytest.raises(ConfigError, match="objects 1 to 2, got number 3"):
+        stream.forget(3)
+
+
 def test_a_stream_with_windows_goes_on_bit_for_bit_with_objects_added_on_the_way(
     make_target_model: Make, tmp_path: Path
 ) -> None:
@@ -164,8 +184,9 @@ def test_what_cannot_be_used_changes_nothing(
     stream.push(frames[0], labels[0] == 1)
     before, notes = pack(stream.state), stream.notes()
     model.centre.fill_(float("nan"))
-    with pytest.raises(FrameError, match="not finite"):
-        stream.push(frames[1])
+    for mask in (None, labels[1] == 1):  # a mask for every object: none is looked for, but all are learned
+        with pytest.raises(FrameError, match="not finite"):
+            stream.push(frames[1], mask)
     assert torch.equal(pack(stream.state), before)
     assert json.loads(stream.notes()["masks"])["zooms"] == json.loads(notes["masks"])["zooms"]
     with pytest.raises(ConfigError, match="crop is 95, expected a side of at least 96"):
@@ -219,5 +240,7 @@ def test_the_command_takes_it_and_refuses_it_for_a_saved_stream(
     capsys.readouterr()
     assert main([*words, "--load-state", saved, *crop]) == 2
     assert "--crop belongs to a new stream" in capsys.readouterr().err
+    assert main([*words, "--load-state", saved, "--size", str(HEIGHT)]) == 2
+    assert "--size belongs to a new stream" in capsys.readouterr().err
     assert main([*words, *first, "--crop", "20"]) == 2
     assert "crop is 20, expected a side of at least 96" in capsys.readouterr().err

@@ -70,8 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Follow the objects. Returns the exit code."""
     arguments.check_run(args)
-    if args.crop is not None and args.load_state is not None:
-        raise ConfigError("--crop belongs to a new stream: that of --load-state keeps its setting")
+    for name in ("crop", "size"):
+        if getattr(args, name) is not None and args.load_state is not None:
+            raise ConfigError(f"--{name} belongs to a new stream: that of --load-state keeps its setting")
     if args.davis:
         from tttstream.cli import benchmark
 
@@ -152,7 +153,7 @@ def start(
         stream = MaskStream(model, objects=len(given.numbers), size=size, crop=crop)
         stream.numbers = given.numbers
     else:
-        stream = MaskStream(model, size=args.size)
+        stream = MaskStream(model)
         stream.load(args.load_state, source if Saved(args.load_state).source == source.name else None)
         if given is not None and given.numbers != stream.numbers:
             raise ConfigError(

@@ -58,9 +58,11 @@ def follow(
 ) -> list[Labels]:
     """Masks [H, W] of every image [H, W, 3] by one of `METHODS`, from the first one's mask, at the images' own size.
 
-    mask: as `MaskStream.push` takes it, the objects numbered 1, 2 … without gaps (see `labels.compact`). size: short
-    side in pixels at which the model looks, its own unless given. crop: as of MaskStream, for model and frozen.
+    mask: as `MaskStream.push` takes it, the objects numbered 1, 2 … without gaps (see `labels.compact`). size, crop: as
+    of MaskStream; a TargetModel has the same windows in all methods. Other models match in whole frames.
     """
+    if method in MATCHING and isinstance(model, TargetModel):
+        model, method = model.only(*MATCHING[method]), "model"
     stream = MaskStream(model, objects=int(mask.max()), size=size, crop=crop, learn=method != "frozen")
     if method in ("model", "frozen"):
         return [stream.push(image, mask if index == 0 else None).mask for index, image in enumerate(images)]

@@ -15,7 +15,7 @@ class Assistants:
     """Creates companions; a model is loaded when it is first needed."""
 
     _MADE: dict[str, tuple[type[Any], str]] = {  # noqa: RUF012
-        Follower.KIND: (Follower, "mask"),
+        Follower.KIND: (Follower, "track"),
         Teacher.KIND: (Teacher, "teach"),
     }
 

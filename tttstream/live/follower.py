@@ -11,11 +11,12 @@ from tttstream.errors import ConfigError
 from tttstream.frames import Frame
 from tttstream.live.boxes import Box
 from tttstream.live.companion import Companion, in_pixels
-from tttstream.models.masks import MixtureModel
+from tttstream.models.masks import TargetModel
 from tttstream.streams import MaskResult, MaskStream
+from tttstream.streams.windows import usual
 
 MOST = 4  # things at the same time
-SIZE = 96  # short side in pixels of resized frames: a third of the time of the model's default
+CROP = 224  # pixels: the side of windows, the fast setting of docs/masks.md
 LEAST = 1e-4  # share of the picture below which a thing is not in view
 
 
@@ -27,8 +28,9 @@ class Follower(Companion):
 
     KIND = "follow"
 
-    def __init__(self, model: MixtureModel, name: str) -> None:
-        self.stream: MaskStream = MaskStream(model, objects=MOST, size=SIZE)
+    def __init__(self, model: TargetModel, name: str) -> None:
+        size, crop = usual(model, None, CROP)
+        self.stream: MaskStream = MaskStream(model, objects=MOST, size=size, crop=crop)
         self._names: dict[int, str] = {}
         self._found: dict[int, tuple[Box | None, float]] = {}
         self.seen: tuple[Frame, NDArray[np.uint8]] | None = None
@@ -66,6 +68,8 @@ class Follower(Companion):
             self._names.clear()
         elif self._names.pop(number, None) is None:
             raise ConfigError(f"no thing {number!r:.20} is followed")
+        else:
+            self.stream.forget(number)
         if not self._names:
             self.stream.reset()
             self._found, self.seen = {}, None

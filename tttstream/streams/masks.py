@@ -159,6 +159,14 @@ class MaskStream(Session):
             shown = outlines.from_point(frame.pixels(), point)
         return replace(self.push(frame, shown * np.int64(number)), added=number)
 
+    def forget(self, number: int) -> None:
+        """Stop following one object; its place is free for another. Raises ConfigError for a number that the stream
+        does not have."""
+        if not 1 <= number <= self.objects:
+            raise ConfigError(f"forget: the stream follows objects 1 to {self.objects}, got number {number}")
+        self.state = self.state.without(number - 1)
+        self._zooms[number - 1] = 0.0
+
     def reset(self) -> None:
         """See Session."""
         super().reset()
@@ -196,7 +204,7 @@ class MaskStream(Session):
             given = shown.flatten(1).any(1)[None, None]
         state = self.state.of(window.objects)
         output, state = self.model(picture[None, None], state, masks=masks, given=given, view=view, learn=self.learn)
-        if not bool(torch.isfinite(output.logits).all()):
+        if not all(bool(x.isfinite().all()) for x in (output.logits, *state.tensors())):
             raise FrameError(f"frame {frame.index}: the masks are not finite; reset the stream or load its last state")
         return output, state
 

@@ -80,6 +80,12 @@ class MixtureState(ObjectState, _MixtureFields):
 
     __slots__ = ()
 
+    def without(self, number: int) -> MixtureState:
+        """See ObjectState."""
+        says = self.says.clone()
+        says[:, :, number] = 0
+        return super().without(number)._replace(says=says)
+
 
 class MixtureModel(Propagator[MixtureState]):
     """Mask propagation with a mixture of M Gaussians over keys k (of length 1) and masks v as the inner model.

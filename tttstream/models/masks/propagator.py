@@ -44,6 +44,13 @@ class ObjectState(State):
             return self
         return self.map(lambda x: x[:, list(objects)])
 
+    def without(self: S, number: int) -> S:
+        """This state as if one of the objects, from 0, had never been given."""
+        state: Any = self
+        seen = self.seen.clone()
+        seen[:, number] = 0
+        return cast(S, state._replace(seen=seen))
+
     def joined(self: S, parts: Sequence[tuple[Sequence[int], S]]) -> S:
         """This state with new ones of some objects."""
         if len(parts) == 1 and len(parts[0][0]) == self.objects:

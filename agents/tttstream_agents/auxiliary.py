@@ -1,20 +1,23 @@
-"""Auxiliary losses of a policy: rebuild the observation from the features, or predict the next one.
+"""Auxiliary losses of a policy: rebuild the observation from the features, predict the next one, keep the memory.
 
 Letters: T steps, B environments, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tttstream.errors import ConfigError
+from tttstream.memory import Delta, Memory, TTTLayer
 from tttstream_agents.encoder import Choices, Encoder, Part, Picture
-from tttstream_agents.errors import TrainingError
 
-LOSSES = ("rebuild", "predict")
+LOSSES = ("rebuild", "predict", "keep")
 SIDE = 12  # places along each side of the small picture that is rebuilt
 
 
@@ -30,8 +33,6 @@ class Auxiliary(nn.Module):
 
     def __init__(self, name: str, encoder: Encoder, actions: int, dim: int) -> None:
         super().__init__()
-        if name not in LOSSES:
-            raise TrainingError(f"there is no auxiliary loss {name!r}: expected {' or '.join(LOSSES)}")
         self.ahead = name == "predict"
         sizes = [self._size(cast(Part, part)) for part in encoder.parts]
         self.sizes = sizes
@@ -76,3 +77,23 @@ class Auxiliary(nn.Module):
             else:
                 target = module(seen)
         return F.mse_loss(guess, target.to(guess))
+
+
+@contextmanager
+def learning_rates(memories: Sequence[Memory]) -> Iterator[list[Tensor]]:
+    """Inside the context every call of the memories adds its learning rates, [B, T, heads] in 0..1, to the list.
+
+    Their mean is the auxiliary loss "keep": a memory that learns only from the tokens that matter keeps what it has
+    learned. Raises ConfigError if a memory has no learning rates; TTT layers and delta rules have them.
+    """
+    rates: list[Tensor] = []
+    with ExitStack() as stack:
+        for memory in memories:
+            if not isinstance(memory, TTTLayer | Delta):
+                raise ConfigError(
+                    "the auxiliary loss 'keep' needs a memory with learning rates (ttt_linear, ttt_mlp, ttt, delta, "
+                    f"gated_delta), {type(memory).__name__} has none"
+                )
+            hook = memory.rate.register_forward_hook(lambda _module, _args, out: rates.append(out.sigmoid()))
+            stack.callback(hook.remove)
+        yield rates

@@ -5,19 +5,30 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tttstream.cli.main import guarded
 from tttstream.cli.numbers import whole
 from tttstream_agents import __version__
-from tttstream_agents.config import Config, build, read
+from tttstream_agents.config import Config, build, near, read
 from tttstream_agents.errors import TrainingError
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a mistake in the arguments in one line."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; an unknown option of `train` is named with the option that it probably means."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            hint = near(option.removeprefix("--")).replace("mean ", "mean --").replace("_", "-")
+            self.error(f"unknown argument {option}{hint if found.run is _train else ''}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"tttstream-agents: error: {message} (see `{self.prog} --help`)\n")
@@ -33,37 +44,43 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, help="folder for checkpoint, metrics and summary")
     train.add_argument("--config", help="a YAML file, or a preset by name: quick, popgym, minigrid, atari ...")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
-    train.add_argument("--minutes", type=float, default=float("inf"), help="stop then, with a checkpoint")
-    train.add_argument("--quiet", action="store_true", help="no bar and no lines")
+    train.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time, with a checkpoint")
+    train.add_argument("--quiet", action="store_true", help="print no progress")
     train.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard files")
-    group = train.add_argument_group("hyper-parameters (over those of --config)")
+    group = train.add_argument_group("hyper-parameters (they override those of --config)")
     for field in dataclasses.fields(Config):
         _add(group, field)
     train.set_defaults(run=_train)
 
     for name, function, words in (
         ("eval", _eval, "play whole episodes and print the returns"),
-        ("play", _play, "watch an agent, in a window or as a video, with its memory's surprise"),
+        ("play", _play, "show an agent and the surprise of its memory, in a window or as a video"),
     ):
         parser_of = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
         parser_of.add_argument("run_folder", metavar="DIR", help="the folder that `train --out` wrote")
-        parser_of.add_argument("--env", help="another environment of the same spaces, e.g. a longer one")
-        parser_of.add_argument("--seed", type=natural, default=1, help="of the episodes and of the draws (1)")
-        parser_of.add_argument("--deterministic", action="store_true", help="take the likeliest action, draw none")
+        parser_of.add_argument("--env", help="another environment with the same spaces, for example a longer one")
+        parser_of.add_argument("--seed", type=natural, default=1, help="seed of episodes and actions (1)")
+        parser_of.add_argument(
+            "--deterministic", action="store_true", help="take the most probable action instead of a random one"
+        )
         episodes = 100 if name == "eval" else 3
-        parser_of.add_argument("--episodes", type=whole, default=episodes, help=f"whole episodes to play ({episodes})")
+        parser_of.add_argument(
+            "--episodes", type=whole, default=episodes, help=f"number of whole episodes ({episodes})"
+        )
         parser_of.set_defaults(run=function)
         if name == "eval":
-            parser_of.add_argument("--n-envs", type=whole, default=8, help="environments side by side (8)")
-            parser_of.add_argument("--max-steps", type=whole, default=10_000, help="cut episodes off there (10000)")
-            parser_of.add_argument("--out", help="also write the result there, as JSON")
+            parser_of.add_argument("--n-envs", type=whole, default=8, help="environments in parallel (8)")
+            parser_of.add_argument(
+                "--max-steps", type=whole, default=10_000, help="truncate episodes after this many steps (10000)"
+            )
+            parser_of.add_argument("--out", help="also write the result to this file, as JSON")
         else:
-            parser_of.add_argument("--out", help="write this MP4; without it a window opens")
-            parser_of.add_argument("--max-steps", type=whole, default=3000, help="stop after so many steps (3000)")
+            parser_of.add_argument("--out", help="MP4 file to write; without it a window opens")
+            parser_of.add_argument("--max-steps", type=whole, default=3000, help="stop after this many steps (3000)")
             parser_of.add_argument("--size", type=whole, default=480, help="width of the picture in pixels (480)")
     probe = commands.add_parser(
         "probe", help="test in minutes, by supervised learning, whether memories can hold what a task needs",
-        description="Train memories to say the right answer under random play, and print a table of their scores.",
+        description="Play at random, train memories to name the right action, and print a table of their scores.",
     )  # fmt: skip
     probe.add_argument("env", metavar="ENV", help="gymnasium id of the environment")
     probe.add_argument("--target", default="answer", help="answer (the right action), first, count or back:K (answer)")
@@ -72,20 +89,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="memories to compare, with options as NAME:key=value,key=value (ttt_linear ttt_mlp gru mlp)",
     )  # fmt: skip
     for name, default, text in (
-        ("seeds", 1, "seeds of weights and batches"), ("steps", 128, "steps of a sequence"),
-        ("sequences", 512, "sequences to learn from"), ("updates", 400, "gradient steps for each memory and seed"),
+        ("seeds", 1, "number of seeds of weights and batches"), ("steps", 128, "steps of a sequence"),
+        ("sequences", 512, "sequences to train on"), ("updates", 400, "gradient steps for each memory and seed"),
         ("batch", 16, "sequences in a gradient step"), ("dim", 64, "width"), ("heads", 2, "heads of a memory"),
         ("period", 1024, "longest period of the position in the episode"),
     ):  # fmt: skip
         probe.add_argument(f"--{name}", type=whole, default=default, help=f"{text} ({default})")
-    probe.add_argument("--gate", action="store_true", help="a gate around each memory, see `train --help`")
-    probe.add_argument("--no-positions", action="store_true", help="hide the steps since the episode began")
-    probe.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (0.003)")
+    probe.add_argument("--gate", action="store_true", help="a gate around each memory, as in `train`")
+    probe.add_argument(
+        "--no-positions", action="store_true", help="do not show the number of steps since the start of the episode"
+    )
+    probe.add_argument("--lr", type=float, default=3e-3, help="largest learning rate (0.003)")
     probe.add_argument("--env-args", nargs="+", action=_Arguments, default={}, metavar="KEY=VALUE",
                        help="arguments of the environment")  # fmt: skip
     probe.add_argument("--wrappers", type=_list, default=[], metavar="JSON", help="wrappers of the environment")
-    probe.add_argument("--out", help="also write the scores there, as JSON")
-    probe.add_argument("--quiet", action="store_true", help="no bar")
+    probe.add_argument("--out", help="also write the scores to this file, as JSON")
+    probe.add_argument("--quiet", action="store_true", help="print no progress")
     probe.set_defaults(run=_probe)
 
     export = commands.add_parser(
@@ -94,13 +113,13 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     export.add_argument("run_folder", metavar="DIR", help="the folder that `train --out` wrote")
     export.add_argument("--out", required=True, help="folder for policy.pt2, policy.onnx and policy.json")
-    export.add_argument("--action-mask", action="store_true", help="take a mask of legal actions as the last input")
+    export.add_argument("--action-mask", action="store_true", help="add a mask of legal actions as the last input")
     export.set_defaults(run=_export)
     return parser
 
 
 def _add(group: Any, field: dataclasses.Field[Any]) -> None:
-    """The option of one hyper-parameter; absent unless given."""
+    """Add the option of one hyper-parameter. It has no value unless it is given."""
     default = field.default_factory() if callable(field.default_factory) else field.default
     text = f"{field.metadata['help']} ({default})".replace("%", "%%")
     kind: Any = type(default)
@@ -118,7 +137,7 @@ def _add(group: Any, field: dataclasses.Field[Any]) -> None:
 
 
 def natural(text: str) -> int:
-    """A number from 0 that fits a seed."""
+    """A seed: a whole number from 0 to 2^63 - 1."""
     value = whole(text)
     if not 0 <= value < 2**63:
         raise ValueError(text)
@@ -135,7 +154,7 @@ def _json(text: str) -> dict[str, Any]:
     return value
 
 
-_json.__name__ = "JSON object"  # argparse names it when the text is none
+_json.__name__ = "JSON object"  # for argparse's messages
 
 
 def _list(text: str) -> list[Any]:
@@ -149,7 +168,7 @@ _list.__name__ = "JSON list"
 
 
 class _Arguments(argparse.Action):
-    """key=value words, their values in YAML, or one JSON object, as a dictionary; further ones are added."""
+    """Words key=value with values in YAML, or a JSON object, as a dictionary. Repeated options are merged."""
 
     def __call__(self, parser: Any, namespace: Any, words: Any, option_string: str | None = None) -> None:
         """See argparse.Action."""
@@ -208,19 +227,19 @@ def _eval(args: argparse.Namespace) -> int:
     if args.max_steps < 1:
         raise TrainingError(f"--max-steps must be at least 1, got {args.max_steps}")
     torch.manual_seed(args.seed)
-    make(env_id, None, config.env_args, config.wrappers).close()  # a mistake shows before the vector is made
     count = max(1, min(args.n_envs, args.episodes))
-    envs = vector(
-        lambda: TimeLimit(make(env_id, None, config.env_args, config.wrappers), args.max_steps),
-        count,
-        args.seed,
-        unseen=True,
-    )
-    try:
-        policy = load_policy(folder, envs)
-        result = evaluate(policy, envs, args.episodes, args.deterministic, True, config.action_masks)
-    finally:
-        close(envs)
+
+    def maker() -> Any:
+        return make(env_id, None, config.env_args, config.wrappers)
+
+    with redirect_stdout(sys.stderr):  # some environments print; the result has to be the only output
+        maker().close()  # so that a mistake appears before the vector is made
+        envs = vector(lambda: TimeLimit(maker(), args.max_steps), count, args.seed, unseen=True)
+        try:
+            policy = load_policy(folder, envs)
+            result = evaluate(policy, envs, args.episodes, args.deterministic, True, config.action_masks)
+        finally:
+            close(envs)
     values = {
         "env": env_id, "episodes": len(result.returns), "return": float(result.returns.mean()),
         "deviation": float(result.returns.std()), "length": float(result.lengths.mean()),

@@ -52,7 +52,7 @@ class Logs:
                     file.write(",".join(_text(number) for number in row.values()) + "\n")
         with saving(self.path):
             self._file = open(self.path, "a" if kept else "w", encoding="utf-8")  # noqa: SIM115
-        self._head = bool(kept)
+        self._names = list(kept[0]) if kept else []
         self._board: Any = None
         if tensorboard and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -65,10 +65,10 @@ class Logs:
     def write(self, row: Row) -> None:
         """Log one update."""
         with saving(self.path):
-            if not self._head:
+            if not self._names:
+                self._names = list(row)
                 self._file.write(",".join(row) + "\n")
-                self._head = True
-            self._file.write(",".join(_text(number) for number in row.values()) + "\n")
+            self._file.write(",".join(_text(row.get(name, math.nan)) for name in self._names) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, number in row.items():

@@ -18,9 +18,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tttstream.errors import StateError
+from tttstream.errors import ConfigError, StateError
 from tttstream_agents import heads as action_heads
-from tttstream_agents.auxiliary import Auxiliary
+from tttstream_agents.auxiliary import LOSSES, Auxiliary, learning_rates
 from tttstream_agents.encoder import Encoder, pick
 from tttstream_agents.errors import ObservationError
 from tttstream_agents.trunk import Played, PolicyState, Trunk
@@ -44,7 +44,7 @@ class MemoryPolicy(Trunk):
     normalise: scale the numbers of a Box by their running mean and deviation. These are part of the weights, and change
         only in `observe`, which training calls after each update: in between, acting and evaluating agree.
     gate: a gate that starts near the identity around each memory (GTrXL), in place of a sum.
-    auxiliary: losses for `learn_from`, rebuild and predict; see `tttstream_agents.auxiliary`.
+    auxiliary: losses for `learn_from`: rebuild, predict, keep; see `tttstream_agents.auxiliary`.
 
     It holds parameters only. Its state is an argument and a result of every call: a `State` of tttstream, rows first,
     all zeros where an episode begins.
@@ -85,12 +85,21 @@ class MemoryPolicy(Trunk):
             nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, outputs))
             for outputs in (self.action.outputs, 1)
         )
-        self.encoded = Played(action_space)
-        width = self.encoded.width
-        self.auxiliary = nn.ModuleDict({name: Auxiliary(name, self.encoder, width, dim) for name in auxiliary})
+        if set(auxiliary) - set(LOSSES):
+            raise ConfigError(f"expected auxiliary losses of {', '.join(LOSSES)}, got {', '.join(auxiliary)}")
+        self.encoded, self.keep = Played(action_space), "keep" in auxiliary
+        with learning_rates(self.memories if self.keep else []):  # a memory without them is refused here
+            self.auxiliary = nn.ModuleDict(
+                {name: Auxiliary(name, encoder, self.encoded.width, dim) for name in auxiliary if name != "keep"}
+            )
         with torch.no_grad():
             for parameter in self.actor[-1].parameters():  # every action equally likely at first
                 parameter.mul_(0.01)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The names of the auxiliary losses."""
+        return (*self.auxiliary, *["keep"] * self.keep)
 
     @torch.no_grad()
     def act(
@@ -163,15 +172,16 @@ class MemoryPolicy(Trunk):
         if fault:
             raise ObservationError(f"the actions hold {fault}: expected {self.action_space}")
         mask = self.legal(obs, (steps, batch), action_mask)
-        x, state = self.remember(self.encoder(parts), state, starts, rewards, actions)
+        with learning_rates(self.memories if self.keep else []) as rates:
+            x, state = self.remember(self.encoder(parts), state, starts, rewards, actions)
         outputs, value = self.actor(x), self.critic(x).squeeze(-1)
         log_prob, entropy = self.action.log_prob(outputs, actions, mask), self.action.entropy(outputs, mask)
         losses: dict[str, Tensor] = {}
-        if len(self.auxiliary):
-            counts = torch.ones_like(starts) if valid is None else valid
-            done = self.encoded(actions).to(x)
-            for name, module in self.auxiliary.items():
-                losses[name] = module(self.encoder, parts, x, done, starts, counts)
+        counts = torch.ones_like(starts) if valid is None else valid
+        for name, module in self.auxiliary.items():
+            losses[name] = module(self.encoder, parts, x, self.encoded(actions).to(x), starts, counts)
+        if self.keep:
+            losses["keep"] = torch.cat([one[counts.T] for one in rates]).mean() if bool(counts.any()) else x.sum() * 0.0
         return log_prob, entropy, value, state, losses
 
     def legal(self, obs: Any, shape: tuple[int, ...], action_mask: Any = None) -> Tensor | None:

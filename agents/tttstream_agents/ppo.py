@@ -31,8 +31,11 @@ from tttstream_agents.vectors import Overwritten, action_mask, final_obs, keep_l
 MEASURED = ("policy_loss", "value_loss", "entropy", "grad_norm", "kl", "clipped", "first_ratio")
 """Measurements of `learn`; kl is an estimate (ratio - 1 - log ratio), clipped a share, first_ratio 0 but for
 rounding."""
-NOTHING = dict.fromkeys(MEASURED, math.nan)
-"""The measurements of an update that learned nothing."""
+
+
+def nothing(policy: MemoryPolicy) -> dict[str, float]:
+    """The measurements of an update that learned nothing."""
+    return dict.fromkeys((*MEASURED, *policy.losses), math.nan)
 
 
 class Step(NamedTuple):
@@ -286,10 +289,10 @@ def refresh(policy: MemoryPolicy, rollout: Rollout, batch: int) -> PolicyState:
 
 
 def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollout, config: Config) -> dict[str, float]:
-    """Some epochs over a rollout. Returns the mean of each measurement in `MEASURED`."""
+    """Some epochs over a rollout. Returns the mean of each measurement in `MEASURED` and of each auxiliary loss."""
     segments = rollout.starts.shape[1]
     states, count = rollout.states, 0
-    sums = dict.fromkeys(MEASURED, 0.0)
+    sums = dict.fromkeys((*MEASURED, *policy.losses), 0.0)
     for epoch in range(config.epochs):
         if config.recompute and epoch:
             states = refresh(policy, rollout, config.n_envs)
@@ -329,11 +332,11 @@ def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollo
                     ((ratio - 1).abs() > config.clip).float().mean(),
                     (ratio - 1).abs().max() if count == 0 else torch.zeros(()),
                 )  # fmt: skip
-            for name, number in zip(MEASURED, measured, strict=True):
+            for name, number in {**dict(zip(MEASURED, measured, strict=True)), **extra}.items():
                 sums[name] += float(number.detach())
             count += 1
         if config.target_kl and sums["kl"] > config.target_kl * count:
             break
     if not count:
-        return NOTHING
+        return nothing(policy)
     return {**{name: total / count for name, total in sums.items()}, "first_ratio": sums["first_ratio"]}

@@ -31,7 +31,7 @@ from tttstream_agents.config import Config
 from tttstream_agents.envs import Position, close, make, one_line, tree, vector
 from tttstream_agents.errors import EnvError, ObservationError, TrainingError
 from tttstream_agents.logs import Logs, Row
-from tttstream_agents.ppo import NOTHING, Collector, Player, learn
+from tttstream_agents.ppo import Collector, Player, learn, nothing
 
 __all__ = ["Run", "load_policy", "train"]
 
@@ -75,6 +75,11 @@ class Run:
         except Exception as error:  # an environment is foreign code and may raise anything
             raise EnvError(f"the environments cannot be made: {one_line(error)}") from error
         self.policy = build_policy(config, self.envs).to(device)
+        if config.segment < config.rollout and not all(memory.bounded for memory in self.policy.memories):
+            self.close()
+            raise TrainingError(
+                f"the state of {config.memory!r} grows: train it with segment = rollout, or use 'window'"
+            )
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.lr, eps=1e-5)
         self.player = Player(self.envs, self.policy, config.action_masks)
         self.collector = Collector(self.player, config)
@@ -116,7 +121,7 @@ class Run:
         self.updates += 1
         self.episodes += len(rollout.ended)
         self.recent.extend(rollout.ended)
-        measured = NOTHING if self.reached else learn(self.policy, self.optimizer, rollout, self.config)
+        measured = nothing(self.policy) if self.reached else learn(self.policy, self.optimizer, rollout, self.config)
         if self.config.normalise_observations:
             self.policy.observe(rollout.obs, rollout.valid)
         error, target = (rollout.target - rollout.value)[rollout.valid], rollout.target[rollout.valid]

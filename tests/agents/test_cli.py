@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from tttstream.errors import DependencyError
 from tttstream_agents import cli
@@ -42,6 +44,35 @@ def test_train_eval_resume(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (values["length"], values["cut"]) == (5, 3)
     assert main(["train", "--resume", "--steps", "96", "--out", str(run), "--quiet", "--no-tensorboard"]) == 0
     assert "done: 96 steps" in capsys.readouterr().out
+
+
+def test_options_of_other_libraries_are_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, says in (
+        (["--total-timesteps", "9"], "unknown argument --total-timesteps (did you mean --steps?)"),
+        (["--ent-coef=0.1"], "unknown argument --ent-coef (did you mean --entropy-coef?)"),
+        (["--memmory", "gru"], "unknown argument --memmory (did you mean --memory?)"),
+        (["--zzz"], "unknown argument --zzz (see"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main(["train", "--out", str(tmp_path / "a"), *words])
+        assert exit.value.code == 2
+        assert says in capsys.readouterr().err
+    with pytest.raises(TrainingError, match=r"unknown option num_envs \(did you mean n_envs\?\), qqq; known are"):
+        configs.build({"num_envs": 8, "qqq": 1}, "a.yaml")
+    fields = {field.name for field in dataclasses.fields(configs.Config)}
+    assert set(configs.OTHER_NAMES.values()) <= fields
+    assert not set(configs.OTHER_NAMES) & fields
+
+
+def test_what_an_environment_prints_is_not_in_the_result(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = CartPoleEnv.step
+    monkeypatch.setattr(CartPoleEnv, "step", lambda self, action: (print("a step"), step(self, action))[1])
+    assert main(["eval", str(run), "--episodes", "2"]) == 0
+    seen = capsys.readouterr()
+    assert json.loads(seen.out)["episodes"] == 2
+    assert "a step" in seen.err
 
 
 def test_play_writes_a_video_of_what_the_agent_sees(
@@ -99,9 +130,9 @@ def test_play_where_drawing_fails(tmp_path: Path, env: str) -> None:
         ("train --steps 1e999999999", "argument --steps: invalid whole number value"),
         ("train --steps many", "argument --steps: invalid whole number value: 'many'"),
         ("train --device meta", "device 'meta' cannot be used"),
-        ("train --seed 99999999999999999999999", "seed (below 2^63)"),
+        ("train --seed 99999999999999999999999", "seed is below 2^63"),
         ("train --minutes nan", "minutes must be 0 or more, got nan"),
-        ("train --minibatch 3", "minibatch must hold a segment of 128 steps, got 3"),
+        ("train --minibatch 3", "minibatch must be at least one segment of 128 steps, got 3"),
         ('train --options {"mini_batch":"a"}', "memory 'ttt_linear' cannot be made with options {'mini_batch': 'a'}"),
         ('train --options {"dim":3}', "memory 'ttt_linear' cannot be made with options {'dim': 3}"),
         ('train --memory framestack --options {"frames":"x"}', "cannot be made with options"),

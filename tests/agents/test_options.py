@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from tttstream.errors import ConfigError
 from tttstream.io.presets import folder as shipped
 from tttstream_agents import MemoryPolicy
 from tttstream_agents import config as configs
@@ -21,6 +22,7 @@ from tttstream_agents.config import Config
 from tttstream_agents.encoder import CNNS, Encoder, Picture
 from tttstream_agents.envs import make
 from tttstream_agents.errors import EnvError, SpaceError
+from tttstream_agents.logs import read_csv
 from tttstream_agents.train import Run, train
 from tttstream_agents.trunk import Gate
 
@@ -127,7 +129,9 @@ def test_a_gate_starts_near_the_identity() -> None:
 
 @pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
 def test_gates_and_auxiliary_losses_train_and_resume(tmp_path: Path, script: Any, autoreset: str) -> None:
-    config = dataclasses.replace(SMALL, gate=True, rebuild_coef=0.5, predict_coef=0.5, autoreset=autoreset)
+    config = dataclasses.replace(
+        SMALL, gate=True, rebuild_coef=0.5, predict_coef=0.5, keep_coef=0.5, autoreset=autoreset
+    )  # fmt: skip
 
     def maker() -> Any:
         return script(nested=True, drawn=True)
@@ -140,8 +144,9 @@ def test_gates_and_auxiliary_losses_train_and_resume(tmp_path: Path, script: Any
     args = rollout.obs, rollout.action, rollout.states, rollout.starts
     log_prob, _, _, _, losses = run.policy.learn_from(*args, valid=rollout.valid)
     torch.testing.assert_close(log_prob[rollout.valid], rollout.log_prob[rollout.valid], atol=1e-5, rtol=0)
-    assert set(losses) == {"rebuild", "predict"}
-    assert policy.auxiliary.keys() == losses.keys()
+    assert policy.losses == tuple(losses) == ("rebuild", "predict", "keep")
+    rows = read_csv(tmp_path / "metrics.csv")
+    assert all(row["rebuild"] > 0 and row["predict"] > 0 and 0 < row["keep"] < 1 for row in rows)
     for loss in losses.values():
         before = [p.grad for p in run.policy.memories[0].parameters()]
         loss.backward(retain_graph=True)
@@ -173,6 +178,33 @@ def test_predictions_stay_inside_their_episode() -> None:
     assert loss(changed) != loss(obs)
     starts[1:] = True
     assert loss(obs) == 0.0
+
+
+def test_keep_is_the_mean_learning_rate_of_the_steps_that_count() -> None:
+    torch.manual_seed(0)
+    space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+    for memory in ("ttt_linear", "ttt"):
+        policy = MemoryPolicy(space, spaces.Discrete(2), memory, dim=16, depth=2, auxiliary=["keep"])
+        obs, actions, valid = torch.rand(7, 2, 3), torch.zeros(7, 2, dtype=torch.long), torch.rand(7, 2) < 0.5
+        seen: list[torch.Tensor] = []
+        hooks = [
+            one.rate.register_forward_hook(lambda _module, _args, out, seen=seen: seen.append(out.sigmoid()))
+            for one in policy.memories
+        ]
+        *_, losses = policy.learn_from(obs, actions, None, valid=valid)
+        expected = torch.stack([one[valid.T].mean() for one in seen]).mean()
+        torch.testing.assert_close(losses["keep"], expected)
+        for hook in hooks:
+            hook.remove()
+        losses["keep"].backward()
+        assert all(bool(one.rate.bias.grad.gt(0).all()) for one in policy.memories)
+        *_, none = policy.learn_from(obs, actions, None, valid=torch.zeros_like(valid))
+        assert float(none["keep"].detach()) == 0.0
+        assert not any(one.rate._forward_hooks for one in policy.memories)
+    with pytest.raises(ConfigError, match="'keep' needs a memory with learning rates"):
+        MemoryPolicy(space, spaces.Discrete(2), "gru", auxiliary=["keep"])
+    with pytest.raises(ConfigError, match="expected auxiliary losses of rebuild, predict, keep, got guess"):
+        MemoryPolicy(space, spaces.Discrete(2), auxiliary=["guess"])
 
 
 def test_presets_for_pixels_build_their_policies() -> None:

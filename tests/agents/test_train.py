@@ -340,7 +340,6 @@ def test_environments_by_name() -> None:
         ({"dim": 0}, "dim must be at least 1"),
         ({"segment": 60}, "segment must divide rollout"),
         ({"autoreset": "never"}, "autoreset must be"),
-        ({"memory": "attention", "segment": 64}, "grows"),
         ({"seed": -1}, "cannot be negative"),
         ({"lr": 0}, "lr must lie between 1e-12 and inf, got 0.0"),
         ({"gamma": 1.5}, "gamma must lie between 0 and 1"),
@@ -351,6 +350,12 @@ def test_environments_by_name() -> None:
 def test_mistakes_in_a_config_are_named(values: dict[str, Any], says: str) -> None:
     with pytest.raises(TrainingError, match=says):
         configs.build(values, "test")
+
+
+def test_a_memory_that_grows_needs_whole_rollouts(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the state of 'attention' grows"):
+        Run(dataclasses.replace(SMALL, memory="attention"))
+    Run(dataclasses.replace(SMALL, memory="attention", segment=SMALL.rollout)).update()
 
 
 def test_numbers_of_yaml_are_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import tttstream
 from tttstream.errors import CheckpointError, ConfigError, FrameError, ShapeError
 from tttstream.frames import Frame
 from tttstream.models import load
-from tttstream.models.teach import TeachConfig, TeachModel, means, windows
+from tttstream.models.teach import TeachConfig, TeachModel, everywhere, means, seen, windows
 from tttstream.sources.photographs import photograph
 from tttstream.state import pack
 from tttstream.streams import TeachStream
@@ -163,9 +163,9 @@ for _, frame in zip(range(3), source):
 def test_another_process_goes_on_bit_for_bit(taught: TeachStream, tmp_path: Path) -> None:
     taught.save(tmp_path / "state.safetensors")
     expected = []
-    for _, seen in zip(range(3), tttstream.open_source("walk", size=160, seed=3), strict=False):
-        taught.teach("place", seen, (20, 30, 60, 70))
-        result = taught.push(seen)
+    for _, frame in zip(range(3), tttstream.open_source("walk", size=160, seed=3), strict=False):
+        taught.teach("place", frame, (20, 30, 60, 70))
+        result = taught.push(frame)
         said = [result.unknown.hex(), *(found.label + found.probability.hex() for found in result.found)]
         expected.append(" ".join(said))
     run = subprocess.run(
@@ -187,6 +187,15 @@ def test_means_in_windows_are_exact() -> None:
         assert torch.allclose(row, inside.mean((1, 2)), atol=1e-5)
     with pytest.raises(ShapeError):
         means([features], torch.tensor([[0.5, 0.5, 0.5, 0.9]]))
+
+
+@pytest.mark.parametrize(("height", "width"), [(432, 768), (500, 300), (64, 64)])
+def test_all_windows_at_once_are_what_each_is(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 3, 8, 14), torch.randn(1, 5, 4, 7)]
+    every, one_by_one = everywhere(maps, height, width), seen(maps, windows(height, width))
+    assert every.shape == (len(windows(height, width)), 3 * 8)
+    assert torch.allclose(every, one_by_one, atol=2e-5)
 
 
 def test_windows_cover_the_frame() -> None:

@@ -111,7 +111,7 @@ class TeachStep(Step):
         memory = self.model.memory
         before = unpack(state, self.model.init_state(1))
         maps = self.encoder(picture / 255)
-        keys = self.model.keys(maps, torch.cat([self.windows, box]))
+        keys = torch.cat([self.model.everywhere(maps, *self.sides), self.model.keys(maps, box)])
         evidence, at = memory.evidence(before, keys[None, :-1])[0].max(0)
         told = (torch.arange(memory.labels) == label).to(keys.dtype)[None]
         after = memory.bind(before, keys[-1:], told)

@@ -160,9 +160,8 @@ class TeachStream(Session):
         if self._places:
             boxes = windows(height, width)
             with torch.inference_mode():
-                evidence = self.model.memory.evidence(
-                    self.state, self.model.keys(self.model.maps(picture), boxes.to(self.device))[None]
-                )[0].cpu()
+                keys = self.model.everywhere(self.model.maps(picture), height, width)
+                evidence = self.model.memory.evidence(self.state, keys[None])[0].cpu()
             if not bool(evidence.isfinite().all()):
                 raise FrameError(f"frame {frame.index}: the evidence is not finite; reset the stream or load its state")
             found, unknown = self._seen(evidence, boxes, height, width)

@@ -14,7 +14,7 @@ from tttstream import encoders
 from tttstream.errors import ConfigError
 from tttstream.memory.binding import Binding, BindingState
 from tttstream.models.base import SavedModel
-from tttstream.models.teach.windows import PARTS, seen
+from tttstream.models.teach.windows import PARTS, everywhere, seen
 
 CELL = 32  # pixels: the sides of the picture that the encoder sees are multiples of it
 
@@ -81,6 +81,10 @@ class TeachModel(SavedModel):
     def keys(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """The keys [n, D] of boxes [n, 4]: left, top, right, bottom as shares of the frame's sides."""
         return self.project(self.standardised(seen(maps, boxes)))
+
+    def everywhere(self, maps: Sequence[Tensor], height: int, width: int) -> Tensor:
+        """The keys [n, D] of all `windows` of a frame of this size."""
+        return self.project(self.standardised(everywhere(maps, height, width)))
 
     def standardised(self, features: Tensor) -> Tensor:
         """Features of windows [n, C], see `seen`, to the input of the projection."""

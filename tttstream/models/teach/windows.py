@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tttstream.errors import ShapeError
 
@@ -27,18 +26,35 @@ PARTS = 3
 """Means that `seen` gives of each map."""
 
 
+Edges = list[tuple[float, float]]
+"""The first and last edges of windows along one side of the frame, as shares of it."""
+
+
 @lru_cache(maxsize=16)
-def windows(height: int, width: int) -> Tensor:
-    """Windows all over a frame of that size, [n, 4]: left, top, right, bottom as shares of the frame's sides. The first
-    one is the whole frame."""
-    found = [(0.0, 0.0, 1.0, 1.0)]
+def lattices(height: int, width: int) -> tuple[tuple[Edges, Edges], ...]:
+    """Windows all over a frame of that size, as (rows, columns) of each size and shape: every row with every column
+    makes a window. The first one is the whole frame."""
+    found: list[tuple[Edges, Edges]] = [([(0.0, 1.0)], [(0.0, 1.0)])]
     short = min(height, width)
     for side in SIDES:
         for shape in SHAPES:
             wide, tall = short * side * shape**0.5 / width, short * side / shape**0.5 / height
             if max(wide, tall) <= 1:
-                found += [(x, y, x + wide, y + tall) for y in _starts(tall) for x in _starts(wide)]
-    return torch.tensor(found, dtype=torch.float32)
+                found.append(([(y, y + tall) for y in _starts(tall)], [(x, x + wide) for x in _starts(wide)]))
+    return tuple(found)
+
+
+@lru_cache(maxsize=16)
+def windows(height: int, width: int) -> Tensor:
+    """The same windows one by one, [n, 4]: left, top, right, bottom as shares of the frame's sides."""
+    return torch.tensor(
+        [
+            (left, top, right, bottom)
+            for rows, columns in lattices(height, width)
+            for top, bottom in rows
+            for left, right in columns
+        ]
+    )
 
 
 def _starts(side: float) -> list[float]:
@@ -50,24 +66,19 @@ def _starts(side: float) -> list[float]:
 def means(maps: Sequence[Tensor], boxes: Tensor) -> list[Tensor]:
     """The mean of each map [1, C, h, w] in each box [n, 4] (as of `windows`), exact to parts of a cell: [n, C] a map.
 
-    By sums over everything left of and above a corner, which are linear between the corners of cells, so that the cost
-    does not depend on the boxes' size. Raises ShapeError for boxes without an area.
+    Raises ShapeError for boxes without an area.
     """
-    boxes = boxes.to(maps[0].device, torch.float64)
-    left, top, right, bottom = boxes.unbind(-1)
+    left, top, right, bottom = boxes.to(maps[0]).unbind(-1)
     solid = torch.compiler.is_compiling() or bool(((right > left) & (bottom > top)).all())
     if boxes.dim() != 2 or not solid:
         raise ShapeError("windows: expected boxes [n, 4] of left < right and top < bottom")
-    corners = torch.stack(
-        [torch.stack(corner, -1) for corner in ((left, top), (right, top), (left, bottom), (right, bottom))]
-    )
-    area = (right - left) * (bottom - top)
     found = []
     for features in maps:
-        sums = F.pad(features.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0))
-        at = F.grid_sample(sums, 2 * corners[None] - 1, align_corners=True, padding_mode="border")[0]
-        cells = features.shape[-1] * features.shape[-2]
-        found.append(((at[:, 3] - at[:, 1] - at[:, 2] + at[:, 0]) / (area * cells)).T.to(features.dtype))
+        rows, columns = (
+            _weights(torch.stack(edges, -1), features.shape[axis])
+            for axis, edges in ((-2, (top, bottom)), (-1, (left, right)))
+        )
+        found.append(((features[0] @ columns.mT) * rows.mT).sum(1).mT)
     return found
 
 
@@ -76,7 +87,43 @@ def seen(maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
     then in its middle, where a thing hides the background, then in the box less that around it (cut off at the edges of
     the frame)."""
     boxes = boxes.to(maps[0].device)
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    grown = [torch.cat([centre - by * half, centre + by * half], -1).clamp(0, 1) for by in (MIDDLE, AROUND)]
+    grown = [torch.stack([_grown(boxes[:, axis::2], by) for axis in (0, 1)], 2).flatten(1) for by in (MIDDLE, AROUND)]
     whole, middle, around = torch.cat(means(maps, torch.cat([boxes, *grown])), -1).chunk(3)
     return torch.cat([whole, middle, whole - around], -1)
+
+
+def everywhere(maps: Sequence[Tensor], height: int, width: int) -> Tensor:
+    """`seen` for all `windows(height, width)`, by rows of windows first, then by columns."""
+    lattice = lattices(height, width)
+    (rows, tall), (columns, wide) = (
+        (
+            torch.tensor([pair for edges in sides for pair in edges], device=maps[0].device),
+            [len(edges) for edges in sides],
+        )
+        for sides in zip(*lattice, strict=True)
+    )
+    parts = []
+    for by in (1.0, MIDDLE, AROUND):
+        found = []
+        for features in maps:
+            high, across = features.shape[-2:]
+            lines = features[0].permute(1, 2, 0).reshape(high, -1)
+            bands = (_weights(_grown(rows, by), high) @ lines).unflatten(1, (across, -1)).split(tall)
+            weights = _weights(_grown(columns, by), across).split(wide)
+            found.append(torch.cat([(w @ band).flatten(0, 1) for band, w in zip(bands, weights, strict=True)]))
+        parts.append(torch.cat(found, 1))
+    whole, middle, around = parts
+    return torch.cat([whole, middle, whole - around], 1)
+
+
+def _grown(edges: Tensor, by: float) -> Tensor:
+    """Edges [n, 2] of intervals that are `by` times as long around the same middles, inside the frame."""
+    centre, half = edges.mean(1, keepdim=True), (edges[:, 1:] - edges[:, :1]) / 2
+    return torch.cat([centre - by * half, centre + by * half], 1).clamp(0, 1)
+
+
+def _weights(edges: Tensor, cells: int) -> Tensor:
+    """The weights [n, cells] of equal cells of the frame's side in the means over intervals [n, 2]."""
+    at = torch.arange(cells, dtype=edges.dtype, device=edges.device) / cells
+    inside = torch.minimum(edges[:, 1:], at + 1 / cells) - torch.maximum(edges[:, :1], at)
+    return inside.clamp(min=0) / (edges[:, 1:] - edges[:, :1])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -62,6 +65,26 @@ class TestNames:
     def test_one_version(self, root: Path) -> None:
         assert tttstream.__version__ == version("tttstream") == tttstream_agents.__version__
         assert f"## [{tttstream.__version__}]" in (root / "CHANGELOG.md").read_text("utf-8")
+
+    @pytest.mark.parametrize("package", [tttstream, tttstream_kernels, tttstream_agents])
+    def test_every_public_method_has_a_docstring_of_its_own_or_of_a_base(self, package: types.ModuleType) -> None:
+        missing = []
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if found.name.endswith("__main__") or found.name == "tttstream.models.encoders":  # a program; an old name
+                continue
+            try:
+                module = importlib.import_module(found.name)
+            except tttstream.errors.DependencyError:
+                continue
+            kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == found.name]
+            for kind in (kind for kind in kinds if not kind.__name__.startswith("_")):
+                for name, member in vars(kind).items():
+                    method = isinstance(member, (property, classmethod, staticmethod)) or (
+                        inspect.isfunction(member) and member.__name__ == name
+                    )
+                    if method and not name.startswith("_") and not inspect.getdoc(getattr(kind, name)):
+                        missing.append(f"{found.name}.{kind.__name__}.{name}")
+        assert not missing
 
     def test_all_errors_share_one_root(self) -> None:
         from tttstream import errors

@@ -1,7 +1,5 @@
 """The input and the output of streams: Frame and Result."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import NamedTuple
 

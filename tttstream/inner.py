@@ -3,8 +3,6 @@
 The defaults of `update` are measured with demos/youth.py, and tests/test_law6_ever_young.py checks them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Weights of other TTT code: the official PyTorch release's layers as TTTLayers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

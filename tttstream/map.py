@@ -1,7 +1,5 @@
 """The map: a memory of places, which predicts the picture at a pose before the frame is processed."""
 
-from __future__ import annotations
-
 from tttstream.models.map import MapConfig, MapModel, MapOutput
 from tttstream.streams.map import MapStream
 

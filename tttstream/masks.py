@@ -1,7 +1,5 @@
 """Mask propagation: a memory that learns from every frame predicts the masks of objects in a stream."""
 
-from __future__ import annotations
-
 from tttstream.io.mask_files import VOID, read_mask
 from tttstream.models.masks import (
     MaskOutput,

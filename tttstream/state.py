@@ -5,8 +5,6 @@ dimension. A fresh state is all zeros, so setting it to zero is a reset. Phases 
 float type of the state, so `pack` converts a state to one float matrix without loss.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -80,7 +78,6 @@ class State:
     __slots__ = ()
 
     def __init_subclass__(cls) -> None:
-        """See `exportable`."""
         super().__init_subclass__()
         exportable(cls)
 

@@ -3,8 +3,6 @@
 The laws of this project use them; they are also for tests of new memories.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

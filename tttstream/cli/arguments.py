@@ -1,7 +1,5 @@
 """Arguments that the commands share: paths, a source, and the options of a run over it."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path

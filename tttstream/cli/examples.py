@@ -1,7 +1,5 @@
 """Folders of examples: one folder for each thing, with the name of the thing, and images or videos of it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`tttstream export`: writes the folder of a model from a checkpoint, or one step of it as files for deployment."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

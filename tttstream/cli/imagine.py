@@ -1,7 +1,5 @@
 """`tttstream imagine`: draws the world of a saved map, or its expected pictures at the poses of a file."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`tttstream info`: prints versions, devices, and whether Triton can run here, for bug reports."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform

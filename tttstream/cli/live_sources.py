@@ -1,7 +1,5 @@
 """The sources of `tttstream live`: the default, and the options of each source."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

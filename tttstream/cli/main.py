@@ -1,7 +1,5 @@
 """The program `tttstream`: runs a subcommand, and reports a user's mistake with one line and exit code 2."""
 
-from __future__ import annotations
-
 import argparse
 import atexit
 import gc

@@ -1,7 +1,5 @@
 """The output of `tttstream track` for one source: a folder of masks, the overlay, and a line for each frame."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

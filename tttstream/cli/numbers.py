@@ -1,7 +1,5 @@
 """Whole numbers on a command line: 16, 1_000_000, 1e6."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation

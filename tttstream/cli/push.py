@@ -1,7 +1,5 @@
 """`tttstream push`: uploads the folder of a trained model to a hub."""
 
-from __future__ import annotations
-
 import argparse
 
 from tttstream.cli import arguments

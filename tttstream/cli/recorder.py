@@ -1,7 +1,5 @@
 """The results of `tttstream watch` for one source: every file appears complete at the end, or not at all."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar

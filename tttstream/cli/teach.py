@@ -202,12 +202,12 @@ class Keys:
         self._pressed = ""
 
     def show(self, picture: NDArray[np.uint8], wait_ms: int = 1) -> str:
-        """See Viewer."""
+        """Show a picture, as Viewer does, and keep the key."""
         self._pressed = self._window.show(picture, wait_ms)
         return self._pressed
 
     def key(self, wait_ms: int = 30) -> str:
-        """See Viewer."""
+        """The key pressed within `wait_ms`, "" for none."""
         return self._window.key(wait_ms)
 
     @property

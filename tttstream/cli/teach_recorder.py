@@ -1,7 +1,5 @@
 """The output of `tttstream teach` for one source: the overlay, and a line with the found things for each frame."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path

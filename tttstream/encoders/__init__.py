@@ -1,7 +1,5 @@
 """Pretrained encoders of frames, by name, behind one door."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tttstream.encoders import efficientnet

@@ -1,7 +1,5 @@
 """EfficientNet-Lite0 with ImageNet weights, as a pyramid of features and as a classifier."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections import OrderedDict

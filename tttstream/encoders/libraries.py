@@ -1,7 +1,5 @@
 """Encoders of torchvision, timm and Hugging Face transformers as pyramids of features."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -19,7 +17,6 @@ class TimmEncoder(Encoder):
     """A model of timm made with `features_only`, which gives the list of its maps."""
 
     def maps(self, x: Tensor) -> Iterator[Tensor]:
-        """See Encoder."""
         yield from self.model(x)
 
 
@@ -27,7 +24,6 @@ class TransformersEncoder(Encoder):
     """A backbone of Hugging Face transformers."""
 
     def maps(self, x: Tensor) -> Iterator[Tensor]:
-        """See Encoder."""
         yield from self.model(x).feature_maps
 
 

@@ -69,7 +69,6 @@ class Encoder(nn.Module):
         return ((frames - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
         found: dict[int, Tensor] = {}
         for number, x in enumerate(self.maps(self.normalised(frames))):
             found[number] = x

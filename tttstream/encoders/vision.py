@@ -57,7 +57,6 @@ class VisionTokens(nn.Module):
         return self
 
     def forward(self, frames: Tensor) -> Tensor:
-        """See the class."""
         images = frames.flatten(0, 1)
         if self.kind != "pyramid":  # which does it itself
             images = (images - self.mean) / self.deviation

@@ -1,7 +1,5 @@
 """Finds events in a stream's surprise, and compares it with two simple baselines."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Baselines of mask propagation: repeating the first mask, matching the same features, a frozen memory."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The cost of a run, in constant memory: percentiles of latency, frames a second, resident memory."""
 
-from __future__ import annotations
-
 import math
 import time
 

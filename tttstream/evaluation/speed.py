@@ -1,7 +1,5 @@
 """The cost of a memory along a stream, and the time that the dual form of a TTT layer saves."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Scores of novelty on spliced streams: the events that surprise, a frozen memory and two baselines find."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

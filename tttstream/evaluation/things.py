@@ -3,8 +3,6 @@
 Letters: n examples, m questions, D width of a key, L labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Addresses of sources on the network: remove secrets before they are shown, and explain wrong ones."""
 
-from __future__ import annotations
-
 import re
 from urllib.parse import urlsplit
 

@@ -1,7 +1,5 @@
 """One step of a model as files for deployment: NAME.pt2 (torch.export), NAME.onnx, and their description NAME.json."""
 
-from __future__ import annotations
-
 import importlib
 import io
 import os

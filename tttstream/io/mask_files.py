@@ -13,8 +13,6 @@ The rule (docs/masks.md has all of it):
   channel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

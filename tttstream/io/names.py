@@ -1,7 +1,5 @@
 """Names of files as text on one line that can be printed, drawn and written, for any bytes or characters in them."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

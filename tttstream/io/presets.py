@@ -1,7 +1,5 @@
 """The shipped configurations by name: `trainer/fast` is configs/trainer/fast.yaml, in a checkout and in the package."""
 
-from __future__ import annotations
-
 import os
 import site
 import sysconfig

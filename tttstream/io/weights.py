@@ -1,7 +1,5 @@
 """A model as a folder: config.json and model.safetensors, each complete or absent."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

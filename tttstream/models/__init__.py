@@ -1,7 +1,5 @@
 """Models by name: trained ones that are shipped, untrained ones by size; and models from a folder."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The backbone: blocks of attention inside each frame, a memory over the stream, and an MLP."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

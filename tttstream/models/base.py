@@ -1,7 +1,5 @@
 """SavedModel, the base class of models with a folder: format, description, fingerprint and `save`."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from typing import Any, ClassVar, TypeVar

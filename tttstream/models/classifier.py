@@ -95,7 +95,6 @@ class Classifier(SavedModel):
     def forward(
         self, frames: Tensor, state: ModelState | None = None, reset: Tensor | None = None, *, learn: bool = True
     ) -> tuple[Said, ModelState]:
-        """See the class."""
         frames = frames.to(self.head.weight.dtype) / (255.0 if frames.dtype == torch.uint8 else 1.0)
         x, state, losses = self.backbone(self.tokens(frames), state, reset, learn)
         mean = self.norm(x).mean(2)
@@ -132,7 +131,6 @@ class Classifier(SavedModel):
 
     @classmethod
     def described(cls, description: dict[str, Any]) -> Classifier:
-        """See SavedModel."""
         names, encoder = description["names"], description["encoder"]
         config = ModelConfig(**description["model"])
         model = cls(config, len(names), encoder and Encoder(encoder), names=names, fitting=description["fitting"])
@@ -141,12 +139,10 @@ class Classifier(SavedModel):
 
     @classmethod
     def shape(cls, description: dict[str, Any]) -> dict[str, Any]:
-        """See SavedModel."""
         return {**description["model"], "classes": len(description["names"]), "encoder": description["encoder"]}
 
     @classmethod
     def resized(cls, description: dict[str, Any], size: int) -> dict[str, Any]:
-        """See SavedModel."""
         return {**description, "model": {**description["model"], "size": size}}
 
 

@@ -1,7 +1,5 @@
 """FrameModel: predicts the next frame, an embedding and the surprise of each frame with a memory that learns."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 

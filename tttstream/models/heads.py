@@ -1,7 +1,5 @@
 """Heads of a model: the next frame, and one vector."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """Models on a hub: downloads them by name into the cache of huggingface_hub, and uploads them with a card."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Motion: how far each patch came since the frame before, and the picture moved on by as much."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import NamedTuple
 

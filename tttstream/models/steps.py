@@ -1,7 +1,5 @@
 """One frame of a model as a module that can be exported, the state in and out (`tttstream.io.exported`)."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import ClassVar
@@ -57,7 +55,6 @@ class FrameStep(Step):
         self.model = model
 
     def example(self) -> dict[str, Tensor]:
-        """See Step."""
         size = self.model.config.size
         return {
             "state": pack(self.model.init_state(1)),
@@ -66,7 +63,6 @@ class FrameStep(Step):
         }
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See the class."""
         state, starts, frame = inputs
         before = unpack(torch.where(starts[:, None], 0.0, state), self.model.init_state(1))
         output, after = self.model(frame[:, None], before)
@@ -97,7 +93,6 @@ class TeachStep(Step):
     windows: Tensor
 
     def example(self) -> dict[str, Tensor]:
-        """See Step."""
         return {
             "state": pack(self.model.init_state(1)),
             "picture": torch.zeros(1, 3, *self.sides, dtype=torch.uint8),
@@ -106,7 +101,6 @@ class TeachStep(Step):
         }
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See the class."""
         state, picture, label, box = inputs
         memory = self.model.memory
         before = unpack(state, self.model.init_state(1))

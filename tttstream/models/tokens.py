@@ -1,7 +1,5 @@
 """Converts frames to tokens and back: patches, and their positions in the picture."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Poses of frames: the meaning of their numbers, their files, and a fixed scale."""
 
-from __future__ import annotations
-
 from tttstream.poses.feed import Feed
 from tttstream.poses.form import Angle, Form, Number, Part, Quaternion, Rigid
 from tttstream.poses.scale import PoseScale

@@ -1,7 +1,5 @@
 """Determines the clock and the poses among the columns of a file of poses."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The current pose: the last line of a file that grows."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

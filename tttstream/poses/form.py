@@ -1,7 +1,5 @@
 """The meaning of the numbers of a pose, and their continuous vector."""
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -65,7 +63,6 @@ class Number(Part):
         self.name, self.names = name, (name,)
 
     def encode(self, raw: Floats) -> Floats:
-        """See Part."""
         return raw
 
 
@@ -80,11 +77,9 @@ class Angle(Part):
 
     @property
     def text(self) -> str:
-        """See Part."""
         return f"{self.name} (in {self.unit}, as cosine and sine)"
 
     def encode(self, raw: Floats) -> Floats:
-        """See Part."""
         angle = 2 * np.pi * np.remainder(raw[0], self.turn) / self.turn
         return _rounded(np.array([np.cos(angle), np.sin(angle)]))
 
@@ -110,16 +105,13 @@ class Quaternion(Part):
 
     @property
     def text(self) -> str:
-        """See Part."""
         return f"{self.name} (a quaternion, as 6 numbers of its rotation)"
 
     def fault(self, raw: Floats) -> str | None:
-        """See Part."""
         length = float(np.linalg.norm(raw))
         return None if abs(length - 1) <= OFF else f"the quaternion {self.name} has a length of {length:.3g}, not 1"
 
     def encode(self, raw: Floats) -> Floats:
-        """See Part."""
         x, y, z, w = raw[self._order] / np.linalg.norm(raw)
         return _rounded(
             np.array(
@@ -156,11 +148,9 @@ class Rigid(Part):
 
     @property
     def text(self) -> str:
-        """See Part."""
         return "x, y, z, R (a rotation, as 6 numbers)"
 
     def fault(self, raw: Floats) -> str | None:
-        """See Part."""
         rotation = raw.reshape(3, 4)[:, :3]
         off = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
         if off > OFF or np.linalg.det(rotation) < 0:
@@ -168,7 +158,6 @@ class Rigid(Part):
         return None
 
     def encode(self, raw: Floats) -> Floats:
-        """See Part."""
         matrix = raw.reshape(3, 4)
         return np.concatenate([matrix[:, 3], _rounded(matrix[:, :2].T.ravel())])
 

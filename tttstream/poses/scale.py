@@ -1,7 +1,5 @@
 """A unit scale for poses, which is given, or determined once and then constant."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

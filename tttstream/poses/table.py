@@ -1,7 +1,5 @@
 """Text files of numbers: rows with their line numbers, and names if the file has a header."""
 
-from __future__ import annotations
-
 import csv
 import math
 import os

@@ -1,7 +1,5 @@
 """Tensors from rank to rank as nodes of autograd's graph; gradients are sent in the opposite direction."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -29,7 +27,6 @@ class Receive(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
-        """See the class."""
         ctx.line.send(gradient, ctx.line.rank - 1)
         settle_after_backward(ctx.line)
         return None, None, None
@@ -53,6 +50,5 @@ class Send(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """See the class."""
         like = torch.empty_like(ctx.like, device=ctx.device)
         return None, None, ctx.line.receive(like, ctx.line.rank + 1), None, *gradients

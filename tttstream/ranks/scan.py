@@ -7,8 +7,6 @@ and Steele, Data parallel algorithms, 1986). Gradients go back in the same way w
 a rank's start from its own tokens, G_r = g_r + A_r^T G_(r+1).
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

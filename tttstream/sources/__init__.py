@@ -1,7 +1,5 @@
 """Sources of frames: `open_source` turns a path, address, number or name into a Source."""
 
-from __future__ import annotations
-
 import errno
 import glob
 import os

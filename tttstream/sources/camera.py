@@ -1,7 +1,5 @@
 """A camera, read with OpenCV in a thread that keeps only the newest frame."""
 
-from __future__ import annotations
-
 import os
 import re
 import threading
@@ -129,7 +127,6 @@ class Camera(Source):
         return 0 if self._asked is None else self._asked.unposed
 
     def remarks(self) -> list[str]:
-        """See Source."""
         return [] if self._asked is None else self._asked.remarks()
 
     def _follow(self) -> None:

@@ -1,7 +1,5 @@
 """Detects video files that were cut off, by their last bytes, for formats without a length in the header."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import BinaryIO

@@ -1,7 +1,5 @@
 """Frames from a folder of images."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator
@@ -105,11 +103,9 @@ class ImageFolder(Source):
         return place / (self.fps or 30.0) if self._stamps is None else self._stamps[place] - self._stamps[0]
 
     def place(self, frame: Frame) -> int:
-        """See Source."""
         return self._place - 1
 
     def remarks(self) -> list[str]:
-        """See Source."""
         return [self._unread] if self._unread else []
 
     def position(self) -> dict[str, Any]:
@@ -129,7 +125,6 @@ class ImageFolder(Source):
         self._clock = position.get("clock")
 
     def close(self) -> None:
-        """See Source."""
         if self._pages is not None:
             self._pages.close()
             self._pages = None

@@ -1,7 +1,5 @@
 """The base class of sources that generate their frames: a frame depends only on the settings and its number."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar

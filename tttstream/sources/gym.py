@@ -1,7 +1,5 @@
 """Frames of a gymnasium environment that is played at random or by a policy, with the pose of its agent."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -150,7 +148,6 @@ class Gym(Source):
         return None if self._probe is None else self._probe.form
 
     def remarks(self) -> list[str]:
-        """See Source."""
         why = self._first_missing or "there is no picture between two games"
         return [f"{self.unposed} frames skipped without a pose, the first: {why}"] if self.unposed else []
 

@@ -6,8 +6,6 @@ B; then colours are converted from the primaries of the file to those of BT.709,
 The result for a pixel depends only on that pixel, not on other frames or on light levels in the header.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import cv2

@@ -1,7 +1,5 @@
 """Checks that a JPEG is complete: FFmpeg decodes one that is cut off, with grey in place of the missing part."""
 
-from __future__ import annotations
-
 import re
 
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a scan; FF 00 is a byte of it, FF D0 to D7 are restarts

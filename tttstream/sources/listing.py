@@ -1,7 +1,5 @@
 """Lists the files of a source that the user names: those of a folder, of a pattern, and of links to folders."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

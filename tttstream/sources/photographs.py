@@ -11,8 +11,6 @@ Not used: pictures with only "no known copyright restrictions" (coins, ihc) or w
 motorcycle of Middlebury, the faces of LFW), one with motion blur (clock_motion), and drawings.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Opens sources for FFmpeg: files by their absolute path, pipes as files that are read once; and explains failures."""
 
-from __future__ import annotations
-
 import os
 import re
 import stat

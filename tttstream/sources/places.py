@@ -1,7 +1,5 @@
 """The embedded source `places`: a camera moves in a world larger than its view, and objects change out of view."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Policies for environments by name: "PACKAGE.MODULE:CALLABLE"."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Frames with poses: of a recording from a file, of a live source from a callable or a file that grows."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -72,7 +70,6 @@ class Posed(Source):
         return self._source.truncated
 
     def remarks(self) -> list[str]:
-        """See Source."""
         missing = [f"{self.unposed} frames skipped without a pose, the first: {self._first_missing}"]
         return self._source.remarks() + (missing if self.unposed else [])
 
@@ -160,7 +157,7 @@ class Asked:
         return frame
 
     def remarks(self) -> list[str]:
-        """See Source."""
+        """A line about the frames without a pose, if there are any."""
         return [f"{self.unposed} frames without a pose, the first: {self.first}"] if self.unposed else []
 
 
@@ -203,7 +200,6 @@ class LivePosed(Source):
         return self._source.truncated
 
     def remarks(self) -> list[str]:
-        """See Source."""
         return self._source.remarks() + self._asked.remarks()
 
     def position(self) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The pose of an environment's agent: values of its info, its observation or its own attributes, found by key."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Frames that a caller pushes, such as the pictures of a browser's camera."""
 
-from __future__ import annotations
-
 import io
 import threading
 import time

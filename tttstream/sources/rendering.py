@@ -1,7 +1,5 @@
 """Parts of the embedded cameras: smooth movements, changing light, sensor noise, and drawing of objects."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import cv2

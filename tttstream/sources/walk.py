@@ -1,7 +1,5 @@
 """The embedded source `walk`: an endless camera walk over photographs, with events at known times."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from functools import lru_cache

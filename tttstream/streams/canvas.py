@@ -1,7 +1,5 @@
 """Canvas: the labels of a frame, from the output of a model for the whole frame or for parts of it."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

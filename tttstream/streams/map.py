@@ -115,7 +115,6 @@ class MapStream(Session):
         self.plane = Plane(source.pose_form)
 
     def reset(self) -> None:
-        """See Session."""
         super().reset()
         self.extent = NOWHERE
         self.normaliser = Normaliser()

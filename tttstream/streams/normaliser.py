@@ -1,7 +1,5 @@
 """Normalises losses of frames to surprise, a scale with the same meaning for every stream."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Segments an object from a box around it, or from a point on it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

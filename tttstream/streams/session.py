@@ -1,7 +1,5 @@
 """Session, the base class of streams: the state of the memory, a clock, counters, and saved files."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

@@ -176,7 +176,6 @@ class Stream(Session):
         return self.model.fitted(pixels) if isinstance(self.model, Classifier) else super()._fitted(pixels, sides)
 
     def reset(self) -> None:
-        """See Session."""
         super().reset()
         self._expected = None
         self.normaliser = Normaliser()

@@ -1,7 +1,5 @@
 """Callbacks of a run: a progress bar, its speed, a time limit, pictures, predictions, and folders for `watch`."""
 
-from __future__ import annotations
-
 import csv
 import io
 import sys
@@ -39,7 +37,6 @@ class Bar(TQDMProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """See Lightning."""
         found = trainer.callback_metrics
         shown: dict[str, Any] = {short: f"{float(found[name]):.3g}" for name, short in NAMES.items() if name in found}
         if "train/frames_per_s" in found:
@@ -139,7 +136,6 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """See the class."""
         if not isinstance(outputs, dict) or "pictures" not in outputs or not trainer.is_global_zero:
             return
         if trainer.sanity_checking:
@@ -250,7 +246,6 @@ class Export(Callback):
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See the class."""
         model = getattr(pl_module, "model", None)
         if not isinstance(model, SavedModel) or not trainer.is_global_zero:
             return

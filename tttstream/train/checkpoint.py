@@ -1,7 +1,5 @@
 """Checkpoints that are written completely or not at all, with clear errors."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from pathlib import Path

@@ -65,7 +65,6 @@ class Classification(StreamTask):
         self._seed = torch.initial_seed() % 2**31
 
     def go_along(self, line: Line) -> None:
-        """See StreamTask."""
         tokens: Any = self.model.tokens
         if self.model.encoder is not None and not tokens.frozen:
             raise ConfigError(
@@ -198,7 +197,6 @@ class Classification(StreamTask):
         return torch.stack(found, 1)
 
     def measure(self, batch: Batch, stage: str) -> None:
-        """See StreamTask."""
         said = self(batch, stage)
         labelled = batch.valid & (batch.label >= 0)
         self.log_losses(stage, {"loss": self.loss(batch, said.logits)}, said.losses, batch.valid, labelled)

@@ -1,7 +1,5 @@
 """`tttstream fit|validate|test|predict`: Lightning's command line over a model, a task, data and a trainer."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import logging
@@ -82,7 +80,6 @@ class TrainingCLI(LightningCLI):
         return {self._command: LightningCLI.subcommands()[self._command]}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """See the class."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
         parser.add_class_arguments(ModelConfig, "model")
@@ -273,7 +270,6 @@ class _Lines(logging.Handler):
     """Writes the log of this package as lines on standard error, in the first process of a run."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """See logging."""
         if getattr(rank_zero_only, "rank", 0) == 0:
             print(f"tttstream: {record.getMessage()}", file=sys.stderr, flush=True)
 

@@ -1,7 +1,5 @@
 """The model in a checkpoint, without Lightning."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

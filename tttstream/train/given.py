@@ -1,7 +1,5 @@
 """Checks before Lightning is imported that the data of a command is given."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

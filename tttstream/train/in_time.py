@@ -1,7 +1,5 @@
 """A strategy for Lightning that splits segments in time over ranks, for segments that do not fit on one device."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, cast
@@ -101,17 +99,14 @@ class InTime(DDPStrategy):
             return super().training_step(*args, **kwargs)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """See `training_step`."""
         with self._handing():
             return super().validation_step(*args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        """See `training_step`."""
         with self._handing():
             return super().test_step(*args, **kwargs)
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        """See `training_step`."""
         with self._handing():
             return super().predict_step(*args, **kwargs)
 

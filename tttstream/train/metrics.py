@@ -1,7 +1,5 @@
 """Quality of predicted frames: MSE, PSNR and SSIM, in tables by horizon and by position in the stream."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

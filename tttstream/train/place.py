@@ -1,7 +1,5 @@
 """The place of a process in a run: its lanes, and its part of their segments in time."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 

@@ -1,7 +1,5 @@
 """Plants new objects into streams: moving parts of other videos in random shapes."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

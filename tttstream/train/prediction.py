@@ -105,7 +105,6 @@ class Prediction(StreamTask):
                 self.tables[f"{stage}_horizon"] = Table(horizon + 1, columns)
 
     def go_along(self, line: Line) -> None:
-        """See StreamTask."""
         if self.horizon > 1 or self.recompute:
             given = f"horizon {self.horizon}, recompute {self.recompute}"
             raise ConfigError(f"time: expected a horizon of 1 and no recompute, got {given}")
@@ -212,7 +211,6 @@ class Prediction(StreamTask):
         return rows
 
     def measure(self, batch: Batch, stage: str) -> Segment:
-        """See StreamTask."""
         segment = self(batch, stage)
         target, goes_on = targets(batch)
         valid = goes_on[:, 1:]

@@ -152,23 +152,18 @@ class StreamTask(LightningModule):
         self.measure(batch, "test")
 
     def on_validation_epoch_start(self) -> None:
-        """See `begin`."""
         self.begin("val")
 
     def on_test_epoch_start(self) -> None:
-        """See `begin`."""
         self.begin("test")
 
     def on_predict_epoch_start(self) -> None:
-        """See `begin`."""
         self.begin("predict")
 
     def on_validation_epoch_end(self) -> None:
-        """See `finish`."""
         self.finish("val")
 
     def on_test_epoch_end(self) -> None:
-        """See `finish`."""
         self.finish("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """Encodes pictures as JPEG, for pages and for storing many of them."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """The picture of a frame with its objects, and images that store masks."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import cv2

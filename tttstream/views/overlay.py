@@ -1,7 +1,5 @@
 """The overlay: the frame with the surprise map over it, and the numbers and a scrolling curve below it."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A sheet of pictures in rows and columns, each with a title."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A picture as a PNG file, which is complete or absent."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The picture of a frame with the taught things that were found in it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import cv2

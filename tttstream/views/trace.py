@@ -1,8 +1,6 @@
 """The record of a whole stream for its chart, in constant memory: curves of decreasing resolution, and the highest
 peaks."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The picture of a map: the frame, the expected picture at its pose, and the world in the memory."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Writes pictures to an MP4 file one at a time, with their presentation times."""
 
-from __future__ import annotations
-
 import math
 import os
 from contextlib import suppress

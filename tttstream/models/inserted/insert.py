@@ -1,7 +1,5 @@
 """`insert`: puts memories behind modules of a network."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase

@@ -1,7 +1,5 @@
 """Layouts: the output of a module as tokens of a stream, and the memory's output added to it."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -119,20 +117,16 @@ class Sequence(Reading):
     frames = True
 
     def into(self, x: Tensor) -> Tensor:
-        """See Reading."""
         return x.flatten(1, 2)
 
     def back(self, y: Tensor, x: Tensor) -> Tensor:
-        """See Reading."""
         return y.unflatten(1, x.shape[1:3])
 
     def reset(self, reset: Tensor, x: Tensor) -> Tensor:
-        """See Reading."""
         first = torch.arange(x.shape[2], device=x.device) == 0
         return (reset[:, :, None] & first).flatten(1)
 
     def lengths(self, lengths: Tensor, x: Tensor) -> Tensor:
-        """See Reading."""
         return lengths * x.shape[2]
 
 
@@ -142,31 +136,24 @@ class Position(Reading):
     fixed = True
 
     def rows(self, shape: Shape) -> int:
-        """See Reading."""
         return shape.tokens
 
     def into(self, x: Tensor) -> Tensor:
-        """See Reading."""
         return x.transpose(1, 2).flatten(0, 1)
 
     def back(self, y: Tensor, x: Tensor) -> Tensor:
-        """See Reading."""
         return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
     def reset(self, reset: Tensor, x: Tensor) -> Tensor:
-        """See Reading."""
         return reset.repeat_interleave(x.shape[2], 0)
 
     def lengths(self, lengths: Tensor, x: Tensor) -> Tensor:
-        """See Reading."""
         return lengths.repeat_interleave(x.shape[2], 0)
 
     def state(self, state: State) -> State:
-        """See Reading."""
         return state.map(lambda leaf: leaf.flatten(0, 1))
 
     def kept(self, state: State, rows: int) -> State:
-        """See Reading."""
         return state.map(lambda leaf: leaf.unflatten(0, (rows, -1)))
 
 
@@ -174,11 +161,9 @@ class Mean(Reading):
     """One token for each frame, the mean of its tokens; the output is added to all of them: B rows of T tokens."""
 
     def into(self, x: Tensor) -> Tensor:
-        """See Reading."""
         return x.mean(2)
 
     def back(self, y: Tensor, x: Tensor) -> Tensor:
-        """See Reading."""
         return y[:, :, None]
 
 

@@ -147,7 +147,6 @@ class Inserted(SavedModel):
         *,
         learn: bool = True,
     ) -> tuple[Any, InsertedState]:
-        """See the class."""
         before = self._check(frames, state, reset, lengths)
         rows, count = frames.shape[:2]
         call = _Call(rows, before, reset=reset, lengths=lengths, learn=learn)
@@ -202,7 +201,6 @@ class Inserted(SavedModel):
         return state.places
 
     def description(self) -> dict[str, Any]:
-        """See SavedModel."""
         return asdict(self.config)
 
     @classmethod

@@ -1,7 +1,5 @@
 """A gated memory after one module of a network of frames."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

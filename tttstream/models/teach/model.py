@@ -1,7 +1,5 @@
 """TeachModel: a frozen encoder, a projection of what it sees in a window to a key, and a memory of labelled keys."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Windows of a frame: where they lie, and the mean of feature maps inside them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Frames of a ROS 2 bag: one topic of images, with poses from another one."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,11 +97,9 @@ class Bag(Source):
         return self._why or self.recording.why or "see what was recorded"
 
     def place(self, frame: Frame) -> int:
-        """See Source."""
         return self._place - 1
 
     def remarks(self) -> list[str]:
-        """See Source."""
         found = [self.recording.why] if self.recording.why else []
         if self.skipped:
             found.append(f"{self.skipped} messages skipped, the first: {self._why}")

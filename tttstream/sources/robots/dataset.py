@@ -1,7 +1,5 @@
 """LeRobot data sets on disk (formats v2.0, v2.1, v3.0): their episodes, and the pictures and numbers of each."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

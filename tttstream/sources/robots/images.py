@@ -1,7 +1,5 @@
 """Decodes ROS image messages to RGB arrays: sensor_msgs/msg/Image and sensor_msgs/msg/CompressedImage."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Frames of one episode of a LeRobot data set, with its numbers as poses."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,11 +88,9 @@ class LeRobot(Source):
             raise SourceError(f"{self.name}, row {row} at {self._times[row]:.3f} s: {why}")
 
     def place(self, frame: Frame) -> int:
-        """See Source."""
         return self._place - 1
 
     def remarks(self) -> list[str]:
-        """See Source."""
         return [f"{self.skipped} rows skipped, the first: {self._why}"] if self.skipped else []
 
     def position(self) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Opens robots' recordings by their paths; reading them needs the extra `robots`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tttstream.errors import SourceError

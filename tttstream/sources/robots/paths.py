@@ -1,7 +1,5 @@
 """Recognises the paths of robots' recordings without reading the recordings."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reads the poses of a topic of a bag as a Track."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any, NamedTuple

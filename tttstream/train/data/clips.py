@@ -1,7 +1,5 @@
 """Clips and Readers: a Clip describes where frames are; a Reader is opened by the process that reads them."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -81,11 +79,9 @@ class VideoClip(Clip):
     stop: int | None = None
 
     def open(self, decoder: Decoder) -> Reader:
-        """See Clip."""
         return piece(decoder.open(self.name), self.start, self.stop)
 
     def count(self, decoder: Decoder) -> int | None:
-        """See Clip."""
         return length(decoder.count(self.name), self.start, self.stop)
 
 

@@ -1,7 +1,5 @@
 """Determines the meaning of the columns of a list of videos, by their names or their values."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Labelled data sets on disk: folders, split files, csv, json, and the DAVIS tree."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings
@@ -33,7 +31,6 @@ class ClassFolders(Index):
     named = True
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         root = place(self.root, "root")
         found = [name for name in subfolders(root) if name not in NO_CLASSES]
         if not found:
@@ -76,7 +73,6 @@ class UCF101(Folds):
     """
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         _one_of("part", self.part, ("train", "test"))
         root, splits = place(self.root, "root"), place(self.splits, "splits")
         self.classes = [line.split()[-1] for line in read_lines(splits / "classInd.txt")]
@@ -99,7 +95,6 @@ class HMDB51(Folds):
     """
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         mark = {"train": "1", "test": "2"}[_one_of("part", self.part, ("train", "test"))]
         root, splits = place(self.root, "root"), place(self.splits, "splits")
         ending = f"_test_split{self.fold}.txt"
@@ -134,7 +129,6 @@ class Kinetics(Index):
     named = True
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         rows = read_rows(place(self.csv, "csv"), ("label", "youtube_id"))
         parts = list(dict.fromkeys(row.get("split") or "none" for _, row in rows))
         if len(parts) > 1:
@@ -174,7 +168,6 @@ class SomethingSomething(Index):
     classes: Sequence[str] = field(default=(), init=False)
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         root = place(self.root, "root")
         numbers = read_json(place(self.labels, "labels"))
         try:
@@ -214,7 +207,6 @@ class Davis(Index):
     resolution: str = "480p"
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         root = place(self.root, "root")
         images, masks = (root / name / self.resolution for name in ("JPEGImages", "Annotations"))
         clips: list[Clip] = []

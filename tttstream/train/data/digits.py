@@ -1,7 +1,5 @@
 """Moving digits: handwritten digits, drawn here or read from idx files, that bounce in a small picture."""
 
-from __future__ import annotations
-
 import gzip
 import os
 from dataclasses import dataclass
@@ -47,11 +45,9 @@ class DigitsClip(Clip):
     images: str | None = None
 
     def open(self, decoder: Decoder) -> Reader:
-        """See Clip."""
         return _DigitsReader(self)
 
     def count(self, decoder: Decoder) -> int | None:
-        """See Clip."""
         return self.frames
 
 

@@ -1,7 +1,5 @@
 """Generated clips: the cameras of `tttstream watch walk` and `tttstream watch places`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +19,9 @@ class WalkClip(Clip):
     frames: int | None = None
 
     def open(self, decoder: Decoder) -> Reader:
-        """See Clip."""
         return _WalkReader(Walk(size=self.size, seed=self.seed), self.frames)
 
     def count(self, decoder: Decoder) -> int | None:
-        """See Clip."""
         return self.frames
 
 
@@ -56,17 +52,14 @@ class PlacesClip(Clip):
 
     @property
     def pose(self) -> int:
-        """See Clip."""
         return 5
 
     def open(self, decoder: Decoder) -> Reader:
-        """See Clip."""
         speed = STRIDES[self.seed % len(STRIDES)] if self.speed is None else self.speed
         photographs = HELD_OUT if self.held_out else TRAINED_ON
         return _PlacesReader(Places(size=self.size, seed=self.seed, photographs=photographs), speed, self.frames)
 
     def count(self, decoder: Decoder) -> int | None:
-        """See Clip."""
         return self.frames
 
 

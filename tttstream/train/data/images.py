@@ -1,7 +1,5 @@
 """Folders of images as clips, with their object masks if there are any."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,11 +32,9 @@ class ImagesClip(Clip):
     stop: int | None = None
 
     def open(self, decoder: Decoder) -> Reader:
-        """See Clip."""
         return piece(_ImagesReader(self), self.start, self.stop)
 
     def count(self, decoder: Decoder) -> int | None:
-        """See Clip."""
         return length(len(_images(self.name)), self.start, self.stop)
 
 
@@ -50,7 +46,6 @@ class _ImagesReader(Reader):
         self._shape = _read(self._paths[0]).shape
 
     def read(self, indices: Numbers) -> Shot:
-        """See Reader."""
         frames: list[NDArray[np.uint8]] = []
         masks: list[Labels] = []
         try:

@@ -53,7 +53,6 @@ class Videos(Index):
     skip: list[str] = field(default_factory=list)
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         folders = [self.folders] if isinstance(self.folders, str) else self.folders
         try:
             for folder in map(spelled, folders):
@@ -82,7 +81,6 @@ class Walks(Index):
     seed: int = 0
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         _at_least_one("walks: frames", self.frames)
         if self.seed < 0:
             raise DataError(f"walks: seed cannot be negative, got {self.seed}")
@@ -106,7 +104,6 @@ class PlacesWorlds(Index):
     speed: int | None = None
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         _at_least_one("places: frames", self.frames)
         _at_least_one("places: speed", self.speed)
         if self.seed < 0:
@@ -141,7 +138,6 @@ class MovingDigits(Index):
     images: str | None = None
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         if self.images is not None:
             read_idx(self.images)
         _at_least_one("digits: frames", self.frames)

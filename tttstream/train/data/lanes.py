@@ -7,8 +7,6 @@ that endless sequence, where L is the number of lanes of all processes. So a pro
 need their number and the step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Readers of folders, text, csv, json and labels that report a fault in one line."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import json

@@ -2,8 +2,6 @@
 interpretation is described in one line, and an ambiguous row is refused.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from collections import Counter

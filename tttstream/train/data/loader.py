@@ -1,7 +1,5 @@
 """The loader of lanes: each worker reads the segments of its lanes, and the loader joins the rows."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import os

@@ -1,7 +1,5 @@
 """Joins several indices, for example of real and of generated videos."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +21,6 @@ class Mixture(Index):
     named = True
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         repeats = self.repeats or [1] * len(self.parts)
         if len(repeats) != len(self.parts) or min(repeats, default=0) < 1:
             raise DataError(f"mixture: expected a number of repeats for each of {len(self.parts)} parts, got {repeats}")
@@ -42,6 +39,5 @@ class Mixture(Index):
         return clips
 
     def share(self, classes: Sequence[str]) -> None:
-        """See Index."""
         for part in self.parts:
             part.share(classes)

@@ -1,7 +1,5 @@
 """VideoData: an index, a window, a decoder and a transform, composed into lanes for Lightning."""
 
-from __future__ import annotations
-
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -248,7 +246,6 @@ class VideoData(LightningDataModule):
         self._resume = state_dict or None
 
     def train_dataloader(self) -> LaneLoader:
-        """See LightningDataModule."""
         return self.loader("train")
 
     def val_dataloader(self) -> LaneLoader | list[Any]:
@@ -259,11 +256,9 @@ class VideoData(LightningDataModule):
         return []
 
     def test_dataloader(self) -> LaneLoader:
-        """See LightningDataModule."""
         return self.loader("test")
 
     def predict_dataloader(self) -> LaneLoader:
-        """See LightningDataModule."""
         return self.loader("test")
 
     def teardown(self, stage: str) -> None:

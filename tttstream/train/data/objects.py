@@ -49,11 +49,9 @@ class ObjectsClip(Clip):
     masked: bool = True
 
     def open(self, decoder: Decoder) -> Reader:
-        """See Clip."""
         return _ObjectsReader(self)
 
     def count(self, decoder: Decoder) -> int | None:
-        """See Clip."""
         return self.frames
 
 
@@ -79,7 +77,6 @@ class MovingObjects(Index):
     lost: float = 0.0
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         size = SIZE if self.size is None else self.size
         if min(self.count, self.frames, size, self.objects, self.short) < 1:
             raise DataError("objects: count, frames, size, objects and short must be at least 1")
@@ -108,7 +105,6 @@ class MovingObjects(Index):
         ]
 
     def sized(self, size: int) -> MovingObjects:
-        """See Index."""
         if self.size not in (None, size):
             raise DataError(
                 f"objects: drawn at {self.size} pixels for data of {size}; leave size out, "

@@ -1,7 +1,5 @@
 """A list of videos as an index, with labels as numbers or names; its interpretation is logged in one line."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata
@@ -47,7 +45,6 @@ class PathList(Index):
     named = True
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         file = place(self.file, "file")
         listing = read_list(file, self._place, self.columns)
         numbers = self._numbers(listing.rows)

@@ -1,7 +1,5 @@
 """Reads the clips of one lane, piece by piece, including damaged ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -46,7 +46,6 @@ class RosBags(Index):
     pose_tolerance: float | None = None
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         root = place(self.root, "root")
         found = [root] if is_bag(root) else _below(root)
         if not found:
@@ -76,7 +75,6 @@ class LeRobotEpisodes(Index):
     episodes: str | None = None
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         root = place(self.root, "root")
         if not is_dataset(root):
             raise DataError(f"{self.root} is no LeRobot data set: it has no meta/info.json, or no data")
@@ -105,7 +103,6 @@ class RecordingClip(Clip):
 
     @property
     def pose(self) -> int:
-        """See Clip."""
         return self.numbers
 
     @abstractmethod
@@ -113,7 +110,6 @@ class RecordingClip(Clip):
         """The frames from number `first` on. Raises SourceError if the recording cannot be read."""
 
     def open(self, decoder: Decoder) -> Reader:
-        """See Clip."""
         frames = self.count(decoder)
         assert frames is not None
         return _RecordingReader(self, frames)
@@ -134,11 +130,9 @@ class BagClip(RecordingClip):
         return Bag(_recording(self.name), topic=self.topic, clock=self.clock, first=first)
 
     def count(self, decoder: Decoder) -> int | None:
-        """See Clip."""
         return self._bag().frames
 
     def source(self, first: int) -> Source:
-        """See RecordingClip."""
         from tttstream.sources.robots.bag import posed
 
         bag = self._bag(first)
@@ -155,11 +149,9 @@ class EpisodeClip(RecordingClip):
     keys: str | None = None
 
     def count(self, decoder: Decoder) -> int | None:
-        """See Clip."""
         return _dataset(self.folder).episode(self.number).frames
 
     def source(self, first: int) -> Source:
-        """See RecordingClip."""
         from tttstream.sources.robots.lerobot import LeRobot
 
         return LeRobot(_dataset(self.folder), self.number, camera=self.camera, pose=self.keys, first=first)
@@ -176,7 +168,6 @@ class _RecordingReader(Reader):
         self._before = 0  # the requested number, and the numbers up to that of the returned frame
 
     def read(self, indices: Numbers) -> Shot:
-        """See Reader."""
         found: list[Frame] = []
         for index in (int(index) for index in indices):
             frame = self._at(index, after=bool(found))
@@ -213,7 +204,6 @@ class _RecordingReader(Reader):
         return None if frame is None or number is None else (number, frame)
 
     def close(self) -> None:
-        """See Reader."""
         if self._source is not None:
             self._source.close()
         self._source = self._shown = None

@@ -1,7 +1,5 @@
 """WebDataset shards: tar files; members with the same stem are one sample, such as 0007.mp4 and 0007.cls."""
 
-from __future__ import annotations
-
 import glob
 import json
 import os
@@ -33,7 +31,6 @@ class Shards(Index):
     classes: Sequence[str] = field(default_factory=list)
 
     def clips(self) -> list[Clip]:
-        """See Index."""
         patterns = [self.shards] if isinstance(self.shards, str) else self.shards
         clips: list[Clip] = []
         for shard in (path for pattern in patterns for path in _expanded(pattern)):

@@ -1,7 +1,5 @@
 """Splits clips into training, validation and test by their video files, so that a file is in one part only."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence

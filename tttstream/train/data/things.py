@@ -5,8 +5,6 @@ bent, scaled, partly occluded, in other light, blurred and noisy. A real thing i
 with optical flow for one or two seconds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Applies transforms of torchvision to the frames of a clip, with the same random choices for all frames of a visit."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

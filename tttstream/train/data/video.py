@@ -38,11 +38,9 @@ class PyAV(Decoder):
         self.short_side = short_side
 
     def open(self, path: str) -> Reader:
-        """See Decoder."""
         return _PyAVReader(path, self.short_side)
 
     def count(self, path: str) -> int:
-        """See Decoder."""
         return scan(path).frames
 
 
@@ -60,11 +58,9 @@ class Decord(Decoder):
         self.short_side = short_side
 
     def open(self, path: str) -> Reader:
-        """See Decoder."""
         return _DecordReader(path, self.short_side)
 
     def count(self, path: str) -> int:
-        """See Decoder."""
         return scan(path).frames
 
 
@@ -91,7 +87,6 @@ class _PyAVReader(Reader):
         self._shape: tuple[int, int] | None = None
 
     def read(self, indices: Numbers) -> Shot:
-        """See Reader."""
         wanted = [int(index) for index in indices if index < self._scan.frames]
         while wanted:
             try:
@@ -205,7 +200,6 @@ class _PyAVReader(Reader):
         self.damage = f"damaged frames: {len(self._damaged)}"
 
     def close(self) -> None:
-        """See Reader."""
         self._pictures = iter(())
         if self._container is not None:
             self._container.close()
@@ -275,7 +269,6 @@ class _DecordReader(Reader):
         self.frames = self._count
 
     def read(self, indices: Numbers) -> Shot:
-        """See Reader."""
         if self._fallback is None:
             wanted = indices[indices < self._count]
             frames = self._by_decord(wanted) if len(wanted) else _stacked([])
@@ -306,7 +299,6 @@ class _DecordReader(Reader):
             return None
 
     def close(self) -> None:
-        """See Reader."""
         if self._fallback is not None:
             self._fallback.close()
 

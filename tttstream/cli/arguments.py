@@ -77,18 +77,23 @@ def add_recording(parser: argparse.ArgumentParser, pose: str = "") -> None:
 
 def check_run(args: argparse.Namespace) -> None:
     """Check numbers and paths before anything is loaded. Raises ConfigError and its kin."""
-    if args.size is not None and not 1 <= args.size <= LARGEST:
-        raise ConfigError(f"--size is {args.size}: expected a side of 1 to {LARGEST} pixels, such as 128")
-    if args.max_frames is not None and args.max_frames < 1:
-        raise ConfigError(f"--max-frames is {args.max_frames}: expected 1 or more")
-    if not 0 <= args.seed < 2**63:
-        raise ConfigError(f"--seed is {args.seed}: expected 0 or more, below 2 to the power of 63")
+    check_numbers(args)
     if args.load_state is not None and not os.path.isfile(args.load_state):
         raise SourceError(f"--load-state: there is no file {args.load_state}")
     if args.save_state is not None and os.path.isdir(args.save_state):
         raise OutputError(f"--save-state {args.save_state} is a folder: give a file")
     if args.out is not None and os.path.exists(args.out) and not os.path.isdir(args.out):
         raise OutputError(f"--out {args.out} is a file: give a folder")
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Check --size, --max-frames and --seed. Raises ConfigError."""
+    if args.size is not None and not 1 <= args.size <= LARGEST:
+        raise ConfigError(f"--size is {args.size}: expected a side of 1 to {LARGEST} pixels, such as 128")
+    if args.max_frames is not None and args.max_frames < 1:
+        raise ConfigError(f"--max-frames is {args.max_frames}: expected 1 or more")
+    if not 0 <= args.seed < 2**63:
+        raise ConfigError(f"--seed is {args.seed}: expected 0 or more, below 2 to the power of 63")
 
 
 def out_folder(args: argparse.Namespace, default: str) -> Path | None:

@@ -27,8 +27,6 @@ bench.md, bench.png and bench.json to DIR.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tttstream bench`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("--memories", metavar="NAME", nargs="+", help="memories by name (default: all)")
     parser.add_argument(
         "--tokens", metavar="N", type=whole, default=2**20, help="the longest stream (default: 1048576)"

@@ -18,8 +18,6 @@ poses. DIR/familiar.csv lists how familiar each pose is, from 0 to 1.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tttstream imagine`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("state", metavar="STATE", type=arguments.path, help="a saved stream of a map")
     wrote = "the model of the saved stream (default: map)"
     parser.add_argument("--model", metavar="DIR|NAME", type=arguments.model, default="map", help=wrote)

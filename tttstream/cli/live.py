@@ -65,8 +65,6 @@ def address(text: str) -> Address:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tttstream live`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="the sources to watch, see below (default: camera 0)")
     add("--allow", metavar="SOURCE", action="append", default=[], help="may be added on the page; may be repeated")
@@ -139,16 +137,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Check the options before anything is loaded. Raises ConfigError."""
-    if args.size is not None and not 1 <= args.size <= arguments.LARGEST:
-        raise ConfigError(f"--size is {args.size}: expected a side of 1 to {arguments.LARGEST} pixels, such as 128")
-    if args.max_frames is not None and args.max_frames < 1:
-        raise ConfigError(f"--max-frames is {args.max_frames}: expected 1 or more")
+    arguments.check_numbers(args)
     if not 0.1 <= args.every <= 86_400:
         raise ConfigError(f"--every is {args.every}: expected 0.1 to 86400 seconds")
     if args.resume and args.snapshots is None:
         raise ConfigError("--resume needs --snapshots DIR, the folder of the run to continue with")
-    if not 0 <= args.seed < 2**63:
-        raise ConfigError(f"--seed is {args.seed}: expected 0 or more, below 2 to the power of 63")
     if args.no_web and args.token_file is not None:
         raise ConfigError("--token-file is for the page: leave out --no-web or --token-file")
 

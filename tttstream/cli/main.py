@@ -12,7 +12,7 @@ from typing import NoReturn
 from tttstream import __version__
 from tttstream.cli.numbers import plain
 
-# Each is a module of this package with `add_arguments(parser)` and `run(args) -> exit code`.
+# Each is a module of this package with `add_arguments(parser)`, `run(args) -> exit code` and, for more help, EPILOG.
 COMMANDS = {
     "watch": "learn online from a video, a camera or the embedded walk, and report surprising frames",
     "live": "watch cameras and videos live, each with its own memory, on a browser page",
@@ -47,10 +47,12 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tttstream {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        subparser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        about, form = f"{summary[0].upper()}{summary[1:]}.", argparse.RawDescriptionHelpFormatter
+        subparser = commands.add_parser(name, help=summary, description=about, formatter_class=form)
         if name == command and name not in TRAINING:
             module = import_module(f"tttstream.cli.{name}")
             module.add_arguments(subparser)
+            subparser.epilog = getattr(module, "EPILOG", None)
             subparser.set_defaults(run=module.run)
     return parser
 

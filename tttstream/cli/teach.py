@@ -47,8 +47,6 @@ Exit codes: 0 success; 2 an error, reported in one line, and no file is written.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tttstream teach`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     add = parser.add_argument
     add("what", nargs="+", metavar="DIR|SOURCE", help="folders of examples, and at most one video, folder or camera")
     known = "names for the keys 1 to 9 of the window, such as mug,keys"

@@ -45,8 +45,6 @@ Exit codes: 0 success; 2 an error, reported in one line, and no file is written.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tttstream track`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a video, a folder of images or a camera")
     add("--first-mask", metavar="FILE", type=arguments.path, help="the objects to follow: short for --mask 0:FILE")
@@ -56,10 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--box", metavar="FRAME:x,y,w,h", type=box_at, action="append", help=known)
     known = "a mask model by name or from its folder (default: track)"
     add("--model", metavar="DIR|NAME", type=arguments.model, default="track", help=known)
-    known = (
-        "process only regions around the objects, with the pixels of a square of side PX (model track: 384, or whole "
-    )
-    known += "frames if --size is given)"
+    known = "process only regions around the objects, with the pixels of a square of side PX (model track: 384, or "
+    known += "whole frames if --size is given)"
     add("--crop", metavar="PX", type=whole, help=known)
     known = "SOURCE is a DAVIS or YouTube-VOS tree: write only masks, in the format of the evaluation server"
     add("--davis", action="store_true", help=known)

@@ -54,8 +54,6 @@ The default for --out is {OUT}.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tttstream watch`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="what to watch (see below)")
     known = "a model by name or from its folder (default: base)"

@@ -14,9 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from tttstream.errors import DependencyError, SourceError
 from tttstream.frames import Frame
 from tttstream.io.names import shown
-from tttstream.poses import Form
-from tttstream.sources.base import Source
-from tttstream.sources.posed import Asked
+from tttstream.sources.live import Asked, Live
 
 try:
     import cv2
@@ -27,7 +25,7 @@ PATIENCE_S = 5.0  # without a new frame for so long, a camera counts as lost
 TRIES = 10  # a camera may fail to give a frame now and then
 
 
-class Camera(Source):
+class Camera(Live):
     """A live camera. A reader that is slower than the camera gets the newest frame, never an old one.
 
     device: its number, or a device such as /dev/video0. The path of a video file simulates a camera: the file plays at
@@ -41,8 +39,6 @@ class Camera(Source):
 
     Raises SourceError if there is no such camera or it returns no picture.
     """
-
-    live = True
 
     def __init__(
         self,
@@ -58,7 +54,7 @@ class Camera(Source):
         self._device, self._loop, self._strict = device, loop, on_error == "raise"
         self._is_file = isinstance(device, str)
         self._asked = None if pose is None else Asked(pose, self.name, strict=self._strict)
-        self._pose, self.about = pose, str(getattr(pose, "text", ""))
+        self.about = "" if self._asked is None else self._asked.text
         # OpenCV ends the process at a negative number, and writes to stderr about a missing file.
         if device < 0 if isinstance(device, int) else not os.path.isfile(device):
             raise SourceError(
@@ -73,8 +69,6 @@ class Camera(Source):
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = float(rate) if 0 < rate < 1000 else None
         self.missed = 0
-        self._index, self._offset = 0, 0.0
-        self._origin: float | None = None
         self._changed = threading.Condition()
         self._newest: tuple[NDArray[np.uint8], float, Any] | None = self._captured(first)
         self._over = self._stop = False
@@ -96,11 +90,7 @@ class Camera(Source):
                 self._lost()
             return None
         image, moment, pose = newest
-        if self._origin is None:
-            self._origin = moment - self._offset
-        self._index += 1
-        pixels = image if self._is_file else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        frame = Frame(pixels, self._index - 1, moment - self._origin, captured=moment)
+        frame = self._numbered(image if self._is_file else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), moment)
         return frame if self._asked is None else self._asked.put(frame, pose)
 
     def _opened(self) -> Any:
@@ -115,19 +105,6 @@ class Camera(Source):
         """A picture with the time of its capture, and the answer to the request for the pose at that time."""
         moment = time.monotonic()
         return np.asarray(image, np.uint8), moment, None if self._asked is None else self._asked.ask(moment)
-
-    @property
-    def pose_form(self) -> Form | None:  # type: ignore[override]
-        """The form of the poses, None if it is unknown."""
-        return getattr(self._pose, "form", None)
-
-    @property
-    def unposed(self) -> int:  # type: ignore[override]
-        """Frames without a pose so far."""
-        return 0 if self._asked is None else self._asked.unposed
-
-    def remarks(self) -> list[str]:
-        return [] if self._asked is None else self._asked.remarks()
 
     def _follow(self) -> None:
         """Read every frame in a separate thread, and keep the newest."""
@@ -158,16 +135,6 @@ class Camera(Source):
         with self._changed:
             self._over = True
             self._changed.notify_all()
-
-    def position(self) -> dict[str, Any]:
-        """The number of the next frame, and the time so far."""
-        time_s = self._offset if self._origin is None else time.monotonic() - self._origin
-        return {"source": self.name, "index": self._index, "time_s": time_s}
-
-    def seek(self, position: dict[str, Any]) -> None:
-        """Go on counting from a position. What a camera saw does not come again: it continues with the newest frame."""
-        self._check(position)
-        self._index, self._offset, self._origin = position["index"], position["time_s"], None
 
     def close(self) -> None:
         """Stop the thread and release the device."""

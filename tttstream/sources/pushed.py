@@ -4,13 +4,12 @@ import io
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from tttstream.errors import DependencyError, FrameError
 from tttstream.frames import Frame
-from tttstream.sources.base import Source
+from tttstream.sources.live import Live
 from tttstream.sources.pages import FAILURES
 
 try:
@@ -22,18 +21,14 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 LARGEST = 4096  # pixels a side
 
 
-class Pushed(Source):
+class Pushed(Live):
     """Pictures that another thread pushes. A slow reader gets the newest; `missed` counts the others.
 
     name: for reports. The iterator waits for the next picture, and ends after `close`.
     """
 
-    live = True
-
     def __init__(self, name: str = "browser") -> None:
         self.name, self.missed = name, 0
-        self._index, self._offset = 0, 0.0
-        self._origin: float | None = None
         self._newest: tuple[bytes, float] | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -68,20 +63,7 @@ class Pushed(Source):
             except FAILURES:
                 self.skipped += 1
                 continue
-            if self._origin is None:
-                self._origin = newest[1] - self._offset
-            self._index += 1
-            yield Frame(image, self._index - 1, max(0.0, newest[1] - self._origin), captured=newest[1])
-
-    def position(self) -> dict[str, Any]:
-        """The number of the next frame, and the time so far."""
-        time_s = self._offset if self._origin is None else time.monotonic() - self._origin
-        return {"source": self.name, "index": self._index, "time_s": time_s}
-
-    def seek(self, position: dict[str, Any]) -> None:
-        """Go on counting from a position."""
-        self._check(position)
-        self._index, self._offset, self._origin = position["index"], float(position["time_s"]), None
+            yield self._numbered(image, newest[1])
 
     def close(self) -> None:
         """End the iterator, after the waiting picture."""

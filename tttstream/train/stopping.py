@@ -188,17 +188,7 @@ class Stop(Callback):
         """Install the handlers again: Lightning has replaced that of SIGTERM."""
         self._take()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As above."""
-        self._take()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As above."""
-        self._take()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As above."""
-        self._take()
+    on_validation_start = on_test_start = on_predict_start = on_sanity_check_start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a checkpoint can be saved."""

@@ -36,11 +36,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class Footage:
-    """A video and the times in it at which an episode begins and ends; end_s is None for the end of the video."""
+    """A video and the time in it at which an episode begins."""
 
     video: Path
     start_s: float
-    end_s: float | None
 
 
 class DataSet:
@@ -129,14 +128,12 @@ class DataSet:
         row = self._rows[episode.number]
         try:
             path = self._path("video_path", episode.number, row, f"videos/{camera}", camera)
-            start, end = 0.0, None
-            if self.version == "v3.0":
-                start, end = (float(row[f"videos/{camera}/{side}_timestamp"]) for side in ("from", "to"))
+            start = float(row[f"videos/{camera}/from_timestamp"]) if self.version == "v3.0" else 0.0
         except FAILURES as error:
             raise SourceError(f"episode {episode.number} of {self.name} has no video of {camera}: {error}") from error
         if not os.path.isfile(path):
             raise SourceError(f"episode {episode.number} of {self.name}: there is no {path.relative_to(self.folder)}")
-        return Footage(path, start, end)
+        return Footage(path, start)
 
     def column(self, episode: Episode, name: str) -> Any:
         """A column of an episode, in the order of its frames, as an arrow array of `frames` values.

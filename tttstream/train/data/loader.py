@@ -85,7 +85,7 @@ class LaneLoader:
 
     lanes: those of this process. length: frames in a segment. part: the frames [begin, end) of each segment that this
     process reads, all unless given. steps: batches of one pass (`iter`). workers: processes, 0 for none; the result
-    does not depend on them. prefetch: batches that each reads ahead. endless: each pass continues from the one before,
+    does not depend on them. endless: each pass continues from the one before,
     and workers read ahead between passes; otherwise each pass starts from the beginning. bad: videos that could not be
     read completely, with reasons.
     """
@@ -100,7 +100,6 @@ class LaneLoader:
         steps: int,
         part: tuple[int, int] | None = None,
         workers: int = 0,
-        prefetch: int = 2,
         endless: bool = True,
         pin: bool = False,
     ) -> None:
@@ -108,7 +107,7 @@ class LaneLoader:
             footage, schedule, lanes, length, start, None if endless else steps, part or (0, length)
         )
         self.lanes, self.steps, self.workers, self.endless = lanes, steps, min(workers, len(lanes)), endless
-        self._prefetch, self._pin = prefetch, pin
+        self._pin = pin
         self._step = 0
         self._parts: Iterator[Rows] | None = None
         self.bad: dict[str, str] = {}
@@ -151,7 +150,6 @@ class LaneLoader:
             self._make(self._step),
             batch_size=None,
             num_workers=self.workers,
-            prefetch_factor=self._prefetch if self.workers else None,
             collate_fn=_sent if self.workers else _kept,
             worker_init_fn=_start_worker,
         )

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tttstream.cli.recorder import Record, number, place
+from tttstream.cli.recorder import Record, number
 from tttstream.frames import Frame
-from tttstream.io.outputs import OutputFile, TextFile, saving
+from tttstream.io.outputs import OutputFile, saving
 from tttstream.sources.base import Source
 from tttstream.streams.masks import MaskResult
 from tttstream.views.masks import LARGEST, MaskOverlay, distinct, mask_image
 from tttstream.views.overlay import Picture
-from tttstream.views.writer import VideoWriter
 
 
 class MaskFolder(OutputFile):
@@ -46,12 +45,6 @@ class MaskFolder(OutputFile):
     def _remove(self) -> None:
         shutil.rmtree(self.part, ignore_errors=True)
 
-    def _end(self) -> None:
-        pass
-
-    def _abandon(self) -> None:
-        pass
-
 
 class MaskRecorder(Record):
     """Writes the frames and masks of one source to its folder; without a folder it only counts.
@@ -73,36 +66,21 @@ class MaskRecorder(Record):
         super().__init__(folder, source)
         own = [colours[n] if n <= LARGEST else colours[place] for place, n in enumerate(numbers, 1)]
         self.overlay = MaskOverlay(distinct(np.array([(0, 0, 0), *own], np.uint8)))
-        self._numbers = np.array([0, *numbers], np.int32)
-        if self._folder is None:
-            return
-        try:
-            path = self._folder.path
-            self._lines = self._own(TextFile(path / "frames.jsonl"))
-            self._masks = self._own(MaskFolder(path / "masks", numbers, colours))
-            if video:
-                self._video = self._own(VideoWriter(path / "overlay.mp4", source.fps or 25.0, endless=endless))
-        except BaseException:
-            self.discard()
-            raise
+        self._numbers, self._colours = np.array([0, *numbers], np.int32), colours
+        self._masks: MaskFolder | None = None
+        self._begin(video=video, endless=endless)
+
+    def _open_more(self, folder: Path) -> None:
+        self._masks = self._own(MaskFolder(folder / "masks", self._numbers[1:].tolist(), self._colours))
 
     def add(self, frame: Frame, result: MaskResult) -> Picture:
         """Record one frame and its result. Returns the drawn picture."""
         self._count(result.latency_ms)
         picture = self.overlay.draw(frame.image, result.mask)
-        if self._lines is not None:
-            self._lines.write_json(
-                {
-                    "index": result.index,
-                    "time_s": round(result.time_s, 6),
-                    **place(frame),
-                    "objects": [self._object(place, result) for place in range(1, len(self._numbers))],
-                    "latency_ms": round(result.latency_ms, 3),
-                }
-            )
+        if self._masks is not None:
+            objects = [self._object(place, result) for place in range(1, len(self._numbers))]
+            self._write(frame, result, picture, objects=objects)
             self._masks.write(f"{result.index:05d}", self._numbers[result.mask])
-            if self._video is not None:
-                self._video.write(picture, result.time_s)
         return picture
 
     def _object(self, place: int, result: MaskResult) -> dict[str, Any]:

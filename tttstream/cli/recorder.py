@@ -55,12 +55,24 @@ class Record:
             return
         try:
             self._lines = self._own(TextFile(self._folder.path / "frames.jsonl"))
+            self._open_more(self._folder.path)
             if video:
                 path = self._folder.path / "overlay.mp4"
                 self._video = self._own(VideoWriter(path, self.source.fps or 25.0, endless=endless))
         except BaseException:
             self.discard()
             raise
+
+    def _open_more(self, folder: Path) -> None:
+        """Open the files of a kind of results beside frames.jsonl."""
+
+    def _write(self, frame: Frame, result: Any, picture: Picture | None, **values: Any) -> None:
+        """Write a line of frames.jsonl with these values, and a picture of overlay.mp4."""
+        if self._lines is not None:
+            line = {"index": result.index, "time_s": round(result.time_s, 6), **place(frame), **values}
+            self._lines.write_json({**line, "latency_ms": round(result.latency_ms, 3)})
+        if self._video is not None and picture is not None:
+            self._video.write(picture, result.time_s)
 
     def _own(self, file: F) -> F:
         self._files.append(file)
@@ -176,32 +188,20 @@ class Recorder(Record):
             picture = self.overlay.draw(
                 frame.image, result, event=begins, fps=fps, state_bytes=state_bytes, note=note, pose=frame.pose
             )
-        if self._folder is not None:
-            self._write(frame, result, picture)
-        return picture
-
-    def _write(self, frame: Frame, result: Result, picture: Picture | None) -> None:
-        assert self._folder is not None
-        assert self._lines is not None
-        self._lines.write_json(
-            {
-                "index": result.index,
-                "time_s": round(result.time_s, 6),
-                **place(frame),
-                "surprise": number(result.surprise) if self._surprises else None,
-                "learned": number(result.learned) if self._surprises else None,
-                **({} if result.familiar is None else {"familiar": number(result.familiar)}),
-                "latency_ms": round(result.latency_ms, 3),
-                **({"labels": told(result.labels), "so_far": told(result.so_far)} if result.labels else {}),
-            }
-        )
-        if self._video is not None and picture is not None:
-            self._video.write(picture, result.time_s)
-        if self._embeddings:
+        values: dict[str, Any] = {"surprise": None, "learned": None}
+        if self._surprises:
+            values = {"surprise": number(result.surprise), "learned": number(result.learned)}
+        if result.familiar is not None:
+            values["familiar"] = number(result.familiar)
+        if result.labels:
+            values |= {"labels": told(result.labels), "so_far": told(result.so_far)}
+        self._write(frame, result, picture, **values)
+        if self._embeddings and self._folder is not None:
             if self._array is None:
                 width = result.embedding.shape[0]
                 self._array = self._own(ArrayFile(self._folder.path / "embeddings.npy", width))
             self._array.write(result.embedding)
+        return picture
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json, without the names of source and model."""

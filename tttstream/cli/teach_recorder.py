@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tttstream.cli.recorder import Record, number, place
+from tttstream.cli.recorder import Record, number
 from tttstream.frames import Frame
 from tttstream.sources.base import Source
 from tttstream.streams.teach import TeachResult, TeachStream
@@ -33,27 +33,15 @@ class TeachRecorder(Record):
         self._taught = {label: stream.examples(label) for label in stream.labels}
         note = "" if stream.learn else "not learning"
         picture = self.overlay.draw(frame.image, result, self._taught, " ".join([*told, note]).strip())
-        if self._lines is not None:
-            self._lines.write_json(
-                {
-                    "index": result.index,
-                    "time_s": round(result.time_s, 6),
-                    **place(frame),
-                    "found": [
-                        {
-                            "label": thing.label,
-                            "probability": number(thing.probability),
-                            "box": [round(side, 1) for side in thing.box],  # left, top, width, height
-                        }
-                        for thing in result.found
-                    ],
-                    "unknown": number(result.unknown),
-                    "taught": told,
-                    "latency_ms": round(result.latency_ms, 3),
-                }
-            )
-            if self._video is not None:
-                self._video.write(picture, result.time_s)
+        found = [
+            {
+                "label": thing.label,
+                "probability": number(thing.probability),
+                "box": [round(side, 1) for side in thing.box],  # left, top, width, height
+            }
+            for thing in result.found
+        ]
+        self._write(frame, result, picture, found=found, unknown=number(result.unknown), taught=told)
         return picture
 
     def summary(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,7 +49,7 @@ def text_of(value: Mapping[str, Any], indent: int | None = None) -> str:
     return json.dumps(clean(value), indent=indent)
 
 
-class OutputFile(ABC):
+class OutputFile:
     """A file written piece by piece. `close()` finishes and renames it, `discard()` removes it.
 
     Until then a second run that writes it raises OutputError.
@@ -76,14 +75,12 @@ class OutputFile(ABC):
         if self._claim is not None:
             self._claim.release()
 
-    def _begin(self) -> None:  # noqa: B027
+    def _begin(self) -> None:
         """Open the file under its temporary name."""
 
-    @abstractmethod
     def _end(self) -> None:
         """Write the rest, and close the file handle."""
 
-    @abstractmethod
     def _abandon(self) -> None:
         """Close the file handle after an error. Must not raise for a file that is broken or closed."""
 

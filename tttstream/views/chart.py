@@ -54,9 +54,6 @@ class ChartFile(OutputFile):
         if not self.part.exists():
             raise OutputError(f"cannot write {self.path}: no chart was drawn")
 
-    def _abandon(self) -> None:
-        pass
-
 
 def draw_chart(trace: Trace, title: str, planted: Sequence[Event], detected: Sequence[int], threshold: float) -> Figure:
     """The chart as a matplotlib figure, without touching pyplot or any setting of matplotlib."""

@@ -18,9 +18,3 @@ class Still(OutputFile):
 
     def _begin(self) -> None:
         Image.fromarray(self._picture).save(self.part, format="png")
-
-    def _end(self) -> None:
-        pass
-
-    def _abandon(self) -> None:
-        pass

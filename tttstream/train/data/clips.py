@@ -56,11 +56,7 @@ class Clip(ABC):
     name: str
     label: int = -1
     masked: bool = False
-
-    @property
-    def pose(self) -> int:
-        """The number of values of a pose, 0 without poses."""
-        return 0
+    pose: int = 0
 
     @abstractmethod
     def open(self, decoder: Decoder) -> Reader:
@@ -69,6 +65,19 @@ class Clip(ABC):
     @abstractmethod
     def count(self, decoder: Decoder) -> int | None:
         """The number of frames, None if it is endless. Raises SourceError if it cannot be read."""
+
+
+@dataclass(frozen=True)
+class GeneratedClip(Clip):
+    """A clip whose frames depend only on a seed. seed: which one. size: side in pixels. frames: its length, None for
+    endless."""
+
+    seed: int = 0
+    size: int = 128
+    frames: int | None = None
+
+    def count(self, decoder: Decoder) -> int | None:
+        return self.frames
 
 
 @dataclass(frozen=True)

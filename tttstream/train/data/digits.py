@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tttstream.errors import DataError
-from tttstream.train.data.clips import Clip, Decoder, Numbers, Pixels, Reader, Shot
+from tttstream.train.data.clips import Decoder, GeneratedClip, Numbers, Pixels, Reader, Shot
 
 DIGIT, PICTURE, SPEED = 28, 64, 3.6  # pixels, pixels, pixels a frame: a tenth of the way a digit has in the picture
 DRAWN, MOVES = 4000, 10
@@ -26,29 +26,23 @@ FONTS = (
 
 
 @dataclass(frozen=True)
-class DigitsClip(Clip):
+class DigitsClip(GeneratedClip):
     """Digits that move in straight lines and bounce off the edges, in the manner of Moving MNIST.
 
     (Srivastava, Mansimov, Salakhutdinov: Unsupervised learning of video representations using LSTMs, 2015: digits of 28
     pixels at a random place of a picture of 64, each with its own random direction; where they overlap, the brighter
     pixel shows.) Masks number the digits 1, 2 … in the order of drawing, the last on top.
 
-    seed: of the digits, their positions and directions. count_of_digits: their number. size: side of the picture in
-    pixels. frames: length, None for endless. images: an idx file of digits (train-images-idx3-ubyte, also with .gz),
-    None for digits drawn by fonts at random widths, slants and sizes.
+    seed: of the digits, their positions and directions. count_of_digits: their number. images: an idx file of digits
+    (train-images-idx3-ubyte, also with .gz), None for digits drawn by fonts at random widths, slants and sizes.
     """
 
-    seed: int = 0
-    count_of_digits: int = 2
     size: int = PICTURE
-    frames: int | None = None
+    count_of_digits: int = 2
     images: str | None = None
 
     def open(self, decoder: Decoder) -> Reader:
         return _DigitsReader(self)
-
-    def count(self, decoder: Decoder) -> int | None:
-        return self.frames
 
 
 class _DigitsReader(Reader):

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tttstream.errors import DataError, SourceError
 from tttstream.sources.listing import expand, spelled
@@ -81,11 +81,8 @@ class Walks(Index):
     seed: int = 0
 
     def clips(self) -> list[Clip]:
-        _at_least_one("walks: frames", self.frames)
-        if self.seed < 0:
-            raise DataError(f"walks: seed cannot be negative, got {self.seed}")
-        seeds = range(self.seed, self.seed + _at_least_one("walks: count", self.count))
-        return [WalkClip(f"walk {seed}", seed=seed, size=self.size, frames=self.frames) for seed in seeds]
+        found = seeds("walks", self.seed, self.count, frames=self.frames)
+        return [WalkClip(f"walk {seed}", seed=seed, size=self.size, frames=self.frames) for seed in found]
 
 
 @dataclass
@@ -104,22 +101,14 @@ class PlacesWorlds(Index):
     speed: int | None = None
 
     def clips(self) -> list[Clip]:
-        _at_least_one("places: frames", self.frames)
-        _at_least_one("places: speed", self.speed)
-        if self.seed < 0:
-            raise DataError(f"places: seed cannot be negative, got {self.seed}")
-        seeds = range(self.seed, self.seed + _at_least_one("places: count", self.count))
-        return [
-            PlacesClip(
-                f"places {seed}",
-                seed=seed,
-                size=self.size,
-                frames=self.frames,
-                held_out=self.held_out,
-                speed=self.speed,
-            )
-            for seed in seeds
-        ]
+        found = seeds("places", self.seed, self.count, frames=self.frames, speed=self.speed)
+        options: dict[str, Any] = {
+            "size": self.size,
+            "frames": self.frames,
+            "held_out": self.held_out,
+            "speed": self.speed,
+        }
+        return [PlacesClip(f"places {seed}", seed=seed, **options) for seed in found]
 
 
 @dataclass
@@ -140,16 +129,19 @@ class MovingDigits(Index):
     def clips(self) -> list[Clip]:
         if self.images is not None:
             read_idx(self.images)
-        _at_least_one("digits: frames", self.frames)
-        _at_least_one("digits: digits", self.digits)
         if self.size < LEAST or self.seed < 0:
             raise DataError(f"digits: expected size >= {LEAST} and seed >= 0, got {self.size} and {self.seed}")
-        seeds = range(self.seed, self.seed + _at_least_one("digits: count", self.count))
-        return [DigitsClip(f"digits {s}", -1, True, s, self.digits, self.size, self.frames, self.images) for s in seeds]
+        found = seeds("digits", self.seed, self.count, frames=self.frames, digits=self.digits)
+        options: dict[str, Any] = {"size": self.size, "frames": self.frames, "images": self.images}
+        return [DigitsClip(f"digits {s}", masked=True, seed=s, count_of_digits=self.digits, **options) for s in found]
 
 
-def _at_least_one(what: str, value: int | None) -> int:
-    """The value (1 where it is left open). Raises DataError if it is smaller."""
-    if value is not None and value < 1:
-        raise DataError(f"{what} must be at least 1, got {value}")
-    return 1 if value is None else value
+def seeds(kind: str, first: int, count: int, **more: int | None) -> range:
+    """The seeds of `count` generated clips, from the first on. Raises DataError if the first is negative, or if the
+    count or another given number is below 1."""
+    for name, value in {"count": count, **more}.items():
+        if value is not None and value < 1:
+            raise DataError(f"{kind}: {name} must be at least 1, got {value}")
+    if first < 0:
+        raise DataError(f"{kind}: seed cannot be negative, got {first}")
+    return range(first, first + count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from tttstream.errors import DataError
 from tttstream.sources.photographs import NAMES, photograph
 from tttstream.sources.video import Video
-from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot
-from tttstream.train.data.indices import Index, Videos
+from tttstream.train.data.clips import Clip, Decoder, GeneratedClip, Numbers, Reader, Shot
+from tttstream.train.data.indices import Index, Videos, seeds
 from tttstream.train.data.split import cut
 from tttstream.train.data.sprites import Floats, Motion, Pixels, Sprite, make_sprite, near, region, smooth, streak
 
@@ -24,7 +25,7 @@ RUNS, RUN = 6, 16  # number of stored runs of a video, and number of frames in e
 
 
 @dataclass(frozen=True)
-class ObjectsClip(Clip):
+class ObjectsClip(GeneratedClip):
     """Objects that move over a still picture, a moving view of one, or a real video; the camera moves too.
 
     Objects are cut out of other pictures along random shapes or along borders in the picture. They bend, rotate, grow,
@@ -38,7 +39,7 @@ class ObjectsClip(Clip):
     larger frames are blurred. lost: the share of scenes in which an object is out of view for some time.
     """
 
-    seed: int = 0
+    masked: bool = True
     size: int = SIZE
     frames: int = 12
     objects: int = 2
@@ -46,13 +47,9 @@ class ObjectsClip(Clip):
     unrest: float = 0.0
     short: int = SHORT
     lost: float = 0.0
-    masked: bool = True
 
     def open(self, decoder: Decoder) -> Reader:
         return _ObjectsReader(self)
-
-    def count(self, decoder: Decoder) -> int | None:
-        return self.frames
 
 
 @dataclass
@@ -78,31 +75,14 @@ class MovingObjects(Index):
 
     def clips(self) -> list[Clip]:
         size = SIZE if self.size is None else self.size
-        if min(self.count, self.frames, size, self.objects, self.short) < 1:
-            raise DataError("objects: count, frames, size, objects and short must be at least 1")
-        if self.seed < 0:
-            raise DataError(f"objects: seed cannot be negative, got {self.seed}")
+        numbers = {"frames": self.frames, "size": size, "objects": self.objects, "short": self.short}
+        found = seeds("objects", self.seed, self.count, **numbers)
         for name in ("unrest", "lost"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"objects: {name} must lie between 0 and 1, got {getattr(self, name)}")
         videos = tuple(clip.name for clip in self._videos())
-        seeds = range(self.seed, self.seed + self.count)
-        return [
-            ObjectsClip(
-                f"objects {s}",
-                -1,
-                True,
-                s,
-                size,
-                self.frames,
-                self.objects,
-                videos,
-                self.unrest,
-                self.short,
-                self.lost,
-            )
-            for s in seeds
-        ]
+        options: dict[str, Any] = {**numbers, "videos": videos, "unrest": self.unrest, "lost": self.lost}
+        return [ObjectsClip(f"objects {seed}", seed=seed, **options) for seed in found]
 
     def sized(self, size: int) -> MovingObjects:
         if self.size not in (None, size):

@@ -97,13 +97,7 @@ class LeRobotEpisodes(Index):
 
 @dataclass(frozen=True)
 class RecordingClip(Clip):
-    """A robot's recording. numbers: the number of values of a pose, 0 without poses."""
-
-    numbers: int = 0
-
-    @property
-    def pose(self) -> int:
-        return self.numbers
+    """A robot's recording."""
 
     @abstractmethod
     def source(self, first: int) -> Source:
@@ -176,7 +170,7 @@ class _RecordingReader(Reader):
             found.append(frame)
         if not found:
             return Shot(np.zeros((0, 0, 0, 3), np.uint8))
-        poses = np.stack([frame.pose for frame in found if frame.pose is not None]) if self._clip.numbers else None
+        poses = np.stack([frame.pose for frame in found if frame.pose is not None]) if self._clip.pose else None
         return Shot(np.stack([frame.image for frame in found]).astype(np.uint8, copy=False), poses=poses)
 
     def _at(self, index: int, after: bool) -> Frame | None:

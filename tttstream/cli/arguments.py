@@ -33,23 +33,13 @@ def add_run(parser: argparse.ArgumentParser, size: str) -> None:
     add("--max-frames", metavar="N", type=whole, help="end each source after N frames")
     known = "default: the size of its training, or that of --load-state"
     add("--size", metavar="PX", type=whole, help=f"{size}; {known}")
-    add(
-        "--on-error",
-        choices=("skip", "raise"),
-        default="skip",
-        help="skip damaged frames, or end with an error",
-    )
+    add("--on-error", choices=("skip", "raise"), default="skip", help="skip damaged frames, or end with an error")
     rows = "the poses of the frames: csv, TUM or KITTI rows; for a camera, a growing file"
     add("--poses", metavar="FILE", help=rows)
     add_recording(parser, pose="the columns of that file, ")
     start = "clock time of that file at the first frame (default: 0)"
     add("--pose-start", metavar="N", type=float, help=start)
-    add(
-        "--pose-tolerance",
-        metavar="S",
-        type=float,
-        help="seconds between a frame and a row, or age of a row",
-    )
+    add("--pose-tolerance", metavar="S", type=float, help="seconds between a frame and a row, or age of a row")
     add("--policy", metavar="MODULE:NAME", help="plays gym:ENV: a callable (observation, info, env) -> action")
     add("--no-learn", action="store_true", help="do not let the memory learn")
     add("--save-state", metavar="FILE", type=path, help="save memory and position in the source at the end")
@@ -57,13 +47,7 @@ def add_run(parser: argparse.ArgumentParser, size: str) -> None:
     add("--load-state", metavar="FILE", type=path, help=known)
     add("--no-overlay", action="store_true", help="do not write overlay.mp4")
     add("--show", action="store_true", help="show the overlay in a window while it runs")
-    add(
-        "--seed",
-        metavar="N",
-        type=whole,
-        default=0,
-        help="of walk, actions and untrained weights (default: 0)",
-    )
+    add("--seed", metavar="N", type=whole, default=0, help="of walk, actions and untrained weights (default: 0)")
 
 
 def add_recording(parser: argparse.ArgumentParser, pose: str = "") -> None:

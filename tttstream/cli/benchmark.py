@@ -112,12 +112,7 @@ def run(args: argparse.Namespace, root: Path, out: Path) -> int:
 
 
 def follow(
-    sequence: BenchmarkSequence,
-    model: Propagator[Any],
-    out: Path,
-    size: int | None,
-    crop: int | None,
-    learn: bool,
+    sequence: BenchmarkSequence, model: Propagator[Any], out: Path, size: int | None, crop: int | None, learn: bool
 ) -> Iterator[str]:
     """Write the masks of one sequence, under the names of its frames. Yields the size of the state after each frame.
     The folder appears when it is complete."""

@@ -92,12 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     expect = argparse.BooleanOptionalAction
     add("--expect", action=expect, help="also predict pictures; takes three times as long (default: for one source)")
     add("--no-learn", action="store_true", help="do not let the memories learn")
-    add(
-        "--snapshots",
-        metavar="DIR",
-        type=arguments.path,
-        help="folder for memories and positions in the sources",
-    )
+    add("--snapshots", metavar="DIR", type=arguments.path, help="folder for memories and positions in the sources")
     add("--every", metavar="S", type=float, default=10.0, help="seconds between two snapshots (default: 10)")
     add("--resume", action="store_true", help="continue from the snapshots in DIR")
     add("--events", metavar="DIR", type=arguments.path, help="write events to this folder, with pictures and clips")

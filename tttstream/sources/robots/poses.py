@@ -72,13 +72,7 @@ def track(
         raise SourceError(f"{topic.name} of {recording.path.name} has no pose of {asked.child}; it has {frames}")
     kind = topic.kind.rpartition("/")[2]
     return Track.timed(
-        topic.name,
-        np.array(times),
-        np.array(rows),
-        form(asked.keys),
-        kind=kind,
-        tolerance=tolerance,
-        on_error=on_error,
+        topic.name, np.array(times), np.array(rows), form(asked.keys), kind=kind, tolerance=tolerance, on_error=on_error
     )
 
 

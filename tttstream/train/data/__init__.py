@@ -2,14 +2,7 @@
 
 from tttstream.train.data.batch import Batch
 from tttstream.train.data.clips import Clip, Decoder, Reader, Shot, VideoClip
-from tttstream.train.data.datasets import (
-    HMDB51,
-    UCF101,
-    ClassFolders,
-    Davis,
-    Kinetics,
-    SomethingSomething,
-)
+from tttstream.train.data.datasets import HMDB51, UCF101, ClassFolders, Davis, Kinetics, SomethingSomething
 from tttstream.train.data.digits import DigitsClip
 from tttstream.train.data.generated import PlacesClip, WalkClip
 from tttstream.train.data.images import ImagesClip

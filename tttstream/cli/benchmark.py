@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tttstream.errors import ConfigError, OutputError, SourceError
 from tttstream.io import mask_files
 from tttstream.sources.folder import IMAGES, listed
-from tttstream.sources.pages import FAILURES, pixels
+from tttstream.sources.pages import read_image
 
 if TYPE_CHECKING:
     from tttstream.models.masks import Propagator
@@ -142,7 +142,7 @@ def follow(
     masks = MaskFolder(target, numbers, colours)
     with masks:
         for index, path in enumerate(sequence.frames):
-            frame = _image(path)
+            frame = read_image(path)
             given = _compact(shown.get(index), numbers)
             if given is None and not bool(stream.state.seen.any()):
                 found: NDArray[np.integer[Any]] = np.zeros(frame.shape[:2], np.int32)
@@ -157,10 +157,3 @@ def _compact(labels: NDArray[Any] | None, numbers: list[int]) -> NDArray[Any] | 
     if labels is None or not (labels > 0).any():
         return None
     return np.where(labels > 0, np.searchsorted(numbers, labels) + 1, labels).astype(np.int16)
-
-
-def _image(path: Path) -> NDArray[np.uint8]:
-    try:
-        return pixels(path)
-    except FAILURES as error:
-        raise SourceError(f"{path} cannot be read as an image ({error})") from error

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tttstream.cli.progress import Progress
@@ -52,101 +53,95 @@ def claimed(args: argparse.Namespace, stack: ExitStack) -> Viewer | None:
     return window
 
 
-def recorded(
-    spec: str,
-    source: Source,
-    stream: Session,
-    step: Step,
-    record: Record,
-    window: Viewer | None,
-    interrupt: Interrupt,
-    args: argparse.Namespace,
-    more: dict[str, Any],
-    title: str = "",
-) -> dict[str, Any]:
-    """Process every frame of a source and write the results. Returns the summary. After a failure no file is left.
-    more: additional entries of the summary. title: of the chart.
-    """
-    try:
-        interrupted = follow(source, stream, step, record, window, interrupt, args)
-        if not record.frames and interrupted:
-            raise KeyboardInterrupt
-        if not record.frames:
-            after = " after the saved position" if args.load_state else ""
-            raise SourceError(f"{public(spec)}: no readable frame{after}")
-        summary = {
-            "source": public(spec),
-            "model": args.model,
-            "size": stream.size,
-            **more,
-            "learn": not args.no_learn,
-            "interrupted": interrupted,
-            "state_bytes": stream.state_bytes,
-            **record.summary(),
-        }
-        record.finish(summary, title)
-        if args.save_state is not None:
-            stream.save(args.save_state, source)
-        record.publish()
-    except BaseException:
-        record.discard()
-        raise
-    return summary
+@dataclass
+class Run:
+    """One source, and everything that takes part in processing it."""
 
+    spec: str
+    source: Source
+    stream: Session
+    step: Step
+    record: Record
+    window: Viewer | None
+    interrupt: Interrupt
+    args: argparse.Namespace
 
-def follow(
-    source: Source,
-    stream: Session,
-    step: Step,
-    record: Record,
-    window: Viewer | None,
-    interrupt: Interrupt,
-    args: argparse.Namespace,
-) -> bool:
-    """Process every frame of a source; True if the user ended it."""
-    known = [count for count in (source.frames, args.max_frames) if count is not None]
-    if source.about:
-        print(f"poses: {source.about}", file=sys.stderr)
-    progress = Progress(source.name, min(known) if known else None)
-    pace = None
-    try:
-        for frame in source:
-            try:
-                picture, surprise = step(frame)
-            except FrameError:
-                if args.on_error == "raise":
-                    raise
-                record.rejected += 1
-                continue
-            progress.update(record.rate.late, surprise, size_text(stream.state_bytes))
-            if window is not None and picture is not None:
-                pace = pace or time.perf_counter() - frame.time_s
-                early_s = 0.0 if source.live else pace + frame.time_s - time.perf_counter()
-                if obey(window, window.show(picture, max(1, min(200, int(1000 * early_s)))), stream, interrupt):
+    def recorded(self, more: dict[str, Any], title: str = "") -> dict[str, Any]:
+        """Process every frame of the source and write the results. Returns the summary. After a failure no file is
+        left. more: additional entries of the summary. title: of the chart.
+        """
+        record, args = self.record, self.args
+        try:
+            interrupted = self._follow()
+            if not record.frames and interrupted:
+                raise KeyboardInterrupt
+            if not record.frames:
+                after = " after the saved position" if args.load_state else ""
+                raise SourceError(f"{public(self.spec)}: no readable frame{after}")
+            summary = {
+                "source": public(self.spec),
+                "model": args.model,
+                "size": self.stream.size,
+                **more,
+                "learn": not args.no_learn,
+                "interrupted": interrupted,
+                "state_bytes": self.stream.state_bytes,
+                **record.summary(),
+            }
+            record.finish(summary, title)
+            if args.save_state is not None:
+                self.stream.save(args.save_state, self.source)
+            record.publish()
+        except BaseException:
+            record.discard()
+            raise
+        return summary
+
+    def _follow(self) -> bool:
+        """Process every frame of the source; True if the user ended it."""
+        source, stream, window, args = self.source, self.stream, self.window, self.args
+        known = [count for count in (source.frames, args.max_frames) if count is not None]
+        if source.about:
+            print(f"poses: {source.about}", file=sys.stderr)
+        progress = Progress(source.name, min(known) if known else None)
+        pace = None
+        try:
+            for frame in source:
+                try:
+                    picture, surprise = self.step(frame)
+                except FrameError:
+                    if args.on_error == "raise":
+                        raise
+                    self.record.rejected += 1
+                    continue
+                progress.update(self.record.rate.late, surprise, size_text(stream.state_bytes))
+                if window is not None and picture is not None:
+                    pace = pace or time.perf_counter() - frame.time_s
+                    early_s = 0.0 if source.live else pace + frame.time_s - time.perf_counter()
+                    if self._obey(window, window.show(picture, max(1, min(200, int(1000 * early_s))))):
+                        return True
+                if self.interrupt.asked:
                     return True
-            if interrupt.asked:
-                return True
-            if record.frames == args.max_frames:
-                break
-    except KeyboardInterrupt:
-        return True
-    finally:
-        progress.close()
-        for remark in source.remarks():
-            print(f"{source.name}: {remark}", file=sys.stderr)
-    return False
+                if self.record.frames == args.max_frames:
+                    break
+        except KeyboardInterrupt:
+            return True
+        finally:
+            progress.close()
+            for remark in source.remarks():
+                print(f"{source.name}: {remark}", file=sys.stderr)
+        return False
 
-
-def obey(window: Viewer, key: str, stream: Session, interrupt: Interrupt) -> bool:
-    """Handle a key; True ends the run."""
-    if key == " ":
-        key = ""
-        while not key and not interrupt.asked:
-            key = window.key()
-    if key == "f":
-        stream.reset()
-    elif key == "l":
-        stream.learn = not stream.learn
-    elif key == "q":
-        interrupt.asked = True
-    return interrupt.asked
+    def _obey(self, window: Viewer, key: str) -> bool:
+        """Handle a key; True ends the run."""
+        if key == " ":
+            key = ""
+            while not key and not self.interrupt.asked:
+                key = window.key()
+        if key == "f":
+            self.stream.reset()
+        elif key == "l":
+            self.stream.learn = not self.stream.learn
+        elif key == "q":
+            self.interrupt.asked = True
+        return self.interrupt.asked

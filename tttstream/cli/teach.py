@@ -122,7 +122,7 @@ def teach(args: argparse.Namespace, folders: list[str]) -> int:
 
 def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
     """Teach, then process a source. Returns the exit code."""
-    from tttstream.cli.loop import claimed, opened, recorded
+    from tttstream.cli.loop import Run, claimed, opened
     from tttstream.cli.teach_recorder import TeachRecorder
     from tttstream.io.interrupt import Interrupt
     from tttstream.views.overlay import size_text
@@ -140,7 +140,7 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
         interrupt = stack.enter_context(Interrupt())
         step = step_of(stream, recorder, args.boxes, keys)
         more = {"certain": stream.certain}
-        summary = recorded(spec, source, stream, step, recorder, cast("Viewer | None", keys), interrupt, args, more)
+        summary = Run(spec, source, stream, step, recorder, cast("Viewer | None", keys), interrupt, args).recorded(more)
     latency = summary["latency_ms"]
     in_view = ", ".join(f"{label} in {count}" for label, count in summary["in_view"].items()) or "nothing taught"
     print(

@@ -87,7 +87,7 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
         )
     import torch
 
-    from tttstream.cli.loop import claimed, opened, recorded
+    from tttstream.cli.loop import Run, claimed, opened
     from tttstream.cli.mask_recorder import MaskRecorder
     from tttstream.io.interrupt import Interrupt
     from tttstream.views.overlay import size_text
@@ -112,7 +112,7 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
             "objects": given.numbers,
             "crop": stream.crop,
         }
-        summary = recorded(spec, source, stream, step, recorder, window, interrupt, args, more)
+        summary = Run(spec, source, stream, step, recorder, window, interrupt, args).recorded(more)
     latency = summary["latency_ms"]
     print(
         f"{shown(public(spec))}: {summary['frames']} frames{', interrupted' if summary['interrupted'] else ''}, "

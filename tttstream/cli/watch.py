@@ -170,7 +170,7 @@ def watch(
     single: bool,
 ) -> dict[str, Any]:
     """Watch one source with a stream of surprise. Returns its summary."""
-    from tttstream.cli.loop import opened, recorded
+    from tttstream.cli.loop import Run, opened
     from tttstream.cli.recorder import Recorder
     from tttstream.streams import MapStream, Saved
     from tttstream.views.world import WorldOverlay
@@ -202,7 +202,7 @@ def watch(
 
         title = f"{shortened(source.name, 48)} · {shortened(args.model, 24)} model, {stream.size} px"
         more = {"seed": args.seed}
-        summary = recorded(spec, source, stream, step, recorder, window, interrupt, args, more, title)
+        summary = Run(spec, source, stream, step, recorder, window, interrupt, args).recorded(more, title)
     report(spec, folder, summary, recorder)
     return summary
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
@@ -89,6 +90,11 @@ def costs(name: str, lengths: list[int], dim: int, heads: int, device: torch.dev
         yield Cost(name, length, prefill, frame, step, state.nbytes, grown)
 
 
+def dual(inner: Dense, *given: Tensor, size: int) -> Tensor:
+    """The outputs of `ttt` for the tensors that `primal` takes."""
+    return ttt(inner, *given, mini_batch=size)[0]
+
+
 def primal(
     inner: Dense, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, start: Tensor, gamma: Tensor, beta: Tensor, size: int
 ) -> Tensor:
@@ -133,27 +139,20 @@ def dual_against_primal(tokens: int, dim: int, heads: int, size: int, device: to
         start = 0.02 * torch.randn(heads, inner.size(width), device=device)
         given = q, k, v, eta, start, torch.ones(heads, width, device=device), torch.zeros(heads, width, device=device)
 
-        def dual(backward: bool = False, inner: Dense = inner, given: tuple[Tensor, ...] = given) -> Tensor:
-            q, k, v, eta, start, gamma, beta = (z.requires_grad_(backward) for z in given)
-            z = ttt(inner, q, k, v, eta, start, gamma, beta, mini_batch=size)[0]
+        def run(form: Callable[..., Tensor], backward: bool = False, given: tuple[Tensor, ...] = given) -> Tensor:
+            z = form(*(z.requires_grad_(backward) for z in given))
             if backward:
                 z.sum().backward()
             return z
 
-        def written_out(backward: bool = False, inner: Dense = inner, given: tuple[Tensor, ...] = given) -> Tensor:
-            q, k, v, eta, start, gamma, beta = (z.requires_grad_(backward) for z in given)
-            z = primal(inner, q, k, v, eta, start, gamma, beta, size)
-            if backward:
-                z.sum().backward()
-            return z
-
+        forms = [partial(form, inner, size=size) for form in (dual, primal)]
         layer: Any = build(f"ttt_{inner.name}", dim=dim, heads=heads, mini_batch=size).to(device)
         x = torch.randn(1, 1, dim, device=device)
         with torch.no_grad():
-            torch.testing.assert_close(dual(), written_out(), rtol=0, atol=1e-3)
+            torch.testing.assert_close(*(run(form) for form in forms), rtol=0, atol=1e-3)
             state = layer(x)[1]
             singly = best(device, lambda: layer(x, state), 30)  # noqa: B023
-            forward = [best(device, work, 3) / tokens for work in (dual, written_out)]
+            forward = [best(device, partial(run, form), 3) / tokens for form in forms]
         yield Dual(inner.name, tokens, False, forward[0], forward[1], singly)
-        both = [best(device, lambda work=work: work(True), 3) / tokens for work in (dual, written_out)]  # type: ignore[misc]
+        both = [best(device, partial(run, form, True), 3) / tokens for form in forms]
         yield Dual(inner.name, tokens, True, both[0], both[1], None)

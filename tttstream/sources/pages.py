@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tttstream.errors import DependencyError
+from tttstream.errors import DependencyError, SourceError
 
 SEVERAL = frozenset({".png", ".tif", ".tiff", ".webp"})
 """Suffixes of files that may contain several images."""
@@ -204,6 +204,14 @@ def pixels(path: Path) -> NDArray[np.uint8]:
                 f"it contains {pages.count} images, expected one; convert it to a video or to single images"
             )
         return pages.read(0)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """As `pixels`, but raises SourceError if the file cannot be read."""
+    try:
+        return pixels(path)
+    except FAILURES as error:
+        raise SourceError(f"{path} cannot be read as an image ({error})") from error
 
 
 def scaled(values: NDArray[Any], least: int, most: int, by: float) -> NDArray[np.uint8]:

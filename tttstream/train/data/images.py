@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tttstream.errors import SourceError
 from tttstream.io.mask_files import Labels, MaskSequence
 from tttstream.sources.folder import IMAGES, listed
-from tttstream.sources.pages import FAILURES, pixels
+from tttstream.sources.pages import read_image
 from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot, length, piece
 
 # The last two are listed in order to refuse them
@@ -43,7 +43,7 @@ class _ImagesReader(Reader):
         self._clip, self._paths = clip, _images(clip.name)
         self.frames = len(self._paths)
         self._masks = None if clip.masks is None else _masks(clip.name, clip.masks)
-        self._shape = _read(self._paths[0]).shape
+        self._shape = read_image(self._paths[0]).shape
 
     def read(self, indices: Numbers) -> Shot:
         frames: list[NDArray[np.uint8]] = []
@@ -62,7 +62,7 @@ class _ImagesReader(Reader):
         return Shot(np.stack(frames), np.stack(masks) if masks else None)
 
     def _frame(self, path: Path) -> NDArray[np.uint8]:
-        frame = _read(path)
+        frame = read_image(path)
         if frame.shape != self._shape:
             came, first = (f"{width}×{height}" for height, width, _ in (frame.shape, self._shape))
             raise SourceError(f"{path} is {came} pixels and the first image of its folder {first}; use one size")
@@ -99,10 +99,3 @@ def _masks(folder: str, masks: str) -> MaskSequence:
         return next((path for path in found if path is not None), Path(masks, image.stem + ".png"))
 
     return MaskSequence([mask(path) for path in _images(folder)])
-
-
-def _read(path: Path) -> NDArray[np.uint8]:
-    try:
-        return pixels(path)
-    except FAILURES as error:
-        raise SourceError(f"{path} cannot be read as an image ({error})") from error

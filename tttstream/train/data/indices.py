@@ -102,13 +102,8 @@ class PlacesWorlds(Index):
 
     def clips(self) -> list[Clip]:
         found = seeds("places", self.seed, self.count, frames=self.frames, speed=self.speed)
-        options: dict[str, Any] = {
-            "size": self.size,
-            "frames": self.frames,
-            "held_out": self.held_out,
-            "speed": self.speed,
-        }
-        return [PlacesClip(f"places {seed}", seed=seed, **options) for seed in found]
+        options: dict[str, Any] = {"size": self.size, "frames": self.frames, "speed": self.speed}
+        return [PlacesClip(f"places {seed}", seed=seed, held_out=self.held_out, **options) for seed in found]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Makes a small animation from the overlay of `tttstream watch`, for a page.
+"""Makes a small animation from the overlay of `tttstream watch`, for a web page.
 
 tttstream watch places --model map --max-frames 1200 --seed 0 --out out/map
 python demos/animate.py out/map/overlay.mp4 docs/map.webp --still docs/map.png --at 1000

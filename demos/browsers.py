@@ -76,7 +76,7 @@ def measure(engine: Engine, count: int, args: argparse.Namespace) -> list[str]:
         command = [sys.executable, __file__, "--as-clients", *map(str, words)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
-            child.stdout.readline()  # "begun", when it has loaded all that it needs
+            child.stdout.readline()  # "begun", after it has loaded everything
             began, cpu, frames = time.monotonic(), sum(process.cpu_times()[:2]), camera.version
             said = json.loads(child.stdout.readline())
             took = time.monotonic() - began

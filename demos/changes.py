@@ -49,7 +49,7 @@ class Dictionary:
         self._waiting: list[tuple[int, NDArray[np.float64], NDArray[np.float32]]] = []
 
     def score(self, frame: Frame, pose: NDArray[np.float64]) -> float:
-        """The mean squared difference where the two views overlap; 0 if there is none to compare with."""
+        """The mean squared difference where the two views overlap; 0 without a stored view."""
         image = cv2.resize(frame.image, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         self._waiting.append((frame.index, pose, image))
         while self._waiting[0][0] <= frame.index - LAG:
@@ -75,12 +75,12 @@ class Dictionary:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the views that are kept."""
+        """Bytes of the stored views."""
         return sum(view[2].nbytes // 4 for view in self._views.values())  # as bytes, not as floats
 
 
 def matrix(pose: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From a place in the view to one in the world."""
+    """Maps a position in the view to one in the world."""
     c, s = math.exp(pose[2]) * math.cos(pose[3]), math.exp(pose[2]) * math.sin(pose[3])
     return np.array([[c, -s, pose[0]], [s, c, pose[1]], [0, 0, 1.0]])
 
@@ -160,7 +160,7 @@ def main() -> None:
         runs = [follow(args, seed, *case) for seed in range(args.seeds)]
         for column, name in enumerate(SCORES):
             if args.robots and name not in ("map", "dictionary") and case != ROBOTS[0]:
-                continue  # no pose tells them anything
+                continue  # these scores do not use the pose
             parts = [windows(run, column) for run in runs]
             quiet = np.array([value for _, part in parts for value in part])
             every = {kind: np.array([v for changed, _ in parts for v in changed[kind]]) for kind in KINDS}

@@ -32,7 +32,7 @@ CLIPS: dict[str, dict[str, list[tuple[str, int]]]] = {
         "table": [("surveillance/bottle-detection.mp4", 0), ("scenes/flipping_a_pancake.mkv", 0)],
     },
 }
-"""Where each clip begins: a video, and its first frame. The test shows the videos of the training later on."""
+"""The video and the first frame of each clip. The test clips include later parts of the training videos."""
 
 
 def main() -> None:

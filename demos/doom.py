@@ -1,8 +1,8 @@
-"""First-person worlds of a game: does a memory recall the views of a Doom map after it has left the place?
+"""First-person worlds of a game: does a memory recall the views of a place in a Doom map long after the camera left it?
 
     python demos/revisit.py --only ttt_mlp --rates 2e-3 --seeds 1 --recipe "long lives, long ages" --keep out/revisit
     python demos/doom.py --weights out/revisit/ttt_mlp-0.002-0.pt                # as it is
-    python demos/doom.py --weights out/revisit/ttt_mlp-0.002-0.pt --steps 200    # and trained on in three of four maps
+    python demos/doom.py --weights out/revisit/ttt_mlp-0.002-0.pt --steps 200    # trained on with three of four maps
 
 The worlds are the maps of Freedoom in ViZDoom (pip install vizdoom). A camera moves between waypoints 128 map units
 apart, on shortest paths to random goals, and turns by quarters; each view is one token. A view is a picture of 40 x 30
@@ -54,7 +54,7 @@ Run = dict[str, NDArray[Any]]
 
 
 def played(folder: Path, index: int, world: doom.World, side: int, tokens: int, changes: bool) -> Run:
-    """A patrol in a map of MAPS, from its file in a folder where it is there."""
+    """A patrol in a map of MAPS, read from its file in a folder if the file exists."""
     wad, name = doom.MAPS[index]
     file = folder / f"{name}-{side}-{tokens}{'-changes' if changes else ''}.npz"
     if not file.exists():
@@ -69,7 +69,7 @@ def played(folder: Path, index: int, world: doom.World, side: int, tokens: int, 
 
 @torch.no_grad()
 def follow(model: PlaceMemory, codes: Codes, run: Run, frozen: bool = False) -> tuple[Tensor, Tensor, float]:
-    """The answers [T, CODES] to a patrol's tokens before each is seen (the first is 0), the answers to its questions,
+    """The predictions [T, CODES] of a patrol's tokens before each is seen (the first is 0), the answers to its queries,
     and the time a token in ms."""
     seen, where = codes.code(run["picture"])[None], keys(run["pose"], run["corner"])[None]
     following = torch.cat([where[:, 1:], where[:, -1:]], 1)
@@ -91,7 +91,7 @@ def follow(model: PlaceMemory, codes: Codes, run: Run, frozen: bool = False) -> 
 
 
 def otherwise(codes: Codes, run: Run) -> dict[str, tuple[Tensor, Tensor]]:
-    """The baselines' predictions, which use no network: of the next views [T, CODES], and of the views asked for."""
+    """The predictions of the baselines, without a network: of the next views [T, CODES], and of the queried views."""
     seen = codes.code(run["picture"])
     mean = torch.cat([torch.zeros(1, CODES), seen.cumsum(0)[:-1]]) / torch.arange(len(seen)).clamp(min=1)[:, None]
     last: dict[int, int] = {}
@@ -107,7 +107,7 @@ def otherwise(codes: Codes, run: Run) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def recall(models: dict[str, PlaceMemory], codes: Codes, run: Run) -> dict[str, Any]:
-    """Sums of squared errors by kind of question ("next", "asked"), age and way, with the spread around the mean view
+    """Sums of squared errors by kind of query ("next", "asked"), age and method, with the spread around the mean view
     and how many; ms a token."""
     said, took = otherwise(codes, run), []
     for name, model in models.items():
@@ -129,7 +129,7 @@ def recall(models: dict[str, PlaceMemory], codes: Codes, run: Run) -> dict[str, 
 
 
 def change(models: dict[str, PlaceMemory], codes: Codes, run: Run) -> dict[str, Any]:
-    """The scores of every revisit that is quiet or shows a change, and the kind of change (-1: none)."""
+    """The scores of all revisits without a change or with one, and the kind of change (-1: none)."""
     seen = codes.code(run["picture"])
     said = [follow(model, codes, run)[0] for model in models.values()]
     said += [otherwise(codes, run)[PLACE][0], torch.cat([seen[:1], seen[:-1]])]
@@ -141,7 +141,7 @@ def change(models: dict[str, PlaceMemory], codes: Codes, run: Run) -> dict[str, 
 
 
 def ratio(records: list[dict[str, Any]], key: str, way: str) -> str:
-    """Error over the spread around the mean view, of all maps together; (n) with fewer than 500 views."""
+    """Error over the spread around the mean view, over all maps; (n) with fewer than 500 views."""
     sums = [record["sums"][key] for record in records]
     count = sum(one["count"] for one in sums)
     if not count:
@@ -151,7 +151,7 @@ def ratio(records: list[dict[str, Any]], key: str, way: str) -> str:
 
 
 def recall_table(records: list[dict[str, Any]], names: list[str]) -> list[str]:
-    """Rows of Markdown: worlds by side, question, way and age."""
+    """Rows of Markdown: worlds by side, query, method and age."""
     head = ["side", "maps", "views", "question", "way", *(f"age ≥ {age}" for age in AGES)]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for side in SIDES:
@@ -166,7 +166,7 @@ def recall_table(records: list[dict[str, Any]], names: list[str]) -> list[str]:
 
 
 def change_table(records: list[dict[str, Any]], names: list[str]) -> list[str]:
-    """A sentence, and rows of Markdown: score by score, what it finds."""
+    """A sentence, and rows of Markdown with the detections of each score."""
     scores, kinds = (np.concatenate([record[key] for record in records]) for key in ("scores", "kinds"))
     quiet, hit = scores[kinds < 0], scores[kinds >= 0]
     lines = [
@@ -186,8 +186,8 @@ def change_table(records: list[dict[str, Any]], names: list[str]) -> list[str]:
 
 
 def draw(model: PlaceMemory, codes: Codes, runs: list[tuple[str, Run]], out: Path) -> None:
-    """Views asked for late in patrols: the true one, its components, and the predictions of memory and of a frozen
-    memory."""
+    """Draw queried views from late in patrols: the true view, its components, and the predictions of the memory and of
+    a frozen memory."""
     import matplotlib
 
     matplotlib.use("Agg")

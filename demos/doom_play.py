@@ -1,4 +1,4 @@
-"""Patrols in the game for demos/doom.py, and things that are exchanged, vanish or appear out of sight."""
+"""Patrols in the game for demos/doom.py, with things that are exchanged, vanish or appear while out of view."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ THINGS = (
     "BigTree", "TorchTree", "ShortGreenColumn", "TallRedColumn", "SkullColumn", "Stalagtite", "LiveStick",
     "HeadOnAStick", "HeadsOnAStick", "HeadCandles", "Candelabra", "ShortRedTorch", "DeadStick", "ExplosiveBarrel",
 )  # fmt: skip
-BEGIN, EVERY, AWAY = 512, 16, 32  # tokens before the first change, between two, and since a thing was in sight
-LEAST, SIGHT = 0.01, 0.003  # of a view, for a changed thing to count, and for a thing to be in sight
-ASKED, QUESTIONS, FAR = 32, 8, 64  # tokens between questions, how many, and tokens since a view that is asked for
+BEGIN, EVERY, AWAY = 512, 16, 32  # tokens before the first change, between two changes, and since a thing was in view
+LEAST, SIGHT = 0.01, 0.003  # shares of a view: least size of a changed thing, and of a thing in view
+ASKED, QUESTIONS, FAR = 32, 8, 64  # tokens between queries, their number, and the least age of a queried view in tokens
 
 
 class Hand:
@@ -35,9 +35,9 @@ class Hand:
         inside = set(part.tolist())
         self.spots = [(i, h) for i, w in enumerate(part) for h in range(4) if int(world.ahead[w, h]) in inside]
         self.placed: dict[str, tuple[int, int]] = {}
-        self.seen: dict[str, int] = {}  # when a thing was last in sight
+        self.seen: dict[str, int] = {}  # when a thing was last in view
         self.changes: list[tuple[int, int, set[str]]] = []  # when, the kind of change, the things
-        self.sights: dict[tuple[int, int], dict[str, float]] = {}  # what a view showed at its last visit
+        self.sights: dict[tuple[int, int], dict[str, float]] = {}  # the content of a view at its last visit
         for thing in THINGS:
             game.say(f"remove {thing}")
         count = min(len(self.spots), len(THINGS) // 2)
@@ -76,7 +76,7 @@ class Hand:
         return (0 if swapped and new and gone else 1 if gone else 2), share
 
     def act(self, camera: Place, now: int, last: NDArray[np.int64]) -> None:
-        """Change something that is out of sight, now and then. last: when each view of the part was shown."""
+        """Sometimes change something that is out of view. last: when each view of the part was shown."""
         if now < BEGIN or now % EVERY:
             return
         away = [thing for thing in self.placed if thing in self.seen and now - self.seen[thing] >= AWAY]
@@ -97,7 +97,7 @@ class Hand:
             self._place(new, spot)
             things.add(new)
         self.game.put(camera)
-        if kind != 1 and self._shares().get(new, 0.0) >= SIGHT:  # it stands in sight: take it away again
+        if kind != 1 and self._shares().get(new, 0.0) >= SIGHT:  # it is in view: remove it again
             self._take(new)
             kind, things = 1, things - {new}
         if things:

@@ -16,13 +16,13 @@ import vizdoom
 from numpy.typing import NDArray
 
 CRUMB, CRUMBS = 64.0, 32  # map units between the points of a path, and their number
-STRAIGHT = 8.0  # degrees off the direction, below which it walks
+STRAIGHT = 8.0  # degrees: it walks if the error of its direction is smaller
 PATIENCE, PROGRESS = 15, 8.0  # the path is blocked after this number of steps with less progress than this in map units
-JUMP = 4 * CRUMB  # map units in a step, after which all begins again: another episode
+JUMP = 4 * CRUMB  # map units: a longer step means a new episode, and the policy starts again
 
 
 class Rounds:
-    """(observation, info, env) -> action. seed: of the turns where something is in the way."""
+    """(observation, info, env) -> action. seed: of the turns at obstacles."""
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)

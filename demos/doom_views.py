@@ -1,4 +1,4 @@
-"""Codes of pictures and keys of poses for demos/doom.py, and training on views that were taken beforehand."""
+"""Codes of pictures and keys of poses for demos/doom.py, and training on stored views."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tttstream.models.map.place_memory import PlaceMemory
 
 SIDE = 8  # steps a side of the largest worlds
 ROWS, LENGTH, RATE = 8, 512, 5e-4
-ANEW, ANOTHER = 0.02, 0.2  # chances at a step of training that a stream begins again, and that it enters another world
+ANEW, ANOTHER = 0.02, 0.2  # probabilities in a training step: a stream is reset; it enters another world
 
 
 class Codes(NamedTuple):
@@ -74,7 +74,7 @@ class Walks:
             self.exchange(row)
 
     def exchange(self, row: int) -> None:
-        """Let another world take the place of a row's."""
+        """Replace the world of a row."""
         rng = self.rng
         album = self.albums[rng.integers(len(self.albums))]
         part = album.world.part(rng, int(rng.integers(SIDE // 2, SIDE + 1)))
@@ -83,8 +83,8 @@ class Walks:
         self.rows[row] = album, part, walk, signs, np.full((len(part), 4), -1), next(walk)
 
     def walk(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(code, place, place asked for, its code, age) [B, count, …]. The age is -1 for a view that was never seen.
-        Half of the questions are about the next view, half about one that was seen."""
+        """(code, place, queried place, its code, age) [B, count, …]. The age is -1 for a view that was never seen.
+        Half of the queries are about the next view, half about a view that was seen."""
         found = []
         for row in range(ROWS):
             album, part, walk, signs, last, at = self.rows[row]
@@ -111,7 +111,7 @@ class Walks:
 
 
 def train(weights: Path, albums: list[Album], steps: int, file: Path, end: float) -> PlaceMemory | None:
-    """The network with those weights, trained on, from its checkpoint where it is there; None if time is up."""
+    """Train the network further from these weights, or from its checkpoint if there is one; None if the time is up."""
     torch.manual_seed(0)
     model = build("ttt_mlp")
     model.load_state_dict(torch.load(weights))

@@ -1,4 +1,4 @@
-"""Waypoints of a map and walks among them that return, for demos/doom.py."""
+"""Waypoints of a map, and walks that return to them, for demos/doom.py."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class World(NamedTuple):
     ahead: NDArray[np.int64]
 
     def view(self, waypoint: int, heading: int) -> Place:
-        """The place at a waypoint that looks to a heading, 0 to 3."""
+        """The place at a waypoint with this heading, 0 to 3."""
         x, y = self.places[waypoint]
         return Place(float(x), float(y), 90.0 * heading)
 
     def part(self, rng: np.random.Generator, side: int) -> NDArray[np.int64]:
-        """Waypoints that hang together within a square of so many a side: the most of TRIES squares."""
+        """Connected waypoints within a square of this side: the largest set of TRIES squares."""
         cells = np.rint(self.places / STEP - self.places.min(0) / STEP).astype(int)
         found: set[int] = set()
         for _ in range(TRIES):
@@ -56,20 +56,20 @@ class World(NamedTuple):
 
 
 class Patrol:
-    """A walk among waypoints that returns: to a random waypoint on the shortest way, now and then a look around."""
+    """A walk to random waypoints by the shortest ways; sometimes it looks around."""
 
     def __init__(self, world: World, inside: NDArray[np.int64], rng: np.random.Generator) -> None:
         self.rng, self.inside = rng, inside
         number = {int(waypoint): i for i, waypoint in enumerate(inside)}
         self.ahead = np.array([[number.get(int(to), -1) for to in world.ahead[w]] for w in inside]).reshape(-1, 4)
         count = len(inside)
-        self.ways = np.full((count, count), -1)  # the heading to leave `a` with, to come to `b`
+        self.ways = np.full((count, count), -1)  # the heading that leads from `a` to `b`
         for goal in range(count):
             queue = collections.deque([goal])
             seen = {goal}
             while queue:
                 at = queue.popleft()
-                for heading in range(4):  # whoever stands there and goes `heading` comes here: steps have a way back
+                for heading in range(4):  # a step from there along `heading` leads here: every step has a way back
                     before = int(self.ahead[at, (heading + 2) % 4])
                     if before >= 0 and before not in seen:
                         seen.add(before)

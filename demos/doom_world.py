@@ -1,7 +1,7 @@
-"""Maps of Freedoom in ViZDoom for demos/doom.py: puts the player where a view is wanted, finds waypoints by walking.
+"""Maps of Freedoom in ViZDoom for demos/doom.py: views from any place, and waypoints, which are found by walking.
 
 A map is surveyed by walking, from the player's start or from a thing's place, on a lattice of STEP units: a waypoint is
-what steps to the east, north, west and south really reach and come back from.
+a point that steps to the east, north, west and south reach, and from which they return.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ try:
 except ImportError as error:
     raise DependencyError("this demo plays ViZDoom, which is not installed: pip install vizdoom") from error
 
-COMPASS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # heading 0 is east, a quarter more is left
-MOST, LEAST = 256, 40  # waypoints of a map: no further ones are surveyed; with fewer it is not used
-STARTS, ENOUGH = 12, 96  # places to try to begin a survey from; so many waypoints are enough
-WALK, REST = 15, 40  # tics to walk a step from rest, and to come to rest
+COMPASS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # heading 0 is east; each quarter turns left
+MOST, LEAST = 256, 40  # largest and least number of waypoints of a map
+STARTS, ENOUGH = 12, 96  # number of starts of a survey; sufficient number of waypoints
+WALK, REST = 15, 40  # tics of a step from rest, and of stopping
 NEAR = 20.0  # map units from a waypoint that count as reached
 MAPS = [("freedoom1.wad", f"E{e}M{m}") for e in range(1, 5) for m in range(1, 10)]
 MAPS += [("freedoom2.wad", f"MAP{m:02d}") for m in range(1, 33)]
 
 
 class Game:
-    """One map of ViZDoom without monsters, whose player is put where a view is wanted. A context manager."""
+    """One map of ViZDoom without monsters, whose player can be placed anywhere. A context manager."""
 
     def __init__(self, wad: str, name: str) -> None:
         game = self.game = vizdoom.DoomGame()
@@ -106,8 +106,8 @@ class Game:
 
 
 def survey(game: Game) -> World:
-    """The waypoints that can be walked to and back from the player's start, or from a thing's place where these are
-    more: maps are parted by doors."""
+    """The waypoints that can be reached from the player's start and back, or from a thing's place if these are more:
+    doors divide maps."""
     things = [Place(one.position_x, one.position_y, 0.0) for one in game.game.get_state().objects]
     starts = [game.where(), *things[:: max(1, len(things) // STARTS)]]
     best = World(np.zeros((0, 2)), np.zeros((0, 4), int))
@@ -122,7 +122,7 @@ def survey(game: Game) -> World:
 
 
 def _walked(game: Game, start: Place) -> World:
-    """The waypoints that can be walked to and back from a place."""
+    """The waypoints that can be reached from a place and back."""
     names: dict[tuple[int, int], int] = {(0, 0): 0}
     found: set[tuple[int, int, int]] = set()
     queue = collections.deque([(0, 0)])
@@ -151,7 +151,7 @@ def _walked(game: Game, start: Place) -> World:
 
 
 class Album(NamedTuple):
-    """Views of a map for training: the world, pictures [N, 4, HEIGHT, WIDTH, 3]; none of a map that is not used."""
+    """Views of a map for training: the world, pictures [N, 4, HEIGHT, WIDTH, 3]; none if the map is not used."""
 
     world: World
     pictures: NDArray[np.uint8]
@@ -170,7 +170,7 @@ def album(wad: str, name: str) -> Album:
 
 
 def surveyed(wad: str, name: str, folder: Path) -> Album:
-    """The album of a map, from its file in a folder where it is there."""
+    """The album of a map, read from its file in a folder if the file exists."""
     file = folder / f"{name}.npz"
     if not file.exists():
         made = album(wad, name)

@@ -36,7 +36,7 @@ def ways(encoder: encoders.Encoder, args: argparse.Namespace, folder: Path) -> I
     def plain(frames: Tensor) -> Any:
         return encoders.Encoder.forward(encoder, frames)
 
-    def strided(frames: Tensor) -> Any:  # rows of each channel one after another, PyTorch's default
+    def strided(frames: Tensor) -> Any:  # channels first, PyTorch's default
         x = ((frames - encoder.mean) / encoder.deviation).contiguous()
         every = dict(enumerate(encoder.maps(x)))
         return [every[number] for number in encoder._numbers]
@@ -92,14 +92,14 @@ def by_onnx(encoder: encoders.Encoder, folder: Path, int8: bool) -> Way:
 
 
 def pictures(shape: torch.Size, names: tuple[str, ...]) -> Tensor:
-    """Photographs as frames of that shape [n, 3, H, W]."""
+    """Photographs as frames of this shape [n, 3, H, W]."""
     images = [torch.from_numpy(np.ascontiguousarray(photograph(name))).permute(2, 0, 1)[None] / 255 for name in names]
     sized = torch.cat([F.interpolate(image, shape[2:], mode="bilinear", antialias=True) for image in images])
     return sized.repeat(-(-shape[0] // len(names)), 1, 1, 1)[: shape[0]].contiguous()
 
 
 def likeness(call: Way, plain: Way, shape: torch.Size) -> float:
-    """The mean cosine of features to those of another kind of arithmetic, over all maps of some photographs."""
+    """The mean cosine between the features of two kinds of arithmetic, over all maps of some photographs."""
     found = []
     for name in NAMES[1::4]:
         frames = pictures(shape, (name,))

@@ -51,7 +51,7 @@ def measure(camera: Camera, total: int, file: Path) -> None:
 
 
 def draw(file: Path, frames: int, out: Path, command: str) -> None:
-    """A picture and a table of the numbers so far. Lines repeated after a resume count once."""
+    """Write a picture and a table of the numbers so far. Lines that are repeated after a resume count once."""
     rows = list({row["frame"]: row for row in map(json.loads, file.read_text().splitlines())}.values())
     figure = Figure(figsize=(12, 5.6), layout="constrained")
     for axis, name, label in zip(figure.subplots(2, 3).flat, LABELS, LABELS.values(), strict=True):

@@ -1,12 +1,12 @@
-"""Change out of sight in grid worlds: is a tile that was exchanged, vanished or is new noticed at the next visit?
+"""Changes out of view in grid worlds: does the memory notice an exchanged, vanished or new tile at the next visit?
 
     python demos/exchanged.py --steps 900 --tokens 16384
 
 The worlds, the walk and the training are those of demos/revisit.py; tiles of held-out photographs. While the walk
 continues, seen tiles that are out of view are exchanged for others, vanish (the mean tile replaces them) or appear in
-place of the mean tile. Every view carries noise of --noise deviations. The score of a visit is the
-squared error of what was expected there. Beside the memory: a dictionary of the last view of every place, the
-difference to the view before, and OpenCV's MOG2 on the tiles as pictures. Only places that were seen before count.
+place of the mean tile. Every view carries noise of --noise deviations. The score of a visit is the squared error of the
+prediction for it. The baselines are a dictionary of the last view of every place, the difference to the view before,
+and OpenCV's MOG2 on the tiles as pictures. Only places that were seen before count.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tttstream.evaluation.detection import Baselines, auroc
 KINDS = ("exchanged", "vanished", "appeared")
 SCORES = ("memory", "dictionary", "frame difference", "MOG2")
 CHUNK = 16  # views between two changes of a row
-AWAY = 32  # views since a tile was seen, for it to change
+AWAY = 32  # least number of views since a tile was seen, before it changes
 EMPTY = 0.2  # share of places that show the mean tile at first
 RATE = 30 * 60  # views a minute
 
 
 @torch.no_grad()
 def follow(memory: torch.nn.Module, walks: Walks, basis: Tensor, tokens: int, noise: float) -> dict[str, np.ndarray]:
-    """Every revisit: its scores, and the kind of change since the visit before (-1 for none)."""
+    """The scores of every revisit, and the kind of change since the previous visit (-1 for none)."""
     rng, rows = np.random.default_rng(3), len(walks.sides)
     draw, state = torch.Generator().manual_seed(4), None
     for row in range(rows):
@@ -69,7 +69,7 @@ def follow(memory: torch.nn.Module, walks: Walks, basis: Tensor, tokens: int, no
             if far.any():
                 cell, kind = rng.choice(np.flatnonzero(far)), int(rng.integers(3))
                 empty = not walks.worlds[row, cell].any()
-                kind = 2 if empty else kind % 2  # what is empty can only get a tile
+                kind = 2 if empty else kind % 2  # an empty place can only get a tile
                 new = walks.pool[int(rng.integers(len(walks.pool)))]
                 walks.worlds[row, cell] = torch.zeros(CODES) if kind == 1 else new
                 changed[row, cell] = kind

@@ -27,7 +27,7 @@ BOX = (32.0, 62.0, 36.0, 36.0)
 
 
 def drawn(frames: int = 60) -> Iterator[Frame]:
-    """A red disc that wanders over a ground of noise, from the middle of BOX on."""
+    """A red disc that wanders over a noise background from the middle of BOX."""
     ground = np.random.default_rng(0).integers(60, 140, (SIZE, SIZE, 3)).astype(np.uint8)
     ground[..., 0] //= 3
     rows, columns = np.mgrid[:SIZE, :SIZE]
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def follow(frames: Iterator[Frame], args: argparse.Namespace) -> None:
-    """Follow what is in the box through all frames."""
+    """Follow the object in the box through all frames."""
     stream, overlay, window = MaskStream(models.load("track"), size=480, crop=224), MaskOverlay(palette()), None
     writer = None if args.out is None else VideoWriter(args.out)
     if args.show:

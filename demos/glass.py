@@ -33,7 +33,7 @@ ARGS = ["--no-sandbox"]
 
 
 def checksum(number: int) -> int:
-    """Eight bits by which a picture of two times at once is found out."""
+    """A checksum of eight bits, which detects a picture that mixes two times."""
     return zlib.crc32(number.to_bytes(3, "big")) & 0xFF
 
 
@@ -70,7 +70,7 @@ class Clock(Source):
 
 
 def read(image: np.ndarray, box: dict[str, float]) -> int | None:
-    """The number that a part of a picture shows, None if it is none."""
+    """The number shown in a part of a picture, None if there is none."""
     xs = (box["x"] + (np.arange(COLUMNS) + 0.5) * box["width"] / COLUMNS).astype(int)
     ys = (box["y"] + (np.arange(ROWS) + 0.5) * box["height"] / ROWS).astype(int)
     if ys[-1] >= image.shape[0] or xs[-1] >= image.shape[1]:
@@ -95,7 +95,7 @@ def measure(cameras: int, args: argparse.Namespace) -> str:
         while page.locator(".card .picture.main.live").count() < cameras:
             page.wait_for_timeout(200)
         for button in page.get_by_role("button", name="Surprise map").all():
-            button.click()  # the code is to be seen as it is
+            button.click()  # the code must be shown without scaling
         page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(3000)
         box = page.locator(".picture.main canvas").first.bounding_box()

@@ -36,7 +36,7 @@ OPTIONS = {
     "ttt_mlp": ("ttt_mlp", {"mini_batch": 4, "rotary": False}),
     "ttt_linear": ("ttt_linear", {"mini_batch": 4, "rotary": False}),
 }
-"""Memories that are inserted with options of their own, by name."""
+"""Memories with other options than the defaults, by name."""
 
 
 def stills(folders: list[str]) -> list[np.ndarray]:
@@ -56,7 +56,7 @@ def bank(photographs: list[np.ndarray], places: int, seed: int, encoder: nn.Modu
         side = int(min(rng.integers(70, 220), 0.8 * min(whole.shape[:2])))
         shift = side // 16
         top, left = (int(rng.integers(shift, size - side - shift)) for size in whole.shape[:2])
-        gains = rng.uniform(0.6, 1.2, 3)  # colours of its own, so that a few photographs give many places
+        gains = rng.uniform(0.6, 1.2, 3)  # changed colours, so that a few photographs give many places
         pictures = []
         for _ in range(VIEWS):
             down, right = rng.integers(-shift, shift + 1, 2)
@@ -95,7 +95,7 @@ def streams(
 def train(args: argparse.Namespace, memory: str, tokens: str, pictures: tuple[Tensor, Tensor]) -> dict[str, object]:
     """Train the memory and the read-out; the share of right answers by age on places of other photographs."""
     torch.manual_seed(args.seed)
-    network = nn.Sequential()  # the blocks are frozen and ran already: `pictures` are their maps
+    network = nn.Sequential()  # the frozen blocks ran before: `pictures` are their maps
     for name, part in (("blocks", nn.Identity()), ("mean", nn.AdaptiveAvgPool2d(1)), ("flat", nn.Flatten())):
         network.add_module(name, part)
     kind, more = OPTIONS.get(memory, (memory, {}))
@@ -104,7 +104,7 @@ def train(args: argparse.Namespace, memory: str, tokens: str, pictures: tuple[Te
     example = pictures[0][:, 0].flatten(0, 1)
     model = tttstream.insert(network, "blocks", kind, dim=64, heads=2, tokens=tokens, example=example, **more)
     if memory == "none":
-        model.memories.requires_grad_(False)  # their gates stay shut: the network as it was
+        model.memories.requires_grad_(False)  # their gates stay closed: the unchanged network
     head = nn.Sequential(nn.LayerNorm(example.shape[1]), nn.Linear(example.shape[1], len(COLOURS)))
     learned = [weight for weight in (*model.memories.parameters(), *head.parameters()) if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=args.lr, weight_decay=0.05)

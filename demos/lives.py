@@ -19,7 +19,7 @@ UNIT = {"token": 16, "frame": 64}
 
 
 class Life(NamedTuple):
-    """Loss early and late in each scene [scenes, heads]; loss on scenes further back, asked again [BACK, heads]."""
+    """Loss early and late in each scene [scenes, heads]; loss on earlier scenes, measured again [BACK, heads]."""
 
     early: Tensor
     late: Tensor
@@ -51,7 +51,7 @@ def live(
     unit: int | None = None,
     factors: Sequence[float] | None = None,
 ) -> Life:
-    """One stream of scenes; several heads see the same stream, each with its own numbers in the update, and its own
+    """One stream of scenes; several heads see the same stream, each with its own values in the update, and its own
     factor of the rate if there are `factors`. unit: tokens of a mini-batch, `UNIT` unless given."""
     torch.manual_seed(0)
     entry, unit = catalogue.find(name), unit or UNIT[mode]

@@ -68,7 +68,7 @@ def clock(call: Callable[[], Tensor], repeats: int) -> tuple[np.ndarray, np.ndar
 
 
 class Absent(nn.Module):
-    """In the place of a memory: gives the tokens back."""
+    """Replaces a memory, and returns the tokens unchanged."""
 
     def forward(self, x: Tensor, state: Any, reset: Any) -> tuple[Tensor, Any]:
         """See the class."""
@@ -99,14 +99,14 @@ def measured(name: str, scan: bool, rows: int, frames: int, repeats: int) -> Tim
 
 
 def simulated(times: Times, ranks: int, tasks: int, hop: float, rng: np.random.Generator, scan: bool) -> float:
-    """Milliseconds of a step over so many ranks, each time drawn from the measured ones. hop: of a message, ms."""
+    """Milliseconds of a step over this number of ranks, with times drawn from the measured ones. hop: of a message, ms."""
     memory, rest, back, rest_back = (rng.choice(part, (ranks, tasks)) for part in times[:4])
     rounds = 0 if ranks == 1 else math.ceil(math.log2(max(1, ranks - 1))) + 1
     ends = np.zeros(ranks)
     for wait, work, order in ((rest, memory, range(ranks)), (rest_back, back, range(ranks - 1, -1, -1))):
         for task in range(tasks):
             ends = ends + wait[:, task]
-            if scan:  # all ranks meet
+            if scan:  # all ranks wait for each other
                 ends = np.full(ranks, (ends + work[:, task]).max() + rounds * hop)
                 continue
             came = 0.0

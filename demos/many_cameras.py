@@ -23,7 +23,7 @@ from tttstream.sources import Source
 
 
 class Paced(Source):
-    """The frames of a source, kept in memory, again and again at a fixed rate, as a camera gives them."""
+    """The frames of a source, kept in memory and repeated at a fixed rate, like those of a camera."""
 
     live = True
 

@@ -36,7 +36,7 @@ LENGTH, ROWS, HEADS, TIMES = 128, 16, 4, 64
 PARAMETERS, BYTES = 20_000, 16_384  # of the memory alone, and of its state
 AGES = (1, 64, 256, 1024)
 TASKS = ("recall", "count", "first-seen", "copy")
-# A token holds all that belongs together, so the convolutions that may be left out are.
+# One token contains a whole item, so optional convolutions are left out.
 MEMORIES: dict[str, dict[str, Any]] = {
     "additive": {"conv": 0},
     "delta": {"conv": 0},
@@ -81,8 +81,8 @@ def make(name: str, dim: int) -> Any:
 
 
 class Stream(NamedTuple):
-    """Tokens [B, T] and what is to be said: kind, name (a key or an item), value, code [B, T, CODE], answer, age (of
-    what is recalled; 0 elsewhere). The answer is a class, a count, or 1 for seen before; -1 where none is wanted."""
+    """Tokens [B, T] and their targets: kind, name (a key or an item), value, code [B, T, CODE], answer, age (of what is
+    recalled; 0 elsewhere). The answer is a class, a count, or 1 for seen before; -1 if there is none."""
 
     kind: Tensor
     name: Tensor
@@ -144,7 +144,7 @@ class Worlds:
 
 
 class Network(nn.Module):
-    """Tokens, one memory, answers. The count is read linearly, so that it may grow; all else by a small network."""
+    """Tokens, one memory, answers. The count has a linear layer, so that it can grow; the rest has a small network."""
 
     def __init__(self, name: str, dim: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Network(nn.Module):
 
 
 def asked(stream: Stream, task: str) -> Tensor:
-    """Where [B, T] an answer of that task is wanted."""
+    """The tokens [B, T] that need an answer of this task."""
     kind = {"recall": ASK, "count": COUNT, "first-seen": SHOW, "copy": PUT}[task]
     return (stream.kind == kind) & (stream.answer >= 0)
 
@@ -183,7 +183,7 @@ def width(name: str, match: str) -> int:
 
 
 class Part(NamedTuple):
-    """A part of a training: steps, each of so many new streams of so many tokens."""
+    """A part of a training: its steps, and the number and length in tokens of the new streams in each."""
 
     steps: int
     rows: int = ROWS

@@ -60,7 +60,7 @@ class OnFeatures:
 
 
 def pieces(videos: list[str], size: int, rng: np.random.Generator) -> list[list[Tensor]]:
-    """The frames of each video [3, size, size], at most four pieces of it, from random places."""
+    """The frames of each video [3, size, size]: at most four pieces from random positions."""
     fit, found = fitted(size), []
     for path in videos:
         with open_source(path) as source:

@@ -32,10 +32,10 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "i
 
 
 class Table(Source):
-    """A cup and a cat's face that go to and fro on gravel, 15 frames a second."""
+    """A cup and a cat's face that move back and forth on gravel, 15 frames a second."""
 
     live, fps, name = True, 15.0, "table"
-    CUP, CAT, SIDE = (80, 250), (330, 90), 190  # the left upper corners in the middle of their way, pixels
+    CUP, CAT, SIDE = (80, 250), (330, 90), 190  # pixels: the upper left corners in the middle of their paths
 
     def __init__(self) -> None:
         ground = transform.resize(data.gravel(), (480, 640))
@@ -63,7 +63,7 @@ class Table(Source):
 
 @contextmanager
 def watched(name: str, sources: list[str], seconds: float, **options: Any) -> Iterator[str]:
-    """The address of a page that shows these sources, after so many seconds."""
+    """The address of a page that shows these sources, after this number of seconds."""
     seeds = itertools.count()
 
     def opener(spec: str) -> Source:
@@ -81,7 +81,7 @@ def watched(name: str, sources: list[str], seconds: float, **options: Any) -> It
 def picture(
     browser: Browser, url: str, path: Path, wait_s: float, screen: Any, act: Callable[[Page], None] | None = None
 ) -> None:
-    """Open the page on a screen, wait, act as a person would, and write what is to be seen."""
+    """Open the page in a browser, wait, perform the user's actions, and save a screenshot."""
     page = browser.new_context(color_scheme="dark", **screen).new_page()
     page.goto(url)
     page.wait_for_selector(".card .picture.main.live")
@@ -101,7 +101,7 @@ def why(page: Page) -> None:
 
 
 def drag(page: Page, corner: tuple[int, int]) -> None:
-    """Draw a box around a thing of the table where it is now or was a moment ago, with room for its way."""
+    """Draw a box around a thing at its current or last position, with space for its movement."""
     frame = page.locator(".picture.main").bounding_box()
     assert frame is not None
     scale, room = frame["width"] / 640, 20

@@ -32,7 +32,7 @@ TIMES = (1, 4, 16, 64)
 
 
 def pieces(name: str, args: argparse.Namespace) -> list[str]:
-    """The configuration of a memory: all alike but for the memory."""
+    """The configuration for a memory; all others are equal except for the memory."""
     memory = "ttt_linear" if name == "frozen" else name
     words = [f"--config={piece}" for piece in ("trainer/cpu", "model/tiny", f"model/{memory}", "data/walk")]
     words += [
@@ -91,7 +91,7 @@ def run(words: list[str]) -> None:
 
 
 def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
-    """The table and the picture of all that is done."""
+    """Write the table and the picture of all finished runs."""
     machine = f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}"
     resets = f" --reset {' '.join(map(str, args.reset))}" if args.reset else ""
     lines = ["# Quality against the position in the stream", ""]
@@ -137,7 +137,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _place(key: str) -> tuple[bool, int]:
-    """Where a result stands in the table: without resets first, memory by memory."""
+    """The position of a result in the table: without resets first, memory by memory."""
     name = key.rpartition("/")[0]
     return "reset" in name, MEMORIES.index(name.partition(",")[0])
 

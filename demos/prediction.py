@@ -30,7 +30,7 @@ METHODS = {
 
 
 def frames(path: Path, stream: tttstream.Stream, most: int) -> Tensor:
-    """The first frames of a video as the model gets them: uint8 [T, 3, size, size]."""
+    """The first frames of a video as input of the model: uint8 [T, 3, size, size]."""
     with tttstream.open_source(str(path)) as source:
         seen = [stream.picture(frame).mul(255).round().byte() for frame, _ in zip(source, range(most), strict=False)]
     return torch.stack(seen)

@@ -3,10 +3,10 @@
     python demos/recall.py --frames 5000 --seeds 3
 
 Measured on `places`, whose worlds show photographs that were not used to train the shipped map. Every few frames the
-map is asked for the pose of an earlier frame of this world. The answer is compared with what an ideal camera would see
-there now.
-The error is the squared error of the pixels over that of the mean colour of the view, by the frames since any of the
-view was last in sight. The rows are also the present frame, the mean of all frames, and the map with its memory frozen.
+map is asked for the pose of an earlier frame of this world. The answer is compared with the view of an ideal camera
+there now. The error is the squared error of the pixels over that of the mean colour of the view, by the number of
+frames since a part of the view was last visible. The rows are also the present frame, the mean of all frames, and the
+map with its memory frozen.
 """
 
 from __future__ import annotations

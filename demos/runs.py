@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tttstream.io.outputs import TextFile
 
 Record = dict[str, Any]
-"""Of a run: memory, rate, seed, losses, and what was measured."""
+"""The record of a run: memory, rate, seed, losses, and measurements."""
 
 
 def records_of(path: Path) -> list[Record]:
@@ -96,7 +96,7 @@ def go_on(
     following: Callable[[list[Record]], tuple[str, float, int] | None],
     measure: Callable[[str, float, int], Record],
 ) -> list[Record]:
-    """Do the missing runs, and start none after so many minutes. Returns all records."""
+    """Do the missing runs; none starts after this number of minutes. Returns all records."""
     began = time.monotonic()
     while time.monotonic() - began < 60 * minutes:
         job = following(records_of(path))

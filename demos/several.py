@@ -35,7 +35,7 @@ def composite(
     images, labels = [image.copy() for image in images[:count]], [(t > 0).astype(np.uint8) for t in truths[:count]]
     height, width = labels[0].shape
     for number, (_, theirs, masks) in enumerate(others, start=2):
-        middle = np.argwhere(masks[0] > 0).mean(0)[::-1]  # what is pasted shrinks towards its own middle
+        middle = np.argwhere(masks[0] > 0).mean(0)[::-1]  # a pasted object shrinks towards its own centre
         matrix = np.array([[scale, 0, (1 - scale) * middle[0]], [0, scale, (1 - scale) * middle[1]]])
         for t in range(count):
             image = cv2.warpAffine(theirs[t], matrix, (width, height), flags=cv2.INTER_AREA)

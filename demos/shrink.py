@@ -17,7 +17,7 @@ from tttstream.errors import TTTStreamError
 
 
 def shrink(source: Path, target: Path, side: int, most: int, skip: int = 0) -> int:
-    """Write up to `most` frames of a video with that short side, without the first `skip`; returns how many it was."""
+    """Write up to `most` frames of a video with this short side, without the first `skip`. Returns their number."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     count = 0

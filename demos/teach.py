@@ -24,13 +24,13 @@ THINGS = {"cat": data.chelsea()[20:260, 100:340], "coffee": data.coffee()[60:340
 
 
 def small(image: np.ndarray) -> np.ndarray:
-    """A picture of a thing, THING pixels a side, by the nearest pixels."""
+    """A picture of a thing, THING pixels a side, by nearest-neighbour interpolation."""
     rows, columns = (np.linspace(0, side - 1, THING).astype(int) for side in image.shape[:2])
     return image[rows][:, columns]
 
 
 def drawn(frames: int = 90) -> Iterator[tuple[Frame, str]]:
-    """The things one after another on a brick wall, each at another place in every frame; and nothing in between."""
+    """The things one after another on a brick wall, at a new position in each frame, with empty frames in between."""
     rng = np.random.default_rng(0)
     wall = np.repeat(data.brick()[:SIDE, :SIDE, None], 3, 2)
     names = [*THINGS, "unknown"]

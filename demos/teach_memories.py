@@ -42,7 +42,7 @@ from tttstream.train.things import Classes, collect
 PLACES, FIRST, MORE, SHOTS, ASKS, STRANGERS = 64, 10, 40, 5, 8, 10
 AGES = (1, 100, 10_000, 100_000)
 TRIALS, ROWS, LENGTH, DIM, HEADS, PIECE = 8, 8, 128, 128, 2, 500
-NONE = -100  # of answers: not asked
+NONE = -100  # in answers: no query
 LEARNED: dict[str, tuple[str, dict[str, Any]]] = {
     "ttt_linear": ("ttt_linear", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
@@ -75,8 +75,8 @@ def keys_of(model: Any, classes: Classes, projected: bool = True) -> Keys:
 
 
 class Stream(NamedTuple):
-    """keys [B, T, D]; told [B, T]: the place of a label, PLACES for none; answer [B, T]: the place of what is asked
-    for, PLACES for "unknown", NONE where nothing is asked."""
+    """keys [B, T, D]; told [B, T]: the slot of a label, PLACES for none; answer [B, T]: the slot of the queried thing,
+    PLACES for "unknown", NONE without a query."""
 
     keys: Tensor
     told: Tensor
@@ -84,7 +84,7 @@ class Stream(NamedTuple):
 
 
 def streams(of: Keys, rng: np.random.Generator) -> Stream:
-    """Things are told now and then, and asked for in between, with strangers among them: 3 to 50 a stream."""
+    """Streams in which 3 to 50 things are taught at times and queried in between, with strangers among the queries."""
     rows, told, answer = (np.full((ROWS, LENGTH), value) for value in (0, PLACES, NONE))
     for row in range(ROWS):
         count = round(math.exp(rng.uniform(math.log(3), math.log(50))))
@@ -152,7 +152,7 @@ class Trial(NamedTuple):
     """Row numbers of the views in one trial.
 
     told: views that are taught [50, SHOTS], the first ten things first. asked: views of the questions [50, ASKS].
-    strangers: views of things that are never taught [n]. others: views that pass in between.
+    strangers: views of things that are never taught [n]. others: views of other frames.
     """
 
     told: NDArray[np.int64]
@@ -162,7 +162,7 @@ class Trial(NamedTuple):
 
 
 def trial(of: Keys, seed: int) -> Trial:
-    """Ten things, forty more, ten that are never told, and all the others, which pass by in between."""
+    """Ten things, forty more, ten that are never taught, and all others, which are shown in between."""
     rng = np.random.default_rng(seed)
     often = [rows for rows in of.of if len(rows) >= SHOTS + ASKS]
     order = [rng.permutation(often[number]) for number in rng.permutation(len(often))]
@@ -184,7 +184,7 @@ def scores_of(known: Tensor, strangers: Tensor, count: int) -> tuple[float, floa
 
 
 class Learned:
-    """The stream of a network: one state; asking leaves it as it is."""
+    """The stream of a network with one state; a query does not change it."""
 
     def __init__(self, network: Network) -> None:
         self.network, self.state = network, None
@@ -241,7 +241,7 @@ class Kept:
 
 @torch.no_grad()
 def follow(of: Keys, make: Any) -> dict[str, Any]:
-    """What one kind of memory knows, as means over trials. make: a new stream of it."""
+    """The results of one kind of memory, as means over trials. make: a new stream of it."""
     accuracy: dict[str, list[float]] = {}
     unknown: dict[str, list[float]] = {}
     same = True

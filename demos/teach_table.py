@@ -38,7 +38,7 @@ Shares = tuple[float, float, float, float]
 
 
 class Shot(NamedTuple):
-    """One frame in which things are taught or asked for, and where they are."""
+    """One frame in which things are taught or queried, and their boxes."""
 
     image: NDArray[np.uint8]
     taught: bool
@@ -84,14 +84,14 @@ def given_box(stream: TeachStream, keys: Tensor, names: list[str], taught: Tenso
 
 
 class Answer(NamedTuple):
-    """What is said of one thing in one frame. evidence: in the best window. box: left, top, width, height in pixels."""
+    """The result for one thing in one frame. evidence: in the best window. box: left, top, width, height in pixels."""
 
     evidence: float
     box: Shares
 
 
 def answers(stream: TeachStream, asked: list[Shot]) -> list[dict[str, Answer]]:
-    """What is said of every thing in every frame; of hardly any evidence, nothing."""
+    """The results for every thing in every frame; results with very little evidence are left out."""
     found, certain, search = [], stream.certain, stream.model.config.search
     stream.certain = 1e-9
     for shot in asked:

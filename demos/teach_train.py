@@ -2,8 +2,8 @@
 
     python demos/teach_train.py out/teach --videos VIDEO … --chunks 10
 
-The first run draws the views and keeps their features in OUT/features (45 s a chunk on a core), so that a run that was
-stopped continues where it stood; the training of the memory itself takes minutes. OUT is the model's folder afterwards.
+The first run draws the views and keeps their features in OUT/features (45 s a chunk on a core), so that a stopped run
+can continue; the training of the memory itself takes minutes. OUT is the model's folder afterwards.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def one(model: TeachModel, classes: Classes, rng: np.random.Generator) -> torch.Tensor:
-    """The loss of one stream: 5 to 50 things are taught now and then, and every view is asked for before its label."""
+    """The loss of one stream: 5 to 50 things are taught at times, and every view is queried before its label."""
     part = episode(classes, rng, int(rng.integers(5, 51)))
     found = evidence(model, classes, part)
     return F.cross_entropy(torch.cat([found, torch.zeros_like(found[:, :1])], 1), part.answers)

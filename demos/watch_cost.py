@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each set of options; the shortest counts")
     args = parser.parse_args()
     found: dict[str, list[float]] = {choice: [] for choice in args.choices}
-    watch(args.source, 20, args.size, [])  # what only a first run pays
+    watch(args.source, 20, args.size, [])  # costs of a first run only
     for choice in tqdm([*args.choices] * args.rounds, desc="runs"):
         found[choice].append(watch(args.source, args.frames, args.size, shlex.split(choice)))
     print(

@@ -25,7 +25,7 @@ from tttstream.evaluation.detection import auroc, windows
 
 EVERY = 2.0  # seconds between two samples of the process
 LABELS = {"p50": "latency, ms", "p99": "99th percentile, ms", "cpu": "CPU time a frame, ms", "rss": "memory, MB"}
-WINDOW = 30  # frames of a piece that counts as one chance
+WINDOW = 30  # frames of a piece without events that counts as one negative
 
 
 def last_index(file: Path) -> int:

@@ -38,7 +38,7 @@ def looped(path: str) -> Iterator[Frame]:
 
 
 def watch(frames: Iterator[Frame], stream: tttstream.Stream, window: Viewer) -> None:
-    """Push every frame through the stream and show what comes of it, until q is pressed."""
+    """Push every frame through the stream and show the result, until q is pressed."""
     overlay, events = Overlay(), EventDetector()
     seen = time.perf_counter()
     fps = 0.0

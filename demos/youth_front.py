@@ -1,4 +1,4 @@
-"""The effect of the last layer's norm: how fast a memory learns against how much it keeps.
+"""Measures the effect of the last layer's norm on how fast a memory learns and how much it keeps.
 
     python demos/youth_front.py --scenes 200 --out docs
 
@@ -20,7 +20,7 @@ from runs import publish
 from tttstream_kernels import Update
 
 SHARES = torch.tensor([0.5, 0.67, 0.83, 1.0, 1.17, 1.5])
-OURS = 3  # its place among them
+OURS = 3  # its index among them
 COLOURS = {
     ("linear", "token"): "#2a6f97",
     ("mlp", "token"): "#c44e52",

@@ -99,7 +99,7 @@ def measured(name: str, scan: bool, rows: int, frames: int, repeats: int) -> Tim
 
 
 def simulated(times: Times, ranks: int, tasks: int, hop: float, rng: np.random.Generator, scan: bool) -> float:
-    """Milliseconds of a step over this number of ranks, with times drawn from the measured ones. hop: of a message, ms."""
+    """Milliseconds of a step over this number of ranks, with times drawn from measured ones. hop: of a message, ms."""
     memory, rest, back, rest_back = (rng.choice(part, (ranks, tasks)) for part in times[:4])
     rounds = 0 if ranks == 1 else math.ceil(math.log2(max(1, ranks - 1))) + 1
     ends = np.zeros(ranks)

@@ -218,7 +218,7 @@ def load(path: str | os.PathLike[str], like: S | Stateful) -> S:
     tensors = _read(path)[1]
     expected = {name: list(leaf.shape[1:]) for name, leaf in template.leaves()}
     for name in [name for name in tensors if name not in expected]:
-        tensors[name.replace("pending", "grad_sum")] = tensors.pop(name)  # what `grad_sum` was called
+        tensors[name.replace("pending", "grad_sum")] = tensors.pop(name)  # the old name of `grad_sum`
     came = {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}
     if not getattr(like, "bounded", True):  # a fresh growing cache is empty: its size 0 matches any size
         for name, sizes in expected.items():

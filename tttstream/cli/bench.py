@@ -100,8 +100,8 @@ class Earlier(NamedTuple):
 
 
 def earlier(path: Path, what: str, chosen: list[str]) -> Earlier:
-    """Read bench.json. what: width, heads and device, which have to be the same. Raises ConfigError where they are not,
-    or where the file cannot be read."""
+    """Read bench.json. what: width, heads and device, which must be equal. Raises ConfigError if they are not, or if
+    the file cannot be read."""
     import json
 
     from tttstream.evaluation.speed import Cost

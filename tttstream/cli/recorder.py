@@ -50,7 +50,7 @@ class Record:
         self._video: VideoWriter | None = None
 
     def _begin(self, *, video: bool, endless: bool) -> None:
-        """Open frames.jsonl and, with `video`, overlay.mp4. If one cannot be opened, none stays."""
+        """Open frames.jsonl and, with `video`, overlay.mp4. If one cannot be opened, both are removed."""
         if self._folder is None:
             return
         try:
@@ -64,7 +64,7 @@ class Record:
             raise
 
     def _open_more(self, folder: Path) -> None:
-        """Open the files of a kind of results beside frames.jsonl."""
+        """Open further files of this kind of results."""
 
     def _write(self, frame: Frame, result: Any, picture: Picture | None, **values: Any) -> None:
         """Write a line of frames.jsonl with these values, and a picture of overlay.mp4."""

@@ -24,7 +24,8 @@ CLASSES = 1000
 
 
 class Stage(NamedTuple):
-    """Blocks alike: how many, side of the depthwise kernel, stride of the first, growth inside, channels out."""
+    """Equal blocks: their number, side of the depthwise kernel, stride of the first, expansion factor, output
+    channels."""
 
     blocks: int
     kernel: int
@@ -43,12 +44,12 @@ STAGES = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )
-"""Table 1 of arXiv 1905.11946; Lite has no squeeze-and-excitation, and ReLU6 for the activation."""
+"""Table 1 of arXiv 1905.11946; Lite has no squeeze-and-excitation, and its activation is ReLU6."""
 
 
 class Convolution(nn.Conv2d):
-    """A convolution with its batch norm folded in, of an odd kernel and a stride of 1 or 2. It is padded as in
-    TensorFlow: an odd pixel goes to the right and the bottom."""
+    """A convolution with its batch norm folded in, with an odd kernel and a stride of 1 or 2. The padding is that of
+    TensorFlow: an odd pixel is added on the right and at the bottom."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
@@ -57,7 +58,7 @@ class Convolution(nn.Conv2d):
         """[n, inputs, h, w] -> [n, outputs, ceil(h / stride), ceil(w / stride)]."""
         if self.stride[0] == 1:
             return super().forward(x)
-        # Zeros before the kernel shift it by a pixel, where TensorFlow pads unevenly. To pad x itself would copy it.
+        # Where TensorFlow pads unevenly, zeros in front shift the kernel by a pixel. Padding x itself would copy it.
         weight = self.weight
         for axis in (2, 3):
             if x.shape[axis] % 2 == 0:
@@ -66,7 +67,7 @@ class Convolution(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """MBConv: grow, filter each channel, shrink; with the input added where the shape stays (arXiv 1801.04381)."""
+    """MBConv: expand, filter each channel, project; the input is added if the shape is unchanged (arXiv 1801.04381)."""
 
     def __init__(self, inputs: int, stage: Stage, stride: int) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class EfficientNetLite0(Encoder):
             self.head = nn.Sequential(*parts).requires_grad_(False)
 
     def last(self, frames: Tensor) -> Tensor:
-        """The map [n, 1280, h, w] of stride 32 whose mean the classifier reads. frames: [n, 3, H, W] in 0..1.
+        """The map [n, 1280, h, w] of stride 32; its mean is the input of the classifier. frames: [n, 3, H, W] in 0..1.
 
         Raises ConfigError for an encoder that was loaded without its head.
         """
@@ -132,7 +133,7 @@ class EfficientNetLite0(Encoder):
 def weights() -> dict[str, Tensor]:
     """The weights in the installed package, under its own names.
 
-    Raises DependencyError if it is not installed, CheckpointError where its file is not the one that was released.
+    Raises DependencyError if it is not installed, CheckpointError if its file is not the released one.
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -173,7 +174,7 @@ def pretrained(strides: tuple[int, ...] = (8, 16), head: bool = False) -> Effici
 
 
 def _fold(into: Any, state: dict[str, Tensor], convolution: str, norm: str) -> None:
-    """Copy a convolution of the file, with the batch norm behind it folded in."""
+    """Copy a convolution of the file, with the following batch norm folded in."""
     plain = nn.Conv2d(into.in_channels, into.out_channels, into.kernel_size, groups=into.groups, bias=False)
     plain.load_state_dict({"weight": state[f"{convolution}.weight"]})
     scale = nn.BatchNorm2d(into.out_channels, eps=EPS)

@@ -14,7 +14,7 @@ SIDE = 224  # pixels, for which torchvision builds a model
 
 
 class TimmEncoder(Encoder):
-    """A model of timm made with `features_only`, which gives the list of its maps."""
+    """A model of timm made with `features_only`, which returns the list of its maps."""
 
     def maps(self, x: Tensor) -> Iterator[Tensor]:
         yield from self.model(x)
@@ -28,7 +28,7 @@ class TransformersEncoder(Encoder):
 
 
 def from_torchvision(name: str, strides: tuple[int, ...], weights: str) -> Encoder:
-    """A convolutional network of torchvision by its own loader."""
+    """A convolutional network of torchvision, loaded by torchvision."""
     model, kind = build(name, SIDE, weights)
     if kind != "map":
         raise ConfigError(f"encoder {name} is a transformer, which has no pyramid here: take a convolutional network")
@@ -36,7 +36,7 @@ def from_torchvision(name: str, strides: tuple[int, ...], weights: str) -> Encod
 
 
 def from_timm(name: str, strides: tuple[int, ...], weights: str) -> Encoder:
-    """A network of timm, by its own loader, with the colours that its weights expect."""
+    """A network of timm, loaded by timm, with the normalisation of colours that its weights expect."""
     timm = _library("timm", name, weights)
     if name.partition(".")[0] not in timm.list_models():
         raise ConfigError(f"there is no encoder timm:{name}: timm.list_models() has the names")
@@ -63,7 +63,7 @@ def from_transformers(name: str, strides: tuple[int, ...], weights: str) -> Enco
 
 
 LOADERS = {"": from_torchvision, "timm": from_timm, "hf": from_transformers}
-"""By what stands before the colon of an encoder's name."""
+"""The loaders by the prefix of an encoder's name, before the colon."""
 
 
 def _library(library: str, name: str, weights: str) -> Any:

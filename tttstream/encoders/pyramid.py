@@ -1,4 +1,4 @@
-"""Encoder: frames to maps of features at chosen strides; what every pretrained encoder is here."""
+"""Encoder, the base class of pretrained encoders: from frames to maps of features at chosen strides."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from torch import Tensor, nn
 from tttstream.errors import ConfigError
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as most weights expect
-PROBE = 64  # pixels: the side of the frame that tells strides and channels
+PROBE = 64  # pixels: the side of the frame that determines strides and channels
 
 
 class Encoder(nn.Module):
-    """A pretrained network; the last map of each chosen stride is given out.
+    """A pretrained network, which returns the last map of each chosen stride.
 
-    Called with frames [n, 3, H, W] in 0..1, it gives one map [n, width, ceil(H / stride), ceil(W / stride)] for each of
-    `strides`, in their order. It is frozen: no gradients for its weights, and always in evaluation mode. Stages behind
-    the last map that is asked for do not run. Frames and maps are channels_last.
+    Called with frames [n, 3, H, W] in 0..1, it returns one map [n, width, ceil(H / stride), ceil(W / stride)] for each
+    of `strides`, in their order. It is frozen: its weights have no gradients, and it is always in evaluation mode.
+    Stages after the last requested map do not run. Frames and maps are channels_last.
 
     model: stages [n, c, h, w] -> [n, c', h', w'] that run one after another. strides: pixels of a frame along the side
-    of a feature. mean, deviation: of colours in 0..1, as the weights expect them. whole: keep
-    stages behind the last map that is asked for. widths: channels of each map.
-    Raises ConfigError for a stride that no stage has.
+    of a feature. mean, deviation: of colours in 0..1, as the weights expect them. whole: keep the stages after the last
+    requested map. widths: channels of each map. Raises ConfigError for a stride that no stage has.
     """
 
     mean: Tensor
@@ -59,7 +58,7 @@ class Encoder(nn.Module):
         return super().train(False)
 
     def maps(self, x: Tensor) -> Iterator[Tensor]:
-        """The maps of all stages, each made when it is asked for. x: frames after `normalised`."""
+        """The maps of all stages; each is computed when it is requested. x: frames after `normalised`."""
         for stage in self.model.children():
             x = stage(x)
             yield x

@@ -20,15 +20,15 @@ class VisionTokens(nn.Module):
     """The last feature map of a pretrained classifier as tokens: [B, T, 3, size, size] in 0..1 -> [B, T, N, dim].
 
     Args:
-        name: efficientnet_lite0, whose weights are installed with this package, or as torchvision.models knows it, such
+        name: efficientnet_lite0, whose weights are installed with this package, or a name in torchvision.models, such
             as resnet18, convnext_tiny, vit_b_16, swin_t.
         size: side of the pictures. dim: width of the tokens, by a learned projection.
         weights: "none" (random), "default" (torchvision's best, through its own loader), or a file of weights (not
             for efficientnet_lite0).
-        frozen: keep the encoder as it is, without gradients and in evaluation mode.
+        frozen: do not train the encoder; it has no gradients and stays in evaluation mode.
 
     side: tokens along one side. Raises ConfigError for a name or size that does not fit, CheckpointError for weights
-    that cannot be had.
+    that cannot be loaded.
     """
 
     mean: Tensor
@@ -78,11 +78,11 @@ class VisionTokens(nn.Module):
 
 
 def build(name: str, size: int, weights: str) -> tuple[nn.Module, str]:
-    """The part of a classifier that makes features, with its weights, and which kind it is."""
+    """The part of a classifier that computes features, with its weights, and its kind."""
     if name == efficientnet.NAME:
         model = efficientnet.by_weights(weights, (32,), head=True).requires_grad_(True)
         assert model.head is not None
-        model.head = model.head[:2]  # what the classifier reads, without the classifier
+        model.head = model.head[:2]  # the input of the classifier, without the classifier
         return model, "pyramid"
     from torchvision import models
     from torchvision.models.swin_transformer import SwinTransformer

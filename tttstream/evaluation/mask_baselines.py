@@ -16,10 +16,9 @@ from tttstream.streams.canvas import Labels
 from tttstream.streams.masks import MaskStream
 
 NAMES = ("copy", "first", "matching", "frozen", "untaught")
-"""copy: the first mask again and again. first: each token takes the mask of the tokens most like it in the first frame,
-by the model's own keys; a TargetModel draws contours of its answers. matching: the same with the previous frame beside
-the first. frozen: the memory learns the first frame only. untaught: it never
-learns, its weights are the learned start."""
+"""copy: repeat the first mask. first: each token gets the mask of the most similar tokens in the first frame, by the
+model's keys; a TargetModel also draws contours. matching: the same with the first and the previous frame. frozen: the
+memory learns the first frame only. untaught: the memory never learns and keeps its initial weights."""
 
 METHODS = ("model", *NAMES)
 
@@ -56,8 +55,8 @@ def follow(
 ) -> list[Labels]:
     """Masks [H, W] of every image [H, W, 3] by one of `METHODS`, from the first one's mask, at the images' own size.
 
-    mask: as `MaskStream.push` takes it, the objects numbered 1, 2 … without gaps (see `labels.compact`). size, crop: as
-    of MaskStream; a TargetModel has the same windows in all methods. Other models match in whole frames.
+    mask: as for `MaskStream.push`, with the objects numbered 1, 2 … without gaps (see `mask_files.compact`). size,
+    crop: as of MaskStream; a TargetModel has the same windows in all methods. Other models match in whole frames.
     """
     if method in MATCHING and isinstance(model, TargetModel):
         model, method = model.only(*MATCHING[method]), "model"

@@ -24,8 +24,8 @@ else:
 
 FOLDER_LOCK = ".tttstream.lock"
 UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
-PATIENCE_S = 1.0  # the holder writes down who it is right after it took the lock
-BEYOND = 1 << 30  # bytes: Windows lets nobody read what is locked, so the lock lies behind the text
+PATIENCE_S = 1.0  # the holder writes its name right after it has taken the lock
+BEYOND = 1 << 30  # bytes: on Windows locked bytes cannot be read, so the lock is behind the text
 _open: dict[int, tuple[int, int]] = {}  # descriptors of the locks held here → (device, inode)
 
 

@@ -83,7 +83,7 @@ class MaskSequence:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Mask:
-        """The mask of a frame. Raises SourceError, which names the file, where it cannot be read as a mask."""
+        """The mask of a frame. Raises SourceError, which names the file, if it cannot be read as a mask."""
         path, key = self._paths[index], self._key
         stored = _stored(path)
         if key is None or not stored.values.any():
@@ -151,7 +151,7 @@ class MaskSequence:
 
 
 def read_mask(path: Path) -> Mask:
-    """One mask by itself. Raises SourceError, which names the file, where it cannot be read as a mask."""
+    """One mask by itself. Raises SourceError, which names the file, if it cannot be read as a mask."""
     return MaskSequence([path])[0]
 
 

@@ -229,7 +229,7 @@ class OutputFolder:
             try:
                 folder.rmdir()
             except OSError:
-                return  # not empty, or never made: it stays
+                return  # not empty, or never created
 
     def __enter__(self) -> OutputFolder:
         return self

@@ -1,4 +1,4 @@
-"""The old name of `tttstream.encoders`. It warns, and goes in 0.4."""
+"""The old name of `tttstream.encoders`. It warns, and will be removed in 0.4."""
 
 import sys
 import warnings

@@ -1,4 +1,4 @@
-"""Motion: how far each patch came since the frame before, and the picture moved on by as much."""
+"""Motion: the shift of each patch since the previous frame, and a prediction that continues it."""
 
 from functools import partial
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tttstream.state import State
 
 FAINT = 1e-5
-"""Added to squared differences before their logarithm: less than a grey level counts as none."""
+"""Added to squared differences before their logarithm, so that less than a grey level has no effect."""
 
 
 class _PastFields(NamedTuple):
@@ -19,15 +19,15 @@ class _PastFields(NamedTuple):
 
 
 class Past(State, _PastFields):
-    """The state, from the frame before: light [B, H, W], its mean over colours; seen [B], 1 where there was one."""
+    """The previous frame: light [B, H, W], its mean over colours; seen [B], 1 if there was one."""
 
     __slots__ = ()
 
 
 class Costs(NamedTuple):
-    """How badly frames fit the frames before them, for each shift.
+    """The differences between frames and the previous frames, for each shift.
 
-    patches: [B, T, N, shifts], log of the mean squared difference over two patches' sides around each patch.
+    patches: [B, T, N, shifts], log of the mean squared difference in a square of two patch sides around each patch.
     cells: [B, T, shifts, rows, columns], the mean squared difference over each cell of half a patch.
     """
 
@@ -36,11 +36,12 @@ class Costs(NamedTuple):
 
 
 class Motion(nn.Module):
-    """The next frame as this one moved on, by the motion that brought it here (block matching, then learned).
+    """Predicts the next frame by shifting this one by the motion since the previous one (block matching, then learned).
 
-    For every cell and every shift of up to `reach` pixels, `costs` says how badly this frame fits the frame before
-    moved by that shift. A softmax over shifts, of the costs and of what the tokens say, mixes this frame moved once
-    more; between the middles of cells the mixture changes linearly. Before training the tokens say nothing.
+    For every cell and every shift of up to `reach` pixels, `costs` is the difference between this frame and the
+    previous frame after that shift. A softmax over shifts, of the costs and of an output of the tokens, mixes the
+    shifted versions of this frame; between the centres of cells the mixture changes linearly. Before training the
+    output of the tokens is 0.
     """
 
     def __init__(self, dim: int, patch: int, reach: int) -> None:
@@ -50,20 +51,20 @@ class Motion(nn.Module):
         self.describe = nn.Linear(self.shifts + 2, dim)
         self.norm = nn.LayerNorm(dim)
         self.prefer = nn.Linear(dim, self.shifts + 2)
-        self.sharpness = nn.Parameter(torch.full((2,), 0.5))  # its log: the mixture's powers of the two costs
+        self.sharpness = nn.Parameter(torch.full((2,), 0.5))  # its exponential is the weight of each of the two costs
         nn.init.zeros_(self.prefer.weight)
         nn.init.zeros_(self.prefer.bias)
 
     def init_past(self, batch: int, side: int) -> Past:
-        """Nothing seen yet, all zeros."""
+        """The state before the first frame, all zeros."""
         dtype = torch.float64 if self.sharpness.dtype == torch.float64 else torch.float32
         zeros = partial(torch.zeros, dtype=dtype, device=self.sharpness.device)
         return Past(zeros(batch, side, side), zeros(batch))
 
     def costs(self, frames: Tensor, past: Past, reset: Tensor | None) -> tuple[Costs, Past]:
-        """Frames [B, T, 3, H, W], reset [B, T] -> costs, and the past of the frame after them.
+        """Frames [B, T, 3, H, W], reset [B, T] -> costs, and the state after these frames.
 
-        Without a frame before, a frame is compared with itself: it stands still.
+        Without a previous frame, a frame is compared with itself, as if nothing moved.
         """
         light = frames.mean(2).to(past.light.dtype)
         before = torch.cat([past.light[:, None], light[:, :-1]], 1)
@@ -78,14 +79,14 @@ class Motion(nn.Module):
         return costs, Past(light[:, -1], torch.ones_like(past.seen))
 
     def tokens(self, costs: Costs) -> Tensor:
-        """The input of the tokens about motion: [B, T, N, dim]."""
+        """The features of motion, which are added to the tokens: [B, T, N, dim]."""
         logs = costs.patches
         least, still = logs.amin(-1, keepdim=True), logs[..., self.shifts // 2, None]
         x = torch.cat([logs - least, least + 8.0, still + 8.0], -1)  # 8: so that they are about 0 on average
         return self.describe(x.to(self.describe.weight.dtype))
 
     def forward(self, tokens: Tensor, costs: Costs, frames: Tensor) -> Tensor:
-        """tokens [B, T, N, dim] and costs of frames [B, T, 3, H, W] -> the frames moved on [B, T, 3, H, W]."""
+        """tokens [B, T, N, dim] and costs of frames [B, T, 3, H, W] -> the shifted frames [B, T, 3, H, W]."""
         height, width = frames.shape[-2:]
         cells = costs.cells.flatten(0, 1)
         around = F.avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
@@ -100,7 +101,7 @@ class Motion(nn.Module):
         return (mixture[:, None] * moved).sum(2).to(frames.dtype).unflatten(0, frames.shape[:2])
 
     def _moved(self, pictures: Tensor) -> Tensor:
-        """[n, C, H, W] -> [n, C, rows, columns, H, W], a view: moved down and right by reach … -reach pixels."""
+        """[n, C, H, W] -> [n, C, rows, columns, H, W], a view: shifted down and right by reach … -reach pixels."""
         height, width = pictures.shape[-2:]
         padded = F.pad(pictures, (self.reach,) * 4, mode="replicate")
         return padded.unfold(2, height, 1).unfold(3, width, 1)

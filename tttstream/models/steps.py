@@ -1,4 +1,4 @@
-"""One frame of a model as a module that can be exported, the state in and out (`tttstream.io.exported`)."""
+"""One frame of a model as a module for export, with the state as input and output (`tttstream.io.exported`)."""
 
 import os
 from pathlib import Path
@@ -16,16 +16,15 @@ from tttstream.models.teach import CELL, TeachModel, windows
 from tttstream.state import pack, unpack
 
 SIDES = 256, 448
-"""Height and width of the picture that an exported TeachModel takes, unless others are given."""
+"""Default height and width of the input picture of an exported TeachModel."""
 
 
 def export(model: SavedModel, folder: str | os.PathLike[str], sides: tuple[int, int] | None = None) -> Path:
     """Write one frame of a model as step.pt2 (torch.export) and step.onnx, and its inputs and outputs as step.json.
 
     model: a FrameModel (`FrameStep`) or a TeachModel (`TeachStep`), on the CPU. sides: height and width in pixels of
-    the picture that a TeachModel takes, SIDES unless given. Returns the folder.
-    Raises ConfigError for another kind of model, for a memory that ONNX cannot express and for sides that do not fit;
-    DependencyError without onnx.
+    the input picture of a TeachModel, SIDES unless given. Returns the folder. Raises ConfigError for another kind of
+    model, for a memory that ONNX cannot express and for sides that do not fit; DependencyError without onnx.
     """
     if isinstance(model, TeachModel):
         step: Step = TeachStep(model, *(sides or SIDES))
@@ -72,12 +71,12 @@ class FrameStep(Step):
 
 
 class TeachStep(Step):
-    """One picture of a TeachModel: it is asked for everything that was taught, then learned if it has a label.
+    """One picture of a TeachModel: it is searched for all taught things, then learned if it has a label.
 
     state [1, n], picture uint8 [1, 3, height, width] (the whole frame, scaled to these sides), label int64 [1] (-1 for
-    a question alone), box [1, 4] of the example (left, top, right, bottom as shares of the sides) -> evidence [1, L]
-    for each label in the best of all windows (log-odds of "in view" less the model's `search`), boxes [1, L, 4] of
-    these windows, next_state [1, n].
+    a query only), box [1, 4] of the example (left, top, right, bottom as shares of the sides) -> evidence [1, L] for
+    each label in the best of all windows (log-odds of "in view" less the model's `search`), boxes [1, L, 4] of these
+    windows, next_state [1, n].
     """
 
     OUTPUTS: ClassVar[tuple[str, ...]] = ("evidence", "boxes", "next_state")

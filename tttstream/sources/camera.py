@@ -22,7 +22,7 @@ except ImportError as error:
     raise DependencyError("reading a camera needs OpenCV: pip install opencv-python") from error
 
 PATIENCE_S = 5.0  # without a new frame for so long, a camera counts as lost
-TRIES = 10  # a camera may fail to give a frame now and then
+TRIES = 10  # a camera may sometimes fail to return a frame
 
 
 class Camera(Live):

@@ -21,18 +21,18 @@ FPS = 30.0
 EXTENT = 3  # width and height of a world over the side of the view
 SHEETS = 2  # photographs side by side in a world
 SEAM = 0.25  # width over which two photographs blend, over the side of the view
-VISIT, JITTER = 2400, 400  # the camera changes to another world every 2400 frames, give or take 400
-LOOK_BACK = 4  # how many visits back a known world may lie
-MARGIN = 0.62  # the least distance of the camera's middle from the border of the world, in sides of the view
+VISIT, JITTER = 2400, 400  # the camera changes to another world every 2400 ± 400 frames
+LOOK_BACK = 4  # largest number of visits since a known world
+MARGIN = 0.62  # least distance of the centre of the view from the border of the world, in sides of the view
 
 THING = 0.42  # side of a thing, soft border included, over the side of the view
-SPOTS = 9  # places for things in a world
-KINDS = 12  # how many things there are to choose from in a world
-CHANGE = 110  # a change every 110 frames on average, where a fitting spot is out of sight
+SPOTS = 9  # positions of things in a world
+KINDS = 12  # number of different things of a world
+CHANGE = 110  # a change every 110 frames on average, if a suitable spot is out of view
 SETTLE = 240  # frames of a visit before the first change
-SHORTEST = 5  # frames that it is then in view at least
-UNSEEN = 45  # frames that a spot was wholly out of sight before it changes
-SIGHT = 0.36  # a thing counts as seen if its centre is this close to the centre of the view, in sides of the view
+SHORTEST = 5  # least number of frames in which a change is in view
+UNSEEN = 45  # least number of frames in which a spot is completely out of view before it changes
+SIGHT = 0.36  # largest distance of a seen thing from the centre of the view, in sides of the view
 
 # Streams of random numbers, one for each use.
 WORLD, PATH, FRESH, RETURN, SPOT, CHANGES, THINGS, NOISE = range(1, 9)
@@ -165,7 +165,7 @@ class Places(Generated):
         at = enumerate(visit.things(index - visit.start))
         return {(float(spots[i, 0]), float(spots[i, 1])): int(thing) for i, thing in at if thing >= 0}
 
-    # When and where: everything follows from the seed and a number.
+    # The plan: everything follows from the seed and a number.
 
     def _fresh(self, number: int) -> bool:
         """Whether the world of a visit is new."""
@@ -252,7 +252,7 @@ class Places(Generated):
             return [(spot, kind, -1), (int(rng.choice(empty)), kind, int(at[spot]))]
         return [(spot, kind, -1 if kind == "vanished" else new)]
 
-    # What it looks like.
+    # The pictures.
 
     def _spots(self, world: int) -> NDArray[np.float64]:
         """Positions of objects [SPOTS, 2]: a grid over the world, slightly displaced."""

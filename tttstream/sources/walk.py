@@ -16,7 +16,7 @@ from tttstream.sources.photographs import NAMES, Floats, Pixels, cutout, photogr
 from tttstream.sources.rendering import Lamp, Waves, draw_waves, exposed, warped
 
 FPS = 30.0
-SCENE, JITTER = 200, 50  # a scene starts every 200 frames, give or take 50
+SCENE, JITTER = 200, 50  # a scene starts every 200 ± 50 frames
 SPREAD = 1.9  # height of a place over the side of the picture
 OBJECT = 0.5  # side of an object, mask included, over the side of the picture
 REPERTOIRE = 4  # number of usual objects
@@ -115,7 +115,7 @@ class Walk(Generated):
         self._lamp.shine(picture, **{name: scene.moves[name].at(t) for name in LIGHT})
         return Frame(exposed(picture, self._rng(NOISE, index)), index, index / FPS)
 
-    # When and where: everything follows from the seed and a number.
+    # The plan: everything follows from the seed and a number.
 
     def _make_fresh_block(self, block: int) -> NDArray[np.bool_]:
         fresh = self._rng(FRESH, block).random(8) < 0.55
@@ -172,7 +172,7 @@ class Walk(Generated):
         return Scene(start, stop, shown, shown != number, moves, tuple(self._passes(number, stop - start)))
 
     def _passes(self, number: int, length: int) -> Iterator[Pass]:
-        """The objects of one scene, one at a time, not directly after a cut, and gone before the next one."""
+        """The objects of one scene, one at a time; none is visible right after a cut or at the next one."""
         rng = self._rng(PASSES, number)
         settle, leave = 14, 6
         slots = max(1, (length - settle - leave) // 62)
@@ -195,7 +195,7 @@ class Walk(Generated):
                 sway=rng.uniform(0, 0.2),
             )
 
-    # What it looks like.
+    # The pictures.
 
     def _make_texture(self, shown: int) -> Pixels:
         return place(self._photograph(shown), math.ceil(self.size * SPREAD), self._rng(PLACE, shown))

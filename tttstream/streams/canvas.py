@@ -18,7 +18,7 @@ class Canvas:
 
     def __init__(self, height: int, width: int, objects: int) -> None:
         self._labels = np.zeros((height, width), np.uint8)
-        self._best: Tensor | None = None  # log-odds of what was drawn, where windows may overlap
+        self._best: Tensor | None = None  # log-odds of the drawn objects, if windows may overlap
         self._sure = np.zeros(objects, np.float32)
 
     def draw(self, output: MaskOutput, window: Window, alone: bool) -> None:

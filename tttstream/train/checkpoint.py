@@ -27,7 +27,7 @@ class WholeFiles(TorchCheckpointIO):
                 with open(part, "wb") as file:
                     torch.save(checkpoint, file)
                 os.replace(part, whole)
-            except RuntimeError as error:  # how torch reports what the file said
+            except RuntimeError as error:  # torch reports errors of the file in this way
                 raise _cause(error) from error
             finally:
                 part.unlink(missing_ok=True)

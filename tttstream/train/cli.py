@@ -37,15 +37,15 @@ from tttstream.train.stopping import Signals, Stop, Stopped, is_chief
 OUT = "out"
 VERSION = "version_"  # followed by a number: Lightning's names for the folders of runs
 BEGINNING = ("config.yaml", "hparams.yaml", "events.out")  # files that a run writes before its first step
-LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "val_check_interval": 1e-6}  # what Lightning lets pass
+LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "val_check_interval": 1e-6}  # Lightning accepts less
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-LATEST = ("best", "last", "hpc")  # what Lightning itself finds
-UNSENDABLE = re.compile("(?i)can't pickle|cannot pickle|can't get local object")  # what pickle says of a part of it
+LATEST = ("best", "last", "hpc")  # names that Lightning resolves
+UNSENDABLE = re.compile("(?i)can't pickle|cannot pickle|can't get local object")  # messages of pickle
 AFTER_CHIEF = 2.0  # seconds: an error on every rank is reported by the first one
 
 
 class _Parser(LightningArgumentParser):
-    """Reports what is wrong with the arguments or a config in one line."""
+    """Reports an error in the arguments or in a config in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         own = _own(ex) if ex is not None else None
@@ -288,7 +288,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
-    # What Lightning 2.6 says of another product, torch's own future, a resumed run's folder, and frozen encoders.
+    # Messages of Lightning 2.6 on another product, a deprecation in torch, a resumed run's folder and frozen encoders.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     known = r"`isinstance\(treespec, LeafSpec\)`|The dirpath has changed|Found \d+ module\(s\) in eval mode"
     warnings.filterwarnings("ignore", message=known)

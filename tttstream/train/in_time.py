@@ -19,7 +19,8 @@ NAME = "time"
 
 
 class InTime(DDPStrategy):
-    """Several processes share each segment in time and pass the states of memories on; DDP over rows on top.
+    """Several processes share each segment in time and pass the states of memories to the next one, combined with DDP
+    over rows.
 
     Processes k * ranks to (k + 1) * ranks - 1 have the same lanes, and each has another part of the `data.length`
     frames. Other groups of processes have other lanes, as in DDP. Gradients equal those of one process with all lanes
@@ -71,7 +72,7 @@ class InTime(DDPStrategy):
                 self.line = Line(cast(dist.ProcessGroup, group))
 
     def setup(self, trainer: Trainer) -> None:
-        """Prepare the task, before DDP takes it."""
+        """Prepare the task before DDP wraps it."""
         task: Any = self.lightning_module
         assert self.line is not None
         if not isinstance(task, StreamTask):

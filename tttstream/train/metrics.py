@@ -8,7 +8,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 LEAST_MSE = 1e-10
-"""A still picture predicted exactly counts as 100 dB, so that means stay finite."""
+"""The PSNR of an exact prediction is 100 dB, so that means are finite."""
 
 HALF = 5
 """Half a window of SSIM, in pixels."""

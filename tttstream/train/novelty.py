@@ -51,7 +51,7 @@ def contrast(before: Tensor, cover: Tensor, new: Tensor, settled: Tensor, ratio:
 
 
 def mean(values: Tensor, mask: Tensor, axes: tuple[int, ...], otherwise: Tensor | float) -> Tensor:
-    """Mean over axes of the values in the mask, `otherwise` where there is none."""
+    """Mean over axes of the values in the mask, `otherwise` if the mask is empty."""
     count = mask.sum(axes)
     found = torch.where(mask, values, 0.0).sum(axes) / count.clamp(min=1)
     return torch.where(count > 0, found, otherwise)

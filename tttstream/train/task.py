@@ -79,7 +79,7 @@ class StreamTask(LightningModule):
         raise ConfigError(f"time: the task {type(self).__name__} cannot be cut in time; Prediction, Classification can")
 
     def fresh(self, rows: int, stage: str) -> Any:
-        """A fresh state of so many lanes."""
+        """A fresh state of this number of lanes."""
         return self.model.init_state(rows)
 
     def state_before(self, batch: Batch, stage: str) -> Any:

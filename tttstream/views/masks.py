@@ -42,8 +42,8 @@ def mask_image(mask: NDArray[np.integer[Any]], colours: NDArray[np.uint8], large
 
 
 def distinct(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colours [n, 3] of the objects 0, 1 …, of which 0 is the background: a colour that is almost black, or equal to
-    that of an earlier object, is replaced by one of the palette."""
+    """Colours [n, 3] of the objects 0 (the background), 1 …: a colour that is almost black, or equal to that of an
+    earlier object, is replaced by one of the palette."""
     spare = palette()
     found = np.zeros_like(colours)
     seen: set[tuple[int, ...]] = set()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tttstream.errors import ConfigError, OutputError, ShapeError
 from tttstream.io.outputs import OutputFile, saving
 
-TICKS = 60_000  # a second; MPEG-4 takes no more than 65,535
+TICKS = 60_000  # a second; MPEG-4 allows at most 65,535
 PACES = (1, 3600 * TICKS)  # limits of the ticks between frames for the nominal rate, because files may contain any rate
 
 

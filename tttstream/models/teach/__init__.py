@@ -1,4 +1,4 @@
-"""Things that are taught: windows of frames as keys, and a memory that binds them to labels."""
+"""Taught things: windows of frames as keys, and a memory that binds them to labels."""
 
 from tttstream.models.teach.model import CELL, TeachConfig, TeachModel
 from tttstream.models.teach.windows import everywhere, means, seen, windows

@@ -1,4 +1,4 @@
-"""TeachModel: a frozen encoder, a projection of what it sees in a window to a key, and a memory of labelled keys."""
+"""TeachModel: a frozen encoder, a projection of its features in a window to a key, and a memory of labelled keys."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from tttstream.memory.binding import Binding, BindingState
 from tttstream.models.base import SavedModel
 from tttstream.models.teach.windows import PARTS, everywhere, seen
 
-CELL = 32  # pixels: the sides of the picture that the encoder sees are multiples of it
+CELL = 32  # pixels: the sides of the encoder's input are multiples of it
 
 
 @dataclass(frozen=True)
 class TeachConfig:
-    """size: short side of the picture that the encoder sees, in pixels. encoder: its name, see `tttstream.encoders`.
-    strides: of its maps. keys: width of a key. labels: how many things can be known at the same time. horizon: examples
-    after which a thing is known by the last ones. search: the evidence in the best of all windows of a frame with which
-    a thing is as likely in view as not. certain: the probability from which a thing counts as in view."""
+    """size: short side of the encoder's input in pixels. encoder: its name, see `tttstream.encoders`. strides: of its
+    maps. keys: width of a key. labels: the largest number of things. horizon: the number of latest examples that
+    determine a thing. search: the evidence in the best window of a frame at which a thing is in view with probability
+    1/2. certain: the probability from which a thing counts as in view."""
 
     size: int = 256
     encoder: str = "efficientnet_lite0"
@@ -35,11 +35,11 @@ class TeachConfig:
 
 
 class TeachModel(SavedModel):
-    """What is in a window of a frame, as a key; and a memory that binds keys to labels (`Binding`).
+    """The content of a window of a frame as a key, and a memory that binds keys to labels (`Binding`).
 
-    Features are means of the encoder's maps in and around the window (`seen`), standardised by `mean` and `deviation`,
-    and of length 1 part by part and map by map. The encoder's weights are those of its package and no part of the saved
-    model.
+    Features are means of the encoder's maps in and around the window (`seen`), standardised by `mean` and `deviation`;
+    each part of each map is normalised to length 1. The saved model does not contain the encoder's weights, which are
+    those of its package.
     """
 
     FORMAT, CONFIG = "tttstream.teach/2", TeachConfig
@@ -69,7 +69,7 @@ class TeachModel(SavedModel):
         return self._encoder[0].to(self.mean.device)
 
     def init_state(self, batch: int) -> BindingState:
-        """Nothing taught yet."""
+        """A fresh state of `batch` rows, without taught things."""
         return self.memory.init_state(batch)
 
     def maps(self, picture: Tensor) -> tuple[Tensor, ...]:
@@ -85,14 +85,14 @@ class TeachModel(SavedModel):
         return self.project(self.standardised(everywhere(maps, height, width)))
 
     def standardised(self, features: Tensor) -> Tensor:
-        """Features of windows [n, C], see `seen`, to the input of the projection."""
+        """The input of the projection from features of windows [n, C], see `seen`."""
         parts = ((features - self.mean) / self.deviation).split(self.widths, -1)
         return torch.cat([F.normalize(part, dim=-1) for part in parts], -1)
 
     def forward(
         self, keys: Tensor, labels: Tensor, state: BindingState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, BindingState]:
-        """Streams of keys [B, T, D] with labels [B, T] (-1 for a question) -> the evidence [B, T, L] before each label,
+        """Streams of keys [B, T, D] with labels [B, T] (-1 for a query) -> the evidence [B, T, L] before each label,
         and the state; reset [B, T] as in `Memory`."""
         told = F.one_hot(labels.clamp(min=0), self.config.labels) * (labels >= 0)[..., None]
         y, state = self.memory(torch.cat([keys, told.to(keys.dtype)], -1), state, reset)

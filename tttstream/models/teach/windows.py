@@ -1,4 +1,4 @@
-"""Windows of a frame: where they lie, and the mean of feature maps inside them."""
+"""Windows of a frame: their positions, and the means of feature maps inside them."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,19 +9,19 @@ from torch import Tensor
 from tttstream.errors import ShapeError
 
 SIDES = (0.14, 0.22, 0.36, 0.6, 1.0)
-"""Sides of the windows that are looked at, as shares of the frame's short side."""
+"""Sides of the windows, as shares of the frame's short side."""
 
 SHAPES = (1.0, 0.5, 2.0)
-"""Their widths over their heights, at the same area."""
+"""Aspect ratios of the windows of one area, width over height."""
 
 STEP = 0.5
-"""The distance of neighbours of one size, as a share of their sides."""
+"""The distance between neighbours of one size, as a share of their sides."""
 
 MIDDLE, AROUND = 0.6, 1.6
-"""Sides of the middle of a window, and of what lies around it, over the window's own."""
+"""Sides of the middle of a window and of its surroundings, over those of the window."""
 
 PARTS = 3
-"""Means that `seen` gives of each map."""
+"""The number of means of each map in the result of `seen`."""
 
 
 Edges = list[tuple[float, float]]
@@ -56,7 +56,7 @@ def windows(height: int, width: int) -> Tensor:
 
 
 def _starts(side: float) -> list[float]:
-    """The first pixels of windows of that side, evenly spaced from edge to edge."""
+    """The starts of windows of this side, evenly spaced from edge to edge."""
     count = 1 + max(0, -int(-(1 - side) // (STEP * side)))
     return torch.linspace(0, 1 - side, count).tolist() if count > 1 else [(1 - side) / 2]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tttstream.errors import DataError
 from tttstream.train.data.clips import Decoder, GeneratedClip, Numbers, Pixels, Reader, Shot
 
-DIGIT, PICTURE, SPEED = 28, 64, 3.6  # pixels, pixels, pixels a frame: a tenth of the way a digit has in the picture
+DIGIT, PICTURE, SPEED = 28, 64, 3.6  # pixels, pixels, pixels a frame: a tenth of the free space of a digit
 DRAWN, MOVES = 4000, 10
 FONTS = (
     cv2.FONT_HERSHEY_SIMPLEX,

@@ -82,7 +82,7 @@ def content(path: str) -> Any:
     shard, inside, name = path.partition(MEMBER)
     if os.path.exists(path) or not inside:
         return path if "://" in path and not os.path.exists(path) else os.path.abspath(path)
-    while MEMBER in name and not os.path.isfile(shard):  # a tar whose own name has it
+    while MEMBER in name and not os.path.isfile(shard):  # a tar with :: in its name
         more, _, name = name.partition(MEMBER)
         shard += MEMBER + more
     return io.BytesIO(member(shard, name))

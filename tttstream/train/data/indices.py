@@ -16,7 +16,7 @@ from tttstream.train.data.digits import DigitsClip, read_idx
 from tttstream.train.data.generated import PlacesClip, WalkClip
 from tttstream.train.data.images import ImagesClip
 
-LEAST = 16  # pixels: the least side of a picture in which a digit can move
+LEAST = 16  # pixels: least side of a picture in which a digit can move
 
 
 class Index(ABC):
@@ -71,8 +71,8 @@ class Videos(Index):
 class Walks(Index):
     """Camera walks over photographs, generated on demand.
 
-    count: how many. frames: length of each, None for endless. size: side in pixels. seed: of the first; the others have
-    the next seeds, so the seed of a validation must differ by `count` or more.
+    count: their number. frames: length of each, None for endless. size: side in pixels. seed: of the first; the others
+    have the next seeds, so the seed of a validation must differ by `count` or more.
     """
 
     count: int = 8

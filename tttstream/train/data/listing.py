@@ -96,7 +96,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty, of which there must be one."""
+    """The lines of a text file that are not empty. Raises DataError if there are none."""
     lines = [line for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{path} is empty; expected one line for each video or class")

@@ -65,7 +65,7 @@ class _Table(NamedTuple):
 def read_list(file: Path, place: Callable[[str], Path], columns: Sequence[str] = ()) -> Listing:
     """Read a list. place: returns the location of a path of the list. columns: their roles, see ROLES.
 
-    Raises DataError, which names the row, where it can be read in two ways.
+    Raises DataError, which names the row, if it can be read in two ways.
     """
     if columns and (not {*columns} <= {*ROLES} or any(columns.count(role) > 1 for role in ROLES[:-1])):
         raise DataError(f"{file}: columns are {list(columns)}: expected some of {', '.join(ROLES)}, each once")

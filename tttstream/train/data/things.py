@@ -18,9 +18,9 @@ from tttstream.sources.video import Video
 from tttstream.train.data.sprites import Floats, Pixels, Sprite, make_sprite
 
 SIZE = 224  # pixels: the side of the views
-SHORT = 288  # pixels: the short side at which frames of videos are kept
-STEPS = 48  # of the motion of a thing, of which each view shows one
-FRAMES = 6  # kept of a video
+SHORT = 288  # pixels: the short side of stored frames of videos
+STEPS = 48  # of the motion of a thing; each view shows one of them
+FRAMES = 6  # number of stored frames of a video
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom as shares of the sides."""

@@ -17,7 +17,7 @@ def test_a_frame_has_no_pose_unless_given() -> None:
     assert repr(frame) == "Frame(index=3, time_s=0.250, 6x4 uint8)"
 
 
-def test_a_pose_is_a_copy_of_float64_that_stands() -> None:
+def test_a_pose_is_a_read_only_float64_copy() -> None:
     given = np.array([1, -2, 1000000], np.float32)
     frame = Frame(IMAGE, pose=given)
     given[:] = 0

@@ -64,7 +64,7 @@ def test_one_at_a_time_in_float32(case: Case) -> None:
 
 
 @every_memory
-def test_what_came_before_matters(case: Case) -> None:
+def test_earlier_tokens_matter(case: Case) -> None:
     """The other tests would pass for a memory that remembers nothing."""
     memory = case.memory()
     x = case.stream(1, UNITS)

@@ -101,7 +101,7 @@ def test_a_reset_heals_a_broken_state(case: Case) -> None:
 
 
 @every_memory
-def test_padding_reaches_nothing(case: Case) -> None:
+def test_padding_affects_nothing(case: Case) -> None:
     """NaN after a row's length: outputs, state and gradients are those with zeros there."""
     memory = case.memory()
     lengths = torch.tensor([4, 0, 7]) * case.unit

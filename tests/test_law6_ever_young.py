@@ -153,18 +153,18 @@ def check_bounded(name: str, scenes: int) -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_what_a_rule_holds_is_bounded(name: str) -> None:
+def test_the_state_of_a_rule_is_bounded(name: str) -> None:
     check_bounded(name, 32)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", RULES)
-def test_what_a_rule_holds_is_bounded_after_a_million_tokens(name: str) -> None:
+def test_the_state_of_a_rule_is_bounded_after_a_million_tokens(name: str) -> None:
     check_bounded(name, 1000)
 
 
-def test_only_what_adds_up_is_exempt() -> None:
+def test_only_additive_memories_are_exempt() -> None:
     """Additive memories are exempt from boundedness by name: what they hold grows with the stream."""
     exempt = [name for name in names() if getattr(CATALOGUE[name].make, "adds_up", False)]
     assert exempt == ["ttt", "additive"]

@@ -33,7 +33,7 @@ for _, frame in zip(range(6), source):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_another_process_goes_on_bit_for_bit(memory: str, tmp_path: Path) -> None:
+def test_another_process_continues_bit_for_bit(memory: str, tmp_path: Path) -> None:
     stream = Stream(models.build("small", size=32, memory=memory))
     source = tttstream.open_source("walk", size=64, seed=3)
     frames = iter(source)
@@ -56,7 +56,7 @@ def test_another_process_goes_on_bit_for_bit(memory: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("tokens", [1, 7, 16, 21])
 @pytest.mark.parametrize("inner", ["linear", "mlp"])
-def test_a_layer_goes_on_inside_a_mini_batch(inner: str, tokens: int, tmp_path: Path) -> None:
+def test_a_layer_continues_inside_a_mini_batch(inner: str, tokens: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = tttstream.TTTLayer(32, 2, inner)
     x = torch.randn(2, 40, 32)

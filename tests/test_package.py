@@ -67,7 +67,7 @@ class TestNames:
         assert f"## [{tttstream.__version__}]" in (root / "CHANGELOG.md").read_text("utf-8")
 
     @pytest.mark.parametrize("package", [tttstream, tttstream_kernels, tttstream_agents])
-    def test_every_public_method_has_a_docstring_of_its_own_or_of_a_base(self, package: types.ModuleType) -> None:
+    def test_every_public_method_has_or_inherits_a_docstring(self, package: types.ModuleType) -> None:
         missing = []
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if found.name.endswith("__main__") or found.name == "tttstream.models.encoders":  # a program; an old name
@@ -136,9 +136,7 @@ class TestProgram:
         monkeypatch.setattr("tttstream.cli.main.import_module", import_module)
         assert main(words) == 130
 
-    def test_what_is_done_at_the_end_of_a_process(
-        self, command: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_end_of_a_process(self, command: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
         """Python looks through no objects any more; where a program calls `main`, nothing changes for it."""
         registered: list[object] = []
         monkeypatch.setattr("atexit.register", registered.append)
@@ -221,7 +219,7 @@ class TestFiles:
         for need in core:
             assert need.name == "tttstream" or need.specifier.contains(here[need.name]), need
 
-    def test_triton_stands_in_its_own_files(self, root: Path) -> None:
+    def test_triton_is_imported_only_in_its_own_files(self, root: Path) -> None:
         for package in PACKAGES:
             for path in (root / package).rglob("*.py"):
                 found = re.search(r"^\s*(import|from) triton\b", path.read_text("utf-8"), re.MULTILINE)

@@ -34,7 +34,7 @@ def test_its_targets_exist(jobs: dict[str, Any], root: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_what_is_packed_is_what_the_targets_make(jobs: dict[str, Any], root: Path) -> None:
+def test_the_targets_make_the_packed_files(jobs: dict[str, Any], root: Path) -> None:
     makefile = (root / "Makefile").read_text("utf-8")
     site = yaml.safe_load(re.sub(r"!!python/\S+", "", (root / "mkdocs.yml").read_text("utf-8")))["site_dir"]
     assert f"tar -czf dist/documentation.tar.gz -C {Path(site).parent} {Path(site).name}" in commands(jobs["build"])

@@ -35,7 +35,7 @@ def test_other_seeds_run_at_the_best_rate_of_each_memory(runs: ModuleType, tmp_p
     ]  # fmt: skip
 
 
-def test_a_queue_that_was_stopped_goes_on(runs: ModuleType, tmp_path: Path) -> None:
+def test_a_stopped_queue_continues(runs: ModuleType, tmp_path: Path) -> None:
     path, done = tmp_path / "runs.json", []
     missing = partial(runs.following, names=["gru", "delta"], rates=[1.0], seeds=1)
 

@@ -40,7 +40,7 @@ def test_zeroing_a_packed_state_is_a_reset(case: Case) -> None:
 
 
 @bounded
-def test_pack_and_unpack_lose_nothing(case: Case) -> None:
+def test_pack_and_unpack_are_lossless(case: Case) -> None:
     memory = case.memory(torch.float32)
     _, state = memory(case.stream(3, 6, torch.float32), lengths=torch.tensor([6, 3, 0]) * case.unit)
     flat = pack(state)
@@ -57,7 +57,7 @@ def test_pack_and_unpack_lose_nothing(case: Case) -> None:
 
 
 @every_memory
-def test_a_saved_state_goes_on_bit_for_bit(case: Case, tmp_path: Path) -> None:
+def test_a_saved_state_continues_bit_for_bit(case: Case, tmp_path: Path) -> None:
     memory = case.memory(torch.float32)
     _, state = memory(case.stream(2, 5, torch.float32))
     save(state, tmp_path / "state.safetensors")

@@ -45,7 +45,9 @@ def write(path: Path, mask: np.ndarray) -> None:
     mask_image(mask, palette()).save(path)
 
 
-def test_davis_takes_the_first_mask_and_gives_palette_images_named_as_the_frames(tmp_path: Path, model: str) -> None:
+def test_davis_reads_the_first_mask_and_writes_palette_images_with_the_names_of_the_frames(
+    tmp_path: Path, model: str
+) -> None:
     names = [f"{t:05d}" for t in range(FRAMES)]
     for sequence in ("swan", "goat", "bear"):
         images(tmp_path / "DAVIS" / "JPEGImages" / "480p" / sequence, names)

@@ -67,7 +67,7 @@ def test_addresses_of_the_page(text: str, host: str, port: int, loopback: bool) 
         (["--allow", "rtsp://me:pa/ss@127.0.0.1/x"], "In a user name or password write / as %2F"),
     ],
 )
-def test_what_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_options(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code = main(["live", "walk", "--no-web", "--max-frames", "1", *words])
     except SystemExit as end:
@@ -78,7 +78,7 @@ def test_what_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixt
     assert len(error.strip().splitlines()) == 1
 
 
-def test_what_happens_to_sources_is_told(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changes_of_sources_are_reported(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One of two sources is not there, and a camera breaks off and comes back."""
     words = ["live", "walk", str(tmp_path / "no.mp4"), "--no-web", "--fast", "--model", small, "--max-frames", "5"]
     assert main(words) == 0

@@ -32,7 +32,7 @@ def test_watch_counts_so() -> None:
     assert (args.max_frames, args.size, args.seed) == (100, 128, 10)
 
 
-def test_what_training_is_given() -> None:
+def test_the_words_of_the_training_commands() -> None:
     """Lightning's parser takes digits; what is no whole number, and what is a name, stays."""
     given = ["fit", "--trainer.max_steps=1e3", "--seed_everything", "1e1", "--lr=1e-3", "--x=1.5e0", "a1e3", "out/1e3"]
     assert plain(given) == [

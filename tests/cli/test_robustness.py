@@ -28,7 +28,7 @@ def test_every_file_is_here(shared_videos: Path) -> None:
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_what_can_be_read_is_processed(shared_videos: Path, tmp_path: Path, name: str) -> None:
+def test_readable_files_are_processed(shared_videos: Path, tmp_path: Path, name: str) -> None:
     least, truncated = READABLE[name]
     file = str(shared_videos / "robustness" / name)
     assert main(["watch", file, "--out", str(tmp_path), "--size", "32"]) == 0
@@ -41,7 +41,7 @@ def test_what_can_be_read_is_processed(shared_videos: Path, tmp_path: Path, name
 
 @pytest.mark.parametrize("policy", ["skip", "raise"])
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_cannot_is_one_line_and_exit_2(
+def test_unreadable_files_are_one_line_and_exit_2(
     shared_videos: Path, tmp_path: Path, name: str, policy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = str(shared_videos / "robustness" / name)
@@ -53,7 +53,7 @@ def test_what_cannot_is_one_line_and_exit_2(
 
 
 @pytest.mark.parametrize("name", ["truncated_midway.mkv", "no_index.mp4"])
-def test_cut_off_and_told_to_raise_it_is_exit_2(
+def test_a_cut_file_is_exit_2_with_on_error_raise(
     shared_videos: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = str(shared_videos / "robustness" / name)

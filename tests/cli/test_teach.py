@@ -107,7 +107,7 @@ def test_boxes_are_read() -> None:
             Told.parse(wrong)
 
 
-def test_a_key_stands_for_a_name_while_it_is_held() -> None:
+def test_a_key_teaches_its_name_while_it_is_held() -> None:
     pressed = iter(["", "2", "9", "q"])
 
     class Window:
@@ -122,7 +122,7 @@ def test_a_key_stands_for_a_name_while_it_is_held() -> None:
     assert names == [None, "keys", None, None]
 
 
-def test_the_overlay_marks_what_was_found() -> None:
+def test_the_overlay_marks_found_things() -> None:
     image = np.zeros((100, 200, 3), np.uint8)
     overlay = TeachOverlay(keys=["mug"])
     empty = overlay.draw(image, TeachResult(0, 0.0, (), 1.0, 0.0), {"mug": 1})

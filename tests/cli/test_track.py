@@ -87,7 +87,7 @@ def test_a_run_repeats_and_replaces_the_one_before(work: Path) -> None:
     assert not list(work.rglob("*.part"))
 
 
-def test_a_run_goes_on_where_another_was_saved(work: Path) -> None:
+def test_a_run_continues_a_saved_one(work: Path) -> None:
     mask = ["--first-mask", str(work / "palette.png"), "--no-overlay"]
     assert track(work, *mask) == 0
     whole = [path.read_bytes() for path in sorted((work / "out" / "masks").iterdir())]
@@ -155,7 +155,7 @@ def boxes(one: Any, two: Any, ground: Any = 0, dtype: Any = np.uint8) -> np.ndar
         ("alpha.png", boxes((0, 0, 0, 255), (0, 0, 0, 255), (0, 0, 0, 0)), [1], "P"),
     ],
 )
-def test_what_is_written_has_the_numbers_of_the_mask(
+def test_written_masks_have_the_numbers_of_the_given_one(
     work: Path, name: str, pixels: np.ndarray, numbers: list[int], mode: str
 ) -> None:
     Image.fromarray(pixels).save(work / name)

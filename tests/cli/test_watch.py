@@ -111,7 +111,7 @@ def test_no_overlay_means_none_also_of_an_earlier_run(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == {"frames.jsonl", "summary.json", "surprise.png", "notes.txt"}
 
 
-def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path: Path, clip: Callable[..., Path]) -> None:
+def test_a_saved_run_continues_bit_for_bit(tmp_path: Path, clip: Callable[..., Path]) -> None:
     video, state = clip("one"), tmp_path / "made" / "for" / "state"
     assert watch(video, "--out", tmp_path / "whole") == 0
     assert watch(video, "--out", tmp_path / "first", "--max-frames", 17, "--save-state", state) == 0
@@ -153,7 +153,7 @@ def test_embeddings_change_nothing_else_and_cannot_begin_in_the_middle(
     assert "saved without embeddings" in capsys.readouterr().err
 
 
-def test_without_learning_the_memory_stays_as_it_was(tmp_path: Path, clip: Callable[..., Path]) -> None:
+def test_without_learning_the_memory_does_not_change(tmp_path: Path, clip: Callable[..., Path]) -> None:
     assert watch(clip("one"), "--out", tmp_path / "on") == 0
     assert watch(clip("one"), "--out", tmp_path / "off", "--no-learn") == 0
     assert lines(tmp_path / "on")[0]["learned"] > 0
@@ -173,7 +173,7 @@ class TestSeveral:
         assert total["frames"] == 120
         assert [one["source"] for one in total["sources"]] == list(map(str, sources))
 
-    def test_what_cannot_be_read_is_passed_over(
+    def test_unreadable_sources_are_skipped(
         self, tmp_path: Path, clip: Callable[..., Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
         bad = tmp_path / "bad.mp4"
@@ -183,7 +183,7 @@ class TestSeveral:
         assert sorted(os.listdir(tmp_path / "out")) == ["one", "summary.json"]
         assert [one["source"] for one in summary(tmp_path / "out")["unreadable"]] == [str(bad)]
 
-    def test_or_ends_the_run_with_what_was_done_before_it(self, tmp_path: Path, clip: Callable[..., Path]) -> None:
+    def test_or_end_the_run_with_the_results_before_them(self, tmp_path: Path, clip: Callable[..., Path]) -> None:
         bad = tmp_path / "bad.mp4"
         bad.write_text("no video")
         assert watch(clip("one"), bad, "--out", tmp_path / "out", "--on-error", "raise") == 2

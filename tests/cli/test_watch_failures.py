@@ -62,7 +62,7 @@ class TestErrors:
             ("", "SOURCE"),
         ],
     )
-    def test_one_line_exit_2_and_nothing_left(
+    def test_one_line_exit_2_and_no_files(
         self, place: Path, words: str, said: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         before = sorted(place.rglob("*"))
@@ -140,9 +140,7 @@ class TestNaN:
         assert "not finite" in capsys.readouterr().err
         assert os.listdir(tmp_path) == []
 
-    def test_nothing_but_nan(
-        self, tmp_path: Path, use: Callable[..., None], capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_only_nan(self, tmp_path: Path, use: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
         use(Flawed(5, set(range(5))))
         assert watch("walk", "--out", tmp_path / "out") == 2
         assert "no readable frame" in capsys.readouterr().err

@@ -96,9 +96,7 @@ def test_names_of_folders() -> None:
         (["nul\0byte.mp4"], "cannot be opened"),
     ],
 )
-def test_one_line_and_nothing_left(
-    place: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_line_and_no_files(place: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     made(place / "x.mp4")
     try:
         code = main(["watch", *words, *QUICK])

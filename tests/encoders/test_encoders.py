@@ -45,7 +45,7 @@ def test_strided_convolutions_are_padded_as_in_tensorflow(kernel: int, groups: i
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_maps_have_the_strides_and_the_order_asked_for_and_do_not_depend_on_the_batch() -> None:
+def test_maps_have_the_requested_strides_and_order_and_do_not_depend_on_the_batch() -> None:
     encoder = encoders.load(strides=(16, 4, 8))
     frames = torch.rand(3, 3, 96, 160, generator=torch.Generator().manual_seed(0))
     maps = encoder(frames)
@@ -56,7 +56,7 @@ def test_maps_have_the_strides_and_the_order_asked_for_and_do_not_depend_on_the_
     assert [x.shape[-2:] for x in encoder(torch.rand(1, 3, 33, 65))] == [(3, 5), (9, 17), (5, 9)]
 
 
-def test_deeper_maps_change_nothing_and_stages_behind_the_last_do_not_run() -> None:
+def test_deeper_maps_do_not_change_others_and_stages_after_the_last_do_not_run() -> None:
     few, many = encoders.load(strides=(8,)), encoders.load(strides=(8, 32))
     frames = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     assert torch.equal(few(frames)[0], many(frames)[0])
@@ -91,7 +91,7 @@ def test_convolutional_networks_of_torchvision() -> None:
         ("efficientnet_lite0", {"weights": "best"}, "expected default or none"),
     ],
 )
-def test_what_does_not_exist_is_refused(name: str, options: dict[str, object], says: str) -> None:
+def test_unknown_names_are_refused(name: str, options: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         encoders.load(name, **options)
 

@@ -82,7 +82,7 @@ def test_a_scene_that_is_a_revisit_too_counts_once() -> None:
     assert report["events"] == report["by_kind"]["scene"]["events"] == report["by_kind"]["revisit"]["events"] == 1
 
 
-def test_a_stream_that_begins_late_is_judged_on_what_came() -> None:
+def test_a_stream_that_begins_late_is_judged_by_its_frames() -> None:
     comparison = Comparison()
     for index in range(1000, 1300):
         comparison.add(np.zeros((8, 8, 3), np.uint8), result(index, 4.0 if 1200 <= index < 1210 else 0.0))

@@ -76,7 +76,7 @@ def png(path: Path, pixels: NDArray[Any], bits: int, kind: int) -> Path:
         ("whole-floats.tif", drawn(3.0, 4.0, dtype=np.float32), drawn(3, 4, dtype=np.int32)),
     ],
 )
-def test_numbers_stay_what_they_are(tmp_path: Path, name: str, pixels: Any, expected: Any) -> None:
+def test_numbers_are_unchanged(tmp_path: Path, name: str, pixels: Any, expected: Any) -> None:
     found = read_mask(kept(tmp_path / name, pixels))
     assert found.labels.dtype == np.int32
     np.testing.assert_array_equal(found.labels, expected)
@@ -151,7 +151,7 @@ def test_numbers_in_three_channels(tmp_path: Path) -> None:
             read_mask(three(*values))
 
 
-def test_what_is_transparent_is_background(tmp_path: Path) -> None:
+def test_transparent_pixels_are_background(tmp_path: Path) -> None:
     hidden = drawn((*RED, 255), (*GREEN, 128), ground=(90, 60, 30, 0), between=(0, 0, 0, 255))
     found = read_mask(kept(tmp_path / "hidden.png", hidden))
     np.testing.assert_array_equal(found.labels, drawn(2, 1, dtype=np.int32))
@@ -227,7 +227,7 @@ def test_many_objects_and_small_ones_are_no_picture(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(kept(tmp_path / "b.png", dots)).labels, dots)
 
 
-def test_what_cannot_hold_a_mask_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_unsuitable_formats_are_refused_in_one_line(tmp_path: Path) -> None:
     refused = {
         "jpeg.jpg": "is a JPEG image, which changes the numbers",
         "lossy.webp": "lossy WEBP image",
@@ -279,7 +279,7 @@ def sequence(folder: Path, *masks: NDArray[Any]) -> MaskSequence:
     return MaskSequence([kept(folder / f"{number}.png", mask) for number, mask in enumerate(masks)])
 
 
-def test_the_first_mask_that_shows_anything_says_what_255_is(tmp_path: Path) -> None:
+def test_the_first_mask_with_an_object_decides_the_meaning_of_255(tmp_path: Path) -> None:
     numbers = sequence(tmp_path, drawn(0), drawn(1, 2, 255), drawn(0, 0, 255), drawn(1))
     assert [np.unique(mask.labels).tolist() for mask in numbers] == [[0], [VOID, 0, 1, 2], [VOID, 0], [0, 1]]
     white = sequence(tmp_path, drawn(255, 255), drawn(0), drawn(255), drawn(1, 2, 255))
@@ -301,7 +301,7 @@ def test_colours_keep_their_numbers_through_a_sequence(tmp_path: Path) -> None:
         mixed[1]
 
 
-def test_a_file_of_a_sequence_that_cannot_be_read_is_said_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_an_unreadable_file_of_a_sequence_is_reported_when_it_is_read(tmp_path: Path) -> None:
     masks = sequence(tmp_path, drawn(GREEN), drawn(RED, GREEN), drawn(BLUE))
     (tmp_path / "0.png").write_text("no image")
     np.testing.assert_array_equal(masks[1].labels, drawn(2, 1))

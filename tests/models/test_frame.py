@@ -31,7 +31,7 @@ def frames(rows: int, count: int, seed: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("registers", [0, 3])
-def test_any_partition_gives_what_one_call_gives(memory: str, registers: int) -> None:
+def test_any_partition_equals_one_call(memory: str, registers: int) -> None:
     model, x = tiny(memory, registers=registers), frames(2, 7)
     reset = torch.zeros(2, 7, dtype=torch.bool)
     reset[0, 2] = reset[1, 5] = True
@@ -68,7 +68,7 @@ def test_rows_do_not_meet() -> None:
     torch.testing.assert_close(pack(state[0]), pack(end), rtol=0, atol=1e-12)
 
 
-def test_learning_lowers_the_loss_of_what_was_seen() -> None:
+def test_learning_lowers_the_loss_of_earlier_frames() -> None:
     model, x = tiny(), frames(1, 1).expand(1, 40, -1, -1, -1)
     output, _ = model(x)
     assert output.losses is not None
@@ -104,7 +104,7 @@ def test_sizes(name: str, millions: int) -> None:
     assert 0.8 * millions < count / 1e6 < 1.25 * millions
 
 
-def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -> None:
+def test_the_same_seed_gives_the_same_weights_and_does_not_change_the_generator() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -197,7 +197,7 @@ def test_revisions(server: Hub, tmp_path: Path) -> None:
         models.load("hf:someone/tiny@v3")
 
 
-def test_only_what_is_needed_is_fetched_and_the_cache_serves_without_a_hub(
+def test_only_necessary_files_are_fetched_and_the_cache_suffices_without_a_hub(
     server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.repositories["someone/tiny"] = {"main": files(tiny(), tmp_path / "a", **{"optimizer.pt": b"x" * 100})}
@@ -215,7 +215,7 @@ def test_only_what_is_needed_is_fetched_and_the_cache_serves_without_a_hub(
         models.push(tiny(), "someone/tiny")
 
 
-def test_a_main_that_moved_is_fetched_anew(server: Hub, tmp_path: Path) -> None:
+def test_a_changed_branch_is_fetched_again(server: Hub, tmp_path: Path) -> None:
     server.repositories["someone/tiny"] = {"main": files(tiny(1), tmp_path / "a")}
     models.load("hf:someone/tiny")
     server.repositories["someone/tiny"]["main"] = files(tiny(2), tmp_path / "b")
@@ -233,7 +233,7 @@ def test_pickles_are_refused(server: Hub, tmp_path: Path) -> None:
         models.load("hf:someone/text")
 
 
-def test_what_is_not_there(server: Hub) -> None:
+def test_models_that_do_not_exist(server: Hub) -> None:
     with pytest.raises(CheckpointError, match="there is no someone/none on http"):
         models.load("hf:someone/none")
     server.gated.add("someone/closed")
@@ -284,7 +284,7 @@ def test_command(server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert models.load("hf:someone/tiny").fingerprint() == tiny().fingerprint()
 
 
-def test_a_command_asks_the_hub_once(server: Hub, tmp_path: Path) -> None:
+def test_a_command_contacts_the_hub_once(server: Hub, tmp_path: Path) -> None:
     server.repositories["someone/tiny"] = {"main": files(tiny(), tmp_path / "a")}
     models.load("hf:someone/tiny")
     server.asked.clear()

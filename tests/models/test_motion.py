@@ -80,7 +80,7 @@ def test_in_half_precision_the_same_motion_is_found() -> None:
     torch.testing.assert_close(mixed, made(x)[0].prediction, rtol=0, atol=1e-2)
 
 
-def test_any_partition_gives_what_one_call_gives() -> None:
+def test_any_partition_equals_one_call() -> None:
     made, x = disturbed(), frames(2, 7)
     reset = torch.zeros(2, 7, dtype=torch.bool)
     reset[0, 2] = reset[1, 5] = True
@@ -97,7 +97,7 @@ def test_any_partition_gives_what_one_call_gives() -> None:
     torch.testing.assert_close(pack(unpack(pack(state), state)), pack(state), rtol=0, atol=0)
 
 
-def test_after_a_reset_nothing_of_before_is_left() -> None:
+def test_a_reset_removes_the_previous_frame() -> None:
     made, x = disturbed(), frames(2, 6)
     x[0, 3, 0, 5, 5] = float("nan")
     reset = torch.zeros(2, 6, dtype=torch.bool)
@@ -116,7 +116,7 @@ def test_a_fresh_state_of_zeros_is_no_state() -> None:
     torch.testing.assert_close(made(x, made.init_state(2))[0].prediction, made(x)[0].prediction, rtol=0, atol=0)
 
 
-def test_the_surprise_knows_nothing_of_the_later_blocks() -> None:
+def test_the_surprise_does_not_depend_on_later_blocks() -> None:
     made, x = disturbed(), frames(1, 4)
     before = made(x)[0].losses
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_the_surprise_knows_nothing_of_the_later_blocks() -> None:
     assert torch.equal(before.after, after.after)
 
 
-def test_without_learning_only_the_frame_before_goes_on() -> None:
+def test_without_learning_only_the_previous_frame_is_updated() -> None:
     made, x = disturbed(), frames(1, 4)
     _, state = made(x[:, :2])
     _, end = made(x[:, 2:], state, learn=False)
@@ -150,7 +150,7 @@ def test_the_one_frame_step_exports() -> None:
         torch.testing.assert_close(pack(after), pack(state))
 
 
-def test_a_stream_sees_what_the_model_sees() -> None:
+def test_a_stream_equals_the_model() -> None:
     made, x = model(), panned(5, 1, 1).float()
     stream = Stream(made, device="cpu")
     results = [stream.push(frame.permute(1, 2, 0).numpy()) for frame in x[0]]
@@ -163,7 +163,7 @@ def test_a_stream_sees_what_the_model_sees() -> None:
     torch.testing.assert_close(torch.from_numpy(results[-1].embedding), output.embedding[0, -1], rtol=0, atol=1e-5)
 
 
-def test_a_stream_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+def test_a_saved_stream_continues(tmp_path: Path) -> None:
     pictures = [frame.permute(1, 2, 0).float().numpy() for frame in panned(6, 1, 2)[0]]
     whole, first, second = (Stream(model(), device="cpu") for _ in range(3))
     expected = [whole.push(picture) for picture in pictures]
@@ -228,7 +228,7 @@ def test_where_all_blocks_watch_embeddings_can_be_had_at_any_time(tmp_path: Path
     assert np.array_equal(with_.push(pictures[3]).embedding, expected)
 
 
-def test_what_does_not_fit() -> None:
+def test_wrong_states_and_options() -> None:
     with pytest.raises(ConfigError, match="motion must be"):
         model(motion=-1)
     with pytest.raises(ConfigError, match="surprise must be"):

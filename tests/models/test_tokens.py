@@ -14,7 +14,7 @@ def test_patches_go_there_and_back(size: tuple[int, int]) -> None:
     assert torch.equal(unpatchify(patches, 4, *size), frames)
 
 
-def test_patches_stand_in_reading_order() -> None:
+def test_patches_are_in_reading_order() -> None:
     frame = torch.zeros(1, 1, 3, 8, 12)
     frame[..., 4:, 8:] = 1.0
     assert patchify(frame, 4).mean(-1)[0, 0].tolist() == [0, 0, 0, 0, 0, 1]

@@ -79,7 +79,7 @@ def test_a_file_that_stops_growing_is_stale(tmp_path: Path) -> None:
     assert "No such file" in feed.reason
 
 
-def test_what_it_refuses(tmp_path: Path) -> None:
+def test_refused_files(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no file of poses"):
         Feed(tmp_path / "absent.txt")
     path = tmp_path / "odometry.txt"

@@ -22,18 +22,18 @@ class TestAngles:
     @pytest.mark.parametrize(
         ("unit", "right_angle"), [("deg", 90.0), ("rad", np.pi / 2), ("turns", 0.25), ("quarters", 1.0)]
     )
-    def test_whole_turns_change_nothing(self, unit: str, right_angle: float) -> None:
+    def test_whole_turns_have_no_effect(self, unit: str, right_angle: float) -> None:
         angle = Angle("yaw", unit)
         for turns in (-400, -4, 0, 4, 400):
             assert angle.encode(np.array([right_angle * (1 + turns)])).tolist() == [0, 1]
             assert angle.encode(np.array([right_angle * (2 + turns)])).tolist() == [-1, 0]
 
-    def test_nothing_jumps_where_the_number_does(self) -> None:
+    def test_the_vector_is_continuous_at_a_jump_of_the_angle(self) -> None:
         angle = Angle("yaw", "deg")
         step = np.abs(angle.encode(np.array([359.9])) - angle.encode(np.array([0.1]))).max()
         assert 0 < step < 0.004
 
-    def test_between_goes_the_shorter_way(self) -> None:
+    def test_interpolation_takes_the_shorter_way(self) -> None:
         angle = Angle("yaw", "deg")
         middle = angle.between(np.array([350.0]), np.array([20.0]), 0.5)
         np.testing.assert_allclose(angle.encode(middle), [np.cos(np.deg2rad(5)), np.sin(np.deg2rad(5))], atol=1e-12)
@@ -56,7 +56,7 @@ class TestQuaternions:
             assert Quaternion("q").encode(1.02 * given).tolist() == expected.tolist()
             assert Quaternion("q", "wxyz").encode(np.roll(given, 1)).tolist() == expected.tolist()
 
-    def test_a_whole_turn_has_no_jump_and_comes_back(self) -> None:
+    def test_a_whole_turn_is_continuous_and_closed(self) -> None:
         turns = [Quaternion("q").encode(quaternion([1, 2, -3], degrees)) for degrees in range(0, 721)]
         steps = np.abs(np.diff(turns, axis=0)).max(1)
         assert 0.001 < steps.min() <= steps.max() < 0.02
@@ -69,7 +69,7 @@ class TestQuaternions:
         same = quaternion([0, 1, 0], 10)
         np.testing.assert_allclose(part.between(same, -same, 0.7), same, atol=1e-12)
 
-    def test_what_is_none(self) -> None:
+    def test_invalid_values(self) -> None:
         assert "length of 0, not 1" in str(Quaternion("q").fault(np.zeros(4)))
         assert Quaternion("q").fault(np.array([0, 0, 0, 0.999])) is None
 

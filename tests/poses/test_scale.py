@@ -30,7 +30,7 @@ def test_the_same_pose_has_the_same_key_after_100_000_frames() -> None:
         assert again.tobytes() == keys[index].tobytes() == scale.normalise(poses[index]).tobytes()  # type: ignore[union-attr]
 
 
-def test_what_the_warm_up_fixes() -> None:
+def test_the_warm_up_fixes_offset_and_scale() -> None:
     poses = walk(100)
     scale = PoseScale(directions=(2, 3), warmup=100)
     for pose in poses:
@@ -42,7 +42,7 @@ def test_what_the_warm_up_fixes() -> None:
 
 
 @pytest.mark.parametrize("saved_at", [0, 1, 50, 99, 100, 300])
-def test_a_restart_goes_on_bit_for_bit(saved_at: int) -> None:
+def test_a_restart_continues_bit_for_bit(saved_at: int) -> None:
     whole, first, second = (PoseScale(directions=(2, 3), warmup=100) for _ in range(3))
     poses = walk(400, seed=2)
     expected = [whole.push(pose) for pose in poses][saved_at:]
@@ -56,7 +56,7 @@ def test_a_restart_goes_on_bit_for_bit(saved_at: int) -> None:
     assert second.state() == whole.state()
 
 
-def test_a_given_scale_stands_from_the_first_pose() -> None:
+def test_a_given_scale_applies_from_the_first_pose() -> None:
     scale = PoseScale(2.0, offset=[1, 1, 0, 0], directions=(2, 3))
     assert scale.fixed
     assert scale.push(np.array([5, 1, 0.6, 0.8])).tolist() == [2, 0, 0.6, 0.8]  # type: ignore[union-attr]
@@ -67,19 +67,19 @@ def test_a_given_scale_stands_from_the_first_pose() -> None:
     assert restored.push(np.array([1, 1])).tolist() == [0.5, 2]  # type: ignore[union-attr]
 
 
-def test_standing_still_fixes_nothing() -> None:
+def test_equal_poses_extend_the_warm_up() -> None:
     scale = PoseScale(warmup=4)
     assert [scale.push(np.array([0.1, 0.3])) for _ in range(50)] == [None] * 50
     assert scale.push(np.array([1.1, 0.3])) is not None
 
 
-def test_a_head_that_only_turns_is_left_as_it_is() -> None:
+def test_directions_alone_are_not_scaled() -> None:
     scale = PoseScale(directions=(0, 1), warmup=2)
     scale.push(np.array([1.0, 0.0]))
     assert scale.push(np.array([0.0, 1.0])).tolist() == [0, 1]  # type: ignore[union-attr]
 
 
-def test_what_it_refuses() -> None:
+def test_refused_arguments() -> None:
     for wrong in (0.0, -1.0, np.nan, [1.0, 0.0]):
         with pytest.raises(ConfigError, match="scale of poses"):
             PoseScale(wrong)  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ class TestClocks:
         assert track.pose(None, 0.25).tolist() == [5]
         assert track.pose(None, 1.0).tolist() == [20]
 
-    def test_the_number_of_a_frame_goes_before_its_time(self, write: Write) -> None:
+    def test_the_number_of_a_frame_has_precedence_over_its_time(self, write: Write) -> None:
         track = Track(write("time_s,frame,x\n0,0,7\n0.5,1,8\n"))
         assert track.clock == "frame"
         assert track.pose(1, 0.0).tolist() == [8]
@@ -93,14 +93,14 @@ class TestClocks:
         assert rows.pose(1, 0.0).tolist() == [3]
 
     @pytest.mark.parametrize("length_s", [None, 60.0])
-    def test_nothing_in_common(self, write: Write, length_s: float | None) -> None:
+    def test_no_common_time(self, write: Write, length_s: float | None) -> None:
         track = Track(write("t,x\n1305031102.25,1\n1305031103.25,3\n"))
         with pytest.raises(SourceError, match=r"1305031102.25 to 1305031103.25 s, .* --pose-start 1305031102.25"):
             track.begin(None, length_s)
         with pytest.raises(SourceError, match="frames begin at 50"):
             Track(write("t,x\n1,1\n2,2\n"), start=50).begin(None, length_s)
 
-    def test_frames_from_1_are_asked_about(self, write: Write) -> None:
+    def test_frames_from_1_are_refused_without_a_start(self, write: Write) -> None:
         path = write("frame,x\n1,5\n2,6\n")
         with pytest.raises(SourceError, match=r"begins with frame 1.*--pose-start 1"):
             Track(path)
@@ -169,7 +169,7 @@ class TestFormats:
         ],
     )
     @pytest.mark.parametrize("on_error", ["raise", "skip"])
-    def test_what_cannot_be_understood(self, write: Write, text: str, said: str, on_error: str) -> None:
+    def test_files_that_cannot_be_understood(self, write: Write, text: str, said: str, on_error: str) -> None:
         path = write(text)
         if "no row that" in said and on_error == "raise":
             said = "line 2"

@@ -61,7 +61,7 @@ def test_which_memories_scan(found: Found) -> None:
     assert scanning == set(LINEAR)
 
 
-def test_a_reset_ends_what_is_not_finite() -> None:
+def test_a_reset_removes_values_that_are_not_finite() -> None:
     """A row that was reset does not depend on its state any more, whatever it holds; a row beside it does."""
     state, more = torch.full((2, 1, 3, 3), torch.nan), torch.ones(2, 1, 3, 3)
     for columns in (1, 3):
@@ -101,7 +101,7 @@ with Relay(layer, Line()):
 
 
 @pytest.mark.parametrize("how", [pytest.param("dies", marks=pytest.mark.soak), "hangs"])
-def test_a_rank_that_is_gone(tmp_path: Path, how: str) -> None:
+def test_a_rank_that_has_ended(tmp_path: Path, how: str) -> None:
     """The one that waits for it says so, at once or after the timeout of its process group."""
     begun = time.monotonic()
     words = [sys.executable, "-c", DIES]
@@ -135,7 +135,7 @@ def test_one_rank_is_no_different(line: Line) -> None:
     assert line.last
 
 
-def test_what_cannot_be_handed_on(line: Line) -> None:
+def test_states_that_cannot_be_passed_on(line: Line) -> None:
     moving = FrameModel(ModelConfig(size=16, patch=8, dim=16, depth=1, heads=2, motion=2))
     with pytest.raises(ConfigError, match="a state beside that of its memories"):
         Relay(moving, line)

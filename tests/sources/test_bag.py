@@ -71,7 +71,7 @@ def test_missing_messages_leave_a_gap(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frames[2].image, picture_of(4))
 
 
-def test_goes_on_where_it_stood(tmp_path: Path) -> None:
+def test_continues_at_its_position(tmp_path: Path) -> None:
     mixed = images(8)
     mixed[3] = (*mixed[3][:3], image(picture_of(3), "odd", stamp=START + 3 * S // 10))
     path = write(tmp_path / "a.mcap", by_log([*mixed, *poses([n / 10 for n in range(8)])]))
@@ -144,7 +144,7 @@ def test_folders_of_rosbag2(tmp_path: Path) -> None:
             open_source(spec)
 
 
-def test_what_is_no_bag(tmp_path: Path) -> None:
+def test_files_that_are_no_bags(tmp_path: Path) -> None:
     path = tmp_path / "a.mcap"
     path.write_bytes(b"hello world, hello")
     with pytest.raises(SourceError, match="is no bag in mcap"):

@@ -114,7 +114,7 @@ def test_poses_without_an_orientation_are_left_out(tmp_path: Path) -> None:
         open_source(path, pose="/pose", on_error="raise")
 
 
-def test_a_file_of_poses_goes_by_the_same_clock(tmp_path: Path) -> None:
+def test_a_file_of_poses_uses_the_same_clock(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mcap", images(3))
     rows = tmp_path / "poses.csv"
     rows.write_text("timestamp,x\n" + "".join(f"{START / S + n / 10:.3f},{n}\n" for n in range(3)))

@@ -57,7 +57,7 @@ def test_a_slow_reader_gets_the_newest_frame(clip: str) -> None:
         assert camera.missed >= 4
 
 
-def test_a_loop_goes_on_past_the_end(clip: str) -> None:
+def test_a_loop_continues_after_the_end(clip: str) -> None:
     with Camera(clip, loop=True) as camera:
         assert next(frame for frame in camera if frame.time_s > 1.3).index > 5
 
@@ -73,7 +73,7 @@ def test_closing_ends_the_thread_and_the_stream(clip: str) -> None:
     assert not camera.truncated
 
 
-def test_a_position_goes_on_counting(clip: str) -> None:
+def test_a_position_continues_the_counts(clip: str) -> None:
     with Camera(clip, loop=True) as camera:
         list(itertools.islice(camera, 3))
         position = json.loads(json.dumps(camera.position()))
@@ -128,7 +128,7 @@ def test_a_missing_file_in_the_cameras_place() -> None:
 
 
 class TestPoses:
-    def test_a_callable_is_asked_at_each_capture(self, clip: str) -> None:
+    def test_a_callable_is_called_at_each_capture(self, clip: str) -> None:
         asked: list[float] = []
 
         def where(moment: float) -> list[float] | None:

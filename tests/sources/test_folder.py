@@ -115,7 +115,7 @@ def test_expand(folder: Path, tmp_path: Path) -> None:
     assert expand([tmp_path / "many"]) == [str(tmp_path / "many" / "one"), str(tmp_path / "many" / "two")]
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").touch()

@@ -106,7 +106,7 @@ def test_seeking(index: int) -> None:
         ("nomodule:Dot-v0", DependencyError, "pip install nomodule$"),
     ],
 )
-def test_what_cannot_be_played(env_id: str, kind: type[Exception], message: str) -> None:
+def test_environments_that_cannot_be_played(env_id: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message) as caught:
         open_source(f"gym:{env_id}")
     assert "\n" not in str(caught.value)

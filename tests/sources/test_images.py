@@ -65,7 +65,7 @@ def test_other_modes(tmp_path: Path, mode: str) -> None:
         ((RAMP * 255).astype(np.uint16), "from 0 to 255, expected 0 to 65535 with some from 256 on;"),
     ],
 )
-def test_ranges_that_say_nothing_are_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:  # type: ignore[type-arg]
+def test_ambiguous_ranges_are_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:  # type: ignore[type-arg]
     kind = values.dtype if values.dtype.kind in "iu" else np.float32
     Image.fromarray(values.astype(kind)).save(tmp_path / "a.tif")
     for on_error in ("skip", "raise"):

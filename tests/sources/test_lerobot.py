@@ -205,7 +205,7 @@ def test_rows_in_any_order(tmp_path: Path) -> None:
     assert numbers(frames) == list(range(5, 12))
 
 
-def test_goes_on_where_it_stood(tmp_path: Path) -> None:
+def test_continues_at_its_position(tmp_path: Path) -> None:
     for folder in (v3(tmp_path / "a"), stored(tmp_path / "b")):
         source = open_source(f"{folder}#1", pose="observation.state")
         frames = iter(source)
@@ -241,7 +241,7 @@ def test_poses(tmp_path: Path) -> None:
     assert len(list(open_source(f"{folder}#0", pose="observation.speed"))) == 5
 
 
-def test_what_does_not_fit(tmp_path: Path) -> None:
+def test_refused_data_sets(tmp_path: Path) -> None:
     folder = v2(tmp_path / "set")
     with pytest.raises(SourceError, match="set has 3 episodes: give one, such as set#2"):
         open_source(folder)

@@ -100,7 +100,7 @@ class TestLinks:
         with open_source(top) as source:
             assert source.frames == 1
 
-    def test_what_is_passed_over_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_skipped_images_are_reported(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         touch(tmp_path / "a" / "x.mp4", tmp_path / "a" / "y.LRV", tmp_path / "a" / "0.png")
         assert under(tmp_path, tmp_path / "a") == ["a/x.mp4", "a/y.LRV"]
         assert not caplog.messages

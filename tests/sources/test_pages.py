@@ -82,7 +82,7 @@ def test_images_are_drawn_over_each_other_as_pillow_does(tmp_path: Path, disposa
     same(frames(path), expected)
 
 
-def test_the_stand_in_of_an_animation_is_not_part_of_it(tmp_path: Path) -> None:
+def test_the_default_image_of_an_animation_is_not_part_of_it(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", drawn(), default_image=True, duration=LASTS[:4])
     came = frames(path)
     same(came, drawn()[1:])
@@ -117,7 +117,9 @@ def test_thumbnails_and_masks_of_a_picture_are_no_pages(tmp_path: Path, tag: int
     np.testing.assert_array_equal(clip.open(PyAV()).read(np.array([0])).frames[0], np.asarray(whole))
 
 
-def test_a_header_tells_most_files_of_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_files_of_one_image_are_recognised_by_their_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pillow takes several times as long to open a file as it takes to read its header, and folders hold many."""
     image = drawn(1)[0]
     single: dict[str, dict[str, Any]] = {
@@ -232,7 +234,7 @@ def test_an_animation_under_the_suffix_of_single_images_is_refused(tmp_path: Pat
 
 
 @pytest.mark.parametrize("blend", [0, 1])
-def test_a_stand_in_is_never_seen_through(blend: int, tmp_path: Path) -> None:
+def test_the_default_image_is_never_visible_through_an_animation(blend: int, tmp_path: Path) -> None:
     """The first image of an animation begins with nothing, not with the picture that stands for it."""
     half = Image.new("RGBA", (8, 8), (0, 0, 255, 255))
     half.paste((0, 0, 0, 0), (0, 0, 8, 4))

@@ -176,7 +176,7 @@ def rgb(codes: tuple[int, int, int], matrix: int, full: bool) -> NDArray[np.floa
 
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 @pytest.mark.parametrize("matrix", WEIGHTS)
-def test_colours_are_those_that_the_file_says(encode: Encode, matrix: int, full: bool) -> None:
+def test_colours_follow_the_header(encode: Encode, matrix: int, full: bool) -> None:
     codes = (70, 95, 160)
     for name, codec in (("colours.mp4", "libx264"), ("colours.webm", "libvpx-vp9")):
         said = {"colorspace": matrix, "color_range": 2 if full else 1}

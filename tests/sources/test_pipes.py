@@ -59,7 +59,7 @@ def test_the_standard_input(make_video: MakeVideo, tmp_path: Path, monkeypatch: 
                 assert [int(frame.image.sum()) for frame in source] == sums(path)
 
 
-def test_nothing_is_piped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

@@ -55,14 +55,14 @@ def test_seeking_is_exact_and_another_source_is_refused() -> None:
     assert next(iter(far)).index == 10**9
 
 
-def test_frames_do_not_depend_on_what_was_asked_before() -> None:
+def test_frames_do_not_depend_on_earlier_calls() -> None:
     indices = np.random.default_rng(0).permutation(np.arange(0, 9000, 450))
     jumping = Places(size=24, seed=7)
     for index in indices:
         np.testing.assert_array_equal(jumping.frame(int(index)).image, Places(size=24, seed=7).frame(int(index)).image)
 
 
-def test_the_pose_says_where_the_picture_lies_in_the_world() -> None:
+def test_the_pose_is_the_position_of_the_picture_in_the_world() -> None:
     """Two views of the same point from different poses show the same pixels there."""
     places = Places(size=128, seed=3)
     straight = places.look(np.array([1.5, 1.5, 0.0, 0.0, 0.0]), 0)
@@ -99,7 +99,7 @@ def test_worlds_change_and_return() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_changes_is_out_of_sight_and_was_and_will_be_seen(seed: int) -> None:
+def test_changes_are_out_of_view_at_spots_that_are_seen_before_and_after(seed: int) -> None:
     places = Places(size=64, seed=seed)
     events = [event for event in places.events(5000) if event.kind in CHANGES]
     assert len(events) >= 15
@@ -142,7 +142,7 @@ def test_a_change_is_seen_where_it_happened_and_nowhere_else() -> None:
     assert shown[:border].max() == shown[-border:].max() == 0
 
 
-def test_events_do_not_depend_on_how_far_one_asks() -> None:
+def test_events_do_not_depend_on_the_limit() -> None:
     everything = Places(seed=3).events(6000)
     for until in (0, 1, 700, 2345, 6000):
         assert Places(seed=3).events(until) == [event for event in everything if event.start < until]
@@ -162,6 +162,6 @@ def test_photographs_are_parted() -> None:
         ({"photographs": ("coffee.png", "mine.png")}, "expected 2 or more of"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(SourceError, match=message):
         Places(**options)  # type: ignore[arg-type]

@@ -160,7 +160,7 @@ class TestVideos:
         assert len(found) > 15
         assert all(frame.pose is not None and frame.pose[0] == round(frame.time_s * 25) for frame in found)
 
-    def test_nobody_knows_the_rows_after_a_hole(self, make_video: MakeVideo, tmp_path: Path) -> None:
+    def test_rows_after_a_gap_are_unknown(self, make_video: MakeVideo, tmp_path: Path) -> None:
         """Matroska does not say how many frames there should be: they may have been lost."""
         video = make_video("v.mkv", [*range(0, 480, 40), *range(560, 800, 40)])
         poses = write(tmp_path / "p.csv", "x\n" + "\n".join(map(str, range(20))))
@@ -179,7 +179,7 @@ def test_an_endless_source_ends_with_its_poses(tmp_path: Path) -> None:
         assert [frame.index for frame in source] == [0, 1, 2, 3]
 
 
-def test_what_does_not_go_together(tmp_path: Path, folder: Path) -> None:
+def test_refused_combinations(tmp_path: Path, folder: Path) -> None:
     poses = write(tmp_path / "p.csv", "x\n1\n")
     with pytest.raises(SourceError, match="--poses FILE"):
         open_source(folder, pose="x")

@@ -76,12 +76,12 @@ def test_a_pause_in_a_recording_of_variable_rate(record: Callable[..., Path], na
 
 
 @pytest.mark.parametrize(("name", "codec"), [("b.mp4", "libx264"), ("b.mov", "mpeg4"), ("b.avi", "mpeg4")])
-def test_a_pause_that_the_file_says_itself(record: Callable[..., Path], name: str, codec: str) -> None:
+def test_a_pause_with_a_duration_in_the_file(record: Callable[..., Path], name: str, codec: str) -> None:
     stamps = times(steady=True)
     np.testing.assert_allclose(came(record(name, codec, stamps)), np.array(stamps) / 1000, atol=2e-3)
 
 
-def test_a_pause_with_sound_that_goes_on(record: Callable[..., Path]) -> None:
+def test_a_pause_with_continuous_sound(record: Callable[..., Path]) -> None:
     assert max(np.diff(came(record("c.mkv", "libx264", times(steady=True), sound=True)))) > STILL_S
 
 

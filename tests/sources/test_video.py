@@ -23,7 +23,7 @@ def images(source: Source, count: int | None = None) -> list[NDArray[np.generic]
     return [frame.image for frame in itertools.islice(source, count)]
 
 
-def test_frames_are_numbered_timed_and_look_like_what_was_written(make_video: MakeVideo) -> None:
+def test_frames_have_numbers_times_and_the_written_pixels(make_video: MakeVideo) -> None:
     path = make_video("steady.mp4", STEADY)
     with open_source(path) as source:
         frames = list(source)
@@ -48,7 +48,7 @@ def test_variable_rate_is_kept(make_video: MakeVideo, name: str) -> None:
     np.testing.assert_allclose(came, (np.array(times) - 500) / 1000, atol=2e-3)
 
 
-def test_reading_goes_on_where_a_loop_was_left(make_video: MakeVideo) -> None:
+def test_reading_continues_after_an_interrupted_loop(make_video: MakeVideo) -> None:
     with open_source(make_video("steady.mp4", STEADY)) as source:
         assert [frame.index for frame in itertools.islice(source, 3)] == [0, 1, 2]
         for frame in source:
@@ -60,7 +60,7 @@ def test_reading_goes_on_where_a_loop_was_left(make_video: MakeVideo) -> None:
 @pytest.mark.parametrize(
     ("name", "codec"), [("seek.mp4", "libx264"), ("seek.mkv", "libx264"), ("seek.ts", "libx264"), ("seek.avi", "mpeg4")]
 )
-def test_seeking_gives_the_same_frames_bit_for_bit(make_video: MakeVideo, name: str, codec: str) -> None:
+def test_seeking_reads_the_same_frames_bit_for_bit(make_video: MakeVideo, name: str, codec: str) -> None:
     path = make_video(name, STEADY, codec)
     with open_source(path) as source:
         whole = list(source)
@@ -78,7 +78,7 @@ def test_seeking_gives_the_same_frames_bit_for_bit(make_video: MakeVideo, name: 
             np.testing.assert_array_equal(frame.image, expected.image)
 
 
-def test_seeking_does_not_decode_what_lies_before(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeking_does_not_decode_earlier_frames(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
     from tttstream.sources.video import Video
 
     with Video(str(make_video("long.mp4", range(0, 12000, 40)))) as source:
@@ -119,7 +119,7 @@ def cut(path: Path, share: float) -> Path:
         ("cut.m2ts", "libx264"),
     ],
 )
-def test_a_file_cut_off_gives_what_can_be_read(make_video: MakeVideo, name: str, codec: str) -> None:
+def test_a_cut_file_is_read_up_to_the_cut(make_video: MakeVideo, name: str, codec: str) -> None:
     path = cut(make_video(name, STEADY, codec, gop=1), 0.51)
     with open_source(path) as source:
         count = len(images(source))
@@ -183,7 +183,7 @@ def test_a_hole_in_a_regular_stream_is_seen(make_video: MakeVideo) -> None:
         assert source.truncated
 
 
-def test_nothing_to_decode(make_video: MakeVideo, tmp_path: Path) -> None:
+def test_without_a_frame(make_video: MakeVideo, tmp_path: Path) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("this is not a video\n" * 100)
     (tmp_path / "empty.mp4").touch()
@@ -206,7 +206,7 @@ def test_a_password_stays_out_of_names_and_messages() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_memory_is_flat_while_nobody_reads(make_video: MakeVideo, resident_mb: Callable[[], float]) -> None:
+def test_memory_is_flat_without_a_reader(make_video: MakeVideo, resident_mb: Callable[[], float]) -> None:
     with open_source(make_video("big.mp4", range(0, 1600, 40), side=768)) as source:
         frames = iter(source)
         for _ in range(5):
@@ -255,7 +255,7 @@ def test_robustness_files_without_a_video(shared_videos: Path, name: str) -> Non
         open_source(shared_videos / "robustness" / name)
 
 
-def test_rotation_is_what_opencv_makes_of_it(shared_videos: Path) -> None:
+def test_rotation_is_that_of_opencv(shared_videos: Path) -> None:
     import cv2
 
     path = shared_videos / "robustness" / "rotated_90.mov"

@@ -62,7 +62,7 @@ def test_seeking_is_exact() -> None:
     assert next(iter(far)).index == 10**9
 
 
-def test_events_do_not_depend_on_how_far_one_asks() -> None:
+def test_events_do_not_depend_on_the_limit() -> None:
     everything = Walk(seed=3).events(5000)
     assert everything == sorted(everything, key=lambda event: event.start)
     for until in (0, 1, 700, 2345, 5000):
@@ -97,7 +97,7 @@ def test_novel_objects_are_seen_exactly_when_the_events_say() -> None:
             assert shows == (event.start <= index < event.stop), (event, index)
 
 
-def test_cuts_stand_out_and_stand_where_the_events_say() -> None:
+def test_cuts_are_the_largest_changes_and_match_the_events() -> None:
     walk = Walk(size=48, seed=4)
     images = [quiet(walk, index, novel=False).astype(int) for index in range(1500)]
     steps = np.array([np.abs(late - early).mean() for early, late in itertools.pairwise(images)])
@@ -105,7 +105,7 @@ def test_cuts_stand_out_and_stand_where_the_events_say() -> None:
     assert sorted(np.argsort(steps)[-len(cuts) :] + 1) == cuts
 
 
-def test_a_revisit_shows_the_place_again_and_a_cut_never_stays() -> None:
+def test_a_revisit_shows_the_same_place_and_a_cut_another_one() -> None:
     walk = Walk(seed=6)
     scenes = [walk._scene(number) for number in range(150)]
     known: set[int] = set()
@@ -187,7 +187,7 @@ def test_each_photograph_is_read_once() -> None:
     assert photograph.cache_info().misses == misses
 
 
-def test_what_is_refused() -> None:
+def test_refused_arguments() -> None:
     for size in (0, 15, -1, 100_000):
         with pytest.raises(SourceError, match="size is"):
             open_source("walk", size=size)

@@ -79,14 +79,14 @@ class TestTask:
         with pytest.raises(ConfigError, match=r"the data has a label 3, the task 2 classes: set task.classes to 4"):
             Classification(tiny(), 2).loss(batch, torch.zeros(4, 4, 2))
 
-    def test_data_that_says_beforehand_that_it_does_not_fit(self, tiny: Make, moving: Make, trainer: Make) -> None:
+    def test_data_that_does_not_fit_is_refused_at_the_start(self, tiny: Make, moving: Make, trainer: Make) -> None:
         for label, says in ((-1, "no video of train has a label"), (2, "the data has a label 2")):
             data = moving()
             data.clips = lambda part, label=label: [VideoClip("a.mp4", label)]
             with pytest.raises(ConfigError, match=says):
                 trainer().fit(Classification(tiny(), 2), datamodule=data)
 
-    def test_classes_that_no_video_teaches_are_said_in_a_line(
+    def test_classes_without_a_training_video_are_reported_in_a_line(
         self, tiny: Make, moving: Make, trainer: Make, caplog: pytest.LogCaptureFixture
     ) -> None:
         def said(classes: int, names: list[str] | None = None, **parts: list[int]) -> list[str]:
@@ -123,7 +123,7 @@ class TestTask:
             with pytest.raises(ConfigError, match=says):
                 said(3, names, **parts)
 
-    def test_what_is_drawn_at_random_is_the_same_after_a_resume(
+    def test_random_draws_are_the_same_after_a_resume(
         self, tiny: Make, moving: Make, trainer: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         data = type(moving().train_dataloader().data)
@@ -189,7 +189,7 @@ class TestEncoders:
             assert all((p.grad is None) is frozen for p in tokens.encoder.parameters())
             assert tokens.project.weight.grad is not None
 
-    def test_the_installed_weights_give_what_the_classifier_reads(self) -> None:
+    def test_the_installed_weights_compute_the_input_of_the_classifier(self) -> None:
         frames = torch.rand(1, 2, 3, 64, 64)
         whole = encoders.load(head=True)
         tokens = VisionTokens("efficientnet_lite0", 64, 24, weights="default")
@@ -221,7 +221,7 @@ class TestEncoders:
         with pytest.raises(CheckpointError, match="do not fit resnet18"):
             VisionTokens("resnet18", 32, 8, weights=str(tmp_path / "list.pth"))
 
-    def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(
+    def test_without_a_network_the_error_names_the_file_and_its_folder(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         def offline(*_: Any, **__: Any) -> None:

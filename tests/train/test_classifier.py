@@ -111,14 +111,14 @@ class TestEndToEnd:
             rows = lines(here / f"out/train/version_1/{name}.jsonl")
             assert table == [{key: str(value) for key, value in row.items()} for row in rows]
 
-    def test_what_the_folder_keeps(self, here: Path) -> None:
+    def test_the_content_of_the_folder(self, here: Path) -> None:
         config = json.loads((here / "exported/config.json").read_text("utf-8"))
         assert (config["names"], config["fitting"], config["model"]["size"]) == (NAMES, "crop", 32)
         trained = models.load(here / "out/train/version_0/model")
         assert trained.fingerprint() == models.load(here / "exported").fingerprint()
         assert models.load(str(here / "exported")).names == NAMES
 
-    def test_watch_says_what_predict_says_and_goes_on_bit_for_bit(self, here: Path) -> None:
+    def test_watch_equals_predict_and_continues_bit_for_bit(self, here: Path) -> None:
         video = "videos/22.mp4"
         assert main(["watch", video, "--model", "exported", "--out", "whole"]) == 0
         told = lines(here / "whole/frames.jsonl")
@@ -216,7 +216,7 @@ class TestModel:
         with pytest.raises(CheckpointError, match="is a FrameModel, expected a Classifier"):
             models.load_as(Classifier, tmp_path / "frames")
 
-    def test_an_opinion_goes_on(self) -> None:
+    def test_an_opinion_continues(self) -> None:
         one, other, logits = Opinion(["a", "b"]), Opinion(["a", "b"]), torch.randn(3, 2)
         one.push(logits[0])
         other.restore(json.loads(json.dumps(one.state())))

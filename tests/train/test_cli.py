@@ -50,7 +50,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 class TestRun:
-    def test_what_it_leaves_behind(self, run: Path) -> None:
+    def test_the_files_of_a_run(self, run: Path) -> None:
         left = {path.relative_to(run).parts[0] for path in run.rglob("*")}
         assert {"checkpoints", "config.yaml", "metrics.csv", "model", "pictures"} <= left
         assert any(name.startswith("events.out.tfevents") for name in left)
@@ -64,7 +64,7 @@ class TestRun:
     def test_the_model_can_watch(self, run: Path, here: Path) -> None:
         assert main(["watch", "walk", "--max-frames", "3", "--model", str(run / "model"), "--size", "32"]) == 0
 
-    def test_export_gives_the_same_model(self, run: Path, here: Path) -> None:
+    def test_export_writes_the_same_model(self, run: Path, here: Path) -> None:
         checkpoint = next((run / "checkpoints").glob("*.ckpt"))
         assert main(["export", str(checkpoint), "exported"]) == 0
         assert models.load("exported").fingerprint() == models.load(str(run / "model")).fingerprint()
@@ -174,7 +174,7 @@ class TestMistakes:
             (["test", "--config=away.yaml"], None),
         ],
     )
-    def test_nothing_given_is_said_before_lightning_is_imported(
+    def test_missing_data_is_reported_before_lightning_is_imported(
         self, here: Path, words: list[str], part: str | None
     ) -> None:
         (here / "data").mkdir()
@@ -182,7 +182,7 @@ class TestMistakes:
             (here / name).write_text("data: {class_path: VideoData, init_args: {train: Videos, test: null}}\n")
         assert given.without(words) == part
 
-    def test_nothing_given_for_test(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_missing_test_data(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["test", "--data=VideoData", "--data.train=Walks"]) == 2
         assert main(["test", *PIECES, *SHORT, "--data.init_args.test=null"]) == 2  # known after parsing
         says = "tttstream: error: data: nothing is given for test; give data.test, or fractions to cut it from train"

@@ -88,7 +88,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], lis
 Found = tuple[dict[str, Any], list[dict[str, Any]]]
 
 
-def test_two_processes_do_what_one_does_with_all_lanes(found: Found) -> None:
+def test_two_processes_equal_one_with_all_lanes(found: Found) -> None:
     one, two = found
     for rank in two:
         torch.testing.assert_close(torch.tensor(rank["weights"]), torch.tensor(one["weights"]), rtol=0, atol=2e-4)
@@ -175,7 +175,7 @@ def test_the_command_with_every_callback(tmp_path: Path, kind: str) -> None:
     assert [path.name for path in (tmp_path / "out" / "train").iterdir()] == ["version_0"]
 
 
-def test_what_cannot_be_sent_to_a_spawned_process(tmp_path: Path) -> None:
+def test_objects_that_cannot_be_sent_to_a_spawned_process(tmp_path: Path) -> None:
     """Lightning's averaging of weights holds a function that pickle refuses: one line, and no run left behind."""
     (tmp_path / "averaged.yaml").write_text(AVERAGED)
     run = started(tmp_path, *TASKS["spawn"], "--config=averaged.yaml", "--trainer.max_steps=2")

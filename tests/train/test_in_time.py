@@ -151,7 +151,7 @@ def test_a_clip_is_judged_by_all_its_frames(one: dict[str, Any], mesh: list[dict
     assert mesh[0]["clips"] == mesh[2]["clips"] == []
 
 
-def test_a_resume_goes_on(mesh: list[dict[str, Any]]) -> None:
+def test_a_resumed_run_continues(mesh: list[dict[str, Any]]) -> None:
     """Not bit for bit: Lightning reads weights of float64 into float32 before it converts them."""
     for rank in mesh:
         assert rank["resumed"] == pytest.approx(rank["ttt_linear"]["losses"][2:], rel=1e-6)

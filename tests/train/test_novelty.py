@@ -27,7 +27,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 class TestPlanting:
     frames = torch.randint(0, 256, (6, 8, 3, 32, 32), generator=seeded(9), dtype=torch.uint8)
 
-    def test_only_what_is_covered_changes(self) -> None:
+    def test_only_covered_pixels_change(self) -> None:
         frames, cover, age = plant(self.frames, 1.0, seeded())
         untouched = (cover == 0)[:, :, None].expand_as(frames)
         assert torch.equal(frames[untouched], self.frames[untouched])
@@ -70,7 +70,7 @@ class TestPlanting:
         assert spread.max() < 22
         assert torch.equal(sensor_noise(grey, clip, 0.0, seeded()), grey)
 
-    def test_one_row_alone_goes_nowhere(self) -> None:
+    def test_one_row_has_no_excursion(self) -> None:
         frames, away = excursion(self.frames[:1], 1.0, seeded())
         assert torch.equal(frames, self.frames[:1])
         assert not away.any()
@@ -84,7 +84,7 @@ class TestContrast:
         before = torch.where(cover > 0, ratio * 5.0, 5.0)
         return before, cover, new, settled
 
-    def test_it_falls_as_the_new_stands_out(self) -> None:
+    def test_it_falls_if_new_patches_have_a_higher_loss(self) -> None:
         values = [float(contrast(*self.losses(ratio), 1.0)) for ratio in (0.5, 1.0, 4.0, 50.0)]
         assert values == sorted(values, reverse=True)
 
@@ -97,14 +97,14 @@ class TestContrast:
         restless = before * torch.linspace(0.5, 2, 6)[None, :, None]
         assert contrast(restless, 0 * cover, *rest, 1.0) > 0.05 + contrast(before, 0 * cover, *rest, 1.0)
 
-    def test_nothing_new_and_nothing_settled(self) -> None:
+    def test_without_new_or_settled_patches(self) -> None:
         before, cover, new, settled = self.losses(3.0)
         assert torch.isfinite(contrast(before, cover, ~new, settled, 1.0))
         assert float(contrast(before, cover, new, ~settled, 1.0)) == 0.0
 
 
 class TestTask:
-    def test_surprise_learns_to_stand_out(self, tiny: Make, moving: Make) -> None:
+    def test_training_separates_new_patches(self, tiny: Make, moving: Make) -> None:
         torch.manual_seed(0)
         made = Novelty(tiny(patch=4))
         frames, cover, age = plant(moving(rows=4, frames=8).train_dataloader().data[0].frames, 1.0, seeded())
@@ -122,7 +122,7 @@ class TestTask:
         assert values[-1] < 0.8 * values[0]
 
     @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-    def test_resume_plants_what_would_have_been_planted(
+    def test_a_resumed_run_plants_the_same_things(
         self, tiny: Make, moving: Make, trainer: Make, tmp_path: Path
     ) -> None:
         def run(seed: int, **options: Any) -> list[float]:
@@ -144,7 +144,7 @@ class TestTask:
         assert {f"test/{name}/all/auroc" for name in DETECTORS} <= set(run.callback_metrics)
         assert "test/mse" in run.callback_metrics
 
-    def test_a_stream_waits_where_a_row_has_nothing_to_show(self, tiny: Make, moving: Make) -> None:
+    def test_a_stream_waits_while_its_row_has_no_frames(self, tiny: Make, moving: Make) -> None:
         frames = moving(rows=2, frames=8).train_dataloader().data[0].frames
         whole = Novelty(tiny(patch=4)).eval()
         valid = torch.ones(2, 11, dtype=torch.bool)
@@ -186,7 +186,7 @@ class TestMeasures:
             made.add(image, float(np.exp(noise[at] + (height if at in events else 0))), 1.0, events.get(at))
         return made
 
-    def test_events_that_stand_out_are_found_at_once(self) -> None:
+    def test_clear_events_are_found_without_delay(self) -> None:
         report = judge([self.stream(400, {100: "cut", 200: "thing", 300: "cut"}, 1.0)])
         assert report["surprise"]["all"] == {
             "events": 3,

@@ -50,7 +50,7 @@ def fit(made: StreamTask, trainer: Trainer, data: Any, **options: Any) -> list[f
 
 
 class TestLanes:
-    def test_the_memory_goes_on_from_step_to_step(self, tiny: Make, moving: Make) -> None:
+    def test_the_memory_continues_from_step_to_step(self, tiny: Make, moving: Make) -> None:
         made = task(tiny())
         data = moving().train_dataloader().data
         with torch.no_grad():
@@ -194,7 +194,7 @@ class TestLightning:
 
 
 class TestBeginnings:
-    def test_what_the_surprise_comes_from_stays_as_drawn(self, tiny: Make, moving: Make, trainer: Make) -> None:
+    def test_the_blocks_of_the_surprise_stay_untrained(self, tiny: Make, moving: Make, trainer: Make) -> None:
         made = task(tiny(depth=2, motion=2, surprise=1), steady=True)
         before = {name: weight.clone() for name, weight in made.model.state_dict().items()}
         fit(made, trainer(max_steps=4), moving())
@@ -249,7 +249,7 @@ class TestMeasures:
         for name, (value, count) in logged.items():
             assert half_logged[name] == (pytest.approx(value, rel=1e-5), count), name
 
-    def test_pictures_say_what_they_are(self, tiny: Make, moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pictures_have_labels(self, tiny: Make, moving: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         batch = moving().train_dataloader().data[1]
         batch = batch._replace(clip=torch.full_like(batch.clip, 3))
         batch.valid[1, -1] = False
@@ -315,7 +315,7 @@ class TestMeasures:
         assert "val/mse/ahead_3" not in found
         assert {"train/next", "train/ahead", "train/inner_before", "train/inner_after"} <= set(found)
 
-    def test_a_reset_every_so_many_frames(self, tiny: Make, moving: Make) -> None:
+    def test_a_reset_after_a_number_of_frames(self, tiny: Make, moving: Make) -> None:
         data = moving().train_dataloader().data
         made, plain = task(tiny(), reset_every=2), task(tiny())
         with torch.no_grad():

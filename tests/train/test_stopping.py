@@ -83,7 +83,7 @@ def fit(tiny: Make, moving: Any, trainer: Make, tmp_path: Path) -> Make:
     [(3, None, 1), (4, None, 1), (2, None, 1), (3, 1, 1), (6, 2, 1), (6, 0, 1), (4, None, 2), (3, 0, 2)],
     ids=["a step", "an epoch's end", "before validation", "in validation", "its end", "again", "added up", "in both"],
 )
-def test_it_goes_on_as_if_nothing_had_been(
+def test_it_continues_as_without_an_interruption(
     fit: Make, tmp_path: Path, step: int, batch: int | None, accumulate: int
 ) -> None:
     options = {"accumulate_grad_batches": accumulate}
@@ -119,7 +119,7 @@ def test_before_the_first_step(
     assert not (tmp_path / "out").exists()
 
 
-def test_sigterm_and_what_is_said(fit: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sigterm_and_its_message(fit: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Stopped) as caught:
         fit(notes := Notes(signal.SIGTERM, 3))
     assert caught.value.code == 143
@@ -128,7 +128,7 @@ def test_sigterm_and_what_is_said(fit: Make, tmp_path: Path, capsys: pytest.Capt
     assert said[0].endswith(f"--ckpt_path={tmp_path}/kept_{id(notes)}/last.ckpt")
 
 
-def test_a_signal_that_the_watching_thread_has_not_heard_yet_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_that_the_thread_has_not_received_yet_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     """The handler may run while the watching thread is between its wait for signals and its look at the time."""
     ended: list[int] = []
     with Signals(chief=True) as signals:

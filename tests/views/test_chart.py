@@ -38,7 +38,7 @@ def test_envelope_holds_the_true_extremes(count: int) -> None:
         np.testing.assert_array_equal(numbers, np.arange(count))
 
 
-def test_highlights_are_the_peaks_and_stand_apart() -> None:
+def test_highlights_are_separate_peaks() -> None:
     highlights = Highlights(count=4)
     peaks = {100: 9.0, 103: 8.5, 400: 7.0, 700: 5.0}
     for index in range(1000):
@@ -96,7 +96,7 @@ def test_a_very_short_run_shows_every_frame_with_its_time(count: int, step: floa
 
 
 @pytest.mark.parametrize(("count", "step"), [(9, 0.04), (40, 1 / 240), (30, 0.05), (400, 0.04), (5000, 1.0)])
-def test_times_under_the_chart_can_be_told_apart(count: int, step: float) -> None:
+def test_times_under_the_chart_differ(count: int, step: float) -> None:
     trace = Trace()
     for index in range(count):
         trace.add(IMAGE, replace(result(index, 0.0), time_s=step * index))

@@ -52,7 +52,7 @@ def test_there_is_no_outline_along_the_edge_of_the_picture() -> None:
     assert light(picture[40, 10]) > 160
 
 
-def test_colours_that_cannot_be_told_apart_give_way() -> None:
+def test_colours_that_cannot_be_distinguished_are_replaced() -> None:
     grey_ramp = np.repeat(np.arange(4, dtype=np.uint8)[:, None], 3, axis=1)
     assert distinct(grey_ramp)[1:].tolist() == palette()[1:4].tolist()
     own = np.array([[0, 0, 0], [9, 200, 9], [9, 200, 9], [200, 9, 9]], np.uint8)

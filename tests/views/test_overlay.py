@@ -17,7 +17,7 @@ def result(index: int = 0, surprise: float = 0.0, losses: NDArray[np.float32] | 
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (432, 768), (768, 432), (101, 77), (8, 400)])
-def test_one_even_size_whatever_comes(shape: tuple[int, int]) -> None:
+def test_the_size_is_even_and_constant(shape: tuple[int, int]) -> None:
     overlay = Overlay()
     first = overlay.draw(np.zeros((*shape, 3), np.uint8), result()).shape
     assert first[0] % 2 == first[1] % 2 == 0
@@ -37,7 +37,7 @@ def test_heat_shows_where_surprise_is_and_the_usual_stays_clear() -> None:
     assert np.abs(picture[300:, :200] - 120).mean() < 3
 
 
-def test_the_alert_frame_stands_only_above_the_threshold() -> None:
+def test_the_alert_frame_is_drawn_only_above_the_threshold() -> None:
     overlay = Overlay(threshold=3.0)
     assert tuple(overlay.draw(GREY, result(0, surprise=3.1))[200, 1]) == ALERT
     assert tuple(overlay.draw(GREY, result(1, surprise=2.9))[200, 1]) != ALERT

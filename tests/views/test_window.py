@@ -34,7 +34,7 @@ def test_an_opencv_without_windows_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @linux
 @pytest.mark.parametrize("display", [None, ":4999"])
-def test_without_a_display_it_says_what_to_use_instead(
+def test_without_a_display_the_error_names_an_alternative(
     display: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)

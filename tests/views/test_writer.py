@@ -61,12 +61,12 @@ def test_any_rate_that_a_file_may_name_is_written(tmp_path: Path, fps: float) ->
 
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
-def test_what_is_no_rate_is_refused(tmp_path: Path, fps: float) -> None:
+def test_an_invalid_rate_is_refused(tmp_path: Path, fps: float) -> None:
     with pytest.raises(ConfigError, match="expected a frame rate above 0, got"):
         VideoWriter(tmp_path / "a.mp4", fps)
 
 
-def test_mpeg4_stands_in_for_h264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpeg4_replaces_h264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
     with VideoWriter(tmp_path / "a.mp4") as writer:
         for number in range(3):
@@ -86,7 +86,7 @@ def test_odd_sizes_lose_a_line_and_other_sizes_are_refused(tmp_path: Path) -> No
     assert read(tmp_path / "a.mp4")[0][1].shape == (64, 96, 3)
 
 
-def test_nothing_stands_there_before_the_end_and_nothing_after_a_failure(tmp_path: Path) -> None:
+def test_no_file_exists_before_the_end_or_after_a_failure(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), VideoWriter(tmp_path / "a.mp4") as writer:  # noqa: PT012
         writer.write(picture(0))
         assert not (tmp_path / "a.mp4").exists()
@@ -104,7 +104,7 @@ def test_a_failure_leaves_the_earlier_file_alone(tmp_path: Path) -> None:
     assert (tmp_path / "a.mp4").read_text() == "earlier"
 
 
-def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = VideoWriter(tmp_path / "a.mp4")
     writer.write(picture(0))
 

@@ -38,7 +38,7 @@ def test_visits_are_shown_from_their_first_frame_to_their_last(
 
 
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 9))
-def test_each_clip_comes_once_in_a_round(lengths: list[int], lanes: int, length: int) -> None:
+def test_each_clip_occurs_once_in_a_round(lengths: list[int], lanes: int, length: int) -> None:
     schedule = Schedule(lengths, lanes, shuffle=False, rounds=1)
     shown = [0] * len(lengths)
     for lane in range(lanes):
@@ -51,7 +51,7 @@ def test_each_clip_comes_once_in_a_round(lengths: list[int], lanes: int, length:
     assert shown == lengths
 
 
-def test_rounds_are_shuffled_anew_and_by_the_seed() -> None:
+def test_each_round_is_shuffled_by_the_seed() -> None:
     def order(seed: int) -> list[int]:
         return [Schedule([1] * 6, 2, seed=seed).clip(number) for number in range(18)]
 

@@ -181,7 +181,7 @@ def test_pieces_of_videos(
         ("a.mp4,b.mp4\nb.mp4,c.mp4\n", "line 1 .*two columns may be paths"),
     ],
 )
-def test_what_may_mean_two_things_is_refused(given: Callable[..., PathList], text: str | bytes, says: str) -> None:
+def test_ambiguous_lists_are_refused(given: Callable[..., PathList], text: str | bytes, says: str) -> None:
     if not says:  # a name beside the path is no path
         assert read(given(text))[0] == [("a.mp4", 0), ("b.mp4", 1)]
         return
@@ -190,7 +190,7 @@ def test_what_may_mean_two_things_is_refused(given: Callable[..., PathList], tex
     assert "\n" not in str(caught.value)
 
 
-def test_columns_say_what_a_list_does_not(given: Callable[..., PathList]) -> None:
+def test_columns_resolve_an_ambiguous_list(given: Callable[..., PathList]) -> None:
     both = [("a.mp4", 1), ("b.mp4", 0)]
     assert read(given("a.mp4 120 1\nb.mp4 99 0\n", columns=["path", "frames", "label"]))[0] == both
     assert read(given("Datei Klasse\na.mp4 1\nb.mp4 0\n", columns=["path", "label"]))[0] == both
@@ -249,7 +249,9 @@ def test_a_mixture_has_one_order_of_classes(given: Callable[..., PathList], tmp_
         Mixture([given("a.mp4 1\n"), ClassFolders(str(tmp_path / "one"))]).clips()
 
 
-def test_one_line_says_what_was_understood(given: Callable[..., PathList], caplog: pytest.LogCaptureFixture) -> None:
+def test_one_line_describes_the_interpretation(
+    given: Callable[..., PathList], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "tttstream")
     index = given("# mine\npath,fps,label\na.mp4,25,sit\nb.mp4,25,run\nc.mp4,25,\na.mp4,25,sit\n")
     index.clips()

@@ -213,7 +213,7 @@ class TestBadVideos:
 
     @pytest.mark.parametrize("window", [Window(), Window(6)], ids=["whole", "windows"])
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_are_an_error_where_that_is_asked_for(self, bad: Path, window: Window, workers: int) -> None:
+    def test_are_an_error_if_requested(self, bad: Path, window: Window, workers: int) -> None:
         with pytest.raises(DataError, match=r"[01]\.mp4.* cannot be read .*bad_video=skip") as caught:
             taken(loader(Videos(str(bad)), window=window, workers=workers, batch_size=5, bad_video="raise"), 1)
         assert "\n" not in str(caught.value)
@@ -226,7 +226,7 @@ class TestBadVideos:
             taken(loader(Videos(str(bad)), window=window), 1)
         assert "\n" not in str(caught.value)
 
-    def test_a_damaged_video_is_shown_as_far_as_it_goes(self, movie: Callable[..., Path], numbers: Numbers) -> None:
+    def test_a_damaged_video_is_read_up_to_the_damage(self, movie: Callable[..., Path], numbers: Numbers) -> None:
         damaged = movie("damaged.mp4", 40)
         data = bytearray(damaged.read_bytes())
         begin = data.index(b"mdat")
@@ -315,7 +315,7 @@ class TestWorkers:
         assert [batch.frames.shape[0] for batch in taken(large, 4)] == [2] * 4
         assert _gone(pids)
 
-    def test_nothing_of_theirs_lies_in_shared_memory(self, large: LaneLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_workers_use_no_shared_memory(self, large: LaneLoader, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: Any) -> None:
             raise RuntimeError("unable to allocate shared memory")
 

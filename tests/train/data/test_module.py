@@ -73,7 +73,7 @@ def fit(folder: Path, tmp_path: Path) -> Fit:
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_a_resumed_run_sees_and_loses_what_an_uninterrupted_one_does(fit: Fit, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(fit: Fit, tmp_path: Path) -> None:
     trainer, probe = fit(2, steps=5)
     whole = probe.seen
     trainer.save_checkpoint(tmp_path / "10.ckpt")
@@ -233,7 +233,7 @@ def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> No
         VideoData(Walks(1), **options)
 
 
-def test_endless_streams_need_to_be_told_how_long_an_epoch_is() -> None:
+def test_endless_streams_need_the_length_of_an_epoch() -> None:
     with pytest.raises(DataError, match="never end; give steps"):
         VideoData(Walks(2)).loader("train")
     with pytest.raises(DataError, match="never end; give eval_steps"):

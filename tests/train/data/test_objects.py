@@ -45,14 +45,14 @@ def test_the_first_frame_shows_every_tracked_object_and_things_move() -> None:
     assert 5 < two < 30
 
 
-def test_as_many_objects_as_asked_for() -> None:
+def test_the_requested_number_of_objects() -> None:
     for seed in range(8):
         masks = clip(seed, objects=1).open(PyAV()).read(np.arange(1)).masks
         assert masks is not None
         assert masks.max() == 1
 
 
-def test_unrest_changes_what_happens_and_nothing_of_what_there_is() -> None:
+def test_unrest_changes_the_motion_and_not_the_scene() -> None:
     """The first frame shows the same objects, only smeared or not; later ones differ, and objects stay in sight."""
     calm_area = wild_area = 0
     for seed in range(12):
@@ -104,7 +104,7 @@ def test_the_index_lists_clips_by_their_seeds_and_parts_videos_by_file(tmp_path:
     assert len(parts["train"]) > len(parts["test"]) > 0
 
 
-def test_what_is_drawn_has_the_size_of_the_data() -> None:
+def test_sequences_have_the_size_of_the_data() -> None:
     train = MovingObjects(count=1, frames=2)
     data = VideoData(train, MovingObjects(count=1, frames=2, size=48), size=48, length=2, batch_size=1, workers=0)
     for part in ("train", "val"):
@@ -123,7 +123,7 @@ def test_an_index_that_makes_no_sense(tmp_path: Path) -> None:
         MovingObjects(folders=[str(tmp_path / "nowhere")]).clips()
 
 
-def test_an_object_is_lost_and_comes_back() -> None:
+def test_an_object_leaves_the_view_and_returns() -> None:
     """The scene is the same but for one object, which the first frames show, later ones do not, and the last do."""
     gone = back = 0
     for seed in range(10):
@@ -145,7 +145,7 @@ def test_an_object_is_lost_and_comes_back() -> None:
         MovingObjects(count=1, lost=-0.1).clips()
 
 
-def test_frames_are_as_sharp_as_asked_for() -> None:
+def test_frames_have_the_requested_sharpness() -> None:
     """At a larger short side the same scene has more detail in the background."""
     fine, coarse = (
         np.mean(

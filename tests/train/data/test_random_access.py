@@ -232,7 +232,7 @@ def test_packets_that_are_not_those_of_the_scan(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "ts", "mpg", "flv", "avi", "gif"])
-def test_watch_goes_on_where_it_stopped(tmp_path: Path, suffix: str) -> None:
+def test_watch_continues_at_its_last_position(tmp_path: Path, suffix: str) -> None:
     codec = {"mpg": "mpeg2video", "avi": "mpeg4", "gif": "gif"}.get(suffix, "libx264")
     path = make(tmp_path / f"a.{suffix}", codec, b_frames=2)
     expected = in_sequence(path)

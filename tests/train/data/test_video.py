@@ -56,7 +56,7 @@ def test_frames_by_number(movie: Make, numbers: Callable[..., list[int]], decode
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_entering_a_real_video_anywhere_gives_the_same_frames(shared_videos: Path, name: str) -> None:
+def test_seeking_in_a_real_video_reads_the_same_frames(shared_videos: Path, name: str) -> None:
     path = str(shared_videos / name)
     decoder = PyAV(short_side=64)
     with_start = decoder.open(path)
@@ -79,14 +79,14 @@ def test_decord_and_pyav_agree_with_the_source_of_watch(shared_videos: Path, nam
         assert float(np.abs(shown.astype(float) - np.stack(expected)).mean()) < 1.5
 
 
-def test_what_decord_cannot_read_is_read_by_pyav(shared_videos: Path) -> None:
+def test_pyav_reads_the_files_that_decord_cannot_read(shared_videos: Path) -> None:
     for name in ("av1.mkv", "corrupted.mp4"):
         path = str(shared_videos / "robustness" / name)
         shown, expected = (decoder.open(path).read(np.arange(50)).frames for decoder in (Decord(64), PyAV(64)))
         np.testing.assert_array_equal(shown, expected)
 
 
-def test_damage_is_told(shared_videos: Path) -> None:
+def test_damage_is_reported(shared_videos: Path) -> None:
     folder = shared_videos / "robustness"
     cut = PyAV().open(str(folder / "truncated_midway.mkv"))
     assert cut.damage == "the last 4.4 of 10.4 s are missing"
@@ -99,7 +99,7 @@ def test_damage_is_told(shared_videos: Path) -> None:
 
 @pytest.mark.parametrize("name", ["empty.mp4", "not_a_video.mp4", "absent.mp4"])
 @pytest.mark.parametrize("decoder", [PyAV(), Decord()], ids=["pyav", "decord"])
-def test_what_is_no_video(shared_videos: Path, name: str, decoder: Decoder) -> None:
+def test_files_that_are_no_videos(shared_videos: Path, name: str, decoder: Decoder) -> None:
     path = str(shared_videos / "robustness" / name)
     for use in (decoder.open, decoder.count):
         with pytest.raises(SourceError, match=f"{name} cannot be read as a video") as caught:

@@ -5,6 +5,8 @@
     python agents/bench/popgym_bench.py --minutes 0                  # only writes the tables and curves
     python agents/bench/popgym_bench.py --sweep --minutes 60         # first: one learning rate for all memories
     python agents/bench/popgym_bench.py --name short --steps 150000  # another table, of shorter runs
+    python agents/bench/popgym_bench.py --name places_ppo --steps 100000 --seeds 5 --envs Revisit-4x4-predict \
+        --memories ttt_linear gru lstm ttt_mlp
 
 A run is stored in OUT/ENV/MEMORY-seedN. A run that was killed continues from its last checkpoint, with the same losses.
 Finished runs are written to docs/results/NAME.json, which is under version control, so the table can grow over days and
@@ -25,7 +27,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,9 +43,20 @@ from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVS: dict[str, tuple[str, dict[str, Any]]] = {
+
+
+class Task(NamedTuple):
+    """env, env_args: the id and the arguments of an environment. options: of the training, besides the preset's."""
+
+    env: str
+    env_args: dict[str, Any] = {}  # noqa: RUF012
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+
+PLACES = "tttstream/Revisit-v0", {"side": 4, "steps": 128, "scale": 1 / 128}
+ENVS: dict[str, Task] = {
     **{
-        name: (name, {}) for name in (
+        name: Task(name) for name in (
             "popgym-RepeatFirstEasy-v0",
             "popgym-RepeatPreviousEasy-v0",
             "popgym-AutoencodeEasy-v0",
@@ -56,10 +69,11 @@ ENVS: dict[str, tuple[str, dict[str, Any]]] = {
             "popgym-MineSweeperEasy-v0",
         )
     },
-    "Revisit-4x4": ("tttstream/Revisit-v0", {"side": 4, "steps": 128, "scale": 1 / 128}),
-    "MiniGrid-MemoryS7-view3": ("MiniGrid-MemoryS7-v0", {"agent_view_size": 3}),
+    "Revisit-4x4": Task(*PLACES),
+    "Revisit-4x4-predict": Task(*PLACES, {"predict_coef": 1.0}),
+    "MiniGrid-MemoryS7-view3": Task("MiniGrid-MemoryS7-v0", {"agent_view_size": 3}),
 }  # fmt: skip
-"""By name: the id and the arguments. Revisit-4x4: 0.88 is perfect, -0.44 is chance."""
+"""By name. Revisit-4x4: 0.88 is perfect, -0.44 is chance."""
 MEMORIES = ("ttt", "ttt_linear", "ttt_mlp", "gru", "lstm", "window", "framestack", "mlp")
 HEADS = {"ttt": 4, "ttt_linear": 2, "ttt_mlp": 2, "window": 2}
 DIM = 64  # of ttt_linear; the other widths are chosen so that the number of parameters is nearest to that of ttt_linear
@@ -70,8 +84,9 @@ SWEEP_STEPS = 200_000
 
 def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
     """The options of a run: only the width depends on the memory. env: a name in `ENVS`."""
+    task = ENVS[env]
     values = {
-        **read("popgym"), "env": ENVS[env][0], "env_args": ENVS[env][1], "memory": memory, "seed": seed,
+        **read("popgym"), **task.options, "env": task.env, "env_args": task.env_args, "memory": memory, "seed": seed,
         "steps": steps, "lr": lr,
         "dim": sizes(env)[memory][0], "heads": HEADS.get(memory, 1), "stop_return": 0.97, "checkpoint_every": 10,
     }  # fmt: skip
@@ -81,8 +96,7 @@ def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
 @functools.cache
 def sizes(env: str) -> dict[str, tuple[int, int]]:
     """For each memory (width, parameters of the policy); the parameters are as near as possible to ttt_linear."""
-    name, arguments = ENVS[env]
-    played = make(name, env_args=arguments)
+    played = make(ENVS[env].env, env_args=ENVS[env].env_args)
 
     def count(memory: str, dim: int) -> int:
         policy = MemoryPolicy(
@@ -173,7 +187,8 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
         "interquartile mean of the final return over seeds [95% bootstrap interval], mean number of steps (number of "
         "seeds). Unfinished runs are left out, so a cell may be empty and a row absent; one seed has no interval. TTT "
         "memories have a convolution over 4 tokens, framestack has 4 observations. Command, repeated until the queue "
-        f"is empty: `python agents/bench/popgym_bench.py --minutes 60{words}`. {', '.join(devices)}; "
+        f"is empty: `python agents/bench/popgym_bench.py --minutes 60{words}`. Environments NAME-predict: with "
+        f"`--predict-coef 1`. {', '.join(devices)}; "
         f"{' to '.join(dict.fromkeys(dates[:1] + dates[-1:]))}.",
         "",
         *table(done, envs, names),

@@ -1,6 +1,6 @@
-"""Agents with a memory that learns: policies, wrappers and adapters over tttstream's memories, for gymnasium.
+"""Agents with a memory that learns: policies, wrappers and adapters for gymnasium environments.
 
-Public names are imported when they are first used, so that `--help` stays quick.
+Public names are imported at their first use, so that `--help` is fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Sequences of random play with labels, the right action of each step: the data of the supervised probe.
+"""The data of the supervised probe: sequences of random play, with the right action of each step as label.
 
 Letters: T steps of a sequence, S sequences, E environments, C actions.
 """
@@ -22,12 +22,12 @@ from tttstream_agents.errors import EnvError
 
 MOST_ACTIONS = 32
 TRIES = 100_000
-"""Actions that are tried in copies of an environment, in one data set. A copy takes some 0.1 ms."""
+"""The number of actions tried in copies of an environment, for one data set. A copy takes about 0.1 ms."""
 
 
 class Data(NamedTuple):
-    """obs: observations [T, S, ...]; starts bool [T, S]; answers bool [T, S, C]: the right actions, none where no label
-    is known."""
+    """obs: observations [T, S, ...]. starts: bool [T, S]. answers: bool [T, S, C], the right actions; none without
+    a label."""
 
     obs: Any
     starts: Tensor
@@ -43,22 +43,22 @@ def actions(space: spaces.Space[Any]) -> list[Any]:
             raise _too_many(int(np.prod(space.nvec.astype(float))))
         found = [space.start + np.array(index) for index in np.ndindex(*space.nvec)]
     else:
-        raise EnvError(f"the right answer is known for Discrete actions and few MultiDiscrete ones, not for {space}")
+        raise EnvError(f"the right action can be found for Discrete and small MultiDiscrete spaces, not for {space}")
     return found
 
 
 def _too_many(count: int) -> EnvError:
-    return EnvError(f"{count} actions are too many to try each: give another target, first, back:K or count")
+    return EnvError(f"there are {count} actions, too many to try each: choose another target, first, back:K or count")
 
 
 def collect(
     make_env: Callable[[], gym.Env[Any, Any]], steps: int, sequences: int, seed: int, answers: bool, n_envs: int = 16,
     quiet: bool = True,
 ) -> Data:  # fmt: skip
-    """Sequences of random play, each from a reset on.
+    """Play sequences at random, each from a reset.
 
-    answers: find the right actions. Where that takes trials of every action, at most TRIES are made in all, so that in
-    environments with many actions a random share of the steps is labelled.
+    answers: find the right actions. If every action has to be tried for this, at most TRIES are tried in total, so in
+    environments with many actions only a random share of the steps has a label.
     """
     envs = vector(make_env, min(n_envs, sequences), seed, "same_step")
     envs.action_space.seed(seed)
@@ -85,7 +85,7 @@ def collect(
 
 
 def _sample(envs: Any, info: dict[str, Any], draws: np.random.Generator) -> Any:
-    """Random actions; legal ones where the environments say which are."""
+    """Draw random actions, only legal ones if the environments give masks."""
     masks, space = info.get("action_mask"), envs.single_action_space
     if masks is None or not isinstance(space, spaces.Discrete):
         return envs.action_space.sample()
@@ -95,10 +95,10 @@ def _sample(envs: Any, info: dict[str, Any], draws: np.random.Generator) -> Any:
 
 
 class Finder:
-    """The right actions in each environment of a vector: its info["answer"], its attribute `answer`, or the actions
-    that copies of the environment reward most, unless they reward all alike.
+    """Finds the right actions in each environment of a vector: info["answer"], the attribute `answer`, or the actions
+    with the highest reward in copies of the environment, unless all have the same.
 
-    envs: the vector. steps: how many steps of one environment are asked about in all, for the share that is tried.
+    envs: the vector. steps: the number of steps of one environment in total; it determines the share that is tried.
     """
 
     def __init__(self, envs: Any, steps: int, seed: int) -> None:
@@ -107,7 +107,7 @@ class Finder:
         self.draws = np.random.default_rng([seed, 1])
 
     def __call__(self, info: dict[str, Any]) -> NDArray[Any]:
-        """bool [E, C] for the info of the vector's last step."""
+        """Return the right actions, bool [E, C]. info: of the vector's last step."""
         found = np.zeros((self.envs.num_envs, len(self.actions)), bool)
         tried = self.draws.random(len(found)) < self.share
         for row, env in enumerate(self.envs.envs):
@@ -120,11 +120,11 @@ class Finder:
 
     @staticmethod
     def _told(info: dict[str, Any], row: int) -> Any:
-        """The answer in a vector's info for a row; -1, which is not an action, if there is none."""
+        """The answer in a vector's info for a row; -1 if there is none."""
         return info["answer"][row] if "_answer" not in info or info["_answer"][row] else -1
 
     def best(self, env: Any) -> NDArray[Any]:
-        """bool [C]: the actions with the highest reward; none where all have it."""
+        """The actions with the highest reward, bool [C]; none if all have the same reward."""
         if len(self.actions) > MOST_ACTIONS:
             raise _too_many(len(self.actions))
         fixed = [value for value in vars(env).values() if isinstance(value, spaces.Space)] + [env.spec]
@@ -134,11 +134,11 @@ class Finder:
 
     @staticmethod
     def _tried(env: Any, action: Any, fixed: list[Any]) -> float:
-        """The reward of an action, taken in a copy of the environment. The copy shares the objects in `fixed`."""
+        """The reward of an action in a copy of the environment, which shares the objects in `fixed`."""
         try:
             return float(copy.deepcopy(env, {id(one): one for one in fixed}).step(action)[1])
         except Exception as error:  # an environment is foreign code and may raise anything
             raise EnvError(
                 f"the right answer cannot be found by trying actions in a copy of {env}: {type(error).__name__}; "
-                "give another target, first, back:K or count"
+                "choose another target, first, back:K or count"
             ) from error

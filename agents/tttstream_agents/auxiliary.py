@@ -18,17 +18,17 @@ from tttstream.memory import Delta, Memory, TTTLayer
 from tttstream_agents.encoder import Choices, Encoder, Part, Picture
 
 LOSSES = ("rebuild", "predict", "keep")
-SIDE = 12  # places along each side of the small picture that is rebuilt
+SIDE = 12  # cells along each side of a picture
 
 
 class Auxiliary(nn.Module):
-    """The loss of one prediction of the observation from features [T, B, D].
+    """The loss of a prediction of observations from features [T, B, D].
 
-    "rebuild" is of the observation at the same step; "predict" of the next one, from the features and the action
-    taken, where it belongs to the same episode. Choices are scored by cross-entropy, numbers by the squared error of
-    the encoded ones, pictures by the squared error of their mean over 12 x 12 places; the mean of all parts.
+    "rebuild" predicts the observation of the same step. "predict" predicts the next one of the same episode, from the
+    features and the action. The loss is the mean over the parts of an observation: cross-entropy for choices, the
+    squared error of the encoded values for numbers, and for pictures that of their means in 12 x 12 cells.
 
-    encoder: of the observations. actions: numbers of an encoded action.
+    encoder: of the observations. actions: the size of an encoded action.
     """
 
     def __init__(self, name: str, encoder: Encoder, actions: int, dim: int) -> None:
@@ -47,15 +47,14 @@ class Auxiliary(nn.Module):
     def forward(
         self, encoder: Encoder, parts: list[Tensor], features: Tensor, actions: Tensor, starts: Tensor, valid: Tensor
     ) -> Tensor:
-        """The mean loss of a sequence, a scalar.
+        """The mean loss over the valid steps of a sequence, a scalar; 0 if there are none.
 
-        parts: observations [T, B, ...] as `encoder.tensors` gives them; actions [T, B, A], encoded; starts, valid
-        [T, B]. 0 if no step counts.
+        parts: observations [T, B, ...] from `encoder.tensors`. actions: encoded, [T, B, A]. starts, valid: [T, B].
         """
         if self.ahead:
             features = torch.cat([features, actions], -1)[:-1]
             parts = [part[1:] for part in parts]
-            counts = valid[:-1] & ~starts[1:]  # where valid is False, the next row begins an episode
+            counts = valid[:-1] & ~starts[1:]  # after a step that is not valid a new episode starts
         else:
             counts = valid
         if not bool(counts.any()):

@@ -1,8 +1,8 @@
 """Card games without an end, after POPGym's RepeatFirst and RepeatPrevious (Morad et al., arXiv 2303.01859).
 
-Registered as `tttstream/RepeatFirst-v0` and `tttstream/RepeatPrevious-v0`. POPGym deals decks, so its episodes have one
-length, and a card takes longer with every card dealt; here cards are drawn with replacement. A `SampledTimeLimit`
-gives episodes of drawn lengths.
+Registered as `tttstream/RepeatFirst-v0` and `tttstream/RepeatPrevious-v0`. POPGym deals the cards of a deck, so its
+episodes end with the deck, and each card takes longer to deal than the one before. Here cards are drawn with
+replacement. `SampledTimeLimit` ends episodes at random lengths.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ SUITS = 4
 
 
 class Repeat(gym.Env[Any, Any]):
-    """Say the suit of an earlier card, for +1 or -1 a step times `scale`.
+    """Name the suit of an earlier card. The reward of a step is +scale or -scale.
 
-    back: how many cards ago it was shown, the present one being 1 ago; 0 for the first of all. Before so many were
-    shown the reward is 0. steps: of an episode, 0 for no end.
+    back: which card: 1 is the current one, 2 the one before; 0 is the first of the episode. While fewer cards have been
+    shown, the reward is 0. steps: length of an episode, 0 for no end.
     """
 
     def __init__(self, back: int = 0, steps: int = 0, scale: float = 1.0) -> None:
@@ -30,18 +30,18 @@ class Repeat(gym.Env[Any, Any]):
 
     @property
     def answer(self) -> int:
-        """The right action; -1 if too few cards were shown."""
+        """The right action; -1 while too few cards have been shown."""
         place = len(self.shown) - self.back if self.back else 0
         return self.shown[place] if place >= 0 else -1
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Show the first card."""
+        """Start an episode: return the first card."""
         super().reset(seed=seed)
         self.time, self.shown = 0, [int(self.np_random.integers(SUITS))]
         return self.shown[0], {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Show another card."""
+        """Reward the action and return the next card."""
         answer = self.answer
         reward = 0.0 if answer < 0 else self.scale * (1.0 if int(action) == answer else -1.0)
         self.time += 1

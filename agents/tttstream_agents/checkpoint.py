@@ -1,6 +1,6 @@
 """The checkpoint of a training run: its format, how it is written and read, and the policy in it.
 
-A checkpoint is one file of tensors, numbers and texts. Reading it executes nothing that is in it.
+A checkpoint is one file of tensors, numbers and texts. Reading it executes no code from the file.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def read_config(folder: Path) -> Config:
 def load_policy(folder: str | os.PathLike[str], env: Any) -> MemoryPolicy:
     """The trained policy of the run in a folder, for an environment (or a vector) with the same spaces.
 
-    Raises CheckpointError if there is no such run, or where it was trained in other spaces.
+    Raises CheckpointError if there is no such run, or if it was trained in other spaces.
     """
     path = Path(folder) / CHECKPOINT
     values = read_checkpoint(path)

@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, help="folder for checkpoint, metrics and summary")
     train.add_argument("--config", help="a YAML file, or a preset by name: quick, popgym, minigrid, atari ...")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
+    train.add_argument("--weights", metavar="DIR", help="start from the weights of the run in this folder")
     train.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time, with a checkpoint")
     train.add_argument("--quiet", action="store_true", help="print no progress")
     train.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard files")
@@ -204,7 +205,7 @@ def _train(args: argparse.Namespace) -> int:
     config = build({**values, **_given(args)}, args.config or "the command line")
     summary = train(
         config, args.out, resume=args.resume, minutes=args.minutes, quiet=args.quiet,
-        tensorboard=not args.no_tensorboard,
+        tensorboard=not args.no_tensorboard, weights=args.weights,
     )  # fmt: skip
     end = "done" if summary["finished"] else "stopped; --resume continues"
     returned = f"return {summary['return']:.3f} over the last episodes" if summary["episodes"] else NO_EPISODE

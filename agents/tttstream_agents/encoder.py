@@ -1,4 +1,4 @@
-"""From an observation of any gymnasium space to numbers: one-hot choices, scaled numbers, pictures through a CNN.
+"""Encodes observations of any gymnasium space: one-hot choices, scaled numbers, pictures through a CNN.
 
 Letters: * any leading sizes (steps T, environments B), N numbers of an observation.
 """
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tttstream_agents.errors import ObservationError, SpaceError
 from tttstream_agents.statistics import Running
 
-SMALLEST_PICTURE = 5  # pixels; a Box with a smaller side is read as plain numbers
-UNBOUNDED = 1e6  # a range wider than this says nothing about where the numbers lie
+SMALLEST_PICTURE = 5  # pixels; a Box with a smaller side is encoded as numbers
+UNBOUNDED = 1e6  # components with a larger range are not scaled by it
 
 
 class Choices(nn.Module):
@@ -42,7 +42,7 @@ class Choices(nn.Module):
         return (flat[..., self.owner] == self.value).to(torch.get_default_dtype())
 
     def fault(self, x: Tensor) -> str | None:
-        """The fault of x, or None: a value that is none of the choices has no one-hot."""
+        """A description of what is wrong with x, or None."""
         chosen = self(x).sum(-1)
         return None if bool((chosen == len(self.sizes)).all()) else "a value outside its choices"
 
@@ -61,7 +61,7 @@ class Numbers(nn.Module):
         low, high = (torch.as_tensor(edge.astype(np.float64)).flatten() for edge in (space.low, space.high))
         bounded = (high - low < UNBOUNDED) & (high > low)
         middle, half = torch.where(bounded, (low + high) / 2, 0), torch.where(bounded, (high - low) / 2, 1)
-        self.exact = middle, half  # for numbers that come in float64, which may lie close together far from zero
+        self.exact = middle, half  # for float64 observations, whose values may be large and close together
         self.register_buffer("middle", middle.float(), persistent=False)
         self.register_buffer("reach", half.float(), persistent=False)
         self.register_buffer("bounded", bounded, persistent=False)
@@ -77,12 +77,12 @@ class Numbers(nn.Module):
         return torch.where(self.bounded, (flat - middle) / reach, flat.sign() * flat.abs().log1p()).to(dtype)
 
     def fault(self, x: Tensor) -> str | None:
-        """The fault of x, or None."""
+        """A description of what is wrong with x, or None."""
         return None if not x.is_floating_point() or bool(x.isfinite().all()) else "NaN or infinity"
 
 
 class Normalised(Numbers):
-    """Box: x [*, shape] -> [*, size], by the mean and deviation of what `statistics` has seen. See `Running`."""
+    """Box: x [*, shape] -> [*, size], scaled by the running mean and deviation. See `Running`."""
 
     def __init__(self, space: spaces.Box) -> None:
         super().__init__(space)
@@ -102,7 +102,7 @@ class Normalised(Numbers):
 
 
 def strided(channels: int, height: int, width: int, features: int = 32) -> tuple[nn.Sequential, int]:
-    """Convolutions of stride 2 down to 4 x 4 places, for pictures of any size, and their number of outputs."""
+    """Build convolutions of stride 2 down to 4 x 4 cells, for any size. Returns them and their number of outputs."""
     layers: list[nn.Module] = []
     while not layers or max(height, width) > 4:
         layers += [nn.Conv2d(channels, features, 3, stride=2, padding=1), nn.GELU()]
@@ -111,9 +111,9 @@ def strided(channels: int, height: int, width: int, features: int = 32) -> tuple
 
 
 def nature(channels: int, height: int, width: int) -> tuple[nn.Sequential, int]:
-    """The network of Mnih et al. (Nature 518, 2015), from 36 pixels, and its number of outputs, 512."""
+    """Build the network of Mnih et al. (Nature 518, 2015), for at least 36 pixels. Returns it and its width, 512."""
     if min(height, width) < 36:
-        raise SpaceError(f"cnn 'nature' needs pictures of 36 pixels or more, got {height} x {width}: take 'strided'")
+        raise SpaceError(f"cnn 'nature' needs pictures of 36 pixels or more, got {height} x {width}: use 'strided'")
     convolutions = nn.Sequential(
         nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU(),
         nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(),
@@ -184,14 +184,14 @@ class Picture(nn.Module):
         """Scaled pictures [*, shape] -> [pictures, channels, height, width]."""
         shape = self.shape if len(self.shape) == 3 else (1, *self.shape)
         dtype = next(self.layers.parameters()).dtype
-        if self.scale is not None and x.dtype != torch.float64:  # the same for all pixels, and a tenth of the time
+        if self.scale is not None and x.dtype != torch.float64:  # the same for all pixels: ten times faster
             pixels = (x.reshape(-1, *shape).to(dtype) - self.scale[0]) / self.scale[1]
         else:
             pixels = self.numbers(x).reshape(-1, *shape).to(dtype)
         return pixels.movedim(-1, 1) if self.last else pixels
 
     def fault(self, x: Tensor) -> str | None:
-        """The fault of x, or None."""
+        """A description of what is wrong with x, or None."""
         return self.numbers.fault(x)
 
 
@@ -199,7 +199,7 @@ Part = Choices | Numbers | Picture
 
 
 class Encoder(nn.Module):
-    """Observations of a space as numbers: `encoder(encoder.tensors(obs, leading))` gives [*, N], N = `size`."""
+    """Encodes observations of a space: `encoder(encoder.tensors(obs, leading))` is [*, N], N = `size`."""
 
     def __init__(self, space: spaces.Space[Any], cnn: str = "auto", normalise: bool = False) -> None:
         super().__init__()
@@ -208,13 +208,13 @@ class Encoder(nn.Module):
         modules = [part(path, leaf, cnn, normalise) for path, leaf in leaves(space)]
         self.parts = nn.ModuleList(modules)
         if not modules:
-            raise SpaceError("cannot see an empty observation space")
+            raise SpaceError("the observation space is empty")
         self.size = sum(module.size for module in modules)
 
     def tensors(self, obs: Any, leading: int, check: bool = True) -> list[Tensor]:
-        """The observation's parts as tensors on the encoder's device, their shapes checked.
+        """The parts of observations as tensors on the encoder's device, with checked shapes.
 
-        leading: how many sizes come before the space's own. check: also look at the values.
+        leading: the number of dimensions before those of the space. check: also check the values.
         Raises ObservationError, which names the part.
         """
         device = next(self.buffers()).device
@@ -226,7 +226,7 @@ class Encoder(nn.Module):
                 wanted = [*["any"] * leading, *shape]
                 raise ObservationError(f"{name(path)}: expected shape {wanted}, got {list(x.shape)}")
             if 0 in x.shape[:leading]:
-                raise ObservationError(f"{name(path)}: expected one or more of them, got {list(x.shape)}")
+                raise ObservationError(f"{name(path)}: expected at least one observation, got {list(x.shape)}")
             if out and x.shape[:leading] != out[0].shape[:leading]:
                 raise ObservationError(f"{name(path)}: has {list(x.shape[:leading])} rows, others have another number")
             fault = module.fault(x) if check else None
@@ -237,7 +237,7 @@ class Encoder(nn.Module):
         return out
 
     def update(self, obs: list[Tensor], valid: Tensor) -> None:
-        """Add the observations of `tensors` where valid [*] to the running statistics, if there are any."""
+        """Add valid [*] observations to the running statistics, if there are any. obs: the result of `tensors`."""
         for module, x in zip(self.parts, obs, strict=True):
             if isinstance(module, Normalised):
                 module.update(x[valid])
@@ -250,7 +250,7 @@ class Encoder(nn.Module):
 def tensor(x: Any, device: torch.device, path: tuple[str | int, ...]) -> Tensor:
     """A part of an observation as a tensor."""
     if isinstance(x, np.ndarray) and any(stride < 0 for stride in x.strides):
-        x = np.ascontiguousarray(x)  # torch knows no steps backwards
+        x = np.ascontiguousarray(x)  # torch has no negative strides
     try:
         return torch.as_tensor(x, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -282,7 +282,7 @@ def leaves(space: spaces.Space[Any], path: tuple[str | int, ...] = ()) -> Iterat
 
 
 def part(path: tuple[str | int, ...], space: spaces.Space[Any], cnn: str = "auto", normalise: bool = False) -> Part:
-    """The module that reads one part of an observation. normalise: numbers of a Box by running statistics."""
+    """The encoder of one part of an observation. normalise: scale the numbers of a Box by running statistics."""
     if isinstance(space, spaces.Box):
         if is_picture(space):
             return Picture(space, cnn)
@@ -290,14 +290,14 @@ def part(path: tuple[str | int, ...], space: spaces.Space[Any], cnn: str = "auto
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return Choices(space)
     raise SpaceError(
-        f"{name(path)}: cannot see a {type(space).__name__}; expected Box, Discrete, MultiDiscrete, MultiBinary, "
-        "or a Dict or Tuple of them: leave that part out with an observation wrapper"
+        f"{name(path)}: cannot encode a {type(space).__name__}; expected Box, Discrete, MultiDiscrete, MultiBinary, "
+        "or a Dict or Tuple of them: remove this part with an observation wrapper"
     )
 
 
 def channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether a picture is [H, W, C] and not [C, H, W]: two equal sides are its height and width, else the channels are
-    the fewer."""
+    """Whether a picture is [H, W, C] and not [C, H, W]. If exactly two sides are equal, they are height and width; else
+    the smaller outer side is the channels."""
     first, second, third = shape
     if (first == second) != (second == third):
         return first == second
@@ -305,7 +305,7 @@ def channels_last(shape: tuple[int, ...]) -> bool:
 
 
 def is_picture(space: spaces.Box) -> bool:
-    """Three axes with two long sides, or a matrix of bytes with two sides of at least 16."""
+    """Whether a Box is a picture: three axes, two of them long, or a matrix of bytes with sides of at least 16."""
     if len(space.shape) == 3:
         return sorted(space.shape)[1] >= SMALLEST_PICTURE and sorted(space.shape)[0] <= 64
     return len(space.shape) == 2 and space.dtype == np.uint8 and min(space.shape) >= 16
@@ -322,5 +322,5 @@ def pick(obs: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def name(path: tuple[str | int, ...]) -> str:
-    """How a message names a part."""
+    """The name of a part in messages."""
     return "observation" + "".join(f"[{key!r}]" for key in path)

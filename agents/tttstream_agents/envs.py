@@ -25,19 +25,19 @@ REGISTER = {
     "Vizdoom": "vizdoom.gymnasium_wrapper", **dict.fromkeys(MEMORY_GYM, "memory_gym"),
     "tttstream/Repeat": "tttstream_agents.cards", "tttstream": "tttstream_agents.revisit",
 }  # fmt: skip
-"""Packages that register their environments only when they are imported, by the beginning of the names."""
+"""Packages that register environments when they are imported, by the start of the environments' names."""
 INSTALL = {
     "popgym": "'tttstream[agents]'", "minigrid": "'tttstream[agents]'", "ale_py": "ale-py",
     "vizdoom.gymnasium_wrapper": "vizdoom",
     "memory_gym": "--no-deps memory-gym pygame-ce",
 }  # fmt: skip
-"""The packages to install for them. memory-gym pins an old gymnasium, with which it need not be installed."""
+"""The arguments of pip install for them. memory-gym pins an old gymnasium, but works with new ones."""
 
 WRAPPERS = ["gymnasium.wrappers", *(f"tttstream_agents.{one}" for one in ("wrappers", "places", "lengths"))]
 
 
 def tree(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
-    """`function` on every part of nested observations (dicts and tuples, as the space is)."""
+    """Apply `function` to every part of nested observations (dicts and tuples)."""
     if isinstance(obs, dict):
         return {key: tree(function, value, *(other[key] for other in others)) for key, value in obs.items()}
     if isinstance(obs, tuple):
@@ -46,12 +46,12 @@ def tree(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
 
 
 def stack(samples: Sequence[Any]) -> Any:
-    """Single observations side by side: parts [B, ...]."""
+    """Stack single observations: parts [B, ...]."""
     return tree(lambda *parts: np.stack([np.asarray(one) for one in parts]), samples[0], *samples[1:])
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error, on one line, with its kind."""
+    """The type and the message of an error, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
 
 
@@ -61,19 +61,19 @@ def make(
     env_args: dict[str, Any] | None = None,
     wrappers: Sequence[Any] = (),
 ) -> gym.Env[Any, Any]:
-    """An environment by gymnasium id, of popgym, MiniGrid, ALE, Memory Gym and ViZDoom too where they are installed.
+    """Make an environment by its gymnasium id, also of popgym, MiniGrid, ALE, Memory Gym and ViZDoom if installed.
 
-    env_id: "module:ID" imports a module that registers the environment. env_args: further arguments of the environment.
-    wrappers: inner one first, each a name or {name: {argument: value}}; see `wrapper`.
+    env_id: "module:ID" imports a module that registers the environment. env_args: arguments of the environment.
+    wrappers: innermost first, each a name or {name: {argument: value}}; see `wrapper`.
 
-    Texts are left out of dictionaries of observations; the cells of MiniGrid become choices. Raises EnvError, or
-    DependencyError where a package is missing.
+    Texts are removed from Dict observations, and the cells of MiniGrid become choices. Raises EnvError, or
+    DependencyError if a package is missing.
     """
     package = next((package for start, package in REGISTER.items() if env_id.startswith(start)), None)
     # some environments take no render_mode
     arguments: dict[str, Any] = {**(env_args or {}), **({} if render_mode is None else {"render_mode": render_mode})}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # older versions, checks that fail on third-party environments
+        warnings.simplefilter("ignore")  # about older versions and failed checks of other packages
         try:
             if package is not None:
                 gym_register = getattr(import_module(package), "register_envs", None)
@@ -96,10 +96,9 @@ def make(
 
 
 def wrapper(env: gym.Env[Any, Any], described: Any) -> gym.Env[Any, Any]:
-    """An environment in a wrapper that is described by its name, or by {name: {argument: value}}.
+    """Put an environment into a wrapper, which is described by a name or by {name: {argument: value}}.
 
-    The name is that of a class of one of the modules `WRAPPERS`, or "module:Class". Lists become tuples.
-    Raises EnvError.
+    The name is a class in one of the modules `WRAPPERS`, or "module:Class". Lists become tuples. Raises EnvError.
     """
     if isinstance(described, str):
         described = {described: {}}
@@ -124,7 +123,7 @@ def wrapper(env: gym.Env[Any, Any], described: Any) -> gym.Env[Any, Any]:
 
 
 class Seen(gym.ObservationWrapper[Any, Any, Any]):
-    """A dictionary of observations without its texts; the cells [h, w, 3] of a MiniGrid picture become choices."""
+    """Removes texts from Dict observations, and makes choices of the cells [h, w, 3] of a MiniGrid picture."""
 
     CELL = (11, 6, 4)  # kinds of things, colours, states
 
@@ -138,12 +137,12 @@ class Seen(gym.ObservationWrapper[Any, Any, Any]):
         self.observation_space = spaces.Dict(parts)
 
     def observation(self, observation: Any) -> Any:
-        """Without the texts."""
+        """See gymnasium."""
         return only(self.observation_space, observation)
 
 
 def without_texts(space: spaces.Dict) -> spaces.Dict:
-    """A dictionary, and those in it, without texts: gymnasium's, and the missions of MiniGrid."""
+    """A Dict space without texts (gymnasium's, and the missions of MiniGrid), also inside nested Dicts."""
     parts = {}
     for key, part in space.spaces.items():
         if not isinstance(part, spaces.Text) and not any(
@@ -154,12 +153,12 @@ def without_texts(space: spaces.Dict) -> spaces.Dict:
 
 
 def only(space: spaces.Space[Any], obs: Any) -> Any:
-    """The parts of an observation that a space has."""
+    """The parts of an observation that are in a space."""
     return {key: only(part, obs[key]) for key, part in space.spaces.items()} if isinstance(space, spaces.Dict) else obs
 
 
 class Position(NamedTuple):
-    """The progress of an environment: the episode, the steps in it, and the actions taken in it [steps, ...]."""
+    """The progress of an environment: number of the episode, steps and actions [steps, ...] in it."""
 
     episode: int
     steps: int
@@ -167,7 +166,7 @@ class Position(NamedTuple):
 
 
 def smallest(space: spaces.Space[Any]) -> np.dtype[Any]:
-    """A small type that holds every action of a space: a byte for those from 0 to 255."""
+    """The smallest type that can store every action of a space, for example a byte for 0 to 255."""
     if isinstance(space, spaces.Discrete):
         return np.result_type(*(np.min_scalar_type(int(end)) for end in (space.start, space.start + space.n - 1)))
     if isinstance(space, spaces.MultiDiscrete):
@@ -177,12 +176,12 @@ def smallest(space: spaces.Space[Any]) -> np.dtype[Any]:
 
 
 class Episodes(gym.Wrapper[Any, Any, Any, Any]):
-    """Each episode begins from its own seed, and its actions are kept, so that a run can be resumed inside it.
+    """Starts each episode with its own seed and stores its actions, so that a run can be resumed inside an episode.
 
-    seed, index: of the run and of this environment in its vector. unseen: episodes that no training has seen.
-    limit: actions kept. A longer episode cannot be resumed; a resumed run begins a new one instead.
-    An observation of another shape than declared is an ObservationError here, before a vector with shared memory
-    reshapes it. Observations are copied: an environment may write each one into the same array.
+    seed: of the run. index: of this environment in its vector. unseen: use seeds that training never uses.
+    limit: the number of actions stored. A longer episode cannot be resumed; a resumed run starts a new one instead.
+    Raises ObservationError for an observation with a wrong shape, which a vector with shared memory would reshape.
+    Observations are copied, because an environment may overwrite the last one.
     """
 
     copies = True
@@ -198,7 +197,7 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         self._kept = smallest(env.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin the next episode, from its own seed unless one is given."""
+        """Start the next episode, with its own seed unless one is given."""
         self.episode, self.steps, self.over, self._done = self.episode + 1, 0, False, bytearray()
         numbers = [self.run, self.index, self.episode, *[1] * self.unseen]
         own = int(np.random.SeedSequence(numbers).generate_state(1)[0])
@@ -206,7 +205,7 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         return self._checked(obs), self.first_info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the environment's; after an episode's end (only when play was resumed there) the next one begins."""
+        """Take a step. After the end of an episode (only if a run was resumed there) start the next one."""
         if self.over:
             obs, info = self.reset()
             return obs, 0.0, False, False, info
@@ -232,8 +231,8 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         return Position(self.episode, self.steps, actions.reshape(-1, *(self.action_space.shape or ())))
 
     def seek(self, positions: Sequence[Position]) -> Any:
-        """Play this environment's episode up to its place among `positions`. Where it is too long for that, begin the
-        next one and return its first observation; else None."""
+        """Replay this environment's episode up to its entry in `positions`. If the episode is too long, start the next
+        one and return its first observation; else return None."""
         episode, steps, actions = positions[self.index]
         known = steps <= self.limit
         self.episode = episode - known
@@ -246,7 +245,7 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Gymnasium says nothing of its own: what goes wrong is said once, by us."""
+    """Silence gymnasium's warnings; errors are reported once, by the caller."""
     said, gym.logger.min_level = gym.logger.min_level, 60
     try:
         yield
@@ -255,7 +254,7 @@ def quiet() -> Iterator[None]:
 
 
 def close(envs: Any) -> None:
-    """Close a vector of environments, also one that failed or whose processes no longer answer."""
+    """Close a vector of environments, even if it failed or its processes do not respond."""
     with quiet():
         try:
             envs.close()
@@ -273,7 +272,7 @@ def vector(
     workers: int = 0,
     unseen: bool = False,
 ) -> SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]:
-    """`n_envs` of what `make_env` gives, each in an `Episodes`, in this process or (workers > 0) one process each."""
+    """A vector of `n_envs` environments, each in an `Episodes`, in this process or (workers > 0) one process each."""
     mode = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP}[autoreset]
     makers = [lambda index=index: Episodes(make_env(), seed, index, unseen) for index in range(n_envs)]
     kind: Any = AsyncVectorEnv if workers else SyncVectorEnv

@@ -8,11 +8,11 @@ __all__ = ["EnvError", "ObservationError", "SpaceError", "TrainingError"]
 
 
 class SpaceError(TTTStreamError, ValueError):
-    """A gymnasium space that a policy cannot observe or act in."""
+    """A policy does not support a gymnasium space."""
 
 
 class ObservationError(TTTStreamError, ValueError):
-    """An observation, action or reward that does not fit its space or is not finite. row: its place in the batch."""
+    """An observation, action or reward does not fit its space or is not finite. row: its index in the batch."""
 
     def __init__(self, message: str, row: int | None = None) -> None:
         super().__init__(message)

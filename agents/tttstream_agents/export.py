@@ -1,6 +1,6 @@
-"""One step of a policy as a file for deployment: policy.pt2 (torch.export) and policy.onnx, the state in and out.
+"""Exports one step of a policy for deployment: policy.pt2 (torch.export) and policy.onnx, with the state in and out.
 
-Letters: B environments, n numbers of the packed state, P numbers that the actor puts out.
+Letters: B environments, n numbers of the packed state, P outputs of the actor.
 
     state [B, n], starts [B], previous_action [B, ...], observation → action [B, ...], logits [B, P], value [B], state
 """
@@ -30,12 +30,11 @@ EXAMPLES = 2  # environments in the example that is traced
 
 
 class PolicyStep(exported.Step):
-    """The exported module: one deterministic step of a policy, without checks of values.
+    """The exported module: one deterministic step of a policy, which does not check values.
 
-    Called with the inputs by name, in the order of `inputs`; returns (action, logits, value, state). state is the
-    packed state without the previous action, which is an input: the action that was executed, drawn or not.
-    starts: true where an episode begins; state and previous_action do not count there. No input of the first call of
-    an episode may hold NaN.
+    Its inputs are those of `example`, in this order; it returns (action, logits, value, state). state is the packed
+    state without the previous action. That is an input of its own: the action that was executed. starts: true at the
+    first step of an episode; state and previous_action are ignored there, but must not be NaN.
     """
 
     OUTPUTS: ClassVar[tuple[str, ...]] = ("action", "logits", "value", "next_state")
@@ -45,13 +44,13 @@ class PolicyStep(exported.Step):
         self.policy, self.masked = policy, action_mask
 
     def fresh(self) -> PolicyState:
-        """A fresh state of one environment, without the previous action. Not an attribute: torch.export compares the
-        elements of tuples before and after, and an index into a state selects rows."""
+        """A fresh state of one environment, without the previous action. It is not an attribute, because torch.export
+        compares the elements of tuples before and after, and an index into a state selects rows."""
         state = self.policy.initial_state(1)
         return state._replace(previous=state.previous[:, :0])
 
     def example(self, batch: int = EXAMPLES) -> dict[str, Tensor]:
-        """Inputs by name for `batch` environments at the beginning of an episode."""
+        """Inputs by name, for `batch` environments at the start of an episode."""
         policy, rows = self.policy, (batch,)
         device = next(policy.parameters()).device
         inputs: dict[str, Any] = {
@@ -108,17 +107,17 @@ def _sample(space: spaces.Space[Any], batch: int) -> Tensor:
 def export(policy: MemoryPolicy, folder: str | os.PathLike[str], *, action_mask: bool = False) -> Path:
     """Write policy.pt2, policy.onnx and policy.json (the names, types and shapes of inputs and outputs) into a folder.
 
-    action_mask: take a mask of legal actions [B, P] as the last input; always where the observations hold one.
+    action_mask: add a mask of legal actions [B, P] as the last input; it is always there if observations contain one.
     The number of environments is free. Raises ConfigError for a memory whose state grows, and for ttt_conv, whose inner
-    gradient has no form in ONNX; DependencyError without onnx.
+    gradient has no ONNX operator; DependencyError without onnx.
     """
     if not all(one.bounded for one in policy.memories):
-        raise ConfigError("this policy's memory grows with every step, an exported state cannot: train with 'window'")
+        raise ConfigError("the state of this policy's memory grows, an exported state cannot: train with 'window'")
     masked = policy.masked or action_mask
     if masked and not isinstance(policy.action, Categorical):
         raise ConfigError("an action mask is for Discrete, MultiDiscrete or MultiBinary actions, this policy has a Box")
     if any(isinstance(one, TTTLayer) and one.inner.name == "conv" for one in policy.memories):
-        raise ConfigError("memory 'ttt_conv' cannot be exported, ONNX has no gradient of a convolution: take 'ttt_mlp'")
+        raise ConfigError("memory 'ttt_conv' cannot be exported, ONNX has no gradient of a convolution: use 'ttt_mlp'")
     training = policy.training
     try:
         return exported.write(PolicyStep(policy, masked), folder, "policy", _described(policy))

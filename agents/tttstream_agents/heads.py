@@ -1,6 +1,6 @@
-"""From a policy's outputs to actions of a gymnasium space, their log-probabilities and their entropies.
+"""Turns outputs of a policy into actions of a gymnasium space, log-probabilities and entropies.
 
-Letters: * any leading sizes, P numbers that the actor puts out.
+Letters: * any leading sizes, P outputs of the actor.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LOG_2PI = math.log(2 * math.pi)
 class Categorical(nn.Module):
     """Discrete, MultiDiscrete, MultiBinary: a softmax over the choices of each component. P = all choices together.
 
-    mask: bool [*, P], True if a choice is legal, the choices of the components one after another (of MultiBinary: 0
-    and 1 of each). An illegal choice has probability 0, and its log-probability is -inf.
+    mask: bool [*, P], True for legal choices, component after component (for MultiBinary: 0 and 1 of each). An illegal
+    choice has probability 0 and log-probability -inf.
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
@@ -37,7 +37,7 @@ class Categorical(nn.Module):
         return [logits.log_softmax(-1) for logits in outputs.split(self.choices.sizes, dim=-1)]
 
     def fault(self, action: Tensor) -> str | None:
-        """The fault of actions, or None."""
+        """A description of what is wrong with actions, or None."""
         return self.choices.fault(action)
 
     def legal(self, mask: Tensor) -> Tensor:
@@ -45,10 +45,10 @@ class Categorical(nn.Module):
         return torch.stack([part.any(-1) for part in mask.split(self.choices.sizes, dim=-1)], -1)
 
     def sample(self, outputs: Tensor, deterministic: bool = False, mask: Tensor | None = None) -> Tensor:
-        """An action [*, shape] for outputs [*, P]: drawn, or the most probable one."""
+        """An action [*, shape] for outputs [*, P]: a random one, or the most probable one."""
         picked, first = [], 0
         for logits in self._log_probs(outputs, mask):
-            if not deterministic:  # the largest of p / e, e exponential, is a draw from p
+            if not deterministic:  # the index of the largest p / e, with e exponential, has the distribution p
                 drawn = logits - torch.empty_like(logits).exponential_().log()
                 logits = drawn if mask is None else torch.where(logits == -torch.inf, -torch.inf, drawn)
             picked.append(self.choices.value[first + logits.argmax(-1)])
@@ -71,10 +71,11 @@ class Categorical(nn.Module):
 
 
 class Gaussian(nn.Module):
-    """Box: independent normal distributions around the outputs, in the units of the space; P = its numbers.
+    """Box: independent normal distributions, in the units of the space. P = the number of components.
 
-    The mean of a bounded component starts at its middle, its deviation at half of its half range. Draws are not
-    clipped at the bounds, since a clipped action has no density: `MemoryPolicy.to_env` clips what the environment gets.
+    The mean of a bounded component is at first the middle of its range, the deviation a quarter of its range. Actions
+    are not clipped at the bounds, since a clipped action has no density; `MemoryPolicy.to_env` clips them for the
+    environment.
     """
 
     def __init__(self, space: spaces.Box) -> None:
@@ -87,11 +88,11 @@ class Gaussian(nn.Module):
         return action.reshape(*action.shape[: action.dim() - len(self.numbers.shape)], self.outputs)
 
     def fault(self, action: Tensor) -> str | None:
-        """The fault of actions, or None."""
+        """A description of what is wrong with actions, or None."""
         return self.numbers.fault(action)
 
     def sample(self, outputs: Tensor, deterministic: bool = False, mask: Tensor | None = None) -> Tensor:
-        """An action [*, shape] for outputs [*, P]: drawn, or the mean."""
+        """An action [*, shape] for outputs [*, P]: a random one, or the mean."""
         draw = outputs if deterministic else outputs + self.log_std.exp() * torch.randn_like(outputs)
         return (self.numbers.middle + self.numbers.reach * draw).reshape(*outputs.shape[:-1], *self.numbers.shape)
 
@@ -108,18 +109,20 @@ class Gaussian(nn.Module):
 
 
 def build(space: spaces.Space[Any]) -> Categorical | Gaussian:
-    """The head for an action space. Raises SpaceError for a space that no head acts in."""
+    """The head for an action space. Raises SpaceError for a space that is not supported."""
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return Gaussian(space)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return Categorical(space)
-    raise SpaceError(f"cannot act in {space}: expected Discrete, MultiDiscrete, MultiBinary or a Box of floats")
+    raise SpaceError(
+        f"the action space {space} is not supported: expected Discrete, MultiDiscrete, MultiBinary or a Box of floats"
+    )
 
 
 def action_mask(head: nn.Module, given: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A mask of legal actions as a bool tensor [*shape, P], checked. given: bool, or numbers 0 and 1.
+    """A checked mask of legal actions as a bool tensor [*shape, P]. given: bools, or numbers 0 and 1.
 
-    Raises ObservationError if it does not fit, or where a row leaves no legal choice; it names the row.
+    Raises ObservationError if it does not fit, or if a row allows no action; the error names the row.
     """
     if not isinstance(head, Categorical):
         raise SpaceError("an action mask is for Discrete, MultiDiscrete or MultiBinary actions, this policy has a Box")
@@ -131,7 +134,7 @@ def action_mask(head: nn.Module, given: Any, shape: tuple[int, ...], device: tor
         raise ObservationError(f"expected an action mask of shape {[*shape, head.outputs]}, got {list(mask.shape)}")
     if mask.dtype != torch.bool:
         if not bool(((mask == 0) | (mask == 1)).all()):
-            raise ObservationError("an action mask holds a number other than 0 and 1")
+            raise ObservationError("an action mask contains a number other than 0 and 1")
         mask = mask != 0
     legal = head.legal(mask)
     if not bool(legal.all()):
@@ -143,7 +146,7 @@ def action_mask(head: nn.Module, given: Any, shape: tuple[int, ...], device: tor
 
 
 def masked_part(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> bool:
-    """Whether a Dict of observations has a mask of legal actions under "action_mask", which is no observation then."""
+    """Whether a Dict of observations has a mask of legal actions under "action_mask"."""
     part = space.spaces.get("action_mask") if isinstance(space, spaces.Dict) else None
     if part is None or not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return False
@@ -151,7 +154,7 @@ def masked_part(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> bo
 
 
 def without_mask(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """The observation space without its mask of legal actions; what is left of a Dict stays a Dict."""
+    """The observation space without the mask of legal actions; a Dict remains a Dict."""
     if not masked_part(space, action_space):
         return space
     assert isinstance(space, spaces.Dict)

@@ -1,4 +1,4 @@
-"""Random episode lengths in training, so that a memory learns to hold its content over several lengths."""
+"""Random episode lengths in training, so that a memory does not fail after a fixed length."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tttstream_agents.errors import EnvError
 
 
 class SampledTimeLimit(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Truncates every episode at a random length of `low` to `high` steps, uniform in its logarithm.
+    """Truncates every episode after a random number of steps from `low` to `high`, uniform in its logarithm.
 
-    It needs an environment without an end, or with one after more steps than `high`. The length follows from the seed
-    of the episode. A reset returns it as info["time_limit"].
+    The environment needs episodes longer than `high`. The seed of the episode determines its length, which a reset
+    returns as info["time_limit"].
     """
 
     def __init__(self, env: gym.Env[Any, Any], low: int, high: int) -> None:
@@ -25,14 +25,14 @@ class SampledTimeLimit(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         self.low, self.high, self.limit, self.time = low, high, low, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode, and draw its length."""
+        """Start an episode with a random length."""
         obs, info = self.env.reset(seed=seed, options=options)
         draw = self.unwrapped.np_random.random()
         self.limit, self.time = min(self.high, int(self.low * math.exp(draw * math.log((self.high + 1) / self.low)))), 0
         return obs, {**info, "time_limit": self.limit}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step; the last one of the drawn length is truncated."""
+        """Take a step; the last one is truncated."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.time += 1
         return obs, reward, terminated, truncated or self.time >= self.limit, info

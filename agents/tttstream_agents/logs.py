@@ -1,4 +1,4 @@
-"""The logs of a run: metrics.csv, TensorBoard where it is installed, and a progress bar or a line every ten seconds."""
+"""The logs of a run: metrics.csv, TensorBoard if it is installed, and a progress bar or a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_csv(path: Path) -> list[Row]:
 
 
 class Logs:
-    """One row for each update. A resumed run drops the rows after its checkpoint and appends to the others."""
+    """Writes a row for each update. A resumed run removes the rows after its checkpoint, and appends to the others."""
 
     EVERY_S = 10.0
 
@@ -88,7 +88,7 @@ class Logs:
             )
 
     def close(self) -> None:
-        """Finish files and bar."""
+        """Close the files and the bar."""
         self._file.close()
         if self._board is not None:
             self._board.close()

@@ -1,4 +1,4 @@
-"""Builds memories by name: those of tttstream, and two baselines without recurrence that have the same interface."""
+"""Builds memories by name: those of tttstream, and two baselines without recurrence."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class _Window(NamedTuple):
 
 
 class WindowState(State, _Window):
-    """window [B, frames - 1, dim]: the last tokens, oldest first; zeros before the episode began."""
+    """window [B, frames - 1, dim]: the last tokens, oldest first; zeros before the start of the episode."""
 
     __slots__ = ()
 
 
 class FrameStack(Memory):
-    """An MLP over the last `frames` tokens, this one included. With frames = 1 it has no memory."""
+    """An MLP over the last `frames` tokens, including the current one. With frames = 1 it has no memory."""
 
     state_type = WindowState
 
@@ -51,7 +51,7 @@ class FrameStack(Memory):
         end = torch.full((rows,), tokens, device=x.device) if lengths is None else lengths.to(x.device)
         counted = token < end[:, None]
         cuts = torch.zeros_like(counted) if reset is None else reset & counted
-        piece = F.pad(cuts.cumsum(1), (past, 0))  # the window belongs to piece 0
+        piece = F.pad(cuts.cumsum(1), (past, 0))  # the window is piece 0
         seen = torch.cat([state.window, torch.where(counted[..., None], x, 0).to(state.window.dtype)], 1)
 
         place = torch.arange(past + 1, device=x.device)
@@ -74,9 +74,11 @@ def names() -> tuple[str, ...]:
 def build(name: str, *, dim: int, heads: int, **options: Any) -> Memory:
     """A memory by name: "mlp" (none), "framestack", or any that `tttstream.memory.build` knows.
 
-    ttt_linear and ttt_mlp have a short causal convolution (conv=4) by default: an agent has to associate an observation
-    with those just before it. ttt_conv and ttt_swiglu learn whole frames; here each token is a frame, and the default
-    learning rate is a tenth, since a step on the gradient of one token overshoots.
+    ttt_linear and ttt_mlp have a short causal convolution (conv=4) by default, since an agent has to associate an
+    observation with the ones just before it. ttt_conv and ttt_swiglu learn whole frames; here each token is a frame,
+    and the default learning rate is a tenth, since a full step on one token overshoots.
+
+    Raises ConfigError for an unknown name or option.
     """
     if name in ("mlp", "framestack"):
         taken = {"ratio"} if name == "mlp" else {"frames", "ratio"}
@@ -91,5 +93,5 @@ def build(name: str, *, dim: int, heads: int, **options: Any) -> Memory:
         options = {"grid": (1, 1), "base_lr": 0.1, **options}
     built = memory.build(name, dim=dim, heads=heads, **options)
     if isinstance(built, TTTLayer) and built.causal == "frame" and built.tokens > 1:
-        raise ConfigError(f"memory {name!r}: an observation is one token, its frames cannot hold {built.tokens}")
+        raise ConfigError(f"memory {name!r}: an observation is one token, so a frame cannot have {built.tokens}")
     return built

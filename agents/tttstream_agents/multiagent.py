@@ -1,4 +1,4 @@
-"""PettingZoo's parallel environments as a vector: one policy shared by all agents, a memory for each.
+"""PettingZoo's parallel environments as a vector: all agents share one policy, each has its own memory.
 
 Letters: G games, A agents in each, B = G * A rows, agent after agent.
 """
@@ -18,18 +18,19 @@ from tttstream_agents.errors import EnvError, SpaceError
 
 
 class ParallelVector(VectorEnv[Any, Any, Any]):
-    """Every agent of every game is a row. A game resets itself, for all its agents, on the step on which it ends.
+    """A vector with a row for every agent of every game. A game resets for all its agents on the step on which it ends.
 
     makers: each makes a parallel environment of PettingZoo (`possible_agents`, `observation_space(agent)`,
-    `action_space(agent)`, `reset`, `step`). All agents need the same spaces (SpaceError), and stay until their game
-    ends (EnvError): `supersuit.black_death_v3` makes it so. info["action_mask"] has the masks of legal actions where
-    all agents are given one.
+    `action_space(agent)`, `reset`, `step`). info["action_mask"] has the masks of legal actions if all agents have one.
+
+    Raises SpaceError if the agents have different spaces, and EnvError if an agent leaves before its game ends
+    (`supersuit.black_death_v3` prevents this).
     """
 
     def __init__(self, makers: Sequence[Callable[[], Any]]) -> None:
         self.games = [make() for make in makers]
         if not self.games:
-            raise EnvError("expected one game or more")
+            raise EnvError("expected at least one game")
         self.agents = list(self.games[0].possible_agents)
         first = self.games[0]
         for game in self.games:
@@ -37,8 +38,8 @@ class ParallelVector(VectorEnv[Any, Any, Any]):
                 for kind in ("observation_space", "action_space"):
                     if getattr(game, kind)(agent) != getattr(first, kind)(self.agents[0]):
                         raise SpaceError(
-                            f"one policy for all agents needs one {kind}, but that of {agent!r} is another than that "
-                            f"of {self.agents[0]!r}: use supersuit.pad_observations_v0 and pad_action_space_v0"
+                            f"one policy for all agents needs one {kind}, but {agent!r} and {self.agents[0]!r} have "
+                            f"different ones: use supersuit.pad_observations_v0 and pad_action_space_v0"
                         )
         self.single_observation_space: spaces.Space[Any] = first.observation_space(self.agents[0])
         self.single_action_space: spaces.Space[Any] = first.action_space(self.agents[0])
@@ -48,7 +49,7 @@ class ParallelVector(VectorEnv[Any, Any, Any]):
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin all games; the seed of game i is seed + i."""
+        """Start all games; the seed of game i is seed + i."""
         obs: list[Any] = []
         infos: list[dict[str, Any]] = []
         for index, game in enumerate(self.games):
@@ -56,7 +57,7 @@ class ParallelVector(VectorEnv[Any, Any, Any]):
         return stack(obs), self._masks(infos)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One step of all games."""
+        """Take a step in all games."""
         obs: list[Any] = []
         infos: list[dict[str, Any]] = []
         final = np.full(self.num_envs, None, dtype=object)

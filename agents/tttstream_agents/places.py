@@ -1,4 +1,4 @@
-"""Poses of an agent, from info or from its own actions, as keys, and a map of them for agents without memory.
+"""Poses of an agent as observations, and a map of places for agents without memory.
 
 Letters: P numbers of a pose, F Fourier features of a pose, N numbers of a flat observation.
 """
@@ -20,9 +20,9 @@ Array = NDArray[np.floating[Any]]
 
 
 def fourier(pose: Any, period: float, waves: int = 0) -> Array:
-    """Sines and cosines of poses [..., P] -> [..., 2 * P * waves], those of a torus where period is its side.
+    """Sines and cosines of poses [..., P] -> [..., 2 * P * waves], periodic with `period`.
 
-    waves: 1 to that many waves in a period; 0 for period / 2 of them, with which whole numbers are told apart.
+    waves: the largest number of waves in a period; 0 for period / 2, which is enough to distinguish whole numbers.
     """
     count = waves or max(1, int(period) // 2)
     angles = 2 * np.pi * np.asarray(pose, np.float64)[..., None] * np.arange(1, count + 1) / period
@@ -31,19 +31,19 @@ def fourier(pose: Any, period: float, waves: int = 0) -> Array:
 
 
 class Odometry:
-    """The pose [P] of an agent, from keys of its info or as the sum of what its actions move it by.
+    """The pose [P] of an agent, read from info or from the environment, or summed up from the moves of its actions.
 
-    keys: paths in info, their parts joined by dots ("pose", "agent.x"); what lies there is laid side by side. A path
-        that begins with "env." is of the unwrapped environment ("env.agent_pos").
-    moves: {action: [P numbers]} or a list with an entry for each action; other actions do not move it.
-    Give one of them. Raises EnvError if a key is missing, ObservationError where a pose is not finite.
+    keys: paths in info, with dots between their parts ("pose", "agent.x"); their values are concatenated. A path that
+        starts with "env." is an attribute of the unwrapped environment ("env.agent_pos").
+    moves: {action: [P numbers]} or a list with an entry for each action; other actions do not change the pose.
+    Give either keys or moves. Raises EnvError if a key is missing, ObservationError if a pose is not finite.
     """
 
     def __init__(
         self, keys: Sequence[str] | str | None = None, moves: Mapping[Any, Any] | Sequence[Any] | None = None
     ) -> None:
         if (keys is None) == (moves is None):
-            raise EnvError("a pose comes from keys of info, or from moves of actions: give one of keys and moves")
+            raise EnvError("expected either keys (of info) or moves (of actions) for the pose")
         self.keys = [keys] if isinstance(keys, str) else list(keys or ())
         pairs = moves.items() if isinstance(moves, Mapping) else enumerate(moves or ())
         self.moves = {int(action): np.asarray(move, np.float64).ravel() for action, move in pairs}
@@ -52,7 +52,7 @@ class Odometry:
         self.pose = np.zeros(0)
 
     def restart(self, env: gym.Env[Any, Any], info: dict[str, Any]) -> Array:
-        """The pose where an episode begins."""
+        """The pose at the start of an episode."""
         if self.moves:
             self.pose = np.zeros(len(next(iter(self.moves.values()))))
         return self._read(env, info)
@@ -80,15 +80,17 @@ class Odometry:
             return np.asarray(found, np.float64).ravel()
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             known = ", ".join(map(str, info)) or "nothing"
-            raise EnvError(f"there is no pose {key!r}: info has {known}; 'env.NAME' is of the environment") from error
+            raise EnvError(
+                f"there is no pose {key!r}: info has {known}; 'env.NAME' is an attribute of the environment"
+            ) from error
 
 
 class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Adds the Fourier features of the agent's pose to the observation, under "pose": keys for a memory of places.
 
-    Observations become a Dict {"observation": that of env, "pose": Box [F]}; a Dict gains the second entry.
-    keys, moves: where the pose comes from, see `Odometry`. period: the largest distance between two places that are to
-    be told apart, in the unit of the pose; waves: how many waves go into it.
+    Observations become a Dict {"observation": the one of env, "pose": Box [F]}; a Dict gets the second entry.
+    keys, moves: the source of the pose, see `Odometry`. period: poses that differ by this much have the same features.
+    waves: the number of waves, see `fourier`.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         self.observation_space = spaces.Dict({**parts, "pose": spaces.Box(-1.0, 1.0, (2 * size * waves,), np.float32)})
 
     def _probe(self) -> Array:
-        """A pose of the environment, to know its size."""
+        """Some pose of the environment, for its size."""
         _, info = self.env.reset(seed=0)
         return self.odometry.restart(self.env, info)
 
@@ -119,22 +121,22 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         return {**parts, "pose": fourier(pose, self.period, self.waves).astype(np.float32)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
+        """Start an episode."""
         obs, info = self.env.reset(seed=seed, options=options)
         return self._with(obs, self.odometry.restart(self.env, info)), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step."""
+        """Take a step."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         return self._with(obs, self.odometry.step(self.env, action, info)), reward, terminated, truncated, info
 
 
 class PlaceMap:
-    """Observations by place, in a matrix of constant size: the delta rule over random Fourier features of the pose.
+    """A matrix of constant size that learns values by place: the delta rule over random Fourier features of the pose.
 
-    W += k (v - W^T k)^T with a unit key k [F] of the pose and v [N] of the observation (Widrow and Hoff, 1960): with an
-    orthogonal key the value last written there is read back exactly. pose_size: P. scale: the distance at which two
-    places count as two, in the unit of the pose. features: F; twice as many as places to tell apart, or more.
+    W += k (v - W^T k)^T with a unit key k [F] of the pose and a value v [N] (Widrow and Hoff, 1960). With orthogonal
+    keys the last value of each place is read back exactly. pose_size: P. scale: the distance at which places become
+    distinct, in the unit of the pose. features: F, at least twice the number of places.
     """
 
     def __init__(self, pose_size: int, numbers: int, features: int = 512, scale: float = 0.5, seed: int = 0) -> None:
@@ -143,29 +145,30 @@ class PlaceMap:
         self.weights = np.zeros((len(self.turns.T) * 2, numbers + 1))
 
     def key(self, pose: Any) -> Array:
-        """Unit keys [..., F] of poses [..., P]: their products fall off as exp(-distance² / (2 scale²))."""
+        """Unit keys [..., F] of poses [..., P]: their product is about exp(-distance² / (2 scale²))."""
         angles = np.asarray(pose, np.float64) @ self.turns
         both = np.concatenate([np.sin(angles), np.cos(angles)], -1)
         return both / np.sqrt(self.turns.shape[1])
 
     def write(self, pose: Any, value: Any) -> None:
-        """Learn what is at a place: value [N]."""
+        """Learn the value [N] of a place."""
         key, target = self.key(pose), np.append(np.asarray(value, np.float64), 1.0)
         self.weights += np.outer(key, target - key @ self.weights)
 
     def read(self, pose: Any) -> Array:
-        """The content of places [..., P]: values and how well each place is known (0 to 1), [..., N + 1]."""
+        """The values of places [..., P], and how well each place is known (0 to 1): [..., N + 1]."""
         found: Array = self.key(pose) @ self.weights
         return found
 
 
 class MapObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """For agents without memory: what a map of the places seen so far says of the places around the agent.
+    """Gives agents without memory a map of the observations at the places around them, see `PlaceMap`.
 
-    Observations become one row: the flat observation, then for each of `around` what the map reads at the pose plus
-    that offset, before this observation is learned, and how well the place is known. The map starts empty with each
-    episode. keys, moves: where the pose comes from, see `Odometry`. around: offsets [K, P]; None for this place alone.
-    show: the part of a Dict of observations that is kept in the map; None for all. scale, features: of `PlaceMap`.
+    Observations become one row: the flat observation, then for each offset in `around` the map's values at the pose
+    plus this offset, and how well that place is known. The map is read before it learns the observation, and is empty
+    at the start of each episode. keys, moves: the source of the pose, see `Odometry`. around: offsets [K, P]; None for
+    the current place only. show: the part of a Dict of observations that the map learns; None for all. scale,
+    features: of `PlaceMap`.
     """
 
     def __init__(
@@ -186,7 +189,7 @@ class MapObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         flat = spaces.utils.flatten_space(env.observation_space)
         kept = self._kept(env.observation_space)
         if not isinstance(flat, spaces.Box):
-            raise SpaceError(f"cannot lay out observations of {env.observation_space} as one row of numbers")
+            raise SpaceError(f"observations of {env.observation_space} cannot be flattened to one row of numbers")
         self._numbers = spaces.utils.flatdim(kept)
         _, info = env.reset(seed=0)
         self._size = len(self.odometry.restart(env, info))
@@ -212,12 +215,12 @@ class MapObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         return np.append(np.asarray(spaces.utils.flatten(space, obs), np.float64), read).astype(np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode with an empty map."""
+        """Start an episode with an empty map."""
         obs, info = self.env.reset(seed=seed, options=options)
         self.map = PlaceMap(self._size, self._numbers, self.features, self.scale)
         return self._row(obs, self.odometry.restart(self.env, info)), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step; the map learns the new observation after it was asked."""
+        """Take a step; the map is read and then learns the new observation."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         return self._row(obs, self.odometry.step(self.env, action, info)), reward, terminated, truncated, info

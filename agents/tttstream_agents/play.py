@@ -1,4 +1,4 @@
-"""Show an agent while it plays: its observations, and below them the surprise of its memory."""
+"""Shows an agent while it plays, with the surprise of its memory below the picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tttstream_agents.envs import close, make, tree, vector
 from tttstream_agents.errors import EnvError, TrainingError
 from tttstream_agents.ppo import Player
 
-FPS = 10.0  # of environments that name no rate of their own
+FPS = 10.0  # of environments without a rate
 NOTHING = np.zeros((1, 1), dtype=np.float32)
 
 Picture = NDArray[np.uint8]
@@ -39,9 +39,9 @@ def play(
     width: int = 480,
     deterministic: bool = False,
 ) -> tuple[int, int]:
-    """Show the agent of a run in a window, or write an MP4 to `out`; returns (steps, whole episodes) played.
+    """Show the agent of a run in a window, or write an MP4 to `out`. Returns the numbers of steps and whole episodes.
 
-    An environment that draws nothing is shown as the words of its observation.
+    An environment without pictures is shown as text.
     """
     if min(episodes, max_steps) < 1 or not 120 <= width <= 4096:
         raise TrainingError(
@@ -69,7 +69,7 @@ def play(
 
 
 def draws(maker: Callable[[str | None], Any]) -> bool:
-    """Whether an environment (maker: render mode -> environment) gives pictures. Some that declare it do not."""
+    """Whether an environment renders pictures. maker: render mode -> environment. Some declare the mode but fail."""
     env = maker(None)
     env.close()
     if "rgb_array" not in (env.metadata.get("render_modes") or []):
@@ -87,9 +87,9 @@ def draws(maker: Callable[[str | None], Any]) -> bool:
 def watch(
     player: Player, width: int, fps: float, deterministic: bool, *, renders: bool, live: bool
 ) -> Iterator[tuple[Picture, bool]]:
-    """(picture, whether its episode ended with the step taken on it) of each step of one environment.
+    """Yield (picture, whether this step ended the episode) for each step of one environment.
 
-    live: say how fast it goes; without, the number of the step is in that place, and a recording repeats bit for bit.
+    live: show the speed. Else the step number is shown instead, so that a recording is the same every time.
     """
     from tttstream.views.overlay import Overlay
 
@@ -124,16 +124,16 @@ def watch(
 
 
 def remark(before: float, after: float) -> str:
-    """The remark on a step that learned exactly nothing (its loss before and after it).
+    """A remark if the update of a step did not change its loss.
 
-    Training chooses how far the weights move at each place of a mini-batch, and that may be 0. The step is then
-    answered with the weights from the start of the mini-batch, and its gradient counts from the next place on.
+    The scale of the update at each position of a mini-batch is trained and may be 0. The output of such a step uses the
+    weights from the start of the mini-batch, and its gradient is applied from the next position on.
     """
     return ", trained to wait here" if 0 < before == after else ""
 
 
 def headed(image: Picture, width: int) -> Picture:
-    """The picture under a dark band, on which the overlay's note can be read; width: of the overlay, px."""
+    """Add a dark band above the picture, for the text of the overlay. width: of the overlay, in pixels."""
     from tttstream.views.overlay import BACKGROUND, to_uint8
 
     band = np.empty((max(1, 32 * image.shape[1] // width), image.shape[1], 3), dtype=np.uint8)
@@ -142,14 +142,14 @@ def headed(image: Picture, width: int) -> Picture:
 
 
 def words(obs: Any, action: Any, reward: float, side: int) -> Picture:
-    """Draw observation, action and reward as text, for an environment that cannot render."""
+    """Draw observation, action and reward as text, for environments without pictures."""
     from PIL import Image, ImageDraw
 
     from tttstream.views.overlay import BACKGROUND, MUTED, TEXT, font
 
     board = Image.new("RGB", (side, side * 2 // 3), BACKGROUND)
     draw = ImageDraw.Draw(board)
-    rows = (("sees", describe(obs)), ("does", describe(action)), ("earned", f"{reward:+.3f}"))
+    rows = (("sees", describe(obs)), ("does", describe(action)), ("reward", f"{reward:+.3f}"))
     for place, (label, text) in enumerate(rows):
         y = side * (0.12 + 0.18 * place)
         draw.text((side * 0.08, y), label, fill=MUTED, font=font(side // 24))
@@ -158,7 +158,7 @@ def words(obs: Any, action: Any, reward: float, side: int) -> Picture:
 
 
 def describe(value: Any) -> str:
-    """A short text of an observation or action."""
+    """An observation or action as a short text."""
     parts: list[NDArray[Any]] = []
     tree(lambda part: parts.append(np.asarray(part).ravel()), value)
     flat = np.concatenate(parts)
@@ -167,7 +167,7 @@ def describe(value: Any) -> str:
 
 
 class Screen:
-    """The target of pictures: an MP4, or a window at the environment's pace."""
+    """Writes pictures to an MP4, or shows them in a window at the speed of the environment."""
 
     def __init__(self, out: str | None, fps: float) -> None:
         from tttstream.views.window import Viewer
@@ -184,7 +184,7 @@ class Screen:
             raise OutputError(f"{reason}: give --out FILE.mp4, and a video is written instead") from error
 
     def show(self, picture: Picture) -> bool:
-        """Show one picture; false when the person wants to leave."""
+        """Show a picture. Returns False when the user quits."""
         if not hasattr(self._to, "show"):
             self._to.write(picture)
             return True

@@ -1,4 +1,4 @@
-"""MemoryPolicy: an actor and a critic over a memory, whose state continues from step to step and resets per episode.
+"""MemoryPolicy: an actor and a critic with a memory, which is reset at the start of each episode.
 
 Letters: T steps, B environments, D width.
 
@@ -33,24 +33,25 @@ class MemoryPolicy(Trunk):
     memory: a name of `tttstream_agents.memories.names()`: a memory of `tttstream.memory.names()`, framestack, or mlp
         (no memory).
     dim, depth, heads: width, number of memories in series, heads of each.
-    positions: whether the policy sees the number of steps since the episode began, as sines and cosines with periods of
-        4 to `period` steps (a power of two up to 1024). A memory that recalls by content tells by them how long ago
-        something was. Waves longer than the episodes of training are a danger: in longer episodes the policy meets
-        values that it never saw, and forgets.
+    positions: whether the policy sees the number of steps since the start of the episode, as sines and cosines with
+        periods of 4 to `period` steps (a power of two up to 1024). They let a memory recall by time. If `period` is
+        longer than the episodes of training, the policy fails in longer episodes, where these waves have new values.
     previous_action, previous_reward: whether the policy sees its last action, and the reward that came with an
         observation (`act` and `evaluate` then need rewards).
     options: further arguments of the memory.
-    cnn: the network for pictures, nature, impala, strided or auto, see `tttstream_agents.encoder.Picture`.
-    normalise: scale the numbers of a Box by their running mean and deviation. These are part of the weights, and change
-        only in `observe`, which training calls after each update: in between, acting and evaluating agree.
-    gate: a gate that starts near the identity around each memory (GTrXL), in place of a sum.
+    cnn: the network for pictures: nature, impala, strided or auto, see `tttstream_agents.encoder.Picture`.
+    normalise: scale the numbers of a Box by their running mean and deviation. These are part of the weights and change
+        only in `observe`, which training calls after each update, so that `act` and `evaluate` agree.
+    gate: a gate around each memory that starts near the identity (GTrXL), instead of a sum.
     auxiliary: losses for `learn_from`: rebuild, predict, keep; see `tttstream_agents.auxiliary`.
 
-    It holds parameters only. Its state is an argument and a result of every call: a `State` of tttstream, rows first,
-    all zeros where an episode begins.
+    The policy has no state of its own. The state is an argument and a result of every call: a `State` of tttstream,
+    whose first dimension is the row, and which is all zeros at the start of an episode.
 
-    Where a Dict of observations has a mask of legal actions under "action_mask", `act` and `evaluate` obey it, and the
+    If a Dict of observations has a mask of legal actions under "action_mask", `act` and `evaluate` obey it, and the
     network does not see it.
+
+    Raises SpaceError for spaces that are not supported, ConfigError for unknown names and options.
     """
 
     def __init__(
@@ -112,14 +113,15 @@ class MemoryPolicy(Trunk):
         action_mask: Any = None,
         deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, PolicyState]:
-        """One step of every environment: (action [B, ...], log-probability [B], value [B], state after it).
+        """Act in every environment. Returns (action [B, ...], log-probability [B], value [B], the next state).
 
-        obs: a batch of observations [B, ...], tensors or arrays, nested as the space is. state: None for a fresh one.
-        starts [B]: true where obs is the first of an episode; the memory is then reset. rewards [B]: the rewards that
-        the environments gave with obs; needed with previous_reward. action_mask: bool [B, n], true where an action is
-        legal, of all choices of all components; an illegal action has probability 0. None: the mask in obs, if any.
+        obs: observations [B, ...], tensors or arrays, nested like the space. state: None for a fresh one. starts [B]:
+        true if obs is the first of an episode; the memory is then reset. rewards [B]: the rewards that came with obs,
+        needed with previous_reward. action_mask: bool [B, n], true for legal actions, all choices of all components;
+        an illegal action has probability 0. None: the mask in obs, if there is one. deterministic: take the most
+        probable action.
 
-        Raises ObservationError if an observation does not fit its space or is not finite, or a mask allows nothing.
+        Raises ObservationError if an observation does not fit its space or is not finite, or a mask allows no action.
         """
         parts = self.encoder.tensors(obs, leading=1)
         batch = parts[0].shape[0]
@@ -140,12 +142,12 @@ class MemoryPolicy(Trunk):
         *,
         action_mask: Any = None,
     ) -> tuple[Tensor, Tensor, Tensor, PolicyState]:
-        """All steps of a rollout in parallel: (log-probability, entropy, value), each [T, B], and the state after it.
+        """Evaluate all steps of a rollout in parallel. Returns (log-probability, entropy, value), each [T, B], and the
+        next state.
 
-        obs [T, B, ...] and the actions [T, B, ...] that were taken; starts [T, B] may be true at any step;
-        state: the one before the first step; rewards [T, B]: those that the environments gave with obs; action_mask
-        bool [T, B, n]: as in `act`. The results are those of `act`, step by step; an illegal action has
-        log-probability -inf.
+        obs [T, B, ...]; actions [T, B, ...]: those that were taken; state: before the first step; starts [T, B] may be
+        true at any step; rewards [T, B] and action_mask [T, B, n]: as in `act`. The results are those of `act` step by
+        step; an illegal action has log-probability -inf.
         """
         return self.learn_from(obs, actions, state, starts, rewards, action_mask=action_mask)[:4]
 
@@ -160,7 +162,7 @@ class MemoryPolicy(Trunk):
         action_mask: Any = None,
         valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, PolicyState, dict[str, Tensor]]:
-        """As `evaluate`, and the auxiliary losses by name, scalars. valid [T, B]: the steps that count for them."""
+        """As `evaluate`, and the auxiliary losses by name, scalars. valid [T, B]: the steps that these include."""
         parts = self.encoder.tensors(obs, leading=2, check=False)
         steps, batch = parts[0].shape[:2]
         state, starts, rewards = self._arguments((steps, batch), state, starts, rewards)
@@ -170,7 +172,7 @@ class MemoryPolicy(Trunk):
             raise ObservationError(f"expected actions of shape {shape}, got {list(actions.shape)}")
         fault = self.action.fault(actions)
         if fault:
-            raise ObservationError(f"the actions hold {fault}: expected {self.action_space}")
+            raise ObservationError(f"the actions contain {fault}: expected {self.action_space}")
         mask = self.legal(obs, (steps, batch), action_mask)
         with learning_rates(self.memories if self.keep else []) as rates:
             x, state = self.remember(self.encoder(parts), state, starts, rewards, actions)
@@ -185,7 +187,7 @@ class MemoryPolicy(Trunk):
         return log_prob, entropy, value, state, losses
 
     def legal(self, obs: Any, shape: tuple[int, ...], action_mask: Any = None) -> Tensor | None:
-        """The mask of legal actions [*shape, n]: the one given, or the one in the observations; None without either.
+        """The mask of legal actions [*shape, n]: `action_mask`, or the one in the observations, or None.
 
         shape: [B] or [T, B]. Raises ObservationError if it does not fit or allows no action.
         """
@@ -196,11 +198,11 @@ class MemoryPolicy(Trunk):
         return action_heads.action_mask(self.action, action_mask, shape, next(self.parameters()).device)
 
     def observe(self, obs: Any, valid: Tensor) -> None:
-        """Add observations [T, B, ...], where valid [T, B], to the running statistics (with normalise)."""
+        """Add valid [T, B] observations [T, B, ...] to the running statistics (with normalise)."""
         self.encoder.update(self.encoder.tensors(obs, leading=2, check=False), valid)
 
     def mask_in(self, obs: Any) -> Any:
-        """The mask of legal actions that a Dict of observations holds under "action_mask", as it is; None without."""
+        """The mask of legal actions under "action_mask" in a Dict of observations, unchecked; None if there is none."""
         return pick(obs, ("action_mask",)) if self.masked else None
 
     def export(self, folder: str | os.PathLike[str], *, action_mask: bool = False) -> Path:
@@ -213,14 +215,14 @@ class MemoryPolicy(Trunk):
     def surprise(
         self, obs: Any, state: PolicyState | None, starts: Any = None, rewards: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """The inner loss of the TTT memories on a step (arguments as `act`) before and after they learn it, [B] each,
-        the mean of all heads and memories. The state is not changed: call `act` for the step."""
+        """The inner loss of the TTT memories on a step before and after they learn it, [B] each, the mean of all heads
+        and memories. Arguments as `act`. The state is not advanced. Raises StateError for other memories."""
         parts = self.encoder.tensors(obs, leading=1)
         state, starts, rewards = self._arguments((parts[0].shape[0],), state, starts, rewards)
         return self.inner_loss(self.encoder(parts)[None], state, starts[None], rewards)
 
     def to_env(self, action: Tensor) -> NDArray[Any]:
-        """Actions as the environment takes them: numpy, of the space's type, those of a Box clipped at its bounds."""
+        """Actions for the environment: numpy arrays of the space's type, clipped at the bounds of a Box."""
         action = action.detach().cpu()
         array = (action.float() if action.dtype == torch.bfloat16 else action).numpy()
         if isinstance(self.action_space, spaces.Box):
@@ -230,14 +232,14 @@ class MemoryPolicy(Trunk):
     def _arguments(
         self, shape: tuple[int, ...], state: PolicyState | None, starts: Any, rewards: Any
     ) -> tuple[PolicyState, Tensor, Tensor | None]:
-        """The other arguments as tensors, checked. shape: [B] or [T, B]."""
+        """Check the other arguments and convert them to tensors. shape: [B] or [T, B]."""
         if state is None:
             state = self.initial_state(shape[-1])
         if not isinstance(state, PolicyState):
             raise StateError(f"expected a PolicyState, got {type(state).__name__}")
         if state.previous.shape != (shape[-1], self.played.width):
             raise StateError(
-                f"the state is of {len(state.previous)} environments and {state.previous.shape[1]} action numbers, "
+                f"the state has {len(state.previous)} environments and {state.previous.shape[1]} action numbers, "
                 f"expected {shape[-1]} and {self.played.width}"
             )
         device = state.previous.device
@@ -247,7 +249,7 @@ class MemoryPolicy(Trunk):
         if not self.previous_reward:
             return state, starts.to(device), None
         if rewards is None:
-            raise ObservationError("this policy sees the previous reward: give rewards, those that came with obs")
+            raise ObservationError("this policy sees the previous reward: pass rewards, those that came with obs")
         starts = starts.to(device)
         rewards = torch.as_tensor(rewards, device=device).to(torch.get_default_dtype())
         if rewards.shape != shape or not bool(rewards.isfinite().all()):

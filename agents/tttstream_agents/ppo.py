@@ -2,8 +2,8 @@
 
 Letters: T steps of a rollout, B environments, L steps of a segment, S = B * T / L segments.
 
-The hidden state is stored where each segment begins. The steps of a segment are computed again, with gradients, in one
-parallel call. So the memory that training takes does not grow with the size of the state times the number of steps.
+The hidden state is stored at the start of each segment, and the steps of a segment are recomputed with gradients in one
+parallel call. So training does not need to store the state of every step.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tttstream_agents.trunk import PolicyState
 from tttstream_agents.vectors import Overwritten, action_mask, final_obs, keep_last, mode_of, own
 
 MEASURED = ("policy_loss", "value_loss", "entropy", "grad_norm", "kl", "clipped", "first_ratio")
-"""Measurements of `learn`; kl is an estimate (ratio - 1 - log ratio), clipped a share, first_ratio 0 but for
-rounding."""
+"""The measurements of `learn`. kl is an estimate, ratio - 1 - log ratio; clipped is a share; first_ratio is the largest
+|ratio - 1| of the first batch, which is 0 except for rounding."""
 
 
 def nothing(policy: MemoryPolicy) -> dict[str, float]:
@@ -39,17 +39,17 @@ def nothing(policy: MemoryPolicy) -> dict[str, float]:
 
 
 class Step(NamedTuple):
-    """One step of every environment. All tensors [B], obs and action [B, ...]."""
+    """A step of every environment: tensors [B], obs and action [B, ...]."""
 
     obs: Any
     starts: Tensor
-    """Episode starts: obs is the first of an episode, and the memory is reset."""
+    """Whether obs is the first of an episode; the memory is then reset."""
     valid: Tensor
-    """False if the environment ignores the action, because it uses the step to begin its next episode."""
+    """False if the environment ignores the action, because it starts its next episode in this step."""
     previous_reward: Tensor
     """The reward that came with obs."""
     mask: Tensor | None
-    """Legal actions [B, n], where the environments say which are."""
+    """Legal actions [B, n], None if the environments give no masks."""
     action: Tensor
     log_prob: Tensor
     value: Tensor
@@ -57,19 +57,21 @@ class Step(NamedTuple):
     terminated: Tensor
     truncated: Tensor
     final_value: Tensor
-    """The value of the observation that a truncated episode ended with, where the next row does not hold it."""
+    """The value of the last observation of a truncated episode, if the next row does not contain it."""
 
 
 class Player:
     """Plays a policy in a vector of environments, episode after episode.
 
-    The memory is reset exactly where an episode starts. A vector that resets on the SAME step returns the first
-    observation of the next episode at once, and the last one of the old in info["final_obs"]. One that resets on the
-    NEXT step returns the last observation, ignores the action that answers it, and then returns the first one. That row
-    in between is not valid. It belongs to the old memory (its value is the bootstrap of a truncated episode), and the
-    memory is reset one row later.
+    The memory is reset exactly at the start of an episode. A vector that resets on the SAME step returns the first
+    observation of the next episode at once, and the last one of the old episode in info["final_obs"]. A vector that
+    resets on the NEXT step returns the last observation, ignores the next action, and then returns the first
+    observation. The row in between is not valid. Its value, with the old memory, is the bootstrap of a truncated
+    episode, and the memory is reset one row later.
 
     masks: obey masks of legal actions, in info["action_mask"] or under "action_mask" in a Dict of observations.
+
+    Raises EnvError if an environment fails, ObservationError for a wrong observation or reward.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], policy: MemoryPolicy, masks: bool = True) -> None:
@@ -89,7 +91,7 @@ class Player:
         self.mask = self._legal(info)
 
     def call(self, name: str, *args: Any) -> Any:
-        """Call the environments; whatever they raise becomes an EnvError, and is said once."""
+        """Call a method of the environments. Any exception becomes an EnvError."""
         try:
             with quiet():
                 return getattr(self.envs, name)(*args)
@@ -115,7 +117,7 @@ class Player:
         final_value = torch.zeros_like(value)
         if self.same_step:
             self.starts = terminated | truncated
-            if truncated.any():  # ask the old memory, before it is reset
+            if truncated.any():  # by the old memory, before its reset
                 rows = truncated.nonzero().squeeze(1)
                 last = final_obs(info, rows.tolist())
                 self.overwritten.look(last, self.obs, rows.tolist())
@@ -130,11 +132,11 @@ class Player:
         )
 
     def next_value(self) -> Tensor:
-        """The value of the observation that is answered next, [B]. Changes nothing."""
+        """The value [B] of the current observation. Changes nothing."""
         return self._act(self.obs, self.state, self.starts, self.previous_reward, self.mask, True)[2]
 
     def _legal(self, info: Any) -> Tensor | None:
-        """The legal actions [B, n] for the present observations. All are where an action is ignored."""
+        """The legal actions [B, n] for the current observations; all of them if the action will be ignored."""
         head = self.policy.action
         if not self.masks or not isinstance(head, Categorical):
             return None
@@ -146,7 +148,7 @@ class Player:
         return torch.as_tensor(np.asarray(mask), device=self.device).bool() | ~self.valid[:, None]
 
     def remask(self, rows: list[int], infos: Any) -> None:
-        """The legal actions of some environments again, whose episodes began with these of the infos."""
+        """Renew the masks of some environments, whose episodes started with these entries of `infos`."""
         found = self._legal(list(infos))
         if found is not None and self.mask is not None:
             self.mask[rows] = found[rows]
@@ -161,7 +163,7 @@ class Player:
         deterministic: bool,
         rows: Any = None,
     ) -> tuple[Tensor, Tensor, Tensor, PolicyState]:
-        """As the policy; an observation that it refuses is named by its environment (one of `rows`) and step."""
+        """As the policy's `act`; errors about an observation name its environment (one of `rows`) and step."""
         try:
             return self.policy.act(
                 obs, state, starts, previous_reward, action_mask=mask, deterministic=deterministic
@@ -176,8 +178,8 @@ class Player:
 def advantages(
     reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
 ) -> Tensor:
-    """Generalised advantage estimation (arXiv 1506.02438), all [T, B]: next_value is of what followed each step in
-    its own episode, also after a truncation; done cuts the sum."""
+    """Generalised advantage estimation (arXiv 1506.02438), all [T, B]. next_value: of the next observation in the same
+    episode, also after a truncation. done: the last step of an episode, where the sum ends."""
     delta = reward + gamma * torch.where(terminated, 0.0, next_value) - value
     out, running = torch.zeros_like(value), torch.zeros_like(value[0])
     for t in reversed(range(len(value))):
@@ -188,7 +190,7 @@ def advantages(
 
 @dataclass
 class Rollout:
-    """A rollout in segments: tensors [L, S, ...], and the hidden state where each segment begins, S rows."""
+    """A rollout in segments: tensors [L, S, ...], and the hidden states at the starts of the segments, S rows."""
 
     obs: Any
     starts: Tensor
@@ -210,7 +212,7 @@ class Rollout:
 
 
 class Collector:
-    """Plays T steps at a time and makes a rollout of them; keeps the returns of unfinished episodes."""
+    """Plays T steps at a time and makes a rollout of them."""
 
     def __init__(self, player: Player, config: Config) -> None:
         self.player, self.config = player, config
@@ -270,12 +272,12 @@ def pick(state: PolicyState, rows: Tensor | slice) -> PolicyState:
 
 
 def join(states: list[PolicyState]) -> PolicyState:
-    """States one under the other."""
+    """Concatenate states along the rows."""
     return states[0] if len(states) == 1 else unpack(torch.cat([pack(state) for state in states]), states[0])
 
 
 def refresh(policy: MemoryPolicy, rollout: Rollout, batch: int) -> PolicyState:
-    """The hidden states where segments begin, computed again with the present weights from where the rollout begins."""
+    """The hidden states at the starts of the segments, recomputed with the current weights from the first one on."""
     state, states = pick(rollout.states, slice(0, batch)), []
     with torch.no_grad():
         for first in range(0, rollout.starts.shape[1], batch):
@@ -289,7 +291,7 @@ def refresh(policy: MemoryPolicy, rollout: Rollout, batch: int) -> PolicyState:
 
 
 def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollout, config: Config) -> dict[str, float]:
-    """Some epochs over a rollout. Returns the mean of each measurement in `MEASURED` and of each auxiliary loss."""
+    """Train on a rollout. Returns the mean of each measurement in `MEASURED` and of each auxiliary loss."""
     segments = rollout.starts.shape[1]
     states, count = rollout.states, 0
     sums = dict.fromkeys((*MEASURED, *policy.losses), 0.0)
@@ -321,7 +323,7 @@ def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollo
             for name, one in extra.items():
                 loss = loss + getattr(config, f"{name}_coef") * one
             if not bool(loss.isfinite()):
-                raise TrainingError(f"the loss is {float(loss.detach())}: lower lr, or look at the size of the rewards")
+                raise TrainingError(f"the loss is {float(loss.detach())}: lower lr, or check the scale of the rewards")
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)

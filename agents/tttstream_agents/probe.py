@@ -1,4 +1,4 @@
-"""A supervised probe: can a memory hold what a task needs? The same observations, the right answer as label.
+"""A supervised probe: can a memory hold what a task needs? It is trained to name the right action at each step.
 
 Letters: T steps of a sequence, S sequences, C classes.
 """
@@ -29,8 +29,8 @@ BINS, MOST_CLASSES, MOST_COUNT = 8, 64, 15
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a memory on unseen sequences. accuracy: share of labelled steps that are right. loss: cross-entropy
-    in nats."""
+    """The score of a memory on unseen sequences. accuracy: share of right answers in labelled steps. loss:
+    cross-entropy in nats."""
 
     memory: str
     seed: int
@@ -41,8 +41,11 @@ class Score:
 
 
 def classes(space: spaces.Space[Any], obs: Any) -> tuple[Tensor, int]:
-    """Observations [T, S, ...] as classes [T, S], and their number: the choices of the first part that has some, all
-    together where they are few, else the first; or the first number of the first Box in eight equal parts."""
+    """Observations [T, S, ...] as classes [T, S], and the number of classes.
+
+    The first part with choices is used: all its components together if they have few combinations, else the first one.
+    Without such a part, the first number of the first Box is binned into eight quantiles.
+    """
     for path, part in leaves(space):
         if isinstance(part, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
             counts, first, shape = choices(part)
@@ -60,10 +63,11 @@ def classes(space: spaces.Space[Any], obs: Any) -> tuple[Tensor, int]:
 
 
 def labels(target: str, data: Data, space: spaces.Space[Any]) -> Tensor:
-    """The right classes of each step, bool [T, S, C], none where a step has no label.
+    """The right classes of each step, bool [T, S, C]; none if a step has no label.
 
-    target: "answer" (the right actions), "first" (the class of the episode's first observation), "back:K" (of the one K
-    steps ago), "count" (how often this observation's class came before in the episode, at most 15).
+    target: "answer" (the right actions), "first" (the class of the episode's first observation), "back:K" (the class of
+    the observation K steps ago), "count" (how often the class of this observation has occurred before in the episode,
+    at most 15). Raises TrainingError for another target.
     """
     if target == "answer":
         return data.answers
@@ -92,14 +96,14 @@ def _one_hot(label: Tensor, count: int) -> Tensor:
 
 
 def chance(right: Tensor) -> tuple[float, float]:
-    """(accuracy, loss) of always saying how frequent each class is, for right classes bool [T, S, C]."""
+    """(accuracy, loss) of a predictor that knows only the frequencies of the right classes, bool [T, S, C]."""
     labelled = right[right.any(-1)].double()
     share = labelled.mean(0)
     return float(share.max()), float(-((labelled * share).sum(-1) / share.sum()).log().mean())
 
 
 def described(text: str) -> tuple[str, dict[str, Any]]:
-    """A memory and its options from "NAME" or "NAME:key=value,key=value", values in YAML. Raises TrainingError."""
+    """Parse a memory and its options, "NAME" or "NAME:key=value,key=value", values in YAML. Raises TrainingError."""
     import yaml
 
     name, _, rest = text.partition(":")
@@ -120,7 +124,7 @@ def fit(
     seed: int, updates: int, batch: int, lr: float, dim: int, heads: int, gate: bool = False, positions: bool = True,
     period: int = 1024, on_update: Callable[[], Any] = lambda: None,
 ) -> Score:  # fmt: skip
-    """Train a memory (see `described`) and a head on the labels of sequences (see `labels`), and score it on others."""
+    """Train a memory (see `described`) on the labels of sequences (see `labels`), and score it on other sequences."""
     torch.manual_seed(seed)
     name, options = described(memory)
     policy = MemoryPolicy(
@@ -163,10 +167,10 @@ def probe(
     dim: int = 64, heads: int = 2, gate: bool = False, positions: bool = True, period: int = 1024,
     quiet: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score memories on a target, see `labels`: {"chance": {accuracy, loss}, "scores": [...], and the settings}.
+    """Score memories on a target. Returns {"target", "classes", "chance": {accuracy, loss}, "scores": [...]}.
 
-    memories: see `described`. steps, sequences: T and S of the training set, whose quarter is the test set. gate,
-    positions, period: of the policies. Raises TrainingError if no step has a label.
+    target: see `labels`. memories: see `described`. steps, sequences: T and S of the training set; the test set has a
+    quarter of S. gate, positions, period: of the policies. Raises TrainingError if no step has a label.
     """
     for memory in memories:
         described(memory)
@@ -178,7 +182,7 @@ def probe(
     env = make_env()
     space = env.observation_space
     env.close()
-    Encoder(space)  # what cannot be seen is named before anything is played
+    Encoder(space)  # raises an error before anything is played
     data = collect(make_env, steps, sequences + sequences // 4, 0, target == "answer", quiet=quiet)
     right = labels(target, data, space)
     sets = [
@@ -207,7 +211,7 @@ def probe(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The scores of `probe` as a table for people, the mean over seeds and their range."""
+    """The scores of `probe` as a text table: means and ranges over seeds."""
     width = max(14, *(len(one["memory"]) + 2 for one in result["scores"]))
     lines = [
         f"{'memory':<{width}}{'parameters':>12}{'state bytes':>13}{'accuracy':>10}{'range':>14}{'loss (nats)':>13}"

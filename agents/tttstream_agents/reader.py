@@ -1,4 +1,4 @@
-"""MemoryReader: a TTT memory over observations for agents without memory: its readout and its surprise.
+"""MemoryReader: the readout and the surprise of a TTT memory, for agents without memory.
 
 Letters: T steps, B environments, D width, N numbers of a flat observation.
 """
@@ -25,7 +25,7 @@ from tttstream_agents.trunk import mix
 
 
 class Reading(NamedTuple):
-    """readout [B, D]: the memory's output for an observation. surprise [B]: its loss before it learned it."""
+    """readout [B, D]: the memory's output for an observation. surprise [B]: its inner loss before it learned that."""
 
     readout: Tensor
     surprise: Tensor
@@ -33,12 +33,13 @@ class Reading(NamedTuple):
 
 
 class MemoryReader(nn.Module):
-    """Encoder, norm, TTT memory. Its outer weights are not trained by the agent that uses it.
+    """An encoder, a norm and a TTT memory. The agent that uses it does not train its outer weights.
 
-    space: of one observation. dim: D. memory: ttt_linear or ttt_mlp. options: what the memory takes besides; None
-    for {"mini_batch": 1}, a step on every observation, so that the next one can be compared with it.
-    The weights are random (a fixed `seed`), those of a trained policy (`from_run`), or learned by predicting what
-    comes next in random play (`pretrain`).
+    space: of one observation. dim: D. memory: ttt_linear or ttt_mlp. options: further options of the memory; None is
+    {"mini_batch": 1}, an update after every observation. The weights are random (from `seed`), or those of a trained
+    policy (`from_run`), or trained to predict the next observation in random play (`pretrain`).
+
+    Raises StateError for a memory without an inner loss.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class MemoryReader(nn.Module):
             torch.manual_seed(seed)
             built = memories.build(memory, dim=dim, heads=heads, **options)
             if not isinstance(built, TTTLayer):
-                raise StateError(f"a MemoryReader needs a TTT memory, which alone is surprised; got {memory!r}")
+                raise StateError(
+                    f"a MemoryReader needs a memory with an inner loss, ttt_linear or ttt_mlp; got {memory!r}"
+                )
             self.space, self.dim, self.memory = space, dim, built
             self.encoder = Encoder(space)
             self.mix = mix(self.encoder.size, dim)
@@ -75,7 +78,7 @@ class MemoryReader(nn.Module):
         policy = load_policy(Path(folder), env)
         if config.previous_action or config.previous_reward or config.positions:
             raise TrainingError(
-                f"the agent in {folder} sees its previous action or reward, or its position, which a reader cannot: "
+                f"the agent in {folder} sees its previous action or reward, or positions, and a reader does not: "
                 "train it with --no-previous-action --no-positions"
             )
         reader = cls(env.observation_space, config.memory, dim=config.dim, heads=config.heads, options=config.options)
@@ -95,12 +98,12 @@ class MemoryReader(nn.Module):
         return self.memory.init_state(n_envs)
 
     def tokens(self, obs: Any, leading: int) -> Tensor:
-        """Observations with so many leading sizes -> tokens [*, D]."""
+        """Observations -> tokens [*, D]. leading: the number of dimensions before those of the space."""
         return self.mix(self.encoder(self.encoder.tensors(obs, leading)))
 
     @torch.no_grad()
     def read(self, obs: Any, state: TTTState, starts: Any) -> Reading:
-        """One step: obs [B, ...], starts [B] true where an episode begins."""
+        """Learn and read one step. obs [B, ...]; starts [B]: true at the first step of an episode."""
         x = self.norm(self.tokens(obs, leading=1))[:, None]
         reset = torch.as_tensor(starts, device=x.device).bool()[:, None]
         y, state, loss = self.memory(x, state, reset, return_loss=True)
@@ -117,11 +120,12 @@ def pretrain(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> list[float]:
-    """Train a reader's outer weights, self-supervised, on random play; returns the loss of each gradient step.
-    Raises TrainingError if no observation follows another.
+    """Train a reader's outer weights on random play, self-supervised. Returns the loss of each gradient step.
 
-    From the readout the next observation's token is told apart from those of other steps and environments
-    (contrastively, so that the encoder cannot make all tokens alike). make_env: makes one environment.
+    The readout has to identify the token of the next observation among those of other steps and environments. The loss
+    is contrastive, so that the encoder cannot make all tokens equal. make_env: makes one environment.
+
+    Raises TrainingError if no episode has two observations in a row.
     """
     if min(steps, n_envs, segment - 1) < 1:
         raise TrainingError(f"expected steps, n_envs >= 1 and segment >= 2, got {steps}, {n_envs}, {segment}")

@@ -1,4 +1,4 @@
-"""The endless revisit as an environment: a walk through a world of symbols, rewarded for recalling what is where.
+"""The endless revisit as an environment: a walk through a world of symbols, with rewards for recalling them.
 
 Registered as `tttstream/Revisit-v0` (episodes of 512 steps) and `tttstream/EndlessRevisit-v0` (no end).
 """
@@ -20,13 +20,13 @@ MOVES = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
 class Revisit(gym.Env[Any, Any]):
     """A torus of side x side places, each with one of `kinds` symbols. A random walk sees the symbol of its place.
 
-    An observation is a Dict: "symbol" of this place, and "here" and "asked", the Fourier features of this place and of
-    the one that the walk enters next. The action answers which symbol is at the place asked. Where that place was seen
-    before in this world, the reward is 1 for the right answer and -1 for a wrong one, times `scale`; else it is 0.
+    An observation is a Dict: "symbol", of this place, and "here" and "asked", the Fourier features of this place and of
+    the next place of the walk. The action names the symbol of the next place. If this place has been visited in this
+    world, the reward is +scale for the right symbol and -scale for a wrong one; else it is 0.
 
-    side, kinds: of the world. persist: probability that the walk goes straight on. steps: of an episode, 0 for no end.
-    exchange: steps after which all symbols are drawn again, 0 for never. info: "pose" (x, y), "answer" (the right
-    action, -1 where it cannot be known), "age" (steps since the place asked was last seen, -1 for never).
+    side, kinds: of the world. persist: probability that the walk goes straight on. steps: length of an episode, 0 for
+    no end. exchange: number of steps after which all symbols change, 0 for never. info: "pose" (x, y), "answer" (the
+    right action, -1 if it cannot be known), "age" (steps since the last visit of the next place, -1 for none).
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -54,7 +54,7 @@ class Revisit(gym.Env[Any, Any]):
         self.features = fourier(np.moveaxis(np.mgrid[:side, :side], 0, -1), side).astype(np.float32)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Another world, another walk."""
+        """Start an episode in a new world."""
         super().reset(seed=seed)
         self.time, self.move = 0, int(self.np_random.integers(4))
         self.place = self.np_random.integers(self.side, size=2)
@@ -73,7 +73,7 @@ class Revisit(gym.Env[Any, Any]):
 
     @property
     def answer(self) -> int:
-        """The right action; -1 where the place asked was not seen in this world."""
+        """The right action; -1 if the next place has not been visited in this world."""
         return int(self.world[tuple(self.next)]) if self.seen[tuple(self.next)] >= 0 else -1
 
     def _out(self) -> tuple[Any, dict[str, Any]]:
@@ -87,7 +87,7 @@ class Revisit(gym.Env[Any, Any]):
         return obs, {"pose": self.place.astype(np.float32), "answer": self.answer, "age": age}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Answer what is at the place asked, and enter it."""
+        """Reward the action, and go to the next place."""
         answer = self.answer
         reward = 0.0 if answer < 0 else self.scale * (1.0 if int(action) == answer else -1.0)
         self.time += 1
@@ -99,7 +99,7 @@ class Revisit(gym.Env[Any, Any]):
         return obs, reward, False, self.steps > 0 and self.time >= self.steps, info
 
     def render(self) -> NDArray[np.uint8]:
-        """The world from above, 16 pixels a place; places not seen yet are dark, the present one is framed."""
+        """Draw the world from above, 16 pixels a place. Places not visited are dark; the current one has a frame."""
         tones = np.linspace(60, 255, self.kinds).astype(np.uint8)
         picture = np.where(self.seen >= 0, tones[self.world], 20).astype(np.uint8)
         picture = np.repeat(np.kron(picture, np.ones((16, 16), np.uint8))[..., None], 3, -1)

@@ -51,13 +51,13 @@ DEFAULTS: dict[str, Any] = {
 UNUSED: dict[str, Any] = {
     field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     for field in dataclasses.fields(DefaultModelConfig)
-    if field.name not in ("max_seq_len", "vf_share_layers")  # RLlib adds the second itself
+    if field.name not in ("max_seq_len", "vf_share_layers")  # RLlib adds the second one itself
 }
-"""RLlib's own options of a model, which this one does not have, with their default values."""
+"""RLlib's own options of a model, which this module does not use, with their default values."""
 
 
 class Policy(nn.Module):
-    """The part that acts: from observations and a state to features and the numbers of a distribution of actions."""
+    """The acting part: from observations and a state to features and the inputs of an action distribution."""
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], chosen: Any) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Policy(nn.Module):
         sizes = {name: value for name, value in chosen.items() if name not in ("previous_action", "memory")}
         self.trunk = Trunk(self.encoder.size, action_space if previous else None, memory, **sizes)
         if not all(one.bounded for one in self.trunk.memories):
-            raise ConfigError("memory 'attention' grows, a state of RLlib cannot: take 'window'")
+            raise ConfigError(f"the state of {memory!r} grows, and a state of RLlib cannot: use 'window'")
         self.actor = head(chosen["dim"], self.action.outputs)
         with torch.no_grad():
             for parameter in self.actor[-1].parameters():  # every action equally likely at first
@@ -76,7 +76,7 @@ class Policy(nn.Module):
         self._fresh = self.trunk.initial_state(1)
 
     def remember(self, batch: dict[str, Any], acting: bool = False) -> tuple[Tensor, PolicyState]:
-        """Features [S, T, D] and the state after. Sequences begin where episodes do, so no step inside is a start."""
+        """Features [S, T, D] and the next state. No episode starts inside a sequence."""
         parts = self.encoder.tensors(batch[Columns.OBS], leading=2, check=acting)
         x = self.encoder(parts).transpose(0, 1)
         state = unpack(self._state_in(batch, len(x[0])), self._fresh)
@@ -86,7 +86,7 @@ class Policy(nn.Module):
         return features.transpose(0, 1), state
 
     def _state_in(self, batch: dict[str, Any], rows: int) -> Tensor:
-        """The packed states [S, n] of a batch; raises StateError if they are missing or of other sequences."""
+        """The packed states [S, n] of a batch. Raises StateError if they are missing or do not fit."""
         given = batch.get(Columns.STATE_IN)
         flat = given.get("memory") if isinstance(given, dict) else None
         shape = [rows, pack(self._fresh).shape[1]]
@@ -100,8 +100,8 @@ class Policy(nn.Module):
         return torch.as_tensor(flat)
 
     def inputs(self, features: Tensor, batch: dict[str, Any], acting: bool = False) -> Tensor:
-        """The numbers from which RLlib makes its distribution of actions. Illegal actions have probability 0: their
-        logits are the least finite number, since RLlib multiplies probabilities by logits."""
+        """The inputs of RLlib's action distribution. Illegal actions have probability 0: their logits are the smallest
+        finite number, not -inf, since RLlib multiplies probabilities by logits."""
         outputs: Tensor = self.actor(features)
         if self.masked:
             given, shape = torch.as_tensor(batch[Columns.OBS]["action_mask"]), tuple(features.shape[:2])
@@ -115,21 +115,21 @@ class Policy(nn.Module):
 
 
 def head(dim: int, outputs: int) -> nn.Sequential:
-    """From features to an actor's or a critic's numbers."""
+    """The head of an actor or a critic."""
     return nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, outputs))
 
 
 class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFunctionAPI):
-    """A policy with a memory under RLlib's names: STATE_IN and STATE_OUT hold {"memory": [S, n]}, zeros where fresh.
+    """A policy with a memory for RLlib. STATE_IN and STATE_OUT contain {"memory": [S, n]}, zeros for a fresh state.
 
     model_config: memory, dim, depth, heads, positions, previous_action, options as `MemoryPolicy`, and RLlib's own
-    max_seq_len, the steps of a training sequence. Observations: what `MemoryPolicy` sees, as they come from the
-    environment. Actions: Discrete and MultiDiscrete from 0, and Box, whose numbers RLlib spreads over its bounds.
+    max_seq_len, the steps of a training sequence. Observations: those of `MemoryPolicy`, not preprocessed. Actions:
+    Discrete and MultiDiscrete from 0, and Box, which RLlib scales to its bounds.
 
-    Where a Dict of observations has a mask of legal actions under "action_mask", it is obeyed, and the network does not
-    see it.
+    If a Dict of observations has a mask of legal actions under "action_mask", the policy obeys it, and the network does
+    not see it.
 
-    The module draws the actions itself, since the previous action is an input of the memory.
+    The module samples the actions itself, since the previous action is an input of the memory.
     """
 
     def setup(self) -> None:
@@ -143,22 +143,24 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
         foreign = sorted(name for name, value in given.items() if name in rllibs and value != UNUSED.get(name, value))
         if foreign:
             raise ConfigError(
-                f"model_config: {', '.join(foreign)} would change nothing here: say memory (an LSTM: memory='lstm'), "
-                "dim, depth and heads"
+                f"model_config: {', '.join(foreign)} has no effect here: use memory (an LSTM: memory='lstm'), dim, "
+                "depth and heads"
             )
         chosen = {**DEFAULTS, **{name: value for name, value in given.items() if name in DEFAULTS}}
         space = self.action_space
         if isinstance(space, spaces.Box):
             space = spaces.Box(-1.0, 1.0, space.shape, np.float32)
         elif not isinstance(space, spaces.Discrete | spaces.MultiDiscrete) or np.any(space.start):
-            raise SpaceError(f"cannot act in {space}: expected Box, or Discrete or MultiDiscrete from 0")
+            raise SpaceError(
+                f"the action space {space} is not supported: expected Box, or Discrete or MultiDiscrete from 0"
+            )
         if isinstance(space, spaces.MultiDiscrete):
             self.action_dist_cls = TorchMultiCategorical.get_partial_dist_cls(input_lens=space.nvec.tolist())
         self.policy = Policy(self.observation_space, space, chosen)
         self.critic = head(chosen["dim"], 1)
 
     def get_non_inference_attributes(self) -> list[str]:
-        """The parts that env runners do not need."""
+        """The attributes that env runners do not need."""
         return ["critic", "_old_policy"]
 
     def get_initial_state(self) -> dict[str, Any]:
@@ -166,15 +168,15 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
         return {"memory": pack(self.policy.trunk.initial_state(1))[0].numpy()}
 
     def make_target_networks(self) -> None:
-        """A copy of the part that acts; APPO calls this."""
+        """Copy the acting part, for APPO."""
         self._old_policy = make_target_network(self.policy)
 
     def get_target_network_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(the trained part, its copy)."""
+        """The pairs (trained part, copy)."""
         return [(self.policy, self._old_policy)]
 
     def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The distribution of actions of the copy."""
+        """The inputs of the action distribution of the copy."""
         return {TARGET_NETWORK_ACTION_DIST_INPUTS: self._old_policy.inputs(self._old_policy.remember(batch)[0], batch)}
 
     def _forward_exploration(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -199,11 +201,11 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
         for name in (Columns.REWARDS, Columns.ADVANTAGES, Columns.VALUE_TARGETS):
             if name in batch and not bool(torch.as_tensor(batch[name]).isfinite().all()):
                 row = int((~torch.as_tensor(batch[name]).isfinite()).nonzero()[0, 0])
-                raise ObservationError(f"{name!r} of sequence {row} hold NaN or infinity: look at the rewards")
+                raise ObservationError(f"{name!r} of sequence {row} contain NaN or infinity: check the rewards")
         features, _state = self.policy.remember(batch)
         return {Columns.ACTION_DIST_INPUTS: self.policy.inputs(features, batch), Columns.EMBEDDINGS: features}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        """Values [S, T] of a training batch; embeddings: the features, where they are known."""
+        """Values [S, T] of a training batch. embeddings: its features, if they are known."""
         features = self.policy.remember(batch)[0] if embeddings is None else embeddings
         return self.critic(features).squeeze(-1)

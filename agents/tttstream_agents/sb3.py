@@ -1,4 +1,4 @@
-"""Stable-Baselines3: policies with a memory, and a RecurrentPPO that stores hidden states only where segments begin.
+"""Stable-Baselines3: policies with a memory, and a RecurrentPPO that stores only the states at starts of segments.
 
     from tttstream_agents.sb3 import RecurrentPPO
 
@@ -42,36 +42,36 @@ Pair = tuple[Tensor, Tensor]
 OF_LSTM = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs")
 
 
-LOST = "what the memory says is no longer finite: lower learning_rate, or look at the size of rewards and observations"
+LOST = "the policy is no longer finite: lower learning_rate, or check the scale of rewards and observations"
 
 
 def finite(obs: Any) -> bool:
-    """Whether observations, arrays or tensors in a dictionary or none, hold neither NaN nor infinity."""
+    """Whether observations, arrays or tensors, maybe nested, contain neither NaN nor infinity."""
     found: list[bool] = []
     tree(lambda x: found.append(bool(torch.as_tensor(x).isfinite().all())), obs)
     return all(found)
 
 
 class Flat(FlattenExtractor):
-    """Stable-Baselines3's, with a plain number for its size, which of MultiDiscrete is NumPy's there."""
+    """Stable-Baselines3's FlattenExtractor, with a Python integer as its size (it is NumPy's for MultiDiscrete)."""
 
     def __init__(self, observation_space: spaces.Space[Any]) -> None:
         if isinstance(observation_space, spaces.Dict):
-            raise SpaceError("TTTPolicy sees one row of numbers: for a Dict take TTTMultiInputPolicy")
+            raise SpaceError("TTTPolicy flattens observations: use TTTMultiInputPolicy for a Dict")
         super().__init__(observation_space)
         self._features_dim: int = int(self.features_dim)
 
 
 class TTTPolicy(RecurrentActorCriticPolicy):
-    """The features of Stable-Baselines3, then a trunk with a memory, then its actor and critic, which share both.
+    """Stable-Baselines3's features extractor, a trunk with a memory, and its actor and critic, which share both.
 
-    memory, dim, depth, heads, positions, previous_action: as `tttstream_agents.MemoryPolicy`; options: further
-    arguments of the memory. The other arguments are those of sb3-contrib's policy, without the ones of its LSTM.
+    memory, dim, depth, heads, positions, previous_action, options: as `tttstream_agents.MemoryPolicy`. The other
+    arguments are those of sb3-contrib's policy, without those of its LSTM.
 
-    A mask of legal actions (Discrete, MultiDiscrete) under "action_mask" in a Dict of observations is obeyed.
-    The features extractor does not see it. `tttstream_agents.ActionMaskObservation` puts it there from info.
+    If a Dict of observations has a mask of legal actions (Discrete, MultiDiscrete) under "action_mask", the policy
+    obeys it, and the features extractor does not see it. `tttstream_agents.ActionMaskObservation` copies it from info.
 
-    A state is the packed state [1, B, n] of all environments, given twice, because sb3-contrib's states are pairs.
+    A state is a pair, as in sb3-contrib: twice the packed state [1, B, n] of all environments.
     """
 
     def __init__(
@@ -121,10 +121,10 @@ class TTTPolicy(RecurrentActorCriticPolicy):
             positions=positions, options=options,
         )  # fmt: skip
         if not all(one.bounded for one in trunk.memories):
-            raise ConfigError(f"memory {memory!r} grows, sb3-contrib's states cannot: take 'window'")
+            raise ConfigError(f"the state of {memory!r} grows, and sb3-contrib's states cannot: use 'window'")
         self._fresh = trunk.initial_state(1)
         size = pack(self._fresh).shape[1]
-        # RecurrentPPO asks lstm_actor for these two, predict() for the third.
+        # RecurrentPPO reads these two of lstm_actor, predict() reads the third.
         trunk.num_layers, trunk.hidden_size = 1, size  # type: ignore[assignment]
         self.lstm_hidden_state_shape = (1, 1, size)
         self.lstm_actor = cast(Any, trunk)
@@ -132,11 +132,11 @@ class TTTPolicy(RecurrentActorCriticPolicy):
 
     @property
     def trunk(self) -> Trunk:
-        """The memory; sb3-contrib's name for its place is lstm_actor."""
+        """The trunk, which sb3-contrib calls lstm_actor."""
         return cast(Trunk, self.lstm_actor)
 
     def make_features_extractor(self) -> Any:
-        """As Stable-Baselines3's, over observations without a mask of legal actions."""
+        """As Stable-Baselines3, for observations without the mask of legal actions."""
         space = without_mask(self.observation_space, self.action_space)
         return self.features_extractor_class(space, **self.features_extractor_kwargs)
 
@@ -146,7 +146,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
     def _remember(
         self, obs: Any, states: tuple[Tensor, ...], episode_starts: Tensor, actions: Tensor | None = None
     ) -> tuple[Tensor, PolicyState]:
-        """Latents [S * L, dim] and the state after; S sequences of L steps each, one below the other."""
+        """Latents [S * L, dim] and the next state, for S concatenated sequences of L steps."""
         features = cast(Tensor, self.extract_features(obs, self.features_extractor))
         count, size, flat = len(features), self.lstm_hidden_state_shape[2], states[0]
         rows = flat.shape[1] if flat.dim() == 3 else 0
@@ -157,7 +157,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         bad = ~features.isfinite().all(-1)
         if bad.any():
             row = int(bad.nonzero()[0])
-            what = "the features of an observation hold" if finite(obs) else "an observation holds"
+            what = "the features of an observation contain" if finite(obs) else "an observation contains"
             raise ObservationError(f"{what} NaN or infinity", row if rows == count > 1 else None)
 
         def sequence(x: Tensor) -> Tensor:
@@ -176,21 +176,19 @@ class TTTPolicy(RecurrentActorCriticPolicy):
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]:
-        """Actions for observations of one environment or of several, and the state for the next call, as sb3-contrib's.
+        """Actions for observations of one or several environments, and the state for the next call, as in sb3-contrib.
 
-        state: what the call before gave, a pair of arrays [1, B, n]; None for a fresh one. episode_start [B]: true
-        where an episode begins. Raises StateError or ObservationError if they are of other environments.
+        state: the result of the last call, a pair of arrays [1, B, n]; None for a fresh one. episode_start [B]: true
+        at the first step of an episode. Raises StateError or ObservationError if the shapes do not fit.
         """
         if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
-            raise StateError(
-                f"expected the state that predict gave before, a pair of arrays, got {type(state).__name__}"
-            )
+            raise StateError(f"expected the state that predict returned, a pair of arrays, got {type(state).__name__}")
         return super().predict(observation, state, episode_start, deterministic)
 
     def forward(
         self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
-        """One step of every environment: actions, values, log-probabilities, states."""
+        """Act in every environment. Returns actions, values, log-probabilities and states."""
         latent, state = self._remember(obs, lstm_states.pi, episode_starts)
         distribution = self._distribution(latent, obs)
         actions = distribution.get_actions(deterministic=deterministic)
@@ -203,20 +201,20 @@ class TTTPolicy(RecurrentActorCriticPolicy):
     def evaluate_actions(
         self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, log-probabilities and entropies of S sequences, all steps in parallel, with resets inside."""
+        """Values, log-probabilities and entropies of S sequences, computed in parallel, with resets inside."""
         latent, _ = self._remember(obs, lstm_states.pi, episode_starts, actions)
         distribution = self._distribution(latent, obs)
         values = self.value_net(self.mlp_extractor.forward_critic(latent))
         return values, distribution.log_prob(actions), cast(Tensor, distribution.entropy())
 
     def get_distribution(self, obs: Any, lstm_states: tuple[Tensor, ...], episode_starts: Tensor) -> tuple[Any, Pair]:
-        """The distribution of actions, and the state without the action, which is not chosen yet."""
+        """The action distribution, and the next state, which does not contain the action yet."""
         latent, state = self._remember(obs, lstm_states, episode_starts)
         flat = pack(state)[None]
         return self._distribution(latent, obs), (flat, flat)
 
     def predict_values(self, obs: Any, lstm_states: tuple[Tensor, ...], episode_starts: Tensor) -> Tensor:
-        """Values of one step."""
+        """The values of one step."""
         latent, _ = self._remember(obs, lstm_states, episode_starts)
         return self.value_net(self.mlp_extractor.forward_critic(latent))
 
@@ -228,7 +226,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         return actions, self._pair(state, actions.reshape(-1, *cast("tuple[int, ...]", self.action_space.shape)))
 
     def _distribution(self, latent: Tensor, obs: Any) -> Any:
-        """The distribution of actions for latents [*, dim]; illegal actions have probability 0."""
+        """The action distribution for latents [*, dim]; illegal actions have probability 0."""
         latent = self.mlp_extractor.forward_actor(latent)
         if self._head is None:
             return self._get_action_dist_from_latent(latent)
@@ -242,27 +240,30 @@ class TTTPolicy(RecurrentActorCriticPolicy):
 
 
 class TTTCnnPolicy(TTTPolicy):
-    """TTTPolicy over NatureCNN, for pictures."""
+    """TTTPolicy with NatureCNN, for pictures."""
 
     def __init__(self, *args: Any, features_extractor_class: Any = NatureCNN, **kwargs: Any) -> None:
         super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
 
 
 class TTTMultiInputPolicy(TTTPolicy):
-    """TTTPolicy over CombinedExtractor, for dictionaries of observations."""
+    """TTTPolicy with CombinedExtractor, for Dict observations."""
 
     def __init__(self, *args: Any, features_extractor_class: Any = CombinedExtractor, **kwargs: Any) -> None:
         super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
 
 
 class RecurrentPPO(sb3_contrib.RecurrentPPO):
-    """sb3-contrib's RecurrentPPO with the policies of this file and a buffer that does not grow with their state.
+    """sb3-contrib's RecurrentPPO with the policies of this file and a buffer that stores few states.
 
-    policy: "TTTPolicy", "TTTCnnPolicy", "TTTMultiInputPolicy", or a class derived from them.
-    segment: steps of a training sequence; None for n_steps, or where batch_size is less for parts of n_steps as equal
-    as can be and no longer than it. batch_size counts steps, in whole segments. Further arguments as sb3-contrib's.
-    `save` stores the hidden state of every environment too: a model that is loaded with force_reset=False and the same
+    policy: "TTTPolicy", "TTTCnnPolicy", "TTTMultiInputPolicy", or a class derived from them. segment: steps of a
+    training sequence; None for n_steps, or if batch_size is smaller, for nearly equal parts of n_steps of at most
+    batch_size steps. batch_size counts steps, in whole segments. The other arguments are those of sb3-contrib.
+
+    `save` also stores the hidden state of every environment: a model that is loaded with force_reset=False and the same
     environments continues inside their episodes.
+
+    Raises TrainingError for settings that do not fit together, ObservationError for values that are not finite.
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {
@@ -293,15 +294,15 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
     def _setup_model(self) -> None:
         if self._last_obs is not None and (count := len(np.atleast_1d(self._last_episode_starts))) != self.n_envs:
             raise TrainingError(
-                f"this model was saved with {count} environments and now has {self.n_envs}: give as many, or load it "
+                f"this model was saved with {count} environments and now has {self.n_envs}: use as many, or load it "
                 "with force_reset=True, which resets all"
             )
         steps = self.n_steps
-        self.n_steps = 1  # the buffer that sb3-contrib makes is replaced below
+        self.n_steps = 1  # a small buffer, which is replaced below
         super()._setup_model()
         self.n_steps = steps
         if steps * self.n_envs < 2:
-            raise TrainingError("a rollout of one step teaches nothing: raise n_steps")
+            raise TrainingError("a rollout of one step is too short to train on: raise n_steps")
         if self.batch_size < 1:
             raise TrainingError(f"batch_size must be at least 1, got {self.batch_size}")
         segment = self.segment
@@ -319,12 +320,12 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
         self._set_live_state(self.live_state)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        if self.live_state.shape[1] != self.n_envs:  # loaded for another number of environments, which are reset
+        if self.live_state.shape[1] != self.n_envs:  # loaded with another number of environments, which are reset
             self._set_live_state(self.live_state.new_zeros(1, self.n_envs, self.live_state.shape[2]))
         return super()._setup_learn(*args, **kwargs)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
-        """As sb3-contrib's. A number that is not finite is an ObservationError with the environment and the step."""
+        """As sb3-contrib. An ObservationError for a value that is not finite names the environment and the step."""
         try:
             return super().collect_rollouts(*args, **kwargs)
         except ObservationError as error:
@@ -335,17 +336,17 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
         super()._update_info_buffer(infos, dones)
         for row, info in enumerate(infos):
             if info.get("TimeLimit.truncated") and not finite(info.get("terminal_observation", ())):
-                raise ObservationError("the last observation of an episode holds NaN or infinity", row)
+                raise ObservationError("the last observation of an episode contains NaN or infinity", row)
 
     def train(self) -> None:
-        """As sb3-contrib's. Raises TrainingError if weights are no longer finite."""
+        """As sb3-contrib. Raises TrainingError if weights are no longer finite."""
         super().train()
         if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
             raise TrainingError(LOST)
 
     @property
     def live_state(self) -> Tensor:
-        """The present packed hidden state [1, B, n] of every environment."""
+        """The current packed hidden state [1, B, n] of every environment."""
         return cast(RNNStates, self._last_lstm_states).pi[0]
 
     def _set_live_state(self, flat: Tensor) -> None:

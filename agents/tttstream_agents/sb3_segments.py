@@ -1,4 +1,4 @@
-"""The rollout buffers of `tttstream_agents.sb3`, which keep states only where segments begin.
+"""The rollout buffers of `tttstream_agents.sb3`, which store states only at the starts of segments.
 
 Letters: T steps of a rollout, B environments, L steps of a segment, S segments, n numbers of a packed state.
 """
@@ -23,19 +23,19 @@ from tttstream_agents.errors import ObservationError, TrainingError
 
 
 class _Segments:
-    """A rollout buffer that keeps [B, n] states where segments of L steps begin, and nothing of those in between."""
+    """A rollout buffer that stores states [B, n] only at the starts of segments of L steps."""
 
     segment: int
     _plain: ClassVar[type[RolloutBuffer]]
     _samples: ClassVar[Any]
 
     def reset(self: Any) -> None:
-        """Empty it."""
+        """Remove everything."""
         self._plain.reset(self)
         self.states: list[Tensor] = []
 
     def add(self: Any, obs: Any, action: Any, reward: Any, *args: Any, lstm_states: RNNStates, **kwargs: Any) -> None:
-        """One step, as sb3-contrib's; lstm_states are those before it. Raises ObservationError over a bad reward."""
+        """Add a step. lstm_states: before the step. Raises ObservationError for a reward that is not finite."""
         with np.errstate(over="ignore"):
             bad = np.flatnonzero(~np.isfinite(np.asarray(reward).astype(np.float32)))
         if len(bad):
@@ -46,11 +46,10 @@ class _Segments:
         self._plain.add(self, obs, action, reward, *args, **kwargs)
 
     def get(self: Any, batch_size: int | None = None) -> Iterator[Any]:
-        """Whole segments in random order, `batch_size` steps at a time, or as near to that as whole segments allow,
-        and never a step alone, whose advantage cannot be normalised.
+        """Yield batches of whole segments in random order, of about `batch_size` steps and at least two.
 
-        Tensors [S * L, ...], segment after segment, and the states [1, S, n] where they begin. Where L does not
-        divide T the last ones are filled up with their last step; the mask is 0 there.
+        Tensors [S * L, ...], segment after segment, and the states [1, S, n] at their starts. If L does not divide T,
+        the last segments are padded with their last step, and the mask is 0 there.
         """
         if not self.full:
             raise TrainingError("the rollout buffer is not full yet")

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 EPSILON = 1e-8
-MOST = 10.0  # deviations; a normalised observation further off is clipped
+MOST = 10.0  # deviations, at which a normalised observation is clipped
 
 
 class Running(nn.Module):
-    """The mean and variance of all rows seen so far, in float64 buffers: they are part of a policy's weights.
+    """The mean and variance of all rows so far, in float64 buffers, which are part of a policy's weights.
 
-    prior: the weight, in rows, of a mean of 0 and a variance of 1 that count as seen before. gymnasium's is 1e-4. With
-    numbers far from 0 and close together it decides the variance for long, so observations have none.
+    prior: the weight, in rows, of an initial mean of 0 and variance of 1. gymnasium uses 1e-4. For values that are
+    large and close together it dominates the variance for a long time, so it is 0 for observations.
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""TorchRL: a memory as a TensorDict module, with its primer, for collectors and losses.
+"""TorchRL: a memory as a TensorDict module, for collectors and losses.
 
     memory = TTTModule(4, in_key="observation", out_key="features")
     env = TransformedEnv(GymEnv("CartPole-v1"), Compose(InitTracker(), memory.make_tensordict_primer()))
@@ -35,18 +35,18 @@ __all__ = ["TTTModule", "state_values"]
 
 
 class TTTModule(TensorDictModuleBase):
-    """As LSTMModule and GRUModule, with any bounded memory: observations in, features [.., D] out.
+    """Like LSTMModule and GRUModule, with any bounded memory: observations in, features [.., D] out.
 
-    numbers: N, those of all observations of `in_keys` together. in_key or in_keys: the keys of the observations.
-    out_key: the key of the features. state_key: the key of the packed state [.., n], zeros where an episode begins; the
-    next state is under ("next", state_key). init_key: true on the first step of an episode (torchrl.envs.InitTracker).
+    numbers: N, of all observations of `in_keys` together. in_key or in_keys: the keys of the observations. out_key: the
+    key of the features. state_key: the key of the packed state [.., n], zeros at the start of an episode; the next
+    state is under ("next", state_key). init_key: true on the first step of an episode (torchrl.envs.InitTracker).
     memory, dim, depth, heads, positions, options: as `tttstream_agents.MemoryPolicy`.
 
-    Outside of recurrent mode (the default, used by collectors) each element is a step by itself, with its own state. In
+    Outside of recurrent mode (the default, used by collectors) each element is a single step with its own state. In
     recurrent mode (`with set_recurrent_mode(True)`, used by losses) the last dimension is time, and all steps are
-    computed in parallel. A row starts from the state stored at its first step. Where `init_key` is true inside the row,
-    it starts again from the state stored there: zeros where an episode begins, the state of that time where a slice of
-    a replay buffer begins. The next state of every step is then the last state of the row, which a burn-in needs.
+    computed in parallel. A row starts from the state stored at its first step. If `init_key` is true inside the row,
+    it continues from the state stored there: zeros at the start of an episode, an earlier state at the start of a slice
+    of a replay buffer. The next state of every step is then the last state of the row, which a burn-in needs.
 
     Raises StateError if an episode continues outside of recurrent mode and no state is stored, as happens without
     the primer.
@@ -76,7 +76,7 @@ class TTTModule(TensorDictModuleBase):
             numbers, None, memory, dim=dim, depth=depth, heads=heads, positions=positions, options=options
         )
         if not all(one.bounded for one in self.trunk.memories):
-            raise ConfigError(f"memory {memory!r} grows, a state of TorchRL cannot: take 'window'")
+            raise ConfigError(f"the state of {memory!r} grows, and a state of TorchRL cannot: use 'window'")
         self.numbers, self.default_recurrent_mode = numbers, default_recurrent_mode
         self.observation_keys = [in_key] if in_keys is None else list(in_keys)
         self.state_key, self.init_key, self.out_key = state_key, init_key, out_key
@@ -96,7 +96,7 @@ class TTTModule(TensorDictModuleBase):
         return pack(self._fresh).shape[1]
 
     def make_tensordict_primer(self) -> Any:
-        """The transform that makes an environment carry the state from step to step."""
+        """The transform with which an environment passes the state from step to step."""
         return TensorDictPrimer({self.state_key: Unbounded(shape=(self.state_size,))}, expand_specs=True)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -107,15 +107,15 @@ class TTTModule(TensorDictModuleBase):
             if "vmap" not in str(error):
                 raise
             raise StateError(
-                "a memory cannot run under vmap: GAE(value_network=…, deactivate_vmap=True), or "
-                "GAE(value_network=None) on what state_values(value, data) gave"
+                "a memory cannot run under vmap: use GAE(value_network=…, deactivate_vmap=True), or "
+                "GAE(value_network=None) after state_values(value, data)"
             ) from error
 
     def _forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         shape = tensordict.shape
         recurrent = self.recurrent_mode
         if recurrent and not shape:
-            raise ShapeError("recurrent mode needs a time dimension, the last one, and there is none")
+            raise ShapeError("recurrent mode needs a time dimension, and there is none")
         steps = shape[-1] if recurrent else 1
         rows = math.prod(shape) // steps
 
@@ -136,8 +136,8 @@ class TTTModule(TensorDictModuleBase):
         starts = lay(starts.reshape(shape)).bool()
         if flat is not None and flat.shape != (*shape, self.state_size):
             raise StateError(
-                f"{self.state_key!r} must be of shape {[*shape, self.state_size]}, got {list(flat.shape)}: is it of "
-                "another memory?"
+                f"{self.state_key!r} must have shape {[*shape, self.state_size]}, got {list(flat.shape)}: is it the "
+                "state of another memory?"
             )
         flat = None if flat is None else lay(flat)
         if recurrent:
@@ -154,15 +154,15 @@ class TTTModule(TensorDictModuleBase):
         going = ~starts
         if flat is None and bool(going.any()):
             raise StateError(
-                f"there is no {self.state_key!r} inside an episode, so nothing would be remembered: append "
+                f"there is no {self.state_key!r} inside an episode, so the memory would be lost: append "
                 "memory.make_tensordict_primer() to the environment, after InitTracker()"
             )
-        # a state that has seen a step is never all zeros, but for one of the age alone; where the observation is zeros
-        # too, the specs are tried out
+        # after a step the state is never all zeros, except one that is the age alone; if the observation is zeros too,
+        # the specs are being checked
         if flat is not None and flat.shape[-1] > 1 and bool((going & ~flat.any(-1) & x.any(-1)).any()):
             warnings.warn(
-                f"{self.state_key!r} is all zeros inside an episode, so nothing is remembered of its beginning: is "
-                f"{('next', self.state_key)} among the out_keys of the policy, and was it played by this policy?",
+                f"{self.state_key!r} is all zeros inside an episode, so the memory of its start is lost: is "
+                f"{('next', self.state_key)} one of the out_keys of the policy, and did this policy play it?",
                 stacklevel=4,
             )
 
@@ -170,23 +170,23 @@ class TTTModule(TensorDictModuleBase):
         """Raise ShapeError if the rows of one dimension are environments and not time. In recurrent mode."""
         if flat is None and not bool(starts[0].all()):
             warnings.warn(
-                f"a row begins inside an episode, and no {self.state_key!r} lies there: its memory begins with zeros",
+                f"a row starts inside an episode and has no {self.state_key!r}: its memory starts with zeros",
                 stacklevel=4,
             )
         if flat is None or dimensions > 1 or len(starts) < 2:
             return
-        age = flat[..., -1]  # of one environment it grows with every step
+        age = flat[..., -1]  # it grows with every step of one environment
         if bool((~starts[1:] & ~starts[:-1] & flat[1:].any(-1) & (age[1:] == age[:-1])).any()):
             raise ShapeError(
-                "recurrent mode reads the last dimension as time, but the states along it do not follow one another: "
-                "environments play outside of recurrent mode"
+                "in recurrent mode the last dimension is time, but its states are not successive: act in environments "
+                "outside of recurrent mode"
             )
 
     def _remember(self, x: Tensor, flat: Tensor | None, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Features [T, S, D] of x [T, S, N] with the packed states [T, S, n], and the packed states [S, n] after it."""
         steps, rows = starts.shape
         starts = starts.clone()
-        starts[0] = False  # a row's first state is what lies there
+        starts[0] = False  # a row starts from the stored state
         if flat is None or not bool(flat[starts].any()):
             state = self.trunk.initial_state(rows) if flat is None else unpack(flat[0], self._fresh)
             features, state = self.trunk.remember(x, state, starts)
@@ -195,7 +195,7 @@ class TTTModule(TensorDictModuleBase):
         row, begin = starts.T.nonzero().unbind(1)  # of each piece
         lengths = torch.cat([row * steps + begin, starts.new_full((1,), steps * rows, dtype=torch.long)]).diff()
         places, parts, ends = [], [], flat.new_empty(len(row), flat.shape[-1])
-        for length in lengths.unique().tolist():  # pieces of a length go together
+        for length in lengths.unique().tolist():  # pieces of the same length are computed together
             piece = (lengths == length).nonzero().squeeze(1)
             span, own = begin[piece] + torch.arange(length, device=x.device)[:, None], row[piece]
             state = unpack(flat[begin[piece], own], self._fresh)
@@ -214,22 +214,22 @@ class TTTModule(TensorDictModuleBase):
         x = x.to(self.trunk.norm.weight.dtype)
         if not self.recurrent_mode and not bool(x.isfinite().all()):
             row = (~x.isfinite()).nonzero()[0, :leading].tolist()
-            raise ObservationError(f"{key!r} holds NaN or infinity" + (f" in row {row}" if row else ""))
+            raise ObservationError(f"{key!r} contains NaN or infinity" + (f" in row {row}" if row else ""))
         return x
 
 
 @torch.no_grad()
 def state_values(value: Any, data: TensorDictBase, key: str = "state_value") -> TensorDictBase:
-    """Write the values that GAE(value_network=None) needs into the data of a collector: of each observation and of the
-    next one, each computed with the state at that step, also where an episode ended. Returns data.
+    """Write the values that GAE(value_network=None) needs into the data of a collector: those of each observation and
+    of the next one, computed with the state of that step, also at the end of an episode. Returns data.
 
-    value: the whole value operator, the memory included. Raises StateError if the states after the steps are not in
-    data: call this before they are dropped; ObservationError where a reward is not finite.
+    value: the whole value operator, with the memory. Raises StateError if data does not contain the next states (call
+    this before deleting them), ObservationError if a reward is not finite.
     """
     memories = [module for module in value.modules() if isinstance(module, TTTModule)]
     for memory in memories:
         if ("next", memory.state_key) not in data.keys(True):
-            raise StateError(f"no ('next', {memory.state_key!r}): call state_values before it is left out")
+            raise StateError(f"no ('next', {memory.state_key!r}): call state_values before deleting it")
     reward = data.get(("next", "reward"), None)
     if reward is not None and not bool(reward.isfinite().all()):
         place = (~reward.isfinite()).nonzero()[0, : data.dim()].tolist()  # row, step
@@ -240,7 +240,7 @@ def state_values(value: Any, data: TensorDictBase, key: str = "state_value") -> 
         for name in value.in_keys:
             if name not in after.keys(True):
                 after.set(name, torch.zeros_like(data.get(name)))
-        for memory in memories:  # what follows a step is never a beginning
+        for memory in memories:  # the next observation is never the start of an episode
             after.set(memory.init_key, torch.zeros_like(data.get(memory.init_key)))
         data.set(("next", key), value(after).get(key))
     return data

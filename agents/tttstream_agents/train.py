@@ -1,4 +1,4 @@
-"""A training run: collect rollouts, learn, log, save, and resume exactly where it was killed."""
+"""A training run: collects rollouts, learns, logs and saves, and resumes exactly after it was killed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MakeEnv = Callable[[], gym.Env[Any, Any]]
 
 
 class Stop(Interrupt):
-    """Ctrl-C or SIGTERM ends the run after this update, with a checkpoint; a second one at once, with the last."""
+    """Ctrl-C or SIGTERM ends the run after this update, with a checkpoint. A second one ends it at once."""
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
@@ -49,19 +49,19 @@ class Stop(Interrupt):
 
 
 def usable(device: str) -> str:
-    """A device that there is, by its name or "auto"."""
+    """The name of a device, for a name or "auto". Raises TrainingError if it cannot be used."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # by what torch was built without
         reason = one_line(error).split(". ")[0][:200]
-        raise TrainingError(f"device {device!r} cannot be used, take cpu, cuda or auto: {reason}") from error
+        raise TrainingError(f"device {device!r} cannot be used, choose cpu, cuda or auto: {reason}") from error
     return device
 
 
 class Run:
-    """A run in memory: policy, optimizer, environments and their progress. `update()` does one update."""
+    """The policy, optimizer, environments and progress of a run. `update()` does one update."""
 
     def __init__(self, config: Config, make_env: MakeEnv | None = None) -> None:
         self.config = config
@@ -88,31 +88,31 @@ class Run:
 
     @property
     def per_update(self) -> int:
-        """Environment steps of an update."""
+        """The environment steps of an update."""
         return self.config.rollout * self.config.n_envs
 
     @property
     def steps(self) -> int:
-        """Environment steps done."""
+        """The environment steps so far."""
         return self.updates * self.per_update
 
     @property
     def reached(self) -> bool:
-        """Whether the last 100 episodes reached the return to stop at."""
+        """Whether the last 100 episodes have reached `stop_return`."""
         return len(self.recent) == self.recent.maxlen and self.mean(0) >= self.config.stop_return
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done, or the return to stop at is reached."""
+        """Whether all steps are done, or `stop_return` is reached."""
         return self.steps >= self.config.steps or self.reached
 
     def mean(self, part: int) -> float:
-        """Mean return (0) or length (1) of the last 100 episodes; NaN before the first."""
+        """The mean return (part 0) or length (part 1) of the last 100 episodes; NaN if there are none."""
         return float(np.mean([one[part] for one in self.recent])) if self.recent else float("nan")
 
     def update(self) -> Row:
-        """Collect a rollout and learn from it. Where the rollout reached the return to stop at, the policy stays as it
-        is, since one more update might make it worse."""
+        """Collect a rollout and learn from it. Once `stop_return` is reached, the policy does not change, since another
+        update might make it worse. Returns a row for the logs."""
         began = time.perf_counter()
         if self.config.anneal:
             for group in self.optimizer.param_groups:
@@ -130,6 +130,17 @@ class Run:
             "steps": self.steps, "episodes": self.episodes, "return": self.mean(0), "length": self.mean(1),
             **measured, "explained": explained, "fps": self.per_update / (time.perf_counter() - began),
         }  # fmt: skip
+
+    def start_from(self, folder: str | os.PathLike[str]) -> None:
+        """Load the weights of another run, which may have other auxiliary losses. Raises CheckpointError."""
+        own, path = self.policy.state_dict(), Path(folder) / CHECKPOINT
+        theirs = read_checkpoint(path)["policy"]
+        kept = {name: value for name, value in own.items() if name.startswith("auxiliary.") and name not in theirs}
+        taken = {name: value for name, value in theirs.items() if not name.startswith("auxiliary.") or name in own}
+        try:
+            self.policy.load_state_dict({**kept, **taken})
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights in {folder} belong to another policy: {one_line(error)}") from error
 
     def save(self, path: Path) -> None:
         """Write a checkpoint from which the run continues exactly."""
@@ -151,13 +162,13 @@ class Run:
         write_checkpoint(path, values)
 
     def restore(self, path: Path) -> None:
-        """Continue from `save`: weights, random state, hidden states, and every environment inside its episode."""
+        """Restore what `save` wrote: weights, random state, hidden states, and the progress of every environment."""
         values = read_checkpoint(path)
         try:
             self._take(path, values)
         except TTTStreamError:
             raise
-        except Exception as error:  # of values that are not what `save` wrote
+        except Exception as error:  # for anything that `save` did not write
             raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
 
     def _take(self, path: Path, values: dict[str, Any]) -> None:
@@ -166,7 +177,7 @@ class Run:
             self.policy.load_state_dict(values["policy"])
             self.optimizer.load_state_dict(values["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise TrainingError(f"{path} is of another policy: {one_line(error)}") from error
+            raise TrainingError(f"{path} belongs to another policy: {one_line(error)}") from error
         self.updates, self.episodes = values["updates"], values["episodes"]
         self.recent.extend((one[0], one[1]) for one in values["recent"])
         leaves = iter(values["memory"])
@@ -183,7 +194,7 @@ class Run:
         positions = [Position(episode, steps, actions.numpy()) for episode, steps, actions in values["positions"]]
         replaced = []
         for row, begun in enumerate(player.call("call", "seek", positions)):
-            if begun is not None:  # an episode too long to be replayed: a new one in its place
+            if begun is not None:  # a new episode in place of one too long to replay
                 tree(lambda x, new, row=row: x.__setitem__(row, new), player.obs, begun)
                 player.starts[row], player.valid[row], player.previous_reward[row] = True, True, 0.0
                 self.collector.returns[row], self.collector.lengths[row] = 0.0, 0
@@ -200,41 +211,49 @@ class Run:
 
 
 def _check_folder(folder: Path, config: Config, resume: bool) -> None:
-    """Raise TrainingError if a run may not begin, or resume, in a folder."""
+    """Raise TrainingError if a run cannot start, or resume, in a folder."""
     if not resume and (folder / CHECKPOINT).exists():
-        raise TrainingError(f"{folder} already holds a run: add --resume to continue with it, or choose another folder")
+        raise TrainingError(f"{folder} already contains a run: add --resume to continue it, or choose another folder")
     if resume:
         before = read_config(folder)
         free = ("steps", "stop_return", "checkpoint_every", "workers", "device")
         other = [name for name, value in vars(before).items() if value != getattr(config, name) and name not in free]
         if other:
             raise TrainingError(
-                f"{folder} was trained with another {', '.join(other)}: leave it out, or start a new run"
+                f"{folder} was trained with another {', '.join(other)}: omit the option, or start a new run (--weights)"
             )
 
 
 def train(
     config: Config, out: str | os.PathLike[str], *, make_env: MakeEnv | None = None, resume: bool = False,
     minutes: float = float("inf"), quiet: bool = False, tensorboard: bool = True,
+    weights: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train an agent and write metrics.csv, checkpoint.pt and summary.json into a folder; returns the summary.
 
-    make_env: makes an environment, in place of config.env by name. resume: continue from the checkpoint in the folder.
-    minutes: from 0; stop with a checkpoint after the update in which they are over.
-    quiet: no bar and no lines. An environment that fails ends the run with an EnvError; the last checkpoint stays.
+    make_env: makes an environment, instead of the one that config.env names. resume: continue from the checkpoint in
+    the folder. minutes: stop after this time, with a checkpoint. quiet: print no progress. weights: the folder of
+    another run of the same policy, whose weights are the first ones of this run; the config may differ otherwise.
+
+    Raises TrainingError for a mistake in the arguments, CheckpointError for a missing or damaged checkpoint, and
+    EnvError if an environment fails; the last checkpoint is kept.
     """
     if not minutes >= 0:
         raise TrainingError(f"minutes must be 0 or more, got {minutes}")
     if not str(out):
         raise TrainingError("out must name a folder")
+    if resume and weights is not None:
+        raise TrainingError("a resumed run has its own weights: give either resume or weights")
     made = OutputFolder(out)
     folder, checkpoint = made.path, made.path / CHECKPOINT
     began = time.perf_counter()
     with ExitStack() as stack:
-        stack.callback(made.discard)  # the folder goes where nothing was written into it
+        stack.callback(made.discard)  # removes the folder if it is empty
         _check_folder(folder, config, resume)
         run = Run(config, make_env)
         stack.callback(run.close)
+        if weights is not None:
+            run.start_from(weights)
         if resume:
             run.restore(checkpoint)
         logs = stack.enter_context(closing(Logs(folder, config.steps, run.steps, quiet, tensorboard)))

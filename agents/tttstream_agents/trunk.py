@@ -1,4 +1,4 @@
-"""Trunk: the part that the policies of all frameworks share, from numbers through memories to features.
+"""Trunk: the part that the policies of all frameworks share, from encoded observations through memories to features.
 
 Letters: T steps, B environments, N numbers of an observation, D width, A numbers of an encoded action.
 
@@ -29,19 +29,19 @@ class _PolicyFields(NamedTuple):
 
 
 class PolicyState(State, _PolicyFields):
-    """The hidden state of a policy in each environment: the state of each memory, the encoded last action [B, A] (A may
-    be 0), and the steps [B] since the episode began, modulo the longest period. All zeros where an episode begins."""
+    """The hidden state of a policy in each environment: the states of the memories, the encoded last action [B, A] (A
+    may be 0), and the steps [B] since the start of the episode, modulo the longest period. At first all zeros."""
 
     __slots__ = ()
 
 
 WAVES = 2.0 ** torch.arange(2, 11)
-"""Periods of the position, 4 to 1024 steps: each divides the longest, so the age may be kept modulo that."""
+"""The periods of the position, 4 to 1024 steps. Each divides the longest one, so the age is stored modulo that."""
 LONGEST = 1024.0
 
 
 def periods(longest: int) -> Tensor:
-    """The periods up to the longest one [W]. Raises ConfigError where that is none of them."""
+    """The periods [W] up to `longest`. Raises ConfigError if that is not a period."""
     if longest not in WAVES.tolist():
         raise ConfigError(f"period must be one of {', '.join(f'{wave:g}' for wave in WAVES)}, got {longest!r}")
     return WAVES[longest >= WAVES]
@@ -54,7 +54,7 @@ def position(age: Tensor, waves: Tensor) -> Tensor:
 
 
 def mix(numbers: int, dim: int) -> nn.Sequential:
-    """From numbers [*, numbers] to tokens [*, dim]."""
+    """The layers from numbers [*, numbers] to tokens [*, dim]."""
     return nn.Sequential(nn.Linear(numbers, dim), nn.GELU(), nn.Linear(dim, dim))
 
 
@@ -66,7 +66,7 @@ def check_sizes(**sizes: Any) -> None:
 
 
 class Played(nn.Module):
-    """Actions [*, shape] as numbers [*, A], never all zero, which stands for none. Without a space A is 0."""
+    """Encodes actions [*, shape] as numbers [*, A], never all zeros, which means no action. Without a space A is 0."""
 
     def __init__(self, space: spaces.Space[Any] | None) -> None:
         super().__init__()
@@ -83,10 +83,10 @@ class Played(nn.Module):
 
 
 class Gate(nn.Module):
-    """The gate of GTrXL (Parisotto et al., arXiv 1910.06764, section 3.2): a GRU from x to the memory's output y.
+    """The gate of GTrXL (Parisotto et al., arXiv 1910.06764, section 3.2): a GRU of x and the memory's output y.
 
     r = sigmoid(W_r y + U_r x), z = sigmoid(W_z y + U_z x - b), h = tanh(W_h y + U_h (r x)), out = (1 - z) x + z h.
-    It starts near the identity: b = 2, and all weights of y and x are small.
+    It starts near the identity: b = 2, and the weights of x are small.
     """
 
     def __init__(self, dim: int, bias: float = 2.0, std: float = 0.02) -> None:
@@ -120,16 +120,16 @@ class Block(nn.Module):
         return self.mixed(x, y), state
 
     def mixed(self, x: Tensor, y: Tensor) -> Tensor:
-        """Of x and the memory's output y [B, T, D]."""
+        """Combine x and the memory's output y [B, T, D]."""
         return x + y if self.gate is None else self.gate(x, y)
 
 
 class Trunk(nn.Module):
     """Memories in series, between the encoder of observations and the heads for actions and values.
 
-    numbers: N. action_space: of the previous action where the trunk sees that, else None. memory, dim, depth, heads,
-    positions, options, gate, period: as `MemoryPolicy`; rewards: whether it sees the reward that came with an
-    observation.
+    numbers: N. action_space: that of the previous action, None if the trunk does not see it. rewards: whether it sees
+    the reward that came with an observation. memory, dim, depth, heads, positions, options, gate, period: as
+    `MemoryPolicy`. Raises ConfigError for unknown names and wrong sizes.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Trunk(nn.Module):
 
     @property
     def memories(self) -> list[Memory]:
-        """The memories, first to last."""
+        """The memories, from first to last."""
         return [cast(Block, block).memory for block in self.blocks]
 
     def initial_state(self, n_envs: int) -> PolicyState:
@@ -181,11 +181,11 @@ class Trunk(nn.Module):
         rewards: Tensor | None = None,
         actions: Tensor | None = None,
     ) -> tuple[Tensor, PolicyState]:
-        """The features [T, B, D] of a sequence of steps, and the state after it.
+        """The features [T, B, D] of a sequence of steps, and the next state.
 
-        x [T, B, N]; starts [T, B], true where an episode begins, None if none does; rewards [T, B]: those that came
-        with x, where the trunk sees them. actions [T, B, ...]: the actions taken; None for one step whose action is not
-        chosen yet, which `acted` puts into the state later.
+        x [T, B, N]; starts [T, B]: true at the first step of an episode, None if there is no start; rewards [T, B]:
+        those that came with x, if the trunk sees them; actions [T, B, ...]: those that were taken. For a single step
+        actions may be None; `acted` then adds the action to the state.
         """
         done = self.played(actions).to(state.previous) if actions is not None and self.played.width else None
         reset = _any(starts)
@@ -198,17 +198,17 @@ class Trunk(nn.Module):
         return self.norm(tokens).transpose(0, 1), PolicyState(tuple(kept), previous, age)
 
     def acted(self, state: PolicyState, action: Tensor) -> PolicyState:
-        """The state with the action [B, ...] that was chosen in the step after which it stands."""
+        """Add the action [B, ...] of the last step to the state."""
         return state._replace(previous=self.played(action).to(state.previous)) if self.played.width else state
 
     @torch.no_grad()
     def inner_loss(
         self, x: Tensor, state: PolicyState, starts: Tensor, rewards: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The inner loss of the TTT memories on one step (arguments [1, B, ...] of `remember`) before and after they
-        learn it, [B] each, the mean of all heads and memories."""
+        """The inner loss of the TTT memories on one step before and after they learn it, [B] each, the mean of all
+        heads and memories. Arguments [1, B, ...] of `remember`. Raises StateError for other memories."""
         if not all(isinstance(one, TTTLayer) for one in self.memories):
-            raise StateError("only TTT memories are surprised: this policy's memory has no inner loss")
+            raise StateError("this policy's memory has no inner loss, so it has no surprise: use a TTT memory")
         tokens, losses = self._tokens(x, state, _any(starts), rewards, None)[0].transpose(0, 1), []
         for block, kept in zip(self.blocks, state.memories, strict=True):
             y, _, loss = cast(Any, block).memory(cast(Any, block).norm(tokens), kept, starts.T, return_loss=True)
@@ -220,12 +220,12 @@ class Trunk(nn.Module):
     def _tokens(
         self, x: Tensor, state: PolicyState, starts: Tensor | None, rewards: Tensor | None, done: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens [T, B, D], and the age [B] of the step after them. starts: None if no episode begins; done
-        [T, B, A]: the encoded actions."""
+        """Tokens [T, B, D], and the age [B] of the next step. starts: None if no episode starts. done [T, B, A]: the
+        encoded actions."""
         step = torch.arange(len(x), device=x.device)[:, None]
         age = state.age + step
         if starts is not None:
-            first = torch.where(starts, step, -1).cummax(0).values  # where each episode began; -1: before these steps
+            first = torch.where(starts, step, -1).cummax(0).values  # the start of each episode; -1 if it is earlier
             age = torch.where(first < 0, age, (step - first).to(age))
         age = age % LONGEST
         numbers = [x]
@@ -244,7 +244,7 @@ class Trunk(nn.Module):
 
 
 def _any(starts: Tensor | None) -> Tensor | None:
-    """None if no episode begins, as in most single steps. Off the CPU the test would cost more than it saves."""
+    """None if no episode starts, which saves time. Only on the CPU, where the test is cheap."""
     if starts is None or starts.device.type != "cpu" or torch.compiler.is_compiling():
         return starts
     return starts if bool(starts.any()) else None

@@ -1,4 +1,4 @@
-"""Vectors of environments of any kind: how they reset themselves, their last observations, their action masks."""
+"""Vectors of environments of any kind: their autoreset modes, last observations and action masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tttstream_agents.errors import EnvError, ObservationError
 
 
 class Copied(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Copies every observation, for environments that write each one into the same array."""
+    """Copies every observation, for environments that overwrite the last one."""
 
     copies = True
 
@@ -26,20 +26,20 @@ class Copied(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the environment's."""
+        """See gymnasium."""
         obs, info = self.env.reset(seed=seed, options=options)
         return copy.deepcopy(obs), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the environment's."""
+        """See gymnasium."""
         obs, *others = self.env.step(action)
         return (copy.deepcopy(obs), *others)
 
 
 def keep_last(envs: Any) -> None:
-    """Make the environments of a vector `Copied`, so that the last observation of an episode outlives the next reset.
+    """Put `Copied` around the environments of a vector, in place, so that resets do not overwrite the last observation.
 
-    In place, and only in this process. envs: a gymnasium VectorEnv or a VecEnv of Stable-Baselines3.
+    It works only in this process. envs: a gymnasium VectorEnv or a VecEnv of Stable-Baselines3.
     """
     singles = getattr(envs.unwrapped, "envs", None)
     if isinstance(singles, list):
@@ -47,13 +47,13 @@ def keep_last(envs: Any) -> None:
 
 
 def mode_of(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
-    """How a vector resets itself, NEXT_STEP or SAME_STEP. Raises EnvError if it does not, or does not say."""
+    """The autoreset mode of a vector, NEXT_STEP or SAME_STEP. Raises EnvError if it is disabled or unknown."""
     found = (envs.metadata or {}).get("autoreset_mode", getattr(envs.unwrapped, "autoreset_mode", None))
     if found is None:
         raise EnvError(
-            "these environments do not say how they reset themselves: set envs.metadata['autoreset_mode'] to "
-            "gymnasium.vector.AutoresetMode.NEXT_STEP (an episode's last observation comes in a row of its own) or "
-            "SAME_STEP (it comes in info['final_obs'])"
+            "the autoreset mode of these environments is unknown: set envs.metadata['autoreset_mode'] to "
+            "gymnasium.vector.AutoresetMode.NEXT_STEP (the last observation of an episode has its own row) or "
+            "SAME_STEP (it is in info['final_obs'])"
         )
     try:
         mode = AutoresetMode(found)
@@ -65,30 +65,32 @@ def mode_of(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
 
 
 def own(x: Any) -> Any:
-    """A copy of observations [B, ...]: a vector may write the next ones into the same arrays."""
+    """Copy observations [B, ...], because a vector may overwrite them."""
     return tree(lambda part: np.array(part), x)
 
 
 def final_obs(info: Any, rows: Sequence[int]) -> Any:
-    """The last observations of the episodes that ended in some environments, side by side: parts [len(rows), ...].
+    """The last observations of the episodes that ended in some environments: parts [len(rows), ...].
 
-    info: of a vector that resets itself on the SAME step, also as DictInfoToList makes it. Raises EnvError.
+    info: of a vector that resets on the SAME step, or of DictInfoToList. Raises EnvError if they are missing.
     """
     try:
         last = [info[row]["final_obs"] if isinstance(info, list) else info["final_obs"][row] for row in rows]
     except (KeyError, IndexError, TypeError):
         last = [None]
     if any(one is None for one in last):
-        raise EnvError("the environments reset themselves on the SAME step, but gave no info['final_obs'] at an end")
+        raise EnvError(
+            "the environments reset on the SAME step, but returned no info['final_obs'] at the end of an episode"
+        )
     return stack(last)
 
 
 def action_mask(info: Any, valid: Sequence[bool], choices: int) -> NDArray[np.bool_] | None:
     """The masks of legal actions [B, choices] in a vector's info["action_mask"]; None if there are none.
 
-    valid: False for environments whose episode is over (NEXT_STEP): they may give none, and all is legal there. A mask
-    of a MultiDiscrete space may be a tuple of masks, as gymnasium's `sample` takes it. Raises EnvError if some give
-    no mask, ObservationError where one does not fit.
+    valid: False for environments whose episode is over (NEXT_STEP); they need no mask, and all actions are legal. A
+    mask of a MultiDiscrete space may be a tuple of masks, as for gymnasium's `sample`. Raises EnvError if only some
+    environments give a mask, ObservationError if a mask does not fit.
     """
     listed = isinstance(info, list)
     masks = [one.get("action_mask") for one in info] if listed else info.get("action_mask")
@@ -111,10 +113,10 @@ def action_mask(info: Any, valid: Sequence[bool], choices: int) -> NDArray[np.bo
 
 
 class Overwritten:
-    """Warns, once, where the last observations of episodes look overwritten by the first ones of the next.
+    """Warns once if the last observations of episodes seem to be overwritten by the first ones of the next episodes.
 
-    In this process `keep_last` sees to it. A process of its own sends what an environment has by then, and from here
-    one can only compare. envs: before their first reset.
+    In this process `keep_last` prevents this. For environments in other processes it can only be guessed from equal
+    observations. envs: before their first reset.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -122,7 +124,7 @@ class Overwritten:
         self.possible = isinstance(base, AsyncVectorEnv) and not all(base.call("has_wrapper_attr", "copies"))
 
     def look(self, last: Any, obs: Any, rows: Any) -> None:
-        """last: the last observations of some rows of the vector; obs: the first ones of the next, of all rows."""
+        """Compare the last observations of some rows with the first ones of the next episodes (`obs`, of all rows)."""
         if not self.possible:
             return
         same: list[bool] = []
@@ -130,7 +132,7 @@ class Overwritten:
         if all(same):
             self.possible = False
             warnings.warn(
-                "the last observation of an episode equals the first of the next: if the environment writes each "
-                "observation over the one before, put tttstream_agents.vectors.Copied around it",
+                "the last observation of an episode equals the first of the next: if the environment overwrites its "
+                "observations, put tttstream_agents.vectors.Copied around it",
                 stacklevel=4,
             )

@@ -1,7 +1,7 @@
-"""Wrappers that give any memoryless agent a memory: its readout and surprise beside the observation.
+"""Wrappers that add the readout and the surprise of a memory to observations, for agents without memory.
 
-TTTMemoryObservation for one environment, TTTMemoryVectorObservation for a vector of them, SurpriseReward and
-SurpriseVectorReward on top of either: what surprises the memory is rewarded.
+TTTMemoryObservation is for one environment, TTTMemoryVectorObservation for a vector of them. SurpriseReward and
+SurpriseVectorReward around them reward the surprise.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from tttstream_agents.vectors import Overwritten, final_obs, keep_last, mode_of
 def _reader_for(space: spaces.Space[Any], reader: MemoryReader | None) -> MemoryReader:
     reader = MemoryReader(space) if reader is None else reader
     if reader.space != space:
-        raise SpaceError(f"the reader was made for observations of {reader.space}, the environment gives {space}")
+        raise SpaceError(f"the reader was made for observations of {reader.space}, the environment has {space}")
     return reader.eval().requires_grad_(False)
 
 
 def _wider(space: spaces.Space[Any], numbers: int) -> spaces.Box:
-    """The flat observation space with the readout and the surprise after it."""
+    """The flat observation space, followed by the readout and the surprise."""
     flat = spaces.utils.flatten_space(space)
     if not isinstance(flat, spaces.Box):
-        raise SpaceError(f"cannot lay out observations of {space} as one row of numbers")
+        raise SpaceError(f"observations of {space} cannot be flattened to one row of numbers")
     more = np.full(numbers, np.inf, np.float32)
-    with np.errstate(over="ignore"):  # bounds beyond float32 are none
+    with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
         low, high = (edge.astype(np.float32) for edge in (flat.low, flat.high))
     return spaces.Box(np.concatenate([low, -more]), np.concatenate([high, more]), dtype=np.float32)
 
 
 def _narrow(flat: Any) -> NDArray[np.float32]:
-    """A flat observation in float32; what lies beyond that becomes the largest there is."""
+    """A flat observation in float32; larger values are clipped."""
     most = np.finfo(np.float32).max
     return np.clip(np.asarray(flat), -most, most).astype(np.float32)
 
 
 class TTTMemoryObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Observations become one row: flat observation, readout of the memory, surprise; info["surprise"] has it too.
+    """Observations become one row: flat observation, readout of the memory, surprise, which is also info["surprise"].
 
-    The memory is reset with each episode. reader: the memory with its weights; random weights where not given.
+    The memory is reset with each episode. reader: the memory; None for one with random weights.
     """
 
     def __init__(self, env: gym.Env[Any, Any], reader: MemoryReader | None = None) -> None:
@@ -73,21 +73,21 @@ class TTTMemoryObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordCons
         return row, {**info, "surprise": float(surprise)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode with a fresh memory."""
+        """Start an episode with a fresh memory."""
         return self._read(*self.env.reset(seed=seed, options=options), start=True)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step; the memory learns the new observation."""
+        """Take a step; the memory learns the new observation."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         obs, info = self._read(obs, info, start=False)
         return obs, reward, terminated, truncated, info
 
 
 class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
-    """TTTMemoryObservation for a vector of environments, whichever way they reset themselves.
+    """TTTMemoryObservation for a vector of environments with any autoreset mode.
 
-    Where an episode ended on the SAME step, info["final_obs"] has the last observation, with the readout of the memory
-    before its reset.
+    With SAME_STEP, info["final_obs"] has the last observation of an episode, with the readout of the memory before its
+    reset, and info["final_surprise"] its surprise.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], reader: MemoryReader | None = None) -> None:
@@ -110,20 +110,20 @@ class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
 
     def _read(self, obs: Any, info: dict[str, Any], starts: NDArray[Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
         if isinstance(info, list):
-            raise EnvError("the infos are a list: put DictInfoToList around TTTMemoryVectorObservation, not inside it")
+            raise EnvError("the infos are a list: put DictInfoToList around TTTMemoryVectorObservation, not inside")
         readout, surprise, self._state = self.reader.read(obs, self._state, starts)
         return self._row(obs, readout, surprise), {**info, "surprise": surprise.numpy()}
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode everywhere (where options["reset_mask"] says so), with a fresh memory."""
+        """Start an episode in every environment, with a fresh memory. Raises ConfigError for a reset_mask."""
         mask = np.ones(self.num_envs, dtype=bool)
         if options is not None and "reset_mask" in options:
-            raise ConfigError("these environments reset themselves: a reset_mask is for those that do not")
+            raise ConfigError("a reset_mask is for environments without autoreset")
         self._over[:] = False
         return self._read(*self.env.reset(seed=seed, options=options), starts=mask)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One step everywhere."""
+        """Take a step in every environment."""
         obs, reward, terminated, truncated, info = self.env.step(actions)
         done = terminated | truncated
         begun = done if self._mode == AutoresetMode.SAME_STEP else self._over
@@ -145,10 +145,11 @@ class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
 
 
 class ActionMaskObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Puts info["action_mask"] into the observations, where the policies of all adapters find it.
+    """Copies info["action_mask"] into the observations, where the policies of all adapters find it.
 
-    Observations become a Dict {"observation": that of env, "action_mask": MultiBinary}; a Dict gains the second entry.
-    An environment without masks in its info may have a method `action_masks()`, as sb3-contrib expects it.
+    Observations become a Dict {"observation": the one of env, "action_mask": MultiBinary}; a Dict gets the second
+    entry.
+    Instead of info, an environment may have a method `action_masks()`, as in sb3-contrib.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -167,28 +168,28 @@ class ActionMaskObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordCon
         if mask is None and self.env.has_wrapper_attr("action_masks"):
             mask = self.env.get_wrapper_attr("action_masks")()
         if mask is None:
-            raise EnvError("the environment gave neither info['action_mask'] nor a method action_masks()")
+            raise EnvError("the environment has neither info['action_mask'] nor a method action_masks()")
         flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, tuple) else np.ravel(mask)
         if flat.shape != (self._choices,):
             raise ObservationError(f"expected info['action_mask'] of {self._choices} numbers, got {len(flat)}")
-        if over and not flat.any():  # after the last step nothing is legal, and nothing is done
+        if over and not flat.any():  # after the last step no action is legal, and none is taken
             flat = np.ones_like(flat)
         parts = obs if isinstance(self.env.observation_space, spaces.Dict) else {"observation": obs}
         return {**parts, "action_mask": flat.astype(np.int8)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
+        """Start an episode."""
         obs, info = self.env.reset(seed=seed, options=options)
         return self._masked(obs, info, False), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step."""
+        """Take a step."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         return self._masked(obs, info, terminated or truncated), reward, terminated, truncated, info
 
 
 class PartObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """One part of a Dict of observations, in place of the Dict."""
+    """Replaces a Dict of observations by one of its parts."""
 
     def __init__(self, env: gym.Env[Any, Any], key: str) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, key=key)
@@ -199,15 +200,15 @@ class PartObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordCon
         self.key, self.observation_space = key, space[key]
 
     def observation(self, observation: Any) -> Any:
-        """The part."""
+        """See gymnasium."""
         return observation[self.key]
 
 
 class Bonus:
-    """The reward for surprise: its deviations above the expected surprise, at most `most`, times `scale`.
+    """The reward for surprise: scale * min(z, most), with z the standard score of the surprise, if positive.
 
-    A fresh memory is surprised by everything, and less so with every step. So the expectation is that of the same
-    episode, and the first `warmup` steps of every episode earn nothing. A deviation is that of all episodes.
+    The surprise of a fresh memory is high and falls with every step. So the mean is that of the episode, the deviation
+    that of all episodes, and the first `warmup` steps of an episode have no reward.
     """
 
     def __init__(self, scale: float, most: float, warmup: int) -> None:
@@ -215,7 +216,7 @@ class Bonus:
         self.normaliser, self.age = Normaliser(), 0
 
     def restart(self) -> None:
-        """An episode begins."""
+        """Start an episode."""
         self.normaliser.restart()
         self.age = 0
 
@@ -229,7 +230,7 @@ class Bonus:
 class SurpriseReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Adds a reward for the surprise of each step (see `Bonus`).
 
-    env: a TTTMemoryObservation, or one with it inside.
+    env: a TTTMemoryObservation, or a wrapper around one.
     """
 
     def __init__(self, env: gym.Env[Any, Any], scale: float = 0.01, most: float = 5.0, warmup: int = 8) -> None:
@@ -238,12 +239,12 @@ class SurpriseReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         self._bonus = Bonus(scale, most, warmup)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
+        """Start an episode."""
         self._bonus.restart()
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step; info["extrinsic_reward"] keeps the environment's own."""
+        """Take a step; info["extrinsic_reward"] is the reward of the environment."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         if "surprise" not in info:
             raise EnvError("no info['surprise']: put a TTTMemoryObservation inside this wrapper")
@@ -252,7 +253,7 @@ class SurpriseReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
 
 
 class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
-    """SurpriseReward for a vector of environments; the step on which an environment resets itself earns nothing."""
+    """SurpriseReward for a vector of environments; the step of an autoreset has no reward."""
 
     def __init__(
         self, env: VectorEnv[Any, Any, Any], scale: float = 0.01, most: float = 5.0, warmup: int = 8
@@ -263,22 +264,22 @@ class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
         self._over = np.zeros(env.num_envs, dtype=bool)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode everywhere."""
+        """Start an episode in every environment."""
         self._over[:] = False
         for bonus in self._bonus:
             bonus.restart()
         return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One step; info["extrinsic_reward"] keeps the environments' own."""
+        """Take a step; info["extrinsic_reward"] has the rewards of the environments."""
         obs, reward, terminated, truncated, info = self.env.step(actions)
         if isinstance(info, list):
-            raise EnvError("the infos are a list: put DictInfoToList around SurpriseVectorReward, not inside it")
+            raise EnvError("the infos are a list: put DictInfoToList around SurpriseVectorReward, not inside")
         if "surprise" not in info:
             raise EnvError("no info['surprise']: put a TTTMemoryVectorObservation inside this wrapper")
         done = terminated | truncated
         surprise = info["surprise"]
-        if self._same_step and done.any():  # the observation that this reward came with is the last, not the first
+        if self._same_step and done.any():  # the last observation belongs to this reward, not the first
             surprise = np.where(done, info["final_surprise"], surprise)
         earned = np.zeros(self.num_envs)
         for row in np.flatnonzero(~self._over):

@@ -121,7 +121,7 @@ def test_endless_games_ask_what_the_short_ones_ask(root: Path, monkeypatch: pyte
 def test_every_environment_of_the_queue_can_be_made(bench: object) -> None:
     from tttstream_agents.envs import make
 
-    for name, arguments in bench.ENVS.values():  # type: ignore[attr-defined]
+    for name, arguments, _ in bench.ENVS.values():  # type: ignore[attr-defined]
         make(name, env_args=arguments).close()
 
 

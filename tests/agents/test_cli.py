@@ -120,11 +120,11 @@ def test_play_where_drawing_fails(tmp_path: Path, env: str) -> None:
         ("train --config none-such", "presets: atari, control, memory-gym, minigrid, popgym, quick, vizdoom"),
         ("train --resume", "no checkpoint at"),
         ("train --lr fast", "argument --lr: invalid float value"),
-        ("train --env Blackjack-v1 --memory ttt_conv --options {\"grid\":[2,2]}", "cannot hold 4"),
-        ("train --device abacus", "device 'abacus' cannot be used, take cpu, cuda or auto"),
+        ("train --env Blackjack-v1 --memory ttt_conv --options {\"grid\":[2,2]}", "cannot have 4"),
+        ("train --device abacus", "device 'abacus' cannot be used, choose cpu, cuda or auto"),
         ("train --env NoSuch-v0", "error: there is no environment 'NoSuch-v0'"),
         ("train --env popgym-BattleshipEasy-v0 --dim 30 --heads 4", "multiple of heads"),
-        ("train --device mps", "device 'mps' cannot be used, take cpu, cuda or auto: NotImplementedError"),
+        ("train --device mps", "device 'mps' cannot be used, choose cpu, cuda or auto: NotImplementedError"),
         ("train --device hpu", "device 'hpu' cannot be used"),
         ("train --steps 1.5", "argument --steps: invalid whole number value: '1.5'"),
         ("train --steps 1e999999999", "argument --steps: invalid whole number value"),
@@ -163,7 +163,7 @@ def test_other_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["play", str(run), "--size", "100000", "--out", str(tmp_path / "a.mp4")], "120 to 4096 pixels"),
         (["play", str(run)], "give --out FILE.mp4"),
         (["play", str(run), "--out", str(tmp_path / "no" / "a.mp4")], "cannot write"),
-        (["train", "--out", str(run)], "already holds a run"),
+        (["train", "--out", str(run)], "already contains a run"),
     ):
         assert main(words) == 2, words
         assert says in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_a_map_lets_a_memoryless_rule_answer_the_revisit() -> None:
 
 def test_mistakes_are_named() -> None:
     for wrapped in (PoseObservation, MapObservation):
-        with pytest.raises(EnvError, match="give one of keys and moves"):
+        with pytest.raises(EnvError, match="expected either keys"):
             wrapped(Line())
         with pytest.raises(EnvError, match=r"no pose 'robot\.y': info has robot"):
             wrapped(Line(), "robot.y")

@@ -314,8 +314,8 @@ def test_a_process_that_writes_over_the_last_observation_is_named(script: Any) -
 
 def test_vectors_that_do_not_say_how_they_reset_themselves(script: Any) -> None:
     for metadata, says in (
-        ({}, r"do not say how they reset themselves: set envs.metadata\['autoreset_mode'\]"),
-        (None, "do not say how they reset"),
+        ({}, r"is unknown: set envs.metadata\['autoreset_mode'\]"),
+        (None, "autoreset mode of these environments is unknown"),
         ({"autoreset_mode": "sometimes"}, "must be an AutoresetMode, got 'sometimes'"),
         ({"autoreset_mode": AutoresetMode.DISABLED}, "got autoreset DISABLED"),
     ):
@@ -326,7 +326,7 @@ def test_vectors_that_do_not_say_how_they_reset_themselves(script: Any) -> None:
         def step(self, actions: Any) -> Any:
             return (*super().step(actions)[:4], {})
 
-    with pytest.raises(EnvError, match="gave no info\\['final_obs'\\]"):
+    with pytest.raises(EnvError, match="returned no info\\['final_obs'\\]"):
         collector(None, envs=Silent(script, {"autoreset_mode": SAME})).collect()
 
 

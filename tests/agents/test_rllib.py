@@ -124,12 +124,12 @@ def each_first(batch: dict[str, Any]) -> dict[str, Any]:
 def test_wrong_choices_are_named() -> None:
     with pytest.raises(ConfigError, match="unknown memroy; known are memory, dim"):
         build(BOX, ACTIONS[0], memroy="gru")
-    with pytest.raises(ConfigError, match="take 'window'"):
+    with pytest.raises(ConfigError, match="use 'window'"):
         build(BOX, ACTIONS[0], memory="attention")
     with pytest.raises(SpaceError, match="from 0"):
         build(BOX, spaces.Discrete(3, start=1))
     for wrong in ({"use_lstm": True}, {"fcnet_hiddens": [64]}, {"lstm_cell_size": 8, "memory": "lstm"}):
-        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} would change nothing here: say memory"):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} has no effect here: use memory"):
             build(BOX, ACTIONS[0], **wrong)
     build(BOX, ACTIONS[0], **dataclasses.asdict(DefaultModelConfig(max_seq_len=7)))
     with pytest.raises(ConfigError, match="dim must be a whole number"):
@@ -147,7 +147,7 @@ def test_wrong_choices_are_named() -> None:
         module.forward_train({
             Columns.OBS: obs, Columns.STATE_IN: {"memory": torch.zeros(2, 5)}, Columns.ACTIONS: torch.zeros(2, 1).long()
         })  # fmt: skip
-    with pytest.raises(ObservationError, match="'rewards' of sequence 1 hold NaN"):
+    with pytest.raises(ObservationError, match="'rewards' of sequence 1 contain NaN"):
         module.forward_train({
             Columns.OBS: obs, Columns.STATE_IN: {"memory": torch.zeros(2, size)},
             Columns.ACTIONS: torch.zeros(2, 1).long(), Columns.REWARDS: torch.tensor([[0.0], [torch.nan]]),

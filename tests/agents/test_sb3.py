@@ -282,8 +282,8 @@ def test_it_learns_to_remember(repeat_first: Any) -> None:
 @pytest.mark.parametrize(
     ("fault", "step", "says"),
     [
-        ("nan", 5, "environment 1, after 5 steps in it: an observation holds NaN"),
-        ("nan", 8, "environment 1, after 8 steps in it: the last observation of an episode holds NaN"),
+        ("nan", 5, "environment 1, after 5 steps in it: an observation contains NaN"),
+        ("nan", 8, "environment 1, after 8 steps in it: the last observation of an episode contains NaN"),
         ("reward", 15, "environment 1, after 15 steps in it: gave a reward that is not finite in float32, inf"),
     ],
 )
@@ -345,13 +345,13 @@ def test_wrong_choices_are_named() -> None:
         model("TTTPolicy", noise, tiny={"options": {"minibatch": 4}})
     with pytest.raises(TrainingError, match="between 1 and n_steps = 12, got 13"):
         model("TTTPolicy", noise, segment=13)
-    with pytest.raises(ConfigError, match="take 'window'"):
+    with pytest.raises(ConfigError, match="use 'window'"):
         model("TTTPolicy", noise, tiny={"memory": "attention"})
     with pytest.raises(ConfigError, match="one features extractor"):
         model("TTTPolicy", noise, tiny={"share_features_extractor": False})
     with pytest.raises(ConfigError, match="n_lstm_layers, lstm_kwargs describe an LSTM"):
         model("TTTPolicy", noise, tiny={"n_lstm_layers": 2, "lstm_kwargs": {}})
-    with pytest.raises(SpaceError, match="take TTTMultiInputPolicy"):
+    with pytest.raises(SpaceError, match="use TTTMultiInputPolicy"):
         model("TTTPolicy", lambda: Noise(OBSERVATIONS["TTTMultiInputPolicy"], ACTIONS[0]))
     with pytest.raises(TrainingError, match="raise n_steps"):
         model("TTTPolicy", noise, 1, n_steps=1)

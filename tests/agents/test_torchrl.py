@@ -210,7 +210,7 @@ def test_a_state_that_is_not_carried_is_warned_of(script: Any) -> None:
 
 def test_recurrent_mode_is_not_for_playing(script: Any) -> None:
     """There the environments side by side would be read as steps one after another."""
-    with set_recurrent_mode(True), pytest.raises(ShapeError, match="play outside of recurrent mode"):
+    with set_recurrent_mode(True), pytest.raises(ShapeError, match="act in environments outside of recurrent mode"):
         collect(script, operator(2))
 
 
@@ -243,13 +243,13 @@ def test_wrong_calls_are_named() -> None:
         memory(TensorDict({"observation": bad, "is_init": begin}, [2]))
     with pytest.raises(ShapeError, match=r"one flag for each of \[2\], got \[2, 3\]"):
         memory(TensorDict({"observation": torch.ones(2, 3), "is_init": begin.expand(2, 3)}, [2]))
-    with pytest.raises(StateError, match=rf"of shape \[2, {memory.state_size}\], got \[2, 7\]"):
+    with pytest.raises(StateError, match=rf"have shape \[2, {memory.state_size}\], got \[2, 7\]"):
         memory(TensorDict({"observation": torch.ones(2, 3), "is_init": begin, "memory": torch.ones(2, 7)}, [2]))
     with pytest.raises(ObservationError, match="no observation 'observation'"):
         memory(TensorDict({"is_init": begin}, [2]))
     with set_recurrent_mode(True), pytest.raises(ShapeError, match="time dimension"):
         memory(TensorDict({"observation": torch.ones(3), "is_init": begin[0]}, []))
-    with pytest.raises(ConfigError, match="take 'window'"):
+    with pytest.raises(ConfigError, match="use 'window'"):
         TTTModule(3, "attention", in_key="observation")
     with pytest.raises(ConfigError, match="either in_key or in_keys"):
         TTTModule(3)

@@ -218,7 +218,7 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path: Path, monkeypa
 def test_folders_and_checkpoints_that_do_not_fit_are_named(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, steps=32)
     fast(tmp_path, config)
-    with pytest.raises(TrainingError, match="already holds a run"):
+    with pytest.raises(TrainingError, match="already contains a run"):
         fast(tmp_path, config)
     with pytest.raises(TrainingError, match="another dim"):
         fast(tmp_path, dataclasses.replace(config, dim=32), resume=True)
@@ -334,7 +334,7 @@ def test_environments_by_name() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"lrr": 1}, "unknown option lrr; known are env,"),
+        ({"lrr": 1}, r"unknown option lrr \(did you mean lr\?\); known are env,"),
         ({"lr": "fast"}, "lr must be a float, got 'fast'"),
         ({"dim": 1.5}, "dim must be a int, got 1.5"),
         ({"dim": 0}, "dim must be at least 1"),
@@ -344,12 +344,30 @@ def test_environments_by_name() -> None:
         ({"lr": 0}, "lr must lie between 1e-12 and inf, got 0.0"),
         ({"gamma": 1.5}, "gamma must lie between 0 and 1"),
         ({"clip": float("nan")}, "clip must lie between"),
-        ({1: 2, "lrr": 1}, "unknown option 1, lrr;"),
+        ({1: 2, "lrr": 1}, "unknown option 1, lrr "),
     ],
 )
 def test_mistakes_in_a_config_are_named(values: dict[str, Any], says: str) -> None:
     with pytest.raises(TrainingError, match=says):
         configs.build(values, "test")
+
+
+def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
+    fast(tmp_path / "first", dataclasses.replace(SMALL, rebuild_coef=0.1))
+    found = read_checkpoint(tmp_path / "first" / "checkpoint.pt")["policy"]
+    run = Run(dataclasses.replace(SMALL, predict_coef=0.1, keep_coef=0.1, lr=1e-4, n_envs=3))
+    fresh = {name: value.clone() for name, value in run.policy.state_dict().items()}
+    run.start_from(tmp_path / "first")
+    for name, value in run.policy.state_dict().items():
+        assert torch.equal(value, fresh[name] if name.startswith("auxiliary.") else found[name])
+    fast(tmp_path / "second", dataclasses.replace(SMALL, seed=1, steps=1), weights=tmp_path / "first", minutes=0)
+    with pytest.raises(CheckpointError, match=r"the weights in .* belong to another policy"):
+        Run(dataclasses.replace(SMALL, dim=24)).start_from(tmp_path / "first")
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        fast(tmp_path / "third", weights=tmp_path / "nowhere")
+    assert not (tmp_path / "third").exists()
+    with pytest.raises(TrainingError, match="either resume or weights"):
+        fast(tmp_path / "first", resume=True, weights=tmp_path / "second")
 
 
 def test_a_memory_that_grows_needs_whole_rollouts(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_trained_agents_memory_serves_another_agent(tmp_path: Any) -> None:
 def test_mistakes_are_named(script: Any) -> None:
     with pytest.raises(SpaceError, match="was made for"):
         TTTMemoryObservation(script(), MemoryReader(spaces.Discrete(3)))
-    with pytest.raises(StateError, match="needs a TTT memory"):
+    with pytest.raises(StateError, match="needs a memory with an inner loss"):
         MemoryReader(spaces.Discrete(3), "gru")
     env = SurpriseReward(script())
     env.reset()

@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # two workers share the machine; also makes sums repeatable
     os.environ["OMP_NUM_THREADS"] = "1"  # the same in the processes that tests start
     if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, which comes later
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, after this line
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,7 +60,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_videos() -> Path:
-    """The folder of real videos beside the repository; a test that asks for it is skipped where it is absent."""
+    """The folder of real videos beside the repository; a test that uses it is skipped if it is absent."""
     folder = ROOT.parent / "shared" / "videos"
     if not folder.is_dir():
         pytest.skip("the folder ../shared/videos is absent")

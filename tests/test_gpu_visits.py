@@ -1,4 +1,4 @@
-"""`make gpu` without a GPU: its records keep what is done, and it says what it lacks."""
+"""`make gpu` without a GPU: its records list finished steps, and its message names the missing parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of the official PyTorch release: the loaded layer gives what the paper's equations give with these weights.
+"""Weights of the official PyTorch release: the loaded layer equals the paper's equations with these weights.
 
 The reconstruction here walks token by token, with autograd for every inner gradient, and shares no code with the layer.
 """
@@ -23,7 +23,7 @@ WIDTH = DIM // HEADS
 def state_dict(
     kind: str, shared: bool, gate: bool, dtype: torch.dtype = torch.float64, mini_batch: int = K
 ) -> dict[str, Tensor]:
-    """What one module of the release holds, with random values."""
+    """The state_dict of one module of the release, with random values."""
     hidden = 4 * WIDTH if kind == "mlp" else WIDTH
     sizes = {f"{name}_proj.weight": [DIM, DIM] for name in ("q", "v", "o")}
     sizes |= {"W1": [HEADS, WIDTH, hidden], "b1": [HEADS, 1, hidden]}

@@ -30,7 +30,7 @@ ROWS, HEADS, WIDTH = 2, 2, 6
 
 
 class Mode(NamedTuple):
-    """An inner model and how it takes the stream: mini-batches or frames of `tokens` tokens."""
+    """An inner model, with mini-batches or frames of `tokens` tokens."""
 
     inner: Inner
     causal: str
@@ -41,7 +41,7 @@ class Mode(NamedTuple):
 
     @property
     def unit(self) -> int:
-        """Calls take multiples of so many tokens."""
+        """The number of tokens of a call is a multiple of this."""
         return 1 if self.causal == "token" else self.tokens
 
 
@@ -94,7 +94,7 @@ modes = pytest.mark.parametrize("mode", TOKEN_MODES + FRAME_MODES, ids=str)
 
 
 class Case:
-    """Random arguments of one call, every float of them a leaf that wants a gradient."""
+    """Random arguments of one call; every float is a leaf that requires a gradient."""
 
     def __init__(
         self, mode: Mode, tokens: int, update: str = "plain", seed: int = 0, phase: list[int] | None = None
@@ -137,7 +137,7 @@ class Case:
         return InnerState(delta, torch.where(phases[:, None, None] > 0, grad_sum, 0.0), momentum, phases)
 
     def op(self, pieces: list[int] | None = None, reset: Tensor | None = None) -> dict[str, Tensor]:
-        """What the op gives when the stream comes in `pieces`."""
+        """The result of the op for a stream in `pieces`."""
         state, outputs, begin = self.state, [], 0
         streams, weights = self.positional[:4], [self.leaves[name] for name in self.positional[4:]]
         for size in pieces or [self.leaves["q"].shape[1]]:
@@ -162,7 +162,7 @@ class Case:
         return {"outputs": y, "before": before, "after": after, **state._asdict()}
 
     def defined(self, reset: Tensor | None = None) -> dict[str, Tensor]:
-        """What the definition gives."""
+        """The result of the definition."""
         y, state, loss = definition.ttt(
             self.mode.inner,
             *(self.leaves[name] for name in self.positional),
@@ -176,7 +176,7 @@ class Case:
         return {"outputs": y, "before": loss.before, "after": loss.after, **state._asdict()}
 
     def gradients(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gradient of a fixed random projection of everything a call gives, with respect to everything it takes."""
+        """Gradient of a fixed random projection of all results of a call, with respect to all its arguments."""
         generator = torch.Generator().manual_seed(99)
         total = torch.zeros((), dtype=torch.float64)
         for value in results.values():

@@ -1,4 +1,4 @@
-"""Law 2: any partition of a stream gives what one call gives, outputs, final state and gradients."""
+"""Law 2: any partition of a stream equals one call in outputs, final state and gradients."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Law 3: what a row gives after a reset, beside other rows, or padded, is what it gives alone."""
+"""Law 3: the results of a row after a reset, beside other rows, or padded, are those of the row alone."""
 
 import math
 from itertools import pairwise

@@ -17,7 +17,7 @@ def resident_mb() -> float:
 
 
 def grown_mb(case: Case, tokens: int, warmup: int) -> float:
-    """By how much the process grows over a stream that comes unit by unit, the graph cut after each."""
+    """The growth of the process over a stream, unit by unit; the graph is cut after each."""
     memory = case.memory(torch.float32)
     x = case.stream(1, 64, torch.float32)
     state = None

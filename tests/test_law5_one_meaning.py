@@ -54,7 +54,8 @@ LAYERS: list[dict[str, Any]] = [
 ]
 layers = pytest.mark.parametrize("options", LAYERS, ids=lambda o: f"{o['inner']}-{o.get('causal', 'token')}")
 SHORT = [(Linear(), "token"), (Conv(2, 2), "frame")]
-"""What `make test` compiles to machine code; g++ takes ten seconds for each, so the rest is in `make soak`."""
+"""The cases that `make test` compiles to machine code; g++ takes ten seconds for each, so the others are in `make
+soak`."""
 codes = [pytest.param(*mode, marks=() if mode in SHORT else pytest.mark.soak) for mode in MODES]
 
 
@@ -168,7 +169,7 @@ def test_gradients_of_the_compiled_step(inner: Inner, causal: str) -> None:
 
 @pytest.mark.parametrize("inner", TOKEN_INNERS, ids=lambda inner: inner.name)
 def test_the_compiled_op_over_any_tokens(inner: Inner) -> None:
-    """The general op plans on the host, so the compiler may break its graph; the meaning stays."""
+    """The general op plans on the host, so the compiler may break its graph; the result is the same."""
     given = arguments(inner, 6)
     compiled = torch.compile(ttt, backend="aot_eager")
     with torch.no_grad():
@@ -179,7 +180,7 @@ def test_the_compiled_op_over_any_tokens(inner: Inner) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @modes
 def test_half_precision_streams_with_a_float32_state(inner: Inner, causal: str, dtype: torch.dtype) -> None:
-    """Rounding to half precision touches what goes in and what comes out, never the memory."""
+    """Only inputs and outputs are rounded to half precision, never the memory."""
     given = arguments(inner, 3 * K, dtype)
     exact = {name: value.double() for name, value in given.items()}
     for update in updates(inner):

@@ -165,7 +165,7 @@ def test_the_state_of_a_rule_is_bounded_after_a_million_tokens(name: str) -> Non
 
 
 def test_only_additive_memories_are_exempt() -> None:
-    """Additive memories are exempt from boundedness by name: what they hold grows with the stream."""
+    """Additive memories are exempt from boundedness by name: their sums grow with the stream."""
     exempt = [name for name in names() if getattr(CATALOGUE[name].make, "adds_up", False)]
     assert exempt == ["ttt", "additive"]
     found = largest_values("additive", 32)

@@ -1,4 +1,5 @@
-"""Law 6 for a trained network: how the shipped map recalls its 64th world beside its first ones and a fresh memory."""
+"""Law 6 for a trained network: recall of the shipped map in its 64th world, compared with its first ones and with a
+fresh memory."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def test_the_last_worlds_are_recalled_nearly_as_the_first() -> None:
 
 
 def test_keys_of_cells_do_not_age() -> None:
-    """Before training, a map with keys of cells recalls all worlds alike: the law's 15% holds."""
+    """Before training, a map with keys of cells recalls all worlds equally well, within the 15% of the law."""
     torch.manual_seed(0)
     shipped = models.load("map")
     assert isinstance(shipped, MapModel)

@@ -28,7 +28,7 @@ PACKAGE_NAMES = [Path(package).name for package in PACKAGES]
 
 
 def modules_after(code: str) -> set[str]:
-    """Top-level modules that a fresh interpreter holds after running `code`."""
+    """Top-level modules in a fresh interpreter after running `code`."""
     code += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())

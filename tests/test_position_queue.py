@@ -1,4 +1,5 @@
-"""The queue of demos/position.py: runs of other settings do not mix, none is done twice, words below the table stay."""
+"""The queue of demos/position.py: runs with other settings are separate, none is repeated, and text below the table is
+kept."""
 
 from __future__ import annotations
 

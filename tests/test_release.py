@@ -1,4 +1,4 @@
-"""The workflow that makes a release: its steps are commands that exist here, and say what they should."""
+"""The workflow that makes a release: its steps are commands that exist here, with the expected output."""
 
 from __future__ import annotations
 

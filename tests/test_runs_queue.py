@@ -1,4 +1,4 @@
-"""The queue that demos/memories.py and demos/revisit.py share: its order, and that it continues where it stopped."""
+"""The queue that demos/memories.py and demos/revisit.py share: its order, and its continuation after a stop."""
 
 from __future__ import annotations
 

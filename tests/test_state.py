@@ -195,7 +195,7 @@ def test_to_moves_every_tensor(case: Case) -> None:
 
 
 def test_named_tuples_that_are_no_states_keep_the_rule_of_torch_fx() -> None:
-    """That rule takes them apart by index; only for a state does an index mean rows."""
+    """That rule unpacks named tuples by index; only the index of a state selects rows."""
 
     class Reversed(NamedTuple):
         a: int

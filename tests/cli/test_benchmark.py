@@ -51,7 +51,7 @@ def test_davis_reads_the_first_mask_and_writes_palette_images_with_the_names_of_
     names = [f"{t:05d}" for t in range(FRAMES)]
     for sequence in ("swan", "goat", "bear"):
         images(tmp_path / "DAVIS" / "JPEGImages" / "480p" / sequence, names)
-        for t, name in enumerate(names):  # the others are ground truth, and wrong here: nobody may look at them
+        for t, name in enumerate(names):  # the others are ground truth, and wrong here: they must not be read
             mask = label(0, 1) + label(0, 3) if t == 0 else np.full((HEIGHT, WIDTH), 9, np.uint8)
             write(tmp_path / "DAVIS" / "Annotations" / "480p" / sequence / f"{name}.png", mask)
     words = ["track", str(tmp_path / "DAVIS"), "--davis", "--model", model, "--out", str(tmp_path / "out")]

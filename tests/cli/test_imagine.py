@@ -1,4 +1,4 @@
-"""`tttstream imagine`: the world and the poses of a saved map as pictures, or one line that says why not."""
+"""`tttstream imagine`: pictures of the world and of poses of a saved map, or an error in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `live`: what it refuses, what it does without a camera, and how it ends."""
+"""The command `live`: refused options, the run without a camera, and the end of a run."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_refused_options(words: list[str], said: str, capsys: pytest.CaptureFixt
 
 
 def test_changes_of_sources_are_reported(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One of two sources is not there, and a camera breaks off and comes back."""
+    """One of two sources does not exist, and a camera fails and returns."""
     words = ["live", "walk", str(tmp_path / "no.mp4"), "--no-web", "--fast", "--model", small, "--max-frames", "5"]
     assert main(words) == 0
     error = capsys.readouterr().err

@@ -33,7 +33,7 @@ def test_watch_counts_so() -> None:
 
 
 def test_the_words_of_the_training_commands() -> None:
-    """Lightning's parser takes digits; what is no whole number, and what is a name, stays."""
+    """Lightning's parser accepts digits only; words that are no whole numbers are unchanged."""
     given = ["fit", "--trainer.max_steps=1e3", "--seed_everything", "1e1", "--lr=1e-3", "--x=1.5e0", "a1e3", "out/1e3"]
     assert plain(given) == [
         "fit", "--trainer.max_steps=1000", "--seed_everything", "10", "--lr=1e-3", "--x=1.5e0", "a1e3", "out/1e3"

@@ -1,4 +1,4 @@
-"""`tttstream watch` on damaged and odd files: what can be read is used, the rest is said in one line."""
+"""`tttstream watch` on damaged and unusual files: readable parts are processed, the rest is reported in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tttstream.cli.main import main
 
-READABLE = {  # at least so many frames, cut off or damaged
+READABLE = {  # least number of frames, cut off or damaged
     "av1.mkv": (10, False),
     "corrupted.mp4": (1, None),
     "mpeg4.avi": (10, False),

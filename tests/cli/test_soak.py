@@ -1,4 +1,4 @@
-"""100,000 frames through `tttstream watch`: latency and memory stay where they were after the first thousand."""
+"""100,000 frames through `tttstream watch`: latency and memory are those after the first thousand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tttstream teach`: folders of examples, boxes and saved states; and a mistake is said in one line."""
+"""`tttstream teach`: folders of examples, boxes and saved states; a mistake is reported in one line."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`tttstream track`: masks, overlay and numbers come out, and a mistake is said in one line."""
+"""`tttstream track` writes masks, overlay and numbers; a mistake is reported in one line."""
 
 import io
 import json
@@ -98,7 +98,7 @@ def test_a_run_continues_a_saved_one(work: Path) -> None:
     assert [(work / "out" / "masks" / name).read_bytes() for name in names] == whole[3:]
     assert track(work, "--load-state", str(work / "state"), "--no-overlay") == 0
     summary = json.loads((work / "out" / "summary.json").read_text())
-    assert summary["objects"] == [2, 7]  # the saved stream knows what its objects are called
+    assert summary["objects"] == [2, 7]  # the saved stream contains the numbers of its objects
     masks = [np.asarray(Image.open(work / "out" / "masks" / name)) for name in names]
     for name, mask in zip(names, masks, strict=True):
         with Image.open(io.BytesIO(whole[int(name[:5])])) as image:
@@ -168,7 +168,7 @@ def test_written_masks_have_the_numbers_of_the_given_one(
     with Image.open(written[0]) as image:
         assert image.mode == mode
     first = mask_files.read_mask(written[0]).labels
-    assert np.array_equal(first, mask_files.read_mask(work / name).labels)  # what is written is read as what was given
+    assert np.array_equal(first, mask_files.read_mask(work / name).labels)  # the written mask equals the given one
     assert set(np.unique(mask_files.read_mask(written[1]).labels)) <= {0, *numbers}
 
 

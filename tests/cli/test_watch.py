@@ -20,7 +20,7 @@ from tttstream.sources.walk import Walk
 
 
 def test_the_size_is_the_one_the_model_was_trained_at(clip: Callable[[str, int], Path], tmp_path: Path) -> None:
-    """Unless --size says otherwise; a saved stream continues at its own."""
+    """Unless --size is given; a saved stream continues with its own size."""
     build("small", size=32, dim=32, depth=1, heads=2).save(tmp_path / "own")
     words = ["watch", str(clip("four", 4)), "--no-overlay"]
     for name, options, size in (

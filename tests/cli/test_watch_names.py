@@ -1,4 +1,4 @@
-"""`tttstream watch` on files of odd names and spellings, and two runs of it at once."""
+"""`tttstream watch` on files with unusual names and spellings, and two runs at the same time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_odd_names_under_ascii(place: Path) -> None:
     for name in ODD:
         try:
             shutil.copy(place / "x.mp4", place / name)
-        except OSError:  # a file system that takes no such name
+        except OSError:  # a file system that does not allow this name
             continue
         names.append(name)
     (place / "x.mp4").unlink()

@@ -1,4 +1,4 @@
-"""`tttstream watch` with poses: in frames.jsonl, through a restart, and in one clear line where they are missing."""
+"""`tttstream watch` with poses: in frames.jsonl, after a restart, and in one clear line if they are missing."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_an_environment(tmp_path: Path) -> None:
 
 
 def test_the_side_of_a_view(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Poses in centimetres with a view of 100 give what poses in views give; other models have no views."""
+    """Poses in centimetres with a view of 100 equal poses in views; other models have no views."""
     torch.manual_seed(0)
     MapModel(MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)).save(tmp_path / "map")
     losses = []

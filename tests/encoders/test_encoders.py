@@ -1,4 +1,4 @@
-"""Pretrained encoders: they know ImageNet, give maps at the strides that were asked for, and say what is in the way."""
+"""Pretrained encoders: classification of ImageNet, maps at the requested strides, and clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""J and F as DAVIS 2016 defines them: by hand, by the definition written out, and what is reported of a sequence."""
+"""J and F as DAVIS 2016 defines them: by hand, by a literal definition, and their statistics over a sequence."""
 
 import math
 
@@ -104,7 +104,7 @@ def test_the_first_and_the_last_frame_do_not_count() -> None:
 
 
 def test_void_pixels_do_not_count() -> None:
-    """The upper half is void: what stands there is neither right nor wrong."""
+    """The upper half is void: pixels there are neither right nor wrong."""
     void = box(0, 0, 240, 854)
     truth, below = box(200, 100, 300, 200), box(240, 100, 300, 200)
     for wrong in (box(0, 0, 240, 854), box(0, 500, 200, 600), box(0, 0, 0, 0)):

@@ -1,4 +1,4 @@
-"""Events in the surprise, and the comparison with what a user could do instead."""
+"""Events in the surprise, and the comparison with simple baselines."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +51,8 @@ def test_auroc_is_the_chance_that_a_positive_scores_higher() -> None:
 
 @pytest.mark.parametrize("capacity", [300, 1000])
 def test_the_report_on_a_stream_with_known_answers(capacity: int) -> None:
-    """Surprise sees each object three frames late and no cut; the pictures change with every event, at once."""
+    """Surprise finds each object three frames late and no cut; the pictures change at the first frame of every
+    event."""
     planted = [Event("object", start, start + 20) for start in (200, 300, 500, 600)] + [Event("scene", 400, 401)]
     rng = np.random.default_rng(1)
     comparison = Comparison(capacity)

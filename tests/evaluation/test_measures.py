@@ -30,7 +30,7 @@ def test_percentiles_of_a_long_run_are_within_a_percent() -> None:
 
 def test_usage_keeps_the_most() -> None:
     usage = Usage()
-    block = np.ones(40_000_000)  # larger than what earlier tests freed and the allocator kept
+    block = np.ones(40_000_000)  # larger than the memory that earlier tests freed and the allocator kept
     usage.sample(10)
     del block
     usage.sample(1000)

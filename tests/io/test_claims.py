@@ -1,4 +1,4 @@
-"""One run at a time: a folder or file belongs to one process, and to nobody once that is dead."""
+"""One run at a time: a folder or file belongs to one process, until it ends."""
 
 from __future__ import annotations
 

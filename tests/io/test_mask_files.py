@@ -37,7 +37,8 @@ def kept(path: Path, pixels: NDArray[Any], colours: Sequence[int] | None = None,
 
 
 def png(path: Path, pixels: NDArray[Any], bits: int, kind: int) -> Path:
-    """A PNG of samples [H, W] or [H, W, C] at so many bits, which Pillow does not write. kind: its colour type."""
+    """A PNG of samples [H, W] or [H, W, C] with this number of bits, which Pillow cannot write. kind: its colour
+    type."""
     rows = pixels.reshape(len(pixels), -1)
     if bits == 16:
         lines = [row.astype(">u2").tobytes() for row in rows]

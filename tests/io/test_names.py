@@ -1,4 +1,4 @@
-"""Names of files as text: one line of valid Unicode, whatever bytes are in them; and paths as people write them."""
+"""Names of files as text: one line of valid Unicode for any bytes; and paths as users type them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output files: whole or not at all, and what the system says is said in one line."""
+"""Output files: complete or absent, and errors of the system in one line."""
 
 import errno
 import os

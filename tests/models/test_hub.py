@@ -36,7 +36,7 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no error."""
+        """A client that disconnects is no error."""
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -146,7 +146,7 @@ def commit(files: dict[str, bytes]) -> str:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that huggingface_hub takes for the one, and an empty cache."""
+    """A local hub for huggingface_hub, and an empty cache."""
     with Hub() as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         import huggingface_hub.constants as constants
@@ -203,7 +203,7 @@ def test_only_necessary_files_are_fetched_and_the_cache_suffices_without_a_hub(
     server.repositories["someone/tiny"] = {"main": files(tiny(), tmp_path / "a", **{"optimizer.pt": b"x" * 100})}
     models.load("hf:someone/tiny")
     assert not any("optimizer.pt" in path for path in server.asked)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")  # nobody listens there
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")  # no server is there
     assert models.load("hf:someone/tiny").fingerprint() == tiny().fingerprint()
     with pytest.raises(
         CheckpointError,

@@ -78,13 +78,13 @@ def test_output_is_unchanged_at_first(kind: str, memory: str, tokens: str) -> No
         opened = inserted(kind, memory, tokens, torch.float32)(x)[0]
         alone = model.network(x[0])
     assert torch.equal(y, plain)
-    assert_close(model(x)[0], plain, 1e-5)  # where gradients are recorded, torch's attention takes another way
+    assert_close(model(x)[0], plain, 1e-5)  # with gradients torch's attention uses another implementation
     assert not torch.equal(opened, plain)  # and an open gate does change it
     assert after.rows == 2
     fresh = model.init_state(2)
     assert all(not leaf.any() for leaf in fresh.tensors())
     assert [leaf.shape for leaf in after.tensors()] == [leaf.shape for leaf in fresh.tensors()]
-    assert_close(alone, plain[0], 1e-5)  # the network by itself is what it was
+    assert_close(alone, plain[0], 1e-5)  # the network by itself is unchanged
 
 
 @pytest.mark.parametrize(("kind", "memory", "tokens"), GRID)
@@ -206,7 +206,7 @@ def test_only_the_memories_are_trained() -> None:
     assert model.memories.training
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
-    for _ in range(2):  # the first step opens the gates, the second reaches what is behind them
+    for _ in range(2):  # the first step opens the gates; the second reaches the weights behind them
         optimizer.zero_grad()
         model(frames(2, 3, torch.float32))[0].square().sum().backward()
         optimizer.step()
@@ -384,7 +384,7 @@ def test_public_name() -> None:
 
 
 def test_in_the_encoder() -> None:
-    """The encoder gives a tuple of maps; its stages are named by numbers."""
+    """The encoder returns a tuple of maps; its stages are named by numbers."""
     from tttstream import encoders
 
     encoder, x = encoders.load(weights="none", strides=(16, 32)), torch.rand(2, 2, 3, 64, 64)

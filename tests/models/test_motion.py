@@ -1,4 +1,4 @@
-"""Motion: shifts are found, the picture is moved on by as much, and the frame before is a state like any other."""
+"""Motion: shifts are found, the picture is shifted by them, and the previous frame is a state like any other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def disturbed(**changes: object) -> FrameModel:
 
 
 def panned(count: int, down: int, right: int) -> Tensor:
-    """A window that moves over noise, so that what it shows moves by so many pixels a frame: [1, T, 3, SIZE, SIZE]."""
+    """A window that moves over noise, so that its content moves by these pixels a frame: [1, T, 3, SIZE, SIZE]."""
     noise = torch.rand(3, 4 * SIZE, 4 * SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wide = torch.nn.functional.avg_pool2d(noise, 3, 1, 1)
     top, left = 2 * SIZE, 2 * SIZE
@@ -56,7 +56,7 @@ def test_the_least_cost_is_that_of_the_shift(down: int, right: int) -> None:
     assert (inner == 7 * (3 - down) + 3 - right).all()
     around = F.avg_pool2d(costs.cells[0], 3, 1, 1, count_include_pad=False)
     assert (around[1:, :, 2:-2, 2:-2].argmin(1) == 7 * (3 - down) + 3 - right).all()
-    assert (costs.patches[0, 0].argmin(-1) == 24).all()  # no frame before: it stands still
+    assert (costs.patches[0, 0].argmin(-1) == 24).all()  # no previous frame: no motion
 
 
 def test_before_training_the_picture_moves_on() -> None:
@@ -190,7 +190,7 @@ def test_who_only_watches_gets_the_same_losses(changes: dict[str, int]) -> None:
     torch.testing.assert_close(pack(part), pack(made.watched(state)), rtol=0, atol=1e-12)
     assert len(part.blocks) == (made.config.surprise or made.config.depth)
     assert made.watched(part) == part
-    again, _ = made.watch(x, state)  # a whole state goes on too
+    again, _ = made.watch(x, state)  # a complete state continues too
     torch.testing.assert_close(again.before, made(x, state)[0].losses.before, rtol=0, atol=1e-12)
 
 

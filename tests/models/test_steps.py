@@ -1,4 +1,4 @@
-"""Exported steps of models: torch.export and onnxruntime give what PyTorch gives, frame after frame."""
+"""Exported steps of models: torch.export and onnxruntime equal PyTorch, frame by frame."""
 
 from __future__ import annotations
 

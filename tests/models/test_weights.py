@@ -1,4 +1,4 @@
-"""The trained models that are shipped: they load without a network, are small, and say what they are."""
+"""The shipped models: they load without a network, are small, and have model cards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Poses as vectors: the same orientation gives the same numbers, near ones near numbers, whatever it is written as."""
+"""Poses as vectors: one orientation has the same numbers in any notation, and near orientations have near numbers."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class TestAngles:
 
 class TestQuaternions:
     def test_the_columns_of_the_rotation(self) -> None:
-        q = Quaternion("q").encode(quaternion([0, 0, 1], 90))  # x goes to y, y to -x
+        q = Quaternion("q").encode(quaternion([0, 0, 1], 90))  # x becomes y, y becomes -x
         np.testing.assert_allclose(q, [0, 1, 0, -1, 0, 0], atol=1e-12)
-        q = Quaternion("q").encode(quaternion([1, 0, 0], 90))  # x stays, y goes to z
+        q = Quaternion("q").encode(quaternion([1, 0, 0], 90))  # x is unchanged, y becomes z
         np.testing.assert_allclose(q, [1, 0, 0, 0, 0, 1], atol=1e-12)
 
     def test_signs_lengths_and_orders_are_one_orientation(self) -> None:

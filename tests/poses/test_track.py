@@ -1,4 +1,4 @@
-"""Files of poses: what is understood, what a frame gets, and what is said of rows that cannot be used."""
+"""Files of poses: their formats, the pose of a frame, and the errors of rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TestClocks:
         track.begin(None, 1.0)
         assert track.pose(0, 0.25).tolist() == [2.5]
         track = Track(epoch)
-        track.begin(1305031102.75, 1.0)  # as a source knows it
+        track.begin(1305031102.75, 1.0)  # as a source reports it
         assert track.pose(0, 0.25).tolist() == [2.5]
         rows = Track(write("x\n1\n2\n3\n"), start=1)
         assert rows.pose(1, 0.0).tolist() == [3]

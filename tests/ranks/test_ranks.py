@@ -29,7 +29,7 @@ Found = dict[int, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What `across.py` says of two and of four processes."""
+    """The results of `across.py` for two and four processes."""
     path = tmp_path_factory.mktemp("ranks") / "found.json"
     words = [sys.executable, str(HERE / "across.py"), str(path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=290)
@@ -102,7 +102,7 @@ with Relay(layer, Line()):
 
 @pytest.mark.parametrize("how", [pytest.param("dies", marks=pytest.mark.soak), "hangs"])
 def test_a_rank_that_has_ended(tmp_path: Path, how: str) -> None:
-    """The one that waits for it says so, at once or after the timeout of its process group."""
+    """The rank that waits for it raises an error, at once or after the timeout of its process group."""
     begun = time.monotonic()
     words = [sys.executable, "-c", DIES]
     ranks = [

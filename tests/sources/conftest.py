@@ -21,7 +21,7 @@ def picture(index: int, side: int = 64) -> NDArray[np.uint8]:
 
 @pytest.fixture
 def make_video(tmp_path: Path) -> Callable[..., Path]:
-    """make_video(name, times_ms, codec=..., side=..., …): a video whose frames stand at these times in milliseconds."""
+    """make_video(name, times_ms, codec=..., side=..., …): a video with frames at these times in milliseconds."""
 
     def make(
         name: str,

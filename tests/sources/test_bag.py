@@ -195,14 +195,14 @@ def test_as_training_data(tmp_path: Path) -> None:
     assert len(reader.read(np.array([7, 8, 9])).frames) == 2
     damaged = clips[1].open(PyAV())
     shot = damaged.read(np.array([4, 5, 6]))
-    np.testing.assert_array_equal(shot.frames, [picture_of(n) for n in (4, 6, 6)])  # the next one stands in
+    np.testing.assert_array_equal(shot.frames, [picture_of(n) for n in (4, 6, 6)])  # the next one replaces it
     np.testing.assert_allclose(shot.poses[:, 0], [0.4, 0.6, 0.6], atol=1e-6)
     assert "message 5: its encoding is 'odd'" in str(damaged.damage)
     data = VideoData(train=index, size=8, length=5, batch_size=2, workers=0)
     batch = next(iter(data.train_dataloader()))
     assert tuple(batch.pose.shape) == (2, 5, 2)
     assert batch.reset[:, 0].all()
-    np.testing.assert_allclose(batch.pose[..., 0] * 10, batch.frame, atol=1.01)  # 1: where the next stands in
+    np.testing.assert_allclose(batch.pose[..., 0] * 10, batch.frame, atol=1.01)  # 1: replaced by the next one
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="holds no ROS 2 bags"):
         RosBags(str(tmp_path / "none")).clips()

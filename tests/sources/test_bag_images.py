@@ -15,7 +15,7 @@ from tttstream.sources.robots.images import picture
 
 
 def converted(encoding: str, pixels: Pixels) -> tuple[NDArray[Any], Pixels]:
-    """RGB in an encoding, and what it has to become again."""
+    """RGB in an encoding, and the expected result."""
     grey = pixels[..., 0]
     ways: dict[str, Callable[[], tuple[NDArray[Any], Pixels]]] = {
         "rgb8": lambda: (pixels, pixels),

@@ -94,7 +94,7 @@ def test_trees_of_transforms(tmp_path: Path) -> None:
 
 
 def test_two_clocks_that_do_not_meet(tmp_path: Path) -> None:
-    """A camera that counts from its start, and poses of the day: refused, with what helps."""
+    """A camera whose times count from its start, with poses in absolute time: refused, with advice."""
     other = [
         (t, k, log, image(picture_of(n), stamp=S * 50 + n * S // 10)) for n, (t, k, log, _) in enumerate(images(3))
     ]

@@ -85,7 +85,7 @@ def test_a_position_continues_the_counts(clip: str) -> None:
 
 
 class Unplugged:
-    """A capture that gives a few frames and then no more."""
+    """A capture that returns a few frames and then none."""
 
     def __init__(self, device: object) -> None:
         self.left = 3

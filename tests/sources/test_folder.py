@@ -1,4 +1,4 @@
-"""Folders of images, what a folder of videos expands to, and the doors that `open_source` closes."""
+"""Folders of images, the expansion of a folder of videos, and paths that `open_source` refuses."""
 
 from __future__ import annotations
 

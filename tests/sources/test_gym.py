@@ -1,4 +1,4 @@
-"""Environments under random actions: repeatable, seekable, and clear about what is wrong."""
+"""Environments under random actions: repeatable, seekable, and with clear errors."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def test_a_closed_source_ends() -> None:
 
 
 class Robot(Dot):
-    """A dot that says where it is in all the ways of environments, in the info of a step but not of a reset."""
+    """A dot whose position is available in all ways that environments have, in the info of a step but not of a
+    reset."""
 
     class Agent:
         def __init__(self) -> None:
@@ -160,7 +161,7 @@ class Variables:
 
 
 class Doom(Dot):
-    """As ViZDoom's own gymnasium wrapper: a game that is asked for variables, no state at the end of an episode."""
+    """Like ViZDoom's own gymnasium wrapper: a game with variables, and no state at the end of an episode."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(render_mode)
@@ -180,7 +181,7 @@ class Doom(Dot):
 
 
 class Seeker:
-    """Goes to the left as often as it was made to, then right: a policy with a memory."""
+    """Goes left for a given number of steps, then right: a policy with a memory."""
 
     def __init__(self) -> None:
         self.steps = 0

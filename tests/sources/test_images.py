@@ -1,4 +1,4 @@
-"""How the pixels of image files are brought to 8 bits, what is refused, and what is found in a folder."""
+"""Pixels of image files in 8 bits, refused files, and the files found in a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RAMP = np.linspace(0, 1, 48).reshape(6, 8)
 
 
 def shown(path: Path) -> np.ndarray:  # type: ignore[type-arg]
-    """The image as `watch` sees it, and training too."""
+    """The image as `watch` and training read it."""
     with open_source(path) as source:
         (frame,) = source
     clip: Clip = ImagesClip(str(path.parent))

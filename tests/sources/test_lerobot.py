@@ -169,7 +169,7 @@ def test_colours_of_stored_pictures(tmp_path: Path) -> None:
 
 
 def test_a_time_that_is_off_is_no_match(tmp_path: Path) -> None:
-    """Where an episode begins between two frames of the video nobody knows which is meant."""
+    """If an episode begins between two frames of the video, its first frame is ambiguous."""
     small = open_source(f"{v3(tmp_path / 'a', shift=0.004)}#1")
     assert numbers(list(small)) == list(range(5, 12))
     with pytest.raises(SourceError, match=r"no frame of b#1:.* can be read: row 0 at 0\.000 s"):

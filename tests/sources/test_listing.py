@@ -1,4 +1,4 @@
-"""What a spelling of a source stands for: links to folders, folders nobody may list, and numbered images."""
+"""The meaning of names of sources: links to folders, folders without permission, and numbered images."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def save(path: Path, value: int) -> None:
 
 
 def under(root: Path, *tops: Path) -> list[str]:
-    """What these folders stand for, seen from one of them."""
+    """The files of these folders, relative to one of them."""
     return [os.path.relpath(path, root) for path in expand(tops)]
 
 
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """closed(folder): nobody may list it from now on (permissions do not stop an administrator)."""
+    """closed(folder): it cannot be listed from now on (permissions do not stop an administrator)."""
 
     def close(folder: Path) -> None:
         scandir = os.scandir
@@ -66,7 +66,7 @@ class TestLinks:
         touch(top / "real" / "y.mp4")
         for name in ("a", "b"):
             (top / name).symlink_to(tmp_path / "disk")
-        (top / "alias").symlink_to(top / "real")  # goes by its own name
+        (top / "alias").symlink_to(top / "real")  # has its own name
         (top / "inner").symlink_to(tmp_path / "disk" / ".." / "disk")
         assert under(top, top) == ["a/x.mp4", "real/y.mp4"]
 
@@ -156,7 +156,7 @@ class TestNumberedImages:
         assert [path.name for path in sequence(tmp_path / "%d.png")] == ["4.png"]
         assert sequence(tmp_path / "frame.png") == []
         assert sequence(tmp_path / "%d-%d.png") == []
-        save(tmp_path / "a%d.png", 5)  # a file of the very name comes first
+        save(tmp_path / "a%d.png", 5)  # a file with exactly this name has precedence
         save(tmp_path / "a1.png", 6)
         (frame,) = open_source(tmp_path / "a%d.png")
         assert frame.image[0, 0, 0] == 5

@@ -120,7 +120,7 @@ def test_thumbnails_and_masks_of_a_picture_are_no_pages(tmp_path: Path, tag: int
 def test_most_files_of_one_image_are_recognised_by_their_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pillow takes several times as long to open a file as it takes to read its header, and folders hold many."""
+    """Opening a file with Pillow takes several times as long as reading its header, and folders contain many files."""
     image = drawn(1)[0]
     single: dict[str, dict[str, Any]] = {
         "a.png": {},
@@ -235,7 +235,7 @@ def test_an_animation_under_the_suffix_of_single_images_is_refused(tmp_path: Pat
 
 @pytest.mark.parametrize("blend", [0, 1])
 def test_the_default_image_is_never_visible_through_an_animation(blend: int, tmp_path: Path) -> None:
-    """The first image of an animation begins with nothing, not with the picture that stands for it."""
+    """The first image of an animation is drawn on an empty picture, not on the default image."""
     half = Image.new("RGBA", (8, 8), (0, 0, 255, 255))
     half.paste((0, 0, 0, 0), (0, 0, 8, 4))
     stand_in = Image.new("RGBA", (8, 8), (255, 0, 0, 255))

@@ -63,8 +63,8 @@ def encode(tmp_path: Path) -> Encode:
 
 
 def shown(path: Path) -> Pixels:
-    """The first frame as `watch` sees it, after making sure that training sees the same by either decoder, and a camera
-    that the file stands in for."""
+    """The first frame as `watch` reads it, after a check that both decoders of training, and a camera simulated by the
+    file, read the same."""
     with Video(str(path)) as video, Camera(str(path)) as camera:
         image = next(iter(video)).image
         np.testing.assert_array_equal(next(iter(camera)).image, image)
@@ -104,7 +104,7 @@ def test_all_eight_orientations(encode: Encode, matrix: tuple[int, int, int, int
 def test_a_tilted_picture_is_turned_about_its_middle(encode: Encode) -> None:
     half = UNIT * 0.5**0.5
     path = encode("tilted.mp4", "libx264", quarters(), matrix=(half, half, 0, -half, half, 0, 0, 0, 1 << 30))
-    image = shown(path)  # clockwise by 45 degrees: red comes to the top, green to the right
+    image = shown(path)  # clockwise by 45 degrees: red moves to the top, green to the right
     assert image.shape == (HIGH, WIDE, 3)
     assert image[0, 0].max() == 0
     for (row, column), colour in {(6, 32): 0, (24, 50): 1, (24, 14): 2}.items():
@@ -194,7 +194,7 @@ def test_colours_that_cannot_be_converted_are_refused(encode: Encode) -> None:
 
 
 def expected_grey(nits: float) -> float:
-    """The 8-bit code of a grey of so many nits, by BT.2390 in plain numbers."""
+    """The 8-bit code of a grey of this number of nits, by BT.2390 written out."""
     top, most = float(hdr.pq_code(1000)), float(hdr.pq_code(203) / hdr.pq_code(1000))
     code, knee = float(hdr.pq_code(min(nits, 1000))) / top, 1.5 * most - 0.5
     if code > knee:
@@ -253,7 +253,7 @@ def test_a_jpeg_with_a_picture_inside_and_one_cut_off(tmp_path: Path) -> None:
     header = good[2][: good[2].rindex(b"\xff\xda") // 2]
     (tmp_path / "header.mjpeg").write_bytes(b"".join([*good[:2], header, *good[3:]]))
     with Video(str(tmp_path / "header.mjpeg")) as video:
-        assert len(list(video)) >= 3  # FFmpeg takes the next one for a part of it
+        assert len(list(video)) >= 3  # FFmpeg reads the next one as a part of it
         assert (video.skipped, video.truncated) == (1, True)
     for number, where in enumerate((0.5, 0.9, -2)):
         cut = good[2][: int(len(good[2]) * where) if where > 0 else int(where)]

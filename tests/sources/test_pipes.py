@@ -24,7 +24,7 @@ TIMES = range(0, 1000, 40)
 
 
 def sums(path: Path) -> list[int]:
-    """What tells the frames of a file apart."""
+    """A checksum of each frame of a file."""
     with open_source(path) as source:
         return [int(frame.image.sum()) for frame in source]
 
@@ -52,7 +52,7 @@ def test_the_standard_input(make_video: MakeVideo, tmp_path: Path, monkeypatch: 
     path = make_video("x.ts", TIMES)
     assert len(sums(path)) == 25
     with open(path) as file, fifo(tmp_path / "pipe", path.read_bytes()) as pipe, open(pipe) as piped:
-        for stdin in (file, piped):  # a file that the shell opened, and what another program writes
+        for stdin in (file, piped):  # a file that the shell opened, and the output of another program
             monkeypatch.setattr(sys, "stdin", stdin)
             with open_source("-") as source:
                 assert source.name == "standard input"
@@ -175,7 +175,7 @@ def test_a_stall_of_the_network_is_named(make_video: MakeVideo) -> None:
     ],
 )
 def test_an_address_that_leads_nowhere(address: str, said: str) -> None:
-    """The reason is named, and nothing is guessed of a file that nobody has seen."""
+    """The reason is named, without a guess about a file that was not read."""
     with pytest.raises(SourceError, match=said) as caught:
         open_source(address)
     assert "faststart" not in str(caught.value)

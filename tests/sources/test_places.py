@@ -1,4 +1,4 @@
-"""The embedded places: repeatable, seekable, true to its poses, and honest about what changes out of sight."""
+"""The embedded places: repeatable, seekable, with exact poses and complete events of changes out of view."""
 
 from __future__ import annotations
 

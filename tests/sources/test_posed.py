@@ -1,4 +1,4 @@
-"""Recordings with a file of poses: each frame gets its own, whatever was skipped, and continues after a restart."""
+"""Recordings with a file of poses: each frame gets its own pose, also after skipped frames and after a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times where they are hard to tell: pauses of variable-rate recordings, holes, and streams without times."""
+"""Difficult times: pauses of recordings with a variable rate, gaps, and streams without times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def times(steady: bool) -> list[int]:
 
 @pytest.fixture
 def record(tmp_path: Path) -> Callable[..., Path]:
-    """record(name, codec, milliseconds, sound=…): a video, with sound that goes on all the time if asked for."""
+    """record(name, codec, milliseconds, sound=…): a video, optionally with continuous sound."""
 
     def write(name: str, codec: str, stamps: list[int], sound: bool = False) -> Path:
         tick = Fraction(1, 1000) if codec in ("libx264", "libvpx") else Fraction(1, 25)
@@ -176,7 +176,7 @@ def test_times_of_motion_jpeg_over_http_are_those_of_arrival(camera: Callable[..
     assert len(stamps) == len(WAITS)
     assert stamps[0] == 0
     assert (np.diff(stamps) > 0).all()
-    # The first ones were read to find out what it is; from there on, stamps go as the clock of the reader does.
+    # The first ones were read to detect the format; later time stamps follow the clock of the reader.
     assert stamps[-1] >= sum(WAITS[3:]) - 0.1
     np.testing.assert_allclose(stamps - stamps[-1], clock - clock[-1], atol=0.5)
 

@@ -1,4 +1,4 @@
-"""Videos: times, rotation, damage, exact seeking, and memory that does not grow while nobody reads."""
+"""Videos: times, rotation, damage, exact seeking, and constant memory without a reader."""
 
 from __future__ import annotations
 

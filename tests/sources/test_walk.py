@@ -1,4 +1,4 @@
-"""The embedded walk: repeatable, seekable, honest about what it planted, fair to frame difference, flat in memory."""
+"""The embedded walk: repeatable, seekable, with complete events, fair to frame difference, with constant memory."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_it_goes_on_where_it_was() -> None:
 
 
 def test_a_restart_forgets_the_level_and_keeps_the_deviation() -> None:
-    """The loss of a fresh memory is no event; a rise after it is, on the scale of all that came before."""
+    """The loss of a fresh memory is no event; a later rise is one, on the scale of all earlier frames."""
     normaliser = Normaliser()
     for value in losses(100, 1.0, 0.05):
         normaliser.push(value)

@@ -1,4 +1,4 @@
-"""Outlines from boxes and points: what stands out in the box or about the point, and what is refused."""
+"""Outlines from boxes and points: the object in the box or at the point, and refused arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tttstream.streams.outlines import from_box, from_point
 
 
 def disk(height: int = 300, width: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """A noisy orange disk before noisy blue, and where it is."""
+    """A noisy orange disk on noisy blue, and its mask."""
     rng = np.random.default_rng(0)
     ys, xs = np.mgrid[:height, :width]
     mask = np.hypot(ys - 140, xs - 210) < 60

@@ -1,4 +1,4 @@
-"""Stream.push: results that mean what they say, frames of every kind, and inputs that cannot be used."""
+"""Stream.push: correct results, frames of every kind, and inputs that cannot be used."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_any_array_of_pixels_is_taken_as_it_is(stream: Stream) -> None:
     image = (picture().astype(np.float32) / 255)[::-1]
     expected = stream.picture(Frame(image))
     for same in (image.astype(np.float64), image.astype(np.longdouble), image.astype(">f4")):
-        same.flags.writeable = False  # as what np.asarray makes of an image of Pillow
+        same.flags.writeable = False  # like np.asarray of an image of Pillow
         assert torch.equal(stream.picture(Frame(same)), expected)
         assert torch.equal(stream.picture(Frame(same.copy())), expected)
 

@@ -28,7 +28,7 @@ def labelled(batch: Batch) -> Batch:
 
 
 class Losses(Callback):
-    """Notes the loss of every step, and stops after so many."""
+    """Records the loss of every step, and stops after a number of steps."""
 
     def __init__(self, stop: int | None) -> None:
         self.losses: list[float] = []

@@ -1,4 +1,4 @@
-"""The four commands: a run from shipped configurations, what it leaves behind, and a user's mistakes in one line."""
+"""The four commands: a run from shipped configurations, its files, and a user's mistakes in one line."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ class TestCheckpoints:
         assert os.listdir(here) == ["last.ckpt"]
 
     def test_bare_weights_come_back_from_spawned_ranks(self, here: Path) -> None:
-        """Lightning writes them under a name of its own; `make soak` has the whole run."""
+        """Lightning writes them under another name; `make soak` has the whole run."""
         assert f'"{SPAWNED}"' in inspect.getsource(_MultiProcessingLauncher)
         WholeFiles().save_checkpoint({"model.weight": torch.ones(2)}, here / SPAWNED)
         assert WholeFiles().load_checkpoint(str(here / SPAWNED))["model.weight"].tolist() == [1, 1]

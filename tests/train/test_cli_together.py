@@ -1,4 +1,4 @@
-"""Several `fit` in one folder at once: each has a folder of its own, whole and of itself alone."""
+"""Several `fit` in one folder at the same time: each has its own complete folder."""
 
 from __future__ import annotations
 
@@ -82,5 +82,5 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert main([*WORDS, "--trainer.default_root_dir=~/run", "--ckpt_path=~/missing.ckpt"]) == 2
     assert f"no checkpoint {tmp_path / 'missing.ckpt'}" in capsys.readouterr().err
     assert main([*WORDS, "--trainer.default_root_dir=~/run", "--trainer.precision=wrong"]) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # and none of a run that came to nothing
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # and none of a run without results
     assert list((tmp_path / "run").iterdir()) == []

@@ -61,7 +61,7 @@ found["resumed"] = run(None, folder / "three.ckpt")[2]
 
 
 def run(folder: Path, processes: int, strategy: str = "ddp", accelerator: str = "cpu") -> list[dict[str, Any]]:
-    """Train in a process of its own (and those that it starts); what each of them found."""
+    """Train in a separate process (and those that it starts). Returns the result of each."""
     folder.mkdir()
     script = folder / "train.py"
     script.write_text(SCRIPT)
@@ -115,7 +115,7 @@ def test_fully_sharded(tmp_path: Path) -> None:
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """`tttstream fit` of a tiny model on camera walks; whoever holds its output is a process of the run."""
+    """`tttstream fit` of a tiny model on camera walks; every process with its output open belongs to the run."""
     pieces = [f"--config={name}" for name in ("trainer/fast", "model/tiny", "data/walk", "task/prediction")]
     given = [
         *(sys.executable, "-m", "tttstream", "fit", *pieces, "--trainer.val_check_interval=1"),
@@ -176,7 +176,7 @@ def test_the_command_with_every_callback(tmp_path: Path, kind: str) -> None:
 
 
 def test_objects_that_cannot_be_sent_to_a_spawned_process(tmp_path: Path) -> None:
-    """Lightning's averaging of weights holds a function that pickle refuses: one line, and no run left behind."""
+    """Lightning's averaging of weights contains a function that pickle refuses: one line, and no folder of a run."""
     (tmp_path / "averaged.yaml").write_text(AVERAGED)
     run = started(tmp_path, *TASKS["spawn"], "--config=averaged.yaml", "--trainer.max_steps=2")
     said, _ = run.communicate(timeout=200)
@@ -192,7 +192,7 @@ def test_objects_that_cannot_be_sent_to_a_spawned_process(tmp_path: Path) -> Non
     ids=["one", "two", "spawned"],
 )
 def test_a_signal_to_the_process_that_was_started(tmp_path: Path, kind: str | None, number: signal.Signals) -> None:
-    """It ends with 128 and the signal's number, a checkpoint, and no process that still holds its output."""
+    """It ends with 128 plus the signal's number, a checkpoint, and no process that still has its output open."""
     several = [f"--trainer.strategy={kind}", "--trainer.devices=2"] if kind else []
     run = started(tmp_path, *several, "--trainer.max_steps=1000000")
     folder = tmp_path / "out" / "train" / "version_0" / "checkpoints"
@@ -208,7 +208,7 @@ def test_a_signal_to_the_process_that_was_started(tmp_path: Path, kind: str | No
 
 
 def test_a_rank_that_fails(tmp_path: Path) -> None:
-    """It takes the other one with it, which waits in the next step."""
+    """It also ends the other one, which waits in the next step."""
     (tmp_path / "breaks.py").write_text(
         "from lightning.pytorch import Callback\n\n\nclass Break(Callback):\n"
         "    def on_train_batch_end(self, trainer, *_):\n"

@@ -240,7 +240,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_is_killed(tmp_path: Path) -> None:
-    """The run ends with an error, and soon; nobody waits for the one that has gone."""
+    """The run soon ends with an error; no rank waits for the one that has ended."""
     run = started(tmp_path, "--trainer.max_steps=1000000")
     log, limit = tmp_path / "out" / "train" / "version_0" / "metrics.csv", time.monotonic() + 150
     while not log.exists() and run.poll() is None and time.monotonic() < limit:

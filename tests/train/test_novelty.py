@@ -167,7 +167,7 @@ class TestTask:
 
 
 class _Note(ModelCheckpoint):
-    """Notes what was logged, step by step."""
+    """Records the logged values, step by step."""
 
     def __init__(self, seen: list[float], name: str) -> None:
         super().__init__(save_top_k=0)

@@ -1,5 +1,4 @@
-"""Training on streams: lanes that continue, exact resume, what Lightning does besides, and the measures of
-prediction."""
+"""Training on streams: lanes that continue, exact resume, features of Lightning, and the measures of prediction."""
 
 from __future__ import annotations
 

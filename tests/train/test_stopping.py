@@ -1,4 +1,4 @@
-"""A run that is stopped: by a signal, by the failure of a rank; what it leaves, and how it continues."""
+"""A run that is stopped by a signal or by the failure of a rank: its files, and its continuation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Make = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
-    """Ctrl-C is heard as in a terminal, also where the tests run in the background, which ignores it."""
+    """Ctrl-C works as in a terminal, also if the tests run in the background, where it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

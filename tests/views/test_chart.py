@@ -1,4 +1,4 @@
-"""The chart and what is kept for it: constant memory, true extremes, highlights apart from each other, a PNG."""
+"""The chart and its record: constant memory, exact extremes, separate highlights, a PNG."""
 
 import os
 from dataclasses import replace
@@ -74,7 +74,7 @@ def test_the_chart_is_drawn(tmp_path: Path, count: int) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("step", [0.04, 0.0, 10.0])
 def test_a_very_short_run_shows_every_frame_with_its_time(count: int, step: float) -> None:
-    """One point a frame that lies inside the chart, also where the time stands still."""
+    """One point a frame inside the chart, also if the time does not advance."""
     trace = Trace()
     for index in range(count):
         trace.add(IMAGE, replace(result(index, 4.0 * index), time_s=5 + step * index))

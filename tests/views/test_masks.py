@@ -1,4 +1,4 @@
-"""Masks over frames and sheets of pictures: outlines show on any ground, colours can be told apart, words fit."""
+"""Masks over frames and sheets of pictures: outlines are visible on any background, colours differ, and words fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def light(picture: NDArray[Any]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("number", [1, 2, 7, 15])
 @pytest.mark.parametrize("ground", ["black", "white", "grey", "own", "mixed", "stripes"])
 def test_an_outline_can_be_seen_on_any_ground(number: int, ground: str) -> None:
-    """All around, a pixel just outside and one just inside differ by much, and one of them from what was there."""
+    """Along the outline, a pixel just outside and one just inside differ strongly, and one of them differs from the
+    frame."""
     colour = palette()[number]
     frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     frame[:] = {"white": 255, "grey": 128, "own": colour, "mixed": colour // 2 + 64}.get(ground, 0)

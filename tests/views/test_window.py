@@ -79,7 +79,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def comes_true(condition: Callable[[], bool], seconds: float = 120) -> bool:
-    """Ask again and again until it is true, for so many seconds."""
+    """Poll until it is true, for at most this number of seconds."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -106,7 +106,7 @@ class Program:
         return bool(dark > 0.3 * 480 * (STRIP + PANEL) and (screen.max(axis=2) > 40).sum() > 480 * 200)
 
     def press(self, key: str, until: Callable[[], bool] = lambda: True) -> None:
-        """Press a key, again where it shows no effect: Qt drops a key that arrives while OpenCV draws."""
+        """Press a key until it has an effect: Qt drops a key that arrives while OpenCV draws."""
         command = ["xdotool", "search", "--name", "tttstream", "windowfocus", "--sync", "key", key]
         for _ in range(8):
             sent = subprocess.run(command, env=self.environment, capture_output=True, timeout=30)

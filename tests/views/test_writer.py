@@ -1,4 +1,4 @@
-"""The video writer: what goes in comes out at its time, and a broken file leaves no trace."""
+"""The video writer: pictures have their times in the file, and an incomplete file is removed."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What the tests of data share: tiny videos whose grey level tells the number of the frame."""
+"""Shared by the tests of data: tiny videos whose grey level is the number of the frame."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def grey(number: int, side: int) -> NDArray[np.uint8]:
 
 @pytest.fixture
 def numbers() -> Callable[[Tensor], list[int]]:
-    """numbers(frames [..., 3, H, W]): which frames of a movie they are, told from their lower right corners."""
+    """numbers(frames [..., 3, H, W]): the numbers of frames of a movie, from their lower right corners."""
 
     def tell(frames: Tensor) -> list[int]:
         corner = frames[..., -(frames.shape[-2] // 4) :, -(frames.shape[-1] // 4) :].float().mean((-3, -2, -1))
@@ -36,7 +36,7 @@ def numbers() -> Callable[[Tensor], list[int]]:
 
 @pytest.fixture
 def movie(tmp_path: Path) -> Make:
-    """movie(name, frames, side=32): a video of so many frames."""
+    """movie(name, frames, side=32): a video with this number of frames."""
 
     def make(name: str, frames: int = 12, side: int = 32) -> Path:
         path = tmp_path / name

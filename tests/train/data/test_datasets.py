@@ -1,4 +1,4 @@
-"""Labelled data sets in the forms that people have them in, and what is said of those that are not in order."""
+"""Labelled data sets in their usual forms, and the errors of damaged ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moving digits: what the protocol of Moving MNIST says, the same in every run, from fonts or from idx files."""
+"""Moving digits: the protocol of Moving MNIST, the same in every run, from fonts or from idx files."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_clips_without_masks_beside_clips_with_some(davis: Path, tmp_path: Path)
 
 
 def masks_of(folder: Path, *masks: Image.Image, merge: bool = False, suffix: str = ".png") -> ImagesClip:
-    """A clip of as many black images as there are masks, at their size."""
+    """A clip of black images, one for each mask and of its size."""
     folder.mkdir()
     for number, mask in enumerate(masks):
         Image.new("RGB", mask.size).save(folder / f"{number}.jpg")
@@ -94,7 +94,7 @@ def masks_of(folder: Path, *masks: Image.Image, merge: bool = False, suffix: str
 
 
 def test_masks_as_people_save_them(tmp_path: Path) -> None:
-    """The reader gives the numbers that stand in the files, -1 for void; all of the rule is in test_labels.py."""
+    """The reader returns the numbers in the files, -1 for void; test_mask_files.py tests the whole rule."""
     pixels = np.kron(np.array([[0, 1, 2], [2, 255, 0]]), np.ones((4, 4), int))
     plain = np.where(pixels == 255, -1, pixels)
     white = (pixels == 1).astype(np.uint8) * 255

@@ -1,4 +1,4 @@
-"""Lists of videos in the dialects that people write: what each says, and which are refused, naming the row."""
+"""Lists of videos in common formats: their interpretation, and refused lists, whose errors name the row."""
 
 from __future__ import annotations
 

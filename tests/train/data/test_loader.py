@@ -44,7 +44,7 @@ def loader(index: Index, part: str = "train", **options: Any) -> LaneLoader:
 
 
 def taken(loader: LaneLoader, count: int) -> list[Batch]:
-    """So many batches, passes one after another."""
+    """This number of batches, over successive passes."""
     found: list[Batch] = []
     while len(found) < count:
         found += islice(loader, count - len(found))
@@ -297,7 +297,7 @@ class TestWorkers:
         next(batches)
         pids = [worker.pid for worker in _workers(large)]
         os.kill(pids[0], getattr(signal, name))
-        with pytest.raises((DataError, RuntimeError)) as caught:  # RuntimeError where torch is heard outside the loader
+        with pytest.raises((DataError, RuntimeError)) as caught:  # RuntimeError if torch raises outside the loader
             taken(large, 1000)
         error = lost(caught.value) or caught.value
         assert re.match("a worker that reads data (was killed|ended)", str(error)), error

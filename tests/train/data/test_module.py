@@ -27,7 +27,7 @@ from tttstream.train.data.split import cut
 
 
 class Probe(LightningModule):
-    """Learns the mean grey, writes down what it saw and how wrong it was, and saves itself after some steps."""
+    """Learns the mean grey, records its inputs and losses, and saves itself after some steps."""
 
     def __init__(self, save_in: Path | None = None) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def test_processes_share_the_lanes(folder: Path) -> None:
         assert torch.equal(torch.cat([half.clip for half in halves]), whole.clip)
         assert torch.equal(torch.cat([half.frames for half in halves]), whole.frames)
     validated = [rank_of(index, rank, 3, "val", batch_size=8) for rank in range(3)]
-    assert {len(batches) for batches in validated} == {4}  # all processes take as many steps
+    assert {len(batches) for batches in validated} == {4}  # all processes take the same number of steps
     shown = [
         pair
         for batches in validated
@@ -262,7 +262,7 @@ def test_the_readme(root: Path) -> None:
 def test_the_commands_of_the_readme(
     root: Path, movie: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The example is trained and tested as it stands there, on another UCF101 of two classes."""
+    """The example is trained and tested unchanged, on a UCF101 with two classes."""
     text = (root / "tttstream" / "train" / "data" / "README.md").read_text("utf-8")
     (example,) = re.findall(r"(?s)```yaml\n(.*?)```", text)
     fit, test = re.findall(r"(?m)^tttstream (.*)$", text)

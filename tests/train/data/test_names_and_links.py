@@ -45,7 +45,7 @@ class TestLinks:
         touch(tmp_path / "other" / "4.mp4")
         expected = [("run/1.mp4", 0), ("run/more/2.mp4", 0), ("sit/3.mp4", 1), ("sit/deep/4.mp4", 1)]
         assert found(ClassFolders(str(root)), root) == expected
-        (root / "up").symlink_to("..")  # where it came from is no class
+        (root / "up").symlink_to("..")  # its origin is no class
         assert found(ClassFolders(str(root)), root) == expected
         (root / "zebra").symlink_to(disk)  # the class run under another name
         with pytest.warns(UserWarning, match="zebra is skipped: it is the folder run under another name"):

@@ -1,4 +1,4 @@
-"""Generated objects: what is drawn follows from the seed and the frame's number, and masks show what can be seen."""
+"""Generated objects: a frame depends only on the seed and its number, and masks show the visible parts."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_the_requested_number_of_objects() -> None:
 
 
 def test_unrest_changes_the_motion_and_not_the_scene() -> None:
-    """The first frame shows the same objects, only smeared or not; later ones differ, and objects stay in sight."""
+    """The first frame shows the same objects with or without blur; later ones differ, and objects stay in view."""
     calm_area = wild_area = 0
     for seed in range(12):
         calm, wild = (clip(seed, unrest=unrest).open(PyAV()).read(np.array([0, 7])) for unrest in (0.0, 1.0))

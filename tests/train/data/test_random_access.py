@@ -1,4 +1,5 @@
-"""Frame n is frame n in every container that decodes in sequence, whatever was read before, by PyAV and by decord."""
+"""Frame n is the n-th frame of sequential decoding in every container, after any earlier reads, by PyAV and by
+decord."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ def in_sequence(path: Path) -> Pixels:
 
 
 def check(path: Path, decoder: Decoder, expected: Pixels, off: float = 0.0) -> None:
-    """Windows give the expected frames, each by a reader of its own and all by one reader; nothing is called bad."""
+    """Windows have the expected frames, each by its own reader and all by one reader; no file is reported as
+    damaged."""
     name = str(path)
     scan.cache_clear()
     kept = decoder.open(name)

@@ -1,8 +1,6 @@
 """The hyper-parameters of training, each with one sentence, from YAML and from the command line."""
 
 # ruff: noqa: RUF009
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import json

@@ -1,7 +1,5 @@
 """Evaluation: whole episodes, the same number from each environment, so that short ones are not over-represented."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which backend runs a call: what the Triton kernels cover, what this machine can run, and what a caller asked for."""
 
-from __future__ import annotations
-
 import logging
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple

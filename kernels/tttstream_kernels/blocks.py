@@ -1,7 +1,5 @@
 """The blocks in which kernels of token mode walk a row: where they lie, how large they are, and what runs them."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: R = rows times heads; every layer is one matrix [R, rows, columns] with its bias as the last row.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,7 +71,6 @@ class Muon(Direction):
             raise ConfigError(f"Muon: size must be more than 0 or None, got {self.size}")
 
     def turned(self, total: Layers, step: Layers, moment: Layers) -> tuple[Layers, Layers]:
-        """See `Direction`."""
         return tuple(self._one(x) for x in total), moment
 
     def _one(self, x: Tensor) -> Tensor:
@@ -103,7 +100,6 @@ class RMS(Direction):
             )
 
     def turned(self, total: Layers, step: Layers, moment: Layers) -> tuple[Layers, Layers]:
-        """See `Direction`."""
         moment = tuple(self.decay * v + s * s for v, s in zip(moment, step, strict=True))
         pairs = zip(total, moment, strict=True)
         return tuple(self._one(x, v) for x, v in pairs), moment

@@ -113,7 +113,7 @@ class GradSum(Tensor):
 
     @staticmethod
     def of(unfinished: Unfinished, count: int) -> GradSum:
-        """See the class."""
+        """The sum of the gradients of an unfinished mini-batch, which has `count` tokens."""
         shape, dtype, device = unfinished.kind
         made: GradSum = Tensor._make_wrapper_subclass(GradSum, shape, dtype=dtype, device=device)
         made.unfinished, made.count, made.made = unfinished, count, None
@@ -133,7 +133,6 @@ class GradSum(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """See the class."""
         if func in _UNREAD:
             return super().__torch_function__(func, types, args, kwargs)
         if func is Tensor.detach:  # it has no graph

@@ -5,8 +5,6 @@ W_t = W_{t-1} - (1/N) sum_{j in frame t} eta_j grad(W_{t-1}; j),   z_j = f(q_j; 
 No order inside a frame, so no triangle and no N x N matrix. Nothing here reads a value, so it exports with any masks.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Shapes: R = rows times heads, K tokens of a mini-batch or frame, D head width. A
 matrix and its input carries a one, so (W, b) is one matrix [D + 1, columns] and one product does both.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -84,7 +82,6 @@ class Dense(Inner):
     hidden: ClassVar[tuple[int, ...]]
 
     def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
-        """See `Inner.shapes`."""
         if not self.hidden:
             return ((width + 1, width),)
         widths = [width, *(multiple * width for multiple in self.hidden), width]
@@ -108,12 +105,10 @@ class Dense(Inner):
         return steps
 
     def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
-        """See `Inner.forward`."""
         z, inputs, hidden = self.layers(with_one(x), weights)
         return z, (inputs, hidden)
 
     def gradients(self, g: Tensor, weights: Weights, saved: Any, rates: Tensor | None = None) -> Weights:
-        """See `Inner.gradients`."""
         inputs, hidden = saved
         return tuple(torch.bmm(x.mT, step) for x, step in zip(inputs, self.steps(g, weights, hidden), strict=True))
 
@@ -151,7 +146,6 @@ class Conv(Inner):
             raise ConfigError(f"conv: expected a grid of at least 1 x 1 tokens, got {self.height} x {self.width}")
 
     def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
-        """See `Inner.shapes`."""
         return ((10, width), (width + 1, width))
 
     def _picture(self, x: Tensor) -> Tensor:
@@ -163,7 +157,6 @@ class Conv(Inner):
         return weight[:, :9].mT.reshape(-1, 1, 3, 3)
 
     def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See `Inner.forward`."""
         first, second = weights
         cells, tokens, width = x.shape
         places = self.height * self.width
@@ -176,7 +169,6 @@ class Conv(Inner):
         return torch.bmm(inputs, second), (x, picture, z, inputs)
 
     def gradients(self, g: Tensor, weights: Weights, saved: Any, rates: Tensor | None = None) -> Weights:
-        """See `Inner.gradients`."""
         x, picture, z, inputs = saved
         first, second = weights
         cells, tokens, width = x.shape
@@ -204,18 +196,15 @@ class SwiGLU(Inner):
     bias: ClassVar[bool] = False
 
     def shapes(self, width: int) -> tuple[tuple[int, int], ...]:
-        """See `Inner.shapes`."""
         return ((width, 2 * width), (width, 2 * width), (2 * width, width))
 
     def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """See `Inner.forward`."""
         w0, w2, w1 = weights
         gate, value = torch.bmm(x, w0), torch.bmm(x, w2)
         hidden = F.silu(gate) * value
         return torch.bmm(hidden, w1), (x, gate, value, hidden)
 
     def gradients(self, g: Tensor, weights: Weights, saved: Any, rates: Tensor | None = None) -> Weights:
-        """See `Inner.gradients`."""
         x, gate, value, hidden = saved
         back = torch.bmm(g, weights[2].mT)
         open_share = gate.sigmoid()

@@ -3,8 +3,6 @@
 `f(x; W) = x + LN(g(x; W))` and `l = 1/2 |f(k) - v|^2`: with `target = v - k` the residual drops out of the loss.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -116,7 +114,6 @@ class _ReconstructionGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
-        """See `reconstruction_gradient`."""
         gradient, *parts = gradient_parts(z, offset, scale)
         ctx.save_for_backward(z, offset, scale, gradient, *parts)
         return gradient

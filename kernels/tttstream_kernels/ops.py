@@ -1,7 +1,5 @@
 """The public op: validates its arguments, chooses the backend, and runs an inner model over a stream of tokens."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -6,8 +6,6 @@ that has one; pieces are sorted longest first, so the pieces of a wave are alway
 148 tokens with many resets need a few more slots than tokens, not a padding of every piece to the longest.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """The type that the ops compute in: that of the state, whatever autocast says."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 
 import torch

@@ -1,7 +1,5 @@
 """Reading a memory without teaching it: every token meets the weights as they stand."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ goes into a product, and what belongs to the end of a mini-batch is left to it. 
 factors (`factors.py`), one that an earlier call has summed continues with its sum.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Shared by tests of the ops: the tolerance table, and memory of NaN around and under what a kernel is given."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -5,8 +5,6 @@ is so short that this took longer than the step. Nothing here reads a value, and
 need is used twice, so that it is computed once.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, native_layer_norm
 from torch.nn import functional as F

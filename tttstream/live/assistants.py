@@ -1,7 +1,5 @@
 """Assistants: create the companions of cameras. All companions of a kind share one model."""
 
-from __future__ import annotations
-
 import threading
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Boxes in shares of a picture, drawn by the user."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tttstream.errors import ConfigError

@@ -1,7 +1,5 @@
 """Camera: one source with its own memory, its status, and its commands."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Chores: write files and send messages in another thread, so that the worker does not wait."""
 
-from __future__ import annotations
-
 import queue
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Companion: a second stream over the frames of a camera, in its own thread, that processes as many as it can."""
 
-from __future__ import annotations
-
 import json
 import threading
 from abc import ABC, abstractmethod

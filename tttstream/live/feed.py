@@ -1,7 +1,5 @@
 """Feed: one source in its own thread, reopened after a failure."""
 
-from __future__ import annotations
-
 import gc
 import threading
 import time
@@ -106,7 +104,7 @@ class Feed:
 
     @property
     def state(self) -> str:
-        """See the class."""
+        """The state in one word, see the class."""
         source = self.source
         silent = time.monotonic() - self._last > STALL_S and not self.inbox.waiting and not self.inbox.full
         stalled = self._state == "running" and silent and source is not None and source.live

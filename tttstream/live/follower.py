@@ -1,7 +1,5 @@
 """Follower: follows things from boxes that the user drew."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -38,11 +36,9 @@ class Follower(Companion):
 
     @property
     def wanted(self) -> bool:
-        """See Companion."""
         return bool(self._names)
 
     def look(self, frame: Frame) -> None:
-        """See Companion."""
         self._take(frame, self.stream.push(frame))
 
     def _take(self, frame: Frame, result: MaskResult) -> None:
@@ -84,11 +80,9 @@ class Follower(Companion):
         ]
 
     def note(self) -> dict[str, Any]:
-        """See Companion."""
         return {"names": {str(number): name for number, name in self._names.items()}}
 
     def restore(self, note: dict[str, Any]) -> None:
-        """See Companion."""
         self._names = {int(number): name for number, name in note["names"].items()}
 
 

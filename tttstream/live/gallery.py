@@ -1,7 +1,5 @@
 """Gallery: the events of all cameras with their pictures, in memory or in a folder."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Gate: decides which rises of the surprise are events."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

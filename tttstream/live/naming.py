@@ -1,7 +1,5 @@
 """Names of sources on a page and in files: without passwords, short and unique."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import PurePath

@@ -1,7 +1,5 @@
 """Panes: the pictures of a camera for display, encoded on request, once for all requests."""
 
-from __future__ import annotations
-
 import threading
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """RerunLog: results in the Rerun viewer."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Row: one source with its own memory, with the interface for the worker of an engine."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

@@ -1,7 +1,5 @@
 """Snapshots: the memory of every camera in a folder, one file each; a file is complete or absent."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading

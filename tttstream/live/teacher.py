@@ -1,7 +1,5 @@
 """Teacher: learns things by name, and finds which of them are in view."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tttstream.frames import Frame
@@ -23,11 +21,9 @@ class Teacher(Companion):
 
     @property
     def wanted(self) -> bool:
-        """See Companion."""
         return bool(self.stream.labels)
 
     def look(self, frame: Frame) -> None:
-        """See Companion."""
         height, width = frame.image.shape[:2]
         self._said = [
             {
@@ -56,7 +52,6 @@ class Teacher(Companion):
         return list(self._said)
 
     def note(self) -> dict[str, Any]:
-        """See Companion."""
         return {}
 
     def restore(self, note: dict[str, Any]) -> None:

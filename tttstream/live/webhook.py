@@ -1,7 +1,5 @@
 """Webhook: posts every event to an address, without blocking."""
 
-from __future__ import annotations
-
 import base64
 import time
 import urllib.error

@@ -1,7 +1,5 @@
 """LiveWindow: one camera of an engine in a window, with keys."""
 
-from __future__ import annotations
-
 from tttstream.live.camera import Camera
 from tttstream.live.engine import Engine
 from tttstream.streams import MapStream

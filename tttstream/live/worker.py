@@ -1,7 +1,5 @@
 """Worker: pushes ready frames to their streams in batches, and runs jobs in between."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections import deque

@@ -1,7 +1,5 @@
 """Memories by name. Every one is called as `y, state = memory(x, state, reset, lengths)`; see `Memory`."""
 
-from __future__ import annotations
-
 from tttstream.memory.attention import Attention, Window
 from tttstream.memory.base import Memory
 from tttstream.memory.catalogue import build, names, takes

@@ -104,7 +104,6 @@ class _Attention(Memory):
 
     @property
     def views(self) -> nn.Linear | None:
-        """See `Memory`."""
         return self.qkv
 
     def _empty(self, batch: int, slots: int) -> Any:

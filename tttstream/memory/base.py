@@ -1,7 +1,5 @@
 """The contract of every memory: (x, state, reset, lengths) -> (y, state)."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Any
 

@@ -16,8 +16,6 @@ labels weigh the same in A, however often each was shown. The evidence for "none
 learned in the outer loop.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """The memories by name: the one list that `build`, `tttstream info`, the agents, the configs and the laws read."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

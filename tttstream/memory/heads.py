@@ -3,8 +3,6 @@
 Letters: B rows, T tokens, H heads, A additive heads, D head width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,7 +66,6 @@ class MixedHeads(Delta):
                 self.conv.weight[..., :dim] = self.conv.weight[..., dim : 2 * dim]
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
-        """See `MatrixMemory`."""
         q, k, v, window = self.projected(seen)
         adding, steady = self.adding, self.heads - self.fading
         size = self.step_size(seen.x)
@@ -83,7 +80,6 @@ class MixedHeads(Delta):
         return Token(q, size * k, v, decay, read), None, window
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
-        """See `MatrixMemory`."""
         o = o.to(self.norm.weight.dtype)
         total = (o[:, :, : self.adding] * self.total).sum((-2, -1))
         return self.out(self.norm(o).flatten(2)) + total[..., None]

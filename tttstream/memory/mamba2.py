@@ -3,8 +3,6 @@
 Letters: B rows, T tokens, H heads, P head width, N size of the state a channel.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -47,7 +45,6 @@ class Mamba2(MatrixMemory):
         self.out = linear(inner, dim)
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
-        """See `MatrixMemory`."""
         gate, projected, step = self.project(seen.x).split(self._split, -1)
         projected, window = convolved(self.conv, projected, seen)
         x, key, query = projected.to(self.state_dtype).split(self._parts, -1)
@@ -57,7 +54,6 @@ class Mamba2(MatrixMemory):
         return Token(query, key, step * x, -self.scale.exp()[:, None] * step), (gate, x), window
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
-        """See `MatrixMemory`."""
         gate, value = rest
         y = torch.addcmul(o, self.skip[:, None], value).flatten(2)
         return self.out(self.norm(y.to(self.norm.weight.dtype) * F.silu(gate)))

@@ -5,8 +5,6 @@ keys), the rule (what a token does to the matrix, `Token`), the recurrence that 
 (norm, gate, projection). Letters: B rows, T tokens, H heads, D head width.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -154,7 +152,6 @@ class Additive(MatrixMemory):
 
     @property
     def views(self) -> nn.Linear | None:
-        """See `Memory`."""
         return self.project
 
     def projected(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -164,12 +161,10 @@ class Additive(MatrixMemory):
         return unit(q), unit(k), v, window
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
-        """See `MatrixMemory`."""
         q, k, v, window = self.projected(seen)
         return Token(q, k, v), None, window
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
-        """See `MatrixMemory`."""
         return self.out(o.flatten(2).to(x.dtype))
 
 
@@ -201,12 +196,10 @@ class Delta(Additive):
         return self.reach * torch.sigmoid(self.rate(x).to(self.state_dtype))[..., None]
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
-        """See `MatrixMemory`."""
         q, k, v, window = self.projected(seen)
         return Token(q, self.step_size(seen.x) * k, v, read=k), None, window
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
-        """See `MatrixMemory`."""
         return self.out(self.norm(o.to(self.norm.weight.dtype)).flatten(2))
 
 
@@ -239,12 +232,10 @@ class GatedDelta(Delta):
         self.gate = linear(dim, dim)
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
-        """See `MatrixMemory`."""
         token, rest, window = super().look(seen)
         return token._replace(decay=self.decay(seen.x).to(self.state_dtype)), rest, window
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
-        """See `MatrixMemory`."""
         return self.out(self.norm(o.to(self.norm.weight.dtype)).flatten(2) * F.silu(self.gate(x)))
 
 

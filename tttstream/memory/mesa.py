@@ -3,8 +3,6 @@
 Letters: B rows, T tokens, H heads, D head width, n = chunks * H, C tokens of a chunk.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -46,20 +44,17 @@ class Mesa(Additive):
         self.norm = nn.RMSNorm(dim // heads, eps=NORM_EPS)
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
-        """See `MatrixMemory`."""
         q, k, v, window = self.projected(seen)
         weight = torch.sigmoid(self.rate(seen.x).to(k.dtype))[..., None]
         both = torch.cat([v.to(k.dtype), k], -1)
         return Token(q, weight * k, both, self.decay(seen.x).to(self.state_dtype)), None, window
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
-        """See `MatrixMemory`."""
         return self.out(self.norm(o.to(self.norm.weight.dtype)).flatten(2))
 
     def run(
         self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None, before: Before | None = None
     ) -> tuple[Tensor, ...]:
-        """See `MatrixMemory`."""
         matrix: Tensor = state.matrix
         token = token.each(lambda part: part.to(matrix.dtype))
         ridge = F.softplus(self.ridge.to(matrix.dtype)) + LEAST_RIDGE

@@ -3,8 +3,6 @@
 Letters: B rows, T tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Letters: B rows, H heads, D head width, N tokens of a block, n = blocks * H.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +61,6 @@ class Nested(Delta):
     def run(
         self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None, before: Before | None = None
     ) -> tuple[Tensor, ...]:
-        """See `MatrixMemory`."""
         matrix, start, phase = state.matrix, state.start, state.phase.detach()
         token = token.each(lambda part: part.to(matrix.dtype))
         rows, tokens = token.q.shape[:2]

@@ -6,8 +6,6 @@ packed sequence (no padding, no loop over time in Python), and the outputs are p
 Letters: B rows, T tokens, L layers, D width.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """The memories by name: how they are found and built. `tttstream.memory.catalogue` lists them."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Letters: B rows, T tokens, H heads, D head width.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +53,6 @@ class RWKV7(MatrixMemory):
             self.decay.up.bias.copy_(speeds.logit().repeat(heads))
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
-        """See `MatrixMemory`."""
         before, window = shifted(seen)
         r, w, k, v, a, g = (torch.lerp(seen.x, before, share) for share in self.mix.to(seen.x.dtype))
         dtype = self.state_dtype
@@ -71,7 +68,6 @@ class RWKV7(MatrixMemory):
         return token, (own, self.gate(g)), window
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
-        """See `MatrixMemory`."""
         own, gate = rest
         o = self.norm(o.to(self.norm.weight.dtype).flatten(2).flatten(0, 1)).view(*o.shape[:2], -1)
         return self.out((o + own.to(o.dtype).flatten(2)) * gate)

@@ -3,8 +3,6 @@
 Letters: B rows, T tokens, H heads, D head width, M slots, N tokens of a block, C of a part of it, n = pieces * H.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +84,6 @@ class Slots(Delta):
     def run(
         self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None, before: Before | None = None
     ) -> tuple[Tensor, ...]:
-        """See `MatrixMemory`."""
         parts: Any = (state.matrix, state.keys, state.sums)
         phase = state.phase.detach()
         token = token.each(lambda part: part.to(phase.dtype))

@@ -1,8 +1,6 @@
 """One token through a TTTLayer on the CPU without a graph: what its forward gives, in a third of the calls, and
 the same for a compiler."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, TypeAlias
 

@@ -3,8 +3,6 @@
 Letters: B rows, T tokens, H heads, D head width, K tokens of a mini-batch (of a frame in frame mode).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -35,7 +33,6 @@ class Task(nn.Module):
     def forward(
         self, k: Tensor, place: Tensor, kept: Tensor, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """See the class."""
         raise NotImplementedError(f"{type(self).__name__} must define forward")
 
 
@@ -47,7 +44,6 @@ class Reconstruction(Task):
     def forward(
         self, k: Tensor, place: Tensor, kept: Tensor, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """See `Task`."""
         return k, None, kept
 
 
@@ -69,7 +65,6 @@ class Denoising(Task):
     def forward(
         self, k: Tensor, place: Tensor, kept: Tensor, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """See `Task`."""
         rms = (k.square().mean(-1, keepdim=True) + 1e-12).sqrt()
         return k + self.level * rms * self.noise.to(k.dtype)[place], None, kept
 
@@ -91,7 +86,6 @@ class Masking(Task):
     def forward(
         self, k: Tensor, place: Tensor, kept: Tensor, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """See `Task`."""
         return torch.where(self.mask[place], 0.0, k), None, kept
 
 
@@ -107,7 +101,6 @@ class NextValue(Task):
     def forward(
         self, k: Tensor, place: Tensor, kept: Tensor, reset: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """See `Task`."""
         tokens = k.shape[1]
         past = torch.cat([kept.to(k.dtype), k.flatten(2)], dim=1)
         before = past[:, :tokens]

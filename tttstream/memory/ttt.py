@@ -1,7 +1,5 @@
 """TTTLayer: a memory whose state is the weights of a small model that takes a gradient step on every token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, overload
 
@@ -186,7 +184,6 @@ class TTTLayer(Memory):
         )
 
     def zeros(self, *shape: int) -> Tensor:
-        """See `Memory`."""
         return torch.zeros(shape, dtype=self.state_dtype, device=self.start.device)
 
     def tau(self) -> Tensor | None:
@@ -229,7 +226,6 @@ class TTTLayer(Memory):
         return_loss: bool = False,
         learn: bool = True,
     ) -> Any:
-        """See the class."""
         if learn and not return_loss and lengths is None:
             stepped = traced(self, x, state, reset) if torch.compiler.is_compiling() else step(self, x, state, reset)
             if stepped is not None:

@@ -1,7 +1,5 @@
 """The base class of live sources, and the poses that they request at each capture."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

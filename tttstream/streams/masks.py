@@ -1,7 +1,5 @@
 """MaskStream: follows objects through an endless stream and returns one mask for each frame."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Sequence
@@ -168,7 +166,6 @@ class MaskStream(Session):
         self._zooms[number - 1] = 0.0
 
     def reset(self) -> None:
-        """See Session."""
         super().reset()
         self._zooms = [0.0] * self.objects
         self.windows = 0

@@ -1,7 +1,5 @@
 """TeachStream: things are taught by name, and then found in every later frame."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

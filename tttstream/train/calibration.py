@@ -1,7 +1,5 @@
 """Calibrate the surprise of a trained map with its errors on streams where nothing has changed."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace

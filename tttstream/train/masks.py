@@ -118,7 +118,6 @@ class MaskPropagation(StreamTask):
         return Segment(output, masks, torch.stack(counted, 1), batch.mask != VOID, numbers)
 
     def fresh(self, rows: int, stage: str) -> Any:
-        """See StreamTask."""
         if isinstance(self.model, MixtureModel):
             return self.model.init_state(rows, self.objects, self.slots if stage == "train" else None)
         return self.model.init_state(rows, self.objects)
@@ -186,7 +185,6 @@ class MaskPropagation(StreamTask):
         }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """See the class."""
         losses = self.losses(self(batch, "train"))
         loss = torch.stack(list(losses.values())).sum()
         self.log_losses("train", {"loss": loss, **losses}, None, batch.valid, batch.valid)
@@ -244,7 +242,6 @@ class MaskPropagation(StreamTask):
         return rows
 
     def setup(self, stage: str) -> None:
-        """See StreamTask."""
         super().setup(stage)
         self._numbers.clear()
 
@@ -310,7 +307,6 @@ class TargetPropagation(MaskPropagation):
         return model
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """See the class."""
         luck = float(torch.rand((), generator=torch.Generator().manual_seed(self.global_step)))
         try:
             for memories, share in self.HEARD:

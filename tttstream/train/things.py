@@ -1,7 +1,5 @@
 """Stores features of things on disk, and makes episodes of examples and queries to train the model of `teach`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple

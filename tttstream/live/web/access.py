@@ -1,7 +1,5 @@
 """Access to the page and its API: addresses, tokens and host names."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import ipaddress

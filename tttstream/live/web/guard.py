@@ -1,7 +1,5 @@
 """Checks before every route: Host, Origin, token and rate of each request; adds the headers of each answer."""
 
-from __future__ import annotations
-
 from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -39,7 +37,6 @@ class Guard:
         self._requests, self._changes, self._guesses = Rate(200, 1000), Rate(20, 60), Rate(0.2, 10)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return

@@ -1,7 +1,5 @@
 """An operation of the API: the values read from a request and their checks, the answer, and its OpenAPI description."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,7 +1,5 @@
 """JSON Schemas of the values that clients send, for the checks and for the documentation."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

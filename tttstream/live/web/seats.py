@@ -1,7 +1,5 @@
 """Limits on the number of clients, and on the pictures per second that each receives."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

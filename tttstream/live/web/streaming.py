@@ -1,7 +1,5 @@
 """Endless answers: server-sent events and motion JPEG, to clients that may stop reading at any time."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from typing import TypeVar
@@ -41,7 +39,6 @@ class Endless(Response):
         self._chunks = chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See Response."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})

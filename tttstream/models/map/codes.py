@@ -1,7 +1,5 @@
 """Codes of patches: whitened principal components of pixels, fixed, so that no loss can make them easy."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ A cell is as large as a patch of a view at zoom 1, and it is the same piece of t
 has to know as many places as there are cells, and not one for every pose that a camera may take.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The trained networks of a TargetModel: what is learned of a mask, contours, and how well they are expected to fit."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Store keys of objects and of their surroundings, and compare new tokens with them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -81,7 +81,6 @@ class MixtureState(ObjectState, _MixtureFields):
     __slots__ = ()
 
     def without(self, number: int) -> MixtureState:
-        """See ObjectState."""
         says = self.says.clone()
         says[:, :, number] = 0
         return super().without(number)._replace(says=says)
@@ -136,14 +135,12 @@ class MixtureModel(Propagator[MixtureState]):
         )
 
     def encoded(self, frames: Tensor, offset: Tensor | None = None, view: Tensor | None = None) -> Features:
-        """See Propagator."""
         if view is not None:
             raise ShapeError("mixture: it looks at whole frames, got parts of them (view)")
         features: Features = self.encoder(frames, offset)
         return features
 
     def compared(self, frames: Tensor) -> Tensor:
-        """See Propagator."""
         raw = torch.cat([self.encoder(frame[None], None).keys for frame in frames])
         first = moments(raw[:1])
         return torch.cat([F.normalize(self.centred(keys[None], *first).flatten(2), dim=2) for keys in raw])

@@ -1,7 +1,5 @@
 """The networks around the memory: a frame to features and keys, and what was found of tokens to contours."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tttstream_kernels.activation import gelu, gelu_and_slope, gelu_and_slope_into, gelu_into
-from tttstream_kernels.inner import Dense
+from tttstream_kernels.activation import gelu, gelu_and_slope, gelu_and_slope_into, gelu_constant, gelu_into
 from tttstream_kernels.norm import error_share, half_square, normalise, reconstruction
-from tttstream_kernels.plan import Ragged, Uniform
 from tttstream_kernels.update import Rule, Weights, gradient_sums, normalised_scale
 
 
@@ -96,43 +94,69 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Settings:
-    """The values that all chunks share. sizes: cells of each chunk. return_loss: whether losses are wanted. whole:
-    whether every mini-batch is complete, so that no sums are left."""
+    """The values that all chunks share. sizes: cells of each chunk. complete: the answer of `cut.complete` for each.
+    return_loss: whether losses are wanted."""
 
-    inner: Dense
     sizes: list[int]
-    cut: Uniform | Ragged
+    complete: list[bool | Tensor]
     heads: int
     return_loss: bool
-    whole: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether every mini-batch is complete, so that no sums are left."""
+        return all(complete is True for complete in self.complete)
 
     def mask(self, complete: Tensor) -> Tensor:
         """An answer of `cut.complete` [pieces] as one for its cells [R, 1, 1]."""
         return complete.repeat_interleave(self.heads)[:, None, None]
 
 
-class Room(NamedTuple):
-    """Memory for a layer after the first, which each mini-batch overwrites: inputs of keys and of tokens that read
-    [R, K, rows], their ones in place; the same without the ones, and the keys' transposed. Then z, gelu' of the keys,
-    their steps, and scratch [R, K, rows - 1]."""
+class Layer:
+    """A layer after the first. Its values take new memory in each mini-batch."""
 
-    keys: Tensor
-    keys_body: Tensor
-    turned: Tensor
-    reads: Tensor
-    reads_body: Tensor
-    z: Tensor
-    slope: Tensor
-    step: Tensor
-    scratch: Tensor
+    out: Any = None
+    """Memory for what the activation takes [R, K, rows - 1]; None for new memory."""
+    step: Any = None
+    """Memory for the gradient of that."""
 
-    @staticmethod
-    def of(weight: Tensor, tokens: int) -> Room:
-        """For the layer of a weight, and so many tokens a cell."""
-        cells, rows, _ = weight.shape
-        keys, reads = weight.new_ones(2, cells, tokens, rows).unbind(0)
-        bodies = weight.new_empty(4, cells, tokens, rows - 1).unbind(0)
-        return Room(keys, keys[..., :-1], keys.mT, reads, reads[..., :-1], *bodies)
+    def __init__(self, weight: Tensor, ones: Tensor) -> None:
+        self.back, self.ones = weight[:, :-1].mT, ones
+
+    def keys(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The keys' inputs [R, K, rows] with their ones, the same transposed, and gelu' [R, K, rows - 1]."""
+        activated, slope = gelu_and_slope(z)
+        x = torch.cat([activated, self.ones], dim=-1)
+        return x, x.mT, slope
+
+    def reads(self, z: Tensor, slopes: list[Tensor] | None) -> Tensor:
+        """The inputs of tokens that read; gelu' is added to `slopes`."""
+        if slopes is None:
+            return torch.cat([gelu(z), self.ones], dim=-1)
+        activated, slope = gelu_and_slope(z)
+        slopes.append(slope)
+        return torch.cat([activated, self.ones], dim=-1)
+
+
+class Room(Layer):
+    """The same in memory that each mini-batch overwrites."""
+
+    def __init__(self, weight: Tensor, ones: Tensor) -> None:
+        (cells, tokens, _), rows = ones.shape, weight.shape[1]
+        self.back, self.constant = weight[:, :-1].mT, gelu_constant(weight)
+        self.inputs, self.read = weight.new_ones(2, cells, tokens, rows).unbind(0)
+        self.bodies, self.turned = (self.inputs[..., :-1], self.read[..., :-1]), self.inputs.mT
+        self.out, self.step, self.slope, self.scratch = weight.new_empty(4, cells, tokens, rows - 1).unbind(0)
+
+    def keys(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Layer`."""
+        gelu_and_slope_into(z, self.bodies[0], self.slope, self.constant, self.step, self.scratch)
+        return self.inputs, self.turned, self.slope
+
+    def reads(self, z: Tensor, slopes: list[Tensor] | None) -> Tensor:
+        """See `Layer`; without slopes."""
+        gelu_into(z, self.bodies[1], self.constant, self.scratch)
+        return self.read
 
 
 def loop(
@@ -144,74 +168,72 @@ def loop(
     and each mini-batch overwrites the values of the one before. This saves a third of the time of an MLP's loop. A
     mini-batch of the linear model takes some 50 microseconds, so the loop makes as few calls as possible.
     """
-    sizes, cut = settings.sizes, settings.cut
+    sizes, remaining, whole = settings.sizes, [*settings.sizes[1:], 0], settings.whole
     traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
     normalised, margin = rule.update.normalised, rule.update.has_margin
     reuse = record is None and not traced and lost is None and rule.update.plain
     tau, causal = packed.tau[:, None], packed.causal
     last = packed.tau[-1] if traced else float(packed.tau[-1])
-    errors = zip(*(x.split(sizes) for x in packed[6:] if x is not None), strict=True)
-    ones = packed.eta.new_ones(sizes[0], len(tau), 1)
-    turned_keys = packed.keys.mT
-    streams = [x.split(sizes) for x in (packed.keys, turned_keys, packed.base, packed.square, packed.eta)]
+    ones, all_turned = packed.eta.new_ones(sizes[0], len(tau), 1), packed.keys.mT
+    split: Any = torch.unsafe_split_with_sizes if reuse else torch.split_with_sizes  # the first counts no writes
+    streams = (split(x, sizes) for x in (packed.keys, all_turned, packed.base, packed.eta))
+    missed = () if packed.missed is None else split(packed.missed, sizes)
     readers: list[list[tuple[Tensor, ...]]] = []
     for tokens in (packed.queries, packed.keys) if settings.return_loss else (packed.queries,):
-        scores = torch.bmm(tokens, turned_keys)
+        scores = torch.bmm(tokens, all_turned)
         masked = scores if normalised else scores.mul_(causal) if reuse else scores * causal
-        readers.append(list(zip(*(x.split(sizes) for x in (tokens, scores, masked)), strict=True)))
+        of_queries = split(tokens, sizes), split(masked, sizes)
+        of_scores = of_queries[1] if masked is scores else split(scores, sizes)
+        readers.append(list(zip(*of_queries, of_scores, strict=True)))
     # z of the keys, of the queries, and of the keys that read; without losses the first two share memory
-    whole = [torch.empty_like(packed.base) for _ in range(3 if settings.return_loss else 1)] if reuse else []
-    whole = whole if settings.return_loss else 2 * whole
-    places = [z.split(sizes) for z in whole]
-    seen: list[list[Tensor]] = [[] for _ in (0, *readers)]
+    seen: list[Any] = [[] for _ in (0, *readers)]
+    all_z: list[Tensor] = []
+    if reuse:
+        all_z = [torch.empty_like(packed.base) for _ in (seen if settings.return_loss else readers)]
+        all_z = all_z if settings.return_loss else 2 * all_z
+        seen = [split(z, sizes) for z in all_z] if settings.return_loss else 2 * [split(all_z[0], sizes)]
     ends: list[Seed] = []
     backs: list[Tensor]
-    remaining = [*sizes[1:], 0]
-    for chunk, (keys, turned, base, square, eta) in enumerate(zip(*streams, strict=True)):
-        cells, going_on, complete = sizes[chunk], remaining[chunk], cut.complete(chunk)
-        if not reuse or chunk == 0 or cells < sizes[chunk - 1]:
-            rule, weights = rule.first(cells), seed.weights
-            backward = [w[:, :-1].mT for w in weights[1:]]
-            rooms = [Room.of(w, len(tau)) for w in weights[1:]] if reuse else []
-            out: list[Tensor | None] = [*(room.z for room in rooms), None] if reuse else [None] * len(weights)
+    first, sums = seed, () if whole or not reuse else tuple(torch.zeros_like(w) for w in seed.weights)
+    before = 0
+    chunks = zip(sizes, remaining, settings.complete, *streams, strict=True)
+    for chunk, (cells, going_on, complete, keys, turned, base, eta) in enumerate(chunks):
+        if not reuse or cells != before:
+            rule, weights, square, before = rule.first(cells), seed.weights, packed.square[:cells], cells
+            layers = [(Room if reuse else Layer)(w, ones[:cells]) for w in weights[1:]]
+            outs = [*(layer.out for layer in layers), None]
 
         # gradients of the keys (equations 3 and 5)
         inputs, turns, hidden, slopes = [keys], [turned], [], []
         if reuse:
-            out[-1] = places[0][chunk]
-        z = torch.bmm(keys, weights[0], out=out[0])
-        for n, weight in enumerate(weights[1:], 1):
+            outs[-1] = seen[0][chunk]
+        z = torch.bmm(keys, weights[0], out=outs[0])
+        for n, layer in enumerate(layers, 1):
             hidden.append(z)
-            if reuse:
-                x, x_turned, slope = (room := rooms[n - 1]).keys, room.turned, room.slope
-                gelu_and_slope_into(z, room.keys_body, slope, room.step, room.scratch)
-            else:
-                activated, slope = gelu_and_slope(z)
-                x = torch.cat([activated, ones[:cells]], dim=-1)
-                x_turned = x.mT
-            slopes.append(slope)
+            x, x_turned, slope = layer.keys(z)
             inputs.append(x)
             turns.append(x_turned)
-            z = torch.bmm(x, weight, out=out[n])
+            slopes.append(slope)
+            z = torch.bmm(x, weights[n], out=outs[n])
         if not reuse:
             seen[0].append(z)
         parts = reconstruction(z, base, square)
-        steps, backs = [parts[0].mul_(eta) if reuse else parts[0] * eta], []
-        share = None
-        if normalised or margin:
-            missed, gamma = next(errors)
-        if margin:
-            share = error_share(normalise(z, gamma, missed), rule.margin)
-            steps[0] = steps[0] * share
-        for n in reversed(range(len(hidden))):
-            backs.insert(0, torch.bmm(steps[0], backward[n], out=rooms[n].step if reuse else None))
-            steps.insert(0, backs[0].mul_(slopes[n]) if reuse else backs[0] * slopes[n])
+        step = parts[0].mul_(eta) if reuse else parts[0] * eta
+        if packed.gamma is not None:
+            error = normalise(z, packed.gamma[:cells], missed[chunk])
+            if margin:
+                share = error_share(error, rule.margin)
+                step, error = share * step, share * error
+        steps, backs = [step], []
+        for layer, slope in zip(layers[::-1], slopes[::-1], strict=True):
+            back = torch.bmm(steps[0], layer.back, out=layer.step)
+            backs.insert(0, back)
+            steps.insert(0, back.mul_(slope) if reuse else back * slope)
 
         loss = None
         if normalised:
-            error = normalise(z, gamma, missed)
-            loss = eta * half_square(error if share is None else share * error)[..., None]
-            loss = loss.cumsum(1) + seed.loss[0] if seed.loss else loss.cumsum(1)
+            loss = (eta * half_square(error)[..., None]).cumsum(1)
+            loss = loss + seed.loss[0] if seed.loss else loss
             tau = normalised_scale(packed.tau[:, None], _squares(seed, inputs, steps), loss)
             causal = -tau.expand(-1, -1, len(packed.tau)).tril()
             last = tau[:, -1:]
@@ -220,43 +242,39 @@ def loop(
         stands = rule.base(weights, seed.momentum) if seed.momentum else weights
         reads: list[Read] = []
         for reader, blocks in enumerate(readers, 1):
-            x, scores, masked = blocks[chunk]
+            x, masked, scores = blocks[chunk]
             if reuse:
-                out[-1] = places[reader][chunk]
+                outs[-1] = seen[reader][chunk]
             elif normalised:
                 masked = scores * causal
+            read = None
             if record is not None:
                 reads.append(read := Read([], [], [], []))
             for n, weight in enumerate(stands):
                 if n > 0:
-                    if reuse:
-                        x = rooms[n - 1].reads
-                        gelu_into(z, rooms[n - 1].reads_body, rooms[n - 1].scratch)
-                    elif record is None:
-                        x = torch.cat([gelu(z), ones[:cells]], dim=-1)
-                    else:
-                        activated, slope = gelu_and_slope(z)
-                        x = torch.cat([activated, ones[:cells]], dim=-1)
-                        read.slopes.append(slope)
+                    x = layers[n - 1].reads(z, None if read is None else read.slopes)
                     scores = torch.bmm(x, turns[n])
                     masked = scores.mul_(causal) if reuse else scores * causal
-                z = torch.bmm(x, weight, out=out[n])
+                z = torch.bmm(x, weight, out=outs[n])
                 if seed.grad_sum:
                     z.addcmul_(torch.bmm(x, seed.grad_sum[n]), tau, value=-1)
                 z.baddbmm_(masked, steps[n])
-                if record is not None:
-                    for part, value in zip(read, (x, scores, masked), strict=False):
-                        part.append(value)
+                if read is not None:
+                    read.inputs.append(x)
+                    read.products.append(scores)
+                    read.masked.append(masked)
             if not reuse:
                 seen[reader].append(z)
 
         nan = None if lost is None else lost[sum(sizes[:chunk]) : sum(sizes[: chunk + 1])]
-        stepped, scale, after = weights, None, seed
-        if going_on or complete is not False:
-            in_place = reuse and (complete is True or going_on == cells)
+        stepped, scale, after, inside = weights, None, seed, None
+        some_complete = going_on > 0 or complete is not False
+        if complete is not True and going_on < cells:
+            inside = _inside(seed, turns, steps, nan, loss, going_on, reuse and some_complete)
+        if some_complete:
             carried = seed.momentum, seed.moment
             settled, (momentum, moment), stepped, scale = rule.step(
-                weights, carried, turns, steps, seed.grad_sum, last, nan, in_place
+                weights, carried, turns, steps, seed.grad_sum, last, nan, reuse
             )
             after = Seed(settled, (), momentum, () if loss is None else (torch.zeros_like(loss[:, -1:]),), moment)
         if record is not None:
@@ -266,12 +284,18 @@ def loop(
                     reads[1] if settings.return_loss else None, stepped, scale, after.weights[-1],
                 )
             )  # fmt: skip
-        if going_on < cells:
-            ends.append(_end(settings, seed, turns, steps, after, nan, complete, loss).cells(going_on, cells))
+        if going_on < cells and not (reuse and inside is None):
+            end = _end(settings, after.cells(going_on, cells), inside, complete)
+            if not reuse:
+                ends.append(end)
+            else:
+                for place, value in zip((*first.weights, *sums), (*end.weights, *end.grad_sum), strict=True):
+                    place[going_on:cells] = value
         seed = after if going_on == cells else after.cells(0, going_on)
-    whole = whole or [torch.cat(z) for z in (seen if settings.return_loss else seen[1:])]
-    before, queries, *own = whole if settings.return_loss else (None, whole[-1])
-    return Scanned(queries, before, own[0] if own else None, _joined(ends[::-1]))
+    all_z = all_z or [torch.cat(z) for z in (seen if settings.return_loss else seen[1:])]
+    z_keys, z_queries, *z_after = all_z if settings.return_loss else (None, all_z[-1])
+    joined = Seed(first.weights, sums, ()) if reuse else _joined(ends[::-1])
+    return Scanned(z_queries, z_keys, z_after[0] if z_after else None, joined)
 
 
 def _squares(seed: Seed, inputs: list[Tensor], steps: list[Tensor]) -> Tensor:
@@ -295,32 +319,36 @@ def _joined(ends: list[Seed]) -> Seed:
     return Seed(*(tuple(torch.cat(layer) for layer in zip(*part, strict=True)) for part in zip(*ends, strict=True)))
 
 
-def _end(
-    settings: Settings,
+def _inside(
     seed: Seed,
     turns: list[Tensor],
     steps: list[Tensor],
-    after: Seed,
     nan: Tensor | None,
-    complete: bool | Tensor,
     loss: Tensor | None,
+    begin: int,
+    copy: bool,
 ) -> Seed:
-    """The state of cells when their piece ends: after a full mini-batch, or inside one, with its sums."""
-    if complete is True and settings.whole:
-        return after
-    if complete is not False:
-        after = after._replace(grad_sum=tuple(torch.zeros_like(w) for w in after.weights))
-    if complete is True:
-        return after
-    inside = Seed(
-        seed.weights,
-        gradient_sums(turns, steps, seed.grad_sum, nan),
+    """The state of the cells from `begin` on inside their mini-batch, with its sums. copy: the weights."""
+    ending = slice(begin, None)
+    seed = seed.cells(begin, len(steps[0]))
+    nan = None if nan is None else nan[ending]
+    return Seed(
+        tuple(w.clone() for w in seed.weights) if copy else seed.weights,
+        gradient_sums([x[ending] for x in turns], [step[ending] for step in steps], seed.grad_sum, nan),
         seed.momentum,
-        () if loss is None else (loss[:, -1:] if nan is None else loss[:, -1:] + nan,),
+        () if loss is None else (loss[ending, -1:] if nan is None else loss[ending, -1:] + nan,),
         seed.moment,
     )
-    if complete is False:
+
+
+def _end(settings: Settings, after: Seed, inside: Seed | None, complete: bool | Tensor) -> Seed:
+    """The state of cells whose piece ends: `after` a full mini-batch, or `inside` one."""
+    if complete is False and inside is not None:
         return inside
-    full = settings.mask(complete)
+    if not settings.whole:
+        after = after._replace(grad_sum=tuple(torch.zeros_like(w) for w in after.weights))
+    if inside is None or isinstance(complete, bool):
+        return after
+    full = settings.mask(complete)[-len(after.weights[0]) :]
     chosen = (zip(a, b, strict=True) for a, b in zip(after, inside, strict=True))
     return Seed(*(tuple(torch.where(full, a, b) for a, b in pairs) for pairs in chosen))

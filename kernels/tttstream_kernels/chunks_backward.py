@@ -53,7 +53,7 @@ class Backward:
             if going_on < cells:
                 d_end = [d[ending] for d in d_weights]
                 d_next = [torch.cat(pair) for pair in zip(d_next or [d[:0] for d in d_end], d_end, strict=True)]
-            complete, d_sum = self.settings.cut.complete(chunk), [d[ending] for d in d_sums]
+            complete, d_sum = self.settings.complete[chunk], [d[ending] for d in d_sums]
             d_total = self.incoming(self.record[chunk], complete, going_on, d_next, d_sum)
             outputs = [None if d is None else d[chunk] for d in given]
             d_next = self.chunk(self.record[chunk], Block(*blocks[chunk]), d_total, chunk == 0, *outputs)

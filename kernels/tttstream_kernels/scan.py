@@ -14,13 +14,11 @@ from torch import Tensor
 
 from tttstream_kernels.chunks import Chunk, Packed, Scanned, Seed, Settings, loop
 from tttstream_kernels.chunks_backward import Backward
-from tttstream_kernels.inner import Dense
 from tttstream_kernels.plan import Ragged, Uniform
 from tttstream_kernels.update import Rule
 
 
 def scan(
-    inner: Dense,
     packed: Packed,
     cut: Uniform | Ragged,
     heads: int,
@@ -31,8 +29,7 @@ def scan(
 ) -> Scanned:
     """Run all mini-batches of a call. lost [S, 1, 1]: NaN for blocks with a token that is not finite."""
     sizes = [pieces * heads for pieces in cut.waves]
-    whole = all(cut.complete(chunk) is True for chunk in range(len(sizes)))
-    settings = Settings(inner, sizes, cut, heads, return_loss, whole)
+    settings = Settings(sizes, [cut.complete(chunk) for chunk in range(len(sizes))], heads, return_loss)
     if torch.is_grad_enabled() and lost is None and rule.update.plain and not rule.update.has_margin:
         return _Scan.run(settings, packed, seed, rule)
     return loop(settings, packed, seed, rule, lost, None)

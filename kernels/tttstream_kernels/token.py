@@ -41,7 +41,7 @@ def token_causal(
     call: Call, state: InnerState, fresh: bool, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
 ) -> tuple[Tensor, InnerState, Loss | None]:
     """Any number of tokens: (outputs [B, T, H, D], state, loss). `fresh` says that the state is known to be zero."""
-    inner, tau = _dense(call)
+    tau = _dense(call)[1]
     rows, tokens, heads, _ = call.q.shape
     cut = plan(rows, tokens, len(tau), None if fresh else state.phase, reset, lengths, call.q.device)
     if not cut.waves:
@@ -53,7 +53,7 @@ def token_causal(
     # what is done with makes room for what comes: memory beyond it would be asked of the system again in every call
     if not return_loss:
         del target
-    z, before, after, ends = scan(inner, packed, cut, heads, seed, rule, lost, return_loss)
+    z, before, after, ends = scan(packed, cut, heads, seed, rule, lost, return_loss)
     del packed
 
     y = cut.addcmul(call.q + call.beta, call.gamma, standardise(z))
@@ -67,30 +67,31 @@ def token_causal(
 
 
 def _pack(call: Call, cut: Uniform | Ragged, tau: Tensor) -> tuple[Packed, Tensor, Tensor | None]:
-    """(the call's tokens as blocks, their targets v - k [S, K, D], poison). poison: [S, K, 1], NaN for tokens that are
-    not finite, else 0; None if all are finite. The blocks have zeros in place of such tokens."""
-    keys, eta = cut.pack_with_one(call.k), cut.pack(call.eta)
-    target = cut.pack(call.v) - keys[..., :-1]
-    poison = None
+    """(the call's tokens as blocks, their targets v - k [B, T, H, D], poison). poison: [S, K, 1], NaN for tokens that
+    are not finite, else 0; None if all are finite. Blocks and targets have zeros in place of such tokens."""
+    k, eta, target, poison = call.k, call.eta, call.v - call.k, None
     if torch.compiler.is_compiling() or not math.isfinite((target.sum() + eta.sum()).item()):
         poison = 0.0 * (target.sum(-1, keepdim=True) + eta)
-        keys, eta, target = (torch.where(poison == 0.0, x, 0.0) for x in (keys, eta, target))
-    gamma, beta = call.gamma[:, None], call.beta[:, None]
-    square = (gamma * gamma).expand(sum(cut.waves), *gamma.shape).flatten(0, 1)
-    base = torch.addcmul(gamma * beta, gamma, target.unflatten(0, (-1, len(gamma))), value=-1).flatten(0, 1)
-    packed = Packed(cut.pack_with_one(call.q), keys, base, square, eta, tau)
+        k, eta, target = (torch.where(poison == 0.0, x, 0.0) for x in (k, eta, target))
+        poison = cut.pack(poison)
+    cells = sum(cut.waves), *call.gamma.shape[:1], 1, call.gamma.shape[1]
+    packed = Packed(
+        queries=cut.pack_with_one(call.q),
+        keys=cut.pack_with_one(k),
+        base=cut.pack(torch.addcmul(call.gamma * call.beta, call.gamma, target, value=-1)),
+        square=call.gamma.square()[:, None].expand(cells).flatten(0, 1),
+        eta=cut.pack(eta),
+        tau=tau,
+    )
     if call.update.normalised or call.update.has_margin:
-        missed = (beta - target.unflatten(0, (-1, len(gamma)))).flatten(0, 1)
-        packed = packed._replace(missed=missed, gamma=gamma.expand(sum(cut.waves), *gamma.shape).flatten(0, 1))
+        gamma = call.gamma[:, None].expand(cells).flatten(0, 1)
+        packed = packed._replace(missed=cut.pack(call.beta - target), gamma=gamma)
     return packed, target, poison
 
 
 def _losses(call: Call, cut: Uniform | Ragged, target: Tensor, *seen: Tensor) -> list[Tensor]:
     """The errors of the keys' outputs z [S, K, D] before their normalisation: [B, T, H, 1] each."""
-    gamma, beta = call.gamma[:, None], call.beta[:, None]
-    by_head = target.unflatten(0, (-1, len(gamma)))
-    errors = (normalise(z.view_as(by_head), gamma, beta) - by_head for z in seen)
-    return [cut.unpack(half_square(error).flatten(0, 1)[..., None]) for error in errors]
+    return [half_square(normalise(cut.unpack(z), call.gamma, call.beta) - target)[..., None] for z in seen]
 
 
 def _seed(call: Call, state: InnerState, cut: Uniform | Ragged) -> tuple[Seed, Rule]:

@@ -172,34 +172,31 @@ class Rule(NamedTuple):
 
         carried: momentum and second moment, empty for none. inputs: transposed [R, rows, K], steps: [R, K, columns], of
         all its tokens but those in `grad_sum`. tau: scale of its last token, a number or [R, 1, 1]. nan: [R, 1, 1], NaN
-        for cells with a token that is not finite. Where `forget` and tau are numbers, the product that makes the step
-        also applies `forget`.
+        for cells with a token that is not finite. If `forget` is a number, the product that makes the step also applies
+        it.
         """
-        fused = False
+        learned = isinstance(self.forget, Tensor)
+        forgotten = not learned
         if carried[0] or self.update.direction is not None:
             step = tuple(tau * s for s in gradient_sums(inputs, steps, grad_sum, nan))
             stepped, *carried = self.stepped(weights, step, *carried)
+            forgotten = False
         else:
-            forget = 0.0 if isinstance(self.forget, Tensor) else self.forget
-            fused = nan is None and forget is self.forget and not isinstance(tau, Tensor)
-            stay = 1.0 - forget if fused else 1.0
+            if isinstance(tau, Tensor):
+                steps, grad_sum, tau = [tau * s for s in steps], tuple(tau * s for s in grad_sum), 1.0
+            stay: Any = 1.0 if learned else 1.0 - self.forget
             made = []
             for n, weight in enumerate(weights):
-                if isinstance(tau, Tensor):
-                    if grad_sum:
-                        weight = weight.addcmul(tau, grad_sum[n], value=-1)
-                    weight = torch.baddbmm(weight, inputs[n], tau * steps[n], alpha=-1)
-                else:
-                    out = weight if in_place else None
-                    if grad_sum:
-                        weight = torch.add(weight, grad_sum[n], alpha=-tau, out=out)
-                    weight = torch.baddbmm(weight, inputs[n], steps[n], beta=stay, alpha=-stay * tau, out=out)
-                    if stay != 1.0:
-                        weight = torch.add(weight, self.start[n], alpha=1.0 - stay, out=out)
+                out = weight if in_place else None
+                if grad_sum:
+                    weight = torch.add(weight, grad_sum[n], alpha=-tau, out=out)
+                weight = torch.baddbmm(weight, inputs[n], steps[n], beta=stay, alpha=-stay * tau, out=out)
+                if stay != 1.0:
+                    weight = torch.add(weight, self.start[n], alpha=1.0 - stay, out=out)
                 made.append(weight if nan is None else weight + nan)
             stepped = tuple(made)
-        in_place = in_place or not (torch.is_grad_enabled() or isinstance(self.forget, Tensor))
-        settled, scale = self.settle(stepped, in_place, fused)
+        in_place = in_place or not (learned or torch.is_grad_enabled())
+        settled, scale = self.settle(stepped, in_place, forgotten)
         return Stepped(settled, carried, stepped, scale)
 
     def settle(

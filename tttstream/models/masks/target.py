@@ -59,7 +59,7 @@ class TargetConfig:
     span: int = 48
     doubt: float = 0.3
     near: float = 0.25
-    widen: float = 0.06
+    widen: float = 0.12
     edge: float = 0.55
     keep: float = 0.3
     memories: tuple[str, ...] = ("target", "given", "last", "past")

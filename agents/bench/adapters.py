@@ -60,8 +60,7 @@ def main() -> int:
         seconds = found.get("cpu_seconds", found.get("seconds"))
         lines.append(f"| {name}.py | {found['library']} | {found['steps']:,} | {seconds} | {found['return']:.2f} |")
     args.docs.mkdir(parents=True, exist_ok=True)
-    file = TextFile(args.docs / "adapters.md")
-    with file:
+    with TextFile(args.docs / "adapters.md") as file:
         file.write("\n".join([*lines, ""]))
     return 0
 

@@ -84,8 +84,7 @@ def main() -> int:
         ends, uses = (", ".join(f"{value:.2f}" for value in part) for part in ([c[1][-1] for c in found], used[name]))
         lines.append(f"| {name} | {found[0][0][-1]:,.0f} | {ends} | {uses} |")
     args.docs.mkdir(parents=True, exist_ok=True)
-    file = TextFile(args.docs / "autoreset.md")
-    with file:
+    with TextFile(args.docs / "autoreset.md") as file:
         file.write("\n".join([*lines, "", "![learning curves](autoreset.png)", ""]))
     _draw(curves, args.docs / "autoreset.png")
     return 0

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from tttstream.io.outputs import TextFile
 from tttstream.memory import TTTLayer
+from tttstream_agents.auxiliary import learning_rates
 from tttstream_agents.cards import SUITS
 from tttstream_agents.policy import MemoryPolicy
 
@@ -38,7 +39,8 @@ HEADS = {"ttt_linear": 2, "ttt_mlp": 2}
 
 class Variant(NamedTuple):
     """back: 0 for the first card, else the card so many steps ago. period: of the positions, 0 for none. low, high:
-    steps of an episode in training. updates: gradient steps. margin: of the inner loss of a TTT memory."""
+    steps of an episode in training. updates: gradient steps. margin: of the inner loss of a TTT memory. keep: weight of
+    the mean learning rate of the memory in the loss."""
 
     memory: str
     back: int = 0
@@ -47,11 +49,13 @@ class Variant(NamedTuple):
     high: int = 52
     updates: int = 150
     margin: float = 0.0
+    keep: float = 0.0
 
 
 VARIANTS = (
     *(Variant("ttt_linear", back=back, period=period) for back in (0, 16) for period in (1024, 0, 32)),
     Variant("ttt_linear", period=0, margin=0.3),
+    *(Variant("ttt_linear", period=0, low=16, high=256, updates=200, keep=keep) for keep in (0.0, 0.1)),
     Variant("ttt_linear", period=0, low=16, high=1024, updates=300),
     *(Variant("ttt_linear", back=3, period=period) for period in (1024, 0)),
     *(Variant(name, period=0) for name in ("gru", "delta")),
@@ -106,10 +110,11 @@ def measure(variant: Variant, seed: int) -> dict[str, Any]:
     lanes, state, loss = Lanes(LANES, variant), policy.initial_state(LANES), torch.zeros(())
     for _ in range(variant.updates):
         cards, starts, labels = lanes.segment(SEGMENT)
-        outputs, state = said(cards, starts, state)
+        with learning_rates(policy.memories if variant.keep else []) as rates:
+            outputs, state = said(cards, starts, state)
         loss, state = F.cross_entropy(outputs[labels >= 0], labels[labels >= 0]), state.detach()
         optimizer.zero_grad()
-        loss.backward()
+        (loss + variant.keep * sum(rate.mean() for rate in rates)).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -138,17 +143,20 @@ def report(records: list[dict[str, Any]], page: Path) -> None:
         "answer as label. Training: 16 lanes of episodes, segments of 128 steps with carried state, Adam 3e-3 in one "
         "cycle, width 64. Test: an endless episode in 32 rows. Cells: accuracy (chance is 0.25) in those steps. "
         "Positions: longest period of the steps since the start of the episode, as sines and cosines; no: not seen. "
-        "Loss: of the last update. The previous action is not seen. One seed. Command: `python agents/bench/hold.py`; "
+        "Keep: weight of the mean learning rate in the loss (`--keep-coef`). "
+        "Loss: cross-entropy of the last update. The previous action is not seen. One seed. Command: "
+        "`python agents/bench/hold.py`; "
         f"{sum(r['cpu_s'] for r in records):.0f} CPU seconds, one thread of a busy machine, "
         f"{max((r['date'] for r in records), default='')}.",
         "",
-        f"| card | memory | margin | positions | episodes | updates | loss | {' | '.join(spans)} |",
-        f"|---|---|---|---|---|---|---|{'---|' * len(spans)}",
+        f"| card | memory | margin | keep | positions | episodes | updates | loss | {' | '.join(spans)} |",
+        f"|---|---|---|---|---|---|---|---|{'---|' * len(spans)}",
     ]
     for one in records:
         v = Variant(**one["variant"])
         length = f"{v.low}" if v.low == v.high else f"{v.low} to {v.high}"
-        head = [f"{v.back} ago" if v.back else "first", v.memory, f"{v.margin:g}", v.period or "no", length, v.updates]
+        card = f"{v.back} ago" if v.back else "first"
+        head = [card, v.memory, f"{v.margin:g}", f"{v.keep:g}", v.period or "no", length, v.updates]
         cells = [f"{value:.2f}" for value in one["accuracy"]]
         lines.append(f"| {' | '.join(map(str, [*head, one['loss'], *cells]))} |")
     with TextFile(page) as file:
@@ -165,6 +173,8 @@ def main() -> int:
     path, until = args.docs / "hold.json", time.monotonic() + 60 * args.minutes
     args.docs.mkdir(parents=True, exist_ok=True)
     records = json.loads(path.read_text()) if path.exists() else []
+    for record in records:
+        record["variant"] = Variant(**record["variant"])._asdict()  # with the fields that were added later
     for variant in VARIANTS:
         if time.monotonic() < until and not any(one["variant"] == variant._asdict() for one in records):
             records.append(measure(variant, 0))

@@ -114,8 +114,7 @@ def main() -> int:
             setting = f"{trained_at(config)}, {steps // 1000}k in all | {config.period if config.positions else 'no'}"
             lines.append(f"| {config.env} | {config.memory} | {config.seed} | {setting} | {' | '.join(cells)} |")
             print(lines[-1], file=sys.stderr, flush=True)
-            file = TextFile(args.docs / f"{args.name}.md")
-            with file:
+            with TextFile(args.docs / f"{args.name}.md") as file:
                 file.write("\n".join([*lines, ""]))
     return 0
 

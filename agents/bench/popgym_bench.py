@@ -180,7 +180,7 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
     counts = sizes(envs[0])
     parameters = ", ".join(f"{name} {counts[name][1]:,} (width {counts[name][0]})" for name in names)
     lines = [
-        "# Memories in POPGym and MiniGrid",
+        f"# Memories in {'POPGym and MiniGrid' if page.stem == 'popgym' else ', '.join(envs)}",
         "",
         f"PPO, {config.steps:,} environment steps for each run (fewer if the mean return of the last 100 episodes "
         f"reached {config.stop_return:g}), equal parameters (below), learning rate {config.lr:g} for all. Cells: "
@@ -209,8 +209,7 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
             "",
         ]
     page.parent.mkdir(parents=True, exist_ok=True)
-    file = TextFile(page)
-    with file:
+    with TextFile(page) as file:
         file.write("\n".join(lines))
     draw(done, envs, names, config.steps, page.with_suffix(".png"))
 

@@ -93,8 +93,7 @@ def main() -> int:
         "",
     ]
     args.docs.mkdir(parents=True, exist_ok=True)
-    file = TextFile(args.docs / "readout.md")
-    with file:
+    with TextFile(args.docs / "readout.md") as file:
         file.write("\n".join(lines))
     return 0
 

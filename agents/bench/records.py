@@ -62,8 +62,7 @@ def save(records: Iterable[Record], path: Path) -> None:
     """Write the records, one a line, in the order of their keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.dumps(dataclasses.asdict(record)) for record in sorted(records, key=lambda record: record.key)]
-    file = TextFile(path)
-    with file:
+    with TextFile(path) as file:
         file.write("[\n" + ",\n".join(rows) + "\n]\n")
 
 

@@ -177,8 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines.append(f"| {name} | {found[args.envs[0]][name][1]:,} | {' | '.join(cells)} |")
         print(lines[-1], file=sys.stderr)
     args.docs.mkdir(parents=True, exist_ok=True)
-    file = TextFile(args.docs / ("throughput_pixels.md" if args.pixels else "throughput.md"))
-    with file:
+    with TextFile(args.docs / ("throughput_pixels.md" if args.pixels else "throughput.md")) as file:
         file.write("\n".join([*lines, ""]))
     return 0
 

@@ -17,7 +17,7 @@ from tttstream.io.outputs import saving
 from tttstream_agents import config as configs
 from tttstream_agents.auxiliary import LOSSES
 from tttstream_agents.config import Config
-from tttstream_agents.envs import one_line
+from tttstream_agents.errors import one_line
 from tttstream_agents.policy import MemoryPolicy
 
 FORMAT = "tttstream.agent/1"

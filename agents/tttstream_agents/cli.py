@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     probe.add_argument("--lr", type=float, default=3e-3, help="largest learning rate (0.003)")
     probe.add_argument("--env-args", nargs="+", action=_Arguments, default={}, metavar="KEY=VALUE",
                        help="arguments of the environment")  # fmt: skip
-    probe.add_argument("--wrappers", type=_list, default=[], metavar="JSON", help="wrappers of the environment")
+    probe.add_argument("--wrappers", type=_json(list), default=[], metavar="JSON", help="wrappers of the environment")
     probe.add_argument("--out", help="also write the scores to this file, as JSON")
     probe.add_argument("--quiet", action="store_true", help="print no progress")
     probe.set_defaults(run=_probe)
@@ -128,7 +128,7 @@ def _add(group: Any, field: dataclasses.Field[Any]) -> None:
     if kind is bool:
         settings["action"] = argparse.BooleanOptionalAction
     else:
-        settings["type"] = {dict: _json, list: _list, int: whole}.get(kind, kind)
+        settings["type"] = _json(kind) if kind in (dict, list) else whole if kind is int else kind
         settings["metavar"] = "JSON" if kind in (dict, list) else kind.__name__.upper()
         if field.name == "env_args":
             settings.update(type=str, nargs="+", action=_Arguments, metavar="KEY=VALUE")
@@ -148,24 +148,17 @@ def natural(text: str) -> int:
 natural.__name__ = whole.__name__
 
 
-def _json(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(text)
-    return value
+def _json(kind: type) -> Any:
+    """The argparse type of a JSON object (dict) or list."""
 
+    def parse(text: str) -> Any:
+        value = json.loads(text)
+        if not isinstance(value, kind):
+            raise ValueError(text)
+        return value
 
-_json.__name__ = "JSON object"  # for argparse's messages
-
-
-def _list(text: str) -> list[Any]:
-    value = json.loads(text)
-    if not isinstance(value, list):
-        raise ValueError(text)
-    return value
-
-
-_list.__name__ = "JSON list"
+    parse.__name__ = "JSON object" if kind is dict else "JSON list"  # for argparse's messages
+    return parse
 
 
 class _Arguments(argparse.Action):
@@ -180,7 +173,7 @@ class _Arguments(argparse.Action):
             key, equals, text = word.partition("=")
             try:
                 if word.startswith("{"):
-                    found.update(_json(word))
+                    found.update(_json(dict)(word))
                 elif equals and key.isidentifier():
                     found[key] = yaml.safe_load(text)
                 else:
@@ -248,8 +241,7 @@ def _eval(args: argparse.Namespace) -> int:
     }  # fmt: skip
     print(json.dumps(values))
     if args.out:
-        file = TextFile(args.out)
-        with file:
+        with TextFile(args.out) as file:
             file.write_json(values)
     return 0
 
@@ -278,8 +270,7 @@ def _probe(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(table(result))
     if args.out:
-        file = TextFile(args.out)
-        with file:
+        with TextFile(args.out) as file:
             file.write_json({"env": args.env, **result})
     return 0
 

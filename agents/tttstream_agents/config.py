@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tttstream.io.presets import folder as shipped
-from tttstream_agents.errors import TrainingError
+from tttstream_agents.errors import TrainingError, one_line
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -181,8 +181,3 @@ def read(name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TrainingError(f"{path}: expected options with values, got {type(values).__name__}")
     return values
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error, on one line."""
-    return " ".join(str(error).split())

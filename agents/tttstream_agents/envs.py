@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tttstream.errors import DependencyError
 from tttstream_agents.encoder import leaves, name, pick
-from tttstream_agents.errors import EnvError, ObservationError
+from tttstream_agents.errors import EnvError, ObservationError, one_line
 
 MEMORY_GYM = ("MortarMayhem", "MysteryPath", "SearingSpotlights", "Endless-")
 REGISTER = {
@@ -48,11 +48,6 @@ def tree(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
 def stack(samples: Sequence[Any]) -> Any:
     """Stack single observations: parts [B, ...]."""
     return tree(lambda *parts: np.stack([np.asarray(one) for one in parts]), samples[0], *samples[1:])
-
-
-def one_line(error: BaseException) -> str:
-    """The type and the message of an error, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
 
 
 def make(

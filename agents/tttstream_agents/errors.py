@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tttstream.errors import TTTStreamError
 
-__all__ = ["EnvError", "ObservationError", "SpaceError", "TrainingError"]
+__all__ = ["EnvError", "ObservationError", "SpaceError", "TrainingError", "one_line"]
 
 
 class SpaceError(TTTStreamError, ValueError):
@@ -25,3 +25,8 @@ class EnvError(TTTStreamError, RuntimeError):
 
 class TrainingError(TTTStreamError, RuntimeError):
     """Training cannot start, continue or resume."""
+
+
+def one_line(error: BaseException) -> str:
+    """The type and the message of an error, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"

@@ -45,8 +45,7 @@ class Logs:
         self.path, self.steps, self.quiet = folder / "metrics.csv", steps, quiet
         kept = [row for row in read_csv(self.path) if row["steps"] <= done] if self.path.exists() else []
         if kept:
-            file = TextFile(self.path)
-            with file:
+            with TextFile(self.path) as file:
                 file.write(",".join(kept[0]) + "\n")
                 for row in kept:
                     file.write(",".join(_text(number) for number in row.values()) + "\n")

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from tttstream.state import pack, unpack
 from tttstream_agents.config import Config
-from tttstream_agents.envs import one_line, quiet, tree
-from tttstream_agents.errors import EnvError, ObservationError, TrainingError
+from tttstream_agents.envs import quiet, tree
+from tttstream_agents.errors import EnvError, ObservationError, TrainingError, one_line
 from tttstream_agents.heads import Categorical
 from tttstream_agents.policy import MemoryPolicy
 from tttstream_agents.statistics import RewardScale

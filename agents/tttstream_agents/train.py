@@ -28,8 +28,8 @@ from tttstream_agents.checkpoint import (
     write_checkpoint,
 )
 from tttstream_agents.config import Config
-from tttstream_agents.envs import Position, close, make, one_line, tree, vector
-from tttstream_agents.errors import EnvError, ObservationError, TrainingError
+from tttstream_agents.envs import Position, close, make, tree, vector
+from tttstream_agents.errors import EnvError, ObservationError, TrainingError, one_line
 from tttstream_agents.logs import Logs, Row
 from tttstream_agents.ppo import Collector, Player, learn, nothing
 
@@ -274,7 +274,6 @@ def train(
         "parameters": sum(p.numel() for p in run.policy.parameters()),
         "state_bytes": run.policy.initial_state(1).nbytes,
     }  # fmt: skip
-    file = TextFile(folder / "summary.json")
-    with file:
+    with TextFile(folder / "summary.json") as file:
         file.write_json({**summary, "return": summary["return"] if run.recent else None})  # JSON knows no NaN
     return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,19 @@ def test_the_queue_is_stopped_and_taken_up(bench: object, tmp_path: Path, capsys
     table = (docs / "popgym.md").read_text()
     assert "0 runs to go" in run("5", f"--out={tmp_path / 'another machine'}")
     assert (docs / "popgym.md").read_text() == table
+
+
+def test_a_stopped_run_ends_the_queue(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def stopped(*_: Any, **__: Any) -> dict[str, Any]:
+        calls.append(1)
+        return {"finished": False, "steps": 128, "return": 0.0}
+
+    monkeypatch.setattr(bench, "train", stopped)
+    words = ["--seeds=1", "--envs", "popgym-RepeatFirstEasy-v0", "--memories", "mlp", "gru", f"--docs={tmp_path}"]
+    assert bench.main([*words, f"--out={tmp_path / 'out'}", "--minutes=5"]) == 0
+    assert len(calls) == 1
 
 
 def test_the_best_rate_of_a_sweep_is_for_all(bench: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,9 @@ def saving(path: str | os.PathLike[str]) -> Iterator[None]:
 def text_of(value: Mapping[str, Any], indent: int | None = None) -> str:
     """JSON, in which names of files that are no valid text have the form of `shown`."""
     return json.dumps(clean(value), indent=indent)
+
+
+File = TypeVar("File", bound="OutputFile")
 
 
 class OutputFile:
@@ -124,7 +127,7 @@ class OutputFile:
             self._remove()
             self._release()
 
-    def __enter__(self) -> OutputFile:
+    def __enter__(self: File) -> File:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -90,7 +90,8 @@ def ttt(
     """
     update = Update() if update is None else update
     eta = eta[..., None] if eta.dim() == 3 else eta
-    _check(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, reset, lengths)
+    call = Call(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, update)
+    _check(call, reset, lengths)
     check_update(update, inner, q.shape[2])
     rows, tokens, heads, width = q.shape
     fresh = state is None  # known to be zero, so nobody need look
@@ -99,13 +100,13 @@ def ttt(
     _check_state(state, state_shapes(inner, rows, heads, width, update, causal), start)
     if tau is None and causal == "token":
         tau = 1.0 / torch.arange(1, mini_batch + 1, dtype=state.delta.dtype, device=q.device)
+        call = call._replace(tau=tau)
     output, dtype = q.dtype, state.delta.dtype
     state = state._replace(grad_sum=summed(state.grad_sum))
     way = route(
         backend, inner, causal, update=update, width=width, mini_batch=mini_batch, dtype=dtype, device=q.device,
         tokens=tokens,
     )  # fmt: skip
-    call = Call(inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, update)
     with full_precision(q.device.type):
         if way.backend == "triton":
             y, state, loss = _on_triton(call, state, fresh, reset, lengths, return_loss)
@@ -145,21 +146,8 @@ def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.dev
         )
 
 
-def _check(
-    inner: Inner,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    start: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    mini_batch: int,
-    causal: str,
-    tau: Tensor | None,
-    reset: Tensor | None,
-    lengths: Tensor | None,
-) -> None:
+def _check(call: Call, reset: Tensor | None, lengths: Tensor | None) -> None:
+    inner, q, k, v, eta, start, gamma, beta, mini_batch, causal, tau, _ = call
     if q.dim() != 4 or not q.numel() or not q.is_floating_point():
         raise ShapeError(f"q: expected a floating tensor [B, T, H, D], none of them 0, got {q.dtype} {list(q.shape)}")
     rows, tokens, heads, width = q.shape

@@ -1,4 +1,4 @@
-"""Reading a memory without teaching it: every token meets the weights as they stand."""
+"""Reads a memory without learning: every token uses the current weights."""
 
 import torch
 from torch import Tensor

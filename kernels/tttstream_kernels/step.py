@@ -1,4 +1,4 @@
-"""One token without a graph, for a host that knows the phases: what `token.one_token` gives, in a third of the calls.
+"""One token without a graph, with phases known on the host: the results of `token.one_token` in a third of the calls.
 
 A token needs so little arithmetic that the calls of operators take most of the time. So the step has as few calls as
 possible: cells are laid out once, W_i is not formed (equation 8 with one token), tau is a number, the base of the rates

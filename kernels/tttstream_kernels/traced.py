@@ -1,8 +1,7 @@
-"""One token without a graph as a compiler wants it: what `token.one_token` gives, as one operator that it looks into.
+"""One token without a graph for a compiler: the results of `token.one_token`, as one operator that it can look into.
 
-An operator, because all that a compiler sees of Python on the way to the arithmetic it guards at every call, and a step
-is so short that this took longer than the step. Nothing here reads a value, and every intermediate that two products
-need is used twice, so that it is computed once.
+A compiler checks at every call all Python values on the way to the arithmetic, which took longer than a step; one
+operator needs few checks. No value is read on the host, and intermediate results that two products need are shared.
 """
 
 import torch

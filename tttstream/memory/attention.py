@@ -156,13 +156,13 @@ class _Attention(Memory):
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, piece: Tensor, owner: Tensor, causal: bool) -> Tensor:
         """q [B, T, H, D] over keys, values [B, C+T, H, D] -> [B, T, H, D].
 
-        piece [B, T] and owner [B, C+T] (-1: empty) say whom a query may see among what stands before it;
-        `causal` says that this is everything.
+        piece [B, T] and owner [B, C+T] (-1: empty): a query sees the earlier slots of its own piece. causal: all
+        earlier slots are of its piece.
         """
         raise NotImplementedError
 
     def _slots(self, kept: Tensor, uncut: bool) -> int:
-        """How many slots the next cache has. kept [B, C+T]; `uncut` says that no reset and no length was given."""
+        """The number of slots of the next cache. kept [B, C+T]; uncut: without resets and lengths."""
         raise NotImplementedError
 
 
@@ -211,10 +211,10 @@ class Window(_Attention):
 
 
 class Attention(_Attention):
-    """Attention over everything since the last reset: the Transformer's layer, whose cache grows with the stream.
+    """Attention over all tokens since the last reset: the Transformer's layer, whose cache grows with the stream.
 
-    Keys are kept rotated by their row's age, so that a step costs no more than reading the cache. With resets or
-    lengths a call asks the device for the age of the oldest row, which is all that the next cache needs to hold.
+    Keys are stored after rotation by their row's age, so that a step only reads the cache. With resets or lengths a
+    call reads the age of the oldest row from the device, which is the size of the next cache.
     """
 
     state_type = CacheState

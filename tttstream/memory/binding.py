@@ -11,9 +11,9 @@ A question q of length 1 is answered by the evidence for each label
 
     e_l = s (cos(q, mu_l) + w q A^-1 mu_l^T) - c,    A = sum_l mu_l^T mu_l + a S + r I
 
-the likeness to its prototype, and least squares that tells the labels apart and heeds the usual differences least. All
-labels weigh the same in A, however often each was shown. The evidence for "none of them" is 0. s, w, c, a and r are
-learned in the outer loop.
+the cosine similarity to its prototype, and a least-squares classifier that gives the usual differences within a label a
+low weight. All labels have the same weight in A, independent of the number of their examples. The evidence for "none of
+them" is 0. s, w, c, a and r are learned in the outer loop.
 """
 
 from typing import Any, NamedTuple
@@ -52,8 +52,8 @@ class Binding(Memory):
 
     Called as a `Memory` of dim = keys + labels. The first D numbers of a token are a key, of any length but 0; the
     others are 1 at the label of an example, and all 0 for a question. The output of a token holds what was known before
-    it: the prototypes, weighted by their probability, and the evidence for each label, `NOTHING` for one that was never
-    told. A token with a NaN, or of zeros, is answered with NaN and is not learned. `bind` and `evidence` do the two
+    it: the prototypes, weighted by their probability, and the evidence for each label, `NOTHING` for one without
+    examples. A token with a NaN, or of zeros, is answered with NaN and is not learned. `bind` and `evidence` do the two
     halves for many keys at once.
     """
 
@@ -103,7 +103,7 @@ class Binding(Memory):
         return (x.isfinite().all(-1) & (x[..., : self.keys] != 0).any(-1))[..., None]
 
     def _answer(self, state: BindingState, x: Tensor) -> Tensor:
-        """The outputs [B, T, dim] of tokens that are all asked of one state."""
+        """The outputs [B, T, dim] of tokens that read the same state."""
         fine = self._fine(x)
         found = self.evidence(state, torch.where(fine, x, 0.0)[..., : self.keys])
         share = torch.cat([found, torch.zeros_like(found[..., :1])], -1).softmax(-1)[..., :-1]
@@ -136,7 +136,7 @@ class Binding(Memory):
         return BindingState(means, counts, errors.mT @ errors / repeats.clamp(min=1)[:, None, None], repeats)
 
     def evidence(self, state: BindingState, keys: Tensor) -> Tensor:
-        """[B, n, L] of the questions keys [B, n, D]; `NOTHING` at labels that were never told."""
+        """[B, n, L] of the questions keys [B, n, D]; `NOTHING` at labels without examples."""
         means, counts, scatter, _ = state
         if keys.dim() != 3 or keys.shape[-1] != self.keys:
             raise ShapeError(f"Binding: expected keys [rows, n, {self.keys}], got {tuple(keys.shape)}")

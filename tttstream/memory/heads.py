@@ -24,16 +24,16 @@ class MixedHeads(Delta):
         delta         S = S + beta k^T (v - k S),  beta in (0, 2)
         gated_delta   S' = alpha S, then the delta rule on S'
 
-    One recurrence runs all heads. The first value of an additive head is always 1, so that the first column of its S is
-    the sum of weighted keys and q S counts the tokens that were like this one. What it reads, o = q S, grows with the
-    stream, and beside it a norm after the layer would shrink what the others read. So every o is normalised head by
-    head, and a learned sum of what the additive heads read (at first the counts) is put out besides, the same in all
-    channels: a linear layer can read it, so the memory counts, and a LayerNorm after the layer takes it out. Queries
-    begin equal to keys, so that from the first step of the training on a token reads what its like has written.
+    One recurrence runs all heads. The first value of an additive head is always 1. The first column of its S is then
+    the sum of weighted keys, so q S counts similar tokens. The read-out o = q S of an additive head grows with the
+    stream, and a norm over all heads would shrink the read-outs of the others. So every o is normalised head by head.
+    In addition, the layer adds a learned sum of the additive read-outs (initially the counts) to all channels: a linear
+    layer can read it, so the memory counts, and a LayerNorm after the layer removes it. The initial projections of
+    queries and keys are equal, so that a token reads the values of similar tokens from the first training step on.
 
     Args:
         dim: width of the tokens, a multiple of the number of heads.
-        heads: how many in all, at least one of each entry of `rules`.
+        heads: total number, at least one of each entry of `rules`.
         conv: see `Additive`.
         rules: of the heads, in turn.
     """

@@ -93,7 +93,7 @@ class MatrixMemory(Memory):
 
 
 def convolved(conv: ShortConv | None, x: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
-    """x [B, T, channels] after a short convolution and SiLU, as it is without one; and the next window."""
+    """x [B, T, channels] after a short convolution and SiLU, unchanged without a convolution; and the next window."""
     if conv is None:
         return x, seen.window
     if x.shape[1] == 1 and seen.reset is None and seen.lengths is None and x.dtype == seen.window.dtype:
@@ -130,9 +130,9 @@ class Additive(MatrixMemory):
     """Linear attention without a norm: S += k^T v, o = q S (Katharopoulos et al., arXiv 2006.16236, equations 16 to 18
     without the divisor; Schlag et al., arXiv 2102.11174, section 3).
 
-    Nothing is ever taken away and nothing is normalised, so what is written twice is read twice as large: it counts.
-    What it holds grows with the stream, so law 6 exempts it by name: float32 counts ones up to 2^24 = 16,777,216, token
-    by token, and stays there.
+    Nothing is removed or normalised, so a value that is written twice is read twice as large: the memory counts.
+    The state grows with the stream, so law 6 exempts it by name: float32 counts ones up to 2^24 = 16,777,216, token
+    by token, and no further.
 
     Args:
         dim: width of the tokens. heads: matrices side by side, each D x D with D = dim / heads.

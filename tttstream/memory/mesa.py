@@ -1,4 +1,4 @@
-"""Mesa: the ridge solution of all that was seen, read afresh for every query.
+"""Mesa: the ridge regression of all tokens so far, solved for every query.
 
 Letters: B rows, T tokens, H heads, D head width, n = chunks * H, C tokens of a chunk.
 """
@@ -24,10 +24,10 @@ class Mesa(Additive):
     """Mesa (von Oswald et al., arXiv 2506.05233, equations 4 to 6): o = q (R + L)^-1 G with R = g R + b k^T k and
     G = g G + b k^T v.
 
-    It is what least squares with weights that fade (g a head) and a ridge L a channel make of all pairs of k and v, at
-    every token. One token is solved by a Cholesky factor; a chunk by the method of conjugate gradients for all its
-    tokens at once, to the precision of the state's type. The gradient solves the same system once
-    more (it has no gradient itself). q and k have length 1; what is read is normalised head by head.
+    This is the least-squares solution for all pairs of k and v at every token, with weights that decay by g (one for
+    each head) and a ridge L for each channel. A single token uses a Cholesky factor. A chunk uses the method of
+    conjugate gradients for all its tokens at once, to the precision of the state's type. The gradient solves the same
+    system again and has no gradient itself. q and k have length 1; the read-out is normalised head by head.
 
     Args:
         dim, heads, conv: see `Additive`. The matrix holds G beside R, [D, 2 D].
@@ -128,9 +128,9 @@ def _operator(
 def conjugate_gradients(operator: Callable[[Tensor], Tensor], wanted: Tensor) -> Tensor:
     """x with operator(x) = wanted, both [..., D], a system a token; Hestenes and Stiefel, 1952.
 
-    Half of the digits come from a first run, the others from a second one that begins with the true residual, from
-    which the residual of a run drifts away. A token whose residual is as small as rounding lets it be stands still
-    while others continue, so that it gets the same answer beside any others.
+    A first run gives half of the digits. A second run starts from the true residual and gives the others, because the
+    computed residual of a run drifts away from the true one. A token stops when its residual reaches rounding error,
+    while others continue, so its answer does not depend on the other tokens.
     """
     size, eps = wanted.square().sum(-1, keepdim=True), torch.finfo(wanted.dtype).eps
     x = _descend(operator, wanted, eps * size)

@@ -1,4 +1,4 @@
-"""Heads of several kinds in one layer: each learns by a rule of its own, side by side.
+"""Heads of several memories in one layer, each with its own rule.
 
 Letters: B rows, T tokens.
 """
@@ -29,16 +29,16 @@ class MixedState(State, _Parts):
 
 
 class Mixed(Memory):
-    """Mixed heads: some correct what they hold (delta), some add up (additive), some learn by a deep model (MLP).
+    """Mixed heads: delta rule, sums (additive) and a deep inner model (MLP).
 
-    A projection gives every rule its share of the token, the heads of a rule are one memory, and a projection joins
-    what they read. `heads` of width dim / heads are dealt out in turn; a rule that gets none has one all the same, so
+    A projection maps the token to the inputs of all rules, the heads of a rule are one memory, and a projection joins
+    their outputs. `heads` of width dim / heads are assigned to the rules in turn. Every rule has at least one head, so
     with fewer heads than rules the layer is wider than dim inside.
 
     Args:
-        dim: width of the tokens. heads: how many in all, where they are no fewer than the rules.
+        dim: width of the tokens. heads: total number, if there are at least as many as rules.
         rules: names of memories that have heads and go token by token.
-        options: what a rule's memory takes besides, by name.
+        options: further arguments of a rule's memory, by name.
     """
 
     state_type = MixedState

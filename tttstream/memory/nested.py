@@ -1,4 +1,4 @@
-"""A learner inside a learner: a delta rule whose start, for every block of tokens, is learned by an outer one.
+"""Nested learners: a delta rule that starts every block of tokens from weights that an outer rule learns.
 
 Letters: B rows, H heads, D head width, N tokens of a block, n = blocks * H.
 """
@@ -24,7 +24,7 @@ class _Nested(NamedTuple):
 
 
 class NestedState(State, _Nested):
-    """matrix [B, H, D, D]: the inner learner as it stands. start [B, H, D, D]: what it began the block with. phase [B]:
+    """matrix [B, H, D, D]: the inner learner. start [B, H, D, D]: its value at the start of the block. phase [B]:
     tokens of the unfinished block. window: see `MatrixState`."""
 
     __slots__ = ()

@@ -43,8 +43,9 @@ def latest(past: Tensor, count: int, reset: Tensor | None, lengths: Tensor | Non
 
 
 class Constant(nn.Module):
-    """A constant in the type that states have, float64 where the module is and else float32, rounded once from float64
-    whatever casts the module goes through; a conversion at every call would cost more than its use."""
+    """A constant in the type of states: float64 if the module is float64, else float32. It is rounded once from
+    float64, whatever casts the module goes through. A conversion at every call would cost more than the use of
+    the constant."""
 
     value: Tensor
 
@@ -112,8 +113,8 @@ class ShortConv(nn.Module):
     """Depthwise causal convolutions over one projection of the tokens, `views` of them: one for q and one for k in a
     TTT layer, which share a projection.
 
-    What the next call still sees, the last `taps - 1` tokens of each row, is part of the memory's state; a token sees
-    nothing from before its row's last reset.
+    The last `taps - 1` tokens of each row, which the next call needs, are part of the memory's state. A token does not
+    see tokens from before its row's last reset.
     """
 
     def __init__(self, dim: int, taps: int, views: int = 2) -> None:

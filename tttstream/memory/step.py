@@ -1,5 +1,5 @@
-"""One token through a TTTLayer on the CPU without a graph: what its forward gives, in a third of the calls, and
-the same for a compiler."""
+"""One token through a TTTLayer on the CPU without a graph: the results of its forward with a third of the operator
+calls, and the same for a compiler."""
 
 import math
 from typing import Any, TypeAlias
@@ -20,8 +20,8 @@ TTTState: TypeAlias = Any
 
 
 def suits(layer: TTTLayer) -> bool:
-    """Whether there is such a step of this layer: tokens one by one, nothing but sums inside a mini-batch, the training
-    view as keys, and not the other backend."""
+    """Whether this layer has such a step: token mode, an update that acts only at mini-batch ends, keys that are the
+    training view, and a backend other than triton."""
     return layer.causal == "token" and op.covers(layer._update) and layer.task.plain and layer.backend != "triton"
 
 
@@ -94,7 +94,7 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
 
 
 def _call(module: nn.Module | None, x: Tensor) -> Tensor:
-    """module(x), straight away where it is what the layer made, without hooks."""
+    """module(x), by a direct call of the function if it is a Linear or LayerNorm without hooks."""
     assert module is not None
     parameters: dict[str, Any] = module._parameters
     if not module._forward_hooks and not module._forward_pre_hooks:
@@ -107,7 +107,7 @@ def _call(module: nn.Module | None, x: Tensor) -> Tensor:
 
 
 def traced(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | None) -> tuple[Tensor, TTTState] | None:
-    """`step` for a compiler: with any phases, reading none; None also for resets, learned numbers and convolutions."""
+    """`step` for a compiler, without phases on the host; None also for resets, learned numbers and convolutions."""
     if (
         state is None
         or reset is not None
@@ -153,7 +153,7 @@ def traced(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | N
 
 
 def _product(linear: nn.Module, x: Tensor) -> Tensor:
-    """linear(x); for one row a sum, which a compiler fuses with what follows: a call of its own would cost more."""
+    """linear(x); for one row as a sum, which a compiler fuses with later operations, unlike a separate call."""
     if x.shape[0] > 1 or not isinstance(linear, nn.Linear) or linear._forward_hooks or linear._forward_pre_hooks:
         y: Tensor = linear(x)
         return y

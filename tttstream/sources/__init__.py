@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from tttstream.errors import SourceError
 from tttstream.sources.base import Event, Source
 from tttstream.sources.listing import GENERATED, IMAGES, STDIN, inside, is_path, nothing_in, sequence, spelled
+from tttstream.sources.robots.paths import is_bag, is_dataset, split
 
 __all__ = ["Event", "Source", "open_source"]
 
@@ -73,7 +74,8 @@ def open_source(
                 f"the poses of {text} are its own values: name them with --pose KEY,KEY, without a file of poses"
             )
         return Gym(text.removeprefix("gym:"), seed=seed, pose=pose, policy=policy, on_error=on_error)
-    source = _open_recording(text, topic, clock, poses, pose, pose_tolerance, on_error) if is_path(text) else None
+    own = (pose, pose_tolerance) if poses is None else (None, None)
+    source = _open_recording(text, topic, clock, *own, on_error) if is_path(text) else None
     if source is not None and poses is None:
         if pose_start is not None:
             raise SourceError(f"{text} has its own poses, matched by time: leave out the start of the poses")
@@ -97,20 +99,25 @@ def open_source(
 
 
 def _open_recording(
-    text: str,
-    topic: str | None,
-    clock: str | None,
-    poses: Any,
-    pose: str | None,
-    tolerance: float | None,
-    on_error: str,
+    text: str, topic: str | None, clock: str | None, pose: str | None, tolerance: float | None, on_error: str
 ) -> Source | None:
-    """A recording of a robot, with its own poses unless a file gives them; None if the path is no such recording."""
-    if poses is not None:
-        pose = tolerance = None
-    from tttstream.sources.robots.opening import opened
+    """A recording of a robot, with its own poses if `pose` names them; None if the path is no such recording."""
+    folder, number = split(text)
+    if is_dataset(Path(folder)):
+        # Imported here and below, because each needs other packages of the extra `robots`
+        from tttstream.sources.robots.lerobot import LeRobot
 
-    return opened(text, topic, clock, pose, tolerance, on_error)
+        if clock is not None or tolerance is not None:
+            raise SourceError(
+                f"{text} is a data set, whose rows contain the poses: leave out the clock and the tolerance"
+            )
+        return LeRobot(folder, number, camera=topic, pose=pose, on_error=on_error)
+    if not is_bag(Path(text)):
+        return None
+    from tttstream.sources.robots.bag import Bag, posed
+
+    bag = Bag(text, topic=topic, clock=clock or "header", on_error=on_error)
+    return bag if pose is None else posed(bag, pose, tolerance=tolerance, on_error=on_error)
 
 
 def _posed(

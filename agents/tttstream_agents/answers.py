@@ -3,8 +3,6 @@
 Letters: T steps of a sequence, S sequences, E environments, C actions.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 Letters: T steps, B environments, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast

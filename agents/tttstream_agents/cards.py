@@ -5,8 +5,6 @@ episodes end with the deck, and each card takes longer to deal than the one befo
 replacement. `SampledTimeLimit` ends episodes at random lengths.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import gymnasium as gym

@@ -3,8 +3,6 @@
 Letters: * any leading sizes (steps T, environments B), N numbers of an observation.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -37,7 +35,6 @@ class Choices(nn.Module):
         self.register_buffer("owner", torch.as_tensor(np.repeat(np.arange(len(counts)), counts)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         flat = x.reshape(*x.shape[: x.dim() - len(self.shape)], len(self.sizes))
         return (flat[..., self.owner] == self.value).to(torch.get_default_dtype())
 
@@ -67,7 +64,6 @@ class Numbers(nn.Module):
         self.register_buffer("bounded", bounded, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         dtype = torch.get_default_dtype()
         flat, (middle, reach) = x.reshape(*x.shape[: x.dim() - len(self.shape)], self.size), (self.middle, self.reach)
         if x.dtype == torch.float64:
@@ -92,7 +88,6 @@ class Normalised(Numbers):
         return x.reshape(*x.shape[: x.dim() - len(self.shape)], self.size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         normal: Tensor = self.statistics(self._flat(x))
         return normal
 
@@ -177,7 +172,6 @@ class Picture(nn.Module):
         self.scale = (float(numbers.middle[0]), float(numbers.reach[0])) if alike else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         return self.layers(self.pixels(x)).reshape(*x.shape[: x.dim() - len(self.shape)], self.size)
 
     def pixels(self, x: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ Letters: B environments, n numbers of the packed state, P outputs of the actor.
     state [B, n], starts [B], previous_action [B, ...], observation → action [B, ...], logits [B, P], value [B], state
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, cast
@@ -68,7 +66,6 @@ class PolicyStep(exported.Step):
         return {name: value.to(device) for name, value in inputs.items()}
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See the class."""
         policy, rest = self.policy, list(inputs)
         flat, starts = rest.pop(0), rest.pop(0)
         # a reset is a fresh state, which is all zeros; the memory then needs no reset of its own

@@ -3,8 +3,6 @@
 Letters: * any leading sizes, P outputs of the actor.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

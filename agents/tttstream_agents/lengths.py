@@ -1,7 +1,5 @@
 """Random episode lengths in training, so that a memory does not fail after a fixed length."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Builds memories by name: those of tttstream, and two baselines without recurrence."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

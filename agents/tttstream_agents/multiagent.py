@@ -3,8 +3,6 @@
 Letters: G games, A agents in each, B = G * A rows, agent after agent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

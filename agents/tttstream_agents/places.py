@@ -3,8 +3,6 @@
 Letters: P numbers of a pose, F Fourier features of a pose, N numbers of a flat observation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ Letters: T steps, B environments, D width.
     obs [T, B, ...] → encoder → trunk (its memories) → actor, critic
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

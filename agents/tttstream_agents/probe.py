@@ -3,8 +3,6 @@
 Letters: T steps of a sequence, S sequences, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 Registered as `tttstream/Revisit-v0` (episodes of 512 steps) and `tttstream/EndlessRevisit-v0` (no end).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import gymnasium as gym

@@ -7,8 +7,6 @@
 Letters: T steps of a rollout, B environments, L steps of a segment, S segments, n numbers of a packed state.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from typing import Any, ClassVar, cast

@@ -3,8 +3,6 @@
 Letters: T steps of a rollout, B environments, L steps of a segment, S segments, n numbers of a packed state.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, ClassVar
 

@@ -3,8 +3,6 @@
 Letters: * any leading sizes, N numbers.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

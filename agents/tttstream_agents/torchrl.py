@@ -7,8 +7,6 @@
 Letters: S rows, T steps, N numbers of an observation, D width, n numbers of a packed state.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence
@@ -100,7 +98,6 @@ class TTTModule(TensorDictModuleBase):
         return TensorDictPrimer({self.state_key: Unbounded(shape=(self.state_size,))}, expand_specs=True)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """See the class."""
         try:
             return self._forward(tensordict)
         except RuntimeError as error:

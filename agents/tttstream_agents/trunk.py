@@ -6,8 +6,6 @@ Letters: T steps, B environments, N numbers of an observation, D width, A number
         → mix → depth × (x + memory(norm(x))) → norm → features [T, B, D]
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple, cast
 
@@ -76,7 +74,6 @@ class Played(nn.Module):
         self.width = 0 if self.part is None else self.part.size + isinstance(self.part, Numbers)
 
     def forward(self, action: Tensor) -> Tensor:
-        """See the class."""
         assert self.part is not None
         numbers: Tensor = self.part(action)
         return torch.cat([numbers, torch.ones_like(numbers[..., :1])], -1) if self.width > self.part.size else numbers

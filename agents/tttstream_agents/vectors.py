@@ -1,7 +1,5 @@
 """Vectors of environments of any kind: their autoreset modes, last observations and action masks."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Sequence
@@ -26,12 +24,10 @@ class Copied(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See gymnasium."""
         obs, info = self.env.reset(seed=seed, options=options)
         return copy.deepcopy(obs), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """See gymnasium."""
         obs, *others = self.env.step(action)
         return (copy.deepcopy(obs), *others)
 

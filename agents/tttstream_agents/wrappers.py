@@ -4,8 +4,6 @@ TTTMemoryObservation is for one environment, TTTMemoryVectorObservation for a ve
 SurpriseVectorReward around them reward the surprise.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import gymnasium as gym
@@ -200,7 +198,6 @@ class PartObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordCon
         self.key, self.observation_space = key, space[key]
 
     def observation(self, observation: Any) -> Any:
-        """See gymnasium."""
         return observation[self.key]
 
 

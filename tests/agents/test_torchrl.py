@@ -175,7 +175,7 @@ def test_several_observations_and_other_names() -> None:
 def test_values_need_the_states_after_the_steps(script: Any) -> None:
     op = operator(2)
     data = collect(script, op, rollouts=1).exclude(("next", "memory"))
-    with pytest.raises(StateError, match="before it is left out"):
+    with pytest.raises(StateError, match="before deleting it"):
         state_values(op.get_value_operator(), data)
 
 
@@ -202,9 +202,9 @@ def test_a_state_that_is_not_carried_is_warned_of(script: Any) -> None:
     data = collect(script, op, rollouts=1)
     lost = data[:, 1].clone()
     lost["memory"].zero_()
-    with pytest.warns(UserWarning, match="among the out_keys"):
+    with pytest.warns(UserWarning, match="one of the out_keys"):
         op[0](lost)
-    with set_recurrent_mode(True), pytest.warns(UserWarning, match="begins with zeros"):
+    with set_recurrent_mode(True), pytest.warns(UserWarning, match="starts with zeros"):
         op[0](data[:, 1:].exclude("memory"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -197,7 +197,7 @@ class Novelty(Prediction):
         print(text)
         if self.trainer.log_dir is not None:
             with TextFile(_made(Path(self.trainer.log_dir)) / "novelty.md") as file:
-                cast(TextFile, file).write(text)
+                file.write(text)
 
 
 def _made(folder: Path) -> Path:

@@ -1,10 +1,8 @@
-"""Law 6 for a trained network: recall of the shipped map in its 64th world, compared with its first ones and with a
-fresh memory."""
+"""Law 6 for a trained network: how the shipped map recalls its 64th world beside its first ones and a fresh memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 
@@ -53,22 +51,12 @@ def test_the_last_worlds_are_recalled_nearly_as_the_first() -> None:
     assert last < 1.4 * fresh, (fresh, last)
 
 
-def test_keys_of_cells_do_not_age() -> None:
-    """Before training, a map with keys of cells recalls all worlds equally well, within the 15% of the law."""
+def test_an_untrained_map_does_not_age() -> None:
     torch.manual_seed(0)
     shipped = models.load("map")
     assert isinstance(shipped, MapModel)
-    model = MapModel(replace(shipped.config, features=0)).eval()
+    model = MapModel(shipped.config).eval()
     found = errors(model, torch.randn(4000, model.config.codes))
     first, last = sum(found[:8]) / 8, sum(found[-8:]) / 8
     assert first < 0.2, found[:8]
     assert last < 1.15 * first, (first, last)
-
-
-def test_an_untrained_map_would_not_pass() -> None:
-    torch.manual_seed(0)
-    model = models.load("map")
-    assert isinstance(model, MapModel)
-    bare = MapModel(model.config).eval()
-    found = errors(bare, torch.randn(400, model.config.codes))
-    assert min(found[:8]) > 0.5

@@ -17,7 +17,7 @@ from tttstream.models.map import MapConfig, MapModel
 def model(tmp_path: Path) -> str:
     torch.manual_seed(0)
     folder = tmp_path / "map"
-    MapModel(MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)).save(folder)
+    MapModel(MapConfig(size=32, patch=8, codes=6, marks=4, where=12, what=8, heads=2)).save(folder)
     return str(folder)
 
 
@@ -56,7 +56,7 @@ def test_mistakes(case: str, model: str, state: Path, tmp_path: Path, capsys: py
         words[0] = str(tmp_path / "nothing")
     if case == "another model":
         torch.manual_seed(1)
-        MapModel(MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)).save(tmp_path / "other")
+        MapModel(MapConfig(size=32, patch=8, codes=6, marks=4, where=12, what=8, heads=2)).save(tmp_path / "other")
         words[2] = str(tmp_path / "other")
     if case == "bad pose":
         (tmp_path / "poses.csv").write_text("x\n1.5\n")

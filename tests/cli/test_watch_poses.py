@@ -96,7 +96,7 @@ def test_an_environment(tmp_path: Path) -> None:
 def test_the_side_of_a_view(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Poses in centimetres with a view of 100 equal poses in views; other models have no views."""
     torch.manual_seed(0)
-    MapModel(MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)).save(tmp_path / "map")
+    MapModel(MapConfig(size=32, patch=8, codes=6, marks=4, where=12, what=8, heads=2)).save(tmp_path / "map")
     losses = []
     for factor, more in ((1, ()), (100, ("--view", 100))):
         table = "x,y\n" + "\n".join(f"{factor * i / 8!r},{factor * 0.5!r}" for i in range(12))

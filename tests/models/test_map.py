@@ -15,10 +15,10 @@ from tttstream.models.map import MapConfig, MapModel
 from tttstream.models.map.codes import PatchCodes
 from tttstream.models.map.model import Cells
 from tttstream.models.map.place_memory import PlaceMemory
-from tttstream.models.map.points import CellKeys, Plane, PointFeatures, WorldSigns, complete
+from tttstream.models.map.points import SIZE, CellMarks, PlaceKeys, Plane, complete
 from tttstream.poses import Angle, Form, Number, Quaternion, Rigid
 
-SMALL = MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)
+SMALL = MapConfig(size=32, patch=8, codes=6, marks=4, where=12, what=8, heads=2)
 
 
 @pytest.fixture
@@ -73,53 +73,60 @@ def test_plane() -> None:
             Plane(Form(parts))
 
 
-def test_features_part_far_points() -> None:
+def test_keys_share_what_their_scale_says() -> None:
     torch.manual_seed(1)
-    features = PointFeatures(512, (0.3, 0.15)).double()
-    points = torch.tensor([[1, 1, 0], [1.02, 1, 0], [2, 1, 0]]).double()
-    found = features(points)
-    alike = (found @ found[0]) / found.shape[1] * 2
-    assert alike[1] > 0.9
-    assert alike[2].abs() < 0.25
+    keys = PlaceKeys(20_000, 0.15)
+    distances = torch.tensor([0.0, 0.05, 0.15, 0.3, 2.0]).double()
+    points = torch.stack([1e4 + distances, torch.ones(5).double(), torch.full((5,), 7.0).double()], dim=-1)
+    found = keys(points).double()
+    alike = found @ found[0] / 20_000
+    torch.testing.assert_close(alike, (-((distances / 0.15) ** 2) / 2).exp(), rtol=0, atol=0.04)
 
 
-def test_signs_part_worlds() -> None:
+def test_keys_of_different_worlds_are_independent() -> None:
     torch.manual_seed(1)
-    signs = WorldSigns(4096)(torch.tensor([0, 1, 2, 3, 4, 6, 9, 1_000_000, 2_000_000]).double()).double()
-    assert (signs[0] == 1).all()
-    alike = signs @ signs.mT / 4096
-    assert (alike - torch.eye(9).double()).abs().max() < 0.08  # 5 deviations of a fair coin
-    torch.manual_seed(1)
-    assert torch.equal(WorldSigns(4096)(torch.tensor(9.0)).double(), signs[6])
+    keys = PlaceKeys(4096, 0.15)
+    worlds = torch.tensor([-1, 0, 1, 2, 3, 4, 6, 9, 1_000_000, 2_000_000]).double()
+    found = keys(torch.stack([torch.full((10,), 0.6).double(), torch.full((10,), 0.1).double(), worlds], dim=-1))
+    alike = found @ found.mT / 4096 - torch.eye(10)
+    assert alike.abs().max() < 0.09  # 5 deviations, and those of the lengths
+    assert found.mean().abs() < 0.03
 
 
-def test_no_two_cells_have_a_key_in_common() -> None:
+def test_a_key_is_that_of_a_place_on_every_machine() -> None:
+    keys = PlaceKeys(3, 0.5)
+    keys.waves.copy_(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]))
+    found = keys(torch.tensor([[0.5, 0.25, 3.0]]).double())[0]
+    torch.testing.assert_close(found, torch.tensor([0.9714576, -1.4054805, 0.6466947]), rtol=0, atol=1e-6)
+
+
+def test_no_two_cells_have_a_mark_in_common() -> None:
     side = torch.tensor([-1_000_000, -2, -1, 0, 1, 2, 7, 1_000_000]).double()
     worlds = torch.tensor([0, 1, 2, 3, 4, 6, 9, 1_000_000, 2_000_000]).double()
     points = torch.cartesian_prod((side + 0.5) / 4, (side + 0.5) / 4, worlds)
-    found = CellKeys(4096, 4)(points)
+    found = CellMarks(4096, 4)(points) / SIZE
     assert found.shape == (576, 4096)
-    assert (found.abs() == 1).all()
+    torch.testing.assert_close(found.abs(), torch.ones_like(found))
     alike = found @ found.mT / 4096 - torch.eye(len(found))
     assert alike.abs().max() < 0.1  # 6 deviations of fair coins
     assert found.mean(0).abs().max() < 0.25
     assert found.mean().abs() < 0.01
 
 
-def test_a_key_is_that_of_a_cell_on_every_machine() -> None:
-    keys = CellKeys(40, 4)
+def test_a_mark_is_that_of_a_cell_on_every_machine() -> None:
+    marks = CellMarks(40, 4)
     points = torch.tensor([[0.01, 0.51, 3.0], [0.24, 0.74, 3.0], [0.26, 0.51, 3.0]]).double()
-    first, same, next_ = keys(points)
+    first, same, next_ = marks(points)
     assert torch.equal(first, same)
     assert not torch.equal(first, next_)
-    assert "".join("-+"[int(sign > 0)] for sign in first) == "-+-++---++--+++++++-++--+---+-++--+-+-+-"
-    assert torch.equal(CellKeys(96, 4)(points)[:, :40], keys(points))
+    assert "".join("-+"[int(sign > 0)] for sign in first) == "--+--+-+-++-+-+---+-+--+--+--+++-++++-+-"
+    assert torch.equal(CellMarks(96, 4)(points)[:, :40], marks(points))
 
 
 @torch.no_grad()
-def test_keys_of_cells_recall_before_any_training() -> None:
+def test_a_map_recalls_before_any_training() -> None:
     torch.manual_seed(0)
-    model = MapModel(MapConfig(features=0))
+    model = MapModel(MapConfig())
     draw = torch.Generator().manual_seed(3)
     place = torch.randint(36, (1, 40, 9), generator=draw)
     codes = torch.randn(36, 48, generator=draw)
@@ -137,15 +144,16 @@ def test_keys_of_cells_recall_before_any_training() -> None:
 def test_worlds_of_all_numbers_and_places_are_alike_to_an_untrained_map() -> None:
     """The inner loss right after learning does not depend on the number of the world, nor on how far away it is."""
     torch.manual_seed(0)
-    memory = MapModel(MapConfig(features=0)).memory
+    model = MapModel(MapConfig())
+    memory = model.memory
     draw = torch.Generator().manual_seed(3)
     cells = torch.randint(12, (1, 300, 2), generator=draw)
     what = torch.randn(144, 48, generator=draw)[cells[..., 0] * 12 + cells[..., 1]]
     left = []
     for corner, world in ((0.0, 0), (0.0, 1), (0.0, 12345), (1e4, 0), (-1e4, 7)):
         points = torch.cat([cells / 4.0 + corner + 0.125, torch.full((1, 300, 1), float(world))], -1).double()
-        where = CellKeys(96, 4)(points)
-        x = torch.cat([where, where, memory.what(what)], -1)
+        where = model.keys(points)
+        x = torch.cat([where, where, memory.what(torch.cat([what, model.marks(points)], -1))], -1)
         loss = memory.memory(x, return_loss=True)[2].before[..., 200:].mean()
         left.append(float(loss))
     assert max(left) < 1.1 * min(left), left
@@ -186,9 +194,7 @@ def test_imagine_learns_nothing_and_answers_as_a_question_does(memory: str) -> N
     """With the TTT memories an answer depends on nothing but the state and the point."""
     torch.manual_seed(0)
     options = {"rotary": False} if memory.startswith("ttt") else {}
-    config = MapConfig(
-        size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2, memory=memory, options=options
-    )
+    config = MapConfig(size=32, patch=8, codes=6, marks=4, where=12, what=8, heads=2, memory=memory, options=options)
     model = MapModel(config).double().eval()
     frames, poses = stream(2, 3)
     _, state = model(frames, poses)
@@ -269,8 +275,8 @@ def test_wrong_shapes(small: MapModel) -> None:
         small(frames, poses, reset=torch.zeros(1, 2))
     with pytest.raises(ConfigError, match="multiple of patch"):
         MapConfig(size=60)
-    with pytest.raises(ConfigError, match="scales"):
-        MapConfig(scales=(0.1, 0.2, 0.3))
+    with pytest.raises(ConfigError, match="scale must be above 0"):
+        MapConfig(scale=0.0)
 
 
 def test_a_folder_gives_the_model_back(small: MapModel, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tttstream.sources.places import Places
 from tttstream.streams.map import Extent
 
 Fresh = Callable[..., MapStream]
-SMALL = MapConfig(size=32, patch=8, codes=6, features=16, where=12, what=8, heads=2)
+SMALL = MapConfig(size=32, patch=8, codes=6, marks=4, where=12, what=8, heads=2)
 
 
 @pytest.fixture
@@ -160,9 +160,9 @@ def test_the_same_pose_gives_the_same_key_however_late(fresh: Fresh) -> None:
     """Nothing about poses is estimated from the stream: a pose means the same after any number of frames."""
     stream = fresh()
     pose = torch.tensor([1.2, 0.7, 0.1, 0.05, 3.0], dtype=torch.float64)
-    before = stream.model.features(pose)
-    signs = stream.model.signs(pose[4])
+    point = pose[[0, 1, 4]]
+    before = stream.model.keys(point), stream.model.marks(point)
     for frame in itertools.islice(Places(size=32), 20):
         stream.push(frame)
-    assert torch.equal(before, stream.model.features(pose))
-    assert torch.equal(signs, stream.model.signs(pose[4]))
+    assert torch.equal(before[0], stream.model.keys(point))
+    assert torch.equal(before[1], stream.model.marks(point))

@@ -21,7 +21,7 @@ CODES = 4
 
 def small() -> MapModel:
     torch.manual_seed(0)
-    return MapModel(MapConfig(size=32, patch=8, codes=CODES, features=16, where=12, what=8, heads=2))
+    return MapModel(MapConfig(size=32, patch=8, codes=CODES, marks=4, where=12, what=8, heads=2))
 
 
 def frames(gain: Tensor, mixing: Tensor) -> list[tuple[Tensor, MapOutput]]:

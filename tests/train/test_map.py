@@ -19,7 +19,7 @@ from tttstream.train.data.indices import PlacesWorlds
 from tttstream.train.data.video import PyAV
 from tttstream.train.map import WHOLE, Map, begun, cell_keys, flips, renumbered
 
-SMALL = {"size": 32, "patch": 8, "codes": 6, "features": 16, "where": 12, "what": 8, "heads": 2}
+SMALL = {"size": 32, "patch": 8, "codes": 6, "marks": 4, "where": 12, "what": 8, "heads": 2}
 
 
 def batch(rows: int = 2, length: int = 6, first: int = 0, reset: Tensor | None = None) -> Batch:

@@ -336,7 +336,7 @@ def test_fit_resume_export_and_test(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    frames, places = models.build("small", size=16), MapModel(MapConfig(size=32, patch=16, features=16, codes=4))
+    frames, places = models.build("small", size=16), MapModel(MapConfig(size=32, patch=16, marks=4, codes=4))
     for model, saved in (
         (task().model, {"task": "MaskPropagation", "network": asdict(SMALL), "lanes": None, "numbers": None}),
         (frames, {"task": "Prediction", "model": asdict(frames.config), "lanes": None}),

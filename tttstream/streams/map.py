@@ -24,7 +24,7 @@ from tttstream.streams.normaliser import Normaliser
 from tttstream.streams.session import Session, choose_device, painted, place
 
 LEAST = 0.05  # least loss: an unfamiliar place is not surprising
-AGAIN = 24  # frames after which a cell that is in view is learned again
+AGAIN = 6  # frames after which a cell that is in view is learned again
 # Shares of a cell that must be in view to learn it: usually, and if the cell is not yet familiar
 WHOLE, PART = 0.99, 0.4
 PARTS = 512  # number of partly learned cells whose names are kept

@@ -79,7 +79,7 @@ class Map(StreamTask):
         seed: int = 0,
         weights: str | None = None,
         calibration: int = 1000,
-        lr: float = 2e-3,
+        lr: float = 2e-4,
         weight_decay: float = 0.0,
         warmup: int = 30,
     ) -> None:
@@ -167,7 +167,7 @@ class Map(StreamTask):
         likelihood = mean_where(error.detach() / output.error + output.error.log(), valid)
         known = output.familiar.clamp(1e-6, 1 - 1e-6)
         familiar = mean_where(F.binary_cross_entropy(known, (asked.age > 0).to(known.dtype), reduction="none"), valid)
-        loss = squared + 0.05 * likelihood + 0.05 * familiar
+        loss = squared + 0.05 * likelihood + 0.1 * familiar
         return {"loss": loss, "squared": squared, "likelihood": likelihood, "familiar": familiar}
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttstream.errors import ConfigError, ShapeError
@@ -14,9 +14,10 @@ from tttstream.models.base import SavedModel
 from tttstream.models.map.codes import PatchCodes
 from tttstream.models.map.lattice import Block, around, cell_points, drawn, evened, laid
 from tttstream.models.map.place_memory import PlaceMemory
-from tttstream.models.map.points import NUMBERS, CellKeys, PointFeatures, WorldSigns, complete
+from tttstream.models.map.points import NUMBERS, SIZE, CellMarks, PlaceKeys, complete
 
 FLOOR = 0.05  # added to the error that memory expects of a cell
+KNOWING = 8.0  # factor from the agreement of marks, about 0 to 1, to the logit of familiarity at first
 KNOWN = 0.5  # how familiar a cell must be for what memory has of it to stand for what is not in view
 
 
@@ -25,8 +26,8 @@ class MapConfig:
     """Everything that decides a map's shape.
 
     size: side of the square picture in pixels. patch: side of a patch, and of a cell of the world at zoom 1. codes:
-    components of a cell's code. features: random Fourier features of a place, scales: their lengths in sides of a view;
-    with 0 features every cell of every world has a key of its own instead (`CellKeys`).
+    components of a cell's code. scale: distance in sides of a view beyond which the keys of two places have little in
+    common (`PlaceKeys`). marks: numbers that are stored with each code and identify the cell (`CellMarks`).
     where, what: widths of the two parts of a token. memory, heads, options: of the memory, see
     `tttstream.memory.build`. usual: mean and deviation of the logarithm of a stream's loss where nothing has changed,
     which give the surprise its scale (`tttstream.train.calibration`)."""
@@ -34,31 +35,29 @@ class MapConfig:
     size: int = 64
     patch: int = 16
     codes: int = 48
-    features: int = 128
-    scales: tuple[float, ...] = (0.2,)
-    where: int = 96
-    what: int = 64
+    scale: float = 0.15
+    marks: int = 16
+    where: int = 88
+    what: int = 80
     memory: str = "ttt_mlp"
-    heads: int = 4
-    options: dict[str, Any] = field(default_factory=lambda: {"rotary": False, "mini_batch": 8})
+    heads: int = 2
+    options: dict[str, Any] = field(default_factory=lambda: {"rotary": False, "mini_batch": 4})
     usual: tuple[float, float] = (0.0, 0.4)
 
     def __post_init__(self) -> None:
-        for name in ("size", "patch", "codes", "features", "where", "what", "heads"):
-            value, least = getattr(self, name), int(name != "features")
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"map: {name} must be a whole number of at least {least}, got {value!r}")
+        for name in ("size", "patch", "codes", "marks", "where", "what", "heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"map: {name} must be a whole number of at least 1, got {value!r}")
         if self.size % self.patch or self.patch % 2:
             raise ConfigError(f"map: size must be a multiple of patch, an even one, got {self.size} and {self.patch}")
         if self.codes > 3 * self.patch**2:
             raise ConfigError(
                 f"map: a patch of {self.patch} pixels has {3 * self.patch**2} codes at most: {self.codes}"
             )
-        scales = tuple(self.scales)  # JSON and YAML give lists
-        if not scales or min(scales) <= 0 or self.features % len(scales):
-            raise ConfigError(f"map: scales are lengths above 0 that share the features evenly, got {self.scales}")
-        object.__setattr__(self, "scales", scales)
-        object.__setattr__(self, "usual", tuple(self.usual))
+        if not self.scale > 0:
+            raise ConfigError(f"map: scale must be above 0, got {self.scale}")
+        object.__setattr__(self, "usual", tuple(self.usual))  # JSON and YAML give lists
 
     @property
     def side(self) -> int:
@@ -107,7 +106,7 @@ class MapModel(SavedModel):
     has been learned. `imagine` asks without learning. Poses are those of `tttstream.sources.places.Places`.
     """
 
-    FORMAT = "tttstream.map/2"
+    FORMAT = "tttstream.map/3"
     CONFIG = MapConfig
     LATER = ("gain", "precision")
     gain: Tensor
@@ -118,16 +117,18 @@ class MapModel(SavedModel):
         super().__init__()
         self.config = config
         self.codes = PatchCodes(config.patch, config.codes)
-        self.features = (
-            PointFeatures(config.features, config.scales) if config.features else CellKeys(config.where, config.side)
-        )
-        self.signs = WorldSigns(config.where) if config.features else None
+        self.keys = PlaceKeys(config.where, config.scale)
+        self.marks = CellMarks(config.marks, config.side)
         self.register_buffer("gain", torch.ones(config.codes))
         self.register_buffer("precision", torch.eye(config.codes))
         self.memory = PlaceMemory(
-            config.codes, config.features or None, where=config.where, what=config.what, memory=config.memory,
+            config.codes + config.marks, None, where=config.where, what=config.what, memory=config.memory,
             heads=config.heads, options=config.options,
         )  # fmt: skip
+        self.known = nn.Linear(1, 2)  # agreement of the marks -> parts of log error and logit
+        with torch.no_grad():
+            self.known.weight.copy_(torch.tensor([[-1.0], [KNOWING]]))
+            self.known.bias.copy_(torch.tensor([0.5, -KNOWING / 2]))
 
     def init_state(self, batch: int) -> Any:
         """A fresh state of `batch` streams, all zeros."""
@@ -197,22 +198,18 @@ class MapModel(SavedModel):
     ) -> tuple[MapOutput, Any]:
         """As a call, from the cells of frames."""
         ask = cells.points if ask is None else ask
-        what = cells.codes
-        where, asked = (self.features(points).to(what.dtype) for points in (cells.points, ask))
-        signs = None
-        if self.signs is not None:
-            signs = self.signs(cells.points[..., 2]).flatten(1, 2), self.signs(ask[..., 2]).flatten(1, 2)
+        what = torch.cat([cells.codes, self.marks(cells.points).to(cells.codes.dtype)], dim=-1)
+        where, asked = (self.keys(points).to(what.dtype) for points in (cells.points, ask))
         tokens = what.shape[2]
         if reset is not None:  # of the first token of a frame
             reset = torch.cat([reset[..., None], reset.new_zeros(*reset.shape, tokens - 1)], dim=2).flatten(1)
-        flat = (part.flatten(1, 2) for part in (what, where, asked))
-        answer, state = self.memory(*flat, state, reset, signs)
-        return self._output(answer.unflatten(1, (-1, tokens))), state
+        answer, state = self.memory(*(part.flatten(1, 2) for part in (what, where, asked)), state, reset)
+        return self._output(answer.unflatten(1, (-1, tokens)), ask), state
 
     def imagine(self, points: Tensor, state: Any) -> MapOutput:
         """What memory says of points [B, Q, 3] ([B, Q, …]); nothing is learned."""
-        where = self.features(points).to(self.codes.mean.dtype)
-        return self._output(self.memory.read(where, state, None if self.signs is None else self.signs(points[..., 2])))
+        where = self.keys(points).to(self.codes.mean.dtype)
+        return self._output(self.memory.read(where, state), points)
 
     def view(self, poses: Tensor, state: Any) -> View:
         """What memory expects at poses [B, 2 to 5]; nothing is learned."""
@@ -246,9 +243,13 @@ class MapModel(SavedModel):
         pixels = drawn(table, poses, block, self.config.side, self.config.size, "nearest")
         return F.avg_pool2d(pixels, self.config.patch)[:, 0]
 
-    @staticmethod
-    def _output(answer: Tensor) -> MapOutput:
-        return MapOutput(answer[..., :-2], answer[..., -2].clamp(-8.0, 8.0).exp(), answer[..., -1].sigmoid())
+    def _output(self, answer: Tensor, points: Tensor) -> MapOutput:
+        """The answers of the memory to queries about points. A cell that was never seen has no marks in memory: how far
+        the recalled marks agree with those of the queried cell tells whether it is known."""
+        codes, marks, error, logit = answer.split([self.config.codes, self.config.marks, 1, 1], dim=-1)
+        agreement = (marks * self.marks(points).to(marks.dtype)).mean(-1, keepdim=True) / SIZE**2
+        error, logit = (torch.cat([error, logit], dim=-1) + self.known(agreement)).unbind(-1)
+        return MapOutput(codes, error.clamp(-8.0, 8.0).exp(), logit.sigmoid())
 
     def pixels(self, frames: Tensor) -> Tensor:
         """Frames as floats 0..1 of the weights' type."""

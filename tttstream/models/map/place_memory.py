@@ -44,7 +44,7 @@ class PlaceMemory(nn.Module):
     parts. memory, heads, options: see `tttstream.memory.build`.
 
     Called as (what [B, T, codes], where [B, T, features], ask [B, T, features], state, reset [B, T]) ->
-    (answer, state). signs: [B, T, where] each, with which the keys of where and of ask are multiplied; None for none.
+    (answer, state).
 
     answer [B, T, codes + 2]: what is at the place asked for, the log of the squared error to be expected (mean over
     codes), and a logit of whether the place was ever seen.
@@ -149,19 +149,15 @@ class PlaceMemory(nn.Module):
         ask: Tensor,
         state: Any = None,
         reset: Tensor | None = None,
-        signs: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Any]:
         """See the class."""
-        at, asked = self.where(where), self.where(ask)
-        if signs is not None:
-            at, asked = at * signs[0], asked * signs[1]
-        x = torch.cat([at, asked, self.what(what)], dim=-1)
+        x = torch.cat([self.where(where), self.where(ask), self.what(what)], dim=-1)
         y, state = self.memory(x, state, reset)
         return self.answer(y), state
 
-    def read(self, ask: Tensor, state: Any, signs: Tensor | None = None) -> Tensor:
+    def read(self, ask: Tensor, state: Any) -> Tensor:
         """The answers to questions ask [B, Q, features], without learning: [B, Q, codes + 2]."""
-        asked = self.where(ask) if signs is None else self.where(ask) * signs
+        asked = self.where(ask)
         rest = asked.new_zeros(*ask.shape[:2], self.parts[2])
         x = torch.cat([torch.zeros_like(asked), asked, rest], dim=-1)
         if isinstance(self.memory, TTTLayer):

@@ -1,4 +1,4 @@
-"""Where the patches of a picture lie in the world, and how that is told to a network."""
+"""Places in the world: poses, and the keys and marks that a network gets for them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from tttstream.errors import ConfigError, ShapeError
 from tttstream.poses import Form
 
 PRIME = 2147483647  # products of two numbers below it fit into 63 bits
-BITS = 32  # of a mixed number that a key takes
-GOLDEN = 0x1E3779B97F4A7C15  # parts the numbers from which the words of a key are mixed
+BITS = 32  # of a mixed number that make a phase
+GOLDEN = 0x1E3779B97F4A7C15  # between the numbers that are mixed for one name
+GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
+SIZE = 0.7  # of a mark, beside numbers of a code, which have a deviation of 1
 SHIFTS = 30, 27  # of SplitMix64
 FACTORS = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)  # the same
 NUMBERS = 5
@@ -59,68 +61,56 @@ def complete(pose: Tensor) -> Tensor:
     return torch.cat([pose, pose.new_zeros(*pose.shape[:-1], NUMBERS - pose.shape[-1])], dim=-1)
 
 
-class PointFeatures(nn.Module):
-    """Points [..., 2 or more] -> features [..., count]: random Fourier features of x and y (Rahimi and Recht, 2007), as
-    many of each scale.
+class PlaceKeys(nn.Module):
+    """Points, x, y and world [..., 3], -> keys [..., width] in float32: Fourier features of x and y with frequencies of
+    a normal distribution (Rahimi and Recht, 2007) and phases that are a hash of the number of the world.
 
-    scales: lengths in sides of a view beyond which two points have little in common.
+    Two points of one world at distance d have keys with a correlation of about exp(-(d / scale)^2 / 2); keys of
+    different worlds are independent. So a network treats all places of all worlds alike, whatever the number of the
+    world, and neighbouring places, which often look alike, share a part of what is learned. The frequencies are not
+    drawn: their lengths are quantiles and their directions turn by the golden angle, so the correlation is closer to
+    its mean than that of as many random ones.
+
+    scale: in sides of a view.
     """
 
     waves: Tensor
-    phases: Tensor
 
-    def __init__(self, count: int, scales: tuple[float, ...]) -> None:
+    def __init__(self, width: int, scale: float) -> None:
         super().__init__()
-        each = count // len(scales)
-        self.register_buffer("waves", torch.cat([torch.randn(2, each) / scale for scale in scales], dim=1))
-        self.count = each * len(scales)
-        self.register_buffer("phases", 2 * math.pi * torch.rand(self.count))
+        self.width = width
+        length = (-2 * (1 - (torch.arange(width) + 0.5) / width).log()).sqrt()
+        turn = torch.arange(width) * GOLDEN_ANGLE
+        self.register_buffer("waves", length * torch.stack([turn.cos(), turn.sin()]) / scale)
 
     def forward(self, points: Tensor) -> Tensor:
         """See the class; angles are taken in float64, since x and y may be large."""
-        angles = points[..., :2].double() @ self.waves.double() + self.phases.double()
-        return angles.cos().to(self.waves.dtype)
+        phases = _hashed(_mixed(points[..., 2].round().long()), self.width) & (2**BITS - 1)
+        angles = points[..., :2].double() @ self.waves.double() + phases * (2 * math.pi / 2**BITS)
+        return (math.sqrt(2) * angles.cos()).float()
 
 
-class WorldSigns(nn.Module):
-    """Numbers of worlds [...] -> signs [..., width], with which the keys of places are multiplied, so that two worlds
-    have nothing in common. They are those of a polynomial hash of the number; all of world 0 are 1."""
-
-    factors: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("factors", torch.randint(1, PRIME, (2, width)))
-
-    def forward(self, worlds: Tensor) -> Tensor:
-        """See the class."""
-        number = worlds.round().long()[..., None] % PRIME
-        square = number * number % PRIME
-        value = (square * self.factors[0] % PRIME + number * self.factors[1] % PRIME) % PRIME
-        return 1 - 2 * (value % 2)
-
-
-class CellKeys(nn.Module):
-    """Cells, by their middles and worlds [..., 3], -> keys [..., width] of -1 and 1, a hash of column, row and world.
-
-    Keys of different cells are independent, within a world and across worlds. So a network treats all cells of all
-    worlds alike, at any distance from the origin and for any number of a world.
+class CellMarks(nn.Module):
+    """Cells, by their middles and worlds [..., 3], -> marks [..., count] of -SIZE and SIZE in float32: a hash of
+    column, row and world. Marks of different cells are independent.
 
     side: cells along the side of a view.
     """
 
-    def __init__(self, width: int, side: int) -> None:
+    def __init__(self, count: int, side: int) -> None:
         super().__init__()
-        self.width, self.side = width, side
+        self.count, self.side = count, side
 
     def forward(self, points: Tensor) -> Tensor:
-        """See the class. It computes in whole numbers of 64 bits, so all machines get equal keys. float32."""
+        """See the class. It computes in whole numbers of 64 bits, so all machines get equal marks."""
         column, row = (points[..., :2] * self.side).floor().long().unbind(-1)
         name = _mixed(_mixed(_mixed(points[..., 2].round().long()) + column) + row)
-        words = torch.arange(1, -(-self.width // BITS) + 1, device=points.device)
-        words = _mixed(name[..., None] + words * GOLDEN)
-        bits = words[..., None] >> torch.arange(BITS, device=points.device) & 1
-        return 1.0 - 2.0 * bits.flatten(-2)[..., : self.width].float()
+        return SIZE - 2 * SIZE * (_hashed(name, self.count) & 1).float()
+
+
+def _hashed(names: Tensor, count: int) -> Tensor:
+    """`count` independent numbers of 64 bits for each name: [...] -> [..., count]."""
+    return _mixed(names[..., None] + torch.arange(1, count + 1, device=names.device) * GOLDEN)
 
 
 def _mixed(numbers: Tensor) -> Tensor:

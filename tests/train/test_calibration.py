@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tttstream import models
-from tttstream.errors import CheckpointError
 from tttstream.models.map import MapConfig, MapModel, MapOutput
 from tttstream.streams.map import LEAST
 from tttstream.train import calibration
@@ -73,23 +69,6 @@ def test_calibration_restores_the_score_of_a_map_that_recalls_at_half_the_contra
 def test_a_map_that_knows_too_little_is_left_alone() -> None:
     model = small()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with pytest.warns(UserWarning, match="the map is not calibrated: it knows 0 cells well"):
+    with pytest.warns(UserWarning, match=r"the map is not calibrated: it knows \d+ cells well, 1000 are needed"):
         calibrate(model, seeds=(700,), frames=12)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-
-
-def test_weights_of_before_calibration_load(tmp_path: Path) -> None:
-    model = small()
-    model.precision.mul_(2.0)
-    model.save(tmp_path)
-    path = tmp_path / "model.safetensors"
-    weights = load_file(path)
-    del weights["precision"], weights["gain"]
-    save_file(weights, path)
-    loaded = models.load_as(MapModel, tmp_path)
-    assert torch.equal(loaded.precision, torch.eye(CODES))
-    assert torch.equal(loaded.gain, torch.ones(CODES))
-    del weights["codes.mean"]
-    save_file(weights, path)
-    with pytest.raises(CheckpointError, match=r"codes\.mean"):
-        models.load_as(MapModel, tmp_path)

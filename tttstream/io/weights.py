@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,6 @@ def fingerprint(model: nn.Module, config: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def completed(model: nn.Module, weights: dict[str, torch.Tensor], later: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Add the model's own values for names in `later` that the weights lack."""
-    own = model.state_dict()
-    return {**{name: own[name] for name in later}, **weights}
-
-
 def read(folder: Path) -> dict[str, Any]:
     """The content of config.json in a folder, with the entry "format"."""
     path = folder / "config.json"
@@ -71,9 +64,8 @@ def read(folder: Path) -> dict[str, Any]:
     return values
 
 
-def fill(model: nn.Module, folder: Path, later: Iterable[str] = ()) -> None:
-    """Load the weights in a folder into a model, which they must fit. later: names that may be absent in the file; the
-    model keeps its own values of these."""
+def fill(model: nn.Module, folder: Path) -> None:
+    """Load the weights in a folder into a model, which they must fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -84,7 +76,6 @@ def fill(model: nn.Module, folder: Path, later: Iterable[str] = ()) -> None:
         raise CheckpointError(f"no weights at {path}") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    weights = completed(model, weights, later)
     expected = {name: list(weight.shape) for name, weight in model.state_dict().items()}
     came = {name: list(weight.shape) for name, weight in weights.items()}
     if came != expected:

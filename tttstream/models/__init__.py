@@ -94,7 +94,7 @@ def load(name_or_folder: str | os.PathLike[str], *, seed: int = 0, size: int | N
         if size is not None and isinstance(error, ConfigError):
             raise
         raise CheckpointError(f"{folder / 'config.json'} does not fit this version: {error}") from error
-    weights.fill(model, folder, model.LATER)
+    weights.fill(model, folder)
     return model.eval()
 
 

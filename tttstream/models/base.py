@@ -17,7 +17,7 @@ class SavedModel(nn.Module):
 
     FORMAT: the name of the class in config.json. CONFIG: the dataclass of its options. USE: arguments of `tttstream`
     that run the model. LOAD: Python code that loads a model by name. SETTINGS: the options that can be changed with the
-    same weights. LATER: names of weights that are absent in files of older versions; they keep their initial values.
+    same weights.
     config: the options of this model.
     """
 
@@ -26,7 +26,6 @@ class SavedModel(nn.Module):
     USE: ClassVar[str] = "watch VIDEO"
     LOAD: ClassVar[str] = 'tttstream.models.load("{}")'
     SETTINGS: ClassVar[tuple[str, ...]] = ()
-    LATER: ClassVar[tuple[str, ...]] = ()
     config: Any
 
     def description(self) -> dict[str, Any]:

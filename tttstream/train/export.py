@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from tttstream.errors import CheckpointError, TTTStreamError
-from tttstream.io.weights import completed
 from tttstream.models import kind_of
 from tttstream.models.base import SavedModel
 from tttstream.models.classifier import Classifier
@@ -33,7 +32,7 @@ def read(path: Path) -> SavedModel:
     try:
         format, description = described(saved)
         model = kind_of(format, path).described(description)
-        model.load_state_dict(completed(model, weights, model.LATER))
+        model.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, TTTStreamError) as error:
         raise CheckpointError(f"{path} holds a model that this version cannot build") from error
     return model.eval()

@@ -108,7 +108,6 @@ class MapModel(SavedModel):
 
     FORMAT = "tttstream.map/3"
     CONFIG = MapConfig
-    LATER = ("gain", "precision")
     gain: Tensor
     precision: Tensor
     USE = "watch places"

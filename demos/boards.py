@@ -29,11 +29,13 @@ def measure(command: str, video: str, frames: int, threads: int) -> dict[str, An
 
     import tttstream
     from tttstream.streams import MaskStream, Stream, TeachStream
+    from tttstream.streams.windows import usual
 
     torch.set_num_threads(threads)
     kinds: dict[str, Any] = {"watch": Stream, "track": MaskStream, "teach": TeachStream}
     model = tttstream.models.load(COMMANDS[command])
-    stream, walls, times = kinds[command](model), [], []
+    options = dict(zip(("size", "crop"), usual(model, None, None), strict=True)) if command == "track" else {}
+    stream, walls, times = kinds[command](model, **options), [], []
     with tttstream.open_source(video) as source:
         for number, frame in enumerate(itertools.islice(source, frames)):
             height, width = frame.image.shape[:2]

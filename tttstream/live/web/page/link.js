@@ -119,14 +119,19 @@ export class Pictures {
       this.again.done();
       this.clock.samples = [];
       for (let i = 0; i < 4; i++) setTimeout(() => this.ping(), 60 * i);
-      this.socket.send(`{"watch":${this.views}}`);
+      this.send(`{"watch":${this.views}}`);
     };
     this.socket.onmessage = (event) => this.heard(event.data);
     this.socket.onclose = () => this.again.later();
   }
 
+  // A socket can close before its message "open" is handled.
+  send(text) {
+    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(text);
+  }
+
   ping() {
-    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ ping: performance.now() / 1000 }));
+    this.send(JSON.stringify({ ping: performance.now() / 1000 }));
   }
 
   heard(data) {
@@ -141,7 +146,7 @@ export class Pictures {
   }
 
   shown(header) {
-    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ shown: header.view }));
+    this.send(JSON.stringify({ shown: header.view }));
   }
 
   // views: [{camera, pane, width}, …]
@@ -149,6 +154,6 @@ export class Pictures {
     const text = JSON.stringify(views);
     if (text === this.views) return;
     this.views = text;
-    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(`{"watch":${text}}`);
+    this.send(`{"watch":${text}}`);
   }
 }

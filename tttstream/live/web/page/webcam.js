@@ -44,7 +44,9 @@ export class Webcam {
     this.underWay = 0;
     this.ready = false;
     const label = this.track.label.slice(0, 64) || "browser";
-    this.socket.onopen = () => this.socket.send(JSON.stringify({ label, ...this.known }));
+    this.socket.onopen = ({ target }) => {
+      if (target.readyState === WebSocket.OPEN) target.send(JSON.stringify({ label, ...this.known }));
+    };
     this.socket.onmessage = (event) => this.heard(JSON.parse(event.data));
     this.socket.onclose = (event) => {
       if (this.over) return;

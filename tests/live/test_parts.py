@@ -146,6 +146,8 @@ def test_a_webhook_that_never_answers_holds_nobody_up(listener: Any, monkeypatch
     hook.close()
     assert "did not take an event" in (hook.trouble or "")
     assert "secret" not in (hook.trouble or "")
+    hook._chores._thread.join(5.0)  # the messages that waited are dropped
+    assert not hook._chores._thread.is_alive()
     for wrong in ("file:///etc/passwd", "ftp://x/y", "hello", "http://[x"):
         with pytest.raises(ConfigError):
             Webhook(wrong)

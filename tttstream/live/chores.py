@@ -5,6 +5,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from tttstream.errors import TTTStreamError
 
@@ -45,10 +46,14 @@ class Chores:
                 traceback.print_exc(file=sys.stderr)
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Run the queued jobs and end; False if this takes longer than the time limit."""
-        try:
+        """Run the queued jobs and end. False if this exceeds the time limit; the waiting jobs are then dropped."""
+        with suppress(queue.Full):
             self._jobs.put(None, timeout=timeout_s)
-        except queue.Full:
-            return False
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+            self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            return True
+        with suppress(queue.Empty):
+            while True:
+                self._jobs.get_nowait()
+        self._jobs.put(None)
+        return False

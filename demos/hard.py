@@ -30,8 +30,8 @@ HEIGHT, WIDTH = 480, 854
 
 
 class Place(NamedTuple):
-    """y, x: the middle of an object in short sides from the middle of the frame. side: square root of its area in the
-    same unit; 0 if it is hidden."""
+    """The place of an object. y, x: its middle relative to that of the frame, in units of the frame's short side. side:
+    the square root of its area in the same unit; 0 if it is hidden."""
 
     y: float
     x: float
@@ -54,14 +54,15 @@ SITUATIONS: dict[str, Callable[[float], Place]] = {
     "tiny": lambda t: Place(0.2 * wave(t, 1), 0.5 * wave(t, 1), 0.06),
     "huge": lambda t: Place(0.1 * wave(t, 2), 0.2 * wave(t, 1), 0.9),
 }
-"""Where an object is at the time t in 0 … 1."""
+"""The place of the object at the time t, from 0 to 1."""
 ALIKE: dict[str, Callable[[float], Place]] = {"twin": lambda t: Place(0.05, 0.7 - 1.4 * t, 0.25)}
-"""The same of another object that looks like the first, which moves as in "twin"."""
+"""The place of a second object that looks like the first one, which moves as in "twin"."""
 SITUATIONS["twin"] = lambda t: Place(0.0, -0.6 + 1.2 * t, 0.25)
 
 
 def background(video: str, count: int) -> list[Pixels]:
-    """The first frames of a video, cut to the size of the composites; there and back if it is short."""
+    """The first frames of a video, cut to the size of the composites. A short video is played forwards and
+    backwards."""
     with open_source(video) as source:
         every = [np.asarray(frame.image, np.uint8) for frame in islice(source, count)]
     share = max(HEIGHT / every[0].shape[0], WIDTH / every[0].shape[1])
@@ -72,7 +73,7 @@ def background(video: str, count: int) -> list[Pixels]:
 
 
 def pasted(image: Pixels, label: Pixels, of: tuple[Pixels, NDArray[np.bool_]], place: Place, number: int) -> None:
-    """Draw the object of a frame and its mask into another frame, as `number` into its label."""
+    """Draw the object of one frame into another frame, and set the pixels of its mask to `number` in the label."""
     picture, mask = of
     if place.side <= 0 or not mask.any():
         return

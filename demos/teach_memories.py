@@ -241,7 +241,8 @@ class Kept:
 
 @torch.no_grad()
 def follow(of: Keys, make: Any) -> dict[str, Any]:
-    """The results of one kind of memory, as means over trials. make: a new stream of it."""
+    """Run all trials with one kind of memory, and return the mean results. make: a function that returns a new
+    stream."""
     accuracy: dict[str, list[float]] = {}
     unknown: dict[str, list[float]] = {}
     same = True

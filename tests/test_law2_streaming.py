@@ -1,4 +1,4 @@
-"""Law 2: any partition of a stream equals one call in outputs, final state and gradients."""
+"""Law 2: a stream gives the same outputs, final state and gradients in one call and in several calls."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Law 3: the results of a row after a reset, beside other rows, or padded, are those of the row alone."""
+"""Law 3: a row that is reset, padded, or processed beside other rows gives the same results as the row alone."""
 
 import math
 from itertools import pairwise

@@ -38,9 +38,9 @@ HEADS = {"ttt_linear": 2, "ttt_mlp": 2}
 
 
 class Variant(NamedTuple):
-    """back: 0 for the first card, else the card so many steps ago. period: of the positions, 0 for none. low, high:
-    steps of an episode in training. updates: gradient steps. margin: of the inner loss of a TTT memory. keep: weight of
-    the mean learning rate of the memory in the loss."""
+    """back: the card to recall: 0 for the first one, else the number of steps since it was shown. period: of the
+    positions, 0 for none. low, high: steps of an episode in training. updates: gradient steps. margin: of the inner
+    loss of a TTT memory. keep: weight of the mean learning rate of the memory in the loss."""
 
     memory: str
     back: int = 0
@@ -89,7 +89,7 @@ class Lanes:
 
 
 def measure(variant: Variant, seed: int) -> dict[str, Any]:
-    """Train one variant. The result has the accuracy between each of ENDS and the one before."""
+    """Train one variant. The result has the accuracy in each interval between two successive ENDS."""
     torch.manual_seed(seed)
     space, began = spaces.Discrete(SUITS), time.process_time()
     policy = MemoryPolicy(

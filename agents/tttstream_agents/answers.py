@@ -24,8 +24,8 @@ TRIES = 100_000
 
 
 class Data(NamedTuple):
-    """obs: observations [T, S, ...]. starts: bool [T, S]. answers: bool [T, S, C], the right actions; none without
-    a label."""
+    """obs: observations [T, S, ...]. starts: bool [T, S]. answers: bool [T, S, C], true for the right actions; a step
+    without a label has none."""
 
     obs: Any
     starts: Tensor
@@ -132,7 +132,8 @@ class Finder:
 
     @staticmethod
     def _tried(env: Any, action: Any, fixed: list[Any]) -> float:
-        """The reward of an action in a copy of the environment, which shares the objects in `fixed`."""
+        """Return the reward of an action in a copy of the environment. The copy and the original share the objects in
+        `fixed`."""
         try:
             return float(copy.deepcopy(env, {id(one): one for one in fixed}).step(action)[1])
         except Exception as error:  # an environment is foreign code and may raise anything

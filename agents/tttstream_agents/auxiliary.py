@@ -20,7 +20,7 @@ SIDE = 12  # cells along each side of a picture
 
 
 class Auxiliary(nn.Module):
-    """The loss of a prediction of observations from features [T, B, D].
+    """Predicts observations from the features [T, B, D] of a policy, and returns the loss.
 
     "rebuild" predicts the observation of the same step. "predict" predicts the next one of the same episode, from the
     features and the action. The loss is the mean over the parts of an observation: cross-entropy for choices, the

@@ -1,4 +1,5 @@
-"""The hyper-parameters of training, each with one sentence, from YAML and from the command line."""
+"""The hyper-parameters of training. They are read from YAML files and from the command line, and each has a help
+text."""
 
 # ruff: noqa: RUF009
 import dataclasses

@@ -193,7 +193,8 @@ Part = Choices | Numbers | Picture
 
 
 class Encoder(nn.Module):
-    """Encodes observations of a space: `encoder(encoder.tensors(obs, leading))` is [*, N], N = `size`."""
+    """Encodes the observations of a space as vectors. `encoder(encoder.tensors(obs, leading))` returns a tensor [*, N],
+    where N is `size`."""
 
     def __init__(self, space: spaces.Space[Any], cnn: str = "auto", normalise: bool = False) -> None:
         super().__init__()

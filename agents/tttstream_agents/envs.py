@@ -37,7 +37,7 @@ WRAPPERS = ["gymnasium.wrappers", *(f"tttstream_agents.{one}" for one in ("wrapp
 
 
 def tree(function: Callable[..., Any], obs: Any, *others: Any) -> Any:
-    """Apply `function` to every part of nested observations (dicts and tuples)."""
+    """Apply a function to each array in observations, which may be nested dicts and tuples."""
     if isinstance(obs, dict):
         return {key: tree(function, value, *(other[key] for other in others)) for key, value in obs.items()}
     if isinstance(obs, tuple):
@@ -91,9 +91,11 @@ def make(
 
 
 def wrapper(env: gym.Env[Any, Any], described: Any) -> gym.Env[Any, Any]:
-    """Put an environment into a wrapper, which is described by a name or by {name: {argument: value}}.
+    """Add a wrapper to an environment.
 
-    The name is a class in one of the modules `WRAPPERS`, or "module:Class". Lists become tuples. Raises EnvError.
+    described: the name of the wrapper, or {name: {argument: value}}. A name is that of a class in one of the modules in
+    `WRAPPERS`, or "module:Class". Lists among the values become tuples. Raises EnvError for an unknown name or wrong
+    arguments.
     """
     if isinstance(described, str):
         described = {described: {}}

@@ -18,7 +18,8 @@ class _Window(NamedTuple):
 
 
 class WindowState(State, _Window):
-    """window [B, frames - 1, dim]: the last tokens, oldest first; zeros before the start of the episode."""
+    """window [B, frames - 1, dim]: the last tokens, from the oldest to the newest. Before the start of the episode they
+    are zeros."""
 
     __slots__ = ()
 

@@ -110,7 +110,7 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         self.observation_space = spaces.Dict({**parts, "pose": spaces.Box(-1.0, 1.0, (2 * size * waves,), np.float32)})
 
     def _probe(self) -> Array:
-        """Some pose of the environment, for its size."""
+        """Return a pose of the environment, to determine its length."""
         _, info = self.env.reset(seed=0)
         return self.odometry.restart(self.env, info)
 

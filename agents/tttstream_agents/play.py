@@ -142,7 +142,8 @@ def headed(image: Picture, width: int) -> Picture:
 
 
 def words(obs: Any, action: Any, reward: float, side: int) -> Picture:
-    """Draw observation, action and reward as text, for environments without pictures."""
+    """Return a picture that shows the observation, the action and the reward as text, for environments that do not
+    render."""
     from PIL import Image, ImageDraw
 
     from tttstream.views.overlay import BACKGROUND, MUTED, TEXT, font

@@ -94,8 +94,8 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Settings:
-    """The values that all chunks share. sizes: cells of each chunk. complete: the answer of `cut.complete` for each.
-    return_loss: whether losses are wanted."""
+    """The values that all chunks share. sizes: cells of each chunk. complete: the value of `cut.complete` for each
+    chunk. return_loss: whether to return losses."""
 
     sizes: list[int]
     complete: list[bool | Tensor]
@@ -113,24 +113,25 @@ class Settings:
 
 
 class Layer:
-    """A layer after the first. Its values take new memory in each mini-batch."""
+    """A layer after the first, which allocates new memory in each mini-batch."""
 
     out: Any = None
-    """Memory for what the activation takes [R, K, rows - 1]; None for new memory."""
+    """Memory for the input of the activation [R, K, rows - 1]; None to allocate it."""
     step: Any = None
-    """Memory for the gradient of that."""
+    """Memory for the gradient of this input."""
 
     def __init__(self, weight: Tensor, ones: Tensor) -> None:
         self.back, self.ones = weight[:, :-1].mT, ones
 
     def keys(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The keys' inputs [R, K, rows] with their ones, the same transposed, and gelu' [R, K, rows - 1]."""
+        """The inputs of the keys [R, K, rows], which end with a column of ones; their transpose; and gelu' for all but
+        this column [R, K, rows - 1]."""
         activated, slope = gelu_and_slope(z)
         x = torch.cat([activated, self.ones], dim=-1)
         return x, x.mT, slope
 
     def reads(self, z: Tensor, slopes: list[Tensor] | None) -> Tensor:
-        """The inputs of tokens that read; gelu' is added to `slopes`."""
+        """The inputs of the queries [R, K, rows]. gelu' is appended to `slopes` if there is a list."""
         if slopes is None:
             return torch.cat([gelu(z), self.ones], dim=-1)
         activated, slope = gelu_and_slope(z)
@@ -139,7 +140,7 @@ class Layer:
 
 
 class Room(Layer):
-    """The same in memory that each mini-batch overwrites."""
+    """A layer after the first, which uses the same memory in all mini-batches."""
 
     def __init__(self, weight: Tensor, ones: Tensor) -> None:
         (cells, tokens, _), rows = ones.shape, weight.shape[1]
@@ -328,7 +329,8 @@ def _inside(
     begin: int,
     copy: bool,
 ) -> Seed:
-    """The state of the cells from `begin` on inside their mini-batch, with its sums. copy: the weights."""
+    """The state of the cells from number `begin` on, inside a mini-batch, with its gradient sums. copy: copy the
+    weights."""
     ending = slice(begin, None)
     seed = seed.cells(begin, len(steps[0]))
     nan = None if nan is None else nan[ending]
@@ -342,7 +344,7 @@ def _inside(
 
 
 def _end(settings: Settings, after: Seed, inside: Seed | None, complete: bool | Tensor) -> Seed:
-    """The state of cells whose piece ends: `after` a full mini-batch, or `inside` one."""
+    """The final state of the cells that end here: `after` if their mini-batch is full, `inside` otherwise."""
     if complete is False and inside is not None:
         return inside
     if not settings.whole:

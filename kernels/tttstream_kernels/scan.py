@@ -80,7 +80,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _again(settings: Settings, rule: Rule, tensors: tuple[Any, ...], gradients: tuple[Any, ...]) -> list[Any]:
-    """Gradients that have a graph themselves, by autograd through every operation of the loop."""
+    """Gradients that can be differentiated again. Autograd records every operation of the loop."""
     packed, seed, bound = _Scan.unpack(settings, rule, tensors)
     z, before, after, ends = loop(settings, packed, seed, bound, None, None)
     pairs = [

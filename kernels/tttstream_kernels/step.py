@@ -1,9 +1,9 @@
 """One token without a graph, with phases known on the host: the results of `token.one_token` in a third of the calls.
 
 A token needs so little arithmetic that the calls of operators take most of the time. So the step has as few calls as
-possible: cells are laid out once, W_i is not formed (equation 8 with one token), tau is a number, the base of the rates
-goes into a product, and what belongs to the end of a mini-batch is left to it. A mini-batch that begins here is kept as
-factors (`factors.py`), one that an earlier call has summed continues with its sum.
+possible: cells are laid out once, W_i is not formed (equation 8 with one token), tau is a number, the base learning
+rate is a factor of a product, and work that belongs to the end of a mini-batch is done there. A mini-batch that begins
+here is stored as factors (`factors.py`). A mini-batch that an earlier call has summed continues with its sum.
 """
 
 from collections.abc import Callable

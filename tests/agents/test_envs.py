@@ -1,4 +1,4 @@
-"""Environments by name and in vectors: what is seen of them, wrong shapes, and episodes that no training plays."""
+"""Environments by name and in vectors: their observations, wrong shapes, and episodes with seeds outside training."""
 
 from __future__ import annotations
 
@@ -117,3 +117,16 @@ def test_unseen_episodes_are_others() -> None:
     trained, unseen, again = (vector(Drawn, 2, 1, unseen=flag).reset()[0] for flag in (False, True, True))
     assert not (trained == unseen).any()
     np.testing.assert_array_equal(unseen, again)
+
+
+def test_environments_by_name() -> None:
+    env = make("MiniGrid-MemoryS7-v0")
+    assert sorted(env.observation_space.spaces) == ["direction", "image"]  # type: ignore[attr-defined]
+    obs, _ = env.reset(seed=0)
+    assert env.observation_space.contains({**obs, "image": obs["image"].astype("int64")})
+    for _ in range(50):
+        obs = env.step(env.action_space.sample())[0]
+        assert (obs["image"] < env.observation_space["image"].nvec).all()  # type: ignore[index]
+    assert make("popgym-RepeatFirstEasy-v0").observation_space.n == 4  # type: ignore[attr-defined]
+    with pytest.raises(EnvError, match="no environment 'NoSuch-v3'"):
+        make("NoSuch-v3")

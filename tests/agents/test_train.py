@@ -1,4 +1,4 @@
-"""A run: it learns, it can be killed and taken up, and what goes wrong leaves the last checkpoint whole."""
+"""A training run: it learns, resumes after it was killed, and keeps its last checkpoint after an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import torch
 from gymnasium import spaces
 
 from tttstream.errors import CheckpointError, OutputError
-from tttstream_agents import config as configs
 from tttstream_agents.checkpoint import FORMAT, load_policy, read_checkpoint
 from tttstream_agents.config import Config
 from tttstream_agents.envs import Episodes, make, smallest, vector
@@ -72,7 +71,7 @@ def test_a_killed_run_resumes_to_the_same_losses(tmp_path: Path, script: Any, en
     assert len(table(tmp_path / "whole")) == 8
 
 
-def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on_exactly(tmp_path: Path) -> None:
+def test_a_signal_ends_a_run_with_a_checkpoint_and_it_resumes_exactly(tmp_path: Path) -> None:
     fast(tmp_path / "whole")
     updates = Run.update
 
@@ -89,7 +88,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on_exactly(tmp
     assert table(tmp_path / "stopped") == table(tmp_path / "whole")
 
 
-def test_a_run_stops_when_its_time_is_over_and_goes_on_exactly(tmp_path: Path) -> None:
+def test_a_run_stops_after_its_time_and_resumes_exactly(tmp_path: Path) -> None:
     fast(tmp_path / "whole")
     for stage in range(8):
         assert fast(tmp_path / "parts", resume=stage > 0, minutes=0)["finished"] == (stage == 7)
@@ -103,7 +102,7 @@ def test_a_seed_repeats_a_run_and_another_does_not(tmp_path: Path) -> None:
     assert table(tmp_path / "a") == table(tmp_path / "b") != table(tmp_path / "c")
 
 
-def test_processes_play_as_one_process_does(tmp_path: Path) -> None:
+def test_several_processes_give_the_results_of_one(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, steps=64)
     fast(tmp_path / "one", config)
     fast(tmp_path / "many", dataclasses.replace(config, workers=1))
@@ -111,7 +110,7 @@ def test_processes_play_as_one_process_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("over", [False, True])
-def test_an_environment_is_taken_up_inside_its_episode(script: Any, over: bool) -> None:
+def test_an_environment_resumes_inside_its_episode(script: Any, over: bool) -> None:
     first = Episodes(script(drawn=True), 0, 0)
     first.reset()
     length = script.LENGTHS[first.unwrapped.episode % 3]  # type: ignore[attr-defined]
@@ -136,7 +135,7 @@ def test_an_environment_is_taken_up_inside_its_episode(script: Any, over: bool) 
     ],
     ids=str,
 )
-def test_actions_are_kept_small_and_given_back_as_they_were(space: spaces.Space[Any], size: int) -> None:
+def test_actions_are_stored_in_a_small_type_and_restored(space: spaces.Space[Any], size: int) -> None:
     class Still(gym.Env[Any, Any]):
         observation_space, action_space = spaces.Discrete(2), space
 
@@ -158,7 +157,7 @@ def test_actions_are_kept_small_and_given_back_as_they_were(space: spaces.Space[
     np.testing.assert_array_equal(kept, actions)
 
 
-def test_an_episode_too_long_to_be_replayed_is_begun_anew(script: Any) -> None:
+def test_an_episode_too_long_to_replay_starts_again(script: Any) -> None:
     first = Episodes(script(), 0, 0, limit=2)
     first.reset()
     for _ in range(3):
@@ -178,7 +177,7 @@ def test_an_episode_too_long_to_be_replayed_is_begun_anew(script: Any) -> None:
         ("reward", ObservationError, "reward that is not finite"),
     ],
 )
-def test_a_bad_environment_ends_the_run_and_leaves_the_checkpoint(
+def test_a_bad_environment_ends_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, script: Any, fault: str, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
@@ -198,7 +197,7 @@ def test_a_process_that_raises_is_named(tmp_path: Path, script: Any, monkeypatch
         fast(tmp_path, config, make_env=lambda: script(faults={4: "raise"}))
 
 
-def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(SMALL)
     run.save(tmp_path / "checkpoint.pt")
     before = digest(tmp_path / "checkpoint.pt")
@@ -318,40 +317,6 @@ def test_evaluation_counts_each_environments_first_episodes(script: Any, mode: s
     assert sorted(result.returns.tolist()) == [6, 6, 6, 15, 15, 15]
 
 
-def test_environments_by_name() -> None:
-    env = make("MiniGrid-MemoryS7-v0")
-    assert sorted(env.observation_space.spaces) == ["direction", "image"]  # type: ignore[attr-defined]
-    obs, _ = env.reset(seed=0)
-    assert env.observation_space.contains({**obs, "image": obs["image"].astype("int64")})
-    for _ in range(50):
-        obs = env.step(env.action_space.sample())[0]
-        assert (obs["image"] < env.observation_space["image"].nvec).all()  # type: ignore[index]
-    assert make("popgym-RepeatFirstEasy-v0").observation_space.n == 4  # type: ignore[attr-defined]
-    with pytest.raises(EnvError, match="no environment 'NoSuch-v3'"):
-        make("NoSuch-v3")
-
-
-@pytest.mark.parametrize(
-    ("values", "says"),
-    [
-        ({"lrr": 1}, r"unknown option lrr \(did you mean lr\?\); known are env,"),
-        ({"lr": "fast"}, "lr must be a float, got 'fast'"),
-        ({"dim": 1.5}, "dim must be a int, got 1.5"),
-        ({"dim": 0}, "dim must be at least 1"),
-        ({"segment": 60}, "segment must divide rollout"),
-        ({"autoreset": "never"}, "autoreset must be"),
-        ({"seed": -1}, "cannot be negative"),
-        ({"lr": 0}, "lr must lie between 1e-12 and inf, got 0.0"),
-        ({"gamma": 1.5}, "gamma must lie between 0 and 1"),
-        ({"clip": float("nan")}, "clip must lie between"),
-        ({1: 2, "lrr": 1}, "unknown option 1, lrr "),
-    ],
-)
-def test_mistakes_in_a_config_are_named(values: dict[str, Any], says: str) -> None:
-    with pytest.raises(TrainingError, match=says):
-        configs.build(values, "test")
-
-
 def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
     fast(tmp_path / "first", dataclasses.replace(SMALL, rebuild_coef=0.1))
     found = read_checkpoint(tmp_path / "first" / "checkpoint.pt")["policy"]
@@ -376,13 +341,6 @@ def test_a_memory_that_grows_needs_whole_rollouts(tmp_path: Path) -> None:
     Run(dataclasses.replace(SMALL, memory="attention", segment=SMALL.rollout)).update()
 
 
-def test_numbers_of_yaml_are_read(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("lr: 1e-3\nstop_return: 1\noptions: {mini_batch: 4}\n")
-    config = configs.build(configs.read(str(tmp_path / "a.yaml")), "a")
-    assert (config.lr, config.stop_return, config.options) == (1e-3, 1.0, {"mini_batch": 4})
-    assert configs.build(json.loads(config.to_json()), "json") == config
-
-
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     for content in (b"abc", b"", b"PK\x03\x04" + bytes(50)):
@@ -400,7 +358,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
             Run(SMALL).restore(tmp_path / "other.pt")
 
 
-def test_a_foreign_table_is_named(tmp_path: Path) -> None:
+def test_an_unknown_table_is_named(tmp_path: Path) -> None:
     for text in ("a,b\n1,2\n", "steps,x\none,2\n"):
         (tmp_path / "metrics.csv").write_text(text)
         with pytest.raises(TrainingError, match=r"not the metrics.csv of an agent"):

@@ -115,7 +115,8 @@ def test_fully_sharded(tmp_path: Path) -> None:
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """`tttstream fit` of a tiny model on camera walks; every process with its output open belongs to the run."""
+    """Start `tttstream fit` with a tiny model on camera walks. All processes of the run write to one pipe, which closes
+    when the last of them ends."""
     pieces = [f"--config={name}" for name in ("trainer/fast", "model/tiny", "data/walk", "task/prediction")]
     given = [
         *(sys.executable, "-m", "tttstream", "fit", *pieces, "--trainer.val_check_interval=1"),

@@ -14,7 +14,7 @@ from tttstream.streams import MaskResult, MaskStream
 from tttstream.streams.windows import usual
 
 MOST = 4  # things at the same time
-CROP = 224  # pixels: the side of windows, the fast setting of docs/masks.md
+CROP = 248  # pixels: the side of windows, the fast setting of docs/masks.md
 LEAST = 1e-4  # share of the picture below which a thing is not in view
 
 

@@ -4,8 +4,8 @@ Letters: B rows, T tokens, L labels, D width of a key, n questions.
 
 The inner model is linear in the label: label l -> its prototype mu_l, a row of M. An example (k, l) takes one step on
 the inner loss |k - mu_l|^2 / 2 with the rate 1 / n_l, n_l the examples of l so far (at most `horizon`), which is its
-exact minimum over all of them. Beside it stands S, the mean of (k - mu_l)^T (k - mu_l): how examples of one label
-differ.
+exact minimum over all of them. S is the mean of (k - mu_l)^T (k - mu_l): the usual differences between examples of one
+label.
 
 A question q of length 1 is answered by the evidence for each label
 

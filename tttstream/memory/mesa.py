@@ -126,7 +126,7 @@ def _operator(
 
 
 def conjugate_gradients(operator: Callable[[Tensor], Tensor], wanted: Tensor) -> Tensor:
-    """x with operator(x) = wanted, both [..., D], a system a token; Hestenes and Stiefel, 1952.
+    """Solve operator(x) = wanted for x [..., D], one system for each token (Hestenes and Stiefel, 1952).
 
     A first run gives half of the digits. A second run starts from the true residual and gives the others, because the
     computed residual of a run drifts away from the true one. A token stops when its residual reaches rounding error,

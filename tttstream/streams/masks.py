@@ -48,10 +48,10 @@ class MaskStream(Session):
 
     model: a TargetModel or MixtureModel. objects: how many it can follow at the same time. size: short side of the
     resized frames in pixels, by default the model's. crop: process only windows around the objects (see
-    `tttstream.streams.windows`), with about as many pixels as a square of this side has, and never finer than `size`;
-    a TargetModel only. learn: whether the memory learns from the masks it predicts. numbers: what the objects
-    1, 2 … are called in the files of their masks; kept for who writes files, and with a saved stream.
-    windows: the number of windows in the last frame.
+    `tttstream.streams.windows`), with about as many pixels as a square of this side has, and never finer than `size`; a
+    TargetModel only. learn: whether the memory learns from the masks it predicts. numbers: the values of the objects 1,
+    2 … in mask files. The stream stores them, also when it is saved, and does not use them. windows: the number of
+    windows in the last frame.
 
     >>> stream = MaskStream(tttstream.models.load("track"))
     >>> result = stream.push(first_frame, mask=first_mask)

@@ -23,7 +23,7 @@ KNOWN = 0.5  # how familiar a cell must be for what memory has of it to stand fo
 
 @dataclass(frozen=True)
 class MapConfig:
-    """Everything that decides a map's shape.
+    """The options of a map.
 
     size: side of the square picture in pixels. patch: side of a patch, and of a cell of the world at zoom 1. codes:
     components of a cell's code. scale: distance in sides of a view beyond which the keys of two places have little in
@@ -243,8 +243,8 @@ class MapModel(SavedModel):
         return F.avg_pool2d(pixels, self.config.patch)[:, 0]
 
     def _output(self, answer: Tensor, points: Tensor) -> MapOutput:
-        """The answers of the memory to queries about points. A cell that was never seen has no marks in memory: how far
-        the recalled marks agree with those of the queried cell tells whether it is known."""
+        """Convert the answers of the memory to queries about points. The memory has no marks of a cell that was never
+        seen, so the recalled marks agree with those of the queried cell only if the cell is known."""
         codes, marks, error, logit = answer.split([self.config.codes, self.config.marks, 1, 1], dim=-1)
         agreement = (marks * self.marks(points).to(marks.dtype)).mean(-1, keepdim=True) / SIZE**2
         error, logit = (torch.cat([error, logit], dim=-1) + self.known(agreement)).unbind(-1)

@@ -39,15 +39,15 @@ class PlaceMemory(nn.Module):
     learning rate and decay from the first and the third. k and q start with the same projection, so that a query finds
     the content of its place from the first step on. Other memories get the same tokens.
 
-    codes: width of what. features: of where; a network makes keys of them. None: `where` is given as independent keys
-    [..., where] of -1 and 1, and a TTT memory has other initial values (see `_ready`). where, what: widths of the
+    codes: width of what. features: of where; a network makes keys of them. None: `where` and `ask` are keys with
+    a mean square of 1, and a TTT memory has other initial values (see `_ready`). where, what: widths of the
     parts. memory, heads, options: see `tttstream.memory.build`.
 
     Called as (what [B, T, codes], where [B, T, features], ask [B, T, features], state, reset [B, T]) ->
     (answer, state).
 
-    answer [B, T, codes + 2]: what is at the place asked for, the log of the squared error to be expected (mean over
-    codes), and a logit of whether the place was ever seen.
+    answer [B, T, codes + 2]: the code at the queried place, the logarithm of the expected squared error (mean over
+    codes), and the logit of the probability that the place was ever seen.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Places in the world: poses, and the keys and marks that a network gets for them."""
+"""Places in the world: poses, and the keys and marks of places, which are inputs of a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tttstream.errors import ConfigError, ShapeError
 from tttstream.poses import Form
 
-PRIME = 2147483647  # products of two numbers below it fit into 63 bits
 BITS = 32  # of a mixed number that make a phase
 GOLDEN = 0x1E3779B97F4A7C15  # between the numbers that are mixed for one name
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))

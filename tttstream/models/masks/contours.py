@@ -58,8 +58,8 @@ class TargetContour(nn.Module):
                 self.straight.weight[0, cue] = weight
 
     def forward(self, cues: Tensor, features: Tensor, quarter: Tensor) -> tuple[Tensor, Tensor]:
-        """cues [n, O, CUES, h, w], features [n, C, h, w] and quarter [n, C', 2 h, 2 w] of n frames -> log-odds
-        [n, O, 2 h, 2 w] and log-odds of the expected overlap J [n, O], which is 0 for an object out of view."""
+        """cues [n, O, CUES, h, w], features [n, C, h, w] and quarter [n, C', 2 h, 2 w] of n frames -> log-odds [n, O, 2
+        h, 2 w] and log-odds of the expected overlap J [n, O], which is 0 for an object out of view."""
         objects = cues.shape[1]
         x = cues.flatten(0, 1)
         begun = F.relu(self.cues(x) + self.seen(features).repeat_interleave(objects, 0))

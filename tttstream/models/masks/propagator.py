@@ -45,7 +45,7 @@ class ObjectState(State):
         return self.map(lambda x: x[:, list(objects)])
 
     def without(self: S, number: int) -> S:
-        """This state as if one of the objects, from 0, had never been given."""
+        """This state without one of the objects. number: its index, from 0."""
         state: Any = self
         seen = self.seen.clone()
         seen[:, number] = 0
@@ -65,9 +65,9 @@ class ObjectState(State):
 class MaskOutput(NamedTuple):
     """The output of a model for every frame.
 
-    logits: [B, T, 1 + O, H, W], softmax over the third axis gives the share of background and of each object.
-    guess: [B, T, O, h, w] log-odds of the tokens from the memory's answers alone. fit: [B, T, O] log-odds of how well
-    each object's mask is expected to fit it (J; 0 if it is out of sight); None of a model that does not say.
+    logits: [B, T, 1 + O, H, W], softmax over the third axis gives the share of background and of each object. guess:
+    [B, T, O, h, w] log-odds of the tokens from the memory's answers alone. fit: [B, T, O] log-odds of how well each
+    object's mask is expected to fit it (J; 0 if it is out of sight); None for models without this output.
     """
 
     logits: Tensor

@@ -35,7 +35,7 @@ class TeachConfig:
 
 
 class TeachModel(SavedModel):
-    """The content of a window of a frame as a key, and a memory that binds keys to labels (`Binding`).
+    """Computes a key from the content of a window of a frame, and binds keys to labels in a memory (`Binding`).
 
     Features are means of the encoder's maps in and around the window (`seen`), standardised by `mean` and `deviation`;
     each part of each map is normalised to length 1. The saved model does not contain the encoder's weights, which are

@@ -18,7 +18,7 @@ STEP = 0.5
 """The distance between neighbours of one size, as a share of their sides."""
 
 MIDDLE, AROUND = 0.6, 1.6
-"""Sides of the middle of a window and of its surroundings, over those of the window."""
+"""The sides of the inner part of a window and of its surroundings, divided by those of the window."""
 
 PARTS = 3
 """The number of means of each map in the result of `seen`."""
@@ -44,7 +44,7 @@ def lattices(height: int, width: int) -> tuple[tuple[Edges, Edges], ...]:
 
 @lru_cache(maxsize=16)
 def windows(height: int, width: int) -> Tensor:
-    """The same windows one by one, [n, 4]: left, top, right, bottom as shares of the frame's sides."""
+    """All windows of `lattices` [n, 4]: left, top, right, bottom as shares of the frame's sides."""
     return torch.tensor(
         [
             (left, top, right, bottom)
@@ -115,13 +115,14 @@ def everywhere(maps: Sequence[Tensor], height: int, width: int) -> Tensor:
 
 
 def _grown(edges: Tensor, by: float) -> Tensor:
-    """Edges [n, 2] of intervals that are `by` times as long around the same middles, inside the frame."""
+    """Scale intervals [n, 2] by the factor `by` around their middles, and clip them to the frame."""
     centre, half = edges.mean(1, keepdim=True), (edges[:, 1:] - edges[:, :1]) / 2
     return torch.cat([centre - by * half, centre + by * half], 1).clamp(0, 1)
 
 
 def _weights(edges: Tensor, cells: int) -> Tensor:
-    """The weights [n, cells] of equal cells of the frame's side in the means over intervals [n, 2]."""
+    """Weights [n, cells] for means over intervals [n, 2] of one side of the frame, which is divided into equal
+    cells."""
     at = torch.arange(cells, dtype=edges.dtype, device=edges.device) / cells
     inside = torch.minimum(edges[:, 1:], at + 1 / cells) - torch.maximum(edges[:, :1], at)
     return inside.clamp(min=0) / (edges[:, 1:] - edges[:, :1])

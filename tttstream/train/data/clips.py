@@ -69,8 +69,8 @@ class Clip(ABC):
 
 @dataclass(frozen=True)
 class GeneratedClip(Clip):
-    """A clip whose frames depend only on a seed. seed: which one. size: side in pixels. frames: its length, None for
-    endless."""
+    """A clip whose frames depend only on a seed. seed: determines the frames. size: side in pixels. frames: its length,
+    None for endless."""
 
     seed: int = 0
     size: int = 128

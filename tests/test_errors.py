@@ -41,7 +41,11 @@ def test_bad_arguments(case: Case) -> None:
     x = case.stream(2, 2)
     rows = torch.zeros(2, dtype=torch.long)
     calls = {
-        r"\[rows, tokens >= 1, 16\], got \(2, 0, 16\)": lambda: memory(x[:, :0]),
+        r"\[rows >= 1, tokens >= 1, 16\], got \(2, 0, 16\)": lambda: memory(x[:, :0]),
+        rf"\[rows >= 1, tokens >= 1, 16\], got \(0, {tokens}, 16\)": lambda: memory(x[:0]),
+        "x as a tensor, got ndarray": lambda: memory(x.numpy()),
+        "reset as a tensor, got list": lambda: memory(x, reset=[[True] * tokens] * 2),
+        "lengths as a tensor, got list": lambda: memory(x, lengths=[tokens, tokens]),
         rf"16\], got \(2, {tokens}, 15\)": lambda: memory(x[..., :15]),
         r"16\], got \(\d+, 16\)": lambda: memory(x[0]),
         "floating type, got torch.int64": lambda: memory(x.long()),

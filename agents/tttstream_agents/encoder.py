@@ -17,6 +17,7 @@ from tttstream_agents.statistics import Running
 
 SMALLEST_PICTURE = 5  # pixels; a Box with a smaller side is encoded as numbers
 UNBOUNDED = 1e6  # components with a larger range are not scaled by it
+MOST_CHOICES = 1_000_000  # of which a one-hot is made
 
 
 class Choices(nn.Module):
@@ -30,6 +31,8 @@ class Choices(nn.Module):
         counts, first, self.shape = choices(space)
         self.sizes = counts.tolist()
         self.size = int(counts.sum())
+        if self.size > MOST_CHOICES:
+            raise SpaceError(f"{space} has {self.size} choices, more than the {MOST_CHOICES} that can be encoded")
         value = np.concatenate([np.arange(n) + start for n, start in zip(counts, first, strict=True)])
         self.register_buffer("value", torch.as_tensor(value), persistent=False)
         self.register_buffer("owner", torch.as_tensor(np.repeat(np.arange(len(counts)), counts)), persistent=False)

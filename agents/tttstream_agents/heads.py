@@ -144,11 +144,20 @@ def action_mask(head: nn.Module, given: Any, shape: tuple[int, ...], device: tor
 
 
 def masked_part(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> bool:
-    """Whether a Dict of observations has a mask of legal actions under "action_mask"."""
+    """Whether a Dict of observations has a mask of legal actions under "action_mask".
+
+    Raises SpaceError if that part has another shape, since a policy that ignored it would take illegal actions.
+    """
     part = space.spaces.get("action_mask") if isinstance(space, spaces.Dict) else None
     if part is None or not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return False
-    return part.shape == (Choices(action_space).size,)
+    size = Choices(action_space).size
+    if part.shape != (size,):
+        raise SpaceError(
+            f"observation.action_mask: expected {size} zeros and ones, all choices of all components, got {part}: "
+            "flatten it, or give the part another name"
+        )
+    return True
 
 
 def without_mask(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> spaces.Space[Any]:

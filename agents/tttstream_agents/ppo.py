@@ -88,6 +88,7 @@ class Player:
         self.starts = torch.ones(batch, dtype=torch.bool, device=self.device)
         self.valid = torch.ones_like(self.starts)
         self.previous_reward = torch.zeros(batch, device=self.device)
+        self.gives_masks: bool | None = None  # not known yet
         self.mask = self._legal(info)
 
     def call(self, name: str, *args: Any) -> Any:
@@ -143,8 +144,15 @@ class Player:
         mask = action_mask(info, self.valid.tolist(), head.outputs)
         if mask is None:
             mask = self.policy.mask_in(self.obs)
-        if mask is None:
+        if self.gives_masks is None:
+            self.gives_masks = mask is not None
+        if mask is None and not self.gives_masks:
             return None
+        if mask is None and not bool(self.valid.any()):  # all episodes are over
+            mask = np.ones((len(self.valid), head.outputs), dtype=bool)
+        if mask is None or not self.gives_masks:
+            gave, not_gave = ("the first step", "a later one") if mask is None else ("a later step", "the first")
+            raise EnvError(f"the environments gave info['action_mask'] in {gave} but not in {not_gave}: give it always")
         return torch.as_tensor(np.asarray(mask), device=self.device).bool() | ~self.valid[:, None]
 
     def remask(self, rows: list[int], infos: Any) -> None:

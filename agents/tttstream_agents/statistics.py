@@ -30,7 +30,7 @@ class Running(nn.Module):
     @torch.no_grad()
     def update(self, rows: Tensor) -> None:
         """Add rows [*, N] (Chan et al., 1979: means and variances of two sets give those of both)."""
-        rows = rows.reshape(-1, len(self.mean)).to(self.mean)
+        rows = rows.flatten(0, -2).to(self.mean)
         count = len(rows)
         if not count:
             return

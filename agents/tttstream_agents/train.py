@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -170,6 +171,12 @@ class Run:
             raise
         except Exception as error:  # for anything that `save` did not write
             raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
+        if differ := sum(self.player.call("get_attr", "differs")):
+            warnings.warn(
+                f"{differ} of {self.config.n_envs} episodes were different when replayed, new ones replace them: the "
+                "environment is not deterministic given its seed, so the run cannot resume exactly",
+                stacklevel=3,
+            )
 
     def _take(self, path: Path, values: dict[str, Any]) -> None:
         player, device = self.player, self.player.device
@@ -192,9 +199,11 @@ class Run:
             self.collector.scale.load_state_dict(values["reward_scale"])
         self.collector.returns, self.collector.lengths = values["returns"], values["lengths"]
         positions = [Position(episode, steps, actions.numpy()) for episode, steps, actions in values["positions"]]
+        seen = [(tree(lambda x, row=row: x[row], player.obs), float(self.collector.returns[row]))
+                for row in range(len(positions))]  # fmt: skip
         replaced = []
-        for row, begun in enumerate(player.call("call", "seek", positions)):
-            if begun is not None:  # a new episode in place of one too long to replay
+        for row, begun in enumerate(player.call("call", "seek", positions, seen)):
+            if begun is not None:  # a new episode in place of one that cannot be replayed
                 tree(lambda x, new, row=row: x.__setitem__(row, new), player.obs, begun)
                 player.starts[row], player.valid[row], player.previous_reward[row] = True, True, 0.0
                 self.collector.returns[row], self.collector.lengths[row] = 0.0, 0

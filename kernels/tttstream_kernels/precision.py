@@ -7,8 +7,11 @@ from torch import Tensor
 
 
 def full_precision(device: str) -> AbstractContextManager[None]:
-    """Autocast off; entering and leaving it costs as much as two small ops, so nothing if it is off already."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    """Autocast off; entering and leaving it costs as much as two small ops, so nothing if it is off already. Tensors of
+    the device "meta" have no values, and no autocast."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:

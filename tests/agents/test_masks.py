@@ -199,6 +199,35 @@ def test_a_resumed_run_obeys_the_masks_of_its_episodes(where: str, limit: int, t
             run.close()
 
 
+@pytest.mark.parametrize("mode", ["next_step", "same_step"])
+def test_the_mask_may_be_missing_after_the_last_step(mode: str) -> None:
+    """All episodes end together, so no environment gives a mask in that step."""
+
+    class Ended(Doors):
+        def _out(self) -> tuple[Any, dict[str, Any]]:
+            obs, info = super()._out()
+            return obs, {} if self.time == 6 else info
+
+    envs = vector(Ended, 2, 0, mode)
+    player = Player(envs, MemoryPolicy(BOX, spaces.Discrete(6), dim=16))
+    assert all(player.step().mask is not None for _ in range(20))
+
+
+def test_the_masks_of_a_method_are_obeyed() -> None:
+    """`action_masks`, the convention of sb3-contrib. The environments refuse illegal actions."""
+    envs = vector(lambda: Doors("method"), 2, 0)
+    player = Player(envs, MemoryPolicy(BOX, spaces.Discrete(6), dim=16))
+    assert all(player.step().mask is not None for _ in range(20))
+
+
+def test_a_mask_of_another_shape_in_the_observations_is_refused() -> None:
+    """Encoded as numbers it would be ignored."""
+    joint = spaces.Dict({"observation": BOX, "action_mask": spaces.MultiBinary([3, 2])})
+    with pytest.raises(SpaceError, match=r"action_mask: expected 5 zeros and ones, .* got MultiBinary"):
+        MemoryPolicy(joint, spaces.MultiDiscrete([3, 2]), dim=16)
+    assert MemoryPolicy(joint, BOX, dim=16).encoder.size == 3 + 2 * 6  # of a Box no action is illegal
+
+
 def test_masks_can_be_ignored() -> None:
     envs = vector(lambda: make("Taxi-v4"), 2, 0)  # its info has masks
     policy = MemoryPolicy(envs.single_observation_space, envs.single_action_space, dim=16)
@@ -227,6 +256,9 @@ def test_mistakes_are_named() -> None:
             obs, info = super()._out()
             return obs, {} if self.time == 2 and self.shut == -2 else info
 
+    player = Player(vector(lambda: Sometimes(shut=-2), 2, 0), MemoryPolicy(BOX, spaces.Discrete(6), dim=16))
+    with pytest.raises(EnvError, match="in the first step but not in a later one: give it always"):
+        steps(player, 4)
     makers = iter([Sometimes, lambda: Sometimes(shut=-2)])
     player = Player(vector(lambda: next(makers)(), 2, 0), MemoryPolicy(BOX, spaces.Discrete(6), dim=16))
     with pytest.raises(EnvError, match="environment 1 gave no info"):

@@ -124,6 +124,33 @@ def test_an_environment_resumes_inside_its_episode(script: Any, over: bool) -> N
     assert again.step(1)[0].tolist() == first.step(1)[0].tolist()
 
 
+@pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
+def test_an_episode_that_differs_when_replayed_is_replaced(autoreset: str, script: Any, tmp_path: Path) -> None:
+    """One of two environments draws what its seed does not give. The other resumes inside its episode."""
+
+    class Unseeded(gym.Wrapper[Any, Any, Any, Any]):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            return self.env.reset(seed=next(fresh), options=options)
+
+    fresh, runs = iter(range(100)), []
+    config = dataclasses.replace(SMALL, autoreset=autoreset)
+    for resumed in (False, True):
+        makers = iter([lambda: script(drawn=True), lambda: Unseeded(script(drawn=True))])
+        run = Run(config, lambda makers=makers: next(makers)())
+        if resumed:
+            with pytest.warns(UserWarning, match="1 of 2 episodes were different when replayed"):
+                run.restore(tmp_path / "checkpoint.pt")
+        else:
+            run.update()
+            run.save(tmp_path / "checkpoint.pt")
+        runs.append(run)
+    before, after = (run.player for run in runs)
+    assert after.obs[0].tolist() == before.obs[0].tolist()
+    assert after.obs[1].tolist() == [runs[1].envs.envs[1].unwrapped.episode, 0]  # type: ignore[union-attr]
+    assert bool(after.starts[1])
+    assert int(runs[1].collector.lengths[1]) == 0
+
+
 @pytest.mark.parametrize(
     ("space", "size"),
     [
@@ -181,12 +208,12 @@ def test_a_bad_environment_ends_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, script: Any, fault: str, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        fast(tmp_path, make_env=lambda: script(faults={40: fault}))
+        fast(tmp_path, make_env=lambda: script(drawn=True, faults={40: fault}))
     before = digest(tmp_path / "checkpoint.pt")
     with pytest.raises(error):
-        fast(tmp_path, make_env=lambda: script(faults={2 if fault == "raise" else 12: fault}), resume=True)
+        fast(tmp_path, make_env=lambda: script(drawn=True, faults={2 if fault == "raise" else 12: fault}), resume=True)
     assert digest(tmp_path / "checkpoint.pt") == before
-    assert fast(tmp_path, make_env=script, resume=True)["finished"]
+    assert fast(tmp_path, make_env=lambda: script(drawn=True), resume=True)["finished"]
     assert not list(tmp_path.glob(".*.part"))
 
 

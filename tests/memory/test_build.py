@@ -1,6 +1,7 @@
 """Memories by name."""
 
 import pytest
+import torch
 
 from tttstream import TTTLayer
 from tttstream.memory import (
@@ -59,3 +60,18 @@ def test_options_reach_the_class() -> None:
     lstm = build("lstm", dim=16, layers=3)
     assert isinstance(lstm, LSTM)
     assert lstm.init_state(2).hidden.shape == (2, 3, 16)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("name", names())
+def test_a_memory_built_without_values_loads_them(name: str, assign: bool) -> None:
+    """On the device "meta", as is usual for large models; what is no parameter has its value too."""
+    options = GRID.get(name, {})
+    torch.manual_seed(0)
+    memory, x = build(name, dim=16, heads=2, **options), torch.randn(1, 8, 16)
+    with torch.device("meta"):
+        empty = build(name, dim=16, heads=2, **options)
+    if not assign:
+        empty.to_empty(device="cpu")
+    empty.load_state_dict(memory.state_dict(), assign=assign)
+    assert torch.equal(empty(x)[0], memory(x)[0])

@@ -172,6 +172,29 @@ def test_what_a_step_does_not_cover_goes_through_forward(options: dict[str, Any]
     assert step(covered, x, covered.init_state(1), None) is None, "a graph is wanted"
 
 
+@pytest.mark.parametrize("place", ["project", "rate", "norm", "out", "conv"])
+@pytest.mark.parametrize("how", ["forward", "subclass"])
+def test_a_module_that_computes_something_else_is_called(place: str, how: str) -> None:
+    """Libraries set another `forward` on a module, or put a subclass in its place (quantisation, adapters)."""
+    layer, x = build("linear", {"conv": 3}), tokens(2, 1)
+    module = layer.get_submodule(place)
+    plain = module.forward
+
+    def doubled(*arguments: Any) -> Any:
+        found = plain(*arguments)
+        return tuple(2 * one for one in found) if isinstance(found, tuple) else 2 * found
+
+    if how == "forward":
+        module.forward = doubled
+    else:
+        module.__class__ = type("Doubled", (type(module),), {"forward": lambda self, *arguments: doubled(*arguments)})
+    state = layer.init_state(2)
+    expected = layer(x, state)
+    with torch.no_grad():
+        assert_close(layer(x, state), tuple(expected), 1e-12)
+        assert_close(layer(x, state)[0], torch.compile(layer, backend="eager")(x, state)[0], 1e-12)
+
+
 def test_a_state_of_another_layer_is_refused() -> None:
     layer, other = build("linear", {}), build("mlp", {})
     with torch.no_grad(), pytest.raises(StateError, match="of another memory"):

@@ -15,8 +15,8 @@ class Memory(nn.Module):
 
     Called as `y, state = memory(x, state=None, reset=None, lengths=None)` with x, y [B, T, dim], reset bool [B, T]
     (token t of row b starts as if nothing came before) and lengths [B] (only the first tokens of a row count; outputs
-    after them are zero; a row of length 0 passes its state on unchanged). T is any number >= 1; in frame mode a
-    multiple of the tokens of a frame. The graph is kept until `state.detach()`.
+    after them are zero; a row of length 0 passes its state on unchanged). B and T are any numbers >= 1; in frame mode T
+    is a multiple of the tokens of a frame. The graph is kept until `state.detach()`.
 
     bounded: whether the size of the state is constant (a growing key-value cache's is not).
     adds_up: whether the values in the state may grow with the stream, which lets a memory count; law 6 exempts it.
@@ -56,8 +56,11 @@ class Memory(nn.Module):
     def check_tokens(self, x: Tensor, reset: Tensor | None, lengths: Tensor | None) -> None:
         """Validate a call's arguments other than its state."""
         name = type(self).__name__
-        if x.dim() != 3 or x.shape[-1] != self.dim or x.shape[1] < 1:
-            raise ShapeError(f"{name}: expected x of shape [rows, tokens >= 1, {self.dim}], got {tuple(x.shape)}")
+        for argument, value in (("x", x), ("reset", reset), ("lengths", lengths)):
+            if value is not None and not isinstance(value, Tensor):
+                raise ShapeError(f"{name}: expected {argument} as a tensor, got {type(value).__name__}")
+        if x.dim() != 3 or x.shape[-1] != self.dim or x.shape[0] < 1 or x.shape[1] < 1:
+            raise ShapeError(f"{name}: expected x of shape [rows >= 1, tokens >= 1, {self.dim}], got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ShapeError(f"{name}: expected x of a floating type, got {x.dtype}")
         rows, tokens = x.shape[:2]

@@ -53,7 +53,7 @@ class Constant(nn.Module):
         super().__init__()
         self.exact = value.double()
         dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-        self.register_buffer("value", value.to(dtype), persistent=False)
+        self.register_buffer("value", value.to(torch.get_default_device(), dtype), persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Constant:
         super()._apply(fn, recurse)
@@ -69,8 +69,8 @@ class Rotary(nn.Module):
 
     def __init__(self, width: int, mini_batch: int, base: float = 10000.0, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=dtype) / width)
-        angles = torch.arange(mini_batch, dtype=dtype)[:, None] * frequencies
+        frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=dtype, device="cpu") / width)
+        angles = torch.arange(mini_batch, dtype=dtype, device="cpu")[:, None] * frequencies
         self.turns = Constant(torch.stack([angles.cos(), angles.sin()], dim=-1))
         self._factors: tuple[Tensor | None, Tensor, list[Tensor]] = None, self.turns.value, []
 

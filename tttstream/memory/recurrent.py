@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from tttstream.errors import ConfigError
 from tttstream.memory.base import Memory
 from tttstream.state import State
+from tttstream_kernels.precision import full_precision
 
 
 class _Hidden(NamedTuple):
@@ -75,7 +76,7 @@ class _Recurrent(Memory):
         dtype = next(self.core.parameters()).dtype
         narrow = state.map(lambda leaf: leaf.to(dtype).transpose(0, 1).contiguous())
         start = narrow.hidden if len(narrow) == 1 else tuple(narrow)
-        with torch.autocast(state.hidden.device.type, enabled=False):
+        with full_precision(state.hidden.device.type):
             y, end = self.core(x.to(dtype), start)
         leaves = (end,) if len(narrow) == 1 else end
         new = self.state_type(*leaves).map(lambda leaf: leaf.transpose(0, 1).to(self.state_dtype))

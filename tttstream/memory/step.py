@@ -30,8 +30,10 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     a graph, a compiler, autocast, other types, other devices, or an argument that is not as it should be."""
     if state is None or torch.is_grad_enabled() or not layer.one_by_one or not isinstance(state, layer.state_type):
         return None
+    if not isinstance(x, Tensor) or not (reset is None or isinstance(reset, Tensor)):
+        return None
     modules, inner, conv = layer._modules, layer.inner, layer.conv
-    if conv is not None and (conv.__class__ is not ShortConv or conv._forward_hooks or conv._forward_pre_hooks):
+    if conv is not None and (conv.__class__ is not ShortConv or _changed(conv)):
         return None
     parameters: dict[str, Any] = layer._parameters  # a module's attributes take three times as long to look up
     find = parameters.get
@@ -93,11 +95,17 @@ def step(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | Non
     return y if alpha is None else alpha.tanh() * y, type(state)(*new, window)
 
 
+def _changed(module: nn.Module) -> Any:
+    """Whether a call of this module does more than its class says: by hooks, or by another `forward` (which wrapping
+    libraries set on the instance)."""
+    return module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+
+
 def _call(module: nn.Module | None, x: Tensor) -> Tensor:
-    """module(x), by a direct call of the function if it is a Linear or LayerNorm without hooks."""
+    """module(x), by a direct call of the function if it is a Linear or LayerNorm that nobody changed."""
     assert module is not None
     parameters: dict[str, Any] = module._parameters
-    if not module._forward_hooks and not module._forward_pre_hooks:
+    if not _changed(module):
         if module.__class__ is nn.Linear:
             return F.linear(x, parameters["weight"], parameters["bias"])
         if module.__class__ is nn.LayerNorm:
@@ -154,7 +162,7 @@ def traced(layer: TTTLayer, x: Tensor, state: TTTState | None, reset: Tensor | N
 
 def _product(linear: nn.Module, x: Tensor) -> Tensor:
     """linear(x); for one row as a sum, which a compiler fuses with later operations, unlike a separate call."""
-    if x.shape[0] > 1 or not isinstance(linear, nn.Linear) or linear._forward_hooks or linear._forward_pre_hooks:
+    if x.shape[0] > 1 or linear.__class__ is not nn.Linear or _changed(linear):
         y: Tensor = linear(x)
         return y
     y = (x[:, None] * linear.weight).sum(-1)

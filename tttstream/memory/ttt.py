@@ -135,7 +135,7 @@ class TTTLayer(Memory):
         self.gamma = nn.Parameter(torch.ones(heads, self.width), requires_grad=normed)
         self.beta = nn.Parameter(torch.zeros(heads, self.width), requires_grad=normed)
         self.scale = nn.Parameter(torch.zeros(mini_batch)) if causal == "token" else None
-        self.ramp = Constant(1.0 / torch.arange(1, mini_batch + 1, dtype=torch.float64))
+        self.ramp = Constant(1.0 / torch.arange(1, mini_batch + 1, dtype=torch.float64, device="cpu"))
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.alpha = nn.Parameter(torch.full((dim,), float(insert))) if insert is not None else None
         self.one_by_one = suits(self)
@@ -143,10 +143,14 @@ class TTTLayer(Memory):
         self._shapes: dict[int, tuple[tuple[int, ...], ...]] = {}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Weights saved before `max_norm` had its name have it as `longest`."""
+        """Weights saved before `max_norm` had its name have it as `longest`. With assign=True the weights of a layer on
+        the device "meta" get values and a device; its constants follow."""
         if f"{prefix}longest" in state_dict:
             state_dict[f"{prefix}max_norm"] = state_dict.pop(f"{prefix}longest")
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        for module in self.modules():
+            if isinstance(module, Constant) and module.value.is_meta and not self.start.is_meta:
+                module.to_empty(device=self.start.device)
 
     def extra_repr(self) -> str:
         """Shown by print(layer)."""

@@ -1,62 +1,64 @@
-"""Compares surprise from `base` and from features of EfficientNet-Lite0 on spliced videos with planted things.
+"""Compares the surprise of `base` and of `features` on spliced videos with planted things, or on `walk`.
 
     python demos/novelty_features.py VIDEO … --frames 3000
+    python demos/novelty_features.py --frames 3000         the source `walk`
 
-The streams are those of `tttstream test --config data/spliced` (docs/results/novelty.md), in the size of `watch`. The
-detectors on features of stride 16 are the inner loss of an untrained TTT layer with random weights, like the blocks of
-`base` that give the surprise; the change since the frame before; and the distance from a running mean of each cell.
+The streams of videos are those of `tttstream test --config data/spliced` (docs/results/novelty.md), in the size of
+`watch`. The detectors on features of stride 16 are the model `features`; the change since the frame before; and the
+distance from a running mean of each cell.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tttstream import TTTLayer, encoders, models, open_source
-from tttstream.evaluation.spliced import Spliced, judge, table
+from tttstream import models, open_source
+from tttstream.evaluation.spliced import Spliced, at_rates, judge, table
 from tttstream.io.outputs import TextFile
 from tttstream.train.data.transforms import fitted
 from tttstream.train.novelty import SHOWS
 from tttstream.train.planting import plant
 
 PIECE, SEGMENT, SHARE, RATE = 120, 32, 0.2, 0.05  # frames of a video, and between plantings; of segments; of the mean
+RATES = (0.5, 1, 2, 4, 8)  # false alarms a minute
 
 
 class OnFeatures:
     """Detectors on the encoder's features, one stream."""
 
     def __init__(self, size: int) -> None:
-        self.encoder = encoders.load(strides=(16,))
-        side = -(-size // 16)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.project = nn.Linear(self.encoder.widths[0], 128)
-            self.layer = TTTLayer(128, 4, causal="frame", grid=(side, side))
-        self.state = self.layer.init_state(1)
+        self.model = models.load("features", size=size)
+        self.state = self.model.init_state(1)
         self.last: Tensor | None = None
         self.mean: Tensor | None = None
 
     def scores(self, frame: Tensor) -> dict[str, float]:
         """Of one frame uint8 [3, size, size]."""
-        features = F.normalize(self.encoder(frame[None] / 255)[0].flatten(2).mT, dim=-1)
-        tokens = F.layer_norm(self.project(features * features.shape[-1] ** 0.5), (128,))
-        _, self.state, loss = self.layer(tokens, self.state, return_loss=True)
+        features = self.model.features(frame[None, None])[0]
+        losses, self.state = self.model.watch(frame[None, None], self.state)
         last = features if self.last is None else self.last
         mean = features if self.mean is None else self.mean
         self.last, self.mean = features, mean + RATE * (features - mean)
         far = (1 - F.cosine_similarity(features, mean, dim=-1)).mean()
         change = (1 - F.cosine_similarity(features, last, dim=-1)).mean()
         return {
-            "features, TTT": float(loss.before.mean()),
+            "features": float(losses.before.mean()),
             "features, change": float(change),
             "features, mean": float(far),
         }
+
+
+Shown = Iterator[tuple[Tensor, str | None]]
+"""Frames uint8 [3, size, size], each with the kind of event that begins with it."""
 
 
 def pieces(videos: list[str], size: int, rng: np.random.Generator) -> list[list[Tensor]]:
@@ -73,32 +75,45 @@ def pieces(videos: list[str], size: int, rng: np.random.Generator) -> list[list[
     return found
 
 
-def stream(parts: list[list[Tensor]], size: int, length: int, seed: int) -> Spliced:
-    """One stream through the model `base` and the detectors on features."""
+def spliced(parts: list[list[Tensor]], length: int, seed: int) -> Shown:
+    """Pieces of videos one after another, with planted things."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    model, features, made = models.load("base", size=size), OnFeatures(size), Spliced()
-    state, fresh = model.watched(model.init_state(1)), model.watched(model.init_state(1))
     order, frames, cuts = rng.permutation(len(parts)), [], set()
     for number in np.resize(order, length // (PIECE // 2)):
         cuts.add(len(frames))
         frames += parts[number]
-    for start in tqdm(range(0, length - SEGMENT + 1, SEGMENT), f"stream {seed}", disable=None):
+    for start in range(0, length - SEGMENT + 1, SEGMENT):
         planted = plant(torch.stack(frames[start : start + SEGMENT])[None], SHARE, generator)
         showing = planted.cover[0].mean((1, 2)) > SHOWS
         for t in range(SEGMENT):
-            frame, at = planted.frames[0, t], start + t
+            at = start + t
             appears = bool(showing[t]) and not (t and bool(showing[t - 1]))
-            event = "cut" if at in cuts and at else "thing" if appears else None
-            losses, state = model.watch(frame[None, None], state)
-            still, _ = model.watch(frame[None, None], fresh, learn=False)
-            image = frame.permute(1, 2, 0).contiguous().numpy()
-            made.add(image, float(losses.before.mean()), float(still.before.mean()), event, **features.scores(frame))
+            yield planted.frames[0, t], "cut" if at in cuts and at else "thing" if appears else None
+
+
+def walked(size: int, length: int, seed: int) -> Shown:
+    """The generated source `walk`."""
+    with open_source("walk", seed=seed, size=size) as source:
+        events = {event.start: event.kind for event in source.events(length) or []}
+        for frame in islice(source, length):
+            yield torch.from_numpy(np.ascontiguousarray(frame.image)).permute(2, 0, 1), events.get(frame.index)
+
+
+def watched(shown: Shown, size: int, length: int) -> Spliced:
+    """One stream through the model `base` and the detectors on features."""
+    model, features, made = models.load("base", size=size), OnFeatures(size), Spliced()
+    state, fresh = model.watched(model.init_state(1)), model.watched(model.init_state(1))
+    for frame, event in tqdm(shown, total=length, disable=None):
+        losses, state = model.watch(frame[None, None], state)
+        still, _ = model.watch(frame[None, None], fresh, learn=False)
+        image = frame.permute(1, 2, 0).contiguous().numpy()
+        made.add(image, float(losses.before.mean()), float(still.before.mean()), event, **features.scores(frame))
     return made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", nargs="+")
+    parser.add_argument("videos", nargs="*", help="without any, the source is `walk`")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--frames", type=int, default=3000, help="of each stream")
     parser.add_argument("--streams", type=int, default=2)
@@ -106,8 +121,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     parts = pieces(args.videos, args.size, np.random.default_rng(0))
+    streams = []
     with torch.inference_mode():
-        text = table(judge([stream(parts, args.size, args.frames, seed) for seed in range(args.streams)]))
+        for seed in range(args.streams):
+            shown = spliced(parts, args.frames, seed) if parts else walked(args.size, args.frames, seed)
+            streams.append(watched(shown, args.size, args.frames))
+    lines = ["| detector |" + "".join(f" found with {rate:g} false alarms/min |" for rate in RATES)]
+    lines.append("| --- |" + " ---: |" * len(RATES))
+    for name, shares in at_rates(streams, RATES).items():
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+    text = table(judge(streams)) + "\n" + "\n".join(lines) + "\n"
     print(text)
     if args.out is not None:
         with TextFile(args.out) as file:

@@ -1,4 +1,4 @@
-"""Compares today's surprise and detectors on pretrained features on three still cameras, at the same false alarms.
+"""Compares the surprise of `base` and of `features`, and simple detectors, on three still cameras.
 
     python demos/still_cameras.py ../shared/videos/surveillance
 
@@ -56,7 +56,7 @@ def watched(path: Path, size: int, fps: float) -> Camera:
             pixels = fit(torch.from_numpy(np.ascontiguousarray(frame.image)).permute(2, 0, 1))
             losses, state = model.watch(pixels[None, None], state)
             difference, mog2 = baselines.scores(pixels.permute(1, 2, 0).contiguous().numpy())
-            found = {"surprise": float(losses.before.mean()), "frame difference": difference, "MOG2": mog2}
+            found = {"base": float(losses.before.mean()), "frame difference": difference, "MOG2": mog2}
             rows.append({**found, **features.scores(pixels)})
             times.append(frame.time_s)
     return Camera(
@@ -94,7 +94,7 @@ def main() -> None:
     print("| --- | ---: | ---: |" + " ---: |" * len(FALSE))
     for name in cameras[0].scores:
         sweep = [counted(cameras, name, threshold) for threshold in np.geomspace(0.5, 60, 200)]
-        best = [max(hits for hits, false in sweep if false <= most) for most in FALSE]
+        best = [max((hits for hits, false in sweep if false <= most), default=0) for most in FALSE]
         row = [*counted(cameras, name, THRESHOLD), *best]
         print(f"| {name} | " + " | ".join(map(str, row)) + " |")
 

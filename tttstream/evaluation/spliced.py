@@ -55,13 +55,14 @@ def normalised(scores: Sequence[float]) -> Scores:
     return np.array([normaliser.push(score + 1e-3) for score in scores])
 
 
-def alarms(scores: Scores) -> list[int]:
-    """The frames at which scores rise above the threshold. An alarm lasts until the score falls below the release."""
+def alarms(scores: Scores, threshold: float = THRESHOLD) -> list[int]:
+    """The frames at which scores rise above a threshold. An alarm lasts until the score falls below the release, half
+    of the threshold."""
     found, up = [], False
     for at, score in enumerate(scores.tolist()):
-        if not up and score > THRESHOLD:
+        if not up and score > threshold:
             found.append(at)
-        up = score > (RELEASE if up else THRESHOLD)
+        up = score > (threshold * RELEASE / THRESHOLD if up else threshold)
     return found
 
 
@@ -97,6 +98,26 @@ def judge(streams: Sequence[Spliced]) -> dict[str, dict[str, dict[str, Any]]]:
                 "delay_frames": float(np.median(delays)) if delays else float("nan"),
                 "false_alarms_per_minute": false / minutes if minutes else float("nan"),
             }
+    return report
+
+
+def at_rates(streams: Sequence[Spliced], rates: Sequence[float]) -> dict[str, list[float]]:
+    """Detector -> for each of the rates, the largest share of events that any threshold finds with at most so many
+    false alarms a minute. Found and false: see `judge`."""
+    quiet = [stream.free() for stream in streams]
+    minutes = sum(int(free.sum()) for free in quiet) / FPS / 60
+    report = {}
+    for name in streams[0].scores if streams else DETECTORS:
+        rows, best = [normalised(stream.scores[name]) for stream in streams], [0.0] * len(rates)
+        for threshold in np.geomspace(0.5, 60, 120):
+            hits, false = [], 0
+            for stream, row, free in zip(streams, rows, quiet, strict=True):
+                found = alarms(row, threshold)
+                false += sum(int(free[at]) for at in found)
+                hits += [any(at <= alarm < at + WINDOW for alarm in found) for at, _ in stream.counted()]
+            share = float(np.mean(hits)) if hits else float("nan")
+            best = [max(old, share) if false <= rate * minutes else old for old, rate in zip(best, rates, strict=True)]
+        report[name] = best
     return report
 
 

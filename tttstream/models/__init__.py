@@ -12,6 +12,7 @@ from tttstream.io import weights
 from tttstream.models.backbone import ModelState
 from tttstream.models.base import SavedModel
 from tttstream.models.classifier import Classifier
+from tttstream.models.features import FeatureModel
 from tttstream.models.frame import FrameModel, ModelConfig, Output
 from tttstream.models.hub import fetched, is_remote, push
 from tttstream.models.inserted import Inserted, insert
@@ -22,6 +23,7 @@ from tttstream.models.teach import TeachModel
 
 __all__ = [
     "CONFIGS",
+    "FeatureModel",
     "FrameModel",
     "ModelConfig",
     "ModelState",
@@ -38,7 +40,8 @@ __all__ = [
 M = TypeVar("M", bound=SavedModel)
 
 KINDS: dict[str, type[SavedModel]] = {
-    kind.FORMAT: kind for kind in (FrameModel, Classifier, MapModel, MixtureModel, TargetModel, Inserted, TeachModel)
+    kind.FORMAT: kind
+    for kind in (FrameModel, FeatureModel, Classifier, MapModel, MixtureModel, TargetModel, Inserted, TeachModel)
 }
 """Every kind of model, by the format in its config.json."""
 
@@ -77,9 +80,10 @@ def load(name_or_folder: str | os.PathLike[str], *, seed: int = 0, size: int | N
     """Load a model: from a folder of `save`, a trained one by its name, an untrained one by its size, or one of a hub
     by hf:OWNER/NAME or hf:OWNER/NAME@REVISION (the extra `hub`).
 
-    It is a FrameModel, a MapModel ("map"), a TargetModel or MixtureModel of masks ("track", "mask"), a TeachModel of
-    things ("teach"), or a Classifier. size: side of the pictures (for masks and things, the short side), by default
-    that of training; a map has one size. seed: of the weights of an untrained model.
+    It is a FrameModel, a FeatureModel ("features"), a MapModel ("map"), a TargetModel or MixtureModel of masks
+    ("track", "mask"), a TeachModel of things ("teach"), or a Classifier. size: side of the pictures (for masks and
+    things, the short side), by default that of training; a map has one size. seed: of the weights of an untrained
+    model.
 
     Raises CheckpointError if there is no such model, or if its files do not fit together; ConfigError for an invalid
     size.

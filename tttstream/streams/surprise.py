@@ -18,6 +18,7 @@ from tttstream.frames import Frame, Label, Result
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.backbone import Losses, ModelState
 from tttstream.models.classifier import Classifier, Opinion
+from tttstream.models.features import FeatureModel
 from tttstream.models.frame import FrameModel, Glance
 from tttstream.streams.normaliser import Normaliser
 from tttstream.streams.session import Session, choose_device, painted, place
@@ -36,7 +37,7 @@ class _Row(NamedTuple):
 class Stream(Session):
     """A model that watches one stream.
 
-    model: a FrameModel, with a memory that has an inner loss (any ttt one), or a Classifier with any memory. device:
+    model: a FrameModel, with a memory that has an inner loss (any ttt one), a FeatureModel, or a Classifier. device:
     "auto", "cpu", "cuda". backend: "auto", "torch", "triton". learn: whether the memory learns from the frames; it can
     be switched at any time. embed: whether results have an embedding; it cannot be switched. Without it, parts that
     only embeddings need are neither computed nor stored (in the shipped base the last block, its memory and the
@@ -49,7 +50,7 @@ class Stream(Session):
     ...     result = stream.push(frame)
     """
 
-    MODELS = (FrameModel, Classifier)
+    MODELS = (FrameModel, FeatureModel, Classifier)
     EMBEDS = True
     normaliser: Normaliser
     _opinion: Opinion | None
@@ -57,7 +58,7 @@ class Stream(Session):
 
     def __init__(
         self,
-        model: FrameModel | Classifier,
+        model: FrameModel | FeatureModel | Classifier,
         *,
         device: str = "auto",
         backend: str = "auto",
@@ -67,7 +68,7 @@ class Stream(Session):
     ) -> None:
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
         if not isinstance(model, self.MODELS):
-            raise ConfigError(f"Stream takes a FrameModel or a Classifier, got {type(model).__name__}")
+            raise ConfigError(f"Stream takes a FrameModel, FeatureModel or Classifier, got {type(model).__name__}")
         if not layers and not isinstance(model, Classifier):
             raise ConfigError(f"a stream needs a memory with an inner loss (ttt_…), got {model.config.memory!r}")
         if predict and not isinstance(model, FrameModel):
@@ -200,7 +201,9 @@ class Stream(Session):
         if set(meta["normaliser"]) != set(self.normaliser.state()):
             raise CheckpointError(f"{path} was saved by a version with another scale of surprise: start a new stream")
         embedded = meta.get("embed", True)  # files that do not say so had embeddings
-        if self._whole and not embedded and self.model.config.surprise:
+        whole = self.model.init_state(1)
+        watched = self.model.watched(whole)
+        if self._whole and not embedded and len(watched.blocks) < len(whole.blocks):
             what, without = "embeddings", "embed=False, no --embeddings"
             if not self._embed:
                 what, without = "predictions", "predict=False"
@@ -208,8 +211,7 @@ class Stream(Session):
                 f"{path} was saved without {what}, and their memory has not seen those frames: continue without them "
                 f"({without})"
             )
-        whole = self.model.init_state(1)
-        state: ModelState = states.load(path, whole if embedded else self.model.watched(whole))
+        state: ModelState = states.load(path, whole if embedded else watched)
         return state if self._whole else self.model.watched(state)
 
     def _go_on(self, meta: dict[str, Any]) -> None:

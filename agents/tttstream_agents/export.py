@@ -82,9 +82,7 @@ class PolicyStep(exported.Step):
         action = policy.action.sample(logits, True, mask)
         if mask is not None:
             logits = torch.where(mask, logits, -torch.inf)
-        if isinstance(policy.action_space, spaces.Box):
-            low, high = (torch.as_tensor(edge) for edge in (policy.action_space.low, policy.action_space.high))
-            action = action.clamp(low.to(action), high.to(action))
+        action = policy.executed(action)
         return action, logits, value, pack(state._replace(previous=state.previous[:, :0]))
 
 

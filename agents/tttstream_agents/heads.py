@@ -17,6 +17,11 @@ from tttstream_agents.errors import ObservationError, SpaceError
 LOG_2PI = math.log(2 * math.pi)
 
 
+def wide(outputs: Tensor) -> Tensor:
+    """Outputs in at least float32. Under autocast they have fewer digits than a ratio of probabilities needs."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+
 class Categorical(nn.Module):
     """Discrete, MultiDiscrete, MultiBinary: a softmax over the choices of each component. P = all choices together.
 
@@ -30,6 +35,7 @@ class Categorical(nn.Module):
         self.outputs = self.choices.size
 
     def _log_probs(self, outputs: Tensor, mask: Tensor | None) -> list[Tensor]:
+        outputs = wide(outputs)
         if mask is not None:
             outputs = torch.where(mask, outputs, -torch.inf)
         return [logits.log_softmax(-1) for logits in outputs.split(self.choices.sizes, dim=-1)]
@@ -97,7 +103,7 @@ class Gaussian(nn.Module):
     def log_prob(self, outputs: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
         """[*]"""
         draw = (self._flat(action) - self.numbers.middle) / self.numbers.reach
-        z = (draw - outputs) / self.log_std.exp()
+        z = (draw - wide(outputs)) / self.log_std.exp()
         return -(0.5 * z * z + self.log_std + self.numbers.reach.log() + 0.5 * LOG_2PI).sum(-1)
 
     def entropy(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:

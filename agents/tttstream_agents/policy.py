@@ -128,7 +128,7 @@ class MemoryPolicy(Trunk):
         x, state = self.remember(self.encoder(parts)[None], state, starts[None], rewards)
         outputs, value = self.actor(x[0]), self.critic(x[0]).squeeze(-1)
         action = self.action.sample(outputs, deterministic, mask)
-        return action, self.action.log_prob(outputs, action, mask), value, self.acted(state, action)
+        return action, self.action.log_prob(outputs, action, mask), value, self.acted(state, self.executed(action))
 
     def evaluate(
         self,
@@ -173,13 +173,13 @@ class MemoryPolicy(Trunk):
             raise ObservationError(f"the actions contain {fault}: expected {self.action_space}")
         mask = self.legal(obs, (steps, batch), action_mask)
         with learning_rates(self.memories if self.keep else []) as rates:
-            x, state = self.remember(self.encoder(parts), state, starts, rewards, actions)
+            x, state = self.remember(self.encoder(parts), state, starts, rewards, self.executed(actions))
         outputs, value = self.actor(x), self.critic(x).squeeze(-1)
         log_prob, entropy = self.action.log_prob(outputs, actions, mask), self.action.entropy(outputs, mask)
         losses: dict[str, Tensor] = {}
         counts = torch.ones_like(starts) if valid is None else valid
         for name, module in self.auxiliary.items():
-            losses[name] = module(self.encoder, parts, x, self.encoded(actions).to(x), starts, counts)
+            losses[name] = module(self.encoder, parts, x, self.encoded(self.executed(actions)).to(x), starts, counts)
         if self.keep:
             losses["keep"] = torch.cat([one[counts.T] for one in rates]).mean() if bool(counts.any()) else x.sum() * 0.0
         return log_prob, entropy, value, state, losses
@@ -219,11 +219,19 @@ class MemoryPolicy(Trunk):
         state, starts, rewards = self._arguments((parts[0].shape[0],), state, starts, rewards)
         return self.inner_loss(self.encoder(parts)[None], state, starts[None], rewards)
 
+    def executed(self, actions: Tensor) -> Tensor:
+        """The actions that the environment executes, which are those that the policy sees as previous ones: clipped at
+        the bounds of a Box."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        low, high = (torch.as_tensor(edge).to(actions) for edge in (self.action_space.low, self.action_space.high))
+        return actions.clamp(low, high)
+
     def to_env(self, action: Tensor) -> NDArray[Any]:
         """Actions for the environment: numpy arrays of the space's type, clipped at the bounds of a Box."""
-        action = action.detach().cpu()
+        action = self.executed(action.detach().cpu())
         array = (action.float() if action.dtype == torch.bfloat16 else action).numpy()
-        if isinstance(self.action_space, spaces.Box):
+        if isinstance(self.action_space, spaces.Box):  # the bounds may round to other numbers in the actions' type
             array = np.clip(array, self.action_space.low, self.action_space.high)
         return array.astype(self.action_space.dtype)
 

@@ -102,6 +102,11 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         if not kwargs.get("share_features_extractor", True):
             raise ConfigError("actor and critic share one memory, so they need one features extractor, not two")
         check_sizes(dim=dim, depth=depth, heads=heads)
+        if np.any(getattr(action_space, "start", 0)):
+            raise SpaceError(
+                f"Stable-Baselines3 counts actions from 0, this space is {action_space}: put "
+                "gymnasium.wrappers.TransformAction around the environment"
+            )
         masked = masked_part(observation_space, action_space)
         if masked and isinstance(action_space, spaces.MultiBinary):
             raise SpaceError("an action mask in Stable-Baselines3 is for Discrete and MultiDiscrete actions")

@@ -75,7 +75,7 @@ def check(policy: MemoryPolicy, folder: Path, masked: bool = False, batch: int =
             seen = flat(space, samples)
             seen.pop("observation.action_mask", None)
             inputs = {"state": kept, "starts": starts}
-            inputs |= {"previous_action": action} if policy.played.width else {}
+            inputs |= {"previous_action": policy.executed(action)} if policy.played.width else {}
             inputs |= {"previous_reward": reward} if policy.previous_reward else {}
             inputs |= seen
             inputs |= {"action_mask": mask} if masked else {}

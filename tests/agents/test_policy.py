@@ -291,6 +291,34 @@ def test_a_policy_in_bfloat16(observation: Any) -> None:
     assert policy.to_env(action).dtype == np.float32
 
 
+@pytest.mark.parametrize("action", ["discrete", "box"])
+def test_probabilities_under_autocast_are_not_rounded(action: str) -> None:
+    """bfloat16 has three digits, too few for the ratio of two probabilities."""
+    torch.manual_seed(0)
+    policy, obs = MemoryPolicy(BOX, ACTIONS[action], dim=16, heads=1), np.random.default_rng(0).random((64, 2))
+    with torch.no_grad():
+        policy.actor[-1].weight.mul_(100)
+    with torch.autocast("cpu", torch.bfloat16):
+        acted, log_prob, _, _ = policy.act(obs, None, [True] * 64)
+        found, entropy, _, _ = policy.evaluate(obs[None], acted[None], None, [[True] * 64])
+    assert log_prob.dtype == found.dtype == entropy.dtype == torch.float32
+    assert float((log_prob - log_prob.bfloat16().float()).abs().max()) > 1e-4, "values that bfloat16 has not"
+    torch.testing.assert_close(found[0], log_prob, atol=0.05, rtol=0)
+
+
+def test_an_action_beyond_its_bounds_is_seen_as_executed() -> None:
+    """As the previous action, in acting and evaluating; an exported step gets the executed one from the robot."""
+    torch.manual_seed(0)
+    policy = MemoryPolicy(BOX, spaces.Box(-0.01, 0.02, (2,), np.float32), "gru", dim=16)
+    obs, drawn = np.zeros((2, 1, 2), "f4"), torch.tensor([[[5.0, -3.0]], [[0.0, 0.0]]])
+    executed = torch.tensor([[[0.02, -0.01]], [[0.0, 0.0]]])
+    torch.testing.assert_close(torch.as_tensor(policy.to_env(drawn)), executed)
+    _, _, values, state = policy.evaluate(obs, drawn, None)
+    _, _, expected, other = policy.evaluate(obs, executed, None)
+    torch.testing.assert_close(values, expected)
+    assert_close(state, other, 0)
+
+
 def test_a_policy_made_in_float64() -> None:
     torch.set_default_dtype(torch.float64)
     try:

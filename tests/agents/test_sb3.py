@@ -351,6 +351,9 @@ def test_wrong_choices_are_named() -> None:
         model("TTTPolicy", noise, tiny={"share_features_extractor": False})
     with pytest.raises(ConfigError, match="n_lstm_layers, lstm_kwargs describe an LSTM"):
         model("TTTPolicy", noise, tiny={"n_lstm_layers": 2, "lstm_kwargs": {}})
+    for space in (spaces.Discrete(3, start=5), spaces.MultiDiscrete([2, 3], start=[0, 1])):
+        with pytest.raises(SpaceError, match=r"counts actions from 0, this space is .*start"):
+            TTTPolicy(spaces.Box(-1.0, 1.0, (3,)), space, lambda _: 1e-3)
     with pytest.raises(SpaceError, match="use TTTMultiInputPolicy"):
         model("TTTPolicy", lambda: Noise(OBSERVATIONS["TTTMultiInputPolicy"], ACTIONS[0]))
     with pytest.raises(TrainingError, match="raise n_steps"):

@@ -86,6 +86,7 @@ def test_a_box_teaches_in_the_middle_of_a_source(work: Path) -> None:
         (["frames", "frames", "--box", "0:1,1,9,9=x"], "one source, got 2"),
         (["frames", "--labels", "a,b"], "--labels needs --show"),
         (["frames", "--box", "0:500,1,9,9=x"], "outside the frame"),
+        (["frames", "--box", "6:1,1,9,9=x"], "--box 6: frames has 6 frames, from 0 on"),
         (["examples", "frames", "--forget", "dog"], "'dog' was not taught"),
         (["examples", "frames", "--model", "mask"], "expected a TeachModel"),
     ],

@@ -112,6 +112,7 @@ class TestTask:
         (line,) = said(2, train=[0, 1, -1], val=[0])
         assert line == "classification: 1 of 3 videos of train have no label and do not count"
         for names, parts, says in (
+            (["run"], {"train": [0, 0]}, r"has 1 class \(run\), the task 3: a classifier needs two: add another"),
             (
                 ["run", "sit"],
                 {"train": [0, 1]},

@@ -132,6 +132,9 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
         window = claimed(args, stack)
         keys = None if window is None else Keys(window, args.labels)
         source = stack.enter_context(opened(spec, args))
+        last = max((told.frame for told in args.boxes), default=-1)
+        if source.frames is not None and last >= source.frames:
+            raise ConfigError(f"--box {last}: {public(spec)} has {source.frames} frames, from 0 on")
         stream = start(args, folders, source)
         endless = source.frames is None and args.max_frames is None
         recorder = TeachRecorder(

@@ -110,10 +110,9 @@ class Classification(StreamTask):
         of_part = getattr(data, "classes_of", lambda _: getattr(data, "classes", ()))
         names = list(of_part(FIRST[stage]))
         if names and len(names) != self.classes:
-            raise ConfigError(
-                f"the data has {len(names)} classes ({_some(names)}), the task {self.classes}: set task.classes to "
-                f"{len(names)}"
-            )
+            has = f"the data has {len(names)} class{'es' * (len(names) > 1)} ({_some(names)}), the task {self.classes}"
+            advice = f"set task.classes to {len(names)}" if len(names) > 1 else "a classifier needs two: add another"
+            raise ConfigError(f"{has}: {advice}")
         self.model.names, self._named = names or self.model.names, bool(names)
         if stage == "predict":
             return

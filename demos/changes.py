@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,25 +96,31 @@ class Run(NamedTuple):
     kept: tuple[int, int]
 
 
-def follow(args: argparse.Namespace, seed: int, noise: float, drifts: float, late: int) -> Run:
-    """Watch one source."""
-    rng = np.random.default_rng(seed)
-    source, stream = Places(size=128, seed=seed), MapStream(models.load(args.model), device="cpu")
-    dictionary, baselines = Dictionary(), Baselines()
-    poses = [np.asarray(source.frame(0).pose)] * (late + 1)
-    drift, found, true = np.zeros(2), [], []
-    for index in tqdm(range(args.frames), f"seed {seed}", disable=None):
-        frame = source.frame(index)
-        drift += rng.normal(0, drifts, 2)
-        pose = np.array(frame.pose)
-        true.append(pose.copy())
-        pose[:2] += drift + rng.normal(0, noise, 2)
-        poses = [*poses[1:], pose]
-        told = Frame(frame.image, index, frame.time_s, poses[0])
-        result = stream.push(told)
-        found.append((result.surprise, dictionary.score(told, poses[0]), *baselines.scores(frame.image)))
+Case = tuple[float, float, int]
+"""Noise, drift, frames late."""
+
+
+def follow(args: argparse.Namespace, seed: int, cases: Sequence[Case]) -> list[Run]:
+    """Watch one source, once for every case."""
+    source, baselines = Places(size=128, seed=seed), Baselines()
+    frames = [source.frame(index) for index in tqdm(range(args.frames), f"frames of seed {seed}", disable=None)]
+    true = np.array([frame.pose for frame in frames])
+    blind = [baselines.scores(frame.image) for frame in frames]
     events = [event for event in source.events(args.frames) if event.kind in (*KINDS, "scene")]
-    return Run(np.array(found), np.array(true), events, (stream.state_bytes, dictionary.nbytes))
+    runs = []
+    for noise, drifts, late in cases:
+        rng = np.random.default_rng(seed)
+        stream, dictionary = MapStream(models.load(args.model), device="cpu"), Dictionary()
+        given = true.copy()
+        errors = rng.normal(size=(len(true), 2, 2))
+        given[:, :2] += drifts * errors[:, 0].cumsum(0) + noise * errors[:, 1]
+        found = []
+        for index, frame in enumerate(tqdm(frames, f"seed {seed}", disable=None)):
+            told = Frame(frame.image, index, frame.time_s, given[max(0, index - late)])
+            result = stream.push(told)
+            found.append((result.surprise, dictionary.score(told, np.asarray(told.pose)), *blind[index]))
+        runs.append(Run(np.array(found), true, events, (stream.state_bytes, dictionary.nbytes)))
+    return runs
 
 
 def windows(run: Run, column: int) -> tuple[dict[str, list[float]], list[float]]:
@@ -156,8 +163,9 @@ def main() -> None:
     cases = ROBOTS if args.robots else ((args.noise, args.drift, args.late),)
     head = ["noise", "drift", "late", "score", "AUROC", "found at one false alarm a minute", *KINDS]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    for case in cases:
-        runs = [follow(args, seed, *case) for seed in range(args.seeds)]
+    watched = [follow(args, seed, cases) for seed in range(args.seeds)]
+    for number, case in enumerate(cases):
+        runs = [each[number] for each in watched]
         for column, name in enumerate(SCORES):
             if args.robots and name not in ("map", "dictionary") and case != ROBOTS[0]:
                 continue  # these scores do not use the pose

@@ -21,6 +21,7 @@ from tttstream.models.map.model import KNOWN, Cells, MapOutput, View
 from tttstream.models.map.points import NUMBERS, Plane
 from tttstream.sources.base import Source
 from tttstream.streams.normaliser import Normaliser
+from tttstream.streams.registration import Measured, Shifts, measured
 from tttstream.streams.session import Session, choose_device, painted, place
 
 LEAST = 0.05  # least loss: an unfamiliar place is not surprising
@@ -87,7 +88,7 @@ class MapStream(Session):
     units of x and y (such as metres). A frame's pose is 2 to 5 numbers: x and y of the centre of the view, optionally
     log zoom, roll in radians, and the number of the world. Without a pose the camera is assumed to stand still, in a
     separate world. plane: converts the poses of a source to these numbers, `Plane(source.pose_form)`. extent: the part
-    of the current world that the stream has visited.
+    of the current world that the stream has visited. shifts: the errors of the poses so far (`Shifts`).
 
     >>> stream = MapStream(tttstream.models.load("map"))
     >>> for frame in tttstream.open_source("places"):
@@ -118,6 +119,7 @@ class MapStream(Session):
         super().reset()
         self.extent = NOWHERE
         self.normaliser = Normaliser()
+        self.shifts = Shifts()
         self._learned: dict[tuple[float, ...], int] = {}  # recently learned cells, with the frame of learning
         self._parts: dict[tuple[float, ...], int] = {}  # partly learned cells, with the frame of learning
 
@@ -129,6 +131,7 @@ class MapStream(Session):
             "parts": parts,
             "extent": None if math.isnan(self.extent.world) else self.extent,
             "normaliser": self.normaliser.state(),
+            "shifts": self.shifts,
         }
 
     def _go_on(self, meta: dict[str, Any]) -> None:
@@ -137,11 +140,16 @@ class MapStream(Session):
             {tuple(name): int(when) for *name, when in meta[kept]} for kept in ("learned", "parts")
         )
         self.normaliser.restore(meta.get("normaliser", self.normaliser.state()))  # older files have none
+        self.shifts = Shifts(*meta.get("shifts", ()))  # the same
         extent = meta["extent"]
         self.extent = NOWHERE if extent is None else Extent(tuple(extent[0]), tuple(extent[1]), extent[2])
 
     def push(self, frame: Frame | NDArray[np.generic]) -> Result:
         """Predict the frame at its pose, compare it with the prediction, and learn the frame.
+
+        Poses may be noisy, drift, or be late. So the shift between the frame and the prediction is measured
+        (`tttstream.streams.registration`); if shifts in this stream are larger than with exact poses, the frame is
+        predicted, compared and learned at the corrected pose.
 
         Each cell that the frame shows whole has a score (`MapModel.score`): the squared error of the prediction,
         divided by the error that the network predicts for itself, times the familiarity of the cell. The score is about
@@ -162,7 +170,12 @@ class MapStream(Session):
         given = None if frame.pose is None else self.plane(frame.pose)
         picture, pose = self.picture(frame), self._pose(given, f"frame {frame.index}")
         with torch.inference_mode():
-            now = self._compare(picture, pose)
+            shifts = self.shifts
+            if given is None:
+                view = self.model.view(pose, self.state)
+            else:
+                shifts, pose, view = self._registered(picture, pose)
+            now = self._compare(picture, pose, view)
             error = (now.cells.codes[0, 0] - now.said.codes).square().mean(-1)
             scores = torch.where(now.counts, self.model.score(now.cells.codes[0, 0], now.said), 0.0)
             loss = float(scores.max() if given is not None else error[now.cells.shown[0, 0] > WHOLE].mean())
@@ -180,6 +193,7 @@ class MapStream(Session):
             usual, spread = self.model.config.usual
             surprise = (math.log(loss + LEAST) - usual) / spread
         self.frames += 1
+        self.shifts = shifts
         self.extent = self.extent.around(pose[0].cpu().numpy())
         return Result(
             index=frame.index,
@@ -194,9 +208,25 @@ class MapStream(Session):
             latency_ms=(time.perf_counter() - arrived) * 1e3,
         )
 
-    def _compare(self, picture: Tensor, pose: Tensor) -> Compared:
-        """Compare the picture [3, S, S] with the expected picture at a pose [1, 5]."""
-        view = self.model.view(pose, self.state)
+    def _corrected(self, pose: Tensor, shifts: Shifts) -> Tensor:
+        """A pose [1, 5] without its latest error."""
+        return pose + pose.new_tensor(shifts.pose(self.model.config.size))
+
+    def _registered(self, picture: Tensor, pose: Tensor) -> tuple[Shifts, Tensor, View]:
+        """The shifts after this picture [3, S, S], its corrected pose [1, 5], and the view expected there. The search
+        begins at the shift of the frame before."""
+        before = self.shifts
+        at = self._corrected(pose, before)
+        view = self.model.view(at, self.state)
+        found = measured(picture, at, view, self.model.config)
+        shifts = before.after(None if found is None else Measured(*map(sum, zip(before[:4], found, strict=True))))
+        if shifts[:4] != before[:4]:
+            at = self._corrected(pose, shifts)
+            view = self.model.view(at, self.state, view)
+        return shifts, at, view
+
+    def _compare(self, picture: Tensor, pose: Tensor, view: View) -> Compared:
+        """Compare the picture [3, S, S], taken at a pose [1, 5], with the view that is expected there."""
         cells = self.model.cells(picture[None, None], pose[:, None], view)
         names = [tuple(point) for point in cells.points[0, 0].tolist()]
         entire = torch.tensor([name not in self._parts for name in names], device=self.device)

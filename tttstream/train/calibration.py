@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tttstream.models.map import MapModel, MapOutput
+from tttstream.models.map.model import View
 from tttstream.sources.places import Places
 from tttstream.streams.map import LEAST, Compared, MapStream
 from tttstream.train.data.generated import TRAINED_ON
@@ -25,8 +26,8 @@ class _Recorded(MapStream):
 
     now: Compared
 
-    def _compare(self, picture: Tensor, pose: Tensor) -> Compared:
-        self.now = super()._compare(picture, pose)
+    def _compare(self, picture: Tensor, pose: Tensor, view: View) -> Compared:
+        self.now = super()._compare(picture, pose, view)
         return self.now
 
 

@@ -51,10 +51,13 @@ def outline(area: Picture, result: Result) -> None:
 
 
 def place_of(pose: NDArray[np.float64] | None, stream: MapStream) -> NDArray[np.float64]:
-    """The pose of a frame as x, y (in sides of a view), log zoom, roll, world; all zeros if it has none."""
+    """The pose of the latest frame of a stream, corrected, as x, y (in sides of a view), log zoom, roll, world; all
+    zeros if it has none."""
     at = np.zeros(2) if pose is None else stream.plane(pose)
     at = np.pad(at, (0, 5 - len(at)))
     at[:2] /= stream.view
+    if pose is not None:
+        at += stream.shifts.pose(stream.model.config.size)
     return at
 
 

@@ -210,13 +210,17 @@ class MapModel(SavedModel):
         where = self.keys(points).to(self.codes.mean.dtype)
         return self._output(self.memory.read(where, state), points)
 
-    def view(self, poses: Tensor, state: Any) -> View:
-        """What memory expects at poses [B, 2 to 5]; nothing is learned."""
+    def view(self, poses: Tensor, state: Any, near: View | None = None) -> View:
+        """What memory expects at poses [B, 2 to 5]; nothing is learned. near: the view of the same state from other
+        poses in the same worlds. If it shows the same cells, memory is not read again."""
         poses = complete(poses.double())
         side, size = self.config.side, self.config.size
         block = around(poses, side)
-        said = self.imagine(cell_points(block, poses[:, 4], side), state)
-        pictures = self.pictures(said, block)
+        if near is not None and near.block[1:] == block[1:] and torch.equal(near.block.corner, block.corner):
+            said, pictures = near.said, near.laid
+        else:
+            said = self.imagine(cell_points(block, poses[:, 4], side), state)
+            pictures = self.pictures(said, block)
         return View(block, said, pictures, drawn(pictures, poses, block, side, size))
 
     def score(self, codes: Tensor, said: MapOutput) -> Tensor:

@@ -115,6 +115,29 @@ class TestResume:
         rest = fit(task(tiny(), seed=1), trainer(), moving(), ckpt_path=tmp_path / "stopped.ckpt")
         assert rest == whole[stop:]
 
+    def test_a_resumed_run_has_its_own_learning_rate(
+        self, tiny: Make, moving: Make, trainer: Make, tmp_path: Path
+    ) -> None:
+        """Lightning restores that of the checkpoint. The same step of a run with the new one from the start has it."""
+        new: dict[str, Any] = {"lr": 3e-4, "weight_decay": 0.2}
+        rates = []
+        for options in ({}, new):
+            run = trainer(max_steps=12)
+            run.callbacks.append(StopAfter(4))
+            fit(task(tiny(), **options), run, moving())
+            run.save_checkpoint(tmp_path / f"{len(rates)}.ckpt")
+            rates.append([(group["lr"], group["weight_decay"]) for group in run.optimizers[0].param_groups])
+        resumed = trainer(max_steps=12)
+        resumed.callbacks.append(StopAfter(4))
+        made = task(tiny(), **new)
+        started: list[Any] = []
+        made.on_train_batch_start = lambda *_: started.append(
+            [(group["lr"], group["weight_decay"]) for group in resumed.optimizers[0].param_groups]
+        )
+        fit(made, resumed, moving(), ckpt_path=tmp_path / "0.ckpt")
+        assert started[0] == rates[1] != rates[0]
+        assert resumed.lr_scheduler_configs[0].scheduler.base_lrs == [3e-4, 3e-4]
+
     def test_another_task_or_model_is_refused(self, tiny: Make, moving: Make, trainer: Make, tmp_path: Path) -> None:
         run = trainer(max_steps=1)
         fit(task(tiny()), run, moving())

@@ -215,7 +215,9 @@ class StreamTask(LightningModule):
         decays = [p for p in trained if p.dim() > 1 and id(p) not in starts]
         rest = [p for p in trained if p.dim() <= 1 or id(p) in starts]
         groups = [{"params": decays, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
+        groups = [group for group in groups if group["params"]]
+        self._decays = [group["weight_decay"] for group in groups]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
         total = self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
@@ -227,6 +229,17 @@ class StreamTask(LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Use the learning rate and the weight decay of this run, since Lightning restores those of a checkpoint."""
+        for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            scheduler = config.scheduler
+            if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):  # a subclass has its own
+                continue
+            scheduler.base_lrs = [self.lr] * len(scheduler.base_lrs)
+            scheduler._last_lr = [self.lr * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+            for group, lr, decay in zip(optimizer.param_groups, scheduler._last_lr, self._decays, strict=True):
+                group.update(lr=lr, initial_lr=self.lr, weight_decay=decay)
 
     def log_losses(
         self, stage: str, losses: dict[str, Tensor], inner: Losses | None, valid: Tensor, counted: Tensor

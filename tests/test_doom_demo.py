@@ -64,7 +64,7 @@ class Game:
         return {i: (name, 0.05) for i, (name, at) in enumerate(self.stands.items()) if at == self.at}
 
 
-def test_a_patrol_walks_where_one_can_walk_and_comes_everywhere_again(walks: ModuleType) -> None:
+def test_a_patrol_visits_every_reachable_place_repeatedly(walks: ModuleType) -> None:
     there = world(walks)
     rng = np.random.default_rng(0)
     part = there.part(rng, 6)
@@ -78,7 +78,7 @@ def test_a_patrol_walks_where_one_can_walk_and_comes_everywhere_again(walks: Mod
     assert (counts >= 2).mean() > 0.95
 
 
-def test_a_part_of_a_world_hangs_together(walks: ModuleType) -> None:
+def test_a_part_of_a_world_is_connected(walks: ModuleType) -> None:
     there = world(walks)
     for seed in range(10):
         part = there.part(np.random.default_rng(seed), 3)

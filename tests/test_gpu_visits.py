@@ -29,7 +29,7 @@ def counting(path: Path, code: int = 0) -> list[str]:
     return [sys.executable, "-c", f"open({str(path)!r}, 'a').write('x'); raise SystemExit({code})"]
 
 
-def test_what_is_done_is_not_done_again(visits: ModuleType, tmp_path: Path) -> None:
+def test_finished_steps_are_not_repeated(visits: ModuleType, tmp_path: Path) -> None:
     marks, records = tmp_path / "marks", tmp_path / "records"
     todo = [visits.Step("one", counting(marks)), visits.Step("three", counting(marks), 3)]
     assert visits.run(todo, records, 1.0) == 0
@@ -39,7 +39,7 @@ def test_what_is_done_is_not_done_again(visits: ModuleType, tmp_path: Path) -> N
     assert marks.read_text() == "xxxx"
 
 
-def test_a_failed_step_is_tried_again_and_holds_nothing_up(visits: ModuleType, tmp_path: Path) -> None:
+def test_a_failed_step_is_retried_and_delays_no_other(visits: ModuleType, tmp_path: Path) -> None:
     marks, other = tmp_path / "marks", tmp_path / "other"
     todo = [visits.Step("bad", counting(marks, 3), 2), visits.Step("good", counting(other))]
     assert visits.run(todo, tmp_path, 1.0) == 1
@@ -73,7 +73,7 @@ def test_a_step_that_hangs_is_ended(visits: ModuleType, tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "hangs.json").read_text())["code"] == 124
 
 
-def test_training_goes_on_from_the_newest_checkpoint(visits: ModuleType, tmp_path: Path) -> None:
+def test_training_continues_from_the_newest_checkpoint(visits: ModuleType, tmp_path: Path) -> None:
     assert visits.newest(tmp_path) is None
     for number in (0, 1):
         folder = tmp_path / f"version_{number}" / "checkpoints"

@@ -20,7 +20,7 @@ ragged = st.lists(st.integers(0, UNITS), min_size=ROWS, max_size=ROWS)
 @every_memory
 @settings(max_examples=12)
 @given(at=resets, lengths=ragged, age=ragged, seed=st.integers(0, 999))
-def test_every_piece_is_as_if_alone(
+def test_every_segment_equals_itself_alone(
     case: Case, at: set[tuple[int, int]], lengths: list[int], age: list[int], seed: int
 ) -> None:
     memory = case.memory(seed=seed)
@@ -69,7 +69,7 @@ def test_no_gradient_crosses_a_reset(case: Case) -> None:
 @every_memory
 @pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
 @pytest.mark.parametrize("splits", [[9], [1] * 9], ids=["one call", "step by step"])
-def test_a_bad_number_stays_where_it_is(case: Case, bad: float, splits: list[int]) -> None:
+def test_a_value_that_is_not_finite_does_not_spread(case: Case, bad: float, splits: list[int]) -> None:
     """In row 1, unit 3; row 1 is reset at unit 6, row 0 at unit 4; row 2 never is."""
     memory, unit = case.memory(), case.unit
     reset = case.resets(3, 9, [(1, 6), (0, 4)])
@@ -88,7 +88,7 @@ def test_a_bad_number_stays_where_it_is(case: Case, bad: float, splits: list[int
 
 
 @every_memory
-def test_a_reset_heals_a_broken_state(case: Case) -> None:
+def test_a_reset_removes_a_nan_from_the_state(case: Case) -> None:
     memory, unit = case.memory(), case.unit
     _, old = memory(case.stream(2, 5))
     x = case.stream(2, 6)
@@ -101,7 +101,7 @@ def test_a_reset_heals_a_broken_state(case: Case) -> None:
 
 
 @every_memory
-def test_padding_affects_nothing(case: Case) -> None:
+def test_padding_has_no_effect(case: Case) -> None:
     """NaN after a row's length: outputs, state and gradients are those with zeros there."""
     memory = case.memory()
     lengths = torch.tensor([4, 0, 7]) * case.unit

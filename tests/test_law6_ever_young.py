@@ -122,7 +122,7 @@ def test_a_thousand_tasks(name: str) -> None:
     check_tasks(1000, DIM // HEADS, LAYERS[name])
 
 
-def test_the_paper_s_linear_update_grows_old() -> None:
+def test_the_papers_linear_update_ages() -> None:
     """What the law is about: the same check fails without our default."""
     check_tasks(30, 32, LAYERS["linear"])
     with pytest.raises(AssertionError, match="shares nothing"):

@@ -52,7 +52,7 @@ def test_a_stopped_queue_continues(runs: ModuleType, tmp_path: Path) -> None:
     assert runs.go_on(path, 1.0, missing, stopped) == runs.records_of(path)  # nothing is missing
 
 
-def test_time_that_is_up_begins_no_run(runs: ModuleType, tmp_path: Path) -> None:
+def test_no_run_begins_after_the_time_limit(runs: ModuleType, tmp_path: Path) -> None:
     missing = partial(runs.following, names=["gru"], rates=[1.0], seeds=1)
     assert runs.go_on(tmp_path / "runs.json", 0.0, missing, measured) == []
     assert not (tmp_path / "runs.json").exists()

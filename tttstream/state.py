@@ -122,15 +122,8 @@ class State:
     def where(self: S, mask: Tensor, other: S) -> S:
         """Select rows: this state where `mask` [B] is true, `other` elsewhere. A NaN in a row does not affect other
         rows."""
-
-        def select(node: Any, alternative: Any) -> Any:
-            if isinstance(node, Tensor):
-                return torch.where(mask.view(-1, *[1] * (node.dim() - 1)), node, alternative)
-            pairs = zip(tuple.__iter__(node), tuple.__iter__(alternative), strict=True)
-            items = [select(a, b) for a, b in pairs]
-            return type(node)(*items) if hasattr(node, "_fields") else tuple(items)
-
-        return select(self, other)
+        others = iter(other.tensors())
+        return self.map(lambda leaf: torch.where(mask.view(-1, *[1] * (leaf.dim() - 1)), leaf, next(others)))
 
 
 class Stateful(Protocol):

@@ -165,7 +165,6 @@ class _Arguments(argparse.Action):
     """Words key=value with values in YAML, or a JSON object, as a dictionary. Repeated options are merged."""
 
     def __call__(self, parser: Any, namespace: Any, words: Any, option_string: str | None = None) -> None:
-        """See argparse.Action."""
         import yaml
 
         found: dict[str, Any] = dict(getattr(namespace, self.dest, None) or {})

@@ -27,6 +27,10 @@ RANGES = {
     "rebuild_coef": (0, INF), "predict_coef": (0, INF), "keep_coef": (0, INF), "stop_return": (-INF, INF),
 }  # fmt: skip
 """The smallest and the largest value of the numbers of a config."""
+KINDS: dict[type, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping", list: "a list"
+}  # fmt: skip
+"""The types of the options, for messages."""
 OTHER_NAMES = {
     "env_id": "env", "total_timesteps": "steps", "learning_rate": "lr", "num_envs": "n_envs", "n_steps": "rollout",
     "num_steps": "rollout", "batch_size": "minibatch", "minibatch_size": "minibatch", "n_epochs": "epochs",
@@ -147,7 +151,7 @@ def build(values: dict[str, Any], source: str) -> Config:
             with suppress(ValueError):
                 value = float(value)  # YAML reads 3e-4 as a text
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise TrainingError(f"{source}: {name} must be a {kind.__name__}, got {value!r}")
+            raise TrainingError(f"{source}: {name} must be {KINDS[kind]}, got {value!r}")
         checked[name] = value
     return Config(**checked)
 

@@ -134,7 +134,6 @@ class Seen(gym.ObservationWrapper[Any, Any, Any]):
         self.observation_space = spaces.Dict(parts)
 
     def observation(self, observation: Any) -> Any:
-        """See gymnasium."""
         return only(self.observation_space, observation)
 
 

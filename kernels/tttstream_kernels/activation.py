@@ -77,7 +77,6 @@ class _GeluBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
-        """See `gelu_backward`."""
         ctx.save_for_backward(g, x)
         return _product(g, x)
 
@@ -94,7 +93,6 @@ class _Slope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """See `gelu_and_slope`."""
         ctx.save_for_backward(x)
         return gelu_and_slope(x)[1]
 

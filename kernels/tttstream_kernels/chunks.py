@@ -150,7 +150,6 @@ class Room(Layer):
         self.out, self.step, self.slope, self.scratch = weight.new_empty(4, cells, tokens, rows - 1).unbind(0)
 
     def keys(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Layer`."""
         gelu_and_slope_into(z, self.bodies[0], self.slope, self.constant, self.step, self.scratch)
         return self.inputs, self.turned, self.slope
 

@@ -40,7 +40,6 @@ class _Scan(torch.autograd.Function):
 
     @classmethod
     def run(cls, settings: Settings, packed: Packed, seed: Seed, rule: Rule) -> Scanned:
-        """See `scan`."""
         numbers = (rule.limit, rule.forget)
         z, before, after, *ends = cls.apply(
             settings, rule, *packed[:6], *numbers, *rule.start, *seed.weights, *seed.grad_sum
@@ -58,7 +57,6 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, settings: Settings, rule: Rule, *tensors: Any) -> tuple[Tensor | None, ...]:
-        """See `scan`."""
         record: list[Chunk] = []
         packed, seed, bound = _Scan.unpack(settings, rule, tensors)
         z, before, after, ends = loop(settings, packed, seed, bound, None, record)

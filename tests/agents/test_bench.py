@@ -43,7 +43,7 @@ def test_a_curve_is_thinned_to_its_ends(bench: object) -> None:
     assert records.thinned([1, 2], [float("nan")] * 2) == []
 
 
-def test_the_queue_is_stopped_and_taken_up(bench: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_queue_is_stopped_and_continued(bench: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, docs = tmp_path / "out", tmp_path / "docs"
     words = ["--steps=4096", "--seeds=1", "--envs", "popgym-RepeatFirstEasy-v0", "--memories", "mlp", "gru"]
 
@@ -111,7 +111,7 @@ def test_a_readout_is_scored(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert -1 <= readout.score(env, make_reader[name](), 1024, 0) <= 1
 
 
-def test_endless_games_ask_what_the_short_ones_ask(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_games_have_the_questions_of_the_short_ones(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The action that popgym rewards at every step is the one that the endless form rewards."""
     monkeypatch.syspath_prepend(str(root / "agents" / "bench"))
     import length  # type: ignore[import-not-found]
@@ -166,7 +166,7 @@ def test_labels_of_lanes_against_a_loop(root: Path, monkeypatch: pytest.MonkeyPa
     assert endless[0].all()
 
 
-def test_probes_are_taken_up_column_by_column(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_probes_are_continued_column_by_column(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is in the file is not run again; what is missing is, a few memories at a time, gated ones apart."""
     monkeypatch.syspath_prepend(str(root / "agents" / "bench"))
     import probes  # type: ignore[import-not-found]

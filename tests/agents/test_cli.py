@@ -94,7 +94,7 @@ def test_play_writes_a_video_of_what_the_agent_sees(
 
 
 @pytest.mark.parametrize("memory", ["ttt_linear", "gru"])
-def test_play_of_an_environment_that_draws_nothing(tmp_path: Path, memory: str) -> None:
+def test_play_of_an_environment_without_pictures(tmp_path: Path, memory: str) -> None:
     folder = tmp_path / "run"
     env = ["--env", "popgym-AutoencodeEasy-v0", "--memory", memory]
     assert main(["train", *env, "--out", str(folder), *TINY]) == 0
@@ -170,7 +170,7 @@ def test_other_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert not list(tmp_path.iterdir())
 
 
-def test_a_step_that_training_made_wait_is_said_so(run: Path) -> None:
+def test_a_step_without_an_update_is_marked(run: Path) -> None:
     """Where the scale of a place in the mini-batch is 0, nothing is learned at once, and all of it one step later."""
     env = make("CartPole-v1")
     policy = load_policy(run, env)
@@ -199,13 +199,13 @@ def test_whole_numbers_in_scientific_notation(run: Path, tmp_path: Path, capsys:
     assert isinstance(config.steps, int)
     for text in ("steps: 1.5", "steps: 1e-6", "steps: true", "steps: .inf", "steps: 1e400"):
         file.write_text(text)
-        with pytest.raises(TrainingError, match="steps must be a int"):
+        with pytest.raises(TrainingError, match="steps must be a whole number"):
             configs.build(configs.read(str(file)), "agent.yaml")
     assert main(["eval", str(run), "--episodes", "1e0", "--max-steps", "0.5e1", "--n-envs", "1e0", "--seed=1e1"]) == 0
     assert json.loads(capsys.readouterr().out)["length"] == 5
 
 
-def test_advice_names_what_brings_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_advice_names_the_extra_that_installs_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for package, env, advice in (
         ("ale_py", "ALE/Pong-v5", "pip install ale-py"),
         ("minigrid", "MiniGrid-Empty-5x5-v0", r"pip install 'tttstream\[agents\]'"),

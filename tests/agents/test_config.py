@@ -16,8 +16,8 @@ from tttstream_agents.errors import TrainingError
     ("values", "says"),
     [
         ({"lrr": 1}, r"unknown option lrr \(did you mean lr\?\); known are env,"),
-        ({"lr": "fast"}, "lr must be a float, got 'fast'"),
-        ({"dim": 1.5}, "dim must be a int, got 1.5"),
+        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
+        ({"dim": 1.5}, "dim must be a whole number, got 1.5"),
         ({"dim": 0}, "dim must be at least 1"),
         ({"segment": 60}, "segment must divide rollout"),
         ({"autoreset": "never"}, "autoreset must be"),

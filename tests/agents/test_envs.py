@@ -48,7 +48,7 @@ class Faulty(gym.Env[Any, Any]):
     ],
     ids=str,
 )
-def test_what_is_not_as_declared_is_named(
+def test_observations_that_do_not_fit_their_space_are_named(
     fault: dict[str, Any], says: str, workers: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In processes too, whose shared memory would spread one number over three; and it is said once."""

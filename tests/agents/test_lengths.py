@@ -15,7 +15,7 @@ from tttstream_agents.errors import EnvError
 
 
 @pytest.mark.parametrize(("name", "back"), [("First", 0), ("Previous", 4)])
-def test_an_earlier_card_is_paid_for(name: str, back: int) -> None:
+def test_recall_of_an_earlier_card_is_rewarded(name: str, back: int) -> None:
     env = make(f"tttstream/Repeat{name}-v0", env_args={"steps": 60, "scale": 0.5})
     card, _ = env.reset(seed=3)
     shown, truncated = [card], False
@@ -47,7 +47,7 @@ def test_lengths_are_drawn_evenly_in_their_logarithm() -> None:
     assert env.reset(seed=7)[1] == env.reset(seed=7)[1]
 
 
-def test_the_end_of_the_environment_stays(script: Any) -> None:
+def test_the_environments_own_end_is_kept(script: Any) -> None:
     """Episodes of 3, 5 and 4 steps; each second one is truncated by itself."""
     env, ends = SampledTimeLimit(script(), 4, 4), []
     for _ in range(3):
@@ -61,7 +61,7 @@ def test_the_end_of_the_environment_stays(script: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_gymnasium_finds_nothing_wrong() -> None:
+def test_the_checker_of_gymnasium_passes() -> None:
     check_env(Repeat(4, steps=20), skip_render_check=True)
     check_env(SampledTimeLimit(Repeat(), 3, 9), skip_render_check=True)
 

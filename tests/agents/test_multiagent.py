@@ -75,7 +75,7 @@ def test_every_agent_of_every_game_is_a_row(fault: str) -> None:
     assert {game.fault for game in envs.games} == {"closed"}
 
 
-def test_a_truncated_game_hands_over_its_last_observations() -> None:
+def test_a_truncated_game_returns_its_last_observations() -> None:
     envs = ParallelVector([Game])
     envs.reset(seed=0)
     found = [envs.step(np.array([0, 1])) for _ in range(6)]

@@ -17,7 +17,7 @@ from tttstream_agents.places import PlaceMap, fourier
 from tttstream_agents.revisit import Revisit
 
 
-def test_the_revisit_environment_pays_for_what_was_seen_there() -> None:
+def test_the_revisit_environment_rewards_the_symbol_that_was_seen_there() -> None:
     env = make("tttstream/Revisit-v0", env_args={"side": 4, "kinds": 5, "exchange": 100, "steps": 250})
     obs, info = env.reset(seed=0)
     seen: dict[tuple[int, ...], int] = {}
@@ -50,14 +50,14 @@ def test_the_revisit_environment_pays_for_what_was_seen_there() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_gymnasium_finds_nothing_wrong() -> None:
+def test_the_checker_of_gymnasium_passes() -> None:
     check_env(Revisit(render_mode="rgb_array"))
     assert Revisit(side=3, render_mode="rgb_array").metadata["render_fps"] == 10
     check_env(PoseObservation(Revisit(), "pose"), skip_render_check=True)
     check_env(MapObservation(Revisit(), "pose"), skip_render_check=True)
 
 
-def test_places_are_told_apart_by_their_features() -> None:
+def test_features_of_different_places_differ() -> None:
     grid = np.moveaxis(np.mgrid[:6, :6], 0, -1).reshape(-1, 2)
     rows = fourier(grid, 6)
     assert len({tuple(np.round(row, 6)) for row in rows}) == 36
@@ -100,7 +100,7 @@ def test_the_pose_is_of_info_the_environment_or_the_actions(source: dict[str, An
 
 
 @pytest.mark.parametrize("source", [{"keys": "robot.x"}, {"moves": {0: [-1], 1: [1]}}])
-def test_the_map_says_what_was_seen_at_a_place_and_around_it(source: dict[str, Any]) -> None:
+def test_the_map_returns_what_was_observed_at_a_place_and_around_it(source: dict[str, Any]) -> None:
     env = MapObservation(Line(), **source, around=[[0], [1], [-1]], scale=0.3, features=4096)
     obs, _ = env.reset(seed=0)
     assert not obs[2:].any()  # an empty map

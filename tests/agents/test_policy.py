@@ -96,7 +96,7 @@ def check_parity(policy: MemoryPolicy, splits: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("memory", memories.names())
 @pytest.mark.parametrize("splits", [(STEPS,), (1, 4, 9, 7)], ids=str)
-def test_evaluating_says_what_acting_said(memory: str, splits: tuple[int, ...]) -> None:
+def test_evaluate_equals_act(memory: str, splits: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     check_parity(MemoryPolicy(BOX, ACTIONS["discrete"], memory, dim=16, depth=2, previous_reward=True), splits)
 
@@ -143,7 +143,7 @@ def test_draws_follow_the_policy() -> None:
 
 
 @pytest.mark.parametrize("memory", ["ttt_linear", "lstm", "framestack"])
-def test_zeroing_the_state_is_a_start(memory: str) -> None:
+def test_zeroing_the_state_is_a_reset(memory: str) -> None:
     """What every framework does at an episode's end: multiply a flat state by zero."""
     policy = MemoryPolicy(BOX, ACTIONS["discrete"], memory, dim=16)
     played = play(policy, random_starts())
@@ -173,7 +173,7 @@ def test_a_nan_in_one_state_stays_in_its_row_and_ends_with_the_episode() -> None
     torch.testing.assert_close(value, policy.act(obs, None)[2])
 
 
-def test_surprise_falls_on_what_repeats_and_leaves_the_state_alone() -> None:
+def test_surprise_falls_with_repetition_and_does_not_change_the_state() -> None:
     torch.manual_seed(0)
     options = {"mini_batch": 1, "base_lr": 8.0, "conv": 0}
     policy = MemoryPolicy(BOX, ACTIONS["discrete"], dim=16, depth=2, positions=False, options=options)
@@ -246,7 +246,7 @@ def test_positions_are_on_by_default() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_says_what_the_cpu_says() -> None:
+def test_gpu_and_cpu_agree() -> None:
     torch.manual_seed(0)
     policy = MemoryPolicy(BOX, ACTIONS["multidiscrete"], dim=16, previous_reward=True)
     starts, played = random_starts(), play(policy, random_starts())

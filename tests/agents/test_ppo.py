@@ -49,7 +49,7 @@ def timeline(x: torch.Tensor, row: int, config: Config = SMALL) -> torch.Tensor:
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_memory_starts_with_each_episode_and_no_row_is_made_up(script: Any, mode: str, nested: bool) -> None:
+def test_the_memory_is_reset_at_each_episode_start_and_no_row_is_invented(script: Any, mode: str, nested: bool) -> None:
     """The whole of the two modes: what stands in each row, where the memory starts, which row does not count."""
     rollout = collector(lambda: script(nested), mode).collect()
     obs = rollout.obs["a"][0] if nested else rollout.obs
@@ -162,7 +162,7 @@ def test_the_ratio_of_the_first_epoch_is_one(script: Any, mode: str, memory: str
         assert learn(play.player.policy, optimizer, r, SMALL)["first_ratio"] < 1e-5
 
 
-def test_stale_states_are_computed_anew(script: Any) -> None:
+def test_stale_states_are_recomputed(script: Any) -> None:
     play = collector(script)
     policy = play.player.policy
     play.collect()
@@ -177,7 +177,7 @@ def test_stale_states_are_computed_anew(script: Any) -> None:
     learn(policy, torch.optim.Adam(policy.parameters()), rollout, dataclasses.replace(SMALL, recompute=True, epochs=2))
 
 
-def test_what_is_kept_is_one_state_a_segment(script: Any) -> None:
+def test_one_state_is_stored_for_each_segment(script: Any) -> None:
     rollout = collector(script).collect()
     assert rollout.states.rows == 2 * 3
     assert rollout.starts.shape == (8, 6)
@@ -274,7 +274,7 @@ def same_rollouts(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", VECTORS)
-def test_what_is_kept_is_copied(script: Any, kind: str) -> None:
+def test_stored_observations_are_copied(script: Any, kind: str) -> None:
     """Environments and vectors that write each array over the last train on the same numbers as those that do not."""
     made = VECTORS[kind](script)
     if kind.startswith("no metadata"):
@@ -288,7 +288,7 @@ def test_what_is_kept_is_copied(script: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_kept_is_copied_in_dictionaries_too(script: Any, mode: str) -> None:
+def test_stored_observations_in_dictionaries_are_copied(script: Any, mode: str) -> None:
     kind = {"next_step": AutoresetMode.NEXT_STEP, "same_step": SAME}[mode]
     envs = SyncVectorEnv([lambda: script(True, reuse=True)] * 2, copy=False, autoreset_mode=kind)
     found, expected = collector(None, envs=envs).collect(), collector(lambda: script(True), mode).collect()
@@ -297,7 +297,7 @@ def test_what_is_kept_is_copied_in_dictionaries_too(script: Any, mode: str) -> N
         assert_close(getattr(found, name), getattr(expected, name), 1e-6)
 
 
-def test_a_process_that_writes_over_the_last_observation_is_named(script: Any) -> None:
+def test_a_process_that_overwrites_its_observations_is_named(script: Any) -> None:
     """What it sends is lost before it comes here."""
 
     class Constant(script):  # type: ignore[misc]

@@ -99,7 +99,7 @@ def test_classes_of_other_observations() -> None:
     assert loss == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
 
 
-def test_it_tells_a_memory_from_none(repeat_first: Any) -> None:
+def test_the_probe_distinguishes_a_memory_from_none(repeat_first: Any) -> None:
     """Four frames hold the observation of two steps ago, one frame cannot."""
     result = probe(
         lambda: repeat_first(steps=12), "back:2", ["framestack", "mlp"], steps=24, sequences=128, updates=150, batch=16,

@@ -60,7 +60,7 @@ def each(function: Any, *obs: Any) -> Any:
 @pytest.mark.parametrize("memory", ["ttt_linear", "lstm", "window"])
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda space: type(space).__name__)
 @pytest.mark.parametrize("observation", OBSERVATIONS, ids=lambda space: type(space).__name__)
-def test_training_says_what_acting_said(observation: Any, action: Any, memory: str) -> None:
+def test_training_equals_acting(observation: Any, action: Any, memory: str) -> None:
     """Step by step with the state that comes back, and sequences of 11 and of 4 steps from the states before them."""
     module = build(observation, action, memory=memory)
     observation.seed(0)

@@ -165,7 +165,7 @@ def test_memories_start_with_episodes_and_truncations_bootstrap_from_the_memory_
             assert buffer.rewards[after - 1, env] == pytest.approx(expected, abs=1e-5)
 
 
-def test_predict_goes_on_from_state_to_state_and_starts_anew(script: Any) -> None:
+def test_predict_continues_from_its_state_and_resets_it(script: Any) -> None:
     made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0]))
     obs = np.random.default_rng(0).uniform(-1, 1, (6, 2, 3)).astype(np.float32)
     state, actions, states = None, [], []
@@ -198,7 +198,7 @@ class Cut(BaseCallback):
             self.draws = torch.get_rng_state(), np.random.get_state()
 
 
-def test_a_loaded_model_goes_on_inside_its_episodes(tmp_path: Path) -> None:
+def test_a_loaded_model_continues_inside_its_episodes(tmp_path: Path) -> None:
     made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[3]))
     cut = Cut(tmp_path / "model.zip")
     made.learn(12 * 3 * 4, callback=cut)
@@ -296,7 +296,7 @@ def test_what_is_not_finite_is_named_by_environment_and_step(script: Any, fault:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_rewards_too_large_to_learn_from_are_not_silent(script: Any) -> None:
+def test_rewards_too_large_to_learn_from_raise_an_error(script: Any) -> None:
     class Rich(script):  # type: ignore[misc]
         def step(self, action: Any) -> Any:
             obs, _, *others = super().step(action)
@@ -307,7 +307,7 @@ def test_rewards_too_large_to_learn_from_are_not_silent(script: Any) -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_an_environment_that_writes_each_observation_over_the_last(script: Any, nested: bool) -> None:
+def test_an_environment_that_overwrites_its_observations(script: Any, nested: bool) -> None:
     """Stable-Baselines3 keeps the last observation of an episode past the reset."""
 
     class Flat(script):  # type: ignore[misc]
@@ -384,7 +384,7 @@ def test_predict_names_what_does_not_fit() -> None:
         made.predict(np.full((2, 3), np.nan, np.float32))
 
 
-def test_going_on_needs_as_many_environments(tmp_path: Path) -> None:
+def test_continuing_needs_the_same_number_of_environments(tmp_path: Path) -> None:
     made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0]))
     made.learn(36)
     made.save(tmp_path / "model.zip")
@@ -394,7 +394,7 @@ def test_going_on_needs_as_many_environments(tmp_path: Path) -> None:
     RecurrentPPO.load(tmp_path / "model.zip", env=fewer, device="cpu").learn(12, reset_num_timesteps=False)
 
 
-def test_choices_are_observations_too() -> None:
+def test_discrete_observations() -> None:
     made = model("TTTPolicy", lambda: Noise(spaces.MultiDiscrete([3, 4]), ACTIONS[0]))
     collect(made)
     check_first_ratio(made)

@@ -40,7 +40,7 @@ def held() -> int:
 
 
 @pytest.mark.parametrize("endless", [False, True])
-def test_tensors_do_not_pile_up(repeat_first: Any, endless: bool) -> None:
+def test_tensors_do_not_accumulate(repeat_first: Any, endless: bool) -> None:
     config = Config(n_envs=4, rollout=32, minibatch=64, dim=16, heads=1, epochs=1)
     run = Run(config, Endless if endless else repeat_first)
     sizes = []

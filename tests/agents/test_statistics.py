@@ -108,7 +108,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit_and_evaluation_changes_nothing(tm
     assert all(torch.equal(policy.state_dict()[name], one[name]) for name in one)
 
 
-def test_scales_far_from_one_are_learned_from() -> None:
+def test_training_works_with_scales_far_from_one() -> None:
     """The number to repeat comes as 1,000,000 + 5 or - 5: without statistics the policy cannot tell them apart."""
 
     class Far(gym.Env[Any, Any]):

@@ -57,7 +57,7 @@ def collect(make_env: Any, op: Any, steps: int = 30, n_envs: int = 3, rollouts: 
 
 
 @pytest.mark.parametrize("memory", ["ttt_linear", "ttt_mlp", "gru", "lstm", "window", "framestack"])
-def test_recurrent_mode_says_what_the_collector_said(script: Any, memory: str) -> None:
+def test_recurrent_mode_equals_the_collector(script: Any, memory: str) -> None:
     """Episodes end inside the rows; segments of 10 of 30 steps start from the states that the collector kept."""
     op = operator(2, memory=memory)
     data = collect(script, op)

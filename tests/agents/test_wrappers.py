@@ -62,7 +62,7 @@ def test_what_is_appended_is_the_memorys(script: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_vector_says_what_single_environments_say(script: Any, mode: AutoresetMode) -> None:
+def test_a_vector_equals_single_environments(script: Any, mode: AutoresetMode) -> None:
     single = episodes(script)
     env = TTTMemoryVectorObservation(SyncVectorEnv([script, script], autoreset_mode=mode))
     obs, _ = env.reset()
@@ -152,7 +152,7 @@ def test_what_is_rewarded_is_the_event_and_not_the_beginning() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of wrapped environments and infinite bounds
-def test_gymnasium_finds_nothing_wrong_and_makes_them_again() -> None:
+def test_the_checker_of_gymnasium_passes_and_specs_rebuild_the_wrappers() -> None:
     env = SurpriseReward(TTTMemoryObservation(gym.make("CartPole-v1")))
     check_env(env, skip_render_check=True)
     again = gym.make(env.spec)
@@ -160,7 +160,7 @@ def test_gymnasium_finds_nothing_wrong_and_makes_them_again() -> None:
     np.testing.assert_array_equal(again.reset(seed=3)[0], env.reset(seed=3)[0])
 
 
-def test_a_readers_weights_stand_still_until_it_is_trained() -> None:
+def test_a_readers_weights_are_constant_until_it_is_trained() -> None:
     reader = MemoryReader(Odd().observation_space, dim=8)
     TTTMemoryObservation(Odd(), reader)
     assert not any(parameter.requires_grad for parameter in reader.parameters())
@@ -197,7 +197,7 @@ def test_pretraining_needs_an_observation_that_follows_another() -> None:
     assert all(parameter.isfinite().all() for parameter in reader.parameters())
 
 
-def test_a_trained_agents_memory_serves_another_agent(tmp_path: Any) -> None:
+def test_a_trained_agents_memory_works_in_another_agent(tmp_path: Any) -> None:
     config = Config(n_envs=2, rollout=16, minibatch=16, dim=16, steps=32, previous_action=False, positions=False)
     train(config, tmp_path / "a", quiet=True, tensorboard=False)
     reader = MemoryReader.from_run(tmp_path / "a")
@@ -223,7 +223,7 @@ def test_mistakes_are_named(script: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_environments_that_write_each_observation_over_the_last(script: Any, mode: AutoresetMode) -> None:
+def test_environments_that_overwrite_their_observations(script: Any, mode: AutoresetMode) -> None:
     """Alone and in a vector that does so too: what they say, their last observations and their bonus are the same."""
     for alone, copying in zip(episodes(reused(script)), episodes(script), strict=True):
         np.testing.assert_array_equal(alone, copying)

@@ -20,6 +20,7 @@ from tttstream.cli.live import Address, News, address
 from tttstream.cli.live_sources import default_source, options_of
 from tttstream.cli.main import main
 from tttstream.errors import SourceError
+from tttstream.live.web.access import is_loopback
 from tttstream.models import FrameModel
 from tttstream.models.frame import ModelConfig
 
@@ -45,7 +46,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
 )
 def test_addresses_of_the_page(text: str, host: str, port: int, loopback: bool) -> None:
     found = address(text)
-    assert (found, found.loopback) == (Address(host, port), loopback)
+    assert (found, is_loopback(found.host)) == (Address(host, port), loopback)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_another_process_is_named_and_a_dead_one_is_no_hindrance(tmp_path: Path)
     assert os.listdir(tmp_path / "out") == []
 
 
-def test_within_one_process_too_and_until_it_is_given_back(tmp_path: Path) -> None:
+def test_a_lock_holds_within_one_process_until_its_release(tmp_path: Path) -> None:
     with Claim.on_file(tmp_path / "a") as claim:
         assert claim.held
         with pytest.raises(OutputError, match=f"the file {tmp_path / 'a'} is in use.*process {os.getpid()}"):
@@ -111,7 +111,7 @@ def test_long_names(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_who_has_it_may_take_a_moment_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_holder_is_named_even_if_it_is_written_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "PATIENCE_S", 0.05)
     with Claim.on_folder(tmp_path):
         (tmp_path / FOLDER_LOCK).write_text("")

@@ -59,7 +59,7 @@ def test_a_table_and_the_same_as_json(run: ModuleType, tmp_path: Path, capsys: p
     assert "None of the 15 targets was measured: no GPU." in text
 
 
-def test_a_run_goes_on_where_it_stopped(run: ModuleType, tmp_path: Path) -> None:
+def test_a_run_continues_where_it_stopped(run: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "table.md"
     few = ["--what", "forward", "step", "--only", "linear, reference"]
     assert run.main(words(out, *few, "--minutes=0")) == 0
@@ -74,7 +74,9 @@ def test_a_run_goes_on_where_it_stopped(run: ModuleType, tmp_path: Path) -> None
     assert "Not finished" not in out.read_text()
 
 
-def test_another_run_is_not_taken_up(run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_other_settings_is_not_continued(
+    run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "table.md"
     only = ["--only", "linear, reference"]
     assert run.main(words(out, "--what", "step", *only)) == 0
@@ -84,7 +86,7 @@ def test_another_run_is_not_taken_up(run: ModuleType, tmp_path: Path, capsys: py
     assert rows(read(out), "step") != before
 
 
-def test_a_row_that_breaks_ends_neither_the_run_nor_in_silence(
+def test_a_row_that_fails_is_reported_and_the_run_continues(
     run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import contestants  # type: ignore[import-not-found]
@@ -101,7 +103,7 @@ def test_a_row_that_breaks_ends_neither_the_run_nor_in_silence(
     assert found["LSTM"]["ms"] > 0
 
 
-def test_a_row_that_breaks_the_gpu_is_left_out_of_the_next_call(
+def test_a_row_that_fails_on_the_gpu_is_skipped_in_the_next_call(
     run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import contestants
@@ -132,7 +134,7 @@ def test_slow_rows_are_left_out(run: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_mistakes_end_with_two(run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_have_exit_code_2(run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--device=cuda"]) == 2
     assert "no CUDA device" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:

@@ -14,7 +14,7 @@ from tttstream_kernels import token_triton
 
 
 @pytest.mark.parametrize("inner", [Linear(), MLP()], ids=lambda inner: inner.name)
-def test_checkpoints_grow_as_the_root_of_the_tokens(inner: Inner) -> None:
+def test_checkpoints_grow_with_the_square_root_of_the_tokens(inner: Inner) -> None:
     """16 times the tokens: 4 times the group, and at most 4 times the memory of checkpoints and scratch together."""
     sizes = []
     for tokens in (1024, 16 * 1024):
@@ -33,7 +33,7 @@ def test_checkpoints_grow_as_the_root_of_the_tokens(inner: Inner) -> None:
     assert total < 20 * inner.size(64) * 4 * 2 + 16 * 1024 * 8
 
 
-def test_where_the_blocks_lie() -> None:
+def test_the_layout_of_blocks() -> None:
     reset = torch.zeros(2, 12, dtype=torch.bool)
     reset[0, 5] = reset[0, 6] = reset[1, 9] = True
     phase, lengths = torch.tensor([3, 0], dtype=torch.int32), torch.tensor([12, 8])

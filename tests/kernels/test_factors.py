@@ -76,7 +76,7 @@ LOOKS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @inner_models
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_who_looks_at_it_finds_the_sum(inner: str, look: Callable[[Tensor], Tensor]) -> None:
+def test_reading_the_factors_gives_their_sum(inner: str, look: Callable[[Tensor], Tensor]) -> None:
     layer, x = build(inner), tokens(TOKENS)
     expected = at_once(layer, x)[1].grad_sum
     grad_sum = stepped(layer, x)[1].grad_sum
@@ -87,7 +87,7 @@ def test_who_looks_at_it_finds_the_sum(inner: str, look: Callable[[Tensor], Tens
 
 
 @inner_models
-def test_a_state_goes_on_after_a_look_as_its_copy_does(inner: str) -> None:
+def test_a_state_continues_after_a_read_like_its_copy(inner: str) -> None:
     layer, x = build(inner), tokens(3 * K)
     state = stepped(layer, x[:, :TOKENS])[1]
     again: TTTState = unpack(pack(state), layer)
@@ -95,7 +95,7 @@ def test_a_state_goes_on_after_a_look_as_its_copy_does(inner: str) -> None:
 
 
 @inner_models
-def test_streams_that_part_do_not_meet_again(inner: str) -> None:
+def test_two_streams_from_one_state_are_independent(inner: str) -> None:
     layer, x, other = build(inner), tokens(2 * K), tokens(2 * K, seed=2)
     state = stepped(layer, x[:, :TOKENS])[1]
     for t in range(TOKENS, 2 * K):  # in turns, so that the second finds the first in its slots
@@ -109,7 +109,7 @@ def test_streams_that_part_do_not_meet_again(inner: str) -> None:
 
 @inner_models
 @pytest.mark.parametrize("write", ["start", "start.data", "delta", "grad_sum"])
-def test_what_is_written_between_steps_counts(inner: str, write: str) -> None:
+def test_changes_of_weights_between_steps_take_effect(inner: str, write: str) -> None:
     layer, x = build(inner), tokens(TOKENS + 1)
     state = stepped(layer, x[:, :TOKENS])[1]
     with torch.no_grad():

@@ -11,7 +11,7 @@ from tttstream import TTTLayer, state
 from tttstream_kernels import Update
 
 
-def test_states_and_weights_of_then_are_read(tmp_path: Path) -> None:
+def test_states_and_weights_with_old_names_load(tmp_path: Path) -> None:
     update = Update(max_norm=torch.nn.Parameter(torch.tensor([2.0, 3.0])))
     layer, other = (TTTLayer(16, 2, mini_batch=4, update=update) for _ in range(2))
     held = layer(torch.randn(1, 6, 16))[1].detach()

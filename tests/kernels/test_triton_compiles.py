@@ -55,7 +55,7 @@ def test_all_compile(root: Path, inner: str, dtype: str) -> None:
         check(one)
 
 
-def test_lengths_do_not_compile_anew(root: Path) -> None:
+def test_lengths_cause_no_recompilation(root: Path) -> None:
     """Triton compiles a kernel once more for a number that is 1 or a multiple of 16, unless it is told not to."""
     code = """
 from tttstream_kernels import frame_kernels_triton as frame, step_triton, token_triton

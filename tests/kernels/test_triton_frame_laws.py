@@ -72,7 +72,7 @@ def test_law_2_any_partition(splits: list[int], at: set[tuple[int, int]], counte
 
 
 @every_memory
-def test_law_3_every_piece_is_as_if_alone(case: Case) -> None:
+def test_law_3_every_segment_equals_itself_alone(case: Case) -> None:
     """Beside other rows, after a reset, cut short, idle."""
     layer, unit = memory(case), case.unit
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_law_3_every_piece_is_as_if_alone(case: Case) -> None:
 
 
 @every_memory
-def test_law_3_a_nan_stays_where_it_is(case: Case) -> None:
+def test_law_3_a_nan_does_not_spread(case: Case) -> None:
     """In a state that is reset, and in padding: values and gradients are those without it."""
     layer, unit = memory(case), case.unit
     _, old = layer(stream(case, 2, 1, seed=1))

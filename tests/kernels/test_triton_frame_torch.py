@@ -73,7 +73,7 @@ def test_the_ops_are_registered_as_torch_wants_them(inner: Inner) -> None:
     torch.library.opcheck(frame_triton.frame, (*frames, *begin))
 
 
-def test_checkpoints_grow_as_the_root() -> None:
+def test_checkpoints_grow_with_the_square_root_of_the_frames() -> None:
     """16 times the frames, 4 times the group: at most 4 times the memory of checkpoints and of the scratch."""
     sizes = []
     with FakeTensorMode():

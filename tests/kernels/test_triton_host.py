@@ -87,7 +87,7 @@ def test_a_model(config: dict[str, Any]) -> None:
         assert output.embedding.device.type == "cuda"
 
 
-def test_where_the_blocks_of_a_row_lie() -> None:
+def test_the_layout_of_the_blocks_of_a_row() -> None:
     """What the op does on top of its kernel."""
     with FakeTensorMode(), torch.device("cuda"):
         phase, lengths = torch.zeros(3, dtype=torch.int32), torch.ones(3, dtype=torch.long)
@@ -97,7 +97,7 @@ def test_where_the_blocks_of_a_row_lie() -> None:
 
 
 @pytest.mark.parametrize("mask", ["reset", "lengths"])
-def test_part_frames_are_seen_by_the_gpu(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_detects_incomplete_frames(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by the host, which does not wait."""
     asked: list[str] = []
     monkeypatch.setattr(torch, "_assert_async", lambda met, message: asked.append(message))

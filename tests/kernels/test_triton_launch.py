@@ -93,7 +93,7 @@ def test_every_op_runs_on_the_device_of_its_tensors(
     assert {device.type for _, device in guarded} == {DEVICE}
 
 
-def test_too_little_shared_memory_is_an_error_of_ours() -> None:
+def test_too_little_shared_memory_raises_a_backend_error() -> None:
     kernel = Kernel(OutOfResources(150_000, 101_376, "shared memory"))
     with pytest.raises(
         BackendError, match="needs 150000 bytes of shared memory, and this GPU has 101376: use narrower"
@@ -101,7 +101,7 @@ def test_too_little_shared_memory_is_an_error_of_ours() -> None:
         launch(kernel, 1, torch.zeros(2))
 
 
-def test_gpus_whose_programs_share_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_with_less_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide heads go to the reference, and mini-batches in smaller blocks."""
     properties = SimpleNamespace(shared_memory_per_block_optin=101_376)
     monkeypatch.setattr("tttstream_kernels.norm_triton.INTERPRETED", False)

@@ -244,7 +244,7 @@ def test_steps_are_one_call(inner: Inner, update: str) -> None:
 @inners
 @pytest.mark.parametrize("pieces", [[40], [9, 1, 1, 1, 17, 1, 1, 9]], ids=["one call", "steps"])
 @no_number
-def test_a_bad_number_stays_where_it_is(inner: Inner, pieces: list[int]) -> None:
+def test_a_value_that_is_not_finite_does_not_spread(inner: Inner, pieces: list[int]) -> None:
     """It reaches no other row or head, no earlier token, and nothing after a reset."""
     case, bad = (Case(inner, 40, heads=2, phases=PHASES, reset={(1, 30)}) for _ in range(2))
     bad.leaves["v"][1, 9, 0, 3] = torch.nan
@@ -268,7 +268,7 @@ def test_a_bad_number_stays_where_it_is(inner: Inner, pieces: list[int]) -> None
 
 @inners
 @no_number
-def test_padding_and_broken_states_reach_nothing(inner: Inner) -> None:
+def test_padding_and_states_with_nan_have_no_effect(inner: Inner) -> None:
     """NaN beyond a row's length, and a state of NaN before a reset, change neither values nor gradients."""
     case = Case(inner, 20, phases=PHASES, reset={(0, 0), (1, 0)}, lengths=[20, 7, 0])
     bad = Case(inner, 20, phases=PHASES, reset={(0, 0), (1, 0)}, lengths=[20, 7, 0])
@@ -340,7 +340,7 @@ def test_a_mini_batch_in_several_blocks(inner: Inner, monkeypatch: pytest.Monkey
 
 @inners
 @no_number
-def test_a_bad_number_in_several_blocks(inner: Inner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_is_not_finite_in_several_blocks(inner: Inner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_triton, "block_of", lambda *_: 16)
     case = Case(inner, 40, rows=2, heads=1, mini_batch=32, phases=[3, 0], reset={(0, 35)})
     case.leaves["v"][0, 9, 0, 3] = torch.nan

@@ -50,7 +50,7 @@ def test_rows_together_equal_rows_alone(model: FrameModel, reel: Any) -> None:
         assert (pack(b.state) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_a_frame_that_is_refused_alters_no_other_row(model: FrameModel, reel: Any) -> None:
+def test_a_refused_frame_changes_no_other_row(model: FrameModel, reel: Any) -> None:
     sources: list[Callable[[], Source]] = [
         lambda: reel(1, 60), lambda: reel(2, 60, broken=(20, 21, 40)), lambda: reel(3, 60)
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_frame_that_is_refused_alters_no_other_row(model: FrameModel, reel: An
         assert beside[number] == pytest.approx(alone, abs=1e-3)
 
 
-def test_a_slow_camera_holds_up_no_other(model: FrameModel, reel: Any) -> None:
+def test_a_slow_camera_delays_no_other(model: FrameModel, reel: Any) -> None:
     gate = threading.Event()
     sources: list[Callable[[], Source]] = [lambda: reel(1, 80), lambda: reel(2, 5, gate=gate)]
     engine = Engine(
@@ -97,7 +97,7 @@ def test_an_error_inside_one_camera_ends_that_camera_only(
         assert (fine.status()["state"], fine.version) == ("ended", 40)
 
 
-def test_cameras_join_and_leave(model: FrameModel, reel: Any) -> None:
+def test_cameras_are_added_and_removed_during_a_run(model: FrameModel, reel: Any) -> None:
     engine = Engine(
         model, allowed=["gym:0", "gym:1"], opener=lambda spec: reel(int(spec[4:])), policy="all", paced=False
     )
@@ -122,7 +122,7 @@ def test_cameras_join_and_leave(model: FrameModel, reel: Any) -> None:
     assert [item["id"] for item in engine.summary["cameras"]].count(first.id) == 2
 
 
-def test_what_a_person_tells_a_camera(model: FrameModel, reel: Any) -> None:
+def test_commands_to_a_camera(model: FrameModel, reel: Any) -> None:
     with Engine(model, allowed=["gym:0"], opener=lambda spec: reel(0), policy="all", paced=False) as engine:
         camera = engine.add(0)
         camera.wait(20, 20)
@@ -144,7 +144,7 @@ def test_what_a_person_tells_a_camera(model: FrameModel, reel: Any) -> None:
         camera.forget().result(10)
 
 
-def test_what_is_ignored_changes_nothing(model: FrameModel, reel: Any, blinking: Any) -> None:
+def test_ignored_pixels_have_no_effect(model: FrameModel, reel: Any, blinking: Any) -> None:
     told: list[list[float]] = []
     for kind in (reel, blinking):
         gate = threading.Event()
@@ -159,7 +159,7 @@ def test_what_is_ignored_changes_nothing(model: FrameModel, reel: Any, blinking:
     assert told[0] == told[1]
 
 
-def test_saved_memories_are_there_in_the_next_run(model: FrameModel, reel: Any, tmp_path: Path) -> None:
+def test_saved_memories_are_available_in_the_next_run(model: FrameModel, reel: Any, tmp_path: Path) -> None:
     def engine(resume: bool) -> Engine:
         return Engine(
             model, allowed=["gym:0"], opener=lambda spec: reel(0), policy="all", paced=False, expect=False,

@@ -86,7 +86,7 @@ def more(eventually: Eventually, camera: Camera, frames: int) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["mjpeg", "rtsp"])
-def test_a_server_dies_and_comes_back_with_another_size(
+def test_a_camera_server_restarts_with_another_picture_size(
     kind: str, serve: Callable[..., Server], model: FrameModel, eventually: Eventually
 ) -> None:
     server = serve(kind)
@@ -113,7 +113,7 @@ def test_a_server_dies_and_comes_back_with_another_size(
         assert (np.diff(times) > 0).all()
 
 
-def test_a_server_stalls_and_another_camera_does_not(
+def test_a_stalled_camera_does_not_stall_others(
     serve: Callable[..., Server], model: FrameModel, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     monkeypatch.setattr(feed, "STALL_S", 0.5)
@@ -133,7 +133,7 @@ def test_a_server_stalls_and_another_camera_does_not(
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
-def test_a_server_that_says_nothing_holds_up_nobody(
+def test_a_camera_server_that_never_answers_delays_no_other(
     scheme: str, model: FrameModel, reel: Any, eventually: Eventually
 ) -> None:
     """It takes the connection while the camera starts, and then nothing comes: readers elsewhere wait for ever."""
@@ -188,7 +188,7 @@ def test_a_clock_that_jumps(model: FrameModel, reel: Any, monkeypatch: pytest.Mo
         assert min(point[3] for point in camera.curve()) >= 0
 
 
-def test_a_source_that_is_opened_again_and_again_leaves_nothing_behind(
+def test_a_source_that_is_reopened_often_leaks_nothing(
     model: FrameModel, tmp_path: Path, eventually: Eventually, recording: Callable[[Path, int], None]
 ) -> None:
     video = tmp_path / "clip.mp4"

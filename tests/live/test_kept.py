@@ -63,7 +63,7 @@ def saved_model(model: FrameModel, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on(saved_model: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_run_continues(saved_model: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", DISK, saved_model, tmp_path], capture_output=True, text=True, timeout=60
     )
@@ -83,7 +83,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_truly_full(model: FrameModel, reel: Any, small_disk: Path, eventually: Eventually) -> None:
+def test_a_real_full_disk(model: FrameModel, reel: Any, small_disk: Path, eventually: Eventually) -> None:
     snapshots = small_disk / "state"
     with Engine(
         model, allowed=["gym:0"], opener=lambda spec: reel(0), paced=False, expect=False, snapshots=snapshots,

@@ -39,7 +39,7 @@ def test_an_event_has_hysteresis_and_a_minimum_duration() -> None:
     assert said(Gate(3.0, least_s=0.3), [0, 9, 9, 0, 0]) == [(), ("rise",), (), (), ()]
 
 
-def test_a_gate_does_not_take_a_jump_of_the_clock_for_time() -> None:
+def test_a_jump_of_the_clock_does_not_count_as_time() -> None:
     gate = Gate(3.0, least_s=5.0)
     assert gate.push(4.0, 0.0) == ("rise",)
     assert gate.push(4.0, 1e6) == ()
@@ -119,7 +119,7 @@ def listener() -> Iterator[tuple[str, list[Any], list[str]]]:
     server.server_close()
 
 
-def test_a_webhook_is_told_of_begin_and_end(listener: Any, model: FrameModel, reel: Any) -> None:
+def test_a_webhook_receives_the_begin_and_the_end_of_an_event(listener: Any, model: FrameModel, reel: Any) -> None:
     host, bodies, secrets = listener
     with Engine(
         model, allowed=["gym:0"], opener=lambda spec: reel(0, 90), policy="all", paced=False, expect=False,
@@ -135,7 +135,7 @@ def test_a_webhook_is_told_of_begin_and_end(listener: Any, model: FrameModel, re
     assert "secret" not in json.dumps(engine.summary)
 
 
-def test_a_webhook_that_never_answers_holds_nobody_up(listener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_webhook_that_never_answers_blocks_nothing(listener: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tttstream.live.webhook.TIMEOUT_S", 0.1)
     monkeypatch.setattr("tttstream.live.webhook.TRIES", 1)
     hook = Webhook(f"http://user:secret@{listener[0]}/never")
@@ -180,7 +180,7 @@ def test_which_frames_a_policy_takes(policy: str, frames: int, model: FrameModel
     assert camera.shown.frame.index == 40 - (5 if frames == 8 else 1)
 
 
-def test_names_hold_no_secrets() -> None:
+def test_names_contain_no_secrets() -> None:
     address = "rtsp://admin:hunter2@10.0.0.7:554/live/front?token=abc#x"
     assert (kind_of(address), label_of(address)) == ("network", "rtsp://10.0.0.7:554/live/front")
     assert id_of(label_of(address), []) == "front"
@@ -201,7 +201,7 @@ def test_names_hold_no_secrets() -> None:
     assert taken == ["camera-0", "clip", "clip-2", "walk", "Walk-2", "passwd", "source", "source-2"]
 
 
-def test_messages_and_files_hold_no_secrets(model: FrameModel, reel: Any, tmp_path: Path) -> None:
+def test_messages_and_files_contain_no_secrets(model: FrameModel, reel: Any, tmp_path: Path) -> None:
     address = "http://someone:PW@127.0.0.1:9/stream.mjpg?key=SECRET#F"
     with Engine(model, allowed=[address], expect=False, retry=Retry(0.05, 0.05)) as engine:
         camera = engine.add(0)
@@ -230,7 +230,7 @@ def test_messages_and_files_hold_no_secrets(model: FrameModel, reel: Any, tmp_pa
         assert (camera.version, camera.stream.frames) == (10, 30)
 
 
-def test_pictures_are_pushed_in(model: FrameModel) -> None:
+def test_pushed_pictures_become_frames(model: FrameModel) -> None:
     def jpeg(value: int) -> bytes:
         data = io.BytesIO()
         Image.fromarray(np.full((40, 60, 3), value, np.uint8)).save(data, "JPEG")

@@ -53,14 +53,14 @@ def test_queries_run_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_close(memory(x, reset=reset)[0], expected)
 
 
-def test_rotation_depends_on_differences_only_however_far() -> None:
+def test_rotation_depends_on_differences_of_positions_only() -> None:
     x = torch.randn(1, 2, 1, 64, generator=torch.Generator().manual_seed(0))  # a product near 0 has no relative error
     near = rotate(x, torch.tensor([[0, 7]]))
     far = rotate(x, torch.tensor([[2**40, 2**40 + 7]]))
     assert_close((far[:, 0] * far[:, 1]).sum(), (near[:, 0] * near[:, 1]).sum(), tolerance=1e-4)
 
 
-def test_a_window_forgets_what_is_older() -> None:
+def test_a_window_ignores_older_tokens() -> None:
     """What left the window has no trace: the state after a long stream is that of its last tokens."""
     memory = Window(16, 2, 6).double()
     x = torch.randn(2, 100, 16, dtype=torch.float64)

@@ -76,7 +76,7 @@ def test_a_prototype_takes_the_gradient_step_of_the_inner_loss() -> None:
     assert torch.allclose(after.means, means - gradient / (state.counts[0, 2] + 1), atol=1e-10)
 
 
-def test_what_is_known_is_answered_before_the_label_comes() -> None:
+def test_known_things_are_recognised_before_their_label_is_given() -> None:
     binding, x = memory(), stream(2, 20)
     other = x.clone()
     other[:, -1, KEYS:] = 0
@@ -114,7 +114,7 @@ def test_rows_are_alone() -> None:
     assert not any(leaf[2].any() for leaf in state.tensors())
 
 
-def test_a_nan_is_answered_with_nan_and_learned_by_nobody() -> None:
+def test_a_query_with_nan_gives_nan_and_is_not_learned() -> None:
     binding, x = memory(), stream(2, 10)
     bad = x.clone()
     bad[0, 4, 1] = torch.nan
@@ -126,7 +126,7 @@ def test_a_nan_is_answered_with_nan_and_learned_by_nobody() -> None:
     assert all(torch.equal(a, b) for a, b in zip(state[0].tensors(), kept.tensors(), strict=True))
 
 
-def test_the_state_is_as_large_and_as_able_after_a_long_life() -> None:
+def test_the_state_keeps_its_size_and_accuracy_over_a_long_stream() -> None:
     """3,000 examples of four labels do not hide a fifth one that is told three times."""
     binding = Binding(KEYS, LABELS, horizon=200)
     rng = np.random.default_rng(0)
@@ -155,7 +155,7 @@ def test_forgetting_a_label_leaves_the_others() -> None:
     assert torch.equal(less.means[:, [0, 1, 3, 4]], state.means[:, [0, 1, 3, 4]])
 
 
-def test_a_saved_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_saved_state_continues_bit_for_bit(tmp_path: Path) -> None:
     binding, x = Binding(KEYS, LABELS), stream(2, 30).float()
     _, state = binding(x[:, :17])
     states.save(state, tmp_path / "state.safetensors")

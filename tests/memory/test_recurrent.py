@@ -30,7 +30,7 @@ def test_definition(kind: type[LSTM] | type[GRU], layers: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "layer"), [(LSTM, nn.LSTM), (GRU, nn.GRU)])
-def test_one_run_of_the_layer_whatever_is_reset(
+def test_the_layer_runs_once_with_any_resets(
     kind: type[LSTM] | type[GRU], layer: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = kind(8)

@@ -143,7 +143,7 @@ def test_hooks_of_the_layers_inside_are_called(conv: int) -> None:
     assert called == names
 
 
-def test_a_lost_row_stays_alone() -> None:
+def test_a_row_with_nan_does_not_affect_others() -> None:
     layer, x = build("linear", {}), tokens(2, K)
     x[0, 1] = torch.nan
     with torch.no_grad():

@@ -224,7 +224,7 @@ def test_a_state_is_small_zero_and_of_the_right_type(inner: str, options: dict[s
 
 
 @layers
-def test_nothing_given_is_changed(inner: str, options: dict[str, Any]) -> None:
+def test_arguments_are_not_changed(inner: str, options: dict[str, Any]) -> None:
     layer = build(inner, options)
     x = random(2, 3 * layer.tokens, DIM)
     with torch.no_grad():

@@ -219,7 +219,7 @@ def test_only_the_memories_are_trained() -> None:
     assert all(p.requires_grad for p in whole.network.parameters())
 
 
-def test_a_network_that_is_trained_along_is_saved_whole(tmp_path: pytest.TempPathFactory) -> None:
+def test_a_network_trained_with_its_memories_is_saved_completely(tmp_path: pytest.TempPathFactory) -> None:
     x = frames(1, 2, torch.float32)
     model = insert(network("vit"), "encoder.ln", "lstm", dim=8, frozen=False, example=x[0]).eval()
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_another_network_is_refused(tmp_path: pytest.TempPathFactory) -> None:
         models.load(tmp_path / "m")
 
 
-def test_copies_and_threads_do_not_meet() -> None:
+def test_copies_and_threads_are_independent() -> None:
     import threading
 
     model, x = inserted("cnn"), frames(4, 5)

@@ -17,7 +17,7 @@ from tttstream.sources.places import Places
 POSES = [(1.5, 1.5, 0.0, 0.0), (1.6, 1.4, 0.2, 0.0), (1.4, 1.7, 0.0, 0.5), (1.5, 1.2, -0.2, -0.3)]
 
 
-def test_an_aligned_view_lies_as_it_is() -> None:
+def test_an_aligned_view_is_unchanged() -> None:
     frame, pose = torch.rand(1, 3, 32, 32).double(), torch.tensor([[1.5, -0.5, 0, 0, 0]]).double()
     block = around(pose, 4)
     assert (block.corner.tolist(), block.rows, block.columns) == ([[4, -4]], 5, 5)
@@ -28,7 +28,7 @@ def test_an_aligned_view_lies_as_it_is() -> None:
     torch.testing.assert_close(drawn(picture, pose, block, 4, 32), frame)
 
 
-def test_an_oblique_view_comes_back_but_for_its_grain() -> None:
+def test_an_oblique_view_is_restored_up_to_fine_detail() -> None:
     frame = F.interpolate(torch.rand(1, 3, 6, 6).double(), (64, 64), mode="bicubic")
     pose = torch.tensor([[7.13, -3.31, 0.1, 0.3, 0]]).double()
     block = around(pose, 4)
@@ -74,7 +74,7 @@ def test_a_view_of_too_many_cells_is_refused() -> None:
         around(torch.tensor([[0, 0, 3.0, 0, 0]]), 4)
 
 
-def test_steps_between_known_cells_are_evened_and_no_others() -> None:
+def test_steps_between_known_cells_are_smoothed_and_no_others() -> None:
     picture = torch.tensor([0.2, 0.6, 0.5]).double().repeat_interleave(8).expand(1, 3, 8, -1)
     known = torch.ones(1, 1, 3, dtype=torch.bool)
     even = evened(picture, known)

@@ -93,14 +93,14 @@ def test_keys_of_different_worlds_are_independent() -> None:
     assert found.mean().abs() < 0.03
 
 
-def test_a_key_is_that_of_a_place_on_every_machine() -> None:
+def test_keys_are_equal_on_every_machine() -> None:
     keys = PlaceKeys(3, 0.5)
     keys.waves.copy_(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]))
     found = keys(torch.tensor([[0.5, 0.25, 3.0]]).double())[0]
     torch.testing.assert_close(found, torch.tensor([0.9714576, -1.4054805, 0.6466947]), rtol=0, atol=1e-6)
 
 
-def test_no_two_cells_have_a_mark_in_common() -> None:
+def test_marks_of_different_cells_differ() -> None:
     side = torch.tensor([-1_000_000, -2, -1, 0, 1, 2, 7, 1_000_000]).double()
     worlds = torch.tensor([0, 1, 2, 3, 4, 6, 9, 1_000_000, 2_000_000]).double()
     points = torch.cartesian_prod((side + 0.5) / 4, (side + 0.5) / 4, worlds)
@@ -113,7 +113,7 @@ def test_no_two_cells_have_a_mark_in_common() -> None:
     assert found.mean().abs() < 0.01
 
 
-def test_a_mark_is_that_of_a_cell_on_every_machine() -> None:
+def test_marks_are_equal_on_every_machine() -> None:
     marks = CellMarks(40, 4)
     points = torch.tensor([[0.01, 0.51, 3.0], [0.24, 0.74, 3.0], [0.26, 0.51, 3.0]]).double()
     first, same, next_ = marks(points)
@@ -141,7 +141,7 @@ def test_a_map_recalls_before_any_training() -> None:
 
 
 @torch.no_grad()
-def test_worlds_of_all_numbers_and_places_are_alike_to_an_untrained_map() -> None:
+def test_an_untrained_map_recalls_equally_in_worlds_of_all_numbers() -> None:
     """The inner loss right after learning does not depend on the number of the world, nor on how far away it is."""
     torch.manual_seed(0)
     model = MapModel(MapConfig())
@@ -190,7 +190,7 @@ def test_a_fresh_state_is_zero_and_constant(small: MapModel) -> None:
 
 
 @pytest.mark.parametrize("memory", ["ttt_mlp", "ttt_linear", "gru", "window"])
-def test_imagine_learns_nothing_and_answers_as_a_question_does(memory: str) -> None:
+def test_imagine_does_not_learn_and_equals_a_query(memory: str) -> None:
     """With the TTT memories an answer depends on nothing but the state and the point."""
     torch.manual_seed(0)
     options = {"rotary": False} if memory.startswith("ttt") else {}

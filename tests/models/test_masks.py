@@ -143,7 +143,7 @@ def test_the_state_is_constant_whatever_was_seen_and_packs(
 
 
 @EACH
-def test_objects_may_change_places(make_mask_model: Make, mask_clip: Clip, contour: int) -> None:
+def test_objects_can_be_permuted(make_mask_model: Make, mask_clip: Clip, contour: int) -> None:
     model, (frames, masks) = make_mask_model(contour=contour), mask_clip(1, 4)
     straight, _ = model(frames, masks=masks, given=first_only(masks))
     turned, _ = model(frames, masks=masks.flip(2), given=first_only(masks))
@@ -151,7 +151,9 @@ def test_objects_may_change_places(make_mask_model: Make, mask_clip: Clip, conto
 
 
 @EACH
-def test_keys_mean_the_same_in_every_frame_of_a_stream(make_mask_model: Make, mask_clip: Clip, contour: int) -> None:
+def test_keys_have_the_same_scale_in_every_frame_of_a_stream(
+    make_mask_model: Make, mask_clip: Clip, contour: int
+) -> None:
     """They are centred as those of the first frame, and again where the first object is given."""
     model, (frames, masks) = make_mask_model(contour=contour), mask_clip(1, 4)
     shown = first_only(masks)
@@ -165,7 +167,7 @@ def test_keys_mean_the_same_in_every_frame_of_a_stream(make_mask_model: Make, ma
 
 
 @EACH
-def test_what_is_given_is_said(make_mask_model: Make, mask_clip: Clip, contour: int) -> None:
+def test_a_given_mask_is_the_output(make_mask_model: Make, mask_clip: Clip, contour: int) -> None:
     model, (frames, masks) = make_mask_model(contour=contour), mask_clip(1, 2)
     output, _ = model(frames, masks=masks, given=first_only(masks))
     assert_close(output.logits[:, 0].softmax(1)[:, 1:], masks[:, 0], 1e-3)
@@ -199,7 +201,7 @@ def test_soft_aggregation() -> None:
         ({"frames": torch.zeros(1, 2, 1, 32, 48)}, "multiples of 16"),
         ({"masks": None, "given": None}, "the first call needs masks"),
         ({"masks": torch.zeros(1, 2, 1, 32, 32)}, "expected masks"),
-        ({"given": None}, "say with given"),
+        ({"given": None}, "masks need given"),
         ({"given": torch.zeros(1, 2, 2, dtype=torch.bool)}, "expected given"),
         ({"given": torch.zeros(1, 2, 1)}, "expected given"),
         ({"reset": torch.zeros(1, 3, dtype=torch.bool)}, "expected reset"),

@@ -54,7 +54,7 @@ def test_a_step_goes_along_the_gradient_of_the_loss(make_mask_model: Make) -> No
     assert_close(found[1], says.detach() - by_says / (config.agreement * weight), 1e-12)
 
 
-def test_steps_over_a_frame_bring_its_loss_down(make_mask_model: Make) -> None:
+def test_steps_on_a_frame_reduce_its_loss(make_mask_model: Make) -> None:
     model, (keys, told) = make_mask_model(), tokens()
     slots, says = tokens(12)
     mass, losses = torch.ones(1, 12, dtype=torch.float64), []
@@ -64,7 +64,7 @@ def test_steps_over_a_frame_bring_its_loss_down(make_mask_model: Make) -> None:
     assert all(after < before for before, after in pairwise(losses))
 
 
-def test_a_component_that_no_token_is_like_stays(make_mask_model: Make) -> None:
+def test_a_component_without_similar_tokens_is_unchanged(make_mask_model: Make) -> None:
     model, (keys, told) = make_mask_model(), tokens()
     keys[..., 0] = 3.0  # all of them on one side
     keys = F.normalize(keys, dim=2)
@@ -108,7 +108,7 @@ def test_two_objects_are_followed(make_mask_model: Make, mask_clip: Clip) -> Non
     assert score(learned) > score(copied)
 
 
-def test_an_object_is_nowhere_until_it_is_given(make_mask_model: Make, mask_clip: Clip) -> None:
+def test_an_object_has_no_pixels_until_it_is_given(make_mask_model: Make, mask_clip: Clip) -> None:
     model, (frames, masks) = make_mask_model(), mask_clip(1, 4)
     given = torch.zeros(1, 4, 2, dtype=torch.bool)
     given[:, 0, 0] = True
@@ -122,7 +122,7 @@ def test_an_object_is_nowhere_until_it_is_given(make_mask_model: Make, mask_clip
     assert state.says[..., 1].max() > 0.5
 
 
-def test_a_frozen_mixture_learns_what_is_given_and_nothing_else(make_mask_model: Make, mask_clip: Clip) -> None:
+def test_a_frozen_mixture_learns_given_masks_only(make_mask_model: Make, mask_clip: Clip) -> None:
     model, (frames, masks) = make_mask_model(), mask_clip(1, 4)
     given = torch.ones(1, 1, 2, dtype=torch.bool)
     _, first = model(frames[:, :1], masks=masks[:, :1], given=given)
@@ -161,6 +161,6 @@ def test_under_autocast_the_state_keeps_its_type(make_mask_model: Make, mask_cli
         {"contour": -8}, {"contour": 12}, {"heads": 0}, {"first": 1.5}, {"depth": 0},
     ],
 )  # fmt: skip
-def test_configurations_that_make_no_sense(make_mask_model: Make, change: dict[str, Any]) -> None:
+def test_invalid_configurations(make_mask_model: Make, change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="mixture"):
         make_mask_model(**change)

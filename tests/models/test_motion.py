@@ -59,7 +59,7 @@ def test_the_least_cost_is_that_of_the_shift(down: int, right: int) -> None:
     assert (costs.patches[0, 0].argmin(-1) == 24).all()  # no previous frame: no motion
 
 
-def test_before_training_the_picture_moves_on() -> None:
+def test_before_training_the_motion_continues() -> None:
     x = panned(4, 2, -1)
     prediction = model().double()(x)[0].prediction
     middle = (slice(0, 1), slice(1, 3), slice(None), slice(8, -8), slice(8, -8))
@@ -178,7 +178,7 @@ def test_a_saved_stream_continues(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"surprise": 2}, {"surprise": 0}, {"motion": 0}], ids=str)
-def test_who_only_watches_gets_the_same_losses(changes: dict[str, int]) -> None:
+def test_without_embeddings_the_losses_are_the_same(changes: dict[str, int]) -> None:
     made, x = disturbed(**changes), frames(2, 6)
     reset = torch.zeros(2, 6, dtype=torch.bool)
     reset[0, 4] = True
@@ -216,7 +216,7 @@ def test_a_stream_without_embeddings_finds_the_same_bit_for_bit(tmp_path: Path) 
     assert part.push(pictures[0]).loss == expected[0].loss
 
 
-def test_where_all_blocks_watch_embeddings_can_be_had_at_any_time(tmp_path: Path) -> None:
+def test_embeddings_are_always_available_if_all_blocks_give_the_surprise(tmp_path: Path) -> None:
     with_, without = (Stream(model(surprise=0), device="cpu", embed=embed) for embed in (True, False))
     pictures = [frame.permute(1, 2, 0).float().numpy() for frame in panned(4, 1, 2)[0]]
     for picture in pictures[:3]:

@@ -134,7 +134,9 @@ def test_objects_that_are_not_found_and_streams_that_do_not_learn_keep_what_was_
     assert_close(pack(after._replace(missed=begun.missed)), pack(begun))
 
 
-def test_an_object_is_nowhere_until_it_is_given_and_stands_as_given(make_target_model: Make, mask_clip: Clip) -> None:
+def test_an_object_has_no_pixels_until_it_is_given_and_then_its_given_mask(
+    make_target_model: Make, mask_clip: Clip
+) -> None:
     model, (frames, masks) = make_target_model(), mask_clip(1, 4)
     shown = torch.zeros(1, 4, 2, dtype=torch.bool)
     shown[0, 0, 0] = shown[0, 2, 1] = True
@@ -179,7 +181,7 @@ def test_the_past_is_of_the_last_frames(make_target_model: Make, mask_clip: Clip
     assert old.max() > 1e-3
 
 
-def test_likeness_is_that_of_the_best_key_and_counts_less_far_away() -> None:
+def test_similarity_is_that_of_the_best_key_and_falls_with_distance() -> None:
     generator = torch.Generator().manual_seed(0)
     keys = torch.nn.functional.normalize(torch.randn(1, 300, 8, dtype=torch.float64, generator=generator), dim=2)
     kept = torch.randn(1, 2, 30, 11, dtype=torch.float64, generator=generator)
@@ -201,7 +203,7 @@ def test_likeness_is_that_of_the_best_key_and_counts_less_far_away() -> None:
                 assert_close(ours.detach(), best.clamp(min=NOWHERE) / 4)
 
 
-def test_an_object_is_not_looked_for_far_from_where_it_was_unless_it_is_missed(
+def test_an_object_is_searched_for_near_its_last_position_unless_it_is_lost(
     make_target_model: Make, mask_clip: Clip
 ) -> None:
     model, (frames, masks) = make_target_model(near=0.2, widen=0.1), mask_clip(1, 1, 1)

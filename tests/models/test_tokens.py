@@ -7,7 +7,7 @@ from tttstream.models.tokens import PatchTokens, grid_positions, patchify, unpat
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 24)], ids=str)
-def test_patches_go_there_and_back(size: tuple[int, int]) -> None:
+def test_patches_convert_to_pictures_and_back(size: tuple[int, int]) -> None:
     frames = torch.rand(2, 3, 3, *size)
     patches = patchify(frames, 4)
     assert patches.shape == (2, 3, size[0] * size[1] // 16, 48)

@@ -25,7 +25,7 @@ def clip(make_video: MakeVideo) -> str:
     return str(make_video("camera.mp4", range(0, 1000, 40)))  # one second at 25 frames a second
 
 
-def test_a_file_in_the_cameras_place_plays_at_its_own_rate(clip: str) -> None:
+def test_a_file_as_a_camera_plays_at_its_own_rate(clip: str) -> None:
     with Camera(clip) as camera:
         assert (camera.name, camera.live, camera.fps) == ("camera.mp4", True, 25)
         start = time.monotonic()
@@ -122,7 +122,7 @@ def test_an_unknown_camera_fails_quickly_and_quietly(spec: int | str, capfd: pyt
     assert capfd.readouterr().err == ""
 
 
-def test_a_missing_file_in_the_cameras_place() -> None:
+def test_a_missing_file_as_a_camera() -> None:
     with pytest.raises(SourceError, match=r"there is no nowhere\.mp4"):
         Camera("nowhere.mp4")
 

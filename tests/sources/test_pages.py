@@ -173,7 +173,7 @@ def test_in_a_folder_they_come_in_their_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "folder"])
-def test_going_on_inside(tmp_path: Path, name: str) -> None:
+def test_continuing_inside_an_animation(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "folder":
         path.mkdir()

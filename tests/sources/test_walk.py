@@ -118,7 +118,7 @@ def test_a_revisit_shows_the_same_place_and_a_cut_another_one() -> None:
     assert 0.25 < np.mean([scene.known for scene in scenes]) < 0.55
 
 
-def test_usual_objects_are_old_acquaintances_and_novel_ones_are_new() -> None:
+def test_usual_objects_return_and_novel_ones_are_new() -> None:
     walk = Walk(seed=7)
     passes = [[(item.key, item.novel) for item in walk._scene(number).passes] for number in range(60)]
     assert not any(novel for scene in passes[:2] for _, novel in scene)

@@ -129,7 +129,7 @@ def test_the_world_is_made_of_what_imagine_gives(fresh: Fresh) -> None:
     np.testing.assert_allclose(picture[4:-4, 4:-4], world[4:-4, 4:-4], atol=1)
 
 
-def test_it_does_not_learn_when_told_not_to(fresh: Fresh) -> None:
+def test_without_learn_the_state_is_unchanged(fresh: Fresh) -> None:
     stream = fresh()
     stream.learn = False
     for frame in itertools.islice(Places(size=64), 3):
@@ -137,7 +137,7 @@ def test_it_does_not_learn_when_told_not_to(fresh: Fresh) -> None:
     assert all(not part.any() for part in stream.state.tensors())
 
 
-def test_a_restored_stream_goes_on_bit_for_bit(fresh: Fresh, tmp_path: Path) -> None:
+def test_a_restored_stream_continues_bit_for_bit(fresh: Fresh, tmp_path: Path) -> None:
     whole, part = fresh(), fresh()
     with open_source("places") as source:
         straight = [whole.push(frame) for frame in itertools.islice(source, 14)]

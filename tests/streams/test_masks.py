@@ -99,7 +99,7 @@ def test_objects_are_shown_by_masks_boxes_and_points(
     assert stream.frames == 5
 
 
-def test_a_stream_is_bit_for_bit_repeatable_and_goes_on_where_it_was_saved(
+def test_a_stream_is_repeatable_and_continues_from_a_file_bit_for_bit(
     make_mask_model: Make, video: tuple[list[np.ndarray], np.ndarray], tmp_path: Path
 ) -> None:
     frames, labels = video
@@ -197,12 +197,12 @@ def test_an_object_may_be_forgotten(make_mask_model: Make, video: tuple[list[np.
 
 
 @pytest.mark.parametrize("options", [{"objects": 0}, {"objects": 256}, {"size": 8}])
-def test_streams_that_make_no_sense(make_mask_model: Make, options: dict[str, int]) -> None:
+def test_invalid_options_of_streams(make_mask_model: Make, options: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         MaskStream(make_mask_model(torch.float32), **options)
 
 
-def test_a_model_goes_into_a_folder_and_comes_back(make_mask_model: Make, tmp_path: Path) -> None:
+def test_a_model_is_saved_to_a_folder_and_loaded(make_mask_model: Make, tmp_path: Path) -> None:
     model = make_mask_model(torch.float32)
     model.save(tmp_path / "whole")
     assert load(tmp_path / "whole").fingerprint() == model.fingerprint()

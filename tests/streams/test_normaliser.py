@@ -26,7 +26,7 @@ def test_any_stream_scores_about_zero_and_one(scale: float, spread: float) -> No
     assert 0.85 < math.sqrt(sum((score - mean) ** 2 for score in tail) / len(tail)) < 1.15
 
 
-def test_an_event_stands_out_and_does_not_hide_the_next() -> None:
+def test_an_event_has_a_high_score_and_does_not_hide_the_next() -> None:
     values = losses(1000, 1.0, 0.1)
     for event in (600, 640, 680):
         values[event] *= 3.0
@@ -51,7 +51,7 @@ def test_on_a_still_picture_a_hundredth_more_is_an_event() -> None:
     assert max(result[:300]) < 3 < result[300]
 
 
-def test_the_first_frames_say_nothing() -> None:
+def test_the_first_frames_have_no_surprise() -> None:
     assert scores(losses(8, 1.0, 1.0)) == [0.0] * 8
 
 
@@ -63,7 +63,7 @@ def test_a_loss_of_zero_is_allowed() -> None:
     assert all(math.isfinite(score) for score in scores([0.0, 1.0] * 50))
 
 
-def test_it_goes_on_where_it_was() -> None:
+def test_it_continues_from_its_saved_values() -> None:
     values = losses(300, 1.0, 0.2)
     whole = scores(values)
     first, second = Normaliser(), Normaliser()

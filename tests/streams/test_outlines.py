@@ -51,6 +51,6 @@ def test_boxes_over_the_border_and_those_that_hide_nothing() -> None:
         (lambda image: from_point(image, (1, 2, 3)), "expected a point x, y"),
     ],
 )
-def test_what_cannot_be_pointed_at(call: object, says: str) -> None:
+def test_invalid_boxes_and_points(call: object, says: str) -> None:
     with pytest.raises(FrameError, match=says):
         call(disk()[0])  # type: ignore[operator]

@@ -29,7 +29,7 @@ def test_a_result(stream: Stream) -> None:
     assert result.latency_ms > 0
 
 
-def test_it_grows_used_to_what_it_sees_and_notices_the_new(stream: Stream) -> None:
+def test_the_surprise_falls_with_repetition_and_rises_for_new_frames(stream: Stream) -> None:
     usual = [stream.push(picture(0)) for _ in range(60)]
     assert usual[-1].loss < usual[0].loss
     new = stream.push(picture(1))
@@ -130,7 +130,7 @@ def test_a_stream_needs_a_memory_with_a_loss_and_a_backend_that_runs() -> None:
             Stream(models.build("small", size=32), device="cuda")
 
 
-def test_two_streams_of_one_model_do_not_meet() -> None:
+def test_two_streams_of_one_model_are_independent() -> None:
     model = models.build("small", size=32)
     alone = Stream(models.build("small", size=32))
     expected = [alone.push(picture(seed)).loss for seed in range(4)]

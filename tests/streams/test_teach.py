@@ -137,7 +137,7 @@ def test_mistakes_change_nothing(model: TeachModel, taught: TeachStream) -> None
         TeachStream(model, size=8)
 
 
-def test_a_full_memory_says_so() -> None:
+def test_a_full_memory_raises_an_error() -> None:
     stream = TeachStream(TeachModel(TeachConfig(size=64, labels=2, keys=8)))
     for name in ("a", "b", "a"):
         stream.teach(name, frame("grass.png"))
@@ -160,7 +160,7 @@ for _, frame in zip(range(3), source):
 """
 
 
-def test_another_process_goes_on_bit_for_bit(taught: TeachStream, tmp_path: Path) -> None:
+def test_another_process_continues_bit_for_bit(taught: TeachStream, tmp_path: Path) -> None:
     taught.save(tmp_path / "state.safetensors")
     expected = []
     for _, frame in zip(range(3), tttstream.open_source("walk", size=160, seed=3), strict=False):

@@ -149,9 +149,7 @@ def test_an_object_that_is_forgotten_has_no_window_and_frees_its_place(make_targ
         stream.forget(3)
 
 
-def test_a_stream_with_windows_goes_on_bit_for_bit_with_objects_added_on_the_way(
-    make_target_model: Make, tmp_path: Path
-) -> None:
+def test_a_stream_with_windows_and_added_objects_continues_bit_for_bit(make_target_model: Make, tmp_path: Path) -> None:
     model, (frames, labels) = make_target_model(torch.float32), video()
     stream = MaskStream(model, objects=3, size=HEIGHT, crop=CROP)
     assert not stream.push(frames[0]).mask.any()  # nothing was given

@@ -49,7 +49,7 @@ def task(**options: Any) -> MaskPropagation:
     return MaskPropagation(SMALL, **options)
 
 
-def test_lanes_go_on_where_they_stood() -> None:
+def test_lanes_continue_where_they_stopped() -> None:
     whole = batch()
     one, two = task().eval(), task().eval()
     expected = one(whole, "val")
@@ -103,7 +103,7 @@ def test_void_pixels_count_in_no_loss_and_no_overlap() -> None:
     assert all(torch.isfinite(loss) for loss in learner.losses(everything).values())
 
 
-def test_rows_that_go_on_keep_their_place() -> None:
+def test_rows_that_continue_keep_their_position() -> None:
     """Another number of rows is refused, unless all of them begin a sequence."""
     learner, whole = task().eval(), batch()
     learner(piece(whole, 0, 2), "val")
@@ -206,7 +206,7 @@ def test_baselines(name: str) -> None:
         propagate("luck", model, segment.frames, masks)
 
 
-def test_data_without_masks_and_options_that_make_no_sense() -> None:
+def test_data_without_masks_and_invalid_options() -> None:
     with pytest.raises(ConfigError, match="no masks"):
         task()(batch()._replace(mask=None), "val")
     with pytest.raises(ConfigError, match="at least 1"):

@@ -48,7 +48,7 @@ class TestPlanting:
         assert not cover.any()
         assert (age == -1).all()
 
-    def test_it_follows_from_the_generator(self) -> None:
+    def test_the_result_depends_only_on_the_generator(self) -> None:
         first, again, other = (plant(self.frames, 1.0, seeded(seed)).frames for seed in (1, 1, 2))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
@@ -200,7 +200,7 @@ class TestMeasures:
         assert report["frozen"]["all"]["found"] == 0.0
         assert "| surprise | cut | 2 | 1.000 | 1.00 | 0.0 | 0.00 |" in table(report)
 
-    def test_alarms_without_an_event_are_counted_by_the_minute(self) -> None:
+    def test_false_alarms_are_counted_by_the_minute(self) -> None:
         made = self.stream(1530, {700: "cut", 900: "x", 1100: "x"}, 1.0)
         made.events = made.events[:1]
         false = judge([made])["surprise"]["all"]["false_alarms_per_minute"]

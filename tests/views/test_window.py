@@ -209,14 +209,14 @@ with module.Viewer() as window:
 """
 
 
-def test_a_window_that_stays_black_is_opened_again(display: str) -> None:
+def test_a_black_window_is_reopened(display: str) -> None:
     with Program(display, "-c", BLACK_TWICE) as program:
         code, said, err = program.end()
     assert code == 0, err
     assert "openings 3 left 0" in said
 
 
-def test_an_agent_plays_until_the_person_quits(display: str, tmp_path: Path) -> None:
+def test_an_agent_plays_until_the_user_quits(display: str, tmp_path: Path) -> None:
     pytest.importorskip("pygame", reason="CartPole draws itself with pygame: pip install 'gymnasium[classic-control]'")
     run = tmp_path / "run"
     sizes = ["--n-envs=2", "--rollout=16", "--minibatch=16", "--dim=16", "--steps=64", "--no-tensorboard", "--quiet"]

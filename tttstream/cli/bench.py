@@ -83,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
         "runs": runs, "costs": [c._asdict() for c in found], "dual": [d._asdict() for d in duals]
     }  # fmt: skip
     for name, text in (("bench.json", json.dumps(records, indent=1) + "\n"), ("bench.md", table(found, duals, runs))):
-        file = TextFile(folder.path / name)
-        with file:
+        with TextFile(folder.path / name) as file:
             file.write(text)
     draw(found, about, folder.path / "bench.png")
     folder.release()

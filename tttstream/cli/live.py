@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import re
-import secrets
 import sys
 import time
 from contextlib import ExitStack
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from tttstream.live import Camera, Engine
 
 PORT = 8230
-LEAST_TOKEN = 16  # characters
 EPILOG = f"""\
 SOURCE is any source of `tttstream watch`: a camera number, an RTSP or MJPEG address, a video, a folder of images, a
 ROS 2 bag, gym:ENV_ID, walk, places. The default is camera 0, or the embedded source {INSTEAD} if there is no camera.
@@ -43,16 +40,6 @@ class Address(NamedTuple):
     host: str
     port: int
     given: bool = True
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
 
 def address(text: str) -> Address:
@@ -191,16 +178,17 @@ def _serve(args: argparse.Namespace, engine: Engine, stack: ExitStack) -> None:
         return
     try:
         from tttstream.live.web import serve
+        from tttstream.live.web.access import SHORTEST, is_loopback
     except ImportError as error:
         raise DependencyError("the page needs Starlette, uvicorn and websockets: install them, or --no-web") from error
 
     token = None
     if args.token_file is not None:
         token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file.is_file() else ""
-        if len(token) < LEAST_TOKEN:
-            raise ConfigError(f"--token-file {args.token_file}: expected a file with {LEAST_TOKEN} characters or more")
-    elif not args.web.loopback:
-        token = secrets.token_urlsafe(24)
+        if len(token) < SHORTEST:
+            raise ConfigError(f"--token-file {args.token_file}: expected a file with {SHORTEST} characters or more")
+    elif not is_loopback(args.web.host):
+        token = "new"
     more: dict[str, Any] = {"token": token, "names": args.web_name}
     more["tls"] = None if args.web_tls is None else tuple(args.web_tls)
     try:
@@ -287,7 +275,7 @@ def line_of(status: dict[str, Any]) -> str:
 def report(summary: dict[str, Any], args: argparse.Namespace) -> int:
     """Print the summary. Raises SourceError if no source gave a frame."""
     from tttstream.io.names import shown
-    from tttstream.io.outputs import TextFile, text_of
+    from tttstream.io.outputs import write_report
 
     cameras = summary["cameras"]
     failed = [camera for camera in cameras if camera["state"] == "failed"]
@@ -309,7 +297,5 @@ def report(summary: dict[str, Any], args: argparse.Namespace) -> int:
         if trouble is not None:
             print(f"tttstream: {what}: {trouble}", file=sys.stderr)
     if args.summary is not None:
-        file = TextFile(args.summary)
-        with file:
-            file.write(text_of(summary, indent=2) + "\n")
+        write_report(args.summary, summary)
     return 0

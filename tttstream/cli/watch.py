@@ -209,7 +209,7 @@ def watch(
 
 def write_index(out: Path, summaries: list[dict[str, Any]], failed: dict[str, str]) -> None:
     """Write summary.json for several sources: the sums, the summary of each source, and the unreadable sources."""
-    from tttstream.io.outputs import TextFile, text_of
+    from tttstream.io.outputs import write_report
 
     short = [{k: v for k, v in summary.items() if k not in ("events", "planted")} for summary in summaries]
     total = {
@@ -219,9 +219,7 @@ def write_index(out: Path, summaries: list[dict[str, Any]], failed: dict[str, st
         "sources": short,
         "unreadable": [{"source": spec, "reason": reason} for spec, reason in failed.items()],
     }
-    file = TextFile(out / "summary.json")
-    with file:
-        file.write(text_of(total, indent=2) + "\n")
+    write_report(out / "summary.json", total)
     print(shown(f"summary of {len(summaries)} sources: {out / 'summary.json'}"))
 
 

@@ -160,6 +160,12 @@ class TextFile(OutputFile):
             self._file.close()
 
 
+def write_report(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Write a file of indented JSON."""
+    with TextFile(path) as file:
+        file.write(text_of(values, indent=2) + "\n")
+
+
 class ArrayFile(OutputFile):
     """A .npy file [n, width] float32 that grows row by row: constant memory, `np.load` reads it as any other."""
 

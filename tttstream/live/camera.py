@@ -9,42 +9,21 @@ from typing import Any
 import numpy as np
 
 from tttstream.errors import ConfigError
-from tttstream.frames import Result
-from tttstream.live.boxes import box_of, boxes_of
+from tttstream.frames import Frame, Result
+from tttstream.live.boxes import Box, box_of, boxes_of
 from tttstream.live.companion import Companion
 from tttstream.live.follower import Follower
-from tttstream.live.gallery import Gallery
 from tttstream.live.gate import PRESETS
 from tttstream.live.panes import Pane
-from tttstream.live.row import Helpers, Row
+from tttstream.live.row import Command, Row
 from tttstream.live.teacher import Teacher
-from tttstream.streams import Session
 
 MOST_SAVES = 8
 SAVE_NAME = re.compile("[A-Za-z0-9_-]{1,32}")
 
 
 class Camera(Row):
-    """The public interface of a row. Any thread may call it.
-
-    command: passes a job to the worker. keep_save: called with each saved memory.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        label: str,
-        kind: str,
-        stream: Session,
-        gallery: Gallery,
-        command: Callable[[Callable[[], Any]], Future[Any]],
-        *,
-        filmed: bool,
-        helpers: Helpers,
-    ) -> None:
-        super().__init__(name, label, kind, stream, gallery, filmed=filmed, helpers=helpers)
-        self._command = command
-        self.keep_save: Callable[[str, Session], None] = lambda name, stream: None
+    """The public interface of a row. Any thread may call it."""
 
     # Output for the user.
 
@@ -138,12 +117,14 @@ class Camera(Row):
 
     # Commands of the user. Each runs between two frames; the result of the future is the new status.
 
-    def _tell(self, job: Callable[[], None]) -> Future[Any]:
+    def _tell(self, job: Callable[[], Any], command: Command | None = None) -> Future[Any]:
+        """Do a job in the worker, or by another command."""
+
         def done() -> dict[str, Any]:
             job()
             return self.status()
 
-        return self._command(done)
+        return (command or self._command)(done)
 
     def set(
         self,
@@ -212,70 +193,44 @@ class Camera(Row):
         box: (x0, y0, x1, y1), as shares of the picture's width and height, 0..1. name: shown to people, at most 40
         letters. The future raises ConfigError or FrameError if this is not possible.
         """
-        shown = self.shown
-
-        def job() -> dict[str, Any]:
-            assert isinstance(companion, Follower)
-            assert shown is not None
-            companion.add(shown.frame, place, " ".join(name.split())[:40])
-            return self.status()
-
-        try:
-            place = box_of(box)
-            if shown is None:
-                raise ConfigError(f"{self.label} has shown no picture yet: there is nothing to follow")
-            companion = self.companion(Follower.KIND)
-        except Exception as error:
-            return failed(error)
-        return companion.do(job)
+        short = " ".join(name.split())[:40]
+        return self._help(Follower, lambda follower, frame, place: follower.add(frame, place, short), box)
 
     def unfollow(self, number: int | None = None) -> Future[Any]:
         """Stop following a thing, by its number, or all things."""
-        companion = self.companions.get(Follower.KIND)
-        if not isinstance(companion, Follower):
-            return failed(ConfigError("nothing is followed"))
-        follower = companion
-
-        def job() -> dict[str, Any]:
-            follower.drop(number)
-            return self.status()
-
-        return follower.do(job)
+        return self._stop_help(Follower, "nothing is followed", lambda follower: follower.drop(number))
 
     def teach(self, label: str, box: Sequence[float] | None = None) -> Future[Any]:
         """Teach one example of a thing: a box (x0, y0, x1, y1) in 0..1 of the newest picture, or the whole picture.
 
         More examples improve recognition. The future raises ConfigError if this is not possible.
         """
-        shown = self.shown
-
-        def job() -> dict[str, Any]:
-            assert isinstance(companion, Teacher)
-            assert shown is not None
-            companion.teach(label, shown.frame, place)
-            return self.status()
-
-        try:
-            place = None if box is None else box_of(box)
-            if shown is None:
-                raise ConfigError(f"{self.label} has shown no picture yet: there is nothing to teach")
-            companion = self.companion(Teacher.KIND)
-        except Exception as error:
-            return failed(error)
-        return companion.do(job)
+        return self._help(Teacher, lambda teacher, frame, place: teacher.teach(label, frame, place), box)
 
     def forget_label(self, label: str) -> Future[Any]:
         """Remove a taught name."""
-        companion = self.companions.get(Teacher.KIND)
-        if not isinstance(companion, Teacher):
-            return failed(ConfigError("nothing was taught"))
-        teacher = companion
+        return self._stop_help(Teacher, "nothing was taught", lambda teacher: teacher.forget(label))
 
-        def job() -> dict[str, Any]:
-            teacher.forget(label)
-            return self.status()
+    def _help(
+        self, kind: type[Companion], act: Callable[[Any, Frame, Box | None], Any], box: Sequence[float] | None
+    ) -> Future[Any]:
+        """Let a companion act on the newest frame, and on a box in it if there is one."""
+        shown = self.shown
+        try:
+            place = None if box is None else box_of(box)
+            if shown is None:
+                raise ConfigError(f"{self.label} has shown no picture yet: there is nothing to {kind.KIND}")
+            companion, frame = self.companion(kind.KIND), shown.frame
+        except Exception as error:
+            return failed(error)
+        return self._tell(lambda: act(companion, frame, place), companion.do)
 
-        return teacher.do(job)
+    def _stop_help(self, kind: type[Companion], missing: str, act: Callable[[Any], None]) -> Future[Any]:
+        """Let a companion act. The future raises ConfigError with `missing` if there is none."""
+        companion = self.companions.get(kind.KIND)
+        if companion is None:
+            return failed(ConfigError(missing))
+        return self._tell(lambda: act(companion), companion.do)
 
     def companion(self, kind: str) -> Companion:
         """The companion of a kind, made at the first call. Raises the errors of loading its model."""

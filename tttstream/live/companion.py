@@ -48,12 +48,11 @@ class Companion(ABC):
     def look(self, frame: Frame) -> None:
         """Process a frame."""
 
-    @abstractmethod
     def note(self) -> dict[str, Any]:
-        """The values that `restore` needs in addition to the stream (JSON-able)."""
+        """The values that `restore` needs in addition to the stream (JSON-able); none unless a kind has some."""
+        return {}
 
-    @abstractmethod
-    def restore(self, note: dict[str, Any]) -> None:
+    def restore(self, note: dict[str, Any]) -> None:  # noqa: B027
         """Restore the values of `note`; the stream is already loaded."""
 
     def put(self, frame: Frame) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tttstream.errors import OutputError
-from tttstream.io.outputs import OutputFolder, TextFile, saving, text_of
+from tttstream.io.outputs import OutputFolder, saving, write_report
 from tttstream.live.chores import Chores
 from tttstream.live.film import Clip
 
@@ -146,9 +146,7 @@ class Gallery:
             path = self._place(event)
             with saving(path):
                 path.mkdir(exist_ok=True)
-            file = TextFile(path / "event.json")
-            with file:
-                file.write(text_of(event, indent=2) + "\n")
+            write_report(path / "event.json", event)
 
     def get(self, number: int) -> dict[str, Any] | None:
         """An event by its number, None if there is none."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,8 @@ from tttstream.sources.pushed import Pushed
 from tttstream.streams import Session
 from tttstream.views.overlay import to_uint8
 
+Command = Callable[[Callable[[], Any]], Future[Any]]
+"""Runs a job in another thread."""
 Helpers = Callable[[str, str], Companion]
 """Makes a companion of a kind for the camera with this id."""
 CURVE = 600  # number of results in a curve
@@ -36,8 +39,9 @@ GREY = 127  # value of ignored pixels in the input of the model
 class Row:
     """A source and its stream. The worker of an engine calls `masked`, `took`, `refuse` and `fail`.
 
-    id: of [A-Za-z0-9_-]. label: for display. kind: see `naming.kind_of`. helpers: makes companions. shown: the newest
-    result with its frame. event_begins: the number of the frame at which the last event began.
+    id: of [A-Za-z0-9_-]. label: for display. kind: see `naming.kind_of`. command: of the worker. helpers: makes
+    companions. keep_save: called with each saved memory. shown: the newest result with its frame. event_begins: the
+    number of the frame at which the last event began.
     """
 
     def __init__(
@@ -47,12 +51,14 @@ class Row:
         kind: str,
         stream: Session,
         gallery: Gallery,
+        command: Command,
         *,
         filmed: bool,
         helpers: Helpers,
     ) -> None:
         self.id, self.label, self.kind = name, label, kind
-        self.stream, self.gallery, self._helpers = stream, gallery, helpers
+        self.stream, self.gallery, self._command, self._helpers = stream, gallery, command, helpers
+        self.keep_save: Callable[[str, Session], None] = lambda name, stream: None
         self.companions: dict[str, Companion] = {}
         self._joining = threading.Lock()
         self.feed: Feed

@@ -51,12 +51,6 @@ class Teacher(Companion):
         """The things in view in the last processed frame."""
         return list(self._said)
 
-    def note(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, note: dict[str, Any]) -> None:
-        """See Companion."""
-
 
 def _shares(box: Any, width: int, height: int) -> tuple[float, float, float, float]:
     left, top, wide, tall = box

@@ -83,7 +83,6 @@ class Binding(Memory):
     def forward(
         self, x: Tensor, state: Any = None, reset: Tensor | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """See the class and `Memory`."""
         state = self.check(x, state, reset, lengths)
         if reset is None and lengths is None and not bool((x[..., self.keys :] != 0).any()):
             return self._answer(state, x.to(self.state_dtype)).to(x.dtype), state  # questions alone change nothing

@@ -1,7 +1,7 @@
 """TTTLayer: a memory whose state is the weights of a small model that takes a gradient step on every token."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -195,30 +195,6 @@ class TTTLayer(Memory):
         if self.scale is None:
             return None
         return (self.ramp.value + self.scale).clamp(min=0.0)
-
-    @overload
-    def forward(
-        self,
-        x: Tensor,
-        state: TTTState | None = None,
-        reset: Tensor | None = None,
-        lengths: Tensor | None = None,
-        *,
-        return_loss: Literal[False] = False,
-        learn: bool = True,
-    ) -> tuple[Tensor, TTTState]: ...
-
-    @overload
-    def forward(
-        self,
-        x: Tensor,
-        state: TTTState | None = None,
-        reset: Tensor | None = None,
-        lengths: Tensor | None = None,
-        *,
-        return_loss: Literal[True],
-        learn: bool = True,
-    ) -> tuple[Tensor, TTTState, Loss]: ...
 
     def forward(
         self,

@@ -1,11 +1,9 @@
 """Classification: logits for every frame, and for the clip so far."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +14,9 @@ from tttstream.models.classifier import Classifier, Encoder, Said
 from tttstream.models.frame import ModelConfig
 from tttstream.models.tokens import PatchTokens
 from tttstream.ranks import Line
+from tttstream.train.data.batch import Batch
 from tttstream.train.export import described
 from tttstream.train.task import StreamTask, mean_where
-
-if TYPE_CHECKING:
-    from tttstream.train.data import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +40,7 @@ class Classification(StreamTask):
         *,
         encoder: Encoder | None = None,
         smoothing: float = 0.0,
-        learn: bool = True,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup: int = 100,
+        **options: Any,
     ) -> None:
         if classes < 2:
             raise ConfigError(f"classification: expected at least two classes, got {classes}")
@@ -56,7 +49,7 @@ class Classification(StreamTask):
         network = Classifier(model, classes, encoder)
         if isinstance(network.tokens, PatchTokens):
             network.tokens.registers.requires_grad_(model.registers > 0)
-        super().__init__(network, learn=learn, lr=lr, weight_decay=weight_decay, warmup=warmup)
+        super().__init__(network, recompute=0, **options)
         self.classes, self.smoothing = classes, smoothing
         self._sums: dict[str, Tensor] = {}
         self._clips: dict[int, Judged] = {}

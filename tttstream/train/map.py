@@ -1,8 +1,6 @@
 """Training of the map: a memory recalls places out of view, trained with queries about the past."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +13,10 @@ from tttstream.models.base import SavedModel
 from tttstream.models.map import MapConfig, MapModel, MapOutput
 from tttstream.models.map.model import Cells
 from tttstream.train.calibration import calibrate
+from tttstream.train.data.batch import Batch
 from tttstream.train.data.generated import TRAINED_ON
 from tttstream.train.metrics import Table, octave
 from tttstream.train.task import StreamTask, mean_where
-
-if TYPE_CHECKING:
-    from tttstream.train.data import Batch
 
 OCTAVES = 16
 SAMPLES = 512  # pictures of training worlds whose patches give the components of the codes
@@ -190,7 +186,6 @@ class Map(StreamTask):
         return {"pictures": pairs.flatten(0, 1)}
 
     def measure(self, batch: Batch, stage: str) -> None:
-        """See StreamTask."""
         output, asked = self(batch, stage)
         losses = self.losses(output, asked, batch.valid)
         self.log_losses(stage, losses, None, batch.valid, batch.valid)
@@ -200,7 +195,6 @@ class Map(StreamTask):
         self.tables[stage].update(octave(asked.age[seen]), torch.stack([error[seen], mean[seen]], 1))  # type: ignore[operator]
 
     def setup(self, stage: str) -> None:
-        """See StreamTask."""
         super().setup(stage)
         self._past.clear()
 
@@ -225,7 +219,6 @@ class Map(StreamTask):
             calibrate(model, frames=self.calibration)
 
     def begin(self, stage: str) -> None:
-        """See StreamTask."""
         super().begin(stage)
         self._past.pop(stage, None)
 

@@ -1,9 +1,7 @@
 """Mask propagation: the mask of the first frame is given, the later ones are predicted."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +13,8 @@ from tttstream.io.mask_files import VOID
 from tttstream.models.masks import MaskOutput, MixtureConfig, MixtureModel, Propagator, TargetConfig, TargetModel
 from tttstream.sources.photographs import NAMES as PHOTOGRAPHS
 from tttstream.sources.photographs import photograph
+from tttstream.train.data.batch import Batch
 from tttstream.train.task import StreamTask, named, not_negative
-
-if TYPE_CHECKING:
-    from tttstream.train.data import Batch
 
 NOBODY = -2  # no object has this number, and it is not that of void
 # Pixels by which the centre of a training frame is shifted, so that the positions in large frames are known
@@ -279,24 +275,8 @@ class TargetPropagation(MaskPropagation):
     )
     """Memories that are used alone, and the share of these steps."""
 
-    def __init__(
-        self,
-        network: TargetConfig,
-        *,
-        objects: int = 2,
-        forced: float = 0.0,
-        lr: float = 2e-3,
-        weight_decay: float = 0.01,
-        warmup: int = 30,
-    ) -> None:
-        super().__init__(
-            network,  # type: ignore[arg-type]
-            objects=objects,
-            forced=forced,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup=warmup,
-        )
+    def __init__(self, network: TargetConfig, *, forced: float = 0.0, warmup: int = 30, **options: Any) -> None:
+        super().__init__(network, slots=None, forced=forced, warmup=warmup, **options)  # type: ignore[arg-type]
 
     @staticmethod
     def built(network: TargetConfig) -> TargetModel:

@@ -1,10 +1,8 @@
 """Novelty: a surprise that separates new objects from motion, trained on objects planted into streams."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +14,10 @@ from tttstream.inner import CATALOGUE as INNER_MODELS
 from tttstream.io.outputs import TextFile, saving
 from tttstream.models.frame import ModelConfig
 from tttstream.ranks import Line
+from tttstream.train.data.batch import Batch
 from tttstream.train.planting import excursion, plant, sensor_noise
 from tttstream.train.prediction import Prediction, Segment
 from tttstream.train.task import StreamTask
-
-if TYPE_CHECKING:
-    from tttstream.train.data import Batch
 
 SETTLED = 8  # frames that a stream lasts before its surprise counts
 YOUNG = 8  # frames for which a planted thing is new
@@ -83,17 +79,9 @@ class Novelty(Prediction):
         noise: float = 6.0,
         planted_in_test: float = 0.2,
         seed: int = 0,
-        horizon: int = 1,
-        weights: str | None = None,
-        recompute: int = 0,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup: int = 100,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            model, horizon=horizon, weights=weights, recompute=recompute, lr=lr, weight_decay=weight_decay,
-            warmup=warmup,
-        )  # fmt: skip
+        super().__init__(model, reset_every=0, steady=False, learn=True, **options)
         if model.registers or model.memory.removeprefix("ttt_") not in INNER_MODELS:  # others have no inner loss
             raise ConfigError(
                 f"novelty: the surprise of patches needs a ttt_ memory that every patch passes through (registers=0), "

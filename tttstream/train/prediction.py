@@ -1,8 +1,6 @@
 """Prediction of the next frame, or of k frames, compared with repeating the last frame."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +10,9 @@ from tttstream.models import load_as
 from tttstream.models.backbone import ModelState
 from tttstream.models.frame import FrameModel, ModelConfig, Output
 from tttstream.ranks import Line
+from tttstream.train.data.batch import Batch
 from tttstream.train.metrics import QUALITIES, Table, octave, qualities
 from tttstream.train.task import StreamTask, join, mean_where, named
-
-if TYPE_CHECKING:
-    from tttstream.train.data import Batch
 
 FLOOR = 1e-5
 """Added to errors before their ratio is taken: errors below a grey level come from rounding and compression."""
@@ -75,11 +71,7 @@ class Prediction(StreamTask):
         reset_every: int = 0,
         steady: bool = False,
         weights: str | None = None,
-        learn: bool = True,
-        recompute: int = 0,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup: int = 100,
+        **options: Any,
     ) -> None:
         network = begun(model, weights)
         network.embedding.requires_grad_(False)  # no loss reaches it
@@ -89,9 +81,7 @@ class Prediction(StreamTask):
                 raise ConfigError("steady needs blocks of surprise: set model.surprise, for example to 1")
             for part in (network.tokens, *network.backbone.blocks[: model.surprise]):
                 part.requires_grad_(False)
-        super().__init__(
-            network, learn=learn, recompute=recompute, lr=lr, weight_decay=weight_decay, warmup=warmup,
-        )  # fmt: skip
+        super().__init__(network, **options)
         if horizon < 1:
             raise ConfigError(f"prediction: horizon must be at least 1, got {horizon}")
         if reset_every < 0:

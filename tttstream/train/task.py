@@ -1,10 +1,8 @@
 """Shared by all training tasks: a memory carried from batch to batch, saved with the weights, and the optimiser."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -20,10 +18,8 @@ from tttstream.models.base import SavedModel
 from tttstream.models.frame import Output
 from tttstream.ranks import Line
 from tttstream.state import pack, unpack
+from tttstream.train.data.batch import Batch
 from tttstream.train.export import described
-
-if TYPE_CHECKING:
-    from tttstream.train.data import Batch
 
 
 class StreamTask(LightningModule):

@@ -34,7 +34,7 @@ def path(engine: Engine) -> str:
     return f"/api/cameras/{engine.cameras[0].id}"
 
 
-def test_the_document_is_that_of_the_routes(client: httpx.Client) -> None:
+def test_the_openapi_document_describes_the_routes(client: httpx.Client) -> None:
     async def made() -> Application:
         return Application(None, Access(), 0)  # type: ignore[arg-type]
 
@@ -49,7 +49,7 @@ def test_the_document_is_that_of_the_routes(client: httpx.Client) -> None:
     assert {one for one in routed if one[1].startswith("/api/")} - {("GET", "/api/openapi.json")} == documented
 
 
-def test_the_document_in_docs_is_up_to_date(root: Path) -> None:
+def test_the_openapi_document_in_docs_is_up_to_date(root: Path) -> None:
     operations = Api(None, None, None, None, None).operations()  # type: ignore[arg-type]
     written = json.loads((root / "docs" / "live-openapi.json").read_text("utf-8"))
     assert written | {"info": None} == document(operations, SOCKETS) | {"info": None}, "run docs/openapi.py"
@@ -82,7 +82,7 @@ def test_settings_of_a_camera(client: httpx.Client, path: str) -> None:
     assert client.patch(path, json={"preset": "odd"}).status_code == 400
 
 
-def test_memory_is_forgotten_saved_and_restored(client: httpx.Client, path: str) -> None:
+def test_the_memory_is_reset_saved_and_restored(client: httpx.Client, path: str) -> None:
     saved = client.post(f"{path}/save", json={"name": "noon"}).json()
     assert [one["name"] for one in saved["saved"]] == ["noon"]
     assert client.post(f"{path}/forget").status_code == 200
@@ -92,7 +92,7 @@ def test_memory_is_forgotten_saved_and_restored(client: httpx.Client, path: str)
     assert "midnight" in answer.json()["error"]
 
 
-def test_cameras_come_and_go(client: httpx.Client, engine: Engine, until: Until) -> None:
+def test_cameras_are_added_and_removed(client: httpx.Client, engine: Engine, until: Until) -> None:
     said = client.post("/api/cameras", json={"number": 1}).json()
     until(lambda: client.get(f"/api/cameras/{said['id']}").json()["version"] > 0)
     again = client.post("/api/cameras", json={"number": 1})
@@ -116,7 +116,7 @@ def test_pictures_and_curves(client: httpx.Client, path: str) -> None:
         assert client.get(f"{path}/panes/frame", params=wrong).status_code == 400
 
 
-def test_an_event_says_why(client: httpx.Client, path: str, until: Until) -> None:
+def test_an_event_has_pictures_that_explain_it(client: httpx.Client, path: str, until: Until) -> None:
     client.patch(path, json={"preset": "high"})
     event = until(lambda: client.get("/api/events").json())[-1]
     client.patch(path, json={"preset": "normal"})
@@ -155,7 +155,7 @@ def test_clips_are_videos(make_engine: Callable[..., Engine], tmp_path: Path, un
         ("POST", "forget-label", {"label": "cup"}),
     ],
 )
-def test_what_an_engine_cannot_do_it_says(
+def test_operations_that_the_engine_does_not_support_are_refused(
     client: httpx.Client,
     engine: Engine,
     monkeypatch: pytest.MonkeyPatch,
@@ -199,7 +199,7 @@ def test_refusals_are_json(client: httpx.Client, method: str, path: str, status:
     assert list(answer.json()) == ["error"]
 
 
-def test_a_fault_inside_is_logged_and_not_shown(
+def test_an_internal_error_is_logged_and_not_shown(
     server: Server,
     client: httpx.Client,
     engine: Engine,

@@ -35,7 +35,7 @@ from tttstream.live.web.rates import CLIENTS, Rate
         (json.dumps({"preset": "x" * 17}).encode(), 400),
     ],
 )
-def test_bodies_that_are_too_large_or_say_something_else(
+def test_bodies_that_are_too_large_or_do_not_fit_the_schema(
     client: httpx.Client, engine: Engine, body: bytes, status: int
 ) -> None:
     path, json_type = f"/api/cameras/{engine.cameras[0].id}", {"Content-Type": "application/json"}
@@ -44,7 +44,7 @@ def test_bodies_that_are_too_large_or_say_something_else(
     assert "\n" not in answer.json()["error"]
 
 
-def test_only_json_is_a_body(client: httpx.Client, engine: Engine) -> None:
+def test_bodies_other_than_json_are_refused(client: httpx.Client, engine: Engine) -> None:
     """A form of another site can send text, but not this type."""
     path = f"/api/cameras/{engine.cameras[0].id}/save"
     assert client.post(path, content=b'{"name": "x"}', headers={"Content-Type": "text/plain"}).status_code == 415
@@ -79,7 +79,7 @@ def test_names_of_memories_cannot_leave_their_folder(
         ),
     ],
 )
-def test_no_path_leads_out_of_the_page(server: Server, path: str) -> None:
+def test_files_outside_the_page_are_not_served(server: Server, path: str) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
         raw.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: raw.recv(65536), b""))
@@ -99,7 +99,7 @@ def test_only_sources_of_the_command_line_can_be_added(
     assert engine.cameras == before
 
 
-def test_a_rate_lets_a_burst_through_and_then_so_many_a_second() -> None:
+def test_a_rate_limit_allows_a_burst_and_then_a_fixed_rate() -> None:
     now = [0.0]
     rate = Rate(2, 3, lambda: now[0])
     assert [rate.allows("a") for _ in range(4)] == [True, True, True, False]
@@ -113,7 +113,7 @@ def test_a_rate_lets_a_burst_through_and_then_so_many_a_second() -> None:
     assert len(rate._left) == CLIENTS
 
 
-def test_commands_are_soon_too_many(engine: Engine) -> None:
+def test_commands_are_rate_limited(engine: Engine) -> None:
     with serve(engine, port=0) as server, httpx.Client(base_url=server.url) as client:
         path = f"/api/cameras/{engine.cameras[0].id}"
         statuses = {client.patch(path, json={"learn": 1}).status_code for _ in range(90)}
@@ -123,7 +123,7 @@ def test_commands_are_soon_too_many(engine: Engine) -> None:
 
 @pytest.mark.parametrize("path", ["/api/pictures", "/api/browser-camera"])
 @pytest.mark.parametrize("message", ["[" * 50_000, "nothing", "[]", '{"watch": 1}', '{"label": 1}', b"\x00\x01"])
-def test_what_a_websocket_does_not_understand_ends_it(server: Server, path: str, message: str | bytes) -> None:
+def test_an_invalid_message_closes_a_websocket(server: Server, path: str, message: str | bytes) -> None:
     with connect(f"ws://127.0.0.1:{server.port}{path}") as socket:
         socket.send(message)
         with pytest.raises(ConnectionClosed):

@@ -27,7 +27,7 @@ def as_before(engine: Engine) -> Iterator[None]:
     engine.cameras[0].set(learn=True, preset="normal", least_s=0.0, ignore=[]).result(10)
 
 
-def test_a_camera_is_seen_with_its_numbers(home: Any, engine: Engine, until: Until) -> None:
+def test_the_page_shows_a_camera_with_its_numbers(home: Any, engine: Engine, until: Until) -> None:
     assert home.locator(".card h2").inner_text() == engine.cameras[0].label
     assert home.evaluate(PAINTED, home.query_selector(".picture.main canvas"))
     until(lambda: home.evaluate("/^\\d+ ms$/.test(document.querySelector('.numbers .latency dd').textContent)"))
@@ -41,7 +41,7 @@ def test_a_camera_is_seen_with_its_numbers(home: Any, engine: Engine, until: Unt
     assert home.title() == "tttstream live"
 
 
-def test_the_curve_takes_points_that_come_late_or_twice(home: Any) -> None:
+def test_the_curve_accepts_late_and_repeated_points(home: Any) -> None:
     """Updates and the history are two requests, whose answers may overtake each other."""
     points = """import("/page/curve.js").then(({ Curve }) => {
         const curve = new Curve();
@@ -63,7 +63,7 @@ def test_sensitivity(home: Any, engine: Engine, until: Until) -> None:
     until(lambda: camera.status()["least_s"] == 2.5)
 
 
-def test_what_is_ignored_is_drawn_and_removed_by_a_click(home: Any, engine: Engine, until: Until) -> None:
+def test_ignored_boxes_are_drawn_and_removed_by_a_click(home: Any, engine: Engine, until: Until) -> None:
     camera = engine.cameras[0]
     home.get_by_role("button", name="Ignore", exact=True).click()
     frame = home.locator(".picture.main").bounding_box()
@@ -103,7 +103,7 @@ def test_memory(home: Any, engine: Engine, until: Until, monkeypatch: pytest.Mon
     home.get_by_role("button", name="Forget", exact=True).wait_for()
 
 
-def test_a_thing_is_followed_by_a_click_and_let_go(home: Any, engine: Engine, until: Until) -> None:
+def test_a_thing_is_followed_and_released_by_clicks(home: Any, engine: Engine, until: Until) -> None:
     camera = engine.cameras[0]
     if not engine.status()["can"]["follow"]:
         pytest.skip("this engine cannot follow")
@@ -142,7 +142,7 @@ def test_a_thing_is_taught_while_the_button_is_held(home: Any, engine: Engine, u
     until(lambda: not camera.status()["taught"])
 
 
-def test_the_surprise_map_can_be_put_away(tab: Any, server: Server) -> None:
+def test_the_surprise_map_can_be_hidden(tab: Any, server: Server) -> None:
     with tab.expect_websocket() as opened:
         tab.goto(server.url)
     tab.wait_for_selector(".card .picture.main.live")
@@ -151,7 +151,7 @@ def test_the_surprise_map_can_be_put_away(tab: Any, server: Server) -> None:
     assert tab.get_by_role("button", name="Surprise map").get_attribute("aria-pressed") == "false"
 
 
-def test_sources_are_added_and_let_go(home: Any, engine: Engine, until: Until) -> None:
+def test_sources_are_added_and_removed(home: Any, engine: Engine, until: Until) -> None:
     home.locator("#add").click()
     home.get_by_role("button", name="spare").click()
     until(lambda: len(engine.cameras) == 2)
@@ -164,7 +164,7 @@ def test_sources_are_added_and_let_go(home: Any, engine: Engine, until: Until) -
     until(lambda: home.evaluate("document.querySelectorAll('.card').length == 1"))
 
 
-def test_events_have_a_gallery_that_says_why(home: Any, engine: Engine, until: Until) -> None:
+def test_the_gallery_shows_events_with_their_reasons(home: Any, engine: Engine, until: Until) -> None:
     engine.cameras[0].set(preset="high").result(10)
     home.wait_for_selector("#events .entry img")
     until(lambda: home.evaluate("document.querySelector('#events .entry img').naturalWidth > 0"))
@@ -176,7 +176,7 @@ def test_events_have_a_gallery_that_says_why(home: Any, engine: Engine, until: U
 
 
 @pytest.mark.parametrize("label", ['<img src=x onerror="document.title=1">', "</script><b>bold</b>", "a\u202eb"])
-def test_labels_are_shown_as_they_are(home: Any, engine: Engine, until: Until, label: str) -> None:
+def test_labels_are_shown_as_plain_text(home: Any, engine: Engine, until: Until, label: str) -> None:
     camera = engine.add_browser(label)
     titles = [one.label for one in (engine.cameras[0], camera)]
     until(lambda: home.evaluate("[...document.querySelectorAll('.card h2')].map(title => title.textContent)") == titles)
@@ -200,7 +200,9 @@ def test_the_browsers_own_camera(home: Any, engine: Engine, until: Until) -> Non
     assert camera.wait(before + 30, 1.0) < before + 30  # nothing comes any more
 
 
-def test_the_page_comes_back_after_the_server(tab: Any, make_engine: Callable[..., Engine], until: Until) -> None:
+def test_the_page_reconnects_after_a_restart_of_the_server(
+    tab: Any, make_engine: Callable[..., Engine], until: Until
+) -> None:
     tab.forgiven += [
         "ERR_CONNECTION_REFUSED",
         "WebSocket connection",
@@ -222,7 +224,7 @@ def test_the_page_comes_back_after_the_server(tab: Any, make_engine: Callable[..
             until(lambda: tab.evaluate("/^\\d+ ms$/.test(document.querySelector('.numbers .latency dd').textContent)"))
 
 
-def test_the_token_is_shown_once_and_leaves_the_address(tab: Any, engine: Engine) -> None:
+def test_the_token_is_removed_from_the_address(tab: Any, engine: Engine) -> None:
     tab.forgiven += ["status of 401"]
     with serve(engine, port=0, token=TOKEN) as server:
         tab.goto(f"http://127.0.0.1:{server.port}/")
@@ -244,14 +246,14 @@ def test_the_token_is_shown_once_and_leaves_the_address(tab: Any, engine: Engine
 
 
 @pytest.mark.parametrize("width", [360, 768])
-def test_nothing_sticks_out_on_a_phone(home: Any, width: int, until: Until) -> None:
+def test_the_page_fits_the_screen_of_a_phone(home: Any, width: int, until: Until) -> None:
     home.set_viewport_size({"width": width, "height": 800})
     until(lambda: home.evaluate("document.documentElement.scrollWidth <= innerWidth"))
     frame = home.locator(".picture.main").bounding_box()
     assert frame["width"] >= 0.9 * min(width, 480)
 
 
-def test_the_controls_are_put_away_and_an_ended_run_says_so(tab: Any, make_engine: Callable[..., Engine]) -> None:
+def test_the_controls_can_be_hidden_and_an_ended_run_is_marked(tab: Any, make_engine: Callable[..., Engine]) -> None:
     """With three cameras the pictures come first; after the run the page keeps what it last showed."""
     tab.forgiven += ["ERR_CONNECTION_REFUSED", "WebSocket connection", "ERR_INCOMPLETE_CHUNKED", "ERR_CONNECTION_RESET"]
     with make_engine(allowed=("one", "two", "three")) as engine, serve(engine, port=0) as server:

@@ -47,19 +47,19 @@ def test_nothing_listens_beyond_loopback_without_a_token(engine: Engine, host: s
 
 
 @pytest.mark.parametrize("token", ["", "short", "x" * 15, "has a space in it, long", "has/a/slash/in/it/long"])
-def test_a_token_that_is_guessed_or_does_not_stand_in_a_url_is_refused(token: str) -> None:
+def test_a_short_token_or_one_with_characters_not_allowed_in_a_url_is_refused(token: str) -> None:
     with pytest.raises(ConfigError, match="a token has at least"):
         access.Access("0.0.0.0", token)
 
 
-def test_a_made_token_is_long_and_another_each_time() -> None:
+def test_a_generated_token_is_long_and_different_each_time() -> None:
     one, other = access.Access("0.0.0.0", "new"), access.Access("0.0.0.0", "new")
     assert len(one.token or "") >= 32
     assert one.token != other.token
     assert (one.token or "?") not in repr(one)
 
 
-def test_every_path_but_the_form_wants_the_token(locked: Server, stranger: httpx.Client) -> None:
+def test_every_path_but_the_form_requires_the_token(locked: Server, stranger: httpx.Client) -> None:
     paths = httpx.get(f"http://127.0.0.1:{locked.port}/api/openapi.json", headers=bearer()).json()["paths"]
     asked = 0
     for path, methods in paths.items():
@@ -79,7 +79,7 @@ def bearer(token: str = TOKEN) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def test_the_token_as_a_header_or_as_the_cookie_of_one_visit(locked: Server, stranger: httpx.Client) -> None:
+def test_the_token_is_accepted_as_a_header_or_as_a_session_cookie(locked: Server, stranger: httpx.Client) -> None:
     assert stranger.get("/api/status", headers=bearer()).status_code == 200
     assert stranger.post("/api/session", json={"token": "wrong"}).status_code == 401
     answer = stranger.post("/api/session", json={"token": TOKEN})
@@ -96,7 +96,7 @@ def test_the_token_as_a_header_or_as_the_cookie_of_one_visit(locked: Server, str
         assert json.loads(socket.recv(5))["pong"] == 1
 
 
-def test_a_cookie_outlives_the_server_but_not_the_token() -> None:
+def test_a_cookie_is_valid_after_a_restart_and_not_with_another_token() -> None:
     before, after = access.Access("0.0.0.0", TOKEN), access.Access("0.0.0.0", TOKEN)
     assert after.fits_cookie(before.cookie)
     assert not access.Access("0.0.0.0", TOKEN + "x").fits_cookie(before.cookie)
@@ -120,7 +120,7 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
     assert compared == [(32, 32)] * 4
 
 
-def test_wrong_tokens_are_soon_too_many(engine: Engine) -> None:
+def test_wrong_tokens_are_rate_limited(engine: Engine) -> None:
     with (
         serve(engine, port=0, token=TOKEN) as server,
         httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client,
@@ -168,7 +168,9 @@ def test_the_token_is_in_no_log_and_in_no_request_line(
         ("porch.lan", TOKEN, 200),
     ],
 )
-def test_a_name_that_is_not_ours_reaches_nothing(engine: Engine, host: str, open_to: str | None, status: int) -> None:
+def test_requests_for_another_host_name_are_refused(
+    engine: Engine, host: str, open_to: str | None, status: int
+) -> None:
     """A page of another site lets a name of its own resolve to this machine (DNS rebinding)."""
     with serve(engine, port=0, token=open_to, names=["porch.lan"] if open_to else []) as server:
         headers = {"Host": host.replace("PORT", str(server.port)), **bearer()}
@@ -187,7 +189,7 @@ def raw_upgrade(port: int, host: str, origin: str | None) -> int:
         return int(raw.recv(4096).split()[1])
 
 
-def test_two_hosts_or_none_are_refused(server: Server) -> None:
+def test_requests_with_two_host_headers_or_none_are_refused(server: Server) -> None:
     for lines in ("", "Host: 127.0.0.1\r\nHost: 127.0.0.1\r\n"):
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
             raw.sendall(f"GET /api/status HTTP/1.1\r\n{lines}\r\n".encode())
@@ -197,7 +199,7 @@ def test_two_hosts_or_none_are_refused(server: Server) -> None:
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "https://evil[", "http://127.0.0.1:1", "http://localhost.evil.example"]
 )
-def test_pages_of_other_sites_command_nothing(
+def test_pages_of_other_sites_cannot_send_commands(
     server: Server, client: httpx.Client, engine: Engine, origin: str
 ) -> None:
     camera = engine.cameras[0]
@@ -208,7 +210,7 @@ def test_pages_of_other_sites_command_nothing(
     assert raw_upgrade(server.port, f"127.0.0.1:{server.port}", origin) == 403
 
 
-def test_the_page_itself_commands(server: Server, client: httpx.Client, engine: Engine) -> None:
+def test_the_page_itself_can_send_commands(server: Server, client: httpx.Client, engine: Engine) -> None:
     origin = server.url.rstrip("/")
     answer = client.patch(f"/api/cameras/{engine.cameras[0].id}", json={"learn": True}, headers={"Origin": origin})
     assert answer.status_code == 200
@@ -221,7 +223,7 @@ def test_a_proxy_may_add_tls(client: httpx.Client, server: Server, engine: Engin
     assert client.patch(path, json={"learn": True}, headers={"Origin": origin}).status_code == 200
 
 
-def test_pages_of_other_sites_see_nothing_but_may_link_here(client: httpx.Client) -> None:
+def test_pages_of_other_sites_cannot_read_and_can_link(client: httpx.Client) -> None:
     cross = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
     camera = client.get("/api/status").json()["cameras"][0]["id"]
     for path in ("/api/status", f"/api/cameras/{camera}/panes/frame", "/api/updates", "/page/main.js", "/"):
@@ -230,7 +232,7 @@ def test_pages_of_other_sites_see_nothing_but_may_link_here(client: httpx.Client
 
 
 @pytest.mark.parametrize("path", ["/", "/page/main.js", "/api/status", "/api/nothing", "/api/cameras/none"])
-def test_every_answer_carries_the_policy(client: httpx.Client, path: str) -> None:
+def test_every_answer_has_the_security_headers(client: httpx.Client, path: str) -> None:
     headers = client.get(path).headers
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'none'"
@@ -244,7 +246,7 @@ def test_every_answer_carries_the_policy(client: httpx.Client, path: str) -> Non
     assert "server" not in headers
 
 
-def test_the_page_puts_in_text_as_text_and_loads_nothing_from_elsewhere(saved_page: Path) -> None:
+def test_the_page_inserts_text_as_text_and_loads_nothing_from_other_sites(saved_page: Path) -> None:
     for path in saved_page.iterdir():
         text = path.read_text("utf-8")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", text), path
@@ -253,7 +255,7 @@ def test_the_page_puts_in_text_as_text_and_loads_nothing_from_elsewhere(saved_pa
             assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", text), path
 
 
-def test_passwords_in_addresses_stay_inside(
+def test_passwords_in_addresses_are_not_sent_to_clients(
     make_engine: Make,
     until: Callable[..., Any],
     capfd: pytest.CaptureFixture[str],
@@ -280,14 +282,14 @@ def test_passwords_in_addresses_stay_inside(
     assert SECRET not in out + err
 
 
-def test_a_port_that_is_taken_and_a_host_that_is_none(engine: Engine, server: Server) -> None:
+def test_a_port_in_use_and_an_invalid_host(engine: Engine, server: Server) -> None:
     with pytest.raises(OutputError, match="cannot listen on"):
         serve(engine, port=server.port)
     with pytest.raises(ConfigError, match="no address"):
         serve(engine, "no.such.host.invalid", 0, token=TOKEN)
 
 
-def test_over_tls_cookies_are_for_tls_alone(engine: Engine, tmp_path: Path) -> None:
+def test_cookies_of_a_tls_server_are_sent_over_tls_only(engine: Engine, tmp_path: Path) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed")
@@ -310,7 +312,7 @@ def test_over_tls_cookies_are_for_tls_alone(engine: Engine, tmp_path: Path) -> N
             assert json.loads(client.recv(5))["pong"] == 2
 
 
-def test_a_certificate_that_is_none(engine: Engine, tmp_path: Path) -> None:
+def test_an_invalid_certificate(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "x.pem").write_text("nothing")
     with pytest.raises(ConfigError, match="certificate"):
         serve(engine, port=0, tls=(tmp_path / "x.pem", tmp_path / "x.pem"))

@@ -45,7 +45,7 @@ def opened(message: Any) -> tuple[dict[str, Any], np.ndarray]:
     return json.loads(message[4 : 4 + length]), picture
 
 
-def test_pictures_come_with_the_time_of_their_capture(server: Server, engine: Engine) -> None:
+def test_pictures_have_the_time_of_their_capture(server: Server, engine: Engine) -> None:
     with watch(server, engine) as client:
         client.send('{"ping": 1.5}')
         seen: list[dict[str, Any]] = []
@@ -66,7 +66,7 @@ def test_pictures_come_with_the_time_of_their_capture(server: Server, engine: En
     assert seen[-1]["captured"] < time.monotonic()
 
 
-def test_a_client_that_shows_nothing_gets_two_pictures_and_then_the_newest(server: Server, engine: Engine) -> None:
+def test_a_client_that_confirms_no_picture_gets_two_and_later_the_newest(server: Server, engine: Engine) -> None:
     with watch(server, engine) as client:
         versions = [opened(client.recv(10))[0]["version"] for _ in range(AHEAD)]
         engine.cameras[0].wait(versions[-1] + 8, 20)
@@ -77,7 +77,7 @@ def test_a_client_that_shows_nothing_gets_two_pictures_and_then_the_newest(serve
         assert opened(client.recv(10))[0]["version"] >= behind
 
 
-def test_a_client_looks_at_something_else(server: Server, engine: Engine) -> None:
+def test_a_client_changes_its_views(server: Server, engine: Engine) -> None:
     with watch(server, engine) as client:
         client.recv(10)
         view = {"camera": engine.cameras[0].id, "pane": "surprise", "width": 320}
@@ -110,7 +110,7 @@ def test_motion_jpeg(client: httpx.Client, engine: Engine) -> None:
     assert abs(parts[-1] - time.time()) < 60
 
 
-def test_updates_tell_what_changes(client: httpx.Client, engine: Engine) -> None:
+def test_updates_contain_what_changed(client: httpx.Client, engine: Engine) -> None:
     engine.cameras[0].set(preset="high").result(10)
     told: dict[str, list[Any]] = {"status": [], "curve": [], "event": []}
     with client.stream("GET", "/api/updates") as stream:
@@ -149,7 +149,7 @@ def ask(port: int, path: str) -> socket.socket:
     return raw
 
 
-def test_clients_that_never_read_cost_nothing_and_hold_up_nobody(make_engine: Callable[..., Engine]) -> None:
+def test_clients_that_never_read_cost_nothing_and_delay_no_other(make_engine: Callable[..., Engine]) -> None:
     """Twelve of them would pile up some 1.5 MB with every frame."""
     with make_engine(("noise",)) as engine, serve(engine, port=0) as server:
         camera = engine.add(0)
@@ -167,7 +167,7 @@ def test_clients_that_never_read_cost_nothing_and_hold_up_nobody(make_engine: Ca
         assert grown < 16e6
 
 
-def test_a_client_that_takes_nothing_is_given_up(
+def test_a_client_that_never_reads_is_disconnected(
     make_engine: Callable[..., Engine], until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seats = Seats()
@@ -187,7 +187,7 @@ def read(client: ClientConnection, count: int) -> None:
         client.send(json.dumps({"shown": header["view"]}))
 
 
-def test_two_hundred_clients_see_and_hear(make_engine: Callable[..., Engine]) -> None:
+def test_two_hundred_clients_receive_pictures_and_updates(make_engine: Callable[..., Engine]) -> None:
     async def look(server: Server, view: str) -> int:
         async with connect_async(
             f"ws://127.0.0.1:{server.port}/api/pictures", compression=None, open_timeout=60
@@ -220,7 +220,7 @@ def test_two_hundred_clients_see_and_hear(make_engine: Callable[..., Engine]) ->
         assert camera.wait(frames, 20) > frames  # the camera goes on
 
 
-def test_the_server_ends_while_many_look(make_engine: Callable[..., Engine]) -> None:
+def test_the_server_closes_while_many_clients_are_connected(make_engine: Callable[..., Engine]) -> None:
     with make_engine() as engine:
         camera = engine.add(0)
         camera.wait(2, 20)
@@ -235,9 +235,7 @@ def test_the_server_ends_while_many_look(make_engine: Callable[..., Engine]) -> 
                 assert httpx.get(f"http://127.0.0.1:{again.port}/api/status").status_code == 200
 
 
-def test_when_all_seats_are_taken_the_next_is_refused(
-    engine: Engine, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_above_the_limit_is_refused(engine: Engine, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Seats, "are_taken", True)
     assert httpx.get(f"{server.url}api/updates").status_code == 503
     url = f"ws://127.0.0.1:{server.port}/api/pictures"
@@ -245,7 +243,7 @@ def test_when_all_seats_are_taken_the_next_is_refused(
         client.recv(10)
 
 
-def test_seats_share_the_pictures() -> None:
+def test_readers_share_the_rate_of_pictures() -> None:
     seats = Seats(2)
     with seats.seat(), seats.look():
         assert seats.pause_s == 1 / FASTEST
@@ -265,7 +263,7 @@ def jpeg(value: int, side: int = 48) -> bytes:
     return struct.pack(">d", 0.0) + data
 
 
-def test_a_browsers_camera_comes_back_after_a_break(server: Server, engine: Engine, until: Until) -> None:
+def test_a_browsers_camera_continues_after_a_lost_connection(server: Server, engine: Engine, until: Until) -> None:
     url = f"ws://127.0.0.1:{server.port}/api/browser-camera"
     with connect(url) as client:
         client.send(json.dumps({"label": "<b>my camera</b>"}))
@@ -296,7 +294,7 @@ def test_a_browsers_camera_comes_back_after_a_break(server: Server, engine: Engi
     engine.remove(other)
 
 
-def test_a_browsers_camera_sends_no_more_than_its_rate(server: Server, engine: Engine) -> None:
+def test_a_browsers_camera_is_rate_limited(server: Server, engine: Engine) -> None:
     with connect(f"ws://127.0.0.1:{server.port}/api/browser-camera") as client:
         client.send(json.dumps({"label": "quick"}))
         name = json.loads(client.recv(10))["camera"]
@@ -309,7 +307,7 @@ def test_a_browsers_camera_sends_no_more_than_its_rate(server: Server, engine: E
     engine.remove(name)
 
 
-def test_a_browsers_camera_leaves_in_the_end(
+def test_a_browsers_camera_is_removed_some_time_after_its_connection(
     make_engine: Callable[..., Engine], until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Visitors.__init__, "__defaults__", (0.2,))
@@ -321,7 +319,7 @@ def test_a_browsers_camera_leaves_in_the_end(
         until(lambda: not engine.cameras)
 
 
-def test_a_cancellation_that_comes_with_a_result_is_not_lost() -> None:
+def test_a_cancellation_at_the_time_of_the_result_is_not_lost() -> None:
     async def cancelled_together() -> bool:
         result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(streaming.within(10, result))

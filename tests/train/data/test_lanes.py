@@ -87,7 +87,7 @@ def test_windows() -> None:
 
 
 @pytest.mark.parametrize("values", [{"frames": 0}, {"stride": 0}, {"start": "middle"}])
-def test_windows_that_make_no_sense(values: dict[str, int]) -> None:
+def test_invalid_windows(values: dict[str, int]) -> None:
     with pytest.raises(DataError, match="window"):
         Window(**values)  # type: ignore[arg-type]
 

@@ -198,7 +198,7 @@ class TestParts:
             ([float("nan"), 0.5, 0.5], "sum to 1"),
         ],
     )
-    def test_fractions_that_make_no_sense(self, folder: Path, fractions: list[float], message: str) -> None:
+    def test_invalid_fractions(self, folder: Path, fractions: list[float], message: str) -> None:
         with pytest.raises(DataError, match=message):
             VideoData(Videos(str(folder)), fractions=fractions).clips("train")
 
@@ -228,7 +228,7 @@ def Named(name: str) -> Any:
         ({"steps": 0}, "steps must be at least 1"),
     ],
 )
-def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+def test_invalid_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         VideoData(Walks(1), **options)
 

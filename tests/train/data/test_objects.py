@@ -114,7 +114,7 @@ def test_sequences_have_the_size_of_the_data() -> None:
         VideoData(MovingObjects(count=1, size=48), size=64)
 
 
-def test_an_index_that_makes_no_sense(tmp_path: Path) -> None:
+def test_an_invalid_index(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 1"):
         MovingObjects(count=0).clips()
     with pytest.raises(DataError, match="expected train, test or all"):

@@ -1,16 +1,15 @@
 """The operations of the API on the engine."""
 
-from __future__ import annotations
-
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.responses import FileResponse, Response
 
+from tttstream.live import Camera, Engine, Pane
 from tttstream.live.web.guard import Guard
 from tttstream.live.web.operations import Asked, Operation, Refused
 from tttstream.live.web.pictures import Pictures, View
@@ -18,9 +17,6 @@ from tttstream.live.web.schema import Schema, number, record, text
 from tttstream.live.web.seats import Seats
 from tttstream.live.web.streaming import Endless, within
 from tttstream.live.web.updates import KINDS, Updates
-
-if TYPE_CHECKING:
-    from tttstream.live import Camera, Engine, Pane
 
 PATIENCE_S = 60.0  # seconds for a command, which waits for the frame before it
 SIDE = number(0, 1)
@@ -76,22 +72,33 @@ class Api:
         pane, width, jpeg = one + "/panes/{kind}", {"width": WIDTH}, "image/jpeg"
         follow = record(("box",), box=BOX, name=text(40, least=0))
         teach = record(("label",), label=LABEL, box=BOX)
+        command = self._command
         return [
             Operation("GET", one, "The status of a camera", self._camera_status),
-            Operation("PATCH", one, "Change settings: learning, and the threshold of events", self._set, SETTINGS),
+            Operation(
+                "PATCH", one, "Change settings: learning, and the threshold of events", command(Camera.set), SETTINGS
+            ),
             Operation("DELETE", one, "Remove a camera and its memory", self._remove, gives=""),
             Operation("GET", f"{one}/curve", CURVE, self._curve, query={"after": COUNT}),
             Operation("GET", pane, "The newest picture: `frame`, `surprise` …", self._picture, query=width, gives=jpeg),
             Operation("GET", f"{pane}/video", VIDEO, self._video, query=width, gives=f"{MIXED}; boundary={BOUNDARY}"),
-            Operation("POST", f"{one}/forget", "Reset the memory", self._forget),
-            Operation("POST", f"{one}/save", "Save the memory under a name", self._save, named),
-            Operation("POST", f"{one}/restore", "Restore a saved memory", self._restore, named),
-            Operation("POST", f"{one}/follow", "Follow the thing in a box", self._follow, follow),
+            Operation("POST", f"{one}/forget", "Reset the memory", command(Camera.forget)),
+            Operation("POST", f"{one}/save", "Save the memory under a name", command(Camera.save), named),
+            Operation("POST", f"{one}/restore", "Restore a saved memory", command(Camera.restore), named),
+            Operation("POST", f"{one}/follow", "Follow the thing in a box", command(Camera.follow, "follow"), follow),
             Operation(
-                "DELETE", f"{one}/follow", "Stop following one thing, or all", self._unfollow, query={"number": COUNT}
+                "DELETE",
+                f"{one}/follow",
+                "Stop following one thing, or all",
+                command(Camera.unfollow, "follow"),
+                query={"number": COUNT},
             ),
-            Operation("POST", f"{one}/teach", "Teach a thing in the picture or a box", self._teach, teach),
-            Operation("POST", f"{one}/forget-label", "Remove a taught name", self._forget_label, label),
+            Operation(
+                "POST", f"{one}/teach", "Teach a thing in the picture or a box", command(Camera.teach, "teach"), teach
+            ),
+            Operation(
+                "POST", f"{one}/forget-label", "Remove a taught name", command(Camera.forget_label, "teach"), label
+            ),
         ]
 
     def _of_events(self) -> list[Operation]:
@@ -161,32 +168,16 @@ class Api:
                 yield _part(pane)
                 await asyncio.sleep(self._seats.pause_s)
 
-    async def _set(self, asked: Asked) -> Any:
-        return await _done(self._camera(asked).set(**asked.body))
+    def _command(self, act: Callable[..., Future[Any]], can: str = "") -> Callable[[Asked], Awaitable[Any]]:
+        """An operation that gives a command to a camera and waits for it. can: what the engine must be able to do."""
 
-    async def _forget(self, asked: Asked) -> Any:
-        return await _done(self._camera(asked).forget())
+        async def answer(asked: Asked) -> Any:
+            if can and not self._engine.status()["can"][can]:  # some models cannot
+                raise Refused(501, f"this engine cannot {can}")
+            # In a thread, because the engine loads a model for the first thing that is followed or taught
+            return await _done(await asyncio.to_thread(act, self._camera(asked), **asked.query, **(asked.body or {})))
 
-    async def _save(self, asked: Asked) -> Any:
-        return await _done(self._camera(asked).save(asked.body["name"]))
-
-    async def _restore(self, asked: Asked) -> Any:
-        return await _done(self._camera(asked).restore(asked.body["name"]))
-
-    async def _follow(self, asked: Asked) -> Any:
-        camera, body = self._able(asked, "follow"), asked.body
-        # The engine loads a model for the first followed thing.
-        return await _done(await asyncio.to_thread(camera.follow, body["box"], body.get("name", "")))
-
-    async def _unfollow(self, asked: Asked) -> Any:
-        return await _done(self._able(asked, "follow").unfollow(asked.query.get("number")))
-
-    async def _teach(self, asked: Asked) -> Any:
-        camera, body = self._able(asked, "teach"), asked.body
-        return await _done(await asyncio.to_thread(camera.teach, body["label"], body.get("box")))
-
-    async def _forget_label(self, asked: Asked) -> Any:
-        return await _done(self._able(asked, "teach").forget_label(asked.body["label"]))
+        return answer
 
     async def _events(self, asked: Asked) -> Any:
         query = asked.query
@@ -208,12 +199,6 @@ class Api:
         if isinstance(content, Path):
             return FileResponse(content, media_type=CONTENTS[what])
         return Response(content, media_type=CONTENTS[what])
-
-    def _able(self, asked: Asked, what: str) -> Any:
-        """The camera, if the engine can do this: some models cannot."""
-        if not self._engine.status()["can"][what]:
-            raise Refused(501, f"this engine cannot {what}")
-        return self._camera(asked)
 
     def _camera(self, asked: Asked) -> Camera:
         return self._engine.camera(asked.path["id"])

@@ -1,13 +1,11 @@
 """The application: the page, the operations of the API and the WebSockets, behind the guard."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,6 +15,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from tttstream.live import Engine
 from tttstream.live.web.access import Access
 from tttstream.live.web.api import Api
 from tttstream.live.web.guard import Guard, refusal
@@ -25,9 +24,6 @@ from tttstream.live.web.pictures import Pictures
 from tttstream.live.web.seats import Seats
 from tttstream.live.web.sockets import BROWSER, FULL, PICTURES, Viewer, Visitors
 from tttstream.live.web.updates import Updates
-
-if TYPE_CHECKING:
-    from tttstream.live import Engine
 
 PAGE = Path(__file__).with_name("page")
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}

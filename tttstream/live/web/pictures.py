@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tttstream.errors import TTTStreamError
-
-if TYPE_CHECKING:
-    from tttstream.live import Camera, Pane
+from tttstream.live import Camera, Pane
 
 WAIT_S = 0.5  # seconds between two checks for waiting readers
 IDLE_S = 10.0  # seconds without a reader after which the thread of a camera ends

@@ -11,17 +11,14 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvicorn
 
 from tttstream.errors import ConfigError, OutputError
+from tttstream.live import Engine
 from tttstream.live.web.access import Access
 from tttstream.live.web.app import Application
 from tttstream.live.web.sockets import MOST_PICTURE
-
-if TYPE_CHECKING:
-    from tttstream.live import Engine
 
 START_S, STOP_S = 10.0, 3.0
 BUFFER = 128 * 1024  # bytes in the send buffer of one client: more would only delay its pictures

@@ -1,27 +1,23 @@
 """WebSockets: pictures to a browser, which confirms each one, and pictures from a browser's own camera."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import secrets
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from tttstream.errors import ConfigError, FrameError, TTTStreamError
+from tttstream.live import Camera, Engine, Pane
 from tttstream.live.web.pictures import Pictures, View
 from tttstream.live.web.rates import Rate
 from tttstream.live.web.schema import check, number, record, text
 from tttstream.live.web.seats import Seats
 from tttstream.live.web.streaming import within
 from tttstream.live.web.updates import text_of
-
-if TYPE_CHECKING:
-    from tttstream.live import Camera, Engine, Pane
 
 MOST_VIEWS = 64  # of one client
 AHEAD = 2  # largest number of unconfirmed pictures of a view

@@ -1,19 +1,13 @@
 """Updates of the status, several times a second: encoded once and sent to all listeners."""
 
-from __future__ import annotations
-
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tttstream.io.names import clean
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tttstream.live import Engine
+from tttstream.live import Engine
 
 EVERY_S = 0.2
 BEHIND = 25  # updates that a listener may be behind before it is dropped

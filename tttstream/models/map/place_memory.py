@@ -150,7 +150,6 @@ class PlaceMemory(nn.Module):
         state: Any = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """See the class."""
         x = torch.cat([self.where(where), self.where(ask), self.what(what)], dim=-1)
         y, state = self.memory(x, state, reset)
         return self.answer(y), state

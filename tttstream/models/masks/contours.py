@@ -1,4 +1,4 @@
-"""The trained networks of a TargetModel: what is learned of a mask, contours, and how well they are expected to fit."""
+"""The trained networks of a TargetModel: the encoding of masks, contours, and their expected overlap."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from tttstream.models.masks.networks import Residual, convolution, resized
 
 SCORES = 8
-"""Scores of the target model for each token: the object's share in it, and what an Encoding says beside it."""
+"""Scores of the target model for each token: the object's share in it, and the other numbers of an Encoding."""
 MEMORIES = {"target": (*range(SCORES),), "given": (8, 9), "last": (10, 11), "past": (12, 13)}
 """The cues of each memory, by its name."""
 CUES = 14
@@ -16,8 +16,8 @@ FINE = 32  # channels at a quarter
 
 
 class Encoding(nn.Module):
-    """What the target model learns to say of each token: twice the object's share in it less one, and how the mask
-    lies around the token, in numbers that are learned (arXiv 2003.11540, section 3.4)."""
+    """The targets of the target model for each token: twice the object's share in it less one, and a learned code of
+    the mask around the token (arXiv 2003.11540, section 3.4)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Encoding(nn.Module):
 class TargetContour(nn.Module):
     """Cues of each token and the frame's features to log-odds of each object at a quarter of the size.
 
-    It looks at a sixteenth of the size at what lies far, and adds what is fine on the way back.
+    Distant tokens are combined at a sixteenth of the size; fine features are added at larger sizes.
     """
 
     def __init__(self, seen: int, fine: int, channels: int) -> None:

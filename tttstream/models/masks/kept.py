@@ -26,9 +26,9 @@ def places(height: int, width: int, view: Tensor) -> Tensor:
 
 def drawn(keys: Tensor, chosen: Tensor, room: int, turn: Tensor | None = None) -> Tensor:
     """`room` of the chosen tokens of each object, drawn at random: keys [B, N, D], chosen bool [B, O, N] -> [B, O,
-    room, D + 1], the last number 1 where there is one. Where fewer are chosen than there is room for, they come again
-    and again. The draw depends on the number of tokens and on `turn` [B, O] (whole numbers) alone, so that a stream
-    repeats bit for bit."""
+    room, D + 1], the last number 1 where there is one. If fewer are chosen than `room`, they are repeated. The draw
+    depends only on the number of tokens and on `turn` [B, O] (whole numbers), so that a stream is repeatable bit for
+    bit."""
     tokens = keys.shape[1]
     luck = torch.rand(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(keys.device)
     if turn is None:

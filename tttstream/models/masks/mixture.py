@@ -20,15 +20,15 @@ Inner = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """The shape of the networks, how the mixture learns, and the size of what is looked at.
+    """The shape of the networks, the options of the mixture, and the size of the input.
 
-    width: channels of the features at a quarter of the size. heads, head_width: keys side by side, and their width.
-    placed: how many of the heads see where a place is. depth: residuals at each of the encoder's two coarsest scales.
-    contour: channels of the network that draws contours of what the mixture found, 0 for none. slots: components of
-    the mixture. sharpness, agreement: how much likeness of keys, and of masks, counts. patience: as how many tokens a
-    component's past counts when it learns a frame. prior: how much the number of tokens that it learned counts, 1 as
-    in a mixture weighed by shares. power: what found shares are raised to. first: steps over a given mask. size: short
-    side in pixels at which videos are looked at.
+    width: channels of the features at a quarter of the size. heads, head_width: number of keys side by side, and their
+    width. placed: the number of heads that see the position of a token. depth: residuals at each of the encoder's two
+    coarsest scales. contour: channels of the network for contours, 0 for none. slots: components of the mixture.
+    sharpness, agreement: weights of the similarity of keys, and of masks. patience: the weight of a component's past,
+    in tokens, when it learns a frame. prior: the weight of the number of tokens that it learned; 1 as in a mixture
+    weighted by shares. power: the exponent of predicted shares. first: steps on a given mask. size: short side in
+    pixels of the scaled frames.
     """
 
     width: int = 48
@@ -70,12 +70,12 @@ class _MixtureFields(NamedTuple):
 
 
 class MixtureState(ObjectState, _MixtureFields):
-    """What is remembered of each stream; its size depends neither on the frames nor on their size.
+    """The state of each stream; its size depends neither on the number of frames nor on their size.
 
-    slots: [B, M, heads * D] where the components lie among the keys, of length 1. says: [B, M, O] each object's share
-    of a component. mass: [B, M] how many tokens it learned last, its past among them. seen: [B, O] 1 once the object
-    was given. middle, spread: [B, heads * D] of the keys of the first frame, or of that in which the first object was
-    given.
+    slots: [B, M, heads * D] the keys of the components, of length 1. says: [B, M, O] the share of each object in a
+    component. mass: [B, M] the number of tokens that it learned last, including its past. seen: [B, O] 1 after the
+    object was given. middle, spread: [B, heads * D] mean and deviation of the keys of the first frame, or of the frame
+    in which the first object was given.
     """
 
     __slots__ = ()
@@ -94,17 +94,17 @@ class MixtureModel(Propagator[MixtureState]):
 
         l(P, V) = -sum_j log sum_m n_m^b exp(-s/2 |k_j - P_m|^2 - a/2 |v_j - V_m|^2).
 
-    Asked for v at k it answers with the mean of v given k, softmax_m(s k P_m + b log n_m) V: matching, with M places
-    in place of all tokens that were seen. With r_jm the share of component m in token j, the gradient of l at P_m is
+    The read-out at k is the mean of v given k, softmax_m(s k P_m + b log n_m) V: matching with M components instead of
+    all earlier tokens. With r_jm the share of component m in token j, the gradient of l at P_m is
     -s sum_j r_jm (k_j - P_m); a frame's step goes along it at the rate 1 / (s (c + sum_j r_jm)), which makes
 
         P_m <- (c P_m + sum_j r_jm k_j) / (c + sum_j r_jm),
 
-    put back to length 1, and likewise V_m; the denominator is the new n_m. A component's past counts as c tokens do
-    (online EM, Cappé and Moulines, arXiv 0712.4273). A component that no token is like stays where it is.
+    scaled to length 1, and V_m in the same way; the denominator is the new n_m. A component's past has the weight of c
+    tokens (online EM, Cappé and Moulines, arXiv 0712.4273). A component without similar tokens does not change.
 
-    If a mask is given, the components are replaced by tokens of that frame drawn so that each object and the
-    background have their part, with the masks given and those found of the other objects.
+    If a mask is given, the components are replaced by tokens of that frame, drawn from each object and from the
+    background, with the given masks, and the predicted masks of the other objects.
     """
 
     FORMAT = "tttstream.mixture/1"
@@ -120,7 +120,8 @@ class MixtureModel(Propagator[MixtureState]):
         self.contour = Contour(config.width, config.contour) if config.contour else None
 
     def init_state(self, batch: int, objects: int = 1, slots: int | None = None) -> MixtureState:
-        """See Propagator. slots: components, those of the configuration unless given; no weight depends on it."""
+        """See Propagator. slots: the number of components, by default that of the configuration. No weight depends on
+        it."""
         config = self.config
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         zeros = partial(torch.zeros, dtype=dtype, device=next(self.parameters()).device)
@@ -136,7 +137,7 @@ class MixtureModel(Propagator[MixtureState]):
 
     def encoded(self, frames: Tensor, offset: Tensor | None = None, view: Tensor | None = None) -> Features:
         if view is not None:
-            raise ShapeError("mixture: it looks at whole frames, got parts of them (view)")
+            raise ShapeError("mixture: it needs whole frames, got parts of them (view)")
         features: Features = self.encoder(frames, offset)
         return features
 
@@ -187,7 +188,7 @@ class MixtureModel(Propagator[MixtureState]):
         return MaskOutput(together(fine), guess), MixtureState(*inner, seen, middle, spread)
 
     def _drawn(self, found: Tensor, near: Tensor, features: Features) -> tuple[Tensor, Tensor]:
-        """Log-odds [B, O, H, W] of what was found [B, N, O] of the tokens, and what is learned of it, [B, N, O]."""
+        """Log-odds [B, O, H, W] for the predicted shares [B, N, O] of tokens, and the shares to learn [B, N, O]."""
         picture = found.mT.unflatten(2, features.coarse.shape[-2:])
         if self.contour is None:
             share = F.interpolate(picture, scale_factor=float(STRIDE), mode="bilinear")
@@ -199,15 +200,16 @@ class MixtureModel(Propagator[MixtureState]):
         return F.interpolate(fine, scale_factor=2.0, mode="bilinear"), told
 
     def _sharpened(self, share: Tensor) -> Tensor:
-        """Shares of objects [B, N, O], raised to a power with the background's and made to sum to 1 again: what is
-        learned from what was found would otherwise blur from frame to frame."""
+        """Shares of objects [B, N, O], raised to a power together with the background's and normalised to sum 1.
+        Otherwise masks that are learned from predictions would blur from frame to frame."""
         every = torch.cat([1 - share.sum(2, keepdim=True), share], 2).clamp(min=1e-6) ** self.config.power
         return (every / every.sum(2, keepdim=True))[:, :, 1:]
 
     def _begun(self, keys: Tensor, told: Tensor, slots: int) -> Inner:
-        """So many components that are tokens: half are drawn from all alike, half from background and objects alike.
+        """New components at tokens: half are drawn uniformly from all tokens, half equally from the background and each
+        object.
 
-        The draw depends on a token's place and what it shows alone, so that a stream repeats bit for bit.
+        The draw depends only on the positions and shares of tokens, so that a stream is repeatable bit for bit.
         """
         classes = torch.cat([1 - told.sum(2, keepdim=True), told], 2)
         mine = F.one_hot(classes.argmax(2), classes.shape[2]).to(told.dtype)
@@ -227,10 +229,10 @@ class MixtureModel(Propagator[MixtureState]):
     def _learned(
         self, keys: Tensor, told: Tensor, slots: Tensor, says: Tensor, mass: Tensor, alike: Tensor | None = None
     ) -> Inner:
-        """The components after one step; see the class. alike: what `_alike` gives for them, where it is known.
+        """The components after one step; see the class. alike: their `_alike`, if it is already known.
 
-        Gradients pass through the means, not through the shares that the components have in the tokens: where the
-        shares are the best, the likelihood does not change with them (the E step of expectation-maximisation).
+        Gradients pass through the means and not through the shares of the components in the tokens: at the best shares
+        the likelihood does not change with them (the E step of expectation-maximisation).
         """
         config = self.config
         with torch.no_grad():

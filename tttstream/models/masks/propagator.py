@@ -1,4 +1,4 @@
-"""What all models of masks do alike: frames and masks in, masks out, frame after frame; and what they refuse."""
+"""The base class of models of masks: frames and masks in, masks out, frame after frame; and the checks of inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ S = TypeVar("S", bound="ObjectState")
 
 
 class ObjectState(State):
-    """What is remembered of the objects of each stream; its size depends neither on the frames nor on their size."""
+    """The state of the objects of each stream; its size depends neither on the number of frames nor on their size."""
 
     __slots__ = ()
 
@@ -31,11 +31,11 @@ class ObjectState(State):
 
         @property
         def seen(self) -> Tensor:
-            """[B, O] 1 once the object was given."""
+            """[B, O] 1 after the object was given."""
 
     @property
     def objects(self) -> int:
-        """How many objects each stream has at most."""
+        """The largest number of objects of each stream."""
         return self.seen.shape[1]
 
     def of(self: S, objects: Sequence[int]) -> S:
@@ -52,7 +52,7 @@ class ObjectState(State):
         return cast(S, state._replace(seen=seen))
 
     def joined(self: S, parts: Sequence[tuple[Sequence[int], S]]) -> S:
-        """This state with new ones of some objects."""
+        """This state with the states of some objects replaced."""
         if len(parts) == 1 and len(parts[0][0]) == self.objects:
             return parts[0][1]
         new = [x.clone() for x in tuple.__iter__(cast(tuple[Tensor, ...], self))]
@@ -66,8 +66,8 @@ class MaskOutput(NamedTuple):
     """The output of a model for every frame.
 
     logits: [B, T, 1 + O, H, W], softmax over the third axis gives the share of background and of each object. guess:
-    [B, T, O, h, w] log-odds of the tokens from the memory's answers alone. fit: [B, T, O] log-odds of how well each
-    object's mask is expected to fit it (J; 0 if it is out of sight); None for models without this output.
+    [B, T, O, h, w] log-odds of the tokens, predicted by the memory alone. fit: [B, T, O] log-odds of the expected
+    overlap J of each object's mask (0 if it is out of view); None for models without this output.
     """
 
     logits: Tensor
@@ -76,23 +76,23 @@ class MaskOutput(NamedTuple):
 
 
 class Propagator(SavedModel, ABC, Generic[S]):
-    """Mask propagation: in each frame the memory is asked first, then it learns the frame with the masks it gave.
+    """Mask propagation: for each frame the memory predicts the masks, then it learns the frame with these masks.
 
     Called as `output, state = model(frames, state=None, reset=None, masks=…, given=…)` with frames [B, T, 3, H, W] in
     0..1 (or uint8), H and W multiples of 16; masks [B, T, O, H, W] in 0..1 count where given bool [B, T, O] is true:
-    there they are learned hard, at the first frame and wherever an object is added or corrected. reset bool [B, T]:
-    the frame begins another stream. lengths [B]: only so many frames of the row count. Any partition of a stream
-    gives what one call gives. Objects that were never given are nowhere.
+    there they replace the prediction, in the first frame and in frames in which an object is added or corrected. reset
+    bool [B, T]: the frame begins another stream. lengths [B]: the number of valid frames of the row. Any partition of a
+    stream gives the results of one call. Objects that were never given have no pixels.
 
-    `learn=False` freezes the memory after the masks that are given: the first-frame classifier alone.
+    With `learn=False` the memory learns given masks only: a classifier from the first frame.
     """
 
     CELL: ClassVar[int]
     """Pixels along the side of a token."""
     VIEWS: ClassVar[bool] = False
-    """Whether parts of frames can be looked at, and some of the objects alone."""
+    """Whether it accepts parts of frames, and some of the objects alone."""
     FITS: ClassVar[bool] = False
-    """Whether it says how well its masks fit."""
+    """Whether it predicts the overlap of its masks."""
     config: Any
 
     @abstractmethod
@@ -102,12 +102,12 @@ class Propagator(SavedModel, ABC, Generic[S]):
 
     @abstractmethod
     def compared(self, frames: Tensor) -> Tensor:
-        """Keys [T, N, D] of length 1 of the frames of one stream [T, 3, H, W] in 0..1: how like tokens are is their
-        product."""
+        """Keys [T, N, D] of length 1 of the frames of one stream [T, 3, H, W] in 0..1. Their products are the
+        similarities of tokens."""
 
     @abstractmethod
     def init_state(self, batch: int, objects: int = 1) -> S:
-        """A fresh state of `batch` streams with room for so many objects each, all zeros."""
+        """A fresh state of `batch` streams with room for this number of objects each, all zeros."""
 
     @abstractmethod
     def _frame(
@@ -119,7 +119,7 @@ class Propagator(SavedModel, ABC, Generic[S]):
         forced: Tensor | None,
         learn: bool,
     ) -> tuple[MaskOutput, S]:
-        """What is said of one frame, without the axis T, and the state after it."""
+        """The output for one frame, without the axis T, and the state after it."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,8 +142,8 @@ class Propagator(SavedModel, ABC, Generic[S]):
     ) -> tuple[MaskOutput, S]:
         """See the class. view: [B, T, 4], the frames are parts of frames: their top, left, bottom and right in short
         sides of the whole ones, from their middle. Two arguments are for training. forced: bool [B, T], the memory
-        learns `masks` in place of its own prediction (teacher forcing). offset: [B, 2] pixels by which the middle of
-        the frames is moved."""
+        learns `masks` instead of its own prediction (teacher forcing). offset: [B, 2] pixels by which the centre of
+        the frames is shifted."""
         state, given = self._check(frames, state, reset, masks, given)
         frames = frames.to(self.dtype) / 255.0 if frames.dtype == torch.uint8 else frames.to(self.dtype)
         rows, count = frames.shape[:2]
@@ -167,8 +167,8 @@ class Propagator(SavedModel, ABC, Generic[S]):
         return MaskOutput(torch.stack(logits, 1), torch.stack(guesses, 1), fit), state
 
     def measured(self, keys: Tensor, middle: Tensor, spread: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Middle and spread [B, heads * D] of a stream's keys: those of this frame where it is the stream's first, or
-        shows its `first` object; else as they were."""
+        """Mean and deviation [B, heads * D] of a stream's keys: those of this frame if it is the first one or shows the
+        `first` object, else the earlier ones."""
         fresh = ((spread == 0).all(1) | first)[:, None]
         if not bool(fresh.any()):
             return middle, spread
@@ -176,10 +176,10 @@ class Propagator(SavedModel, ABC, Generic[S]):
         return torch.where(fresh, mean, middle), torch.where(fresh, deviation, spread)
 
     def centred(self, keys: Tensor, middle: Tensor, spread: Tensor) -> Tensor:
-        """Keys [B, N, heads * D] as the memory takes them, [B, N, heads, D] of length sqrt(D).
+        """Keys [B, N, heads * D] -> centred keys of the memory [B, N, heads, D] of length sqrt(D).
 
-        All frames of a stream are centred alike, so that a key means the same in each. Keys that are not centred lie
-        close together, and the memory is slow to tell them apart.
+        All frames of a stream are centred in the same way, so that equal content has equal keys. Keys that are not
+        centred are similar to each other, and the memory learns to distinguish them slowly.
         """
         keys = ((keys - middle[:, None]) / spread[:, None]).unflatten(2, (self.config.heads, self.config.head_width))
         return F.layer_norm(keys, keys.shape[-1:])
@@ -218,7 +218,7 @@ class Propagator(SavedModel, ABC, Generic[S]):
         if given is None:
             given = torch.zeros(shape, dtype=torch.bool, device=frames.device)
             if masks is not None:
-                raise ShapeError("mask model: say with given [B, T, objects] which of the masks count")
+                raise ShapeError("mask model: masks need given [B, T, objects], which of them count")
         if given.shape != shape or given.dtype != torch.bool:
             raise ShapeError(f"mask model: expected given bool {list(shape)}, got {given.dtype} {list(given.shape)}")
         if reset is not None and (reset.shape != shape[:2] or reset.dtype != torch.bool):
@@ -237,9 +237,9 @@ def moments(keys: Tensor) -> tuple[Tensor, Tensor]:
 def together(logits: Tensor) -> Tensor:
     """Log-odds of each object by itself [B, O, H, W] to logits of background and objects [B, 1 + O, H, W].
 
-    Each place is shared out in proportion to the odds of every object and of none of them (soft aggregation,
-    arXiv 1904.00607, section 3.4).
+    Each pixel is divided in proportion to the odds of every object and of no object (soft aggregation, arXiv
+    1904.00607, section 3.4).
     """
     logits = logits.clamp(-SURE, SURE)
-    none = F.logsigmoid(-logits).sum(1, keepdim=True)  # log of the chance that the place is no object's
+    none = F.logsigmoid(-logits).sum(1, keepdim=True)  # log of the probability that the pixel belongs to no object
     return torch.cat([none - torch.log(-torch.expm1(none.clamp(max=-1e-6))), logits], 1)

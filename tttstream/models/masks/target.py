@@ -30,19 +30,19 @@ MARGIN = 0.45  # tokens of a found mask whose share is nearer to a half than thi
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """The shape of the networks, what is kept of a stream, how it is learned, and the size of what is looked at.
+    """The shape of the networks, the options of the memories, and the size of the input.
 
-    encoder: a pretrained encoder of `tttstream.encoders` with maps at strides 4, 8 and 16. key: numbers of a key.
-    trunk: channels of the network that looks around each token. hidden: features of the target model. channels: of the
-    network that draws contours. inside, outside: how many keys are kept of an object, and of what is around it, of the
-    frame in which it was given, of the last frame, and of the frames between. reach: how far things move from frame to
-    frame, as a share of the short side. ridge: how strongly the target model is held near zero. rate: the share of the
-    last frame in what it learned after the given one. trust: how much this counts beside the given frame. span: over
-    how many frames the keys of the past are drawn. doubt: an object is learned in a frame where its mask is expected to
-    fit better than this (J). near: how far from where an object was it may be, as a share of the short side; widen: how
-    much further for each frame in which it was not learned. edge: log-odds that a pixel needs to be the object's; keep:
-    the part of it that a pixel needs to be learned as such. memories: which are asked, see TargetModel. size: short
-    side in pixels at which videos are looked at.
+    encoder: a pretrained encoder of `tttstream.encoders` with maps at strides 4, 8 and 16. key: width of a key. trunk:
+    channels of the network around each token. hidden: features of the target model. channels: of the network for
+    contours. inside, outside: the number of keys of an object, and of its surroundings, that each of three memories
+    holds: of the frame in which it was given, of the last frame, and of the frames between. reach: the usual motion
+    from frame to frame, as a share of the short side. ridge: weight of the target model's ridge. rate: the share of the
+    last frame in what the target model learned after the given frame. trust: the weight of these frames relative to the
+    given one. span: the number of frames from which the keys of the past are drawn. doubt: an object is learned in a
+    frame if the expected overlap J of its mask is above this. near: the largest distance of an object from its last
+    position, as a share of the short side; widen: the increase for each frame in which it was not learned. edge:
+    log-odds from which a pixel belongs to the object; keep: the share of it from which a pixel is learned as such.
+    memories: those that are used, see TargetModel. size: short side in pixels of the scaled frames.
     """
 
     encoder: str = "efficientnet_lite0"
@@ -83,8 +83,8 @@ class TargetConfig:
 
 class Maps(NamedTuple):
     """Features of n frames. quarter [n, C, H/4, W/4], eighth [n, C', H/8, W/8]: features for contours. keys [n, N, D]
-    of length 1 and basis [n, N, 1 + hidden], for each token of the grid of an eighth. view [n, 4]: what is seen of the
-    frame, see Propagator; part bool [n]: it is not the whole one."""
+    of length 1 and basis [n, N, 1 + hidden], for each token of the grid of an eighth. view [n, 4]: the visible part of
+    the frame, see Propagator; part bool [n]: whether it is not the whole frame."""
 
     quarter: Tensor
     eighth: Tensor
@@ -109,22 +109,22 @@ class _TargetFields(NamedTuple):
 
 
 class TargetState(ObjectState, _TargetFields):
-    """The state of each stream; its size depends neither on the frames nor on their size.
+    """The state of each stream; its size depends neither on the number of frames nor on their size.
 
-    given_keys, last_keys, past_keys: [B, O, inside + outside, D + 3] keys of each object and of what is around it, in
-    the frame in which it was given, in the last one and in frames between, each with its place (y, x) in short sides
-    and whether it is there. given_gram, last_gram: [B, O, C, C] and given_moment, last_moment: [B, O, C, SCORES]: the
+    given_keys, last_keys, past_keys: [B, O, inside + outside, D + 3] keys of each object and of its surroundings, of
+    the frame in which it was given, of the last one and of frames between, each with its position (y, x) in short sides
+    and whether it exists. given_gram, last_gram: [B, O, C, C] and given_moment, last_moment: [B, O, C, SCORES]: the
     normal equations of the target model, from the frame in which the object was given and from those after it.
     learned: [B, O] frames that were learned since, counted modulo TURNS. box: [B, O, 4] top, left, bottom and right of
     the object where it was learned last, in short sides from the middle of the frame; missed: [B, O] frames since, at
-    most TURNS. seen: [B, O] 1 once it was given.
+    most TURNS. seen: [B, O] 1 after it was given.
     """
 
     __slots__ = ()
 
 
 class TargetModel(Propagator[TargetState]):
-    """Mask propagation by four memories of each object, whose answers a network draws contours from.
+    """Mask propagation with four memories of each object; a network computes contours from their scores.
 
     1. The target model w is the inner model: a linear map of learned features z_j of the tokens, whose inner loss is
 
@@ -135,12 +135,13 @@ class TargetModel(Propagator[TargetState]):
        in which the object was given, kept for ever, the second over the frames since, i frames ago, with the masks that
        were found and a times |2 m - 1|, how sure they are. It is solved exactly in each frame: recursive least squares
        with forgetting.
-    2. Keys of the frame in which the object was given, of it and of its surroundings: how like is a token to each?
-    3. The same of the last frame, where what lies far from where it was counts less.
-    4. The same of the frames between: some keys of each frame take the places of the oldest.
+    2. Keys of the object and of its surroundings in the frame in which it was given; the score of a token is its
+       largest similarity to them.
+    3. The same for the last frame, where distant keys count less.
+    4. The same for the frames between: some keys of each frame replace the oldest ones.
 
-    The network also says how well its masks fit. A frame in which an object is not found, or in doubt, is not learned
-    for it. `near`, `widen`, `edge` and `keep` do not count in training: the network is to be right without them.
+    The network also predicts the overlap of its masks. An object is not learned in a frame in which it is not found or
+    its predicted overlap is low. `near`, `widen`, `edge` and `keep` are not used in training.
     """
 
     FORMAT = "tttstream.target/2"
@@ -183,10 +184,10 @@ class TargetModel(Propagator[TargetState]):
         self.memories = config.memories
 
     def only(self, *memories: str) -> TargetModel:
-        """The same weights with some of the memories, to compare: "target", "given", "last", "past", numbers
-        1 to 4 above.
+        """The same weights with some of the memories, for comparisons: "target", "given", "last", "past", numbers 1 to
+        4 above.
 
-        The contours were trained with memories left out at random, so they can do without.
+        In training, memories were left out at random, so the contours work without some of them.
         """
         other = copy.copy(self)
         other.memories = memories
@@ -194,8 +195,8 @@ class TargetModel(Propagator[TargetState]):
 
     @torch.no_grad()
     def prepare(self, frames: Tensor) -> None:
-        """Before training: the encoder gets its pretrained weights, and frames [n, 3, H, W] in 0..1 say how features
-        are scaled. The first keys are their principal components, in which the finer maps count more."""
+        """Before training: load the encoder's pretrained weights, and scale features by those of frames [n, 3, H, W] in
+        0..1. The first keys are their principal components, with more weight for finer maps."""
         self.encoder.load_state_dict(encoders.load(self.config.encoder, STRIDES).state_dict())
         x = self._together(*self.encoder(frames)).transpose(0, 1).flatten(1)
         self.centre.copy_(x.mean(1))
@@ -208,7 +209,6 @@ class TargetModel(Propagator[TargetState]):
         self.key.weight[: axes.shape[1]] = axes.mT * shares
 
     def init_state(self, batch: int, objects: int = 1) -> TargetState:
-        """See Propagator."""
         config = self.config
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         zeros = partial(torch.zeros, batch, objects, dtype=kind, device=self.warmth.device)
@@ -227,7 +227,6 @@ class TargetModel(Propagator[TargetState]):
         return self.seen(quarter, eighth, sixteenth, view, part)
 
     def compared(self, frames: Tensor) -> Tensor:
-        """See Propagator."""
         return torch.cat([self.encoded(frame[None]).keys for frame in frames])
 
     def seen(self, quarter: Tensor, eighth: Tensor, sixteenth: Tensor, view: Tensor, part: Tensor) -> Maps:
@@ -278,8 +277,8 @@ class TargetModel(Propagator[TargetState]):
         return MaskOutput(together(whole), guess, fit), state
 
     def found(self, features: Maps, state: TargetState) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-odds of every object by itself [B, O, H/4, W/4], those of the target model [B, O, H/8, W/8], and of how
-        well it fits [B, O]."""
+        """Log-odds of every object by itself [B, O, H/4, W/4], those of the target model [B, O, H/8, W/8], and those of
+        the expected overlap [B, O]."""
         cues = self.cues(features, state)
         fine, fit = self.contour(cues, features.eighth, features.quarter)
         if not self.training:
@@ -287,7 +286,7 @@ class TargetModel(Propagator[TargetState]):
         return fine, 3 * cues[:, :, 0], fit
 
     def _far(self, fine: Tensor, view: Tensor, state: TargetState) -> Tensor:
-        """A penalty on log-odds [B, O, H/4, W/4] that grows with the distance from where the object can be."""
+        """A penalty on log-odds [B, O, H/4, W/4] that grows with the distance from the object's possible positions."""
         height, width = fine.shape[-2:]
         at = places(height, width, view)[:, None]
         outside = torch.maximum(state.box[:, :, None, :2] - at, at - state.box[:, :, None, 2:]).clamp(min=0)
@@ -296,9 +295,9 @@ class TargetModel(Propagator[TargetState]):
         return far.unflatten(2, (height, width)).to(fine.dtype)
 
     def cues(self, features: Maps, state: TargetState) -> Tensor:
-        """Scores of the memories for each token, [B, O, CUES, H/8, W/8]: the target model's scores; likeness to the
-        object and to its surroundings, other objects among them, in the given frame, in the last one and in the past.
-        Those of memories that are not asked are 0."""
+        """Scores of the memories for each token, [B, O, CUES, H/8, W/8]: the target model's scores; similarities to the
+        object and to its surroundings (with other objects) in the given frame, in the last one and in the past. Those
+        of memories that are not used are 0."""
         height, width = features.eighth.shape[-2:]
         kind = state.seen.dtype
         keys, warmth = features.keys.to(kind), self.warmth.exp().to(kind)
@@ -325,8 +324,8 @@ class TargetModel(Propagator[TargetState]):
         return torch.linalg.solve(gram + ridge, moment)
 
     def _learned(self, features: Maps, state: TargetState, told: Tensor, given: Tensor, learn: Tensor) -> TargetState:
-        """The state after a frame with masks `told` [B, O, H/4, W/4]: given [B, O] are learned for ever, `learn` [B, O]
-        are learned where they are in sight."""
+        """The state after a frame with masks `told` [B, O, H/4, W/4]: given [B, O] ones are kept, those of `learn` [B,
+        O] are learned if they are in view."""
         kind, config = state.seen.dtype, self.config
         target, share = self.encoding(told.to(features.keys)).to(kind), F.avg_pool2d(told.to(kind), 2).flatten(2)
         basis = features.basis.to(kind)
@@ -339,7 +338,7 @@ class TargetModel(Propagator[TargetState]):
         moment = (target * balance[:, :, None] @ basis[:, None]).mT
         margin = torch.where(given, 0.0, MARGIN)[..., None]
         inside, outside = share > 0.5 + margin, share <= 0.5 - margin
-        inside = torch.where(inside.any(2, keepdim=True), inside, share > 0.5)  # what is small has no sure token
+        inside = torch.where(inside.any(2, keepdim=True), inside, share > 0.5)  # a small object has no sure token
         kept = torch.cat([drawn(keys, inside, config.inside), drawn(keys, outside, config.outside)], 2)
         goes_on = learn & inside.any(2) & ~given
         past = self._past(keys, inside, outside, state)

@@ -7,19 +7,17 @@ import os
 import tarfile
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 from av.codec.context import Flags
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from tttstream.errors import SourceError
 from tttstream.sources.decoder import FAILURES, decode, reason
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.packet import Packet
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
 
 MEMBER = "::"  # shard.tar::name is a video inside a tar
 

@@ -6,19 +6,17 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.packet import Packet
 from numpy.typing import NDArray
 
 from tttstream.errors import SourceError
 from tttstream.sources.decoder import longest_stream
 from tttstream.train.data.clips import Numbers
 from tttstream.train.data.files import decoded, demuxed, opened, short
-
-if TYPE_CHECKING:
-    from av.packet import Packet
 
 Flags = NDArray[np.bool_]
 

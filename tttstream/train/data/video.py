@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from tttstream.errors import DependencyError, SourceError
 from tttstream.sources.decoder import FAILURES, longest_stream
@@ -16,12 +20,6 @@ from tttstream.sources.pictures import Display
 from tttstream.train.data.clips import Decoder, Numbers, Pixels, Reader, Shot
 from tttstream.train.data.files import content, decoded, demuxed, opened, short
 from tttstream.train.data.packets import START, Anchor, scan
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.packet import Packet
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
 
 EXACT = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})  # codecs in which decord finds frames by number
 LOOK = 256  # number of frames in which a frame with the size in the header is searched

@@ -1,4 +1,4 @@
-"""The documents: every Python block runs and prints what it says, every command exists, every public name has a page.
+"""The documents: every Python block runs and prints its output, every command exists, every public name has a page.
 
 A block whose first line is `# Needs: …` needs what a reader has to bring: files for which the test makes stand-ins, or
 one of `NOT_HERE`, and then only its syntax and its imports are checked.
@@ -64,7 +64,7 @@ def name(page: Path) -> str:
 
 
 def needs(code: str) -> list[str]:
-    """What the first line of a block says that it needs."""
+    """The requirements in the first line of a block."""
     match = re.match(r"# Needs: (.+)\n", code)
     return [] if match is None else [item.strip() for item in match[1].split(",")]
 

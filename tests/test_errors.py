@@ -1,4 +1,4 @@
-"""What a user is told: every error is one of ours, in one line that says what came and what was expected."""
+"""Messages for users: every error is a TTTStreamError in one line, with the given and the expected value."""
 
 import inspect
 import pickle

@@ -1,4 +1,4 @@
-"""demos/memories.py and demos/short_long.py: every memory and variant is what its name says, and recipes are fair."""
+"""demos/memories.py and demos/short_long.py: names of memories and variants, and equal recipes for all."""
 
 from __future__ import annotations
 

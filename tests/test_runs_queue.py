@@ -23,7 +23,7 @@ def runs() -> ModuleType:
 
 
 def measured(name: str, rate: float, seed: int) -> dict[str, Any]:
-    """A run whose loss is least at another rate for each memory."""
+    """A run with its lowest loss at another rate for each memory."""
     return {"memory": name, "rate": rate, "seed": seed, "losses": [1.0, abs(rate - {"gru": 1.0, "delta": 3.0}[name])]}
 
 

@@ -20,7 +20,7 @@ BOX = spaces.Box(-1, 1, (3,), np.float32)
 
 
 class Faulty(gym.Env[Any, Any]):
-    """Declares observations of 3 numbers; gives after the first `good` steps what it is told to."""
+    """Declares observations of 3 numbers; after the first `good` steps it returns the given values."""
 
     observation_space, action_space = BOX, spaces.Discrete(2)
 
@@ -51,7 +51,7 @@ class Faulty(gym.Env[Any, Any]):
 def test_observations_that_do_not_fit_their_space_are_named(
     fault: dict[str, Any], says: str, workers: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In processes too, whose shared memory would spread one number over three; and it is said once."""
+    """Also in processes, where shared memory would broadcast one number to three. The warning appears once."""
     envs = vector(lambda: Faulty(**fault), 2, 0, workers=workers)
     player = Player(envs, MemoryPolicy(BOX, Faulty.action_space, dim=8, heads=1))
     for _ in range(2):

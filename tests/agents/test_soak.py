@@ -18,7 +18,7 @@ from tttstream_agents.train import Run
 
 
 class Endless(gym.Env[Any, Any]):
-    """One episode, for ever."""
+    """One episode without an end."""
 
     def __init__(self) -> None:
         self.observation_space = spaces.Discrete(4)

@@ -303,7 +303,7 @@ def test_every_memory_trains_and_resumes(tmp_path: Path, script: Any, memory: st
 
 
 def test_it_learns_to_remember(tmp_path: Path, repeat_first: Any) -> None:
-    """A TTT memory learns to say again what it saw first, which no policy without memory can."""
+    """A TTT memory learns to repeat the first observation, which no policy without memory can."""
     config = Config(n_envs=16, rollout=40, minibatch=160, dim=16, heads=1, lr=3e-3, steps=60_000, stop_return=0.97)
     config = dataclasses.replace(config, options={"mini_batch": 4})
     summary = fast(tmp_path, config, make_env=repeat_first)

@@ -1,4 +1,4 @@
-"""A memory for agents that have none: the wrappers say what the memory alone would say, in both kinds of autoreset."""
+"""Wrappers that append a memory: their outputs equal those of the memory alone, in both autoreset modes."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_mistakes_are_named(script: Any) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_environments_that_overwrite_their_observations(script: Any, mode: AutoresetMode) -> None:
-    """Alone and in a vector that does so too: what they say, their last observations and their bonus are the same."""
+    """Observations, last observations and bonus are equal for one environment and for a vector of them."""
     for alone, copying in zip(episodes(reused(script)), episodes(script), strict=True):
         np.testing.assert_array_equal(alone, copying)
 

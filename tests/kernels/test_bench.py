@@ -1,4 +1,4 @@
-"""The benchmark: rows that run, rows that cannot and say why, a run taken up again, and the targets of a run."""
+"""The benchmark: rows that run, rows that fail with a reason, a continued run, and the targets of a run."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def case(what: str, tokens: int, **milliseconds: float) -> dict[str, Any]:
     return {"what": what, "tokens": tokens, "rows": [*found, {"name": "TTT-Conv, triton", "reason": "no kernel"}]}
 
 
-def test_targets(run: ModuleType) -> None:
+def test_targets_are_compared_with_the_measured_rows(run: ModuleType) -> None:
     from targets import targets  # type: ignore[import-not-found]
 
     cases = [

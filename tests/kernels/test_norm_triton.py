@@ -35,7 +35,7 @@ def _everything(z, offset, scale, d_gradient, out, WIDTH: tl.constexpr):
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
 @pytest.mark.parametrize("width", [16, 64])
-def test_shared_functions(width: int, size: float) -> None:
+def test_functions_and_derivatives_equal_those_of_the_torch_backend(width: int, size: float) -> None:
     generator = torch.Generator().manual_seed(width)
     z, offset, scale, d_gradient = torch.randn(4, ROWS, width, generator=generator)
     z = size * z

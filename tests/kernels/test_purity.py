@@ -62,8 +62,8 @@ def test_same_without_gradients(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_written_out_derivatives(seed: int) -> None:
-    """First and second derivatives of what the outer loop differentiates, against finite differences."""
+def test_derivatives_equal_finite_differences(seed: int) -> None:
+    """First and second derivatives of the functions that the outer loop differentiates."""
     z, offset, scale = (random(2, 3, 5, seed=10 * seed + i).requires_grad_() for i in range(3))
     assert torch.autograd.gradcheck(reconstruction_gradient, (z, offset, scale))
     assert torch.autograd.gradgradcheck(reconstruction_gradient, (z, offset, scale))

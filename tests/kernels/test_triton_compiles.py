@@ -17,7 +17,7 @@ TOOL = "kernels/bench/frame_registers.py"
 
 
 def compiled(root: Path, *options: str) -> list[dict[str, Any]]:
-    """What the tool says, in a process of its own: there the kernels are not for the interpreter."""
+    """The output of the tool, in a process of its own, where the kernels are compiled and not interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(root / TOOL), "--json", *options]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -39,7 +39,7 @@ def tools() -> bool:
 pytestmark = pytest.mark.skipif(not tools(), reason="this triton came without ptxas")
 
 
-def test_the_smallest_compile(root: Path) -> None:
+def test_the_smallest_sizes_compile(root: Path) -> None:
     found = compiled(root, "--width", "16", "--tokens", "16", "--way", "forward")
     assert [one["inner"] for one in found] == ["linear", "mlp", "conv"]
     for one in found:
@@ -49,14 +49,14 @@ def test_the_smallest_compile(root: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("inner", ["linear", "mlp", "conv"])
-def test_all_compile(root: Path, inner: str, dtype: str) -> None:
-    """With the losses, which take the most."""
+def test_every_variant_compiles_within_the_limits_of_the_gpu(root: Path, inner: str, dtype: str) -> None:
+    """With the losses, which need the most registers and shared memory."""
     for one in compiled(root, "--inner", inner, "--type", dtype, "--width", "16", "32", "64", "128", "--losses"):
         check(one)
 
 
 def test_lengths_cause_no_recompilation(root: Path) -> None:
-    """Triton compiles a kernel once more for a number that is 1 or a multiple of 16, unless it is told not to."""
+    """By default Triton compiles a kernel again for an argument that is 1 or a multiple of 16."""
     code = """
 from tttstream_kernels import frame_kernels_triton as frame, step_triton, token_triton
 for kernel in (frame.forward, frame.backward, *token_triton.KERNELS.values(), *step_triton.KERNELS.values()):

@@ -174,7 +174,7 @@ def close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float =
 
 
 @modes
-def test_the_definition(inner: Inner, tokens: int) -> None:
+def test_outputs_state_and_gradients_equal_the_definition(inner: Inner, tokens: int) -> None:
     """Rows that have learned, one of which is reset, and heads with updates of their own."""
     for case in (
         Case(inner, tokens, 2, heads=1, resets={(1, 1)}),
@@ -239,8 +239,8 @@ def test_half_precision(inner: Inner, tokens: int, dtype: torch.dtype) -> None:
 
 @settings(max_examples=6)
 @given(data=st.data())
-def test_any_call(data: st.DataObject) -> None:
-    """Random sizes, lengths, resets and cuts: the pieces of a stream are one call, and both are the reference's."""
+def test_random_calls_and_their_partitions_equal_the_torch_backend(data: st.DataObject) -> None:
+    """Random sizes, lengths, resets and partitions: pieces of a stream equal one call and the torch backend."""
     inner, tokens = data.draw(st.sampled_from([(Linear(), 1), (Linear(), 17), (MLP(), 3)]), "mode")
     pieces = data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=2), "pieces")
     rows = data.draw(st.integers(1, 2), "rows")

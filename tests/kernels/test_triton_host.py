@@ -41,15 +41,15 @@ def masks(rows: int, tokens: int, size: int, device: str) -> dict[str, Tensor | 
     return {"reset": reset, "lengths": torch.full((rows,), tokens, device=device)}
 
 
-def test_a_read_is_seen() -> None:
-    """The reference plans on the host: these tests would see such a read."""
+def test_a_read_of_a_value_on_the_host_raises() -> None:
+    """The torch backend plans on the host, so these tests detect such a read."""
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad(), pytest.raises(DataDependentOutputException):
         TTTLayer(32, 2, backend="torch")(torch.randn(2, 20, 32))
 
 
 @layers
 @pytest.mark.parametrize("learn", [True, False], ids=["learns", "reads"])
-def test_a_layer(options: dict[str, Any], learn: bool) -> None:
+def test_a_layer_reads_no_value_on_the_host(options: dict[str, Any], learn: bool) -> None:
     with FakeTensorMode(), torch.device("cuda"):
         layer = TTTLayer(32, 2, backend="triton", **options)
         one = 1 if layer.causal == "token" else layer.tokens
@@ -64,8 +64,8 @@ def test_a_layer(options: dict[str, Any], learn: bool) -> None:
 
 
 @layers
-def test_the_backward_pass(options: dict[str, Any]) -> None:
-    """On fake tensors of the CPU, since autograd asks for the GPU; there lengths are looked at and so left out."""
+def test_the_backward_pass_reads_no_value_on_the_host(options: dict[str, Any]) -> None:
+    """On fake tensors of the CPU, since autograd needs a GPU. Without lengths, which are read on the CPU."""
     with FakeTensorMode():
         layer = TTTLayer(32, 2, backend="triton", **options)
         reset = masks(2, 2 * layer.tokens, 1, "cpu")["reset"] if layer.causal == "token" else None
@@ -75,7 +75,7 @@ def test_the_backward_pass(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("config", [{}, {"registers": 3}, {"memory": "ttt_conv", "motion": 2, "surprise": 1}], ids=str)
-def test_a_model(config: dict[str, Any]) -> None:
+def test_a_model_reads_no_value_on_the_host(config: dict[str, Any]) -> None:
     with FakeTensorMode(), torch.device("cuda"):
         config = {"size": 16, "patch": 8, "dim": 32, "depth": 2, "heads": 2, **config}
         model = FrameModel(ModelConfig(**config, options={"backend": "triton"}))
@@ -88,7 +88,7 @@ def test_a_model(config: dict[str, Any]) -> None:
 
 
 def test_the_layout_of_the_blocks_of_a_row() -> None:
-    """What the op does on top of its kernel."""
+    """The part of the op outside its kernel."""
     with FakeTensorMode(), torch.device("cuda"):
         phase, lengths = torch.zeros(3, dtype=torch.int32), torch.ones(3, dtype=torch.long)
         reset = torch.zeros(3, 40, dtype=torch.bool)
@@ -110,8 +110,8 @@ def test_the_gpu_detects_incomplete_frames(mask: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.gpu
 @layers
-def test_nothing_waits_for_the_gpu(options: dict[str, Any]) -> None:
-    """The same where CUDA itself raises when somebody waits; and what comes out is right."""
+def test_no_call_synchronises_with_the_gpu(options: dict[str, Any]) -> None:
+    """The same where CUDA itself raises at a synchronisation; the results are checked too."""
     torch.manual_seed(0)
     layer = TTTLayer(32, 2, backend="triton", **options).cuda()
     x = torch.randn(2, 2 * layer.tokens, 32, device="cuda")

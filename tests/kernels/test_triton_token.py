@@ -169,20 +169,20 @@ RESETS = {(0, 0), (0, 5), (1, 20), (1, 21), (2, 40), (2, 1)}
 
 @inners
 @pytest.mark.parametrize("update", ["plain", "per_head"])
-def test_the_definition(inner: Inner, update: str) -> None:
+def test_outputs_state_and_gradients_equal_the_definition(inner: Inner, update: str) -> None:
     case = Case(inner, 30, update, rows=2, phases=[5, 15], reset={(1, 3), (0, 29)})
     case.check(case.defined())
 
 
 @inners
 @pytest.mark.parametrize("update", ["numbers", "all_forgotten", "restore"])
-def test_the_reference(inner: Inner, update: str) -> None:
+def test_outputs_state_and_gradients_equal_the_torch_backend(inner: Inner, update: str) -> None:
     case = Case(inner, 41, update, phases=PHASES, reset=RESETS, lengths=[41, 0, 30])
     case.check(case.op("torch"))
 
 
 @inners
-def test_a_fresh_start(inner: Inner) -> None:
+def test_a_fresh_state_equals_the_torch_backend(inner: Inner) -> None:
     case = Case(inner, 34, rows=1)
     case.check(case.op("torch"))
 
@@ -195,7 +195,7 @@ def test_without_the_losses(inner: Inner) -> None:
 
 @pytest.mark.parametrize("sizes", [(32, 16), (16, 32), (32, 64)], ids=str)
 @inners
-def test_other_sizes(inner: Inner, sizes: tuple[int, int]) -> None:
+def test_other_widths_and_mini_batches_equal_the_torch_backend(inner: Inner, sizes: tuple[int, int]) -> None:
     width, mini_batch = sizes
     case = Case(inner, mini_batch + 10, "per_head", rows=1, width=width, mini_batch=mini_batch, phases=[11])
     case.check(case.op("torch"))
@@ -283,8 +283,8 @@ def test_padding_and_states_with_nan_have_no_effect(inner: Inner) -> None:
             torch.testing.assert_close(other[name], value, rtol=0, atol=0)
 
 
-def test_turned_inputs() -> None:
-    """Whatever the order in memory of what comes in."""
+def test_strides_of_the_inputs_have_no_effect() -> None:
+    """For any order of the inputs in memory."""
     for tokens in (1, 18):
         case = Case(Linear(), tokens, phases=PHASES, reset={(1, 0)}, lengths=[tokens, 1, tokens])
         leaves = case.copy(exact=False)

@@ -44,7 +44,7 @@ def test_the_linear_forward_pass_and_the_step(root: Path) -> None:
 
 
 @pytest.mark.soak
-def test_all(root: Path) -> None:
+def test_every_variant_compiles_within_the_limits_of_the_gpu(root: Path) -> None:
     found = table(root)
     assert len(found) == 2 * (2 * 4 * 2 + 3)
     for numbers in found.values():

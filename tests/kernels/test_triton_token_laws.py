@@ -41,7 +41,7 @@ def stream(case: Case, tokens: int, seed: int = 0) -> Tensor:
 
 
 def old(layer: Any, case: Case) -> Any:
-    """A state whose rows stand at different phases."""
+    """A state with rows at different phases."""
     return layer(stream(case, 15, seed=1), lengths=torch.tensor(AGES, device=DEVICE))[1]
 
 

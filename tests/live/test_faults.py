@@ -1,4 +1,4 @@
-"""Faults with real processes: servers that die, stall, say nothing and come back, and damaged data."""
+"""Faults with real processes: servers that end, stall, send nothing and restart, and damaged data."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_stalled_camera_does_not_stall_others(
 def test_a_camera_server_that_never_answers_delays_no_other(
     scheme: str, model: FrameModel, reel: Any, eventually: Eventually
 ) -> None:
-    """It takes the connection while the camera starts, and then nothing comes: readers elsewhere wait for ever."""
+    """It accepts the connection and then sends nothing; a reader without a time limit would wait."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"{scheme}://127.0.0.1:{mute.getsockname()[1]}/x"
         openers: dict[str, Callable[[], Any]] = {

@@ -153,7 +153,7 @@ def test_a_webhook_that_never_answers_blocks_nothing(listener: Any, monkeypatch:
             Webhook(wrong)
 
 
-def test_policies(reel: Any) -> None:
+def test_policies_are_parsed(reel: Any) -> None:
     assert [str(Policy.parse(text)) for text in ("auto", "latest", "all", "every 5", "every:5")] == [
         "auto", "latest", "all", "every 5", "every 5"
     ]  # fmt: skip

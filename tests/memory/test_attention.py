@@ -1,4 +1,4 @@
-"""Attention memories against plain attention over every pair of tokens, and what only they promise."""
+"""Attention memories against plain attention over every pair of tokens, and their own guarantees."""
 
 import math
 
@@ -32,7 +32,9 @@ def by_pairs(memory: Attention | Window, x: Tensor, piece: Tensor) -> Tensor:
 @pytest.mark.parametrize("memory", [Attention(16, 2), Window(16, 2, 2), Window(16, 2, 7), Window(16, 2, 64)], ids=repr)
 @pytest.mark.parametrize("tokens", [1, 6, 7, 8, 30])
 @pytest.mark.parametrize("cut", [False, True], ids=["plain", "resets"])
-def test_definition(memory: Attention | Window, tokens: int, cut: bool) -> None:
+def test_outputs_and_gradients_equal_attention_over_every_pair(
+    memory: Attention | Window, tokens: int, cut: bool
+) -> None:
     memory = memory.double()
     generator = torch.Generator().manual_seed(tokens)
     x = torch.randn(3, tokens, 16, generator=generator, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Binding: what is told is known, in the same bytes for ever, and the laws of all memories hold for it."""
+"""Binding: taught examples are recognised, the state has a constant size, and the laws of all memories hold."""
 
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def test_a_query_with_nan_gives_nan_and_is_not_learned() -> None:
 
 
 def test_the_state_keeps_its_size_and_accuracy_over_a_long_stream() -> None:
-    """3,000 examples of four labels do not hide a fifth one that is told three times."""
+    """3,000 examples of four labels do not hide a fifth one that is taught three times."""
     binding = Binding(KEYS, LABELS, horizon=200)
     rng = np.random.default_rng(0)
     homes = torch.from_numpy(np.linalg.qr(rng.normal(size=(KEYS, KEYS)))[0][:LABELS]).float()

@@ -28,7 +28,7 @@ GRID = {"ttt_conv": {"grid": (2, 2)}, "ttt_swiglu": {"grid": (2, 2)}}
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_name(name: str) -> None:
+def test_every_name_builds_a_memory(name: str) -> None:
     memory = build(name, dim=16, heads=2, **GRID.get(name, {}))
     assert isinstance(memory, Memory)
     assert memory.dim == 16
@@ -37,7 +37,7 @@ def test_every_name(name: str) -> None:
     assert memory.state_dict().keys() == dict(memory.named_parameters()).keys(), "a memory holds parameters only"
 
 
-def test_classes() -> None:
+def test_names_belong_to_classes() -> None:
     classes = {name: type(build(name, dim=16, heads=2, **GRID.get(name, {}))) for name in names()}
     ttt = dict.fromkeys(("ttt_linear", "ttt_mlp", "ttt_conv", "ttt_swiglu"), TTTLayer)
     rules = {

@@ -1,4 +1,4 @@
-"""LSTM and GRU memories against torch's layers stepped token by token, and what cutting into pieces costs."""
+"""LSTM and GRU memories against torch's layers stepped token by token, and the cost of resets."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tttstream.testing import assert_close
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", [LSTM, GRU])
-def test_definition(kind: type[LSTM] | type[GRU], layers: int) -> None:
+def test_outputs_and_states_equal_torchs_layers_token_by_token(kind: type[LSTM] | type[GRU], layers: int) -> None:
     torch.manual_seed(layers)
     memory = kind(8, layers=layers).double()
     x = torch.randn(4, 20, 8, dtype=torch.float64)

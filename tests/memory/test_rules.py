@@ -261,7 +261,7 @@ def made(name: str) -> tuple[Memory, Literal]:
 
 @every_rule
 @pytest.mark.parametrize("tokens", [1, 2, 17, 70])
-def test_recurrence(name: str, tokens: int) -> None:
+def test_outputs_state_and_gradients_equal_the_literal_recurrence(name: str, tokens: int) -> None:
     """Outputs, state, and gradients with respect to tokens, parameters and the state before."""
     memory, literal = made(name)
     x = torch.randn(2, tokens, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -280,7 +280,7 @@ def test_recurrence(name: str, tokens: int) -> None:
 
 
 @every_rule
-def test_fresh(name: str) -> None:
+def test_a_fresh_state_equals_the_literal_recurrence(name: str) -> None:
     memory, literal = made(name)
     x = torch.randn(1, 40, DIM, dtype=torch.float64)
     y, state = memory(x)

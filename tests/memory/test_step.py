@@ -35,7 +35,7 @@ inner_models = pytest.mark.parametrize("inner", ["linear", "mlp"])
 
 
 def build(inner: str, options: dict[str, Any], dtype: torch.dtype = torch.float64) -> TTTLayer:
-    """A layer whose parameters are off their special start; one token scale below 0, so it is cut."""
+    """A layer with parameters away from their special initial values; one token scale below 0, so it is clamped."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer = TTTLayer(DIM, HEADS, inner, mini_batch=K, **options)
@@ -53,7 +53,7 @@ def tokens(rows: int, length: int, seed: int = 1) -> Tensor:
 
 @contextmanager
 def forward_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without the step: every token goes the way of many."""
+    """Without the step: single tokens take the path of many."""
     with monkeypatch.context() as patch:
         patch.setattr(ttt, "step", lambda *arguments: None)
         yield

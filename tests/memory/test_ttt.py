@@ -1,4 +1,4 @@
-"""TTTLayer is what its parameters say: a plain restatement of its forward, its options, and its errors."""
+"""TTTLayer: a plain restatement of its forward, its options, and its errors."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_a_given_mask_is_the_output(make_mask_model: Make, mask_clip: Clip, cont
 
 
 def test_the_memory_carries_the_object(make_mask_model: Make, mask_clip: Clip) -> None:
-    """Two objects that swap their masks in the first frame are told apart by the memory, for frames are the same."""
+    """Two objects that swap their masks in the first frame are distinguished by the memory, since frames are equal."""
     model, (frames, masks) = make_mask_model(), mask_clip(1, 2)
     one, _ = model(frames, masks=masks[:, :, :1], given=first_only(masks)[:, :, :1])
     other, _ = model(frames, masks=masks[:, :, 1:], given=first_only(masks)[:, :, 1:])

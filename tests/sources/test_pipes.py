@@ -119,7 +119,7 @@ def test_frames_are_handed_on_while_the_rest_is_on_its_way(make_video: MakeVideo
 
 
 class Stalling:
-    """An HTTP server that promises a whole file, sends the beginning of it, and then nothing more."""
+    """An HTTP server that announces a whole file, sends the beginning of it, and then nothing more."""
 
     def __init__(self, content: bytes, promised: int) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))

@@ -161,7 +161,7 @@ class TestVideos:
         assert all(frame.pose is not None and frame.pose[0] == round(frame.time_s * 25) for frame in found)
 
     def test_rows_after_a_gap_are_unknown(self, make_video: MakeVideo, tmp_path: Path) -> None:
-        """Matroska does not say how many frames there should be: they may have been lost."""
+        """Matroska does not contain the number of frames, so some may have been lost."""
         video = make_video("v.mkv", [*range(0, 480, 40), *range(560, 800, 40)])
         poses = write(tmp_path / "p.csv", "x\n" + "\n".join(map(str, range(20))))
         with open_source(video, poses=poses) as source:

@@ -25,7 +25,7 @@ SMALL = MapConfig(size=32, patch=8, codes=6, marks=4, where=12, what=8, heads=2)
 
 @pytest.fixture
 def fresh() -> Callable[..., MapStream]:
-    """Makes a stream of a small map whose weights follow from a seed."""
+    """Makes a stream of a small map with weights from a seed."""
 
     def make(seed: int = 0) -> MapStream:
         torch.manual_seed(seed)

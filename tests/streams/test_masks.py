@@ -126,7 +126,7 @@ def test_another_models_stream_is_refused(make_mask_model: Make, tmp_path: Path)
 
 
 def test_void_is_left_out_of_what_is_learned(make_mask_model: Make, video: tuple[list[np.ndarray], np.ndarray]) -> None:
-    """An object whose border is void is learned as one that goes on under it, and written as it was given."""
+    """An object with a void border is learned as if it continues there, and written as it was given."""
     frames, _ = video
     whole = np.zeros((64, 97), np.int16)
     whole[16:48, 32:64] = 1

@@ -1,4 +1,4 @@
-"""A stream that looks only around its objects: where it looks, what it keeps, and that it goes on bit for bit."""
+"""A stream that processes only regions around its objects: the regions, its state, and exact continuation."""
 
 from __future__ import annotations
 

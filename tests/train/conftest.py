@@ -1,4 +1,4 @@
-"""A stream that needs no file, in lanes: a window that moves over noise, so that the next frame can be foretold."""
+"""A generated stream in lanes: a window that moves over noise, so that the next frame is predictable."""
 
 from __future__ import annotations
 

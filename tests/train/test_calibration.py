@@ -21,7 +21,7 @@ def small() -> MapModel:
 
 
 def frames(gain: Tensor, mixing: Tensor) -> list[tuple[Tensor, MapOutput]]:
-    """Frames of ten familiar cells, whose codes are `gain` times what memory says, and residuals of a covariance."""
+    """Frames of ten familiar cells, with codes that are `gain` times the memory's, and residuals of a covariance."""
     draw = torch.Generator().manual_seed(1)
     found = []
     for _ in range(LEAST_CELLS // 5):

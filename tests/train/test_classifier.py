@@ -1,4 +1,4 @@
-"""A classifier from videos to labels over a picture: fit, predict, export and watch say the same of the same frames."""
+"""A classifier from videos to labels over a picture: fit, predict, export and watch agree on the same frames."""
 
 from __future__ import annotations
 

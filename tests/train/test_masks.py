@@ -1,4 +1,4 @@
-"""The task of mask propagation: lanes, what counts, what is learned, checkpoints, and the model that comes out."""
+"""The task of mask propagation: lanes, counted objects, learning, checkpoints, and the exported model."""
 
 import csv
 from dataclasses import asdict
@@ -80,7 +80,7 @@ def test_overlap_by_hand() -> None:
 
 
 def test_void_pixels_count_in_no_loss_and_no_overlap() -> None:
-    """What the model says where nobody knows changes nothing; elsewhere it does."""
+    """Predictions at unknown pixels do not change the loss; others do."""
     whole = batch()
     assert whole.mask is not None
     void = torch.zeros_like(whole.mask, dtype=torch.bool)
@@ -155,7 +155,7 @@ def test_training_finds_the_objects() -> None:
 
 
 def test_gradients_reach_the_encoder_through_the_mixture() -> None:
-    """What is said of the second frame teaches the keys of the first, which the components are made of."""
+    """The loss of the second frame has gradients for the keys of the first, from which the components come."""
     learner = task(slots=24).train()
     learner.forced_frames = lambda reset: None  # type: ignore[method-assign]
     whole = batch(1, 2)
@@ -302,7 +302,7 @@ def losses(folder: Path, version: int) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_fit_resume_export_and_test(tmp_path: Path) -> None:
-    """A resumed run has the losses of one that was not interrupted; what comes out is what `watch` takes."""
+    """A resumed run has the losses of an uninterrupted one, and its export is a model that loads with `models.load`."""
     fit(tmp_path, 4)
     checkpoints = sorted((tmp_path / "run" / "version_0" / "checkpoints").glob("*.ckpt"))
     assert len(losses(tmp_path, 0)) == 4

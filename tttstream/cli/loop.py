@@ -72,6 +72,7 @@ class Run:
         """
         record, args = self.record, self.args
         try:
+            record.open(endless=self.source.frames is None and args.max_frames is None)
             interrupted = self._follow()
             if not record.frames and interrupted:
                 raise KeyboardInterrupt

@@ -49,8 +49,7 @@ class MaskFolder(OutputFile):
 class MaskRecorder(Record):
     """Writes the frames and masks of one source to its folder; without a folder it only counts.
 
-    numbers: of the objects in the files. colours: of the numbers, [256, 3]. video: write overlay.mp4. endless: the
-    number of frames is unknown.
+    numbers: of the objects in the files. colours: of the numbers, [256, 3]. video: write overlay.mp4.
     """
 
     def __init__(
@@ -61,17 +60,18 @@ class MaskRecorder(Record):
         colours: NDArray[np.uint8],
         *,
         video: bool,
-        endless: bool,
     ) -> None:
-        super().__init__(folder, source)
+        super().__init__(folder, source, video=video)
         own = [colours[n] if n <= LARGEST else colours[place] for place, n in enumerate(numbers, 1)]
         self.overlay = MaskOverlay(distinct(np.array([(0, 0, 0), *own], np.uint8)))
         self._numbers, self._colours = np.array([0, *numbers], np.int32), colours
         self._masks: MaskFolder | None = None
-        self._begin(video=video, endless=endless)
 
-    def _open_more(self, folder: Path) -> None:
-        self._masks = self._own(MaskFolder(folder / "masks", self._numbers[1:].tolist(), self._colours))
+    def open(self, *, endless: bool) -> None:
+        super().open(endless=endless)
+        if self._folder is not None:
+            path = self._folder.path / "masks"
+            self._masks = self._own(MaskFolder(path, self._numbers[1:].tolist(), self._colours))
 
     def add(self, frame: Frame, result: MaskResult) -> Picture:
         """Record one frame and its result. Returns the drawn picture."""

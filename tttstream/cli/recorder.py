@@ -35,36 +35,28 @@ def told(labels: tuple[Label, ...]) -> list[dict[str, Any]]:
 class Record:
     """The files of one source and the counters of all kinds of results. Without a folder it only counts.
 
-    OPTIONAL: names of files that not every run writes. Those of an earlier run are removed.
+    video: write overlay.mp4. OPTIONAL: names of files that not every run writes. Those of an earlier run are removed.
     """
 
     OPTIONAL: ClassVar[tuple[str, ...]] = ("overlay.mp4",)
 
-    def __init__(self, folder: Path | None, source: Source) -> None:
+    def __init__(self, folder: Path | None, source: Source, *, video: bool) -> None:
         self.source = source
         self.rejected = 0  # frames that the stream refused
         self.latencies, self.rate, self.usage = Latencies(), Rate(), Usage()
         self._folder = None if folder is None else OutputFolder(folder)
+        self._films = video and folder is not None
         self._files: list[OutputFile] = []
         self._lines: TextFile | None = None
         self._video: VideoWriter | None = None
 
-    def _begin(self, *, video: bool, endless: bool) -> None:
-        """Open frames.jsonl and, with `video`, overlay.mp4. If one cannot be opened, both are removed."""
-        if self._folder is None:
-            return
-        try:
+    def open(self, *, endless: bool) -> None:
+        """Open the files that are written frame by frame. endless: the number of frames is unknown."""
+        if self._folder is not None:
             self._lines = self._own(TextFile(self._folder.path / "frames.jsonl"))
-            self._open_more(self._folder.path)
-            if video:
+            if self._films:
                 path = self._folder.path / "overlay.mp4"
                 self._video = self._own(VideoWriter(path, self.source.fps or 25.0, endless=endless))
-        except BaseException:
-            self.discard()
-            raise
-
-    def _open_more(self, folder: Path) -> None:
-        """Open further files of this kind of results."""
 
     def _write(self, frame: Frame, result: Any, picture: Picture | None, **values: Any) -> None:
         """Write a line of frames.jsonl with these values, and a picture of overlay.mp4."""
@@ -143,8 +135,8 @@ class Recorder(Record):
     """Writes the frames and results of one source to its folder. Without a folder it only counts.
 
     video: write overlay.mp4. pictures: draw the overlay for a window, with the speed in it. embeddings: write
-    embeddings.npy. endless: the number of frames is unknown. overlay: draws the pictures; by default those of
-    surprise. surprises: whether there is a surprise to write.
+    embeddings.npy. overlay: draws the pictures; by default those of surprise. surprises: whether there is a surprise to
+    write.
     """
 
     OPTIONAL = ("overlay.mp4", "embeddings.npy")
@@ -154,25 +146,21 @@ class Recorder(Record):
         folder: Path | None,
         source: Source,
         *,
-        video: bool = True,
-        pictures: bool = False,
-        embeddings: bool = False,
-        endless: bool = False,
-        overlay: Overlay | None = None,
-        surprises: bool = True,
+        video: bool,
+        pictures: bool,
+        embeddings: bool,
+        overlay: Overlay | None,
+        surprises: bool,
     ) -> None:
-        super().__init__(folder, source)
+        super().__init__(folder, source, video=video)
         self._surprises = surprises
         self._so_far: tuple[Label, ...] = ()
         self.detector, self.trace = EventDetector(), Trace()
         self.comparison = None if source.events(0) is None else Comparison()
-        self.overlay = None
-        if pictures or (video and folder):
-            self.overlay = overlay or Overlay(self.detector.threshold)
+        self.overlay = overlay or Overlay(self.detector.threshold) if pictures or self._films else None
         self._shown = pictures
         self._embeddings = embeddings
         self._array: ArrayFile | None = None
-        self._begin(video=video, endless=endless)
 
     def add(self, frame: Frame, result: Result, state_bytes: int, note: str = "") -> Picture | None:
         """Record one frame and its result; returns the picture drawn of it, if one is needed."""

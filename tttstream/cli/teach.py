@@ -136,10 +136,8 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
         if source.frames is not None and last >= source.frames:
             raise ConfigError(f"--box {last}: {public(spec)} has {source.frames} frames, from 0 on")
         stream = start(args, folders, source)
-        endless = source.frames is None and args.max_frames is None
-        recorder = TeachRecorder(
-            out, source, video=not args.no_overlay, keys=args.labels if keys is not None else [], endless=endless
-        )
+        known = args.labels if keys is not None else []
+        recorder = TeachRecorder(out, source, video=not args.no_overlay, keys=known)
         interrupt = stack.enter_context(Interrupt())
         step = step_of(stream, recorder, args.boxes, keys)
         more = {"certain": stream.certain}

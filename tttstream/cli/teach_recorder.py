@@ -16,15 +16,14 @@ from tttstream.views.teach import TeachOverlay
 class TeachRecorder(Record):
     """Writes the frames and results of one source to its folder; without a folder it only counts.
 
-    video: write overlay.mp4. keys: names that the keys 1, 2 … teach. endless: the number of frames is unknown.
+    video: write overlay.mp4. keys: names that the keys 1, 2 … teach.
     """
 
-    def __init__(self, folder: Path | None, source: Source, *, video: bool, keys: Sequence[str], endless: bool) -> None:
-        super().__init__(folder, source)
+    def __init__(self, folder: Path | None, source: Source, *, video: bool, keys: Sequence[str]) -> None:
+        super().__init__(folder, source, video=video)
         self.overlay = TeachOverlay(keys=keys)
         self._in_view: Counter[str] = Counter()
         self._taught: dict[str, int] = {}
-        self._begin(video=video, endless=endless)
 
     def add(self, frame: Frame, result: TeachResult, stream: TeachStream, told: list[str]) -> Picture:
         """Record one frame and its result; returns the picture. told: the labels that were taught with this frame."""

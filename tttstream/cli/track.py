@@ -100,8 +100,7 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
         if source.frames is not None and given.last >= source.frames:
             known = f"{public(spec)} has {source.frames} frames, from 0 on"
             raise ConfigError(f"frame {given.last} has a mask or box, but {known}")
-        endless = source.frames is None and args.max_frames is None
-        recorder = MaskRecorder(out, source, given.numbers, given.colours, video=not args.no_overlay, endless=endless)
+        recorder = MaskRecorder(out, source, given.numbers, given.colours, video=not args.no_overlay)
         interrupt = stack.enter_context(Interrupt())
         step = step_of(stream, given, recorder)
         first = next((str(path) for frame, path in files if frame == 0), None)

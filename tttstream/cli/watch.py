@@ -175,7 +175,6 @@ def watch(
     from tttstream.streams import MapStream, Saved
     from tttstream.views.world import WorldOverlay
 
-    overlays = {MapStream: WorldOverlay}
     with opened(spec, args) as source:
         if args.load_state is not None and not (args.carry and stream.frames):
             resumed = single and Saved(args.load_state).source == source.name
@@ -190,8 +189,7 @@ def watch(
             video=not args.no_overlay,
             pictures=window is not None,
             embeddings=args.embeddings,
-            endless=source.frames is None and args.max_frames is None,
-            overlay=overlays[type(stream)](stream) if type(stream) in overlays else None,
+            overlay=WorldOverlay(stream) if isinstance(stream, MapStream) else None,
             surprises=stream.surprises,
         )
 

@@ -66,7 +66,7 @@ class Ticker(Source):
 
 @pytest.fixture(scope="session")
 def make_engine(model: FrameModel) -> Callable[..., Engine]:
-    """Makes an engine of a small model whose sources are tickers, but for those of another `opener`."""
+    """Makes an engine of a small model with tickers as sources, or with the sources of another `opener`."""
 
     def make(allowed: tuple[str, ...] = ("ticker", "spare"), **options: Any) -> Engine:
         opener = options.pop("opener", lambda spec: Ticker(spec, noisy=spec == "noise"))

@@ -1,4 +1,4 @@
-"""The API: each operation does what it says, and the document says what there is."""
+"""The API: each operation has its documented effect, and the document lists every operation."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_the_page_shows_a_camera_with_its_numbers(home: Any, engine: Engine, unt
 
 
 def test_the_curve_accepts_late_and_repeated_points(home: Any) -> None:
-    """Updates and the history are two requests, whose answers may overtake each other."""
+    """Updates and the history are two requests, and their answers may arrive in either order."""
     points = """import("/page/curve.js").then(({ Curve }) => {
         const curve = new Curve();
         for (const numbers of [[1, 2, 3, 4], [2, 3], [3, 4, 5]]) curve.add(numbers.map((number) => [number, 0, 0, 0]));

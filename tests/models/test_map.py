@@ -275,7 +275,7 @@ def test_wrong_shapes(small: MapModel) -> None:
         small(frames, poses, reset=torch.zeros(1, 2))
     with pytest.raises(ConfigError, match="multiple of patch"):
         MapConfig(size=60)
-    with pytest.raises(ConfigError, match="scale must be above 0"):
+    with pytest.raises(ConfigError, match="scale must be a number above 0"):
         MapConfig(scale=0.0)
 
 

@@ -7,9 +7,23 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from tttstream.errors import ConfigError
 from tttstream.io import weights
 
 M = TypeVar("M", bound="SavedModel")
+
+
+def check_numbers(config: Any, name: str, **least: int) -> None:
+    """Check the numbers of a configuration, a dataclass, and raise ConfigError in the name of its model.
+
+    A field of the type int must be a whole number of at least 1, or of `least`; one of the type float must be above 0.
+    """
+    for field in dataclasses.fields(config):
+        value, low = getattr(config, field.name), least.get(field.name, 1)
+        if field.type in ("int", int) and (not isinstance(value, int) or value < low):
+            raise ConfigError(f"{name}: {field.name} must be a whole number of at least {low}, got {value!r}")
+        if field.type in ("float", float) and (not isinstance(value, int | float) or not 0 < value < float("inf")):
+            raise ConfigError(f"{name}: {field.name} must be a number above 0, got {value!r}")
 
 
 class SavedModel(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tttstream.errors import ConfigError, ShapeError, StateError
 from tttstream.models.backbone import Backbone, Losses, ModelState
-from tttstream.models.base import SavedModel
+from tttstream.models.base import SavedModel, check_numbers
 from tttstream.models.heads import Embedding, NextFrame
 from tttstream.models.motion import Costs, Motion, Past
 from tttstream.models.tokens import PatchTokens
@@ -40,15 +40,10 @@ class ModelConfig:
     surprise: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("size", "patch", "dim", "depth", "heads", "mlp_ratio"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"model: {name} must be a whole number of at least 1, got {value!r}")
-        if not isinstance(self.motion, int) or self.motion < 0 or (self.motion and self.patch % 2):
-            raise ConfigError(
-                f"model: motion must be 0 or pixels, with an even patch; got {self.motion!r}, {self.patch}"
-            )
-        if not isinstance(self.surprise, int) or not 0 <= self.surprise < self.depth:
+        check_numbers(self, "model", registers=0, motion=0, surprise=0)
+        if self.motion and self.patch % 2:
+            raise ConfigError(f"model: motion must be 0 or pixels, with an even patch; got {self.motion}, {self.patch}")
+        if self.surprise >= self.depth:
             raise ConfigError(f"model: surprise must be from 0 to below depth, {self.depth}; got {self.surprise!r}")
         if self.motion and self.registers:
             raise ConfigError(f"model: motion needs registers=0, got motion={self.motion}, registers={self.registers}")

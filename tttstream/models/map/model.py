@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttstream.errors import ConfigError, ShapeError
-from tttstream.models.base import SavedModel
+from tttstream.models.base import SavedModel, check_numbers
 from tttstream.models.map.codes import PatchCodes
 from tttstream.models.map.lattice import Block, around, cell_points, drawn, evened, laid
 from tttstream.models.map.place_memory import PlaceMemory
@@ -45,18 +45,13 @@ class MapConfig:
     usual: tuple[float, float] = (0.0, 0.4)
 
     def __post_init__(self) -> None:
-        for name in ("size", "patch", "codes", "marks", "where", "what", "heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"map: {name} must be a whole number of at least 1, got {value!r}")
+        check_numbers(self, "map")
         if self.size % self.patch or self.patch % 2:
             raise ConfigError(f"map: size must be a multiple of patch, an even one, got {self.size} and {self.patch}")
         if self.codes > 3 * self.patch**2:
             raise ConfigError(
                 f"map: a patch of {self.patch} pixels has {3 * self.patch**2} codes at most: {self.codes}"
             )
-        if not self.scale > 0:
-            raise ConfigError(f"map: scale must be above 0, got {self.scale}")
         object.__setattr__(self, "usual", tuple(self.usual))  # JSON and YAML give lists
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import ConfigError, ShapeError
+from tttstream.models.base import check_numbers
 from tttstream.models.masks.networks import STRIDE, Contour, FeatureNetwork, Features
 from tttstream.models.masks.propagator import SURE, MaskOutput, ObjectState, Propagator, moments, together
 
@@ -47,12 +48,7 @@ class MixtureConfig:
     size: int = 160
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, least = getattr(self, field.name), int(field.name != "contour")
-            if field.type == "int" and (not isinstance(value, int) or value < least):
-                raise ConfigError(f"mixture: {field.name} must be a whole number of at least {least}, got {value!r}")
-            if field.type == "float" and (not isinstance(value, int | float) or not 0 < value < float("inf")):
-                raise ConfigError(f"mixture: {field.name} must be a number above 0, got {value!r}")
+        check_numbers(self, "mixture", contour=0)
         if self.width % 8 or self.contour % 8 or self.placed >= self.heads:
             raise ConfigError(
                 "mixture: width and contour must be multiples of 8 and placed less than heads, got "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from tttstream import encoders
 from tttstream.errors import ConfigError
+from tttstream.models.base import check_numbers
 from tttstream.models.masks.contours import MEMORIES, SCORES, Encoding, TargetContour
 from tttstream.models.masks.kept import alike, drawn, places, whole
 from tttstream.models.masks.networks import Residual, resized
@@ -66,12 +67,7 @@ class TargetConfig:
     size: int = 320
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"target: {field.name} must be a whole number of at least 1, got {value!r}")
-            if field.type == "float" and (not isinstance(value, int | float) or not 0 < value < float("inf")):
-                raise ConfigError(f"target: {field.name} must be a number above 0, got {value!r}")
+        check_numbers(self, "target")
         object.__setattr__(self, "memories", tuple(self.memories))  # a list where it was read from a file
         if not self.memories or any(memory not in MEMORIES for memory in self.memories):
             raise ConfigError(f"target: memories are {self.memories}, expected some of {', '.join(MEMORIES)}")

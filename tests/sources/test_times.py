@@ -103,6 +103,21 @@ def test_a_hole_in_a_stream_of_constant_rate(record: Callable[..., Path], name: 
         assert source.truncated
 
 
+def test_an_estimated_number_of_frames_ends_nothing(record: Callable[..., Path]) -> None:
+    """Matroska has no number of frames. Of 25 frames a second there would be 28; faster than that there are 60."""
+    path = record("fast.mkv", "libx264", [*range(0, 1080, 18)])
+    with open_source(str(path)) as source:
+        assert source.frames is not None
+        assert source.frames < 30
+        assert source.estimated
+        assert not source.ends_before(59)
+        assert len(list(source)) == 60
+    with open_source(str(record("counted.mp4", "libx264", [*range(0, 1080, 18)]))) as source:
+        assert source.frames == 60
+        assert source.ends_before(60)
+        assert not source.ends_before(59)
+
+
 def test_several_holes(record: Callable[..., Path]) -> None:
     stamps = [stamp for stamp in range(0, 12000, 40) if stamp // 1000 not in (2, 3, 7, 8)]
     with open_source(record("e.mkv", "libx264", stamps)) as source:

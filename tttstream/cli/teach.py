@@ -133,7 +133,7 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
         keys = None if window is None else Keys(window, args.labels)
         source = stack.enter_context(opened(spec, args))
         last = max((told.frame for told in args.boxes), default=-1)
-        if source.frames is not None and last >= source.frames:
+        if source.ends_before(last):
             raise ConfigError(f"--box {last}: {public(spec)} has {source.frames} frames, from 0 on")
         stream = start(args, folders, source)
         known = args.labels if keys is not None else []

@@ -97,7 +97,7 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
         window = claimed(args, stack)
         source = stack.enter_context(opened(spec, args))
         stream, given = start(args, source, files, boxes)
-        if source.frames is not None and given.last >= source.frames:
+        if source.ends_before(given.last):
             known = f"{public(spec)} has {source.frames} frames, from 0 on"
             raise ConfigError(f"frame {given.last} has a mask or box, but {known}")
         recorder = MaskRecorder(out, source, given.numbers, given.colours, video=not args.no_overlay)

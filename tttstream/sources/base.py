@@ -32,7 +32,8 @@ class Source(ABC):
 
     name: short text for reports. fps: nominal rate, None if unknown. live: whether frames come in real time (camera).
     skipped: damaged frames skipped so far. truncated: true after the source ended early, or a part of it was
-    unreadable. frames: the number of frames (from its header), None if unknown or endless. Frames are numbered in the
+    unreadable. frames: the number of frames (from its header), None if unknown or endless. estimated: whether that is
+    only an estimate, from a duration and a rate, which a variable rate makes wrong. Frames are numbered in the
     order in which they are yielded; a skipped frame has no number. pose_form: the form of the poses of its frames, None
     if they have none. unposed: the number of frames without a pose so far, if poses were requested. about: one line
     that describes the origin of the poses. origin: the clock time in seconds of its time 0, None if unknown.
@@ -41,6 +42,7 @@ class Source(ABC):
     name: str
     fps: float | None = None
     frames: int | None = None
+    estimated: bool = False
     live: bool = False
     skipped: int = 0
     truncated: bool = False
@@ -48,6 +50,10 @@ class Source(ABC):
     unposed: int = 0
     about: str = ""
     origin: float | None = None
+
+    def ends_before(self, index: int) -> bool:
+        """Whether it is certain that there is no frame of this number."""
+        return self.frames is not None and not self.estimated and index >= self.frames
 
     def place(self, frame: Frame) -> int | None:
         """The number of the last yielded frame, counting skipped ones; None if damage makes it unknown."""

@@ -19,7 +19,8 @@ class Wrapped(Source):
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.name, self.fps, self.frames = source.name, source.fps, source.frames
+        self.name, self.fps = source.name, source.fps
+        self.frames, self.estimated = source.frames, source.estimated
 
     @property
     def skipped(self) -> int:  # type: ignore[override]

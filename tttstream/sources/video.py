@@ -58,7 +58,7 @@ class Video(Source):
         """Reopen the file and decode its first frame."""
         self.close()
         self._decoder = decoder = VideoDecoder(self._path, self.name, self._strict, self._timeout_s)
-        self.fps, self.frames = decoder.fps, decoder.frames
+        self.fps, self.frames, self.estimated = decoder.fps, decoder.frames, not decoder.stream.frames
         self._pictures = iter(decoder)
         self._pending = next(self._pictures, None)
         if self._pending is None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tttstream import TTTLayer
+from tttstream.inner import CATALOGUE
 from tttstream.memory import (
     GRU,
     LSTM,
@@ -24,7 +25,7 @@ from tttstream.memory import (
     names,
 )
 
-GRID = {"ttt_conv": {"grid": (2, 2)}, "ttt_swiglu": {"grid": (2, 2)}}
+GRID = {f"ttt_{name}": {"grid": (2, 2)} for name, model in CATALOGUE.items() if model.frame_only}
 
 
 @pytest.mark.parametrize("name", names())

@@ -172,7 +172,7 @@ def test_a_saved_state_continues_bit_for_bit(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         Binding(0, 3)
-    with pytest.raises(ShapeError, match="rows, tokens"):
+    with pytest.raises(ShapeError, match="rows >= 1, tokens >= 1"):
         memory()(torch.zeros(1, 2, KEYS))
     with pytest.raises(ShapeError, match="keys"):
         memory().evidence(memory().init_state(1), torch.zeros(1, KEYS))

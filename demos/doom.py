@@ -1,8 +1,8 @@
 """First-person worlds of a game: does a memory recall the views of a place in a Doom map long after the camera left it?
 
-    python demos/revisit.py --only ttt_mlp --rates 2e-3 --seeds 1 --recipe "long lives, long ages" --keep out/revisit
-    python demos/doom.py --weights out/revisit/ttt_mlp-0.002-0.pt                # as it is
-    python demos/doom.py --weights out/revisit/ttt_mlp-0.002-0.pt --steps 200    # trained on with three of four maps
+    python demos/revisit.py --only ttt_mlp_longer --rates 3e-4 --seeds 1 --keep out/revisit
+    python demos/doom.py --weights out/revisit/ttt_mlp_longer-0.0003-0.pt              # as it is
+    python demos/doom.py --weights out/revisit/ttt_mlp_longer-0.0003-0.pt --steps 200  # after training on other maps
 
 The worlds are the maps of Freedoom in ViZDoom (pip install vizdoom). A camera moves between waypoints 128 map units
 apart, on shortest paths to random goals, and turns by quarters; each view is one token. A view is a picture of 40 x 30
@@ -25,17 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 from doom_play import ASKED, KINDS, play
-from doom_views import LENGTH, ROWS, SIDE, Album, Codes, keys, train
+from doom_views import LENGTH, ROWS, SIDE, Album, Codes, cells, train
 from doom_walks import HEIGHT, WIDTH
 from numpy.typing import NDArray
-from revisit import CODES
+from revisit import Network
 from runs import publish
+from tile_walks import CODES
 from torch import Tensor
 from tqdm import tqdm
 
 from tttstream.errors import DependencyError
 from tttstream.evaluation.detection import Baselines, auroc
-from tttstream.models.map.place_memory import PlaceMemory
 
 try:
     import doom_world as doom
@@ -68,12 +68,12 @@ def played(folder: Path, index: int, world: doom.World, side: int, tokens: int, 
 
 
 @torch.no_grad()
-def follow(model: PlaceMemory, codes: Codes, run: Run, frozen: bool = False) -> tuple[Tensor, Tensor, float]:
+def follow(model: Network, codes: Codes, run: Run, frozen: bool = False) -> tuple[Tensor, Tensor, float]:
     """The predictions [T, CODES] of a patrol's tokens before each is seen (the first is 0), the answers to its queries,
     and the time a token in ms."""
-    seen, where = codes.code(run["picture"])[None], keys(run["pose"], run["corner"])[None]
+    seen, where = codes.code(run["picture"])[None], cells(run["pose"], run["corner"])[None]
     following = torch.cat([where[:, 1:], where[:, -1:]], 1)
-    asked = keys(run["asked_pose"].reshape(-1, 3), run["corner"])[None]
+    asked = cells(run["asked_pose"].reshape(-1, 3), run["corner"])[None]
     answers, replies = [torch.zeros(1, 1, CODES)], [torch.zeros(1, 0, CODES)]
     state, took = model.init_state(1), 0.0
     for begin in range(0, seen.shape[1], ASKED):
@@ -106,7 +106,7 @@ def otherwise(codes: Codes, run: Run) -> dict[str, tuple[Tensor, Tensor]]:
     return dict(zip(OTHERS, values, strict=True))
 
 
-def recall(models: dict[str, PlaceMemory], codes: Codes, run: Run) -> dict[str, Any]:
+def recall(models: dict[str, Network], codes: Codes, run: Run) -> dict[str, Any]:
     """Sums of squared errors by kind of query ("next", "asked"), age and method, with the spread around the mean view
     and how many; ms a token."""
     said, took = otherwise(codes, run), []
@@ -128,7 +128,7 @@ def recall(models: dict[str, PlaceMemory], codes: Codes, run: Run) -> dict[str, 
     return {"sums": sums, "ms": float(np.mean(took)), "views": len(np.unique(run["view"]))}
 
 
-def change(models: dict[str, PlaceMemory], codes: Codes, run: Run) -> dict[str, Any]:
+def change(models: dict[str, Network], codes: Codes, run: Run) -> dict[str, Any]:
     """The scores of all revisits without a change or with one, and the kind of change (-1: none)."""
     seen = codes.code(run["picture"])
     said = [follow(model, codes, run)[0] for model in models.values()]
@@ -185,7 +185,7 @@ def change_table(records: list[dict[str, Any]], names: list[str]) -> list[str]:
     return lines
 
 
-def draw(model: PlaceMemory, codes: Codes, runs: list[tuple[str, Run]], out: Path) -> None:
+def draw(model: Network, codes: Codes, runs: list[tuple[str, Run]], out: Path) -> None:
     """Draw queried views from late in patrols: the true view, its components, and the predictions of the memory and of
     a frozen memory."""
     import matplotlib
@@ -237,7 +237,7 @@ def main() -> None:
     if not held or not others:
         parser.error(f"--maps {args.maps}: of {len(albums)} large ones {len(held)} are for measuring; take more")
     codes = Codes.of(np.concatenate([album.pictures.reshape(-1, HEIGHT, WIDTH, 3) for album in others]))
-    models: dict[str, PlaceMemory] = {}
+    models: dict[str, Network] = {}
     for steps in sorted({0, args.steps}):
         kept = args.work / f"network-{args.maps}-{steps}.pt"
         model = train(args.weights, [Album(a.world, codes.code(a.pictures)) for a in others], steps, kept, end)
@@ -258,13 +258,10 @@ def main() -> None:
     draw(list(models.values())[-1], codes, shown, args.out)
     assert __doc__ is not None
     state: Any = model.init_state(1)
-    about = (
-        f"{len(held)} maps for measuring ({', '.join(doom.MAPS[i][1] for i in held)}), {len(others)} others for the "
-    )
-    about += f"components; streams of {args.tokens} tokens; ttt_mlp, {sum(p.numel() for p in model.parameters())} "
-    about += (
-        f"parameters, {state.nbytes / 1e3:.0f} kB of state, {np.mean([r['ms'] for r in records]):.2f} ms a token of "
-    )
+    parameters, ms = sum(p.numel() for p in model.parameters()), np.mean([r["ms"] for r in records])
+    about = f"{len(held)} maps for measuring ({', '.join(doom.MAPS[i][1] for i in held)}), {len(others)} others for "
+    about += f"the components; streams of {args.tokens} tokens; ttt_mlp_longer, {parameters} parameters, "
+    about += f"{state.nbytes / 1e3:.0f} kB of state, {ms:.2f} ms a token of "
     about += f"one thread of a CPU; one seed; {time.strftime('%Y-%m-%d')}. `python demos/doom.py --weights "
     about += f"{args.weights.name} --tokens {args.tokens} --held-out {args.held_out} --steps {args.steps}`."
     lines = ["# First-person worlds", "", " ".join(__doc__.split("\n\n")[2].split()), "", about, "", "## Recall", ""]

@@ -1,4 +1,4 @@
-"""Codes of pictures and keys of poses for demos/doom.py, and training on stored views."""
+"""Codes of pictures and places of poses for demos/doom.py, and training on stored views."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from doom_walks import HEIGHT, STEP, WIDTH, Patrol, World
 from numpy.typing import NDArray
-from revisit import CODES, build, features
+from revisit import Network, build
+from tile_walks import CODES
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tttstream.models.map.place_memory import PlaceMemory
-
 SIDE = 8  # steps a side of the largest worlds
-ROWS, LENGTH, RATE = 8, 512, 5e-4
+ROWS, LENGTH, RATE = 8, 512, 3e-4
 ANEW, ANOTHER = 0.02, 0.2  # probabilities in a training step: a stream is reset; it enters another world
 
 
@@ -48,12 +47,12 @@ class Codes(NamedTuple):
         return (flat.clamp(0, 1) * 255).byte().view(HEIGHT, WIDTH, 3).numpy()
 
 
-def keys(poses: NDArray[np.float64], origin: NDArray[np.float64]) -> Tensor:
-    """Features [..., FEATURES] of poses [..., 3] in map units and degrees, as in the worlds of demos/revisit.py: each
+def cells(poses: NDArray[np.float64], origin: NDArray[np.float64]) -> Tensor:
+    """Places [..., 2] of poses [..., 3] in map units and degrees, as in the worlds of demos/revisit.py: each
     heading has a square of the plane of its own, SIDE steps a side. origin: x, y of the world's corner."""
     quarter = np.rint(poses[..., 2] / 90) % 4
     beside = SIDE * np.stack([quarter % 2, quarter // 2], -1)
-    return features(torch.from_numpy((poses[..., :2] - origin) / STEP + beside).float())
+    return torch.from_numpy(np.rint((poses[..., :2] - origin) / STEP + beside)).float()
 
 
 class Album(NamedTuple):
@@ -104,16 +103,16 @@ class Walks:
                 waypoints, headings = part[views[:, 0]], views[:, 1]
                 places = album.world.places[waypoints]
                 poses = np.concatenate([places, 90.0 * headings[:, None]], 1)
-                both += [album.codes[waypoints, headings] * signs, keys(poses, album.world.places[part].min(0))]
+                both += [album.codes[waypoints, headings] * signs, cells(poses, album.world.places[part].min(0))]
             found.append((both[0], both[1], both[3], both[2], torch.tensor(ages)))
         self.time += count
         return tuple(torch.stack(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
 
 
-def train(weights: Path, albums: list[Album], steps: int, file: Path, end: float) -> PlaceMemory | None:
+def train(weights: Path, albums: list[Album], steps: int, file: Path, end: float) -> Network | None:
     """Train the network further from these weights, or from its checkpoint if there is one; None if the time is up."""
     torch.manual_seed(0)
-    model = build("ttt_mlp")
+    model = build("ttt_mlp_longer")
     model.load_state_dict(torch.load(weights))
     if not steps:
         return model.eval()

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from revisit import CODES, MEMORIES, TILE, Walks, build, tiles, train
+from revisit import MEMORIES, build, train
 from runs import publish
+from tile_walks import CODES, TILE, Walks, tiles
 from torch import Tensor
 from tqdm import tqdm
 
@@ -78,9 +79,10 @@ def follow(memory: torch.nn.Module, walks: Walks, basis: Tensor, tokens: int, no
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", choices=tuple(MEMORIES), default="ttt_mlp")
+    parser.add_argument("--memory", choices=tuple(MEMORIES), default="ttt_mlp_longer")
     parser.add_argument("--weights", type=Path, help="of a network that is trained already, or where to keep them")
     parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--rate", type=float, default=3e-4, help="of training")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--side", type=int, default=12)
     parser.add_argument("--noise", type=float, default=0.1)
@@ -92,7 +94,7 @@ def main() -> None:
         network = build(args.memory).eval()
         network.load_state_dict(torch.load(args.weights))
     else:
-        network, _ = train(args.memory, 2e-3, 0, args.steps, pool)
+        network, _ = train(args.memory, args.rate, 0, args.steps, pool)
         if args.weights is not None:
             torch.save(network.state_dict(), args.weights)
     run = follow(network, Walks(held, [args.side] * 4, 90), basis, args.tokens, args.noise)

@@ -1,9 +1,7 @@
 """Why does a trained memory forget after a long time? Trained weights are tested with other inner updates.
 
-    python demos/revisit.py --only ttt_mlp --rates 2e-3 --seeds 1 --recipe "long lives, long ages" --keep out/revisit
-    python demos/norms.py --weights out/revisit/ttt_mlp-0.002-0.pt
-    python demos/norms.py --memory ttt_mlp_longer --weights out/revisit/ttt_mlp_longer-0.002-0.pt --norms 1 --forget \
-        --margins 0.5 0.9 1.2 --out docs/results/margins.md
+    python demos/revisit.py --only ttt_mlp_longer --rates 3e-4 --seeds 1 --keep out/revisit
+    python demos/norms.py --weights out/revisit/ttt_mlp_longer-0.0003-0.pt
 
 Nothing is trained here. The measurement is that of long ages in demos/revisit.py: rows leave half of their world for
 4,352 or 16,640 tokens. The norm of the inner model's last layer is fixed. If the norm is larger, an update of the same
@@ -17,23 +15,25 @@ and in the first and last eight of 64 worlds of 100 places, 2,048 tokens each.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from revisit import AGES, LONG, MEMORIES, OLD, Walks, build, follow, tiles, youth
+from revisit import AGES, LONG, MEMORIES, OLD, build, follow, youth
 from runs import publish
+from tile_walks import Walks, tiles
 from tqdm import tqdm
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="that demos/revisit.py kept")
-    parser.add_argument("--memory", choices=tuple(MEMORIES), default="ttt_mlp", help="whose weights these are")
-    parser.add_argument("--norms", type=float, nargs="*", default=[1.0, 1.5, 2.0], help="times the default's")
-    parser.add_argument("--forget", type=float, nargs="*", default=[0.0], help="at the default norm")
-    parser.add_argument("--margins", type=float, nargs="*", default=[], help="at the default norm")
+    parser.add_argument("--memory", choices=tuple(MEMORIES), default="ttt_mlp_longer", help="whose weights these are")
+    parser.add_argument("--norms", type=float, nargs="*", default=[1.0, 1.33, 1.78], help="times that of training")
+    parser.add_argument("--forget", type=float, nargs="*", default=[0.0], help="as in training otherwise")
+    parser.add_argument("--margins", type=float, nargs="*", default=[0.0, 0.25, 1.0], help="at each norm")
     parser.add_argument("--sides", type=int, nargs="+", default=[12, 16], help="of the worlds, in places")
     parser.add_argument("--out", type=Path, default=Path("docs/results/norms.md"))
     args = parser.parse_args()
@@ -45,9 +45,9 @@ def main() -> None:
     network.load_state_dict(torch.load(args.weights))
     memory: Any = network.memory
     usual = memory.update
-    updates = [usual._replace(max_norm=factor * usual.max_norm) for factor in args.norms]
+    grid = itertools.product(args.norms, args.margins)
+    updates = [usual._replace(max_norm=factor * usual.max_norm, margin=margin) for factor, margin in grid]
     updates += [usual._replace(forget=forget) for forget in args.forget]
-    updates += [usual._replace(margin=margin) for margin in args.margins]
     head = ["places", "norm", "forget", "margin", *(f"age ≥ {age}" for age in AGES)]
     lines = ["# Norm, forgetting and margin", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
     lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
@@ -61,7 +61,7 @@ def main() -> None:
         ]
         about = [
             side * side,
-            f"{update.max_norm / usual.max_norm:.1f} times",
+            f"{update.max_norm / usual.max_norm:.2f} times",
             f"{update.forget:g}",
             f"{update.margin:g}",
         ]
@@ -70,7 +70,7 @@ def main() -> None:
     for update in tqdm(updates, "worlds", disable=None):
         memory._update = update
         worlds = youth(network, held, 64)
-        about = [f"{update.max_norm / usual.max_norm:.1f} times", f"{update.forget:g}", f"{update.margin:g}"]
+        about = [f"{update.max_norm / usual.max_norm:.2f} times", f"{update.forget:g}", f"{update.margin:g}"]
         ends = [f"{sum(part) / 8:.3f}" for part in (worlds[:8], worlds[-8:])]
         lines.append("| " + " | ".join([*about, *ends]) + " |")
     lines += ["", f"(n): under 500 visits. {LONG} tokens, {len(spans)} rows, one seed, no training; weights of "]

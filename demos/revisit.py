@@ -1,12 +1,13 @@
 """Endless revisit: how well do memories recall the view at a place after tens of thousands of tokens?
 
     python demos/revisit.py --minutes 60                       # continues the queue; records in docs/results
-    python demos/revisit.py --only ttt_mlp --seeds 1 --rates 2e-3 --steps 300
+    python demos/revisit.py --only ttt_mlp --seeds 1 --rates 3e-4 --steps 300
 
 A walk on a torus of side × side cells. Each cell shows a tile of a photograph (code: 32 whitened principal components).
 There is one token for each view: its code, its place, and the next place. The memory predicts the code of the next
 view. The tables give the error divided by that of the mean code, on photographs that are not in the training data, by
-the number of tokens since the place was last seen.
+the number of tokens since the place was last seen. A place is given as random signs of its cell (given keys), or as
+random Fourier features, of which the network makes keys (learned keys).
 """
 
 from __future__ import annotations
@@ -17,23 +18,41 @@ import math
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from runs import Record, add_queue, best, descend, fifties, following, go_on, publish
+from tile_walks import CODES, Walks, tiles
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from tttstream import inner
 from tttstream.models.map.place_memory import PlaceMemory
-from tttstream.sources.photographs import HELD_OUT, NAMES, photograph
 from tttstream_kernels import Update
 
-TILE, CODES, FEATURES, SCALE = 16, 32, 128, 0.8  # pixels, components, random Fourier features, their length in cells
-WHERE, WHAT, HEADS = 88, 64, 4
+FEATURES, SCALE = 128, 0.8  # random Fourier features, their length in cells
+MOST = 64  # places a side that have given keys
+
+
+class Layout(NamedTuple):
+    """A network for one kind of keys: the features of places that it learns keys of (None: the keys are given), the
+    widths of the parts of a token, heads, and the window that takes as many bytes as the state of ttt_mlp."""
+
+    features: int | None
+    where: int
+    what: int
+    heads: int
+    window: int
+
+    @property
+    def dim(self) -> int:
+        """Width of the tokens."""
+        return 2 * self.where + self.what
+
+
+LAYOUTS = {"given": Layout(None, 56, 56, 2, 672), "learned": Layout(FEATURES, 88, 64, 4, 485)}
 LARGEST = 16  # side of the worlds in training, from SMALLEST on
 SMALLEST = 5
 # Recipes of training: in each step the chance that a stream is reset and the chance that it enters another world; and
@@ -50,20 +69,13 @@ OLD = {4352: 4, 16640: 8}  # and a measurement of long ages alone: how many rows
 LONG = 34304  # tokens of it
 AGES = (1, 8, 64, 256, 1024, 4096, 16384)
 EXCHANGED = 2048  # tokens between two worlds in the test of youth
-LONGER, LONGEST = (
-    inner.bounded(norm, norm, 1e-5, restore=True)(0.1, (2 * WHERE + WHAT) // HEADS, 8, "token") for norm in (4.5, 6.0)
-)
-"""The default update of ttt_mlp with 1.5 and 2 times the norm of the last layer: it learns and forgets more slowly."""
-MARGIN = LONGER._replace(margin=1.0)
-"""The first of them, and tokens whose error is below 1 change nothing."""
+LONGER = inner.bounded(4.5, 4.5, 1e-5, restore=True)
+"""The default update of ttt_mlp with 1.5 times the norm of the last layer: it learns and forgets more slowly."""
 MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ttt_mlp": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
-    "ttt_mlp_4": ("ttt_mlp", {"rotary": False, "mini_batch": 4}),
     "ttt_mlp_longer": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": LONGER}),
-    "ttt_mlp_longest": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": LONGEST}),
-    "ttt_mlp_margin": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": MARGIN}),
     "frozen": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
-    "ttt_mlp_plain": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": Update()}),
+    "ttt_mlp_plain": ("ttt_mlp", {"rotary": False, "mini_batch": 8, "update": lambda *_: Update()}),
     "ttt_linear": ("ttt_linear", {"rotary": False, "mini_batch": 8}),
     "ttt": ("ttt", {"conv": 0}),
     "additive": ("additive", {"conv": 0}),
@@ -76,25 +88,16 @@ MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ttt_slots": ("ttt_slots", {"conv": 0}),
     "gru": ("gru", {}),
     "lstm": ("lstm", {}),
-    "window": ("window", {"window": 485}),  # as many bytes as ttt_mlp
+    "window": ("window", {}),
     "attention": ("attention", {}),
 }
 
 
-def tiles() -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [N, 32] of the tiles of photographs for training and of those held out, and what makes pixels [768], less
-    their mean, of a code [32, 768]."""
-    found: dict[bool, list[Tensor]] = {False: [], True: []}
-    for name in NAMES:
-        image = torch.from_numpy(np.ascontiguousarray(photograph(name))).permute(2, 0, 1).float()[None] / 255
-        small = F.interpolate(image, scale_factor=0.5, mode="area")[0]
-        cut = small.unfold(1, TILE, TILE // 2).unfold(2, TILE, TILE // 2).permute(1, 2, 0, 3, 4)
-        found[name in HELD_OUT].append(cut.reshape(-1, 3 * TILE * TILE))
-    train, held = torch.cat(found[False]), torch.cat(found[True])
-    mean = train.mean(0)
-    basis = torch.linalg.eigh((train - mean).mT @ (train - mean))[1].flip(1)[:, :CODES]
-    scale = ((train - mean) @ basis).std(0)
-    return (train - mean) @ basis / scale, (held - mean) @ basis / scale, scale[:, None] * basis.mT
+def signs(places: Tensor) -> Tensor:
+    """Given keys [..., where] of places [..., 2], whole numbers below MOST: random signs."""
+    draw = torch.Generator().manual_seed(9)
+    table = torch.randint(2, (MOST, MOST, LAYOUTS["given"].where), generator=draw) * 2.0 - 1.0
+    return table[places[..., 0].long(), places[..., 1].long()]
 
 
 def features(places: Tensor) -> Tensor:
@@ -105,76 +108,48 @@ def features(places: Tensor) -> Tensor:
     return (places @ waves + phases).cos()
 
 
-class Walks:
-    """Walks in worlds of tiles that continue from call to call, a row each.
+class Network(PlaceMemory):
+    """A PlaceMemory that is called with places [B, T, 2] in cells instead of keys or features."""
 
-    pool: codes [N, 32]. sides: of the worlds [B]. spans: steps for which a row stays in one half of its world, 0 for no
-    halves. visited: the cells of the next views of the latest call [B, count].
-    """
+    def __init__(self, layout: Layout, memory: str, options: dict[str, Any]) -> None:
+        super().__init__(
+            CODES, layout.features, where=layout.where, what=layout.what, memory=memory, heads=layout.heads,
+            options=options,
+        )  # fmt: skip
+        self.encode = signs if layout.features is None else features
 
-    def __init__(self, pool: Tensor, sides: list[int], seed: int, spans: list[int] | None = None) -> None:
-        self.pool, self.sides, self.rng = pool, np.array(sides), np.random.default_rng(seed)
-        self.spans = np.zeros(len(sides), int) if spans is None else np.array(spans)
-        rows, cells = len(sides), max(sides) ** 2
-        self.worlds = torch.zeros(rows, cells, CODES)
-        self.last = np.full((rows, cells), -1)
-        self.at = np.zeros((rows, 2), int)
-        self.way = self.rng.integers(0, 4, rows)
-        self.time, self.visited = 0, np.zeros((rows, 0), int)
-        for row in range(rows):
-            self.exchange(row)
+    def forward(
+        self, what: Tensor, where: Tensor, ask: Tensor, state: Any = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """As `PlaceMemory.forward`."""
+        return super().forward(what, self.encode(where), self.encode(ask), state, reset)
 
-    def exchange(self, row: int, side: int | None = None) -> None:
-        """Let another world take the place of a row's, of the same side unless given."""
-        if side is not None:
-            self.sides[row] = side
-        cells = self.worlds.shape[1]
-        self.worlds[row] = self.pool[torch.from_numpy(self.rng.integers(0, len(self.pool), cells))]
-        self.last[row] = -1
-        self.at[row] = self.rng.integers(0, self.sides[row], 2)
-
-    def walk(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(code, place, next place, next code, age) [B, count, …]. The age is -1 for a place that was never seen."""
-        moves, rows = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]), np.arange(len(self.sides))
-        path, age = np.zeros((len(rows), count + 1, 2), int), np.zeros((len(rows), count + 1), int)
-        for t in range(count + 1):
-            cell = self.at[:, 0] * self.sides + self.at[:, 1]
-            path[:, t] = self.at
-            age[:, t] = np.where(self.last[rows, cell] < 0, -1, self.time + t - self.last[rows, cell])
-            self.last[rows, cell] = self.time + t
-            if t == count:
-                break  # the last view is the first of the next call
-            turn = self.rng.random(len(rows)) < 0.3
-            self.way = np.where(turn, self.rng.integers(0, 4, len(rows)), self.way)
-            self.at = (self.at + moves[self.way]) % self.sides[:, None]
-            half = self.sides // 2
-            there = (self.time + t) // np.maximum(self.spans, 1) % 2 * half
-            inside = there + self.at[:, 1] % np.maximum(half, 1)
-            self.at[:, 1] = np.where(self.spans > 0, inside, self.at[:, 1])
-        self.time += count
-        self.visited = path[:, 1:, 0] * self.sides[:, None] + path[:, 1:, 1]
-        cells = torch.from_numpy(path[..., 0] * self.sides[:, None] + path[..., 1])
-        codes = self.worlds.gather(1, cells[..., None].expand(-1, -1, CODES))
-        places = features(torch.from_numpy(path).float())
-        return codes[:, :-1], places[:, :-1], places[:, 1:], codes[:, 1:], torch.from_numpy(age[:, 1:])
+    def read(self, ask: Tensor, state: Any) -> Tensor:
+        """As `PlaceMemory.read`."""
+        return super().read(self.encode(ask), state)
 
 
-def build(name: str) -> PlaceMemory:
+def build(name: str, keys: str = "given") -> Network:
     """The network around a memory; the same for all but the memory."""
     memory, options = MEMORIES[name]
-    network = PlaceMemory(CODES, FEATURES, where=WHERE, what=WHAT, memory=memory, heads=HEADS, options=options)
+    layout, options = LAYOUTS[keys], dict(options)
+    if "update" in options:
+        options["update"] = options["update"](0.1, layout.dim // layout.heads, options["mini_batch"], "token")
+    if memory == "window":
+        options["window"] = layout.window
+    network = Network(layout, memory, options)
     if name == "frozen":  # it is trained so, too
         network.memory.forward = partial(network.memory.forward, learn=False)  # type: ignore[method-assign]
     return network
 
 
 def train(
-    name: str, rate: float, seed: int, steps: int, pool: Tensor, recipe: str = RECIPE
-) -> tuple[PlaceMemory, list[float]]:
+    name: str, rate: float, seed: int, steps: int, pool: Tensor, recipe: str = RECIPE, keys: str = "given"
+) -> tuple[Network, list[float]]:
     """A trained network, and the mean loss of every 50 steps. Streams continue from step to step, their state cut from
     the graph; now and then a stream's world is exchanged, or a stream begins again."""
     torch.manual_seed(seed)
-    network, rng = build(name), np.random.default_rng(1000 + seed)
+    network, rng = build(name, keys), np.random.default_rng(1000 + seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
     anew, another, leaving = RECIPES[recipe]
     walks = Walks(pool, [LARGEST] * 8, seed, list(leaving))
@@ -196,7 +171,7 @@ def train(
 
 
 @torch.no_grad()
-def follow(network: PlaceMemory, walks: Walks, tokens: int, every: int = 512, reset: bool = False) -> dict[str, Any]:
+def follow(network: Network, walks: Walks, tokens: int, every: int = 512, reset: bool = False) -> dict[str, Any]:
     """Errors over that of the mean code by age and by position in the stream. reset: begin again at every call."""
     state, errors, means, ages, took = None, [], [], [], 0.0
     for _ in range(0, tokens, every):
@@ -226,7 +201,7 @@ def follow(network: PlaceMemory, walks: Walks, tokens: int, every: int = 512, re
 
 
 @torch.no_grad()
-def youth(network: PlaceMemory, pool: Tensor, worlds: int) -> list[float]:
+def youth(network: Network, pool: Tensor, worlds: int) -> list[float]:
     """The error in each world of a stream that passes through many worlds of 100 places."""
     walks, state, found = Walks(pool, [10] * 4, 77), None, []
     for _ in tqdm(range(worlds), "youth", disable=None):
@@ -243,18 +218,18 @@ def youth(network: PlaceMemory, pool: Tensor, worlds: int) -> list[float]:
 
 
 def measure(
-    name: str, rate: float, seed: int, steps: int, tokens: int, recipe: str, keep: Path | None
+    name: str, rate: float, seed: int, steps: int, tokens: int, recipe: str, keys: str, keep: Path | None
 ) -> dict[str, Any]:
     """Train one network, keep its weights in a folder where one is given, and measure it."""
     pool, held, _ = tiles()
     began = time.perf_counter()
-    network, losses = train(name, rate, seed, steps, pool, recipe)
+    network, losses = train(name, rate, seed, steps, pool, recipe, keys)
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), keep / f"{name}-{rate:g}-{seed}.pt")
     state: Any = network.init_state(1)
     record: dict[str, Any] = {
-        "memory": name, "recipe": recipe, "rate": rate, "seed": seed, "steps": steps, "tokens": tokens,
+        "memory": name, "keys": keys, "recipe": recipe, "rate": rate, "seed": seed, "steps": steps, "tokens": tokens,
         "losses": losses,
         "parameters": sum(p.numel() for p in network.parameters()), "torch": torch.__version__,
         "state_bytes": state.nbytes if network.memory.bounded else None, "date": time.strftime("%Y-%m-%d"),
@@ -289,11 +264,12 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
     head = ["memory", "seeds", "rate", "parameters", "state", "ms a token", "places", *(f"age ≥ {age}" for age in AGES)]
     lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for name, recipe in itertools.product(MEMORIES, RECIPES):
-        mine = [r for r in records if r["memory"] == name and r["recipe"] == recipe]
+    for name, keys, recipe in itertools.product(MEMORIES, LAYOUTS, RECIPES):
+        same = {"memory": name, "keys": keys, "recipe": recipe}
+        mine = [r for r in records if r.items() >= same.items()]
         if not mine:
             continue
-        title = f"{name}, {recipe}"
+        title = f"{name}, {keys} keys, {recipe}"
         rate = best(mine)["rate"]
         runs = [r for r in mine if r["rate"] == rate]
         state = f"{runs[0]['state_bytes'] / 1e3:.0f} kB" if runs[0]["state_bytes"] else "grows"
@@ -351,19 +327,20 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_queue(parser, tuple(MEMORIES), [2e-3, 1e-3, 4e-3], 900, "docs/results/revisit.json")
+    add_queue(parser, tuple(MEMORIES), [3e-4, 2e-3, 1e-3], 900, "docs/results/revisit.json")
     parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--keys", choices=tuple(LAYOUTS), default="given", help="of places")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default=RECIPE, help="of training")
     parser.add_argument("--keep", type=Path, help="a folder for the trained weights")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
     def missing(records: list[Record]) -> tuple[str, float, int] | None:
-        same = {"recipe": args.recipe, "steps": args.steps, "tokens": args.tokens}
+        same = {"keys": args.keys, "recipe": args.recipe, "steps": args.steps, "tokens": args.tokens}
         return following([r for r in records if r.items() >= same.items()], args.only, args.rates, args.seeds)
 
     def run(name: str, rate: float, seed: int) -> Record:
-        return measure(name, rate, seed, args.steps, args.tokens, args.recipe, args.keep)
+        return measure(name, rate, seed, args.steps, args.tokens, args.recipe, args.keys, args.keep)
 
     records = go_on(args.out, args.minutes, missing, run)
     if records:

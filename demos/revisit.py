@@ -252,6 +252,15 @@ def measure(
     return record
 
 
+def at_age(runs: list[dict[str, Any]], places: str, age: int) -> tuple[float | None, int]:
+    """The mean error of runs at an age, None without visits, and the visits of the run with most of them. Long ages are
+    those of the streams that leave half of their world."""
+    key, long = str(age), age >= min(OLD) // 2
+    found = [r["old"][places][key] if long and "old" in r else r["places"][places]["age"][key] for r in runs]
+    values = [value for value, _ in found if value is not None]
+    return (float(np.mean(values)) if values else None), max(count for _, count in found)
+
+
 def report(records: list[dict[str, Any]], out: Path) -> None:
     """Write the table, and draw the errors by age and world by world, of the runs at the best rate of each memory."""
     import matplotlib
@@ -263,7 +272,8 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
     lines += ["Means over seeds at the rate with the least training loss; (n): under 500 visits in every seed.", ""]
     head = ["memory", "seeds", "rate", "parameters", "state", "ms a token", "places", *(f"age ≥ {age}" for age in AGES)]
     lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+    left.set_prop_cycle(color=plt.get_cmap("tab20").colors[::2] + plt.get_cmap("Dark2").colors)
     for name, keys, recipe in itertools.product(MEMORIES, LAYOUTS, RECIPES):
         same = {"memory": name, "keys": keys, "recipe": recipe}
         mine = [r for r in records if r.items() >= same.items()]
@@ -275,14 +285,10 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
         state = f"{runs[0]['state_bytes'] / 1e3:.0f} kB" if runs[0]["state_bytes"] else "grows"
         for places in runs[0]["places"]:
             cells = []
-            for age in map(str, AGES):
-                long = int(age) >= min(OLD) // 2
-                found = [
-                    r["old"][places][age] if long and "old" in r else r["places"][places]["age"][age] for r in runs
-                ]
-                values = [value for value, _ in found if value is not None]
-                mark = "" if max(count for _, count in found) >= 500 else f" ({max(count for _, count in found)})"
-                cells.append(f"{np.mean(values):.3f}{mark}" if values else "")
+            for age in AGES:
+                value, visits = at_age(runs, places, age)
+                mark = "" if visits >= 500 else f" ({visits})"
+                cells.append("" if value is None else f"{value:.3f}{mark}")
             took = np.mean([r["places"][places]["ms_per_token"] for r in runs])
             about = [title, len(runs), f"{rate:g}", runs[0]["parameters"], state, f"{took:.3f}", places]
             lines.append("| " + " | ".join(map(str, [*about, *cells])) + " |")
@@ -292,12 +298,12 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
             lines.append(
                 "| " + " | ".join([f"{title}, reset every 512 tokens", *["", "", "", "", ""], "144", *cells]) + " |"
             )
-        ages = [a for a in AGES if runs[0]["places"]["144"]["age"][str(a)][0] is not None]
-        error = [np.mean([r["places"]["144"]["age"][str(a)][0] for r in runs]) for a in ages]
-        left.plot(ages, error, marker="o", markersize=3, label=title)
+        curve = [(age, value) for age in AGES if (value := at_age(runs, "144", age)[0]) is not None]
+        style, label = "-" if keys == "given" else ":", f"{name}, {keys}, {recipe}"
+        left.plot(*zip(*curve, strict=True), style, marker="o", markersize=3, label=label)
         if "youth" in runs[0]:
             worlds = np.mean([r["youth"] for r in runs], 0)
-            right.plot(np.arange(1, len(worlds) + 1), worlds, label=title)
+            right.plot(np.arange(1, len(worlds) + 1), worlds, style, color=left.lines[-1].get_color())
             first, last = worlds[:8].mean(), worlds[-8:].mean()
             note = f"{title}, a new world every {EXCHANGED} tokens, {len(worlds)} times: error {first:.3f} in the first"
             lines.insert(4, f"{note} eight worlds, {last:.3f} in the last eight.\n")
@@ -307,7 +313,7 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
     left.set_title("144 places")
     right.set(xlabel="world", ylim=(0, None))
     right.set_title(f"another world every {EXCHANGED} tokens")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(out.with_suffix(".png"), dpi=110)
     plt.close(figure)
     steps, tokens, date = (sorted({r[key] for r in records})[-1] for key in ("steps", "tokens", "date"))

@@ -215,7 +215,7 @@ def test_a_model_is_saved_to_a_folder_and_loaded(make_mask_model: Make, tmp_path
 
 
 def test_folders_that_hold_no_mask_model(make_mask_model: Make, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected one of base, map, mask"):
+    with pytest.raises(CheckpointError, match="expected one of base, features, map, mask"):
         load(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         load(tmp_path)

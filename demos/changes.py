@@ -101,7 +101,7 @@ Case = tuple[float, float, int]
 
 
 def follow(args: argparse.Namespace, seed: int, cases: Sequence[Case]) -> list[Run]:
-    """Watch one source, once for every case."""
+    """Watch one source with one stream for each case."""
     source, baselines = Places(size=128, seed=seed), Baselines()
     frames = [source.frame(index) for index in tqdm(range(args.frames), f"frames of seed {seed}", disable=None)]
     true = np.array([frame.pose for frame in frames])

@@ -30,8 +30,8 @@ HEIGHT, WIDTH = 480, 854
 
 
 class Place(NamedTuple):
-    """The place of an object. y, x: its middle relative to that of the frame, in units of the frame's short side. side:
-    the square root of its area in the same unit; 0 if it is hidden."""
+    """The position of an object. y, x: its centre relative to the centre of the frame, in short sides of the frame.
+    side: the square root of its area in the same unit; 0 if it is hidden."""
 
     y: float
     x: float

@@ -7,9 +7,9 @@ Nothing is trained here. The measurement is that of long ages in demos/revisit.p
 4,352 or 16,640 tokens. The norm of the inner model's last layer is fixed. If the norm is larger, an update of the same
 size changes the direction of the weights less, by the square. `forget` is the share of the inner weights' difference
 from their initial values that is removed at the end of each mini-batch. With a margin, tokens with a smaller error
-change no weight (`Update.margin`). The tables give the error divided by that of
-the mean code, on photographs that are not in the training data: by the number of tokens since the place was last seen,
-and in the first and last eight of 64 worlds of 100 places, 2,048 tokens each.
+change no weight (`Update.margin`). The tables give the error divided by that of the mean code, on photographs that are
+not in the training data: by the number of tokens since the place was last seen, and in the first and last eight of 64
+worlds of 100 places, 2,048 tokens each.
 """
 
 from __future__ import annotations

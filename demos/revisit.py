@@ -37,8 +37,9 @@ MOST = 64  # places a side that have given keys
 
 
 class Layout(NamedTuple):
-    """A network for one kind of keys: the features of places that it learns keys of (None: the keys are given), the
-    widths of the parts of a token, heads, and the window that takes as many bytes as the state of ttt_mlp."""
+    """A network for one kind of keys. features: the number of features of a place, from which it learns keys; None if
+    the keys are given. where, what: widths of the parts of a token. window: tokens with as many bytes as the state of
+    ttt_mlp."""
 
     features: int | None
     where: int
@@ -94,7 +95,7 @@ MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def signs(places: Tensor) -> Tensor:
-    """Given keys [..., where] of places [..., 2], whole numbers below MOST: random signs."""
+    """The given keys [..., where] of places [..., 2] in cells below MOST: random signs."""
     draw = torch.Generator().manual_seed(9)
     table = torch.randint(2, (MOST, MOST, LAYOUTS["given"].where), generator=draw) * 2.0 - 1.0
     return table[places[..., 0].long(), places[..., 1].long()]
@@ -253,8 +254,8 @@ def measure(
 
 
 def at_age(runs: list[dict[str, Any]], places: str, age: int) -> tuple[float | None, int]:
-    """The mean error of runs at an age, None without visits, and the visits of the run with most of them. Long ages are
-    those of the streams that leave half of their world."""
+    """The mean error of the runs at an age (None without visits), and the largest number of visits in a run. Long ages
+    are measured in streams that leave half of their world."""
     key, long = str(age), age >= min(OLD) // 2
     found = [r["old"][places][key] if long and "old" in r else r["places"][places]["age"][key] for r in runs]
     values = [value for value, _ in found if value is not None]

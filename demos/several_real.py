@@ -3,7 +3,7 @@
     python demos/several_real.py video.mp4 --box 0:1:120,80,60,90 0:2:300,90,70,80 40:3:10,20,30,40 --out out/sheet.png
 
 A box is FRAME:OBJECT:x,y,width,height in pixels. It adds the object, or corrects it if the object is there already. The
-settings are those of `tttstream track`. There is no ground truth: the sheet is for the eye.
+settings are those of `tttstream track`. There is no ground truth; look at the sheet.
 """
 
 from __future__ import annotations

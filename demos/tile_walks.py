@@ -13,8 +13,8 @@ TILE, CODES = 16, 32  # pixels, components
 
 
 def tiles() -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [N, 32] of the tiles of photographs for training and of those held out, and what makes pixels [768], less
-    their mean, of a code [32, 768]."""
+    """Returns the codes [N, 32] of the tiles of the training photographs, those of the held-out ones, and the matrix
+    [32, 768] that turns a code into pixels less their mean."""
     found: dict[bool, list[Tensor]] = {False: [], True: []}
     for name in NAMES:
         image = torch.from_numpy(np.ascontiguousarray(photograph(name))).permute(2, 0, 1).float()[None] / 255
@@ -48,7 +48,7 @@ class Walks:
             self.exchange(row)
 
     def exchange(self, row: int, side: int | None = None) -> None:
-        """Let another world take the place of a row's, of the same side unless given."""
+        """Give a row a new world. side: by default the same as before."""
         if side is not None:
             self.sides[row] = side
         cells = self.worlds.shape[1]
@@ -57,7 +57,8 @@ class Walks:
         self.at[row] = self.rng.integers(0, self.sides[row], 2)
 
     def walk(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(code, place in cells, next place, next code, age) [B, count, …]. The age is -1 for places that are new."""
+        """Walk so many steps. Returns, each [B, count, …]: the codes of the views, their places in cells, the next
+        places, the codes of the next views, and the number of steps since the next place was last seen (-1: never)."""
         moves, rows = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]), np.arange(len(self.sides))
         path, age = np.zeros((len(rows), count + 1, 2), int), np.zeros((len(rows), count + 1), int)
         for t in range(count + 1):

@@ -96,11 +96,12 @@ class Result:
     on this frame removed, (before - after) / before. surprise_map: [h, w] the loss per patch, same units as `loss`.
     embedding: [D] one vector of length 1 for the frame; [0] from a stream without embeddings. latency_ms: wall time
     from the frame's arrival to this result. expected: [S, S, 3] uint8, the prediction of this frame before it was
-    learned: of a map for the frame's pose, corrected where poses are not exact, of a stream with `predict` from the
-    frames before; None from other streams, and for a first frame. familiar: 0..1, how well the place was known before
-    the frame; None from a stream without a map. labels: of a classifier, the most probable classes of the frame, at
-    most five, in decreasing order. so_far: the same for all frames since the last reset, by the mean of their log
-    probabilities. A classifier whose memory has no inner loss (gru, window …) has surprise, loss and learned 0.
+    processed. A map predicts it for the frame's pose, which it corrects where poses are not exact; a stream with
+    `predict`, from the frames before; None from other streams, and for a first frame. familiar: 0..1, how well the
+    place was known before the frame; None from a stream without a map. labels: of a classifier, the most probable
+    classes of the frame, at most five, in decreasing order. so_far: the same for all frames since the last reset, by
+    the mean of their log probabilities. A classifier whose memory has no inner loss (gru, window …) has surprise, loss
+    and learned 0.
     """
 
     index: int

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def full_precision(device: str) -> AbstractContextManager[None]:
-    """Autocast off; entering and leaving it costs as much as two small ops, so nothing if it is off already. Tensors of
-    the device "meta" have no values, and no autocast."""
+    """A context without autocast. Entering one costs as much as two small ops, so it does nothing if autocast is off
+    already, or on the device "meta", which has none."""
     if device == "meta" or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)

@@ -221,7 +221,7 @@ def test_the_masks_of_a_method_are_obeyed() -> None:
 
 
 def test_a_mask_of_another_shape_in_the_observations_is_refused() -> None:
-    """Encoded as numbers it would be ignored."""
+    """If it were encoded as numbers, illegal actions would be possible."""
     joint = spaces.Dict({"observation": BOX, "action_mask": spaces.MultiBinary([3, 2])})
     with pytest.raises(SpaceError, match=r"action_mask: expected 5 zeros and ones, .* got MultiBinary"):
         MemoryPolicy(joint, spaces.MultiDiscrete([3, 2]), dim=16)

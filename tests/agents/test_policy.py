@@ -307,7 +307,7 @@ def test_probabilities_under_autocast_are_not_rounded(action: str) -> None:
 
 
 def test_an_action_beyond_its_bounds_is_seen_as_executed() -> None:
-    """As the previous action, in acting and evaluating; an exported step gets the executed one from the robot."""
+    """The previous action is the clipped one in `act` and `evaluate`; an exported step gets it from the robot."""
     torch.manual_seed(0)
     policy = MemoryPolicy(BOX, spaces.Box(-0.01, 0.02, (2,), np.float32), "gru", dim=16)
     obs, drawn = np.zeros((2, 1, 2), "f4"), torch.tensor([[[5.0, -3.0]], [[0.0, 0.0]]])

@@ -126,7 +126,7 @@ def test_an_environment_resumes_inside_its_episode(script: Any, over: bool) -> N
 
 @pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
 def test_an_episode_that_differs_when_replayed_is_replaced(autoreset: str, script: Any, tmp_path: Path) -> None:
-    """One of two environments draws what its seed does not give. The other resumes inside its episode."""
+    """One of two environments ignores its seed. The other one resumes inside its episode."""
 
     class Unseeded(gym.Wrapper[Any, Any, Any, Any]):
         def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -303,7 +303,7 @@ def test_every_memory_trains_and_resumes(tmp_path: Path, script: Any, memory: st
 
 
 def test_it_learns_to_remember(tmp_path: Path, repeat_first: Any) -> None:
-    """A TTT memory learns to repeat the first observation, which no policy without memory can."""
+    """A TTT memory learns to repeat the first observation. A policy without memory cannot do this."""
     config = Config(n_envs=16, rollout=40, minibatch=160, dim=16, heads=1, lr=3e-3, steps=60_000, stop_return=0.97)
     config = dataclasses.replace(config, options={"mini_batch": 4})
     summary = fast(tmp_path, config, make_env=repeat_first)

@@ -7,7 +7,8 @@ from tttstream.evaluation.spliced import Spliced, alarms, at_rates
 
 
 def stream(seed: int, frames: int = 600) -> Spliced:
-    """Events every 100 frames: "sharp" sees each of them, "false" one moment between two events more, "blind" none."""
+    """Events every 100 frames. "sharp" finds all of them, "false" also alarms once between two events, "blind"
+    never."""
     rng, made = np.random.default_rng(seed), Spliced()
     image = np.zeros((8, 8, 3), np.uint8)
     for at in range(frames):

@@ -66,7 +66,7 @@ def test_options_reach_the_class() -> None:
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("name", names())
 def test_a_memory_built_without_values_loads_them(name: str, assign: bool) -> None:
-    """On the device "meta", as is usual for large models; what is no parameter has its value too."""
+    """Memories built on the device "meta" get their weights by loading them, and their constants are restored."""
     options = GRID.get(name, {})
     torch.manual_seed(0)
     memory, x = build(name, dim=16, heads=2, **options), torch.randn(1, 8, 16)

@@ -157,7 +157,7 @@ def test_a_restored_stream_continues_bit_for_bit(fresh: Fresh, tmp_path: Path) -
 
 
 def test_the_same_pose_gives_the_same_key_however_late(fresh: Fresh) -> None:
-    """Keys follow from poses alone: a pose means the same after any number of frames."""
+    """Keys depend on poses only: a pose has the same key after any number of frames."""
     stream = fresh()
     pose = torch.tensor([1.2, 0.7, 0.1, 0.05, 3.0], dtype=torch.float64)
     point = pose[[0, 1, 4]]

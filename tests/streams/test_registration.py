@@ -48,7 +48,7 @@ def seen(world: Tensor, pose: Tensor, view: View, error: Error) -> Tensor:
 @pytest.mark.parametrize("turn", [(0.0, 0.0), (0.1, -0.2)], ids=["upright", "turned"])
 @pytest.mark.parametrize("error", ERRORS, ids=str)
 def test_an_error_is_measured(error: Error, turn: tuple[float, float]) -> None:
-    """Also in other light, and with a thing in the picture that is new."""
+    """The light may be different, and the picture may show a new thing."""
     pose = torch.tensor([[0.63, 0.41, *turn, 0.0]], dtype=torch.float64)
     view, world = scene(pose)
     picture = seen(world, pose, view, error)

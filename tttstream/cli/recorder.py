@@ -173,9 +173,7 @@ class Recorder(Record):
         picture = None
         if self.overlay:
             fps = self.rate.late if self._shown else None
-            picture = self.overlay.draw(
-                frame.image, result, event=begins, fps=fps, state_bytes=state_bytes, note=note, pose=frame.pose
-            )
+            picture = self.overlay.draw(frame.image, result, event=begins, fps=fps, state_bytes=state_bytes, note=note)
         values: dict[str, Any] = {"surprise": None, "learned": None}
         if self._surprises:
             values = {"surprise": number(result.surprise), "learned": number(result.learned)}

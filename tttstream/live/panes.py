@@ -12,7 +12,7 @@ from tttstream.streams import MapStream, Session
 from tttstream.views.jpeg import encode, narrowed
 from tttstream.views.masks import MaskOverlay, palette
 from tttstream.views.overlay import HeatLayer, fit, to_uint8
-from tttstream.views.world import draw_view, outline, place_of, world_picture
+from tttstream.views.world import draw_view, outline, world_picture
 
 KINDS = ("frame", "surprise", "expected", "world", "follow")
 WIDTHS = (64, 1280)
@@ -97,7 +97,7 @@ class Panes:
         if kind == "world":
             assert isinstance(shown.memory, MapStream)
             world, extent = world_picture(shown.memory, min(width, SIDE))
-            draw_view(world, extent, place_of(shown.frame.pose, shown.memory))
+            draw_view(world, extent, shown.memory.at)
             return world
         if kind == "expected":
             assert shown.result.expected is not None

@@ -58,7 +58,6 @@ class LiveWindow:
             fps=camera.fps,
             state_bytes=shown.memory.state_bytes,
             note="" if shown.memory.learn else "not learning",
-            pose=shown.frame.pose,
         )
         self._drawn = camera.id, shown.number, picture
         return picture

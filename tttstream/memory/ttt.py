@@ -143,8 +143,8 @@ class TTTLayer(Memory):
         self._shapes: dict[int, tuple[tuple[int, ...], ...]] = {}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Weights saved before `max_norm` had its name have it as `longest`. With assign=True the weights of a layer on
-        the device "meta" get values and a device; its constants follow."""
+        """Weights saved before `max_norm` had its name have it as `longest`. With assign=True,
+        weights on the device "meta" get values and a device, and the constants move to that device."""
         if f"{prefix}longest" in state_dict:
             state_dict[f"{prefix}max_norm"] = state_dict.pop(f"{prefix}longest")
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tttstream.errors import ConfigError
+from tttstream.errors import ConfigError, ShapeError
 from tttstream.io import weights
 
 M = TypeVar("M", bound="SavedModel")
@@ -24,6 +25,12 @@ def check_numbers(config: Any, name: str, **least: int) -> None:
             raise ConfigError(f"{name}: {field.name} must be a whole number of at least {low}, got {value!r}")
         if field.type in ("float", float) and (not isinstance(value, int | float) or not 0 < value < float("inf")):
             raise ConfigError(f"{name}: {field.name} must be a number above 0, got {value!r}")
+
+
+def check_reset(reset: Tensor | None, shape: Sequence[int], name: str) -> None:
+    """Raise ShapeError in the name of a model unless `reset` is None or bool of this shape."""
+    if reset is not None and (list(reset.shape) != list(shape) or reset.dtype != torch.bool):
+        raise ShapeError(f"{name}: expected reset bool {list(shape)}, got {reset.dtype} {list(reset.shape)}")
 
 
 class SavedModel(nn.Module):

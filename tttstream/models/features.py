@@ -10,7 +10,7 @@ from tttstream import encoders
 from tttstream.errors import ConfigError, ShapeError, StateError
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.backbone import Losses, ModelState
-from tttstream.models.base import SavedModel
+from tttstream.models.base import SavedModel, check_numbers, check_reset
 from tttstream.models.frame import Glance
 
 LEAST = 32  # pixels: the shortest side of a picture
@@ -29,11 +29,8 @@ class FeatureConfig:
     size: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("stride", "dim", "heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"features: {name} must be a whole number of at least 1, got {value!r}")
-        if not isinstance(self.size, int) or self.size < LEAST:
+        check_numbers(self, "features")
+        if self.size < LEAST:
             raise ConfigError(f"features: size is {self.size!r}, expected at least {LEAST} pixels")
         if self.dim % self.heads != 0:
             raise ConfigError(f"features: dim must be a multiple of heads, got dim={self.dim}, heads={self.heads}")
@@ -91,10 +88,7 @@ class FeatureModel(SavedModel):
         size = self.config.size
         if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
             raise ShapeError(f"model: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
-        if reset is not None and (reset.shape != frames.shape[:2] or reset.dtype != torch.bool):
-            raise ShapeError(
-                f"model: expected reset bool {list(frames.shape[:2])}, got {reset.dtype} {list(reset.shape)}"
-            )
+        check_reset(reset, frames.shape[:2], "model")
         if state is not None and (not isinstance(state, ModelState) or len(state.blocks) != 1):
             raise StateError("model: expected the state of a FeatureModel")
         features = self.features(frames)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tttstream.errors import ConfigError, ShapeError, StateError
 from tttstream.models.backbone import Backbone, Losses, ModelState
-from tttstream.models.base import SavedModel, check_numbers
+from tttstream.models.base import SavedModel, check_numbers, check_reset
 from tttstream.models.heads import Embedding, NextFrame
 from tttstream.models.motion import Costs, Motion, Past
 from tttstream.models.tokens import PatchTokens
@@ -192,10 +192,7 @@ class FrameModel(SavedModel):
         size = self.config.size
         if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
             raise ShapeError(f"model: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
-        if reset is not None and (reset.shape != frames.shape[:2] or reset.dtype != torch.bool):
-            raise ShapeError(
-                f"model: expected reset bool {list(frames.shape[:2])}, got {reset.dtype} {list(reset.shape)}"
-            )
+        check_reset(reset, frames.shape[:2], "model")
         if state is not None and not isinstance(state, ModelState):
             raise StateError(f"model: expected a ModelState, got {type(state).__name__}")
         return self.pixels(frames)

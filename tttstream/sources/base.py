@@ -32,11 +32,11 @@ class Source(ABC):
 
     name: short text for reports. fps: nominal rate, None if unknown. live: whether frames come in real time (camera).
     skipped: damaged frames skipped so far. truncated: true after the source ended early, or a part of it was
-    unreadable. frames: the number of frames (from its header), None if unknown or endless. estimated: whether that is
-    only an estimate, from a duration and a rate, which a variable rate makes wrong. Frames are numbered in the
-    order in which they are yielded; a skipped frame has no number. pose_form: the form of the poses of its frames, None
-    if they have none. unposed: the number of frames without a pose so far, if poses were requested. about: one line
-    that describes the origin of the poses. origin: the clock time in seconds of its time 0, None if unknown.
+    unreadable. frames: the number of frames (from its header), None if unknown or endless. estimated: whether `frames`
+    is an estimate from the duration and the rate, which is wrong if the rate varies. Frames are numbered in the order
+    in which they are yielded; a skipped frame has no number. pose_form: the form of the poses of its frames, None if
+    they have none. unposed: the number of frames without a pose so far, if poses were requested. about: one line that
+    describes the origin of the poses. origin: the clock time in seconds of its time 0, None if unknown.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Source(ABC):
     origin: float | None = None
 
     def ends_before(self, index: int) -> bool:
-        """Whether it is certain that there is no frame of this number."""
+        """Whether the source certainly has no frame with this number."""
         return self.frames is not None and not self.estimated and index >= self.frames
 
     def place(self, frame: Frame) -> int | None:

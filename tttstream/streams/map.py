@@ -88,7 +88,8 @@ class MapStream(Session):
     units of x and y (such as metres). A frame's pose is 2 to 5 numbers: x and y of the centre of the view, optionally
     log zoom, roll in radians, and the number of the world. Without a pose the camera is assumed to stand still, in a
     separate world. plane: converts the poses of a source to these numbers, `Plane(source.pose_form)`. extent: the part
-    of the current world that the stream has visited. shifts: the errors of the poses so far (`Shifts`).
+    of the current world that the stream has visited. shifts: the errors of the poses so far (`Shifts`). at: the
+    corrected pose of the latest pushed frame, [5] with x and y in sides of a view; zeros before one.
 
     >>> stream = MapStream(tttstream.models.load("map"))
     >>> for frame in tttstream.open_source("places"):
@@ -120,6 +121,7 @@ class MapStream(Session):
         self.extent = NOWHERE
         self.normaliser = Normaliser()
         self.shifts = Shifts()
+        self.at = np.zeros(NUMBERS)
         self._learned: dict[tuple[float, ...], int] = {}  # recently learned cells, with the frame of learning
         self._parts: dict[tuple[float, ...], int] = {}  # partly learned cells, with the frame of learning
 
@@ -193,8 +195,8 @@ class MapStream(Session):
             usual, spread = self.model.config.usual
             surprise = (math.log(loss + LEAST) - usual) / spread
         self.frames += 1
-        self.shifts = shifts
-        self.extent = self.extent.around(pose[0].cpu().numpy())
+        self.shifts, self.at = shifts, pose[0].cpu().numpy()
+        self.extent = self.extent.around(self.at)
         return Result(
             index=frame.index,
             time_s=frame.time_s,

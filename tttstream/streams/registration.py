@@ -22,8 +22,8 @@ LATEST = 200  # number of shifts whose size is usual
 
 
 class Measured(NamedTuple):
-    """The error of a pose in pixels. x, y: at zoom 1. zoom, roll: by how much they displace what is a quarter of a view
-    from the centre."""
+    """The error of a pose in pixels. x, y: at zoom 1. zoom, roll: the displacement that they cause
+    at a quarter of a view from the centre."""
 
     x: float
     y: float
@@ -48,8 +48,9 @@ class Shifts(NamedTuple):
     number: int = 5
 
     def after(self, measured: Measured | None) -> "Shifts":
-        """These and the measured error of another frame, None if nothing could be measured. The most probable error
-        follows from the measured one and the usual size of errors. It is exactly 0 in a stream of exact poses."""
+        """The errors after one more frame. measured: its measured error, None if it could not be measured. The new
+        error is the most probable one, given the measured one and the usual size of errors. It is exactly 0 in a stream
+        of exact poses."""
         if measured is None:
             return Shifts(0.0, 0.0, 0.0, 0.0, *self[4:])
         x, y, zoom, roll = measured
@@ -74,12 +75,12 @@ def _share(level: float) -> float:
 
 
 def measured(picture: Tensor, pose: Tensor, view: View, config: MapConfig) -> Measured | None:
-    """The error of a pose [1, 5]: it brings a picture [3, S, S] that was taken there onto the view that is expected
-    there. None if too little of the view is known, or if the picture fits nowhere.
+    """Measure the error of the pose [1, 5] of a picture [3, S, S]: the shift, zoom and roll with which the picture fits
+    the expected view best. None if too little of the view is known, or if the picture fits nowhere.
 
     A search over whole pixels finds the shift with the largest correlation of contours, and Gauss-Newton steps with
-    robust weights refine it, with zoom and roll (Lucas and Kanade, 1981). So a thing that has changed has little
-    influence.
+    robust weights refine it, with zoom and roll (Lucas and Kanade, 1981). The weights reduce the influence of things
+    that have changed.
     """
     familiar = (view.said.familiar[0] > KNOWN).to(picture.dtype).view(view.block.rows, view.block.columns)
     known = familiar.repeat_interleave(config.patch, 0).repeat_interleave(config.patch, 1)
@@ -117,8 +118,8 @@ def measured(picture: Tensor, pose: Tensor, view: View, config: MapConfig) -> Me
 
 
 def _offsets(block: Block, pose: Tensor, config: MapConfig) -> tuple[Tensor, Tensor]:
-    """How far the pixels of a block are to the right of the centre of a view from a pose [1, 5], and below it, in sides
-    of a view: [w] and [h, 1]."""
+    """The distances of the pixels of a block from the centre of the view at a pose [1, 5], in sides of a view: [w] to
+    the right and [h, 1] down."""
     right, down = (
         (block.corner[0, axis] + (torch.arange(count * config.patch).to(pose) + 0.5) / config.patch) / config.side
         - pose[0, axis]
@@ -135,8 +136,8 @@ def _contours(picture: Tensor, mask: Tensor) -> Tensor:
 
 
 def _search(expected: Tensor, known: Tensor, seen: Tensor, inside: Tensor) -> tuple[tuple[float, float], float]:
-    """The shift x, y of what is seen with the largest correlation, in pixels, and this correlation. Contours expected,
-    seen [3, h, w], both at half the resolution here, and what is known and in view [h, w]."""
+    """The shift x, y in pixels with the largest correlation between contours, and this correlation. expected, seen:
+    contours [3, h, w], compared at half the resolution. known, inside: the pixels that count in each [h, w]."""
     here, there = F.avg_pool2d(expected, 2), F.avg_pool2d(seen, 2)
     known, inside = ((F.avg_pool2d(mask[None], 2)[0] > 0.99).to(here) for mask in (known, inside))
     here, there = here * known, there * inside

@@ -42,8 +42,8 @@ def mask_image(mask: NDArray[np.integer[Any]], colours: NDArray[np.uint8], large
 
 
 def distinct(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return colours [n, 3] in which no two objects are the same and none is almost black. Colour 0 is that of the
-    background. Other colours that are almost black or repeated are replaced by colours of the palette."""
+    """Return colours [n, 3] without repetition. Colour 0 is that of the background. Other colours that are almost black
+    or repeated are replaced by colours of the palette."""
     spare = palette()
     found = np.zeros_like(colours)
     seen: set[tuple[int, ...]] = set()

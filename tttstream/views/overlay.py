@@ -148,13 +148,11 @@ class Overlay:
         fps: float | None = None,
         state_bytes: int | None = None,
         note: str = "",
-        pose: NDArray[np.float64] | None = None,
     ) -> Picture:
         """The picture for a frame. The next call draws into the same array, so copy it to keep it.
 
-        pose: of the frame, if known; used to draw the world (`tttstream.views.world`). event: mark the frame on the
-        curve. fps: the speed, for live display; without it the frame's index is shown, so that a recording is
-        reproducible bit for bit. note: a word in the picture's corner ("paused").
+        event: mark the frame on the curve. fps: the speed, for live display; without it the frame's index is shown, so
+        that a recording is reproducible bit for bit. note: a word in the picture's corner ("paused").
         """
         frame = to_uint8(image)
         if self._canvas is None:
@@ -165,7 +163,7 @@ class Overlay:
         if event:
             self._events.append(self._seen)
         canvas = self._canvas
-        self._draw_top(canvas[: self._height], frame, result, note, pose)
+        self._draw_top(canvas[: self._height], frame, result, note)
         self._draw_numbers(canvas[self._height : self._height + STRIP], result, fps, state_bytes)
         self._draw_curve(canvas[self._height + STRIP :])
         return canvas
@@ -175,9 +173,7 @@ class Overlay:
         tall = round(self.width * frame.shape[0] / frame.shape[1])
         return int(max(160, min(tall, self.width)) // 2 * 2)
 
-    def _draw_top(
-        self, area: Picture, frame: Picture, result: Result, note: str, pose: NDArray[np.float64] | None
-    ) -> None:
+    def _draw_top(self, area: Picture, frame: Picture, result: Result, note: str) -> None:
         """Draw the part above the numbers."""
         self._draw_frame(area, frame, result, note)
 

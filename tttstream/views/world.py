@@ -50,17 +50,6 @@ def outline(area: Picture, result: Result) -> None:
     cv2.drawContours(area, outlines, -1, ALERT, 2, cv2.LINE_AA)
 
 
-def place_of(pose: NDArray[np.float64] | None, stream: MapStream) -> NDArray[np.float64]:
-    """The pose of the latest frame of a stream, corrected, as x, y (in sides of a view), log zoom, roll, world; all
-    zeros if it has none."""
-    at = np.zeros(2) if pose is None else stream.plane(pose)
-    at = np.pad(at, (0, 5 - len(at)))
-    at[:2] /= stream.view
-    if pose is not None:
-        at += stream.shifts.pose(stream.model.config.size)
-    return at
-
-
 def world_picture(stream: MapStream, side: int) -> tuple[Picture, Extent]:
     """The world in the memory of a stream, with `side` pixels on its longer side, and the extent of the picture.
 
@@ -84,7 +73,7 @@ def in_world(points: NDArray[np.float64], world: Picture, extent: Extent) -> NDA
 
 
 def draw_view(world: Picture, extent: Extent, at: NDArray[np.float64]) -> None:
-    """Draw the view of a camera, at a pose of `place_of`, as a square on the picture of a world, in place."""
+    """Draw the view of a camera, at a pose as in `MapStream.at`, as a square on the picture of a world, in place."""
     corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]) * math.exp(at[2])
     turned = corners @ np.array([[math.cos(at[3]), math.sin(at[3])], [-math.sin(at[3]), math.cos(at[3])]])
     cv2.polylines(world, [in_world(at[:2] + turned, world, extent)], True, TEXT, 2, cv2.LINE_AA)
@@ -108,10 +97,8 @@ class WorldOverlay(Overlay):
     def _tall(self, frame: Picture) -> int:
         return TITLE + PANE + GAP
 
-    def _draw_top(
-        self, area: Picture, frame: Picture, result: Result, note: str, pose: NDArray[np.float64] | None
-    ) -> None:
-        at = place_of(pose, self.stream)
+    def _draw_top(self, area: Picture, frame: Picture, result: Result, note: str) -> None:
+        at = self.stream.at
         self._follow(at, result)
         cv2.rectangle(area, (0, 0), (area.shape[1], area.shape[0]), BACKGROUND, cv2.FILLED)
         panes = [area[TITLE : TITLE + PANE, GAP + i * (PANE + GAP) :][:, :PANE] for i in range(3)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttstream.errors import ConfigError, ShapeError
-from tttstream.models.base import SavedModel, check_numbers
+from tttstream.models.base import SavedModel, check_numbers, check_reset
 from tttstream.models.map.codes import PatchCodes
 from tttstream.models.map.lattice import Block, around, cell_points, drawn, evened, laid
 from tttstream.models.map.place_memory import PlaceMemory
@@ -181,10 +181,7 @@ class MapModel(SavedModel):
         expected: View | None = None,
     ) -> tuple[MapOutput, Any]:
         """See the class; expected: see `cells`."""
-        if reset is not None and (reset.shape != frames.shape[:2] or reset.dtype != torch.bool):
-            raise ShapeError(
-                f"map: expected reset bool {list(frames.shape[:2])}, got {reset.dtype} {list(reset.shape)}"
-            )
+        check_reset(reset, frames.shape[:2], "map")
         return self.learned(self.cells(frames, poses, expected, count=self.config.side**2), state, reset, ask)
 
     def learned(

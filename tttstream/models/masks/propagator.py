@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream.errors import ShapeError, StateError
-from tttstream.models.base import SavedModel
+from tttstream.models.base import SavedModel, check_reset
 from tttstream.models.masks.networks import WHOLE
 from tttstream.state import State
 
@@ -221,10 +221,7 @@ class Propagator(SavedModel, ABC, Generic[S]):
                 raise ShapeError("mask model: masks need given [B, T, objects], which of them count")
         if given.shape != shape or given.dtype != torch.bool:
             raise ShapeError(f"mask model: expected given bool {list(shape)}, got {given.dtype} {list(given.shape)}")
-        if reset is not None and (reset.shape != shape[:2] or reset.dtype != torch.bool):
-            raise ShapeError(
-                f"mask model: expected reset bool {list(shape[:2])}, got {reset.dtype} {list(reset.shape)}"
-            )
+        check_reset(reset, shape[:2], "mask model")
         return state, given
 
 

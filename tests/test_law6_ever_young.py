@@ -129,7 +129,17 @@ def test_the_papers_linear_update_ages() -> None:
         check_tasks(30, 32, {**LAYERS["linear"], "update": Update()})
 
 
-RULES = ("delta", "gated_delta", "mesa", "mamba2", "rwkv7", "ttt_nested", "ttt_slots", "ttt")  # of ttt not all heads
+RULES = (
+    "delta",
+    "kernel_delta",
+    "gated_delta",
+    "mesa",
+    "mamba2",
+    "rwkv7",
+    "ttt_nested",
+    "ttt_slots",
+    "ttt",
+)  # of ttt not all heads
 
 
 def largest_values(name: str, scenes: int) -> list[float]:

@@ -152,6 +152,7 @@ _SMALL: dict[str, list[tuple[dict[str, Any], int]]] = {
         ({"causal": "frame", **_GRID}, 6),
     ],
     "ttt_conv": [(_GRID, 6), ({"update": Update(step="normalised"), **_GRID}, 6)],
+    "kernel_delta": [({"features": 10}, 1)],
     "gated_delta": [({}, 1), ({"decay": "channel", "reach": 2.0, "conv": 0}, 1)],
     "mixed": [({"options": {"ttt_mlp": {"mini_batch": 4}}}, 1)],
     "ttt_nested": [({"block": 4}, 1)],

@@ -13,6 +13,7 @@ from tttstream.memory import (
     Attention,
     Delta,
     GatedDelta,
+    KernelDelta,
     Mamba2,
     Memory,
     Mesa,
@@ -44,6 +45,7 @@ def test_names_belong_to_classes() -> None:
     rules = {
         "additive": Additive,
         "delta": Delta,
+        "kernel_delta": KernelDelta,
         "gated_delta": GatedDelta,
         "ttt": MixedHeads,
         "mixed": Mixed,

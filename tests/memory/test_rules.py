@@ -81,6 +81,12 @@ def correct(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: 
     return s, q @ s
 
 
+def by_features(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    at, asked = (torch.cat([torch.cos(z @ memory.waves[h]), torch.sin(z @ memory.waves[h])]) for z in (k, q))
+    s = s - beta(memory, h, x) / (at @ at) * torch.outer(at, at @ s - v)
+    return s, asked @ s
+
+
 def fade(memory: Any, h: int, s: Tensor, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     decay = memory.decay
     raw = decay.rate.weight[h] @ x + decay.rate.bias[h]
@@ -241,6 +247,8 @@ RULES: dict[str, tuple[str, dict[str, Any], Literal]] = {
     "additive-raw": ("additive", {"conv": 0}, rows(add, plain)),
     "delta": ("delta", {}, rows(correct, normed)),
     "delta-half": ("delta", {"reach": 1.0, "conv": 2}, rows(correct, normed)),
+    "kernel_delta": ("kernel_delta", {}, rows(by_features, plain)),
+    "kernel_delta-few": ("kernel_delta", {"features": 4, "sharp": 0.7, "conv": 0}, rows(by_features, plain)),
     "gated_delta": ("gated_delta", {}, rows(fade, gated)),
     "mesa": ("mesa", {}, rows(ridge, normed)),
     "ttt_nested": ("ttt_nested", {"block": 6}, nested),

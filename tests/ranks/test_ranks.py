@@ -23,7 +23,7 @@ from tttstream.testing import Case, cases
 from tttstream_kernels.testing import TOLERANCE
 
 HERE = Path(__file__).parent
-LINEAR = ("additive", "delta", "gated_delta", "mamba2", "mesa", "rwkv7", "ttt", "ttt_nested")
+LINEAR = ("additive", "delta", "kernel_delta", "gated_delta", "mamba2", "mesa", "rwkv7", "ttt", "ttt_nested")
 Found = dict[int, dict[str, Any]]
 
 

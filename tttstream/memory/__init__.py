@@ -5,7 +5,7 @@ from tttstream.memory.base import Memory
 from tttstream.memory.catalogue import build, names, takes
 from tttstream.memory.heads import MixedHeads
 from tttstream.memory.mamba2 import Mamba2
-from tttstream.memory.matrix import Additive, Delta, GatedDelta
+from tttstream.memory.matrix import Additive, Delta, GatedDelta, KernelDelta
 from tttstream.memory.mesa import Mesa
 from tttstream.memory.mixed import Mixed
 from tttstream.memory.nested import Nested
@@ -22,6 +22,7 @@ __all__ = [
     "Attention",
     "Delta",
     "GatedDelta",
+    "KernelDelta",
     "Mamba2",
     "Memory",
     "Mesa",

@@ -37,6 +37,16 @@ class Memory(nn.Module):
         """A fresh state of `batch` rows: zeros, on the parameters' device, float32 (float64 where they are float64)."""
         raise NotImplementedError(f"{type(self).__name__} must define init_state")
 
+    def read(self, x: Tensor, state: State | None = None) -> Tensor:
+        """The output [B, T, dim] for each token x [B, T, dim], as if it were the next one after the state. The state
+        stays as it is. A memory that can answer without learning does so; the others learn a token before they answer
+        it, each in a copy of the state.
+        """
+        rows, tokens = x.shape[:2]
+        state = self.check(x, state, None, None)
+        copies = state[torch.arange(rows, device=x.device).repeat_interleave(tokens)]
+        return self(x.flatten(0, 1)[:, None], copies)[0].view(rows, tokens, -1)
+
     @cached_property
     def _sizes(self) -> list[torch.Size]:
         """Sizes of the state's tensors without their rows; 0 if they grow."""

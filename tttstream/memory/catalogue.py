@@ -8,7 +8,7 @@ from tttstream.inner import InnerModel
 from tttstream.memory.attention import Attention, Window
 from tttstream.memory.heads import MixedHeads
 from tttstream.memory.mamba2 import Mamba2
-from tttstream.memory.matrix import Additive, Delta, GatedDelta
+from tttstream.memory.matrix import Additive, Delta, GatedDelta, KernelDelta
 from tttstream.memory.mesa import Mesa
 from tttstream.memory.mixed import Mixed
 from tttstream.memory.nested import Nested
@@ -34,6 +34,9 @@ CATALOGUE |= {
     "ttt_slots": Entry(Slots, "attention over a bounded set of slots whose keys and values are learned"),
     "additive": Entry(Additive, "linear attention without a norm: sums that count"),
     "delta": Entry(Delta, "the delta rule, steps up to 2"),
+    "kernel_delta": Entry(
+        KernelDelta, "the delta rule on random Fourier features: many more pairs than the delta rule"
+    ),
     "gated_delta": Entry(GatedDelta, "the delta rule with a decay a head or a channel"),
     "mesa": Entry(Mesa, "ridge regression of all that was seen, solved for every query"),
     "mamba2": Entry(Mamba2, "the state space layer of Mamba-2"),

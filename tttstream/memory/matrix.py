@@ -5,6 +5,7 @@ keys), the rule (what a token does to the matrix, `Token`), the recurrence that 
 (norm, gate, projection). Letters: B rows, T tokens, H heads, D head width.
 """
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -168,7 +169,24 @@ class Additive(MatrixMemory):
         return self.out(o.flatten(2).to(x.dtype))
 
 
-class Delta(Additive):
+class _DeltaRule(Additive):
+    """Shared by the delta kinds: the step size beta = reach sigmoid(x w + b) of each head."""
+
+    adds_up = False
+
+    def __init__(self, dim: int, heads: int, conv: int, reach: float) -> None:
+        super().__init__(dim, heads, conv)
+        if not 0 < reach <= 2:
+            raise ConfigError(f"{type(self).__name__}: expected a reach above 0 and at most 2, got {reach}")
+        self.reach = reach
+        self.rate = linear(dim, heads, bias=True)
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """beta [B, T, H, 1]."""
+        return self.reach * torch.sigmoid(self.rate(x).to(self.state_dtype))[..., None]
+
+
+class Delta(_DeltaRule):
     """The delta rule: S += beta k^T (v - k S), o = q S, k of length 1 (Schlag et al., arXiv 2102.11174, equation 24;
     Yang et al., arXiv 2406.06484, equation 1).
 
@@ -181,19 +199,9 @@ class Delta(Additive):
         reach: the largest beta, above 0 and at most 2.
     """
 
-    adds_up = False
-
     def __init__(self, dim: int, heads: int = 1, conv: int = 4, reach: float = 2.0) -> None:
-        super().__init__(dim, heads, conv)
-        if not 0 < reach <= 2:
-            raise ConfigError(f"{type(self).__name__}: expected a reach above 0 and at most 2, got {reach}")
-        self.reach = reach
-        self.rate = linear(dim, heads, bias=True)
+        super().__init__(dim, heads, conv, reach)
         self.norm = nn.RMSNorm(dim // heads, eps=NORM_EPS)
-
-    def step_size(self, x: Tensor) -> Tensor:
-        """beta [B, T, H, 1]."""
-        return self.reach * torch.sigmoid(self.rate(x).to(self.state_dtype))[..., None]
 
     def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
         q, k, v, window = self.projected(seen)
@@ -201,6 +209,75 @@ class Delta(Additive):
 
     def read_out(self, x: Tensor, o: Tensor, rest: Any) -> Tensor:
         return self.out(self.norm(o.to(self.norm.weight.dtype)).flatten(2))
+
+
+class KernelDelta(_DeltaRule):
+    """The delta rule on random Fourier features: S += beta (2 / F) f(k)^T (v - f(k) S), o = f(q) S, with
+    f(k) = [cos(k W), sin(k W)] (Rahimi and Recht, Random Features for Large-Scale Kernel Machines, NIPS 2007; with
+    steps of the gradient, Singh et al., Online Learning with Kernels, IJCNN 2012).
+
+    The squared length of f(k) is F / 2 for every k, so the step is normalised: beta = 1 puts v where k reads. A matrix
+    with D key channels recalls D pairs at most, one with F features F. What is written at one key reaches another by
+    (2 / F) f(k) f(k')^T, about exp(-sharp^2 (1 - k k'^T)): keys that are far apart hardly interfere. In the words of
+    the TTT paper (arXiv 2407.04620) the inner model is a two-layer network whose first layer W only the outer loop
+    learns, so all of the state holds pairs. The read-out is not normalised: what was never written reads as zero.
+
+    Args:
+        dim, heads, conv: see `Additive`. reach: see `Delta`.
+        features: F of each head, an even number; by default 8 D, as many bytes of state as TTT-MLP.
+        sharp: standard deviation of W at the start.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 1,
+        conv: int = 4,
+        reach: float = 2.0,
+        features: int | None = None,
+        sharp: float = 3.0,
+    ) -> None:
+        super().__init__(dim, heads, conv, reach)
+        width = dim // heads
+        features = 8 * width if features is None else features
+        if features < 2 or features % 2 or not 0 < sharp < math.inf:
+            raise ConfigError(
+                f"KernelDelta: expected an even number of features and sharp above 0, got {features} and {sharp:g}"
+            )
+        self._matrix = heads, features, width
+        self.waves = nn.Parameter(sharp * torch.randn(heads, width, features // 2))
+
+    def look(self, seen: Seen) -> tuple[Token, Any, Tensor]:
+        q, k, v, window = self.projected(seen)
+        return Token(q, self.step_size(seen.x), v, read=k), None, window
+
+    def run(
+        self, token: Token, state: Any, reset: Tensor | None, lengths: Tensor | None, before: Before | None = None
+    ) -> tuple[Tensor, ...]:
+        return recurrence(token, state.matrix, reset, lengths, before, self.lifted)
+
+    def read(self, x: Tensor, state: Any = None) -> Tensor:
+        """See `Memory.read`; nothing is learned, except with a convolution."""
+        if self.conv is not None:
+            return super().read(x, state)
+        state = self.check(x, state, None, None)
+        finite = x.isfinite().all(-1, keepdim=True)
+        seen = Seen(torch.where(finite, x, 0.0), state.window, None, None)
+        q = self.projected(seen)[0].to(state.matrix.dtype).transpose(1, 2)
+        o = self.features(q.flatten(0, 1)) @ state.matrix.flatten(0, 1)
+        return torch.where(finite, self.read_out(x, o.view_as(q).transpose(1, 2), None), torch.nan)
+
+    def lifted(self, token: Token) -> Token:
+        """Tokens [n * H, C, ...] of q, beta, v and read=k with f(q), beta / |f(k)|^2 f(k) and f(k)."""
+        assert token.read is not None
+        q, k = self.features(token.q), self.features(token.read)
+        return Token(q, token.k * (2 / k.shape[-1]) * k, token.v, read=k)
+
+    def features(self, x: Tensor) -> Tensor:
+        """f(x) [n * H, C, F] of x [n * H, C, D]."""
+        waves = self.waves.to(x.dtype)
+        angles = (x.unflatten(0, (-1, self.heads)) @ waves).flatten(0, 1)
+        return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 class GatedDelta(Delta):

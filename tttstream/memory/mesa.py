@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tttstream.memory.matrix import NORM_EPS, Additive, Decay, Seen, linear
-from tttstream.memory.recurrence import CHUNK, Before, Decays, Token, effect, step, walk
+from tttstream.memory.recurrence import CHUNK, Before, Decays, Token, effect, prepare, step, walk
 from tttstream_kernels.plan import Ragged, plan
 from tttstream_kernels.precision import full_precision
 
@@ -74,10 +74,10 @@ class Mesa(Additive):
             q, k, both, log = token.each(cut.pack)[:4]
             assert log is not None
             decays = Decays(log)
-            addition = decays.until(k).mT @ both
+            chunks = prepare(Token(q, k, both, log))
             if before is not None:
-                matrix = before(*effect(cut, matrix, decays.whole(), addition), matrix)
-            starts, matrix = walk(cut, matrix, decays.whole(), addition)
+                matrix = before(*effect(cut, matrix, chunks), matrix)
+            starts, _, matrix = walk(cut, matrix, chunks)
             ridges = ridge.repeat(len(q) // self.heads, 1)[:, None]
             chunk = _Chunk(q, k, both, decays, starts, ridges)
             return cut.unpack(chunk.read()), matrix

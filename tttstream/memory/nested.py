@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tttstream.errors import ConfigError
 from tttstream.memory.matrix import Delta
-from tttstream.memory.recurrence import Before, Chunks, Token, moved, moves, pieces_of, prepare, rows_of, step
+from tttstream.memory.recurrence import Before, Chunks, Token, pieces_of, prepare, rows_of, step
 from tttstream.state import State
 from tttstream_kernels.plan import Ragged, Uniform, plan
 from tttstream_kernels.precision import full_precision
@@ -85,9 +85,9 @@ class Nested(Delta):
             if before is not None:
                 both = before(*_effect(cut, matrix, rhos, chunks), torch.cat([matrix, start], 2))
                 matrix, start = both.chunk(2, 2)
-            starts, matrix, start = _walk(cut, matrix, start, rhos, chunks.transition, chunks.addition)
+            *found, matrix, start = _walk(cut, matrix, start, rhos, chunks)
             after = torch.full_like(phase, cut.end_phase) if isinstance(cut, Uniform) else cut.end_phase.to(phase)
-            return cut.unpack(chunks.read(starts)), matrix, start, after
+            return cut.unpack(chunks.read(*found)), matrix, start, after
 
     def _phases(self, phase: Tensor, tokens: int, reset: Tensor | None) -> tuple[Tensor, Tensor]:
         """The effect of a call on the phases of its rows: p -> A p + B, both [B, 1, 1, 1]."""
@@ -107,28 +107,28 @@ def _effect(cut: Uniform | Ragged, matrix: Tensor, rho: Tensor, chunks: Chunks) 
     width = matrix.shape[2]
     unit = torch.eye(2 * width, 3 * width, dtype=matrix.dtype, device=matrix.device)
     upper, lower = (half.expand(*matrix.shape[:2], -1, -1) for half in unit.chunk(2))
-    addition = torch.nn.functional.pad(chunks.addition, (2 * width, 0))
-    _, *ends = _walk(cut, upper, lower, rho, chunks.transition, addition)
+    _, _, *ends = _walk(cut, upper, lower, rho, chunks.padded(2 * width))
     transition, rest = torch.cat(ends, 2).split((2 * width, width), -1)
     return transition, rest
 
 
 def _walk(
-    cut: Uniform | Ragged, matrix: Tensor, start: Tensor, rho: Tensor, transition: Tensor | None, addition: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    cut: Uniform | Ragged, matrix: Tensor, start: Tensor, rho: Tensor, chunks: Chunks
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `recurrence.walk`, with the outer step wherever a block is complete. rho [pieces * H, 1, 1]."""
     heads = matrix.shape[1]
     inner, outer = (pieces_of(cut, z).flatten(0, 1) for z in (matrix, start))
-    starts, ends = [], []
-    transitions, additions = moves(cut, heads, transition, addition)
-    for wave, (move, more) in enumerate(zip(transitions, additions, strict=True)):
-        if len(inner) > len(more):
-            ends.append((inner[len(more) :], outer[len(more) :]))
-            inner, outer = inner[: len(more)], outer[: len(more)]
+    starts, writes, ends = [], [], []
+    sizes = [pieces * heads for pieces in cut.waves]
+    for wave, (size, chunk) in enumerate(zip(sizes, chunks.split(sizes), strict=True)):
+        if len(inner) > size:
+            ends.append((inner[size:], outer[size:]))
+            inner, outer = inner[:size], outer[:size]
         starts.append(inner)
-        inner = moved(inner, move, more)
+        writes.append(chunk.written(inner))
+        inner = chunk.after(inner, writes[-1])
         learned = torch.lerp(outer, inner, rho[: len(outer)])
-        going = len(additions[wave + 1]) if wave + 1 < len(additions) else 0
+        going = (*sizes, 0)[wave + 1]
         full = cut.complete(wave)
         complete = torch.ones(len(inner), dtype=torch.bool, device=inner.device)
         complete[going:] = full if isinstance(full, bool) else full.repeat_interleave(heads)[going:]
@@ -136,4 +136,5 @@ def _walk(
         inner = torch.where(complete[:, None, None], outer, inner)
     ends.append((inner, outer))
     pieces = [torch.cat(part).unflatten(0, (-1, heads)) for part in zip(*ends[::-1], strict=True)]
-    return torch.cat(starts), rows_of(cut, pieces[0], matrix), rows_of(cut, pieces[1], start)
+    last = (rows_of(cut, piece, z) for piece, z in zip(pieces, (matrix, start), strict=True))
+    return torch.cat(starts), torch.cat(writes), *last

@@ -11,17 +11,18 @@ For row vectors k, v, c, a and a decay w in (0, 1] (a number a head, or one a ke
 A chunk does the same for C tokens at once, exactly. With G_i the sum of log w up to token i, u_i = c_i S'_i and
 M^xy_ij = sum_d x_id y_jd exp(G_id - G_jd), the removed values solve a triangular system, (I + M^ca) U =
 (c exp G) S_0 + M^ck V with M below the diagonal (the WY or UT transform; Yang et al., arXiv 2406.06484, equations 8 to
-11, with decay arXiv 2412.06464, section 3.3). U is affine in S_0, so a chunk is S_C = A S_0 + B: the loop over chunks
-is one product each, and everything else is computed for all chunks side by side.
+11, with decay arXiv 2412.06464, section 3.3). The loop over chunks is three products with S_0 and U; everything that
+does not depend on S_0, the inverse of the triangle too, is computed for all chunks side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tttstream_kernels.plan import Ragged, Uniform, plan
 from tttstream_kernels.precision import cast, full_precision
@@ -60,11 +61,13 @@ def recurrence(
     reset: Tensor | None = None,
     lengths: Tensor | None = None,
     before: Before | None = None,
+    lift: Callable[[Token], Token] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs o [B, T, H, Dv] (zero beyond a row's length) and the state [B, H, Dk, Dv] after the call.
 
     state: [B, H, Dk, Dv], whose type everything is computed in. reset [B, T], lengths [B]: see `Memory`. before: gives
-    the state that the call begins with, for tokens that follow those of other ranks; without lengths.
+    the state that the call begins with, for tokens that follow those of other ranks; without lengths. lift: makes
+    keys and queries of width Dk from narrower ones, for tokens [n, C, ...] in chunks.
     """
     token = token.each(lambda part: cast(state.dtype, part)[0])
     rows, tokens = token.q.shape[:2]
@@ -72,18 +75,23 @@ def recurrence(
         if tokens == 1 and lengths is None and before is None:
             if reset is not None:
                 state = torch.where(reset[..., None, None], 0.0, state)
-            o, state = step(token.each(lambda part: part[:, 0]), state)
+            now = token.each(lambda part: part[:, 0])
+            if lift is not None:
+                lifted = lift(now.each(lambda part: part.flatten(0, 1)[:, None]))
+                now = lifted.each(lambda part: part[:, 0].unflatten(0, (rows, -1)))
+            o, state = step(now, state)
             return o[:, None], state
         wide = token.decay is not None and token.decay.shape[-1] > 1
         size = min(tokens, CHANNEL_CHUNK if wide else CHUNK)
         cut = plan(rows, tokens, size, None, reset, lengths, state.device)
         if isinstance(cut, Ragged) and not cut.active:
             return torch.zeros_like(token.v), state
-        chunks = prepare(token.each(cut.pack))
+        packed = token.each(cut.pack)
+        chunks = prepare(packed if lift is None else lift(packed))
         if before is not None:
-            state = before(*effect(cut, state, chunks.transition, chunks.addition), state)
-        starts, state = walk(cut, state, chunks.transition, chunks.addition)
-        return cut.unpack(chunks.read(starts)), state
+            state = before(*effect(cut, state, chunks), state)
+        *found, state = walk(cut, state, chunks)
+        return cut.unpack(chunks.read(*found)), state
 
 
 def step(token: Token, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,100 +145,106 @@ class Decays:
 
 
 class Chunks(NamedTuple):
-    """Chunks side by side, as far as they do not depend on the state before them: o = own + reads S_0 [n, C, Dv], and
-    S_C = transition S_0 + addition [n, Dk, Dv]. transition [n, Dk, Dk], or [n, 1 or Dk, 1] for a factor a channel;
-    None for 1."""
+    """Chunks side by side, as far as they do not depend on the state S_0 before them [n, Dk, Dv].
 
-    own: Tensor
+    What a chunk writes at its tokens is U = solve (known - onto S_0) [n, C, Dv], v where nothing is removed. Then
+    o = own + reads S_0 + inside U and S_C = kept S_0 + away U + more. solve, inside: [n, C, C]. reads, onto:
+    [n, C, Dk]. away: [n, Dk, C]. kept: [n, 1 or Dk, 1], None for 1. own, more: of values that are added beside U, or
+    None.
+    """
+
     reads: Tensor
-    transition: Tensor | None
-    addition: Tensor
+    inside: Tensor
+    known: Tensor
+    onto: Tensor | None
+    solve: Tensor | None
+    away: Tensor
+    kept: Tensor | None
+    own: Tensor | None = None
+    more: Tensor | None = None
 
-    def read(self, starts: Tensor) -> Tensor:
-        """o [n, C, Dv] for the states [n, Dk, Dv] that the chunks start from."""
-        return torch.baddbmm(self.own, self.reads, starts)
+    def split(self, sizes: list[int]) -> list[Chunks]:
+        """The chunks of each wave."""
+        parts = ([None] * len(sizes) if part is None else part.split(sizes) for part in self)
+        return [Chunks(*wave) for wave in zip(*parts, strict=True)]
+
+    def padded(self, columns: int) -> Chunks:
+        """The chunks of states with further columns on the left, to which nothing is added."""
+        known, more = (None if z is None else pad(z, (columns, 0)) for z in (self.known, self.more))
+        assert known is not None
+        return self._replace(known=known, more=more)
+
+    def written(self, state: Tensor) -> Tensor:
+        """U [n, C, Dv] for states [n, Dk, Dv]."""
+        if self.onto is None:
+            return self.known
+        assert self.solve is not None
+        return self.solve @ torch.baddbmm(self.known, self.onto, state, alpha=-1)
+
+    def after(self, state: Tensor, written: Tensor) -> Tensor:
+        """The states after the chunks."""
+        kept = state if self.kept is None else self.kept * state
+        return torch.baddbmm(kept if self.more is None else kept + self.more, self.away, written)
+
+    def read(self, starts: Tensor, written: Tensor) -> Tensor:
+        """o [n, C, Dv] for the states [n, Dk, Dv] that the chunks start from and what they write."""
+        o = self.inside @ written
+        return torch.baddbmm(o if self.own is None else o + self.own, self.reads, starts)
 
 
 def prepare(packed: Token) -> Chunks:
     """The chunks of tokens [n, C, ...]."""
     q, k, v, log, read, erase = packed
     decays = Decays(log)
-    reads, inside = decays.since(q), decays.products(q, k, 0)
+    reads, kept = decays.since(q), decays.whole()
     if read is None:
-        return Chunks(inside @ v, reads, decays.whole(), decays.until(k).mT @ v)
-
-    same = erase is None
+        return Chunks(reads, decays.products(q, k, 0), v, None, None, decays.until(k).mT, kept)
     away = k if erase is None else erase
-    system = decays.products(read, away, 1)
-    known = v if same else -(decays.products(read, k, 1) @ v)
-    solved = torch.linalg.solve_triangular(
-        system, torch.cat([decays.since(read), known], -1), upper=False, unitriangular=True
+    unit = torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
+    solve = torch.linalg.solve_triangular(
+        decays.products(read, away, 1), unit.expand(len(k), -1, -1), upper=False, unitriangular=True
     )
-    onto, written = solved.split((k.shape[-1], v.shape[-1]), -1)  # written at `away`: written - onto @ S_0
-
-    leaving = decays.until(away).mT
-    whole = decays.whole()
-    kept = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) * (1.0 if whole is None else whole)
-    addition = leaving @ written
-    if same:
-        o, outside = inside @ written, inside
-    else:
-        outside = decays.products(q, away, 0)
-        o = torch.baddbmm(inside @ v, outside, written)
-        addition = torch.baddbmm(addition, decays.until(k).mT, v)
-    return Chunks(o, reads - outside @ onto, kept - leaving @ onto, addition)
+    chunks = Chunks(reads, decays.products(q, away, 0), v, decays.since(read), solve, decays.until(away).mT, kept)
+    if erase is None:
+        return chunks
+    return chunks._replace(
+        known=-(decays.products(read, k, 1) @ v), own=decays.products(q, k, 0) @ v, more=decays.until(k).mT @ v
+    )
 
 
-def walk(cut: Uniform | Ragged, state: Tensor, transition: Tensor | None, addition: Tensor) -> tuple[Tensor, Tensor]:
-    """From chunk to chunk, S <- transition S + addition; see `Chunks`. state [B, H, Dk, Dv].
+def walk(cut: Uniform | Ragged, state: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor, Tensor]:
+    """Chunk after chunk. state: [B, H, Dk, Dv].
 
-    Returns what every chunk starts from, [n, Dk, Dv], and the state of the rows after the call.
+    Returns what every chunk starts from [n, Dk, Dv], what it writes [n, C, Dv], and the state of the rows after it.
     """
     heads = state.shape[1]
     current = pieces_of(cut, state).flatten(0, 1)
-    starts, ends = [], []
-    for move, more in zip(*moves(cut, heads, transition, addition), strict=True):
-        if len(current) > len(more):
-            ends.append(current[len(more) :])
-            current = current[: len(more)]
+    starts, writes, ends = [], [], []
+    for wave in chunks.split([pieces * heads for pieces in cut.waves]):
+        if len(current) > len(wave.known):
+            ends.append(current[len(wave.known) :])
+            current = current[: len(wave.known)]
         starts.append(current)
-        current = moved(current, move, more)
+        writes.append(wave.written(current))
+        current = wave.after(current, writes[-1])
     ends.append(current)
-    whole = starts[0] if len(starts) == 1 else torch.cat(starts)
-    return whole, rows_of(cut, torch.cat(ends[::-1]).unflatten(0, (-1, heads)), state)
+    last = rows_of(cut, torch.cat(ends[::-1]).unflatten(0, (-1, heads)), state)
+    return torch.cat(starts), torch.cat(writes), last
 
 
-def effect(cut: Uniform | Ragged, state: Tensor, transition: Tensor | None, addition: Tensor) -> tuple[Tensor, Tensor]:
+def effect(cut: Uniform | Ragged, state: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
     """The effect of a call on the states of its rows: S -> A S + B for any S, with A [B, H, Dk, Dk], or [B, H, Dk, 1]
     for a factor a channel, and B [B, H, Dk, Dv].
 
-    state: [B, H, Dk, Dv], for its sizes. transition, addition: of the chunks, see `Chunks`; they turn [1 | 0] into
-    [A | B].
+    state: [B, H, Dk, Dv], for its sizes. The chunks turn [1 | 0] into [A | B].
     """
     keys = state.shape[2]
-    full = transition is not None and transition.shape[-1] > 1
+    full = chunks.onto is not None
     unit = torch.eye(keys, dtype=state.dtype, device=state.device) if full else state.new_ones(keys, 1)
     start = torch.cat([unit.expand(*state.shape[:2], -1, -1), torch.zeros_like(state)], -1)
-    _, end = walk(cut, start, transition, torch.nn.functional.pad(addition, (unit.shape[1], 0)))
+    _, _, end = walk(cut, start, chunks.padded(unit.shape[1]))
     whole, rest = end.split((unit.shape[1], state.shape[-1]), -1)
     return whole, rest
-
-
-def moves(
-    cut: Uniform | Ragged, heads: int, transition: Tensor | None, addition: Tensor
-) -> tuple[Sequence[Tensor | None], Sequence[Tensor]]:
-    """Transitions and additions of each wave."""
-    sizes = [pieces * heads for pieces in cut.waves]
-    return [None] * len(sizes) if transition is None else transition.split(sizes), addition.split(sizes)
-
-
-def moved(state: Tensor, transition: Tensor | None, addition: Tensor) -> Tensor:
-    """transition S + addition."""
-    if transition is None:
-        return state + addition
-    if transition.shape[-1] > 1:
-        return torch.baddbmm(addition, transition, state)
-    return torch.addcmul(addition, transition, state)
 
 
 def pieces_of(cut: Uniform | Ragged, state: Tensor) -> Tensor:

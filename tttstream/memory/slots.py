@@ -142,8 +142,8 @@ class Slots(Delta):
             o, matrix = step(inner.each(lambda part: part[:, 0]), matrix)
             return o[:, None], matrix, keys, sums
         chunks = prepare(inner)
-        assert chunks.transition is not None
-        return chunks.read(matrix), torch.baddbmm(chunks.addition, chunks.transition, matrix), keys, sums
+        written = chunks.written(matrix)
+        return chunks.read(matrix, written), chunks.after(matrix, written), keys, sums
 
     def _ended(self, ended: Tensor, matrix: Tensor, keys: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same after the end of the block where `ended` [n, 1, 1]."""

@@ -251,6 +251,12 @@ class TTTLayer(Memory):
             y = torch.where(inside, y, 0.0)
         return (y, state, Loss(loss.before.mT, loss.after.mT)) if return_loss and loss is not None else (y, state)
 
+    def read(self, x: Tensor, state: Any = None) -> Tensor:
+        """See `Memory.read`; nothing is learned. Convolutions and rotary positions take the tokens as successive ones,
+        so x has whole frames in frame mode."""
+        y: Tensor = self(x, state, learn=False)[0]
+        return y
+
     @staticmethod
     def _forgotten(state: TTTState, reset: Tensor | None, lengths: Tensor | None) -> TTTState:
         """The state of a memory that did not learn: as it was, fresh in the rows that were reset."""

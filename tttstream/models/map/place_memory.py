@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tttstream import memory as catalogue
-from tttstream.memory import Memory, TTTLayer
+from tttstream.memory import KernelDelta, Memory, TTTLayer
 from tttstream_kernels import MLP
 
 KEYS = 3.0  # how much longer than PyTorch's start keys are at first: a key must tell its place from all others
@@ -40,8 +40,8 @@ class PlaceMemory(nn.Module):
     the content of its place from the first step on. Other memories get the same tokens.
 
     codes: width of what. features: of where; a network makes keys of them. None: `where` and `ask` are keys with
-    a mean square of 1, and a TTT memory has other initial values (see `_ready`). where, what: widths of the
-    parts. memory, heads, options: see `tttstream.memory.build`.
+    a mean square of 1, and TTT memories and `kernel_delta` recall before any training (see `_ready_ttt`). where,
+    what: widths of the parts. memory, heads, options: see `tttstream.memory.build`.
 
     Called as (what [B, T, codes], where [B, T, features], ask [B, T, features], state, reset [B, T]) ->
     (answer, state).
@@ -71,34 +71,51 @@ class PlaceMemory(nn.Module):
         with torch.no_grad():
             nn.init.normal_(self.what.weight, std=codes**-0.5)
         if self.memory.views is not None:
-            self._part(self.memory.views, dim, ready=features is None and isinstance(self.memory, TTTLayer))
+            self._part(self.memory.views, dim, given=features is None)
 
-    def _part(self, views: nn.Linear, dim: int, ready: bool) -> None:
-        """Restrict each view, the learning rate and the decay to their parts of the token. ready: whether where comes
-        as keys, to a TTT layer.
+    def _part(self, views: nn.Linear, dim: int, given: bool) -> None:
+        """Restrict each view, the learning rate and the decay to their parts of the token. given: whether where comes
+        as keys.
 
-        The inner model learns v - k, because it adds its input to its output. Short keys leave more of its output for
-        v, so given keys, which are independent of each other, start short.
+        The inner model of a TTT layer learns v - k, because it adds its input to its output. Short keys leave more of
+        its output for v, so given keys, which are independent of each other, start short there.
         """
+        short = given and isinstance(self.memory, TTTLayer)
         at, ask, what = torch.eye(3).repeat_interleave(torch.tensor(self.parts), dim=1)
         mask = torch.stack([ask, at, what]).repeat_interleave(dim, dim=0)
         with torch.no_grad():
             where, width = self.parts[0], self.parts[2]
-            same = torch.randn(dim, where) * (SHORT if ready else 1.0) * where**-0.5
+            same = torch.randn(dim, where) * (SHORT if short else 1.0) * where**-0.5
             views.weight[:dim, where : 2 * where] = same
             views.weight[dim : 2 * dim, :where] = same
             views.weight[2 * dim :, 2 * where :] = torch.randn(dim, width) * width**-0.5
-        if ready:
-            assert isinstance(self.memory, TTTLayer)
-            self._ready(self.memory)
+        if given and isinstance(self.memory, TTTLayer):
+            self._ready_ttt(self.memory)
+        elif given and isinstance(self.memory, KernelDelta):
+            self._ready_kernel(self.memory)
         parametrize.register_parametrization(views, "weight", _Parts(mask))
         rates = [part for name, part in self.memory.named_modules() if name in ("rate", "decay.rate")]
         for rate in rates:
             parametrize.register_parametrization(rate, "weight", _Parts(at + what))
 
     @torch.no_grad()
-    def _ready(self, layer: TTTLayer) -> None:
-        """Initial values with which a memory of given keys recalls before any training.
+    def _ready_kernel(self, layer: KernelDelta) -> None:
+        """Initial values with which a kernel delta rule with given keys recalls before any training: steps of 1,
+        orthogonal labels, and an answer that inverts them."""
+        nn.init.orthogonal_(self.what.weight, (self.parts[2] / self.what.in_features) ** 0.5)
+        nn.init.zeros_(self.what.bias)
+        nn.init.zeros_(layer.rate.weight)
+        nn.init.eye_(layer.out.weight)
+        self._inverse(self._labels(layer.project, layer.dim), 1.0)
+
+    def _labels(self, views: nn.Linear, dim: int) -> Tensor:
+        """Start labels [dim, what] as an orthogonal projection."""
+        label = views.weight[2 * dim :, -self.parts[2] :]
+        return label.copy_(nn.init.orthogonal_(torch.empty_like(label), (dim / self.parts[2]) ** 0.5))
+
+    @torch.no_grad()
+    def _ready_ttt(self, layer: TTTLayer) -> None:
+        """Initial values with which a TTT memory of given keys recalls before any training.
 
         The inner model ends in a layer normalisation, so its output has the direction of a label, not the length. All
         labels share a constant, and with it the direction contains the length. Hidden units of a TTT-MLP have large
@@ -109,9 +126,9 @@ class PlaceMemory(nn.Module):
         nn.init.normal_(self.what.bias, std=CONSTANT)
         nn.init.eye_(layer.out.weight)
         layer.gamma.fill_(CONSTANT)
-        label = layer.project.weight[2 * layer.dim :, -self.parts[2] :]
-        label.copy_(nn.init.orthogonal_(torch.empty_like(label), (layer.dim / self.parts[2]) ** 0.5))
-        self._inverse(label)
+        label = self._labels(layer.project, layer.dim)
+        turn, constant = label @ self.what.weight, label @ self.what.bias
+        self._inverse(label, float((turn.square().sum(1).mean() + constant.var()).sqrt()))
         if isinstance(layer.inner, MLP):
             first, *rest = layer.inner.split(layer.start, layer.width)
             first = torch.randn_like(first) * SHARP / SHORT * layer.width**-0.5
@@ -119,9 +136,10 @@ class PlaceMemory(nn.Module):
             layer.start.copy_(torch.cat([weight.flatten(1) for weight in (first, *rest)], dim=1))
 
     @torch.no_grad()
-    def _inverse(self, label: Tensor) -> None:
+    def _inverse(self, label: Tensor, length: float) -> None:
         """Start the answer as the least-squares inverse of the map from codes to label views, label [dim, what] after
-        `what`, scaled by the layer's last normalisation. gelu(x) - gelu(-x) = x makes a pair of hidden units linear.
+        `what`. length: by which the memory divides what it reads. gelu(x) - gelu(-x) = x makes a pair of hidden units
+        linear.
         """
         first, last = self.answer[0], self.answer[2]
         assert isinstance(first, nn.Linear)
@@ -130,7 +148,6 @@ class PlaceMemory(nn.Module):
         if 2 * codes > first.out_features:
             return
         turn, constant = label @ self.what.weight, label @ self.what.bias
-        length = (turn.square().sum(1).mean() + constant.var()).sqrt()
         back = torch.linalg.pinv(turn)
         for rows, sign in ((slice(codes), 1.0), (slice(codes, 2 * codes), -1.0)):
             first.weight[rows], first.bias[rows] = sign * length * back, -sign * (back @ (constant - constant.mean()))
@@ -159,14 +176,7 @@ class PlaceMemory(nn.Module):
         asked = self.where(ask)
         rest = asked.new_zeros(*ask.shape[:2], self.parts[2])
         x = torch.cat([torch.zeros_like(asked), asked, rest], dim=-1)
-        if isinstance(self.memory, TTTLayer):
-            y, _ = self.memory(x, state, learn=False)
-        else:  # one token after the state for each question
-            count = x.shape[1]
-            many = self.memory.init_state(len(x)) if state is None else state
-            many = many[torch.arange(len(x), device=x.device).repeat_interleave(count)]
-            y = self.memory(x.flatten(0, 1)[:, None], many)[0].view(*x.shape[:2], -1)
-        return self.answer(y)
+        return self.answer(self.memory.read(x, state))
 
 
 def _network(features: int, where: int) -> nn.Module:

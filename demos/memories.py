@@ -40,6 +40,7 @@ TASKS = ("recall", "count", "first-seen", "copy")
 MEMORIES: dict[str, dict[str, Any]] = {
     "additive": {"conv": 0},
     "delta": {"conv": 0},
+    "kernel_delta": {"conv": 0},
     "gated_delta": {"conv": 0},
     "mesa": {"conv": 0},
     "mamba2": {"state": 16},

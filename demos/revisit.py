@@ -247,7 +247,7 @@ def measure(
             str(side * side): follow(network, Walks(held, [side] * len(spans), 150 + side, spans), LONG)["age"]
             for side in SIDES
         }
-    if name.startswith("ttt"):
+    if network.memory.bounded:
         walks = Walks(held, [12] * len(SPANS), 62, list(SPANS))
         record["reset_every_512"] = follow(network, walks, length, reset=True)
         record["youth"] = youth(network, held, 64)

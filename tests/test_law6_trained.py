@@ -42,7 +42,7 @@ def test_the_last_worlds_are_recalled_as_the_first() -> None:
     pool = model.codes.encode(model.pixels(torch.stack(frames).permute(0, 3, 1, 2))).flatten(0, 1)
     found = errors(model, pool)
     first, last = sum(found[:8]) / 8, sum(found[-8:]) / 8
-    assert first < 0.03, found[:8]
+    assert first < 0.003, found[:8]
     assert last < 1.15 * first, (first, last)
     fresh = sum(sum(errors(model, pool, [number], seed=number)) for number in range(WORLDS - 8, WORLDS)) / 8
     assert last < 1.15 * fresh, (fresh, last)
@@ -54,6 +54,4 @@ def test_an_untrained_map_does_not_age() -> None:
     assert isinstance(shipped, MapModel)
     model = MapModel(shipped.config).eval()
     found = errors(model, torch.randn(4000, model.config.codes))
-    first, last = sum(found[:8]) / 8, sum(found[-8:]) / 8
-    assert first < 0.2, found[:8]
-    assert last < 1.15 * first, (first, last)
+    assert max(found) < 0.001, found  # in each of 64 worlds

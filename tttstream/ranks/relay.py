@@ -31,8 +31,9 @@ class Relay:
     rank calls it, with a loss that depends on the outputs of each memory in every piece of rows. A parameter's gradient
     is the sum of the ranks' gradients. Parts may differ in length.
 
-    Memories with a linear update (additive, delta, gated_delta, mamba2, mesa, rwkv7, ttt, ttt_nested) need not wait for
-    the rank before: see `tttstream.ranks.scan`. Each part must be at least as long as the window of their convolution.
+    Memories with a linear update (additive, delta, kernel_delta, gated_delta, mamba2, mesa, rwkv7, ttt, ttt_nested)
+    need not wait for the rank before: see `tttstream.ranks.scan`. Each part must be at least as long as the window of
+    their convolution.
 
     Args:
         model: a memory, or a model without any other state than that of its memories. Rows are the first dimension of

@@ -39,9 +39,9 @@ class MapConfig:
     marks: int = 16
     where: int = 88
     what: int = 80
-    memory: str = "ttt_mlp"
+    memory: str = "kernel_delta"
     heads: int = 2
-    options: dict[str, Any] = field(default_factory=lambda: {"rotary": False, "mini_batch": 4})
+    options: dict[str, Any] = field(default_factory=lambda: {"conv": 0, "features": 2048})
     usual: tuple[float, float] = (0.0, 0.4)
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class MapModel(SavedModel):
     has been learned. `imagine` asks without learning. Poses are those of `tttstream.sources.places.Places`.
     """
 
-    FORMAT = "tttstream.map/3"
+    FORMAT = "tttstream.map/4"
     CONFIG = MapConfig
     gain: Tensor
     precision: Tensor
@@ -117,7 +117,7 @@ class MapModel(SavedModel):
         self.register_buffer("precision", torch.eye(config.codes))
         self.memory = PlaceMemory(
             config.codes + config.marks, None, where=config.where, what=config.what, memory=config.memory,
-            heads=config.heads, options=config.options,
+            heads=config.heads, options=config.options, tied=True,
         )  # fmt: skip
         self.known = nn.Linear(1, 2)  # agreement of the marks -> parts of log error and logit
         with torch.no_grad():

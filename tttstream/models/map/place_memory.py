@@ -31,13 +31,27 @@ class _Parts(nn.Module):
         return weight * self.mask
 
 
+class _Tied(nn.Module):
+    """Gives q of the place that is asked for the projection that k has of the place that is told. where: its width."""
+
+    def __init__(self, where: int) -> None:
+        super().__init__()
+        self.where = where
+
+    def forward(self, weight: Tensor) -> Tensor:
+        _, k, v = weight.chunk(3)
+        told, asked, what = k.split((self.where, self.where, k.shape[1] - 2 * self.where), dim=1)
+        return torch.cat([torch.cat([asked, told, what], dim=1), k, v])
+
+
 class PlaceMemory(nn.Module):
     """A memory of codes by place. Each token stores the code of one place and queries another place.
 
     A token is [where it is | where it asks | what is here]. In a memory with a projection to q, k and v
     (`Memory.views`) the key k comes from the first part alone, the query q from the second, the value v from the third,
     learning rate and decay from the first and the third. k and q start with the same projection, so that a query finds
-    the content of its place from the first step on. Other memories get the same tokens.
+    the content of its place from the first step on; tied=True keeps them equal in training. Other memories get the same
+    tokens.
 
     codes: width of what. features: of where; a network makes keys of them. None: `where` and `ask` are keys with
     a mean square of 1, and TTT memories and `kernel_delta` recall before any training (see `_ready_ttt`). where,
@@ -60,6 +74,7 @@ class PlaceMemory(nn.Module):
         memory: str = "ttt_mlp",
         heads: int = 4,
         options: dict[str, Any] | None = None,
+        tied: bool = False,
     ) -> None:
         super().__init__()
         dim = 2 * where + what
@@ -72,6 +87,8 @@ class PlaceMemory(nn.Module):
             nn.init.normal_(self.what.weight, std=codes**-0.5)
         if self.memory.views is not None:
             self._part(self.memory.views, dim, given=features is None)
+            if tied:
+                parametrize.register_parametrization(self.memory.views, "weight", _Tied(where))
 
     def _part(self, views: nn.Linear, dim: int, given: bool) -> None:
         """Restrict each view, the learning rate and the decay to their parts of the token. given: whether where comes

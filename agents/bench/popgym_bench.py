@@ -74,7 +74,7 @@ ENVS: dict[str, Task] = {
     "MiniGrid-MemoryS7-view3": Task("MiniGrid-MemoryS7-v0", {"agent_view_size": 3}),
 }  # fmt: skip
 """By name. Revisit-4x4: 0.88 is perfect, -0.44 is chance."""
-MEMORIES = ("ttt", "ttt_linear", "ttt_mlp", "gru", "lstm", "window", "framestack", "mlp")
+MEMORIES = ("ttt", "ttt_linear", "ttt_mlp", "kernel_delta", "gru", "lstm", "window", "framestack", "mlp")
 HEADS = {"ttt": 4, "ttt_linear": 2, "ttt_mlp": 2, "window": 2}
 DIM = 64  # of ttt_linear; the other widths are chosen so that the number of parameters is nearest to that of ttt_linear
 RATES = (3e-4, 1e-3, 3e-3)

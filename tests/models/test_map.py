@@ -236,6 +236,24 @@ def test_the_views_come_from_their_parts_alone() -> None:
     assert not torch.equal(read[:, 0], told[:, 0])  # it has learned the token by then
 
 
+@pytest.mark.parametrize("name", ["kernel_delta", "ttt_mlp"])
+def test_tied_queries_keep_the_projection_of_keys(name: str) -> None:
+    """Whatever the weights are, a place is asked for as it is told."""
+    options = {"conv": 0} if name == "kernel_delta" else {"rotary": False}
+    memory = PlaceMemory(4, None, where=8, what=4, memory=name, heads=2, options=options, tied=True)
+    views = memory.memory.views
+    assert views is not None
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    place, nothing = torch.randn(1, 8), torch.zeros(1, 12)
+    q, k, _ = views(torch.cat([place, nothing], -1)).chunk(3, -1)
+    assert not q.any()
+    asked, other, _ = views(torch.cat([nothing[:, :8], place, nothing[:, :4]], -1)).chunk(3, -1)
+    assert not other.any()
+    torch.testing.assert_close(asked, k)
+
+
 def test_a_frame_gives_the_cells_it_shows_most_of(small: MapModel) -> None:
     frames, _ = stream(1, 2)
     poses = torch.tensor([[[0.5, 0.5], [0.57, 0.5]]]).double()

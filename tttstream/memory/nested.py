@@ -136,5 +136,5 @@ def _walk(
         inner = torch.where(complete[:, None, None], outer, inner)
     ends.append((inner, outer))
     pieces = [torch.cat(part).unflatten(0, (-1, heads)) for part in zip(*ends[::-1], strict=True)]
-    last = (rows_of(cut, piece, z) for piece, z in zip(pieces, (matrix, start), strict=True))
+    last = rows_of(cut, pieces[0], matrix), rows_of(cut, pieces[1], start)
     return torch.cat(starts), torch.cat(writes), *last

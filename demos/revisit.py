@@ -81,7 +81,7 @@ MEMORIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ttt": ("ttt", {"conv": 0}),
     "additive": ("additive", {"conv": 0}),
     "delta": ("delta", {"conv": 0}),
-    "kernel_delta": ("kernel_delta", {"conv": 0, "features": 1344}),  # as many bytes as ttt_mlp
+    "kernel_delta": ("kernel_delta", {"conv": 0, "features": 1344, "sharp": 3.0}),  # as many bytes as ttt_mlp
     "gated_delta": ("gated_delta", {"conv": 0}),
     "mesa": ("mesa", {"conv": 0}),
     "mamba2": ("mamba2", {}),

@@ -117,7 +117,7 @@ def test_heads_must_divide(name: str) -> None:
         ("rwkv7", {"rank": 0}, "rank must be at least 1, got 0"),
         ("additive", {"conv": -1}, "conv is the width of a convolution, 0 for none, got -1"),
         ("delta", {"reach": 2.5}, "at most 2, got 2.5"),
-        ("kernel_delta", {"features": 7}, "an even number of features and sharp above 0, got 7 and 3"),
+        ("kernel_delta", {"features": 7}, "an even number of features and sharp above 0, got 7 and 1"),
         ("kernel_delta", {"sharp": 0.0}, "sharp above 0, got 64 and 0"),
         ("gated_delta", {"decay": "both"}, 'decay="scalar" or "channel", got \'both\''),
     ],

@@ -59,7 +59,7 @@ def test_a_kernel_delta_rule_is_read_without_learning() -> None:
 def test_a_kernel_delta_rule_recalls_more_pairs_than_keys_have_channels() -> None:
     """Of 40 pairs with keys of 8 channels it recalls all; the best linear map has most of the error left."""
     torch.manual_seed(0)
-    memory: Any = build("kernel_delta", dim=16, heads=1, conv=0, features=256).double()
+    memory: Any = build("kernel_delta", dim=16, heads=1, conv=0, features=256, sharp=3.0).double()
     keys, values = torch.randn(2, 40, 8, dtype=torch.float64)
     pairs = torch.cat([torch.nn.functional.normalize(keys, dim=-1), values], -1)[None]
     with torch.no_grad():

@@ -225,7 +225,8 @@ class KernelDelta(_DeltaRule):
     Args:
         dim, heads, conv: see `Additive`. reach: see `Delta`.
         features: F of each head, an even number; by default 8 D, as many bytes of state as TTT-MLP.
-        sharp: standard deviation of W at the start.
+        sharp: standard deviation of W at the start. 1 suits keys that are learned; given keys that are far apart
+            interfere less with 3.
     """
 
     def __init__(
@@ -235,7 +236,7 @@ class KernelDelta(_DeltaRule):
         conv: int = 4,
         reach: float = 2.0,
         features: int | None = None,
-        sharp: float = 3.0,
+        sharp: float = 1.0,
     ) -> None:
         super().__init__(dim, heads, conv, reach)
         width = dim // heads

@@ -41,7 +41,7 @@ class MapConfig:
     what: int = 80
     memory: str = "kernel_delta"
     heads: int = 2
-    options: dict[str, Any] = field(default_factory=lambda: {"conv": 0, "features": 2048})
+    options: dict[str, Any] = field(default_factory=lambda: {"conv": 0, "features": 2048, "sharp": 3.0})
     usual: tuple[float, float] = (0.0, 0.4)
 
     def __post_init__(self) -> None:

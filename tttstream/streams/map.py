@@ -26,6 +26,7 @@ from tttstream.streams.session import Session, choose_device, painted, place
 
 LEAST = 0.05  # least loss: an unfamiliar place is not surprising
 AGAIN = 6  # frames after which a cell that is in view is learned again
+STILL = 0.1  # share of the way from what was expected to what is seen that a still camera's cells learn at once
 # Shares of a cell that must be in view to learn it: usually, and if the cell is not yet familiar
 WHOLE, PART = 0.99, 0.4
 PARTS = 512  # number of partly learned cells whose names are kept
@@ -160,7 +161,8 @@ class MapStream(Session):
 
         A frame without a pose is from a camera that stands still, whose few cells are learned very often, so that the
         error predicted for them is too small. Then the loss is the mean squared error of the cells, and the surprise is
-        the score relative to the past of the stream (`Normaliser`), as for `tttstream.Stream`.
+        the score relative to the past of the stream (`Normaliser`), as for `tttstream.Stream`. Known cells learn only
+        the share STILL of what is new, so memory holds a mean of the past and not the latest frame.
 
         A cell is learned again only after AGAIN frames. Consecutive views are nearly the same, and more steps on them
         would use capacity that cells out of sight need.
@@ -188,7 +190,7 @@ class MapStream(Session):
             surprises, familiar = (
                 self.model.by_patch(part[None], pose, now.view.block)[0] for part in (scores, now.said.familiar)
             )
-            learned = self._learn(now, error) if self.learn else 0.0
+            learned = self._learn(now, error, STILL if given is None else 1.0) if self.learn else 0.0
         if given is None:
             surprise = self.normaliser.push(loss)
         else:
@@ -235,9 +237,9 @@ class MapStream(Session):
         said = MapOutput(*(part[0] for part in view.said))
         return Compared(view, cells, names, said, (cells.shown[0, 0] > WHOLE) & entire)
 
-    def _learn(self, now: Compared, error: Tensor) -> float:
+    def _learn(self, now: Compared, error: Tensor, share: float) -> float:
         """Learn the cells of a frame that are in view and were not learned in the last AGAIN frames; returns the share
-        of their error that this removed."""
+        of their error that this removed. share: of the difference to what was expected, for known cells."""
         cells, names = now.cells, now.names
         whole = (cells.shown[0, 0] > WHOLE).tolist()
         part = ((cells.shown[0, 0] > PART) & (now.said.familiar < KNOWN)).tolist()
@@ -253,7 +255,9 @@ class MapStream(Session):
                 self._parts[name] = self.frames
         self._parts = dict(list(self._parts.items())[-PARTS:])
         cells = Cells(*(values[:, :, chosen] for values in cells))
-        after, self.state = self.model.learned(cells, self.state)
+        known = (now.said.familiar[chosen] > KNOWN)[:, None]
+        codes = torch.where(known, torch.lerp(now.said.codes[chosen], cells.codes, share), cells.codes)
+        after, self.state = self.model.learned(cells._replace(codes=codes), self.state)
         left = (after.codes - cells.codes).square().mean()
         return 1.0 - float(left / error[chosen].mean().clamp(min=1e-12))
 

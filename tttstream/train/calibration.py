@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tttstream.evaluation.spliced import THRESHOLD
 from tttstream.models.map import MapModel, MapOutput
 from tttstream.models.map.model import View
 from tttstream.sources.places import Places
@@ -19,6 +20,7 @@ FRAMES = 3000  # of each stream
 AROUND = 30  # frames before and after an event that are left out
 LEAST_CELLS = 1000
 FAMILIAR = 0.9  # least familiarity of a cell whose residual is used
+RARE = 0.999  # share of the frames without changes whose surprise stays below THRESHOLD
 
 
 class _Recorded(MapStream):
@@ -38,7 +40,8 @@ def calibrate(model: MapModel, *, seeds: Sequence[int] = SEEDS, frames: int = FR
     1. `model.gain`: the least-squares factor of each code from the predictions for familiar cells to their codes. A
        memory recalls contrasts too weakly, because this minimises the error if it is uncertain.
     2. `model.precision`: the inverse covariance of the remaining residuals, scaled so that the mean score is unchanged.
-    3. `model.config.usual`: mean and deviation of the logarithm of the loss of frames without changes.
+    3. `model.config.usual`: the mean of the logarithm of the loss of frames without changes, and a scale: its deviation,
+       or more, so that THRESHOLD is above all but 1 in 1,000 of these frames.
 
     seeds, frames: of the streams. If the memory knows fewer than LEAST_CELLS cells well, there is a warning, and
     nothing is changed.
@@ -61,7 +64,8 @@ def calibrate(model: MapModel, *, seeds: Sequence[int] = SEEDS, frames: int = FR
     model.precision.copy_(torch.linalg.inv(covariance) * usual)
     scores = [model.score(codes, said).max() for codes, said in seen]
     losses = (torch.stack(scores) + LEAST).log()
-    model.config = replace(model.config, usual=(float(losses.mean()), max(float(losses.std()), 0.05)))
+    rare = (losses.quantile(RARE) - losses.mean()) / THRESHOLD
+    model.config = replace(model.config, usual=(float(losses.mean()), max(float(losses.std()), float(rare), 0.05)))
 
 
 def _quiet(model: MapModel, seed: int, frames: int) -> list[tuple[Tensor, MapOutput]]:

@@ -29,7 +29,7 @@ class MapConfig:
     components of a cell's code. scale: distance in sides of a view beyond which the keys of two places have little in
     common (`PlaceKeys`). marks: numbers that are stored with each code and identify the cell (`CellMarks`).
     where, what: widths of the two parts of a token. memory, heads, options: of the memory, see
-    `tttstream.memory.build`. usual: mean and deviation of the logarithm of a stream's loss where nothing has changed,
+    `tttstream.memory.build`. usual: mean and scale of the logarithm of a stream's loss where nothing has changed,
     which give the surprise its scale (`tttstream.train.calibration`)."""
 
     size: int = 64

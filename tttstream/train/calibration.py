@@ -40,8 +40,8 @@ def calibrate(model: MapModel, *, seeds: Sequence[int] = SEEDS, frames: int = FR
     1. `model.gain`: the least-squares factor of each code from the predictions for familiar cells to their codes. A
        memory recalls contrasts too weakly, because this minimises the error if it is uncertain.
     2. `model.precision`: the inverse covariance of the remaining residuals, scaled so that the mean score is unchanged.
-    3. `model.config.usual`: the mean of the logarithm of the loss of frames without changes, and a scale: its deviation,
-       or more, so that THRESHOLD is above all but 1 in 1,000 of these frames.
+    3. `model.config.usual`: the mean of the logarithm of the loss of frames without changes, and its deviation, or more
+       if more than 1 in 1,000 of these frames would be above THRESHOLD.
 
     seeds, frames: of the streams. If the memory knows fewer than LEAST_CELLS cells well, there is a warning, and
     nothing is changed.

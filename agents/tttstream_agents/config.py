@@ -170,7 +170,7 @@ def presets() -> Path:
 
 
 def read(name: str) -> dict[str, Any]:
-    """The values in a YAML or JSON file, or in a shipped preset by name."""
+    """The values in a YAML or JSON file, or in a shipped preset by name. Raises TrainingError if there is none."""
     import yaml
 
     path = Path(name)

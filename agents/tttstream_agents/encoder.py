@@ -109,7 +109,8 @@ def strided(channels: int, height: int, width: int, features: int = 32) -> tuple
 
 
 def nature(channels: int, height: int, width: int) -> tuple[nn.Sequential, int]:
-    """Build the network of Mnih et al. (Nature 518, 2015), for at least 36 pixels. Returns it and its width, 512."""
+    """Build the network of Mnih et al. (Nature 518, 2015). Returns it and its width, 512. Raises SpaceError for
+    pictures of less than 36 pixels."""
     if min(height, width) < 36:
         raise SpaceError(f"cnn 'nature' needs pictures of 36 pixels or more, got {height} x {width}: use 'strided'")
     convolutions = nn.Sequential(
@@ -246,7 +247,7 @@ class Encoder(nn.Module):
 
 
 def tensor(x: Any, device: torch.device, path: tuple[str | int, ...]) -> Tensor:
-    """A part of an observation as a tensor."""
+    """A part of an observation as a tensor. Raises ObservationError if it has no numbers."""
     if isinstance(x, np.ndarray) and any(stride < 0 for stride in x.strides):
         x = np.ascontiguousarray(x)  # torch has no negative strides
     try:
@@ -256,7 +257,8 @@ def tensor(x: Any, device: torch.device, path: tuple[str | int, ...]) -> Tensor:
 
 
 def choices(space: spaces.Space[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[int, ...]]:
-    """(number of choices, first choice) of each component, and the shape of a sample."""
+    """(number of choices, first choice) of each component, and the shape of a sample. Raises SpaceError for a space
+    without choices."""
     if isinstance(space, spaces.Discrete):
         return np.array([space.n]), np.array([space.start]), ()
     if isinstance(space, spaces.MultiDiscrete):
@@ -280,7 +282,8 @@ def leaves(space: spaces.Space[Any], path: tuple[str | int, ...] = ()) -> Iterat
 
 
 def part(path: tuple[str | int, ...], space: spaces.Space[Any], cnn: str = "auto", normalise: bool = False) -> Part:
-    """The encoder of one part of an observation. normalise: scale the numbers of a Box by running statistics."""
+    """The encoder of one part of an observation. normalise: scale the numbers of a Box by running statistics. Raises
+    SpaceError for a space that is not supported."""
     if isinstance(space, spaces.Box):
         if is_picture(space):
             return Picture(space, cnn)
@@ -310,7 +313,7 @@ def is_picture(space: spaces.Box) -> bool:
 
 
 def pick(obs: Any, path: tuple[str | int, ...]) -> Any:
-    """The part of an observation at a path."""
+    """The part of an observation at a path. Raises ObservationError if there is none."""
     for key in path:
         try:
             obs = obs[key]

@@ -28,7 +28,8 @@ def evaluate(
     masks: bool = True,
 ) -> Result:
     """Play `episodes` episodes in a vector of environments: the first ones of each, equally many or one more.
-    progress: show a bar on a terminal. masks: obey masks of legal actions, see `Player`."""
+    progress: show a bar on a terminal. masks: obey masks of legal actions, see `Player`. Raises TrainingError for less
+    than one episode."""
     if episodes < 1:
         raise TrainingError(f"episodes must be at least 1, got {episodes}")
     player, batch = Player(envs, policy, masks), envs.num_envs

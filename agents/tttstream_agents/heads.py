@@ -126,7 +126,8 @@ def build(space: spaces.Space[Any]) -> Categorical | Gaussian:
 def action_mask(head: nn.Module, given: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """A checked mask of legal actions as a bool tensor [*shape, P]. given: bools, or numbers 0 and 1.
 
-    Raises ObservationError if it does not fit, or if a row allows no action; the error names the row.
+    Raises ObservationError if it does not fit, or if a row allows no action; the error names the row. Raises SpaceError
+    for actions in a Box.
     """
     if not isinstance(head, Categorical):
         raise SpaceError("an action mask is for Discrete, MultiDiscrete or MultiBinary actions, this policy has a Box")

@@ -20,7 +20,7 @@ NO_EPISODE = "no episode has ended yet"
 
 
 def read_csv(path: Path) -> list[Row]:
-    """The rows of a metrics.csv, without an incomplete last line."""
+    """The rows of a metrics.csv, without an incomplete last line. Raises TrainingError for another file."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -55,7 +55,7 @@ class ParallelVector(VectorEnv[Any, Any, Any]):
         return stack(obs), self._masks(infos)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Take a step in all games."""
+        """Take a step in all games. Raises EnvError if an agent leaves a game before its end."""
         obs: list[Any] = []
         infos: list[dict[str, Any]] = []
         final = np.full(self.num_envs, None, dtype=object)

@@ -41,7 +41,7 @@ def play(
 ) -> tuple[int, int]:
     """Show the agent of a run in a window, or write an MP4 to `out`. Returns the numbers of steps and whole episodes.
 
-    An environment without pictures is shown as text.
+    An environment without pictures is shown as text. Raises TrainingError for numbers that do not fit.
     """
     if min(episodes, max_steps) < 1 or not 120 <= width <= 4096:
         raise TrainingError(
@@ -89,7 +89,8 @@ def watch(
 ) -> Iterator[tuple[Picture, bool]]:
     """Yield (picture, whether this step ended the episode) for each step of one environment.
 
-    live: show the speed. Else the step number is shown instead, so that a recording is the same every time.
+    live: show the speed. Else the step number is shown instead, so that a recording is the same every time. Raises
+    EnvError if the environment gives no RGB picture.
     """
     from tttstream.views.overlay import Overlay
 

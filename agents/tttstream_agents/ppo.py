@@ -102,7 +102,7 @@ class Player:
             raise EnvError(f"the environment failed in {name}: {one_line(error)}") from error
 
     def step(self, deterministic: bool = False) -> Step:
-        """Act once in every environment."""
+        """Act once in every environment. Raises the errors of the class."""
         obs, starts, valid, previous, mask = self.obs, self.starts, self.valid, self.previous_reward, self.mask
         action, log_prob, value, self.state = self._act(obs, self.state, starts, previous, mask, deterministic)
         self.obs, reward, ended, cut, info = self.call("step", self.policy.to_env(action))
@@ -299,7 +299,8 @@ def refresh(policy: MemoryPolicy, rollout: Rollout, batch: int) -> PolicyState:
 
 
 def learn(policy: MemoryPolicy, optimizer: torch.optim.Optimizer, rollout: Rollout, config: Config) -> dict[str, float]:
-    """Train on a rollout. Returns the mean of each measurement in `MEASURED` and of each auxiliary loss."""
+    """Train on a rollout. Returns the mean of each measurement in `MEASURED` and of each auxiliary loss. Raises
+    TrainingError if the loss is not finite."""
     segments = rollout.starts.shape[1]
     states, count = rollout.states, 0
     sums = dict.fromkeys((*MEASURED, *policy.losses), 0.0)

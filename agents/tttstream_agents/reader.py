@@ -70,7 +70,8 @@ class MemoryReader(nn.Module):
 
     @classmethod
     def from_run(cls, folder: str | os.PathLike[str]) -> MemoryReader:
-        """The encoder and first memory of a trained agent (`train --no-previous-action --no-positions`)."""
+        """The encoder and first memory of a trained agent. Raises TrainingError unless it was trained with
+        `--no-previous-action --no-positions`."""
         from pathlib import Path
 
         config = read_config(Path(folder))

@@ -163,7 +163,8 @@ class Run:
         write_checkpoint(path, values)
 
     def restore(self, path: Path) -> None:
-        """Restore what `save` wrote: weights, random state, hidden states, and the progress of every environment."""
+        """Restore what `save` wrote: weights, random state, hidden states, and the progress of every environment.
+        Raises CheckpointError for a damaged file."""
         values = read_checkpoint(path)
         try:
             self._take(path, values)

@@ -241,7 +241,8 @@ class SurpriseReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step; info["extrinsic_reward"] is the reward of the environment."""
+        """Take a step; info["extrinsic_reward"] is the reward of the environment. Raises EnvError without
+        info["surprise"]."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         if "surprise" not in info:
             raise EnvError("no info['surprise']: put a TTTMemoryObservation inside this wrapper")
@@ -268,7 +269,8 @@ class SurpriseVectorReward(VectorWrapper[Any, Any, Any, Any, Any]):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Take a step; info["extrinsic_reward"] has the rewards of the environments."""
+        """Take a step; info["extrinsic_reward"] has the rewards [B] of the environments. Raises EnvError without
+        info["surprise"]."""
         obs, reward, terminated, truncated, info = self.env.step(actions)
         if isinstance(info, list):
             raise EnvError("the infos are a list: put DictInfoToList around SurpriseVectorReward, not inside")

@@ -48,16 +48,18 @@ def open_source(
     on_error: "skip" skips damaged frames and counts them, "raise" raises SourceError at the first.
     size: side in pixels of the frames of `walk` and `places`, 128 unless given. Every other source yields frames at
         their own size.
-    seed: of `walk`, of `places` and of the actions in an environment. poses: a file with the pose of each frame
-    (`tttstream.poses.Track`); for a live source a file that grows (`poses.Feed`), or for a camera a callable that takes
-    the capture time of a frame and returns its pose. pose: the columns of that file, or the values of an environment,
-    that are the pose, with units: "x,y,yaw:deg"; the
+    seed: of `walk`, of `places` and of the actions in an environment.
+    poses: a file with the pose of each frame (`tttstream.poses.Track`); for a live source a file that grows
+        (`poses.Feed`), or for a camera a callable that takes the capture time of a frame and returns its pose.
+    pose: the columns of that file, or the values of an environment, that are the pose, with units: "x,y,yaw:deg"; the
         topic of a bag, "/odom", "/odom:x,y,yaw" or "/tf@base_link"; the feature of a data set, "observation.state".
-    pose_start, pose_tolerance: see Track; the tolerance of a file that grows is the age of its last line, 1 s. policy:
-    for an environment, a callable (observation, info, env) -> action, or "MODULE:CALLABLE"; None acts at random.
-    timeout_s: the longest time without data from a network address, 10 s unless given. topic: the images of a bag, or
-    the camera of a data set, if there are several. clock: for a bag, the source of the times of messages: "header" (the
-    default) or "log".
+    pose_start, pose_tolerance: in seconds, see Track; the tolerance of a file that grows is the age of its last line,
+        1 s unless given.
+    policy: for an environment, a callable (observation, info, env) -> action, or "MODULE:CALLABLE"; None acts at
+        random.
+    timeout_s: the longest time without data from a network address, 10 s unless given.
+    topic: the images of a bag, or the camera of a data set, if there are several.
+    clock: for a bag, the source of the times of messages: "header" (the default) or "log".
 
     Raises SourceError (or DependencyError, which names the package to install) in one line.
     """

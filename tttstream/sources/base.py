@@ -80,7 +80,8 @@ class Source(ABC):
 
     @abstractmethod
     def seek(self, position: dict[str, Any]) -> None:
-        """Continue where `position()` was taken, so that the next frames are the same bit for bit."""
+        """Continue where `position()` was taken, so that the next frames are the same bit for bit. Raises SourceError
+        for a position of another source."""
 
     def events(self, until: int) -> list[Event] | None:
         """The planted events before frame `until`; None for a source that has none."""

@@ -208,7 +208,7 @@ class VideoDecoder:
 
 
 def longest_stream(container: InputContainer, name: str) -> VideoStream:
-    """The longest video stream. Cover pictures do not count."""
+    """The longest video stream. Cover pictures do not count. Raises SourceError if there is none."""
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:

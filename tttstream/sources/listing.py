@@ -163,8 +163,8 @@ def _by_numbers(name: str) -> list[tuple[str, int]]:
 
 def listed(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     """The files in a folder with one of these suffixes, in natural order, without hidden ones. Broken links and files
-    without permission are included: opening them reports the reason.
-    """
+    without permission are included: opening them reports the reason. Raises SourceError for a folder that cannot be
+    listed."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries]

@@ -215,7 +215,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def scaled(values: NDArray[Any], least: int, most: int, by: float) -> NDArray[np.uint8]:
-    """Values from 0 to `most` times `by`, in 8 bits; the greatest of them must be at least `least`, or 0."""
+    """Values from 0 to `most` times `by`, in 8 bits. Raises ValueError for other values, and if the greatest of them is
+    neither 0 nor at least `least`."""
     low, high = values.min(), values.max()
     if not (low >= 0 and (high == 0 or least <= high <= most)):
         expected = f"0 to {most}" + (f" with some from {least} on" if least else "")

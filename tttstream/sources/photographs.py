@@ -39,7 +39,8 @@ Floats = NDArray[np.float32]
 
 @lru_cache(maxsize=len(NAMES))
 def photograph(name: str) -> Pixels:
-    """One photograph as RGB [H, W, 3], at most 1000 pixels wide or high."""
+    """One photograph as RGB [H, W, 3], at most 1000 pixels wide or high. Raises DependencyError without
+    scikit-image."""
     try:
         import skimage
     except ImportError as error:

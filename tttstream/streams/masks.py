@@ -221,7 +221,8 @@ class MaskStream(Session):
         return high, wide
 
     def given(self, mask: NDArray[np.generic], height: int, width: int) -> Tensor:
-        """The shares [objects, H, W] in 0..1 of the objects in a mask of labels."""
+        """The shares [objects, H, W] in 0..1 of the objects in a mask of labels [H, W]. Raises FrameError for a mask
+        that does not fit."""
         mask = np.asarray(mask)
         if mask.shape != (height, width) or mask.dtype.kind not in "bui":
             raise FrameError(

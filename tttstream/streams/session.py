@@ -97,7 +97,8 @@ class Session:
         return time.perf_counter(), frame if isinstance(frame, Frame) else Frame(frame, index=self.frames)
 
     def picture(self, frame: Frame | NDArray[np.generic]) -> Tensor:
-        """The picture [3, h, w] in 0..1 that the model sees, on the stream's device."""
+        """The picture [3, h, w] in 0..1 that the model sees of a frame, on the stream's device. Raises FrameError for a
+        frame that cannot be used."""
         frame = frame if isinstance(frame, Frame) else Frame(frame)
         image = frame.pixels()
         return self._prepared(image, self._sides(*image.shape[:2]))
@@ -136,7 +137,8 @@ class Session:
         return {}
 
     def save(self, path: str | os.PathLike[str], source: Source | None = None) -> None:
-        """Write the state that is needed to continue bit for bit: memory, counters, and the position of the source."""
+        """Write the state that is needed to continue bit for bit: memory, counters, and the position of the source.
+        Raises OutputError if the file cannot be written."""
         about = None if source is None else {"name": source.name, "position": source.position()}
         states.save(self.state, path, **self.notes(about))
 

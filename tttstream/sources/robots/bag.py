@@ -127,7 +127,8 @@ class Bag(Source):
 
 def posed(bag: Bag, pose: str | Track, *, tolerance: float | None = None, on_error: str = "skip") -> Posed:
     """The images of a bag, each with its pose. pose: a topic and its values, see `poses.wanted`; or a Track. tolerance:
-    the largest time in seconds between a frame and the nearest pose; see `tttstream.poses.Track`."""
+    the largest time in seconds between a frame and the nearest pose; see `tttstream.poses.Track`. Raises SourceError if
+    images and poses have no common time."""
     found = pose
     if isinstance(found, str):
         found = track(bag.recording, found, clock=bag.clock, tolerance=tolerance, on_error=on_error)

@@ -42,7 +42,8 @@ def picture(message: Any) -> Pixels:
 
 def raw(message: Any) -> Pixels:
     """An Image: rows of `step` bytes, which begin with the pixels; `is_bigendian` is the byte order of 16 bits and
-    floats. 16 bits are reduced to the upper 8; floats must be in 0..1 (depth in metres is refused)."""
+    floats. 16 bits are reduced to the upper 8; floats must be in 0..1 (depth in metres is refused). Raises ValueError
+    for a message that is not valid."""
     encoding, height, width = message.encoding, int(message.height), int(message.width)
     if encoding not in COLOURS and encoding not in GREYS:
         raise ValueError(f"its encoding is {encoding!r}, expected one of {', '.join([*COLOURS, *GREYS])}")
@@ -101,7 +102,8 @@ def compressed(message: Any) -> Pixels:
 
 
 def eight_bits(values: NDArray[Any]) -> Pixels:
-    """Greys of 16 bits or floats [H, W] as RGB, by the rule of image files (`sources.pages.Pages`)."""
+    """Greys of 16 bits or floats [H, W] as RGB, by the rule of image files (`sources.pages.Pages`). Raises
+    ValueError for numbers that are not finite or do not fit."""
     from tttstream.sources.pages import scaled
 
     if values.dtype.kind == "f":

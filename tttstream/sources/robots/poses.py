@@ -34,7 +34,7 @@ class Wanted(NamedTuple):
 
 def wanted(text: str) -> Wanted:
     """Parse TOPIC, or TOPIC@FRAME for a tree of transforms, each with an optional suffix such as :x,y,yaw (default
-    x,y,z,q)."""
+    x,y,z,q). Raises SourceError for other text."""
     found = re.fullmatch(r"(/?[\w/~{}-]+)(?:@([^:]+))?(?::([\w,]+))?", text)
     keys = tuple((found[3] if found and found[3] else "x,y,z,q").split(","))
     if found is None or not set(keys) <= set(KEYS) or len(set(keys)) < len(keys):

@@ -104,15 +104,10 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         if period <= 0 or waves < 1:
             raise EnvError(f"expected a period above 0 and waves of at least 1, got {period} and {waves}")
         self.odometry, self.period, self.waves = Odometry(keys, moves), period, waves
-        size = len(self._probe())
+        size = len(self.odometry.restart(env, env.reset(seed=0)[1]))
         seen = env.observation_space
         parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"observation": seen}
         self.observation_space = spaces.Dict({**parts, "pose": spaces.Box(-1.0, 1.0, (2 * size * waves,), np.float32)})
-
-    def _probe(self) -> Array:
-        """Return a pose of the environment, to determine its length."""
-        _, info = self.env.reset(seed=0)
-        return self.odometry.restart(self.env, info)
 
     def _with(self, obs: Any, pose: Array) -> Any:
         parts = obs if isinstance(self.env.observation_space, spaces.Dict) else {"observation": obs}
@@ -189,8 +184,7 @@ class MapObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         if not isinstance(flat, spaces.Box):
             raise SpaceError(f"observations of {env.observation_space} cannot be flattened to one row of numbers")
         self._numbers = spaces.utils.flatdim(kept)
-        _, info = env.reset(seed=0)
-        self._size = len(self.odometry.restart(env, info))
+        self._size = len(self.odometry.restart(env, env.reset(seed=0)[1]))
         self.around = np.zeros((1, self._size)) if around is None else np.asarray(around, np.float64)
         if self.around.ndim != 2 or self.around.shape[1] != self._size:
             raise EnvError(f"expected offsets of {self._size} numbers each, got {around!r}")

@@ -22,10 +22,6 @@ REGISTERS, SHARED, WARPS, PROGRAMS = 65536, 227 * 1024, 64, 32
 """The limits of one multiprocessor: registers, bytes of shared memory, warps and programs at a time."""
 
 
-ALIGNED = ("H", "span", "sq", "sk", "sv", "s_weights", "q_row", "q_head", "k_row", "k_head", "v_row", "v_head")
-"""Numbers that are assumed to be multiples of 16."""
-
-
 class Use(NamedTuple):
     """Resources of a compiled kernel: registers and spilled bytes per thread, bytes of shared memory per program."""
 

@@ -109,7 +109,12 @@ def ttt(
     )  # fmt: skip
     with full_precision(q.device.type):
         if way.backend == "triton":
-            y, state, loss = _on_triton(call, state, fresh, reset, lengths, return_loss)
+            from tttstream_kernels import frame_triton, token_triton  # only here: others have no use for triton
+
+            if causal == "frame":
+                y, state, loss = frame_triton.frame_causal(call, state, reset, lengths, return_loss)
+            else:
+                y, state, loss = token_triton.token_causal(call, state, fresh, reset, lengths, return_loss)
             return cast(output, y)[0], state, loss
         tau = None if tau is None else tau.to(dtype)
         q, k, v, eta, start, gamma, beta = cast(dtype, *call[1:8])
@@ -127,16 +132,6 @@ def ttt(
         else:
             y, state, loss = token_causal(call, state, fresh, reset, lengths, return_loss)
     return cast(output, y)[0], state, loss
-
-
-def _on_triton(
-    call: Call, state: InnerState, fresh: bool, reset: Tensor | None, lengths: Tensor | None, return_loss: bool
-) -> tuple[Tensor, InnerState, Loss | None]:
-    from tttstream_kernels import frame_triton, token_triton  # only here: a process without a use for triton lacks it
-
-    if call.causal == "frame":
-        return frame_triton.frame_causal(call, state, reset, lengths, return_loss)
-    return token_triton.token_causal(call, state, fresh, reset, lengths, return_loss)
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:

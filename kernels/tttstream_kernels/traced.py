@@ -74,11 +74,6 @@ def _step(
 
 
 _LIBRARY = torch.library.Library("tttstream", "FRAGMENT")
-_LIBRARY.define(
-    "step(Tensor views, Tensor eta, Tensor tau, Tensor ends, Tensor start, Tensor gamma, Tensor beta, Tensor delta, "
-    "Tensor grad_sum, Tensor phase, str name, float forget, float? max_norm, bool restore, bool columns, "
-    "float margin) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
-)
+_LIBRARY.define("step" + torch.library.infer_schema(_step, mutates_args=()))
 _LIBRARY.impl("step", _step, "CompositeImplicitAutograd")
 step = torch.ops.tttstream.step.default

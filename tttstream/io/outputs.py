@@ -137,20 +137,16 @@ class OutputFile:
             self.discard()
 
 
-class TextFile(OutputFile):
-    """Text, UTF-8; `write_json` puts one value on one line."""
+class ByteFile(OutputFile):
+    """Bytes, written piece by piece."""
 
     def _begin(self) -> None:
-        self._file = open(self.part, "w", encoding="utf-8")  # noqa: SIM115
+        self._file = open(self.part, "wb")  # noqa: SIM115
 
-    def write(self, text: str) -> None:
-        """Append text."""
+    def append(self, data: bytes) -> None:
+        """Append bytes."""
         with saving(self.path):
-            self._file.write(text)
-
-    def write_json(self, value: Mapping[str, Any]) -> None:
-        """Append one line of JSON."""
-        self.write(text_of(value) + "\n")
+            self._file.write(data)
 
     def _end(self) -> None:
         self._file.close()
@@ -160,13 +156,25 @@ class TextFile(OutputFile):
             self._file.close()
 
 
+class TextFile(ByteFile):
+    """Text, UTF-8; `write_json` puts one value on one line."""
+
+    def write(self, text: str) -> None:
+        """Append text."""
+        self.append(text.encode())
+
+    def write_json(self, value: Mapping[str, Any]) -> None:
+        """Append one line of JSON."""
+        self.write(text_of(value) + "\n")
+
+
 def write_report(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
     """Write a file of indented JSON."""
     with TextFile(path) as file:
         file.write(text_of(values, indent=2) + "\n")
 
 
-class ArrayFile(OutputFile):
+class ArrayFile(ByteFile):
     """A .npy file [n, width] float32 that grows row by row: constant memory, `np.load` reads it as any other."""
 
     def __init__(self, path: str | os.PathLike[str], width: int) -> None:
@@ -174,7 +182,7 @@ class ArrayFile(OutputFile):
         super().__init__(path)
 
     def _begin(self) -> None:
-        self._file = open(self.part, "wb")  # noqa: SIM115
+        super()._begin()
         try:
             self._write_header()
         except BaseException:
@@ -188,18 +196,13 @@ class ArrayFile(OutputFile):
 
     def write(self, row: NDArray[np.float32]) -> None:
         """Append one row [width]."""
-        with saving(self.path):
-            self._file.write(np.ascontiguousarray(row, dtype="<f4").reshape(self.width).tobytes())
+        self.append(np.ascontiguousarray(row, dtype="<f4").reshape(self.width).tobytes())
         self.rows += 1
 
     def _end(self) -> None:
         self._file.seek(0)
         self._write_header()
-        self._file.close()
-
-    def _abandon(self) -> None:
-        with suppress(OSError):  # a full disk: there is nothing to save
-            self._file.close()
+        super()._end()
 
 
 class OutputFolder:

@@ -104,7 +104,7 @@ class Camera(Row):
             "taught": teacher.taught() if isinstance(teacher, Teacher) else [],
             "said": teacher.said() if isinstance(teacher, Teacher) else [],
             "saved": [{"name": name, "frames": saved.frames} for name, saved in sorted(self.saves.items())],
-            "snapshot": None if self.snapshot is None else _snapshot(*self.snapshot, now),
+            "snapshot": self.snapshot and {"frames": self.snapshot[0], "age_s": round(now - self.snapshot[1], 1)},
         }
 
     def _latency(self) -> dict[str, float | None]:
@@ -262,10 +262,6 @@ def _said(result: Result | None) -> dict[str, Any]:
         **{name: None if value is None else round(value, 4) for name, value in values.items()},
         "labels": [{"label": name, "probability": round(probability, 4)} for name, probability in labels],
     }
-
-
-def _snapshot(frames: int, when: float, now: float) -> dict[str, Any]:
-    return {"frames": frames, "age_s": round(now - when, 1)}
 
 
 def _check_name(name: str) -> None:

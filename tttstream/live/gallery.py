@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tttstream.errors import OutputError
-from tttstream.io.outputs import OutputFolder, saving, write_report
+from tttstream.io.outputs import ByteFile, OutputFolder, saving, write_report
 from tttstream.live.chores import Chores
 from tttstream.live.film import Clip
 
@@ -132,12 +132,8 @@ class Gallery:
         with saving(path):
             path.mkdir(exist_ok=True)
             for name, data in pictures.items():
-                part = path / f".{name}.jpg.part"
-                try:
-                    part.write_bytes(data)
-                    part.replace(path / f"{name}.jpg")
-                finally:
-                    part.unlink(missing_ok=True)
+                with ByteFile(path / f"{name}.jpg", claim=False) as file:
+                    file.append(data)
         self._note(event["number"])
 
     def _note(self, number: int) -> None:

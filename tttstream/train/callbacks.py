@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
-from PIL import Image
 from torch import Tensor
 
 from tttstream.io.outputs import TextFile, saving
@@ -24,6 +23,7 @@ from tttstream.train.stopping import folder, go_on, shown
 from tttstream.train.task import StreamTask
 from tttstream.views.overlay import Picture
 from tttstream.views.sheet import sheet
+from tttstream.views.still import Still
 
 NAMES = {"train/loss": "loss", "train/inner_before": "inner", "train/inner_after": "after", "val/loss": "val"}
 
@@ -142,11 +142,9 @@ class Pictures(Callback):
             return
         whole = labelled(outputs["pictures"], outputs.get("labels"))
         path = folder(trainer) / "pictures" / f"step_{trainer.global_step:07d}.png"
-        part = path.with_name(f".{path.name}.part")
         with saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(whole).save(part, format="png")
-            part.replace(path)
+        Still(path, whole, claim=False).close()
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("pictures", whole, trainer.global_step, dataformats="HWC")

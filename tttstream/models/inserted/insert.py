@@ -129,12 +129,9 @@ def _given(network: nn.Module, names: list[str], example: Tensor) -> dict[str, T
     for name, output in given:
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != example.shape[:1]:
             came = f"{list(output.shape)} {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+            others = [other for other, _ in network.named_modules() if other and other != name]
             raise ConfigError(
                 f"insert: {name} gives {came} of {len(example)} frames, expected one tensor [n, …] of floats: "
-                f"{_near(name, _others(network, name))}"
+                f"{_near(name, others)}"
             )
     return dict(given)
-
-
-def _others(network: nn.Module, name: str) -> list[str]:
-    return [other for other, _ in network.named_modules() if other and other != name]

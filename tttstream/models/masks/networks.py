@@ -104,7 +104,7 @@ class FeatureNetwork(nn.Module):
         fine = self.fine(x)
         coarse = self.pyramid(self.down(fine))
         colour = F.avg_pool2d(x, 4)
-        near = [colour, *(_blur(colour, size) for size in (3, 7))]
+        near = [colour, *(F.avg_pool2d(colour, n, 1, n // 2, count_include_pad=False) for n in (3, 7))]
         seen = torch.cat([coarse, *near], 1)
         look, place = self.look(seen), self.place(torch.cat([seen, self._places(coarse, offset)], 1))
         return Features(fine, coarse, torch.cat([look, place], 1).flatten(2).mT)
@@ -119,10 +119,6 @@ class FeatureNetwork(nn.Module):
             axes.append(torch.cat([angles.sin(), angles.cos()], 1))
         rows, columns = axes[0][..., None].expand(-1, -1, -1, width), axes[1][:, :, None].expand(-1, -1, height, -1)
         return torch.cat([rows, columns], 1)
-
-
-def _blur(x: Tensor, size: int) -> Tensor:
-    return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
 
 
 class Contour(nn.Module):

@@ -330,7 +330,7 @@ class TargetModel(Propagator[TargetState]):
         balance = 0.5 * share / share.sum(2, keepdim=True).clamp(min=1)
         balance = balance + 0.5 * (1 - share) / (1 - share).sum(2, keepdim=True).clamp(min=1)
         balance = torch.where(given[..., None], balance, balance * (2 * share - 1).abs())
-        gram = _gram(balance, basis)
+        gram = (basis.mT[:, None] * balance[:, :, None]) @ basis[:, None]  # [B, O, C, C], summed over the tokens
         moment = (target * balance[:, :, None] @ basis[:, None]).mT
         margin = torch.where(given, 0.0, MARGIN)[..., None]
         inside, outside = share > 0.5 + margin, share <= 0.5 - margin
@@ -368,11 +368,6 @@ class TargetModel(Propagator[TargetState]):
             now = before.scatter(2, places, new)
             parts.append(torch.where(chosen.any(2)[..., None, None], now, before))
         return torch.cat(parts, 2)
-
-
-def _gram(weights: Tensor, basis: Tensor) -> Tensor:
-    """sum_n weights[b, o, n] basis[b, n, c] basis[b, n, d] -> [B, O, C, C]."""
-    return (basis.mT[:, None] * weights[:, :, None]) @ basis[:, None]
 
 
 def _box(at: Tensor, inside: Tensor) -> Tensor:

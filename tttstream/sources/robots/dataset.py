@@ -119,10 +119,6 @@ class DataSet:
             raise SourceError(f"{name} of {self.name} is depth, packed into colours: give a camera with pictures")
         return name
 
-    def is_video(self, camera: str) -> bool:
-        """Whether a camera's pictures are in videos, and not in the tables."""
-        return bool(self.features[camera]["dtype"] == "video")
-
     def footage(self, episode: Episode, camera: str) -> Footage:
         """The video of an episode. Raises SourceError if it does not exist."""
         row = self._rows[episode.number]

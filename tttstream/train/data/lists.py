@@ -263,20 +263,14 @@ class _Reader:
         """Read a line that is ambiguous by suffixes and files like the others. sides: the positions of their paths; if
         there is none, the root is wrong, which is reported later."""
         words = _words(line.text)
-        if not ways:
-            if endings:
-                raise refused(self._file, line, f"no video is named in it; if it names the columns, {ADVICE}")
-            if len(words) > 2 and sides:
-                raise refused(
-                    self._file, line, "the end of its path is not clear, because the path does not exist; quote it"
-                )
-            return _Way(words[0].text, words[1:], "first")
+        if not ways and endings:
+            raise refused(self._file, line, f"no video is named in it; if it names the columns, {ADVICE}")
         fits = [way for way in ways if way.side in sides] or ways
-        if len(fits) > 1 and sides:
+        if sides and (len(fits) > 1 or (not ways and len(words) > 2)):
             raise refused(
                 self._file, line, "the end of its path is not clear, because the path does not exist; quote it"
             )
-        return fits[0]
+        return fits[0] if fits else _Way(words[0].text, words[1:], "first")
 
     def _merged(self, line: Line, words: list[_Word], header: list[str]) -> list[str]:
         """The words after or before a path as cells: a label may have several words."""

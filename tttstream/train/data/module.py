@@ -69,14 +69,8 @@ class VideoData(LightningDataModule):
     ) -> None:
         super().__init__()
         size = SIZE if size is None else size
-        at_least_one = {
-            "size": size,
-            "length": length,
-            "batch_size": batch_size,
-            "steps": steps,
-            "eval_steps": eval_steps,
-        }
-        for name, value in at_least_one.items():
+        counts = {"size": size, "length": length, "batch_size": batch_size, "steps": steps, "eval_steps": eval_steps}
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise DataError(f"data: {name} must be at least 1, got {value}")
         if min(workers, seed) < 0:
@@ -106,10 +100,7 @@ class VideoData(LightningDataModule):
     @property
     def classes(self) -> list[str]:
         """The names of the labels, in order; none where clips have no labels, or numbers without names."""
-        part = next((part for part, index in self._indices.items() if index is not None), "train")
-        self.clips(part)
-        index = self._indices[part]
-        return [] if index is None else list(index.classes)
+        return self.classes_of(next((part for part, index in self._indices.items() if index is not None), "train"))
 
     def classes_of(self, part: str) -> list[str]:
         """The names of the labels of a part; see `classes`."""

@@ -42,7 +42,7 @@ class PyAV(Decoder):
         return scan(path).frames
 
 
-class Decord(Decoder):
+class Decord(PyAV):
     """decord, reopened for every read, because it would continue to decode into memory between two reads.
 
     It reads MP4, MOV and Matroska with the codecs in EXACT if every picture needs only its key frame; in other files it
@@ -52,14 +52,8 @@ class Decord(Decoder):
     short_side: as for PyAV.
     """
 
-    def __init__(self, short_side: int | None = None) -> None:
-        self.short_side = short_side
-
     def open(self, path: str) -> Reader:
         return _DecordReader(path, self.short_side)
-
-    def count(self, path: str) -> int:
-        return scan(path).frames
 
 
 class _Misled(Exception):

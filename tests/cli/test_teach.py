@@ -84,6 +84,7 @@ def test_a_box_teaches_in_the_middle_of_a_source(work: Path) -> None:
         (["frames"], "nothing to find: give"),
         (["examples"], "give a SOURCE, or --save-state"),
         (["frames", "frames", "--box", "0:1,1,9,9=x"], "one source, got 2"),
+        (["frames", "--box", "0:1,1,9,9=x", "--no-learn"], "--no-learn forbids it"),
         (["frames", "--labels", "a,b"], "--labels needs --show"),
         (["frames", "--box", "0:500,1,9,9=x"], "outside the frame"),
         (["frames", "--box", "6:1,1,9,9=x"], "--box 6: frames has 6 frames, from 0 on"),

@@ -176,6 +176,8 @@ def test_pixels_that_are_not_finite_change_nothing(
         stream.push(np.full((64, 97, 3), np.nan, np.float32))
     with pytest.raises(FrameError, match=r"lie in 0\.\.1"):
         stream.push(np.full((64, 97, 3), 200.0, np.float32))
+    with pytest.raises(FrameError, match="97x3 pixels is too long"):
+        stream.push(np.zeros((3, 97, 3), np.uint8))
     assert torch.equal(pack(stream.state), before)
     with torch.no_grad():
         next(stream.model.encoder.parameters()).fill_(float("nan"))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -113,9 +114,14 @@ def test_mistakes_change_nothing(model: TeachModel, taught: TeachStream) -> None
     for wrong in ("", " ", "Unknown", "x" * 65, "a\nb"):
         with pytest.raises(ConfigError):
             taught.teach(wrong, image)
-    for box in ((10, 10, 0, 5), (300, 10, 20, 20), (1, 2, 3), (0, 0, np.nan, 5)):
+    for box in ((10, 10, 0, 5), (300, 10, 20, 20), (1, 2, 3), (0, 0, np.nan, 5), "abcd"):
         with pytest.raises(ShapeError):
-            taught.teach("cat", image, box)
+            taught.teach("cat", image, box)  # type: ignore[arg-type]
+    for mask in (np.full((HEIGHT, WIDTH), np.nan), np.full((HEIGHT, WIDTH), "cat")):
+        with pytest.raises(ShapeError, match="finite numbers"):
+            taught.teach("cat", image, mask=mask)
+    with pytest.raises(FrameError, match="660x20 pixels is too long"):
+        taught.push(np.zeros((20, 660, 3), np.uint8))
     with pytest.raises(ShapeError, match="shows nothing"):
         taught.teach("cat", image, mask=np.zeros((HEIGHT, WIDTH)))
     with pytest.raises(ShapeError, match="frame's size"):
@@ -135,6 +141,16 @@ def test_mistakes_change_nothing(model: TeachModel, taught: TeachStream) -> None
         TeachStream(model, certain=1.5)
     with pytest.raises(ConfigError, match="size"):
         TeachStream(model, size=8)
+
+
+def test_composed_and_decomposed_accents_are_one_name() -> None:
+    stream = TeachStream(TeachModel(TeachConfig(size=64, labels=2, keys=8)))
+    for form in ("NFD", "NFC"):
+        stream.teach(unicodedata.normalize(form, "Löffel"), frame("grass.png"))  # type: ignore[arg-type]
+    assert stream.labels == (unicodedata.normalize("NFC", "Löffel"),)
+    assert stream.examples(unicodedata.normalize("NFD", " Löffel")) == 2
+    stream.forget(unicodedata.normalize("NFD", "Löffel"))
+    assert stream.labels == ()
 
 
 def test_a_full_memory_raises_an_error() -> None:

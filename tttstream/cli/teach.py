@@ -99,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--box and --show need a SOURCE in addition to folders of examples")
     if not specs and args.save_state is None:
         raise ConfigError("give a SOURCE, or --save-state FILE to save the taught things")
+    if args.no_learn and args.boxes:
+        raise ConfigError("--box teaches, and --no-learn forbids it: leave one of them out")
     if not (folders or args.boxes or args.labels or args.load_state):
         raise ConfigError("nothing to find: give a folder of examples, --box, --labels or --load-state")
     import torch

@@ -215,10 +215,7 @@ class MaskStream(Session):
         return int(unseen[0]) + 1
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the resized frame: multiples of 16, the shorter about `size`."""
-        share = self.size / min(height, width)
-        high, wide = (max(WHOLE, round(side * share / WHOLE) * WHOLE) for side in (height, width))
-        return high, wide
+        return self._scaled(height, width, WHOLE)
 
     def given(self, mask: NDArray[np.generic], height: int, width: int) -> Tensor:
         """The shares [objects, H, W] in 0..1 of the objects in a mask of labels [H, W]. Raises FrameError for a mask

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttstream import state as states
-from tttstream.errors import CheckpointError, ConfigError
+from tttstream.errors import CheckpointError, ConfigError, FrameError
 from tttstream.frames import Frame
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.base import SavedModel
 from tttstream.sources.base import Source
 from tttstream_kernels import choose_backend
+
+LONGEST = 32  # the longer side of a frame that is not cropped, over the shorter
 
 
 def choose_device(name: str) -> torch.device:
@@ -113,6 +115,16 @@ class Session:
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the picture that the model sees of a frame."""
         return self.size, self.size
+
+    def _scaled(self, height: int, width: int, cell: int) -> tuple[int, int]:
+        """Multiples of `cell` in about the proportions of the frame, the shorter about `size`. Raises FrameError for a
+        frame that is so long that the result would not fit into memory."""
+        if max(height, width) > LONGEST * min(height, width):
+            known = f"expected sides of which one is at most {LONGEST} times the other; cut or pad it"
+            raise FrameError(f"a frame of {width}x{height} pixels is too long: {known}")
+        share = self.size / min(height, width)
+        high, wide = (max(cell, round(side * share / cell) * cell) for side in (height, width))
+        return high, wide
 
     def _fitted(self, pixels: Tensor, sides: tuple[int, int]) -> Tensor:
         """Pictures [n, 3, H, W] resized to these sides."""

@@ -1,6 +1,7 @@
 """TeachStream: things are taught by name, and then found in every later frame."""
 
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,7 @@ class TeachStream(Session):
         place = self._place(label)
         with torch.no_grad():
             self.state = self.model.memory.forget(self.state, place)
-        del self._places[label.strip()]
+        del self._places[_plain(label)]
 
     def reset(self) -> None:
         """Remove all examples of all labels."""
@@ -187,11 +188,10 @@ class TeachStream(Session):
         return sorted(found, key=lambda thing: -thing.probability), 1 - float(best.max())
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
-        scale = self.size / min(height, width)
-        return max(CELL, round(height * scale / CELL) * CELL), max(CELL, round(width * scale / CELL) * CELL)
+        return self._scaled(height, width, CELL)
 
     def _place(self, label: str) -> int:
-        place = self._places.get(label.strip()) if isinstance(label, str) else None
+        place = self._places.get(_plain(label)) if isinstance(label, str) else None
         if place is None:
             known = ", ".join(self._places) or "nothing yet"
             raise ConfigError(f"{label!r} was not taught; taught are: {known}")
@@ -209,13 +209,20 @@ class TeachStream(Session):
         return {"labels": self._places, "certain": self.certain}
 
     def _go_on(self, meta: dict[str, Any]) -> None:
-        self._places = {str(label): int(place) for label, place in meta["labels"].items()}
+        labels = {str(label): int(place) for label, place in meta["labels"].items()}
+        plain = {_plain(label): place for label, place in labels.items()}
+        self._places = plain if len(plain) == len(labels) else labels  # 0.3 kept both forms of a name apart
         self.size, self.certain = int(meta["size"]), float(meta["certain"])
 
 
+def _plain(label: str) -> str:
+    """A label without spaces around it, with composed accents: names of folders may have decomposed ones."""
+    return unicodedata.normalize("NFC", label.strip())
+
+
 def _name(label: str) -> str:
-    """A label without spaces around it. Raises ConfigError for an empty or long one, and for "unknown"."""
-    name = label.strip() if isinstance(label, str) else ""
+    """A label in the form of `_plain`. Raises ConfigError for an empty or long one, and for "unknown"."""
+    name = _plain(label) if isinstance(label, str) else ""
     if not name or len(name) > LONGEST or not name.isprintable():
         raise ConfigError(f"{label!r} is no label: expected a name of 1 to {LONGEST} printable letters")
     if name.lower() == UNKNOWN:
@@ -232,6 +239,8 @@ def _shares(box: Sequence[float] | None, mask: NDArray[np.generic] | None, heigh
         shown = np.asarray(mask)
         if shown.shape != (height, width):
             raise ShapeError(f"teach: expected a mask of the frame's size [{height}, {width}], got {list(shown.shape)}")
+        if shown.dtype.kind not in "buif" or not np.isfinite(shown).all():
+            raise ShapeError(f"teach: expected a mask of finite numbers or bool, got {shown.dtype}, or it has a NaN")
         rows, columns = np.nonzero(shown)
         if not len(rows):
             raise ShapeError("teach: the mask shows nothing, every pixel is 0")
@@ -239,7 +248,10 @@ def _shares(box: Sequence[float] | None, mask: NDArray[np.generic] | None, heigh
         box = (left, top, columns.max() + 1 - left, rows.max() + 1 - top)
     if box is None:
         return [0.0, 0.0, 1.0, 1.0]
-    numbers = np.asarray(box, np.float64)
+    try:
+        numbers = np.asarray(box, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.zeros(0)
     if numbers.shape != (4,) or not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():
         raise ShapeError(f"teach: expected a box (left, top, width, height) in pixels, got {box}")
     left, top = max(0.0, numbers[0]), max(0.0, numbers[1])

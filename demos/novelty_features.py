@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -126,10 +126,13 @@ def main() -> None:
         for seed in range(args.streams):
             shown = spliced(parts, args.frames, seed) if parts else walked(args.size, args.frames, seed)
             streams.append(watched(shown, args.size, args.frames))
-    lines = ["| detector |" + "".join(f" found with {rate:g} false alarms/min |" for rate in RATES)]
-    lines.append("| --- |" + " ---: |" * len(RATES))
-    for name, shares in at_rates(streams, RATES).items():
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+    lines = ["| detector | event |" + "".join(f" found with {rate:g} false alarms/min |" for rate in RATES)]
+    lines.append("| --- | --- |" + " ---: |" * len(RATES))
+    kinds = ("all", *sorted({kind for stream in streams for _, kind in stream.counted()}))
+    found = {kind: at_rates(streams, RATES, kind) for kind in kinds}
+    for name, kind in product(found["all"], kinds):
+        shares = " | ".join(f"{share:.2f}" for share in found[kind][name])
+        lines.append(f"| {name.replace('_', ' ')} | {kind} | {shares} |")
     text = table(judge(streams)) + "\n" + "\n".join(lines) + "\n"
     print(text)
     if args.out is not None:

@@ -29,6 +29,16 @@ def test_more_is_found_where_more_false_alarms_are_allowed() -> None:
     assert report["frozen"][0] <= 0.2
 
 
+def test_each_kind_of_event_has_shares_of_its_own() -> None:
+    made = stream(0)
+    made.events = [(at, "cut" if at < 300 else "thing") for at, _ in made.events]
+    made.scores["frozen"] = [9.0 if at in (50, 150, 250) else 1.0 + 0.01 * (at % 7) for at in range(600)]
+    assert at_rates([made], (100.0,), "cut")["frozen"] == [1.0]
+    assert at_rates([made], (0.0,), "thing")["frozen"] == [0.0]
+    assert at_rates([made], (0.0,), "thing")["surprise"] == [1.0]
+    assert np.isnan(at_rates([made], (0.0,), "scene")["surprise"][0])
+
+
 @pytest.mark.parametrize("threshold", [2.0, 4.0])
 def test_an_alarm_lasts_until_half_of_its_threshold(threshold: float) -> None:
     scores = np.array([0.0, 1.1, 0.6, 1.1, 0.4, 1.1]) * threshold

@@ -101,20 +101,21 @@ def judge(streams: Sequence[Spliced]) -> dict[str, dict[str, dict[str, Any]]]:
     return report
 
 
-def at_rates(streams: Sequence[Spliced], rates: Sequence[float]) -> dict[str, list[float]]:
-    """Detector -> for each of the rates, the largest share of events that any threshold finds with at most so many
-    false alarms a minute. Found and false: see `judge`."""
+def at_rates(streams: Sequence[Spliced], rates: Sequence[float], kind: str = "all") -> dict[str, list[float]]:
+    """Detector -> for each of the rates, the largest share of events of this kind ("all": of any) that any threshold
+    finds with at most so many false alarms a minute. Found and false: see `judge`."""
     quiet = [stream.free() for stream in streams]
     minutes = sum(int(free.sum()) for free in quiet) / FPS / 60
-    report = {}
+    asked = [[at for at, of in stream.counted() if kind in ("all", of)] for stream in streams]
+    least, report = 0.0 if any(asked) else float("nan"), {}
     for name in streams[0].scores if streams else DETECTORS:
-        rows, best = [normalised(stream.scores[name]) for stream in streams], [0.0] * len(rates)
+        rows, best = [normalised(stream.scores[name]) for stream in streams], [least] * len(rates)
         for threshold in np.geomspace(0.5, 60, 120):
             hits, false = [], 0
-            for stream, row, free in zip(streams, rows, quiet, strict=True):
+            for events, row, free in zip(asked, rows, quiet, strict=True):
                 found = alarms(row, threshold)
                 false += sum(int(free[at]) for at in found)
-                hits += [any(at <= alarm < at + WINDOW for alarm in found) for at, _ in stream.counted()]
+                hits += [any(at <= alarm < at + WINDOW for alarm in found) for at in events]
             share = float(np.mean(hits)) if hits else float("nan")
             best = [max(old, share) if false <= rate * minutes else old for old, rate in zip(best, rates, strict=True)]
         report[name] = best

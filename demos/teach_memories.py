@@ -8,6 +8,14 @@ and videos that were not used in training, 60 per chunk. All memories have the s
 `teach`. The networks (LSTM, window, TTT …) are trained on the same streams of examples and queries; each consists of
 one memory that reads the keys, and logits of 64 slots and of "unknown". Queries follow 1, 100, 10,000 and 100,000
 frames of other things later.
+
+Each network is trained and tested in up to three ways:
+
+- NAME: every frame is learned, and the state after it is kept.
+- NAME, told: only the state after a frame with a label is kept, as in the memory of `teach`. Other frames are read one
+  by one from that state.
+- NAME, told, few first: so, too, and the greatest number of things grows from 3 to 50 over the first two thirds of the
+  training.
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from runs import Record, best, following, go_on, records_of
+from runs import Record, best, descend, fifties, following, go_on, records_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,21 +45,32 @@ from tttstream import state as states
 from tttstream.evaluation import things
 from tttstream.evaluation.detection import auroc
 from tttstream.io.outputs import TextFile
+from tttstream.memory.ttt import TTTLayer
 from tttstream.sources.photographs import HELD_OUT
 from tttstream.train.things import Classes, collect
 
 PLACES, FIRST, MORE, SHOTS, ASKS, STRANGERS = 64, 10, 40, 5, 8, 10
 AGES = (1, 100, 10_000, 100_000)
 TRIALS, ROWS, LENGTH, DIM, HEADS, PIECE = 8, 8, 128, 128, 2, 500
+BLOCK, SHOWN = 32, 13  # views in a block, of which the first are examples
+FEW, MANY = 3, 50  # things in a stream
+END = "<!-- the tables end here -->"
+TOLD, FEW_FIRST = ", told", ", few first"
 NONE = -100  # in answers: no query
 LEARNED: dict[str, tuple[str, dict[str, Any]]] = {
     "ttt_linear": ("ttt_linear", {"rotary": False, "mini_batch": 8}),
     "ttt_mlp": ("ttt_mlp", {"rotary": False, "mini_batch": 8}),
     "delta": ("delta", {"conv": 0}),
     "lstm": ("lstm", {}),
+    "gru": ("gru", {}),
     "window": ("window", {"window": LENGTH}),
     "frozen": ("ttt_linear", {"rotary": False, "mini_batch": 8}),
 }
+NETWORKS = (
+    *LEARNED,
+    *(name + TOLD for name in LEARNED if name != "frozen"),
+    *(name + TOLD + FEW_FIRST for name in ("lstm", "gru")),
+)
 RULES: dict[str, things.Rule] = {
     "nearest of all examples": things.nearest,
     "class means": things.class_means,
@@ -83,15 +103,18 @@ class Stream(NamedTuple):
     answer: Tensor
 
 
-def streams(of: Keys, rng: np.random.Generator) -> Stream:
-    """Streams in which 3 to 50 things are taught at times and queried in between, with strangers among the queries."""
+def streams(of: Keys, rng: np.random.Generator, most: float = MANY, blocks: bool = False) -> Stream:
+    """Streams in which 3 to `most` things are taught at times and queried in between, with strangers among the queries.
+    With `blocks`, the first SHOWN of every BLOCK views are examples and the others queries."""
     rows, told, answer = (np.full((ROWS, LENGTH), value) for value in (0, PLACES, NONE))
     for row in range(ROWS):
-        count = round(math.exp(rng.uniform(math.log(3), math.log(50))))
+        count = round(math.exp(rng.uniform(math.log(FEW), math.log(most))))
         chosen, places = rng.permutation(len(of.of))[: count + 10], rng.permutation(PLACES)
         known: list[int] = []
         for t in range(LENGTH):
             draw = rng.random()
+            if blocks:
+                draw = 0.0 if t % BLOCK < SHOWN else 0.4 + 0.6 * draw
             if draw < 0.4 or not known:
                 number = int(rng.integers(count))
                 told[row, t] = places[number]
@@ -113,7 +136,8 @@ class Network(nn.Module):
 
     def __init__(self, name: str, width: int) -> None:
         super().__init__()
-        kind, options = LEARNED[name]
+        self.held = TOLD in name
+        kind, options = LEARNED[name.split(", ")[0]]
         self.key, self.label = nn.Linear(width, DIM), nn.Embedding(PLACES + 1, DIM)
         self.before, self.after = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
         self.memory = catalogue.build(kind, dim=DIM, heads=HEADS, **options)
@@ -121,11 +145,28 @@ class Network(nn.Module):
         if name == "frozen":  # it is trained so, too
             self.memory.forward = partial(self.memory.forward, learn=False)  # type: ignore[method-assign]
 
-    def forward(self, keys: Tensor, told: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, keys: Tensor, told: Tensor, state: Any = None, **options: bool) -> tuple[Tensor, Any]:
         """keys [B, T, D], told [B, T] -> logits, state."""
         x = self.before(self.key(keys) * keys.shape[-1] ** 0.5 + self.label(told))
-        y, state = self.memory(x, state)
+        y, state = self.memory(x, state, **options)
         return self.head(self.after(x + y)), state
+
+    def ask(self, keys: Tensor, state: Any) -> Tensor:
+        """The logits [B, n, PLACES + 1] of queries keys [B, n, D], each as if it came next after this state. A TTT
+        layer reads them without learning, which is the same state for all."""
+        told = torch.full(keys.shape[:2], PLACES, device=keys.device)
+        if self.held and isinstance(self.memory, TTTLayer):
+            return self(keys, told, state, learn=False)[0]
+        again = state.map(lambda leaf: leaf.repeat_interleave(keys.shape[1], 0))
+        return self(keys.flatten(0, 1)[:, None], told.flatten()[:, None], again)[0].view(*keys.shape[:2], -1)
+
+    def told(self, stream: Stream) -> Tensor:
+        """The logits of a stream in blocks, of which only examples change the state."""
+        state, logits = None, []
+        for keys, told in zip(stream.keys.split(BLOCK, 1), stream.told.split(BLOCK, 1), strict=True):
+            examples, state = self(keys[:, :SHOWN], told[:, :SHOWN], state)
+            logits += [examples, self.ask(keys[:, SHOWN:], state)]
+        return torch.cat(logits, 1)
 
 
 def train(of: Keys, name: str, rate: float, seed: int, steps: int) -> tuple[Network, list[float]]:
@@ -135,17 +176,14 @@ def train(of: Keys, name: str, rate: float, seed: int, steps: int) -> tuple[Netw
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-2, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     rng = np.random.default_rng([seed, 7])
-    for _ in tqdm(range(steps), f"{name} {rate:g} seed {seed}", disable=None):
-        stream = streams(of, rng)
-        logits, _ = network(stream.keys, stream.told)
+    for step in tqdm(range(steps), f"{name} {rate:g} seed {seed}", disable=None):
+        grown = min(1.0, 1.5 * step / steps) if FEW_FIRST in name else 1.0
+        stream = streams(of, rng, FEW + (MANY - FEW) * grown, network.held)
+        logits = network.told(stream) if network.held else network(stream.keys, stream.told)[0]
         loss = F.cross_entropy(logits.flatten(0, 1), stream.answer.flatten(), ignore_index=NONE)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        losses.append(descend(network, optimizer, loss))
         schedule.step()
-        losses.append(float(loss.detach()))
-    return network.eval(), [round(float(np.mean(losses[i : i + 50])), 4) for i in range(0, steps, 50)]
+    return network.eval(), fifties(losses)
 
 
 class Trial(NamedTuple):
@@ -184,22 +222,25 @@ def scores_of(known: Tensor, strangers: Tensor, count: int) -> tuple[float, floa
 
 
 class Learned:
-    """The stream of a network with one state; a query does not change it."""
+    """The stream of a network with one state; a query does not change it. If the network holds its state, no frame
+    without a label does."""
 
     def __init__(self, network: Network) -> None:
         self.network, self.state = network, None
 
     def see(self, keys: Tensor, told: Tensor) -> None:
         """keys [n, D] one after another, told [n]."""
+        if self.network.held:
+            keys, told = keys[told < PLACES], told[told < PLACES]
+            if not len(keys):
+                return
         for part, labels in zip(keys.split(PIECE), told.split(PIECE), strict=True):
             _, self.state = self.network(part[None], labels[None], self.state)
 
     def ask(self, keys: Tensor) -> Tensor:
         """Log-odds [n, PLACES] of each place against "unknown"; each key [n, D] is the next frame."""
-        assert self.state is not None
-        state = self.state[[0] * len(keys)]
-        logits, _ = self.network(keys[:, None], torch.full((len(keys), 1), PLACES), state)
-        return logits[:, 0, :PLACES] - logits[:, 0, PLACES:]
+        logits = self.network.ask(keys[None], self.state)[0]
+        return logits[:, :PLACES] - logits[:, PLACES:]
 
 
 class Bound:
@@ -283,24 +324,48 @@ def follow(of: Keys, make: Any) -> dict[str, Any]:
     return {**means, "state_bytes": size, "same after a restart": same if size else None}
 
 
-def table(records: list[Record]) -> list[str]:
-    """One line for each memory: the run of seed 0 at its best rate, or the mean over seeds at that rate."""
-    whens = [*map(str, AGES), "more, among ten", "more, among fifty"]
-    head = [*(f"after {age:,}" for age in AGES), "40 more, among the ten", "among all fifty"]
-    lines = [
-        "| memory | state | " + " | ".join(head) + " | unknown, AUROC, after 1 | after 100,000 | restart |",
-        "| --- |" + " --- |" * (len(head) + 4),
+def line(records: list[Record], name: str, ages: Sequence[int]) -> str:
+    """The line of one memory: the run of seed 0 with the least loss, or the mean over the seeds of its kind."""
+    mine = [record for record in records if record["memory"] == name]
+    chosen = best(mine)
+    mine = [r for r in mine if (r["rate"], r.get("steps")) == (chosen["rate"], chosen.get("steps"))]
+    whens = [*map(str, ages), "more, among ten", "more, among fifty"]
+    differs = any(r["same after a restart"] is False for r in mine)
+    cells = [
+        f"{name}, differs after a restart" if differs else name,
+        f"{chosen['state_bytes'] / 1e3:,.0f} kB" if chosen["state_bytes"] else "grows",
     ]
-    for name in dict.fromkeys(record["memory"] for record in records):
-        mine = [record for record in records if record["memory"] == name]
-        rate = best(mine)["rate"]
-        mine = [record for record in mine if record["rate"] == rate]
-        size = f"{mine[0]['state_bytes'] / 1e3:,.0f} kB" if mine[0]["state_bytes"] else "grows"
-        cells = [f"{np.mean([r['accuracy'][when] for r in mine]):.3f}" for when in whens]
-        cells += [f"{np.mean([r['unknown'][when] for r in mine]):.3f}" for when in (whens[0], str(AGES[-1]))]
-        same = {True: "the same", False: "differs", None: ""}[mine[0]["same after a restart"]]
-        lines.append(f"| {name} | {size} | " + " | ".join(cells) + f" | {same} |")
-    return lines
+    cells += [f"{np.mean([r['accuracy'][when] for r in mine]):.3f}" for when in whens]
+    cells += [f"{np.mean([r['unknown'][str(age)] for r in mine]):.3f}" for age in (ages[0], ages[-1])[: len(ages)]]
+    cells.append(f"{np.mean([r['losses'][-1] for r in mine]):.2f}" if chosen["rate"] else "")
+    return f"| {' | '.join(cells)} |"
+
+
+def tables(records: list[Record]) -> list[str]:
+    """One table of the memories that only examples change, and one of those that every frame changes."""
+    names = sorted({record["memory"] for record in records if record["rate"]}, key=NETWORKS.index)
+    rules = list(dict.fromkeys(record["memory"] for record in records if not record["rate"]))
+    lines: list[str] = []
+    for title, rows, ages in (
+        ("Only examples change the state", [*rules, *(name for name in names if TOLD in name)], AGES[-1:]),
+        ("Every frame changes the state", [name for name in names if TOLD not in name], AGES),
+    ):
+        head = ["memory", "state", *(f"after {age:,}" for age in ages), "40 more, of the ten", "of all fifty"]
+        head += [f"unknown, AUROC, after {age:,}" for age in (ages[0], ages[-1])[: len(ages)]]
+        lines += headed(title, [*head, "loss"]) + [line(records, name, ages) for name in rows]
+    runs = {(r["memory"], r["steps"], r["seed"], r["rate"]): r["losses"][-1] for r in records if r["rate"]}
+    rates = sorted({rate for *_, rate in runs})
+    lines += headed("Losses of all runs", ["memory", "steps", "seed", *(f"rate {rate:g}" for rate in rates)])
+    for kind in sorted({run[:3] for run in runs}, key=lambda run: (NETWORKS.index(run[0]), *run[1:])):
+        found = (runs.get((*kind, rate)) for rate in rates)
+        cells = [*map(str, kind), *("" if loss is None else f"{loss:.2f}" for loss in found)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines[1:]
+
+
+def headed(title: str, head: Sequence[str]) -> list[str]:
+    """A title and the head of a table."""
+    return ["", f"## {title}", "", f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
 
 
 def main() -> None:
@@ -311,7 +376,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=2, help="of 60 held-out things")
     parser.add_argument("--model", default="teach")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no further run after so many")
-    parser.add_argument("--only", nargs="+", choices=("memory", *LEARNED), default=["memory", *LEARNED])
+    parser.add_argument("--only", nargs="+", choices=("memory", *NETWORKS), default=["memory", *NETWORKS])
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3], help="of which the best counts")
     parser.add_argument("--seeds", type=int, default=1, help="runs at the best rate")
     parser.add_argument("--steps", type=int, default=400)
@@ -331,11 +396,11 @@ def main() -> None:
         }
         for name, (of, make) in streams_of.items():
             found.append({"memory": name, "rate": 0, "seed": 0, "losses": [0], **follow(of, make), **common})
-            print(table(found)[-1], flush=True)
+            print(line(found, name, AGES[-1:]), flush=True)
         with TextFile(args.out) as file:
             kept = [record for record in records_of(args.out) if record["rate"]]
             file.write(json.dumps([*found, *kept], indent=1) + "\n")
-    names = [name for name in args.only if name in LEARNED]
+    names = [name for name in args.only if name in NETWORKS]
     if names:
         files = sorted(args.training.glob("*.safetensors"))
         training = keys_of(model, Classes((kept["features"], kept["numbers"]) for kept in map(load_file, files)))
@@ -347,11 +412,16 @@ def main() -> None:
             record = {"memory": name, "rate": rate, "seed": seed, "steps": args.steps, "losses": losses, **found}
             return {**record, **common, "minutes": round((time.perf_counter() - began) / 60, 1)}
 
-        go_on(args.out, args.minutes, partial(following, names=names, rates=args.rates, seeds=args.seeds), measure)
-    lines = table(records_of(args.out))
+        def missing(records: list[Record]) -> tuple[str, float, int] | None:
+            as_long = [record for record in records if record.get("steps") == args.steps]
+            return following(as_long, names, args.rates, args.seeds)
+
+        go_on(args.out, args.minutes, missing, measure)
+    lines, page = tables(records_of(args.out)), args.out.with_suffix(".md")
     print("\n".join(lines))
-    with TextFile(args.out.with_suffix(".md")) as file:
-        file.write("\n".join(lines) + "\n")
+    below = page.read_text(encoding="utf-8").partition(END)[2] if page.exists() else "\n"
+    with TextFile(page) as file:
+        file.write("\n".join([*lines, "", END]) + below)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tttstream.masks import MaskStream, MixtureModel
 from tttstream.models import load
 from tttstream.state import pack
 from tttstream.state import save as save_state
+from tttstream.streams.outlines import from_box
 
 Make = Callable[..., MixtureModel]
 Clip = Callable[..., tuple[Tensor, Tensor]]
@@ -80,6 +81,9 @@ def test_objects_are_shown_by_masks_boxes_and_points(
     assert stream.push(frames[3]).added is None
     corrected = stream.add(mask=labels == 2, frame=frames[4], number=2)
     assert ((corrected.mask == 2) == (labels == 2)).all()
+    guess = stream.copy().push(frames[5]).mask == 2
+    boxed = stream.copy().add(box=(20, 10, 40, 30), frame=frames[5], number=2)
+    assert np.array_equal(boxed.mask == 2, from_box(frames[5], (20, 10, 40, 30), guess))
     before = pack(stream.state)
     for options, says in (
         ({"mask": labels > 0}, "no room for another"),

@@ -40,6 +40,21 @@ def test_boxes_over_the_border_and_those_that_hide_nothing() -> None:
     assert from_box(image, (399, 299, 1, 1)).any()
 
 
+def test_a_guess_shows_parts_that_look_like_the_background() -> None:
+    image, mask = disk()
+    hole = np.zeros_like(mask)
+    hole[120:160, 190:230] = True
+    image[hole] = image[:40, :40].reshape(-1, 3)
+    box = (140, 70, 145, 150)
+    assert not from_box(image, box)[hole].any()
+    with_guess = from_box(image, box, np.roll(mask, 6, 1))  # a guess that is a little beside the object
+    assert with_guess[hole].all()
+    assert region_similarity(with_guess, mask) > 0.93
+    tiny = np.zeros_like(mask)
+    tiny[140:145, 200:205] = True
+    assert np.array_equal(from_box(image, box, tiny), from_box(image, box))
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

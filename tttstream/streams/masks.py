@@ -135,9 +135,10 @@ class MaskStream(Session):
         """Process one frame like `push`, and add or correct an object in it.
 
         Give one of mask, box and point, in pixels of the frame. mask: [H, W], above 0 on the object. box: x, y, width,
-        height. point: x, y. Boxes and points are segmented by colours, see `tttstream.streams.outlines`. number: the
-        object to correct; by default the first object that has no mask so far. The other objects are followed as
-        before. `added` of the result is the number of the object.
+        height. point: x, y. Boxes and points are segmented by colours, and the box of a followed object also by its
+        predicted mask, see `tttstream.streams.outlines`. number: the object to correct; by default the first object
+        that has no mask so far. The other objects are followed as before. `added` of the result is the number of the
+        object.
 
         Raises FrameError for a frame or outline that cannot be used, ConfigError if the stream has no place for another
         object; the stream is then unchanged.
@@ -151,7 +152,9 @@ class MaskStream(Session):
         if mask is not None:
             shown = np.asarray(mask) > 0
         elif box is not None:
-            shown = outlines.from_box(frame.pixels(), box)
+            known = bool(self.state.seen[0, number - 1] > 0)
+            guess = self.copy().push(frame).mask == number if known else None
+            shown = outlines.from_box(frame.pixels(), box, guess)
         else:
             assert point is not None
             shown = outlines.from_point(frame.pixels(), point)

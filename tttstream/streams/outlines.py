@@ -9,17 +9,20 @@ from tttstream.errors import FrameError
 
 SHORT = 240  # pixels: the short side of the picture in which outlines are computed
 STEPS = 5  # of GrabCut
+EDGE, LEAST = 0.01, 0.05  # of a guess: its unsure edge as a share of the short side, and its least share of the box
 CORE, LIKELY, REACH = 0.02, 0.1, 0.3  # radii around a point, as shares of the short side
 
 Mask = NDArray[np.bool_]
 
 
-def from_box(image: NDArray[np.generic], box: Sequence[float]) -> Mask:
+def from_box(image: NDArray[np.generic], box: Sequence[float], guess: Mask | None = None) -> Mask:
     """The object in a box by GrabCut (Rother et al., SIGGRAPH 2004): all outside of the box is background.
 
     image: RGB [H, W, 3], uint8 or float in 0..1. box: x and y of its upper left corner, width, height, in pixels; it is
     clipped to the picture. If GrabCut finds less than a hundredth of the box, or if the box covers the whole picture,
-    so that there is no background, the object is the ellipse in the box. Raises FrameError for a box without pixels.
+    so that there is no background, the object is the ellipse in the box. guess: [H, W] the mask of a model; if it has a
+    twentieth of the box or more, its inner part is the object for sure and the rest of the box probably background.
+    Raises FrameError for a box without pixels.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = _clipped(box, height, width)
@@ -28,8 +31,10 @@ def from_box(image: NDArray[np.generic], box: Sequence[float]) -> Mask:
     x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
     labels = np.zeros(small.shape[:2], np.uint8)  # 0: background for sure
     labels[y0:y1, x0:x1] = 3  # 3: probably the object
+    if guess is not None:
+        labels = _guessed(labels, guess)
     found = _cut(small, labels) if (labels == 0).any() else np.zeros(labels.shape, bool)
-    if found.sum() < 0.01 * (labels == 3).sum():
+    if found.sum() < 0.01 * (labels > 0).sum():
         ys, xs = np.indices(labels.shape) + 0.5
         across, down = (xs - (x0 + x1) / 2) / (x1 - x0), (ys - (y0 + y1) / 2) / (y1 - y0)
         found = across**2 + down**2 <= 0.25
@@ -59,6 +64,19 @@ def from_point(image: NDArray[np.generic], point: Sequence[float]) -> Mask:
 
     pieces, _ = label(_cut(small, labels) | core)
     return _whole(pieces == pieces[core][0], height, width)
+
+
+def _guessed(labels: NDArray[np.uint8], guess: Mask) -> NDArray[np.uint8]:
+    """Labels of a box (3, and 0 around it), changed by the mask that a model drew."""
+    import cv2
+
+    small = cv2.resize(guess.astype(np.float32), labels.shape[::-1], interpolation=cv2.INTER_AREA) > 0.5
+    small &= labels > 0
+    if small.sum() < LEAST * (labels > 0).sum():
+        return labels
+    side = 2 * max(1, round(EDGE * min(labels.shape))) + 1
+    core = cv2.erode(small.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+    return np.where(core, 1, np.where((labels > 0) & ~small, 2, labels)).astype(np.uint8)  # 2: probably background
 
 
 def _cut(image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Mask:

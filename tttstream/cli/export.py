@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--sides", nargs=2, type=whole, metavar=("HEIGHT", "WIDTH"),
-        help="with --onnx: the picture that a model of `teach` takes, in pixels (default: 256 448)",
+        help="with --onnx: the picture that a model of `teach` takes (default: 256 448), or the window of a model of "
+        "`track` (default: 384 384), in pixels",
     )  # fmt: skip
 
 

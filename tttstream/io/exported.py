@@ -53,8 +53,9 @@ def write(step: Step, folder: str | os.PathLike[str], name: str, more: Mapping[s
             warnings.simplefilter("ignore")  # warnings about deprecations inside torch and onnx
             program = torch.export.export(step, tuple(example.values()), dynamic_shapes=shapes)
             onnx: Any = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=list(example), output_names=list(step.OUTPUTS)
-            )
+                program, dynamo=True, verbose=False, input_names=list(example), output_names=list(step.OUTPUTS),
+                custom_translation_table=importlib.import_module("tttstream.io.onnx_ops").TRANSLATIONS,
+            )  # fmt: skip
             outputs = step(*example.values())
             buffer = io.BytesIO()
             torch.export.save(program, buffer)

@@ -1,5 +1,7 @@
 """Store keys of objects and of their surroundings, and compare new tokens with them."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def drawn(keys: Tensor, chosen: Tensor, room: int, turn: Tensor | None = None) -
     depends only on the number of tokens and on `turn` [B, O] (whole numbers), so that a stream is repeatable bit for
     bit."""
     tokens = keys.shape[1]
-    luck = torch.rand(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(keys.device)
+    luck = _luck(tokens).to(keys.device)
     if turn is None:
         order = (luck + 2.0 * ~chosen).argsort(dim=2)
     else:
@@ -42,6 +44,13 @@ def drawn(keys: Tensor, chosen: Tensor, room: int, turn: Tensor | None = None) -
     found = every.gather(2, which[..., None].expand(-1, -1, -1, keys.shape[2]))
     there = (count > 0).to(keys.dtype)[..., None].expand(*found.shape[:3], 1)
     return torch.cat([found, there], 3)
+
+
+@lru_cache(maxsize=16)
+def _luck(tokens: int) -> Tensor:
+    """Random numbers [tokens], always the same."""
+    with torch.inference_mode(False):  # it is kept, and training may ask for it next
+        return torch.rand(tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def alike(keys: Tensor, kept: Tensor, inside: int, warmth: Tensor, at: Tensor | None, reach: float) -> list[Tensor]:

@@ -317,7 +317,7 @@ class TargetModel(Propagator[TargetState]):
         gram = state.given_gram + config.trust * state.last_gram
         moment = state.given_moment + config.trust * state.last_moment
         ridge = config.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        return torch.linalg.solve(gram + ridge, moment)
+        return torch.linalg.solve_ex(gram + ridge, moment)[0]  # numbers that are not finite reach no other row
 
     def _learned(self, features: Maps, state: TargetState, told: Tensor, given: Tensor, learn: Tensor) -> TargetState:
         """The state after a frame with masks `told` [B, O, H/4, W/4]: given [B, O] ones are kept, those of `learn` [B,
@@ -334,7 +334,7 @@ class TargetModel(Propagator[TargetState]):
         moment = (target * balance[:, :, None] @ basis[:, None]).mT
         margin = torch.where(given, 0.0, MARGIN)[..., None]
         inside, outside = share > 0.5 + margin, share <= 0.5 - margin
-        inside = torch.where(inside.any(2, keepdim=True), inside, share > 0.5)  # a small object has no sure token
+        inside = inside | (share > 0.5) & ~inside.any(2, keepdim=True)  # a small object has no sure token
         kept = torch.cat([drawn(keys, inside, config.inside), drawn(keys, outside, config.outside)], 2)
         goes_on = learn & inside.any(2) & ~given
         past = self._past(keys, inside, outside, state)

@@ -310,7 +310,10 @@ def report(records: list[dict[str, Any]], out: Path) -> None:
             note = f"{title}, a new world every {EXCHANGED} tokens, {len(worlds)} times: error {first:.3f} in the first"
             lines.insert(4, f"{note} eight worlds, {last:.3f} in the last eight.\n")
     left.set(
-        xscale="log", xlabel="tokens since the place was last seen", ylabel="error (1: the mean code)", ylim=(-0.03, 1.4)
+        xscale="log",
+        xlabel="tokens since the place was last seen",
+        ylabel="error (1: the mean code)",
+        ylim=(-0.03, 1.4),
     )
     left.set_title("144 places")
     right.set(xlabel="world", ylim=(-0.02, None))

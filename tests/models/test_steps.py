@@ -111,7 +111,7 @@ def test_a_model_of_masks_by_the_command(
     clip = (clip * 255).to(torch.uint8)
     shown = torch.zeros(1, 8, 1, dtype=torch.bool)
     shown[0, 0] = shown[0, 5] = True  # the second mask is a correction
-    windows = torch.tensor([[-0.5, -0.6, 0.2, 0.4]]).expand(8, 4) + 0.02 * torch.arange(8.0)[:, None]
+    windows = torch.tensor([[-0.5, -0.75, 0.5, 0.75]]).expand(8, 4) + 0.02 * torch.arange(8.0)[:, None]
     frames = [
         {"picture": clip[:, t], "mask": masks[:, t], "given": shown[:, t, 0], "window": windows[t : t + 1]}
         for t in range(8)
@@ -125,7 +125,8 @@ def test_a_model_of_masks_by_the_command(
     torch.testing.assert_close(torch.cat([out[1] for out in outputs]), said.fit[0, :, 0].sigmoid())
     torch.testing.assert_close(outputs[-1][2], state.box[:, 0])
     torch.testing.assert_close(outputs[-1][-1], pack(state), atol=1e-4, rtol=1e-4)
-    assert (odds[1:5] > 0).any()
+    assert (odds[6:] > 0).flatten(1).any(1).all()  # found after the correction, and learned
+    assert state.learned.tolist() == [[2.0]]
 
 
 def test_a_teach_model_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,6 @@
 """Operators of PyTorch that its exporter to ONNX lacks. Importing this module needs onnxscript."""
+# mypy: ignore-errors
+# onnxscript translates the body of a script to ONNX; its types are not those of Python.
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +12,7 @@ from onnxscript import opset18 as op
 
 
 @onnxscript.script()
-def solved(a: FLOAT[...], b: FLOAT[...]) -> FLOAT[...]:  # type: ignore[valid-type]
+def solved(a: FLOAT[...], b: FLOAT[...]) -> FLOAT[...]:
     """The x with a x = b, for positive definite matrices a [..., n, n] and b [..., n, m]: Gauss-Jordan elimination
     without pivots, which such matrices do not need."""
     both = op.Concat(a, b, axis=-1)

@@ -41,7 +41,8 @@ def export(model: SavedModel, folder: str | os.PathLike[str], sides: tuple[int, 
         raise ConfigError(f"{type(model).__name__} cannot be exported so: {what}")
     if any(getattr(getattr(memory, "inner", None), "name", "") == "conv" for memory in model.modules()):
         raise ConfigError("memory 'ttt_conv' cannot be exported, ONNX has no gradient of a convolution")
-    step = steps[kind](model, *(sides or SIDES.get(kind, ())))
+    size = sides or SIDES.get(kind)
+    step = steps[kind](model, *(size or ()))
     return exported.write(step, folder, "step", {"model": type(model).FORMAT, "config": model.description()})
 
 

@@ -211,7 +211,7 @@ class TeachStream(Session):
     def _go_on(self, meta: dict[str, Any]) -> None:
         labels = {str(label): int(place) for label, place in meta["labels"].items()}
         plain = {_plain(label): place for label, place in labels.items()}
-        self._places = plain if len(plain) == len(labels) else labels  # 0.3 kept both forms of a name apart
+        self._places = plain if len(plain) == len(labels) else labels  # saved before both forms of a name were one
         self.size, self.certain = int(meta["size"]), float(meta["certain"])
 
 

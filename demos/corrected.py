@@ -1,4 +1,4 @@
-"""Measures what one correction in mid-stream gains on a DAVIS 2016 tree.
+"""Measures the gain from one correction in the middle of a stream, on sequences of DAVIS 2016.
 
     python demos/corrected.py DAVIS
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def full_precision(device: str) -> AbstractContextManager[None]:
-    """A context without autocast. Entering one costs as much as two small ops, so it does nothing if autocast is off
-    already, or on the device "meta", which has none."""
+    """Returns a context in which autocast is off. Such a context costs as much as two small ops, so the result does
+    nothing if autocast is already off, or on the device "meta", which has no autocast."""
     if device == "meta" or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)

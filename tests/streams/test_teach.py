@@ -145,9 +145,9 @@ def test_mistakes_change_nothing(model: TeachModel, taught: TeachStream) -> None
 
 def test_composed_and_decomposed_accents_are_one_name() -> None:
     stream = TeachStream(TeachModel(TeachConfig(size=64, labels=2, keys=8)))
-    for form in ("NFD", "NFC"):
-        stream.teach(unicodedata.normalize(form, "Löffel"), frame("grass.png"))  # type: ignore[arg-type]
-    assert stream.labels == (unicodedata.normalize("NFC", "Löffel"),)
+    for name in ("Lo\u0308ffel", "L\u00f6ffel"):
+        stream.teach(name, frame("grass.png"))
+    assert stream.labels == ("L\u00f6ffel",)
     assert stream.examples(unicodedata.normalize("NFD", " Löffel")) == 2
     stream.forget(unicodedata.normalize("NFD", "Löffel"))
     assert stream.labels == ()

@@ -218,13 +218,14 @@ class KernelDelta(_DeltaRule):
 
     The squared length of f(k) is F / 2 for every k, so the step is normalised: beta = 1 puts v where k reads. A matrix
     with D key channels recalls D pairs at most, one with F features F. What is written at one key reaches another by
-    (2 / F) f(k) f(k')^T, about exp(-sharp^2 (1 - k k'^T)): keys that are far apart hardly interfere. In the words of
-    the TTT paper (arXiv 2407.04620) the inner model is a two-layer network whose first layer W only the outer loop
-    learns, so all of the state holds pairs. The read-out is not normalised: what was never written reads as zero.
+    (2 / F) f(k) f(k')^T, about exp(-sharp^2 (1 - k k'^T)): keys that are far apart hardly interfere. In the terms
+    of the TTT paper (arXiv 2407.04620), the inner model has two layers. Only the outer loop trains the first one, W, so
+    the whole state is used for pairs. The read-out is not normalised: what was never written reads as zero.
 
     Args:
         dim, heads, conv: see `Additive`. reach: see `Delta`.
-        features: F of each head, an even number; by default 8 D, as many bytes of state as TTT-MLP.
+        features: F of each head, an even number; by default 8 D, so that S has as many numbers as the weights of a
+            TTT-MLP, whose state also has the sums of a mini-batch.
         sharp: standard deviation of W at the start. 1 suits keys that are learned; given keys that are far apart
             interfere less with 3.
     """
@@ -258,7 +259,7 @@ class KernelDelta(_DeltaRule):
         return recurrence(token, state.matrix, reset, lengths, before, self.lifted)
 
     def read(self, x: Tensor, state: Any = None) -> Tensor:
-        """See `Memory.read`; nothing is learned, except with a convolution."""
+        """See `Memory.read`. Without a convolution nothing is learned; with one, each token is learned in a copy."""
         if self.conv is not None:
             return super().read(x, state)
         state = self.check(x, state, None, None)

@@ -26,7 +26,7 @@ from tttstream.streams.session import Session, choose_device, painted, place
 
 LEAST = 0.05  # least loss: an unfamiliar place is not surprising
 AGAIN = 6  # frames after which a cell that is in view is learned again
-STILL = 0.1  # share of the way from what was expected to what is seen that a still camera's cells learn at once
+STILL = 0.1  # share of the difference from the expected codes that a known cell of a still camera learns at a time
 # Shares of a cell that must be in view to learn it: usually, and if the cell is not yet familiar
 WHOLE, PART = 0.99, 0.4
 PARTS = 512  # number of partly learned cells whose names are kept
@@ -161,11 +161,10 @@ class MapStream(Session):
 
         A frame without a pose is from a camera that stands still, whose few cells are learned very often, so that the
         error predicted for them is too small. Then the loss is the mean squared error of the cells, and the surprise is
-        the score relative to the past of the stream (`Normaliser`), as for `tttstream.Stream`. Known cells learn only
-        the share STILL of what is new, so memory holds a mean of the past and not the latest frame.
+        the score relative to the past of the stream (`Normaliser`), as for `tttstream.Stream`. A known cell
+        learns only the share STILL of the difference from its expected codes, so the memory holds a mean of the past.
 
-        A cell is learned again only after AGAIN frames. Consecutive views are nearly the same, and more steps on them
-        would use capacity that cells out of sight need.
+        A cell is learned again only after AGAIN frames, because consecutive views are nearly the same.
 
         Raises FrameError for another shape, type or pose, or for pixels that are not finite; the stream is then
         unchanged.
@@ -239,7 +238,8 @@ class MapStream(Session):
 
     def _learn(self, now: Compared, error: Tensor, share: float) -> float:
         """Learn the cells of a frame that are in view and were not learned in the last AGAIN frames; returns the share
-        of their error that this removed. share: of the difference to what was expected, for known cells."""
+        of their error that this removed. share: how much of the difference
+        from the expected codes known cells learn."""
         cells, names = now.cells, now.names
         whole = (cells.shown[0, 0] > WHOLE).tolist()
         part = ((cells.shown[0, 0] > PART) & (now.said.familiar < KNOWN)).tolist()

@@ -67,7 +67,7 @@ def from_point(image: NDArray[np.generic], point: Sequence[float]) -> Mask:
 
 
 def _guessed(labels: NDArray[np.uint8], guess: Mask) -> NDArray[np.uint8]:
-    """Labels of a box (3, and 0 around it), changed by the mask that a model drew."""
+    """The labels of GrabCut for a box (3 inside, 0 outside) and the mask that a model predicted."""
     import cv2
 
     small = cv2.resize(guess.astype(np.float32), labels.shape[::-1], interpolation=cv2.INTER_AREA) > 0.5

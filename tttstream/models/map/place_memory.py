@@ -32,7 +32,7 @@ class _Parts(nn.Module):
 
 
 class _Tied(nn.Module):
-    """Gives q of the place that is asked for the projection that k has of the place that is told. where: its width."""
+    """Makes q project the queried place as k projects the stored place. where: the width of a place in a token."""
 
     def __init__(self, where: int) -> None:
         super().__init__()
@@ -91,8 +91,8 @@ class PlaceMemory(nn.Module):
                 parametrize.register_parametrization(self.memory.views, "weight", _Tied(where))
 
     def _part(self, views: nn.Linear, dim: int, given: bool) -> None:
-        """Restrict each view, the learning rate and the decay to their parts of the token. given: whether where comes
-        as keys.
+        """Restrict each view, the learning rate and the decay to their parts of the token. given: whether the
+        places are given as keys.
 
         The inner model of a TTT layer learns v - k, because it adds its input to its output. Short keys leave more of
         its output for v, so given keys, which are independent of each other, start short there.
@@ -126,7 +126,7 @@ class PlaceMemory(nn.Module):
         self._inverse(self._labels(layer.project, layer.dim), 1.0)
 
     def _labels(self, views: nn.Linear, dim: int) -> Tensor:
-        """Start labels [dim, what] as an orthogonal projection."""
+        """Initialise the projection to labels [dim, what] as an orthogonal one, and return it."""
         label = views.weight[2 * dim :, -self.parts[2] :]
         return label.copy_(nn.init.orthogonal_(torch.empty_like(label), (dim / self.parts[2]) ** 0.5))
 

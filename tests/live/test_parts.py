@@ -16,16 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tttstream import open_source
+from tttstream import Frame, open_source
 from tttstream.errors import ConfigError, FrameError, SourceError
 from tttstream.live import Engine, Retry
 from tttstream.live.gallery import Gallery, moment
 from tttstream.live.gate import Gate
 from tttstream.live.naming import id_of, kind_of, label_of, scrubbed
+from tttstream.live.panes import Panes, Shown
 from tttstream.live.policy import Inbox, Policy, Taken
 from tttstream.live.webhook import Webhook
 from tttstream.models import FrameModel
 from tttstream.sources.pushed import Pushed
+from tttstream.streams import Stream
 
 
 def said(gate: Gate, surprises: list[float], step: float = 0.125) -> list[tuple[str, ...]]:
@@ -250,3 +252,27 @@ def test_pushed_pictures_become_frames(model: FrameModel) -> None:
     Image.new("L", (5000, 10)).save(huge, "PNG")
     with pytest.raises(FrameError, match="at most 4096"):
         Pushed().put(huge.getvalue())
+
+
+class Interrupted:
+    """A lock whose holder waits while another thread does a job."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def __enter__(self) -> None:
+        self.job()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_a_pane_is_drawn_when_its_thing_is_released_meanwhile(model: FrameModel) -> None:
+    stream = Stream(model)
+    frame = Frame(np.full((32, 32, 3), 90, np.uint8), 0, 0.0)
+    panes = Panes()
+    panes.show(Shown(1, frame, stream.push(frame), stream, 0.0, 1.0))
+    panes.mark((frame, np.ones((32, 32), np.uint8)))
+    panes._lock = Interrupted(lambda: panes.mark(None))  # type: ignore[assignment]
+    assert panes.get("follow", 64) is not None
+    assert panes.get("follow", 64) is None

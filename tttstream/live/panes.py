@@ -19,6 +19,8 @@ WIDTHS = (64, 1280)
 WORLD_EVERY = 8  # frames between two drawings of the world
 SIDE = 384  # pixels of a small picture that is drawn larger
 
+Marked = tuple[Frame, NDArray[np.uint8]]  # a frame and the mask of the followed things
+
 
 class Shown(NamedTuple):
     """The values from which the pictures of a frame are drawn. number: of the result. memory: a read-only copy of the
@@ -49,20 +51,23 @@ class Panes:
         self._heat = HeatLayer()
         self._lock = threading.Lock()
         self._kept: dict[tuple[str, int], Pane] = {}
-        self._marked: tuple[Frame, NDArray[np.uint8]] | None = None
+        self._marked: Marked | None = None
 
     def show(self, shown: Shown | None) -> None:
         """Set the values that are shown."""
         self._shown = shown
 
-    def mark(self, marked: tuple[Frame, NDArray[np.uint8]] | None) -> None:
+    def mark(self, marked: Marked | None) -> None:
         """Show this frame with the mask of the followed things."""
         self._marked = marked
 
     @property
     def kinds(self) -> list[str]:
         """The panes that are available now."""
-        shown = self._shown
+        return self._kinds(self._shown, self._marked)
+
+    @staticmethod
+    def _kinds(shown: Shown | None, marked: Marked | None) -> list[str]:
         if shown is None:
             return ["frame"]
         kinds = ["frame"]
@@ -72,14 +77,14 @@ class Panes:
             kinds.append("expected")
         if isinstance(shown.memory, MapStream) and shown.frame.pose is not None:
             kinds.append("world")
-        return kinds if self._marked is None else [*kinds, "follow"]
+        return kinds if marked is None else [*kinds, "follow"]
 
     def get(self, kind: str, width: int) -> Pane | None:
         """A pane of a kind, at most `width` wide; None without a picture. Raises ConfigError for an unknown kind."""
         if kind not in KINDS:
             raise ConfigError(f"there is no pane {kind!r}, expected one of {', '.join(KINDS)}")
-        shown, width = self._shown, min(max(width, WIDTHS[0]), WIDTHS[1])
-        if shown is None or kind not in self.kinds:
+        shown, marked, width = self._shown, self._marked, min(max(width, WIDTHS[0]), WIDTHS[1])
+        if shown is None or kind not in self._kinds(shown, marked):
             return None
         with self._lock:
             kept = self._kept.get((kind, width))
@@ -88,12 +93,12 @@ class Panes:
                 return kept
             if len(self._kept) > 16:
                 self._kept.clear()
-            picture = self._drawn(kind, shown, width)
+            picture = self._drawn(kind, shown, marked, width)
             size = picture.shape[1], picture.shape[0]
             pane = self._kept[kind, width] = Pane(shown.number, encode(picture), shown.captured, size)
             return pane
 
-    def _drawn(self, kind: str, shown: Shown, width: int) -> NDArray[np.uint8]:
+    def _drawn(self, kind: str, shown: Shown, marked: Marked | None, width: int) -> NDArray[np.uint8]:
         if kind == "world":
             assert isinstance(shown.memory, MapStream)
             world, extent = world_picture(shown.memory, min(width, SIDE))
@@ -103,8 +108,8 @@ class Panes:
             assert shown.result.expected is not None
             return _enlarged(shown.result.expected, width)
         if kind == "follow":
-            assert self._marked is not None
-            frame, mask = self._marked
+            assert marked is not None
+            frame, mask = marked
             return narrowed(MaskOverlay(palette()).draw(frame.image, mask), width)
         picture = narrowed(to_uint8(shown.frame.image), width)
         if kind == "frame":

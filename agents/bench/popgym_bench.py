@@ -46,14 +46,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Task(NamedTuple):
-    """env, env_args: the id and the arguments of an environment. options: of the training, besides the preset's."""
+    """env, env_args: the id and the arguments of an environment. options: of the training, besides the preset's.
+    places: those of the memory "places", which is a memory of places and no other."""
 
     env: str
     env_args: dict[str, Any] = {}  # noqa: RUF012
     options: dict[str, Any] = {}  # noqa: RUF012
+    places: dict[str, Any] = {}  # noqa: RUF012
 
 
 PLACES = "tttstream/Revisit-v0", {"side": 4, "steps": 128, "scale": 1 / 128}
+READS = {"at": "here", "ask": "asked"}
 ENVS: dict[str, Task] = {
     **{
         name: Task(name) for name in (
@@ -69,12 +72,13 @@ ENVS: dict[str, Task] = {
             "popgym-MineSweeperEasy-v0",
         )
     },
-    "Revisit-4x4": Task(*PLACES),
-    "Revisit-4x4-predict": Task(*PLACES, {"predict_coef": 1.0}),
+    "Revisit-4x4": Task(*PLACES, {}, READS),
+    "Revisit-4x4-predict": Task(*PLACES, {"predict_coef": 1.0}, READS),
+    "Revisit-8x8": Task(PLACES[0], {"side": 8, "steps": 512, "scale": 1 / 512}, {}, {**READS, "features": 512}),
     "MiniGrid-MemoryS7-view3": Task("MiniGrid-MemoryS7-v0", {"agent_view_size": 3}),
 }  # fmt: skip
 """By name. Revisit-4x4: 0.88 is perfect, -0.44 is chance."""
-MEMORIES = ("ttt", "ttt_linear", "ttt_mlp", "kernel_delta", "gru", "lstm", "window", "framestack", "mlp")
+MEMORIES = ("places", "ttt", "ttt_linear", "ttt_mlp", "kernel_delta", "gru", "lstm", "window", "framestack", "mlp")
 HEADS = {"ttt": 4, "ttt_linear": 2, "ttt_mlp": 2, "window": 2}
 DIM = 64  # of ttt_linear; the other widths are chosen so that the number of parameters is nearest to that of ttt_linear
 RATES = (3e-4, 1e-3, 3e-3)
@@ -86,8 +90,9 @@ def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
     """The options of a run: only the width depends on the memory. env: a name in `ENVS`."""
     task = ENVS[env]
     values = {
-        **read("popgym"), **task.options, "env": task.env, "env_args": task.env_args, "memory": memory, "seed": seed,
-        "steps": steps, "lr": lr,
+        **read("popgym"), **task.options, "env": task.env, "env_args": task.env_args, "seed": seed, "steps": steps,
+        "lr": lr, "memory": "mlp" if memory == "places" else memory,
+        "places": task.places if memory == "places" else {},
         "dim": sizes(env)[memory][0], "heads": HEADS.get(memory, 1), "stop_return": 0.97, "checkpoint_every": 10,
     }  # fmt: skip
     return build(values, "the queue")
@@ -99,14 +104,16 @@ def sizes(env: str) -> dict[str, tuple[int, int]]:
     played = make(ENVS[env].env, env_args=ENVS[env].env_args)
 
     def count(memory: str, dim: int) -> int:
+        places = ENVS[env].places if memory == "places" else None
         policy = MemoryPolicy(
-            played.observation_space, played.action_space, memory, dim=dim, heads=HEADS.get(memory, 1)
+            played.observation_space, played.action_space, "mlp" if memory == "places" else memory, dim=dim,
+            heads=HEADS.get(memory, 1), places=places,
         )  # fmt: skip
         return sum(p.numel() for p in policy.parameters())
 
     target = count("ttt_linear", DIM)
     found = {}
-    for memory in MEMORIES:
+    for memory in suited(env, MEMORIES):
         counts = {dim: count(memory, dim) for dim in range(DIM // 2, DIM * 2, 4)}
         dim = min(counts, key=lambda one: abs(counts[one] - target))
         found[memory] = dim, counts[dim]
@@ -114,11 +121,17 @@ def sizes(env: str) -> dict[str, tuple[int, int]]:
     return found
 
 
+def suited(env: str, memories: Sequence[str]) -> list[str]:
+    """Those that an environment allows: "places" needs descriptions of places in the observations."""
+    return [memory for memory in memories if memory != "places" or ENVS[env].places]
+
+
 @dataclass(frozen=True)
 class Job:
     """One run of the queue."""
 
     env: str
+    memory: str
     folder: Path
     config: Config
 
@@ -126,7 +139,7 @@ class Job:
     def key(self) -> tuple[str, str, int, float, int]:
         """The key of the record of this run."""
         config = self.config
-        return self.env, config.memory, config.seed, config.lr, config.steps
+        return self.env, self.memory, config.seed, config.lr, config.steps
 
     def record(self, device: str) -> Record | None:
         """The results of the run, None if it is not finished."""
@@ -156,7 +169,7 @@ def work(job: Job, until: float) -> tuple[Job, str, bool]:
         summary = train(job.config, job.folder, resume=resume, minutes=minutes, quiet=True, tensorboard=False)
     except TTTStreamError as error:
         return job, f"{job.folder.name} failed: {error}", False
-    run = f"{job.env} {job.config.memory} seed {job.config.seed} lr {job.config.lr:g}"
+    run = f"{job.env} {job.memory} seed {job.config.seed} lr {job.config.lr:g}"
     text = f"{run}: {summary['steps']} steps, return {summary['return']:.2f}"
     return job, text, not summary["finished"] and time.time() < until
 
@@ -175,12 +188,12 @@ def report(records: list[Record], sweep: list[Record], jobs: list[Job], words: s
     done = [record for record in records if record.key in keys]
     begun = {record.env for record in done}
     envs = [env for env in dict.fromkeys(job.env for job in jobs) if env in begun or not begun]
-    names = list(dict.fromkeys(job.config.memory for job in jobs))
+    names = list(dict.fromkeys(job.memory for job in jobs))
     config = jobs[0].config
     devices = sorted({record.device for record in [*done, *sweep]})
     dates = sorted(record.date for record in [*done, *sweep])
     counts = sizes(envs[0])
-    parameters = ", ".join(f"{name} {counts[name][1]:,} (width {counts[name][0]})" for name in names)
+    parameters = ", ".join(f"{name} {counts[name][1]:,} (width {counts[name][0]})" for name in names if name in counts)
     lines = [
         f"# Memories in {'POPGym and MiniGrid' if page.stem == 'popgym' else ', '.join(envs)}",
         "",
@@ -235,8 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def queue(folder: Path, envs: Sequence[str], seeds: int, rates: Sequence[float], steps: int) -> list[Job]:
         return [
-            Job(env, folder / env / f"{memory}-seed{seed}-lr{rate:g}", config(env, memory, seed, steps, rate))
-            for seed in range(seeds) for rate in rates for env in envs for memory in args.memories
+            Job(env, memory, folder / env / f"{memory}-seed{seed}-lr{rate:g}", config(env, memory, seed, steps, rate))
+            for seed in range(seeds) for rate in rates for env in envs for memory in suited(env, args.memories)
         ]  # fmt: skip
 
     path = args.docs / f"{args.name}.json"

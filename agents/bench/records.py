@@ -14,7 +14,8 @@ from tttstream.io.outputs import TextFile
 
 POINTS = 60  # of a learning curve that are kept
 COLOURS = {
-    "ttt": "#000000", "ttt_linear": "#d6336c", "ttt_mlp": "#f08c00", "gru": "#1c7ed6", "lstm": "#1098ad",
+    "places": "#c92a2a", "ttt": "#000000", "ttt_linear": "#d6336c", "ttt_mlp": "#f08c00", "gru": "#1c7ed6",
+    "lstm": "#1098ad",
     "window": "#5f3dc4", "kernel_delta": "#e8590c", "framestack": "#2b8a3e", "mlp": "#868e96",
 }  # fmt: skip
 

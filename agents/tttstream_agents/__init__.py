@@ -11,7 +11,7 @@ from tttstream import __version__
 if TYPE_CHECKING:
     from tttstream_agents.checkpoint import load_policy
     from tttstream_agents.config import Config
-    from tttstream_agents.lengths import SampledTimeLimit
+    from tttstream_agents.lengths import ResetOptions, SampledTimeLimit
     from tttstream_agents.places import MapObservation, PoseObservation
     from tttstream_agents.policy import MemoryPolicy
     from tttstream_agents.reader import MemoryReader, pretrain
@@ -32,6 +32,7 @@ _MODULE_OF = {
     "MemoryReader": "reader",
     "PolicyState": "trunk",
     "PoseObservation": "places",
+    "ResetOptions": "lengths",
     "SampledTimeLimit": "lengths",
     "SurpriseReward": "wrappers",
     "SurpriseVectorReward": "wrappers",
@@ -49,6 +50,7 @@ __all__ = [
     "MemoryReader",
     "PolicyState",
     "PoseObservation",
+    "ResetOptions",
     "SampledTimeLimit",
     "SurpriseReward",
     "SurpriseVectorReward",

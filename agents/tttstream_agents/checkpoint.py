@@ -34,7 +34,7 @@ def build_policy(config: Config, env: Any) -> MemoryPolicy:
         dim=config.dim, depth=config.depth, heads=config.heads, positions=config.positions,
         previous_action=config.previous_action, previous_reward=config.previous_reward, options=dict(config.options),
         cnn=config.cnn, normalise=config.normalise_observations, gate=config.gate,
-        period=config.period,
+        period=config.period, places=dict(config.places),
         auxiliary=[name for name in LOSSES if getattr(config, f"{name}_coef")],
     )  # fmt: skip
 

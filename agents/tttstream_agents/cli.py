@@ -130,7 +130,7 @@ def _add(group: Any, field: dataclasses.Field[Any]) -> None:
     else:
         settings["type"] = _json(kind) if kind in (dict, list) else whole if kind is int else kind
         settings["metavar"] = "JSON" if kind in (dict, list) else kind.__name__.upper()
-        if field.name == "env_args":
+        if field.name in ("env_args", "places"):
             settings.update(type=str, nargs="+", action=_Arguments, metavar="KEY=VALUE")
         if field.metadata["choices"]:
             settings["choices"], settings["metavar"] = field.metadata["choices"], None

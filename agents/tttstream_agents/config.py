@@ -78,6 +78,9 @@ class Config:
     keep_coef: float = option(
         0.0, "weight of an auxiliary loss: the mean learning rate of the memory, so that it keeps what it has learned"
     )
+    places: dict[str, Any] = option(
+        dict, "a memory of places, key=value ... or JSON: at, the part of observations with the place; ask; width ..."
+    )
     n_envs: int = option(16, "environments in parallel")
     rollout: int = option(128, "steps of each environment between two updates")
     segment: int = option(0, "steps of a training sequence, a divisor of rollout; 0 for the whole rollout")

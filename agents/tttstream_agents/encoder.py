@@ -4,7 +4,7 @@ Letters: * any leading sizes (steps T, environments B), N numbers of an observat
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -198,17 +198,36 @@ Part = Choices | Numbers | Picture
 
 class Encoder(nn.Module):
     """Encodes the observations of a space as vectors. `encoder(encoder.tensors(obs, leading))` returns a tensor [*, N],
-    where N is `size`."""
+    where N is `size`. plain: parts of a Dict that `normalise` leaves as they are."""
 
-    def __init__(self, space: spaces.Space[Any], cnn: str = "auto", normalise: bool = False) -> None:
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        cnn: str = "auto",
+        normalise: bool = False,
+        plain: Collection[str] = (),
+    ) -> None:
         super().__init__()
         self.space = space
         self.paths = [path for path, _ in leaves(space)]
-        modules = [part(path, leaf, cnn, normalise) for path, leaf in leaves(space)]
+        modules = [
+            part(path, leaf, cnn, normalise and path[:1] not in {(one,) for one in plain})
+            for path, leaf in leaves(space)
+        ]
         self.parts = nn.ModuleList(modules)
         if not modules:
             raise SpaceError("the observation space is empty")
         self.size = sum(module.size for module in modules)
+
+    def indices(self) -> dict[str, list[int]]:
+        """The indices in the encoded observation of the parts of a Dict that are numbers of a Box, by name."""
+        found, first = {}, 0
+        for path, child in zip(self.paths, self.parts, strict=True):
+            size = cast(Part, child).size
+            if isinstance(child, Numbers) and len(path) == 1:
+                found[str(path[0])] = list(range(first, first + size))
+            first += size
+        return found
 
     def tensors(self, obs: Any, leading: int, check: bool = True) -> list[Tensor]:
         """The parts of observations as tensors on the encoder's device, with checked shapes.

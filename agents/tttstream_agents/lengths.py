@@ -1,4 +1,5 @@
-"""Random episode lengths in training, so that a memory does not fail after a fixed length."""
+"""Settings of episodes: random lengths in training, so that a memory does not fail after a fixed length, and options of
+every reset."""
 
 import math
 from typing import Any
@@ -34,3 +35,19 @@ class SampledTimeLimit(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.time += 1
         return obs, reward, terminated, truncated or self.time >= self.limit, info
+
+
+class ResetOptions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Passes options to every reset, for environments whose settings are options of a reset, such as Memory Gym's.
+
+    options: as in `reset(options=...)`. A reset with options of its own adds these and has precedence.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], options: dict[str, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, options=options)
+        gym.Wrapper.__init__(self, env)
+        self.options = dict(options)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode with the options."""
+        return self.env.reset(seed=seed, options={**self.options, **(options or {})})

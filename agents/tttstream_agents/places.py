@@ -86,9 +86,12 @@ class Odometry:
 class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Adds the Fourier features of the agent's pose to the observation, under "pose": keys for a memory of places.
 
-    Observations become a Dict {"observation": the one of env, "pose": Box [F]}; a Dict gets the second entry.
+    Observations become a Dict {"observation": the one of env, "pose": Box [F]}; a Dict gets the second entry. With
+    `around` they also have "around": Box [K, F], the features of K poses near that of the agent, for a memory of places
+    to read (`train --places at=pose ask=around`).
+
     keys, moves: the source of the pose, see `Odometry`. period: poses that differ by this much have the same features.
-    waves: the number of waves, see `fourier`.
+    waves: the number of waves, see `fourier`. around: offsets [K, P]; None for no such part.
     """
 
     def __init__(
@@ -98,8 +101,11 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         moves: Mapping[Any, Any] | Sequence[Any] | None = None,
         period: float = 32.0,
         waves: int = 16,
+        around: Sequence[Sequence[float]] | None = None,
     ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self, keys=keys, moves=moves, period=period, waves=waves)
+        gym.utils.RecordConstructorArgs.__init__(
+            self, keys=keys, moves=moves, period=period, waves=waves, around=around
+        )
         gym.Wrapper.__init__(self, env)
         if period <= 0 or waves < 1:
             raise EnvError(f"expected a period above 0 and waves of at least 1, got {period} and {waves}")
@@ -107,11 +113,18 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         size = len(self.odometry.restart(env, env.reset(seed=0)[1]))
         seen = env.observation_space
         parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"observation": seen}
-        self.observation_space = spaces.Dict({**parts, "pose": spaces.Box(-1.0, 1.0, (2 * size * waves,), np.float32)})
+        parts["pose"] = spaces.Box(-1.0, 1.0, (2 * size * waves,), np.float32)
+        self.around = None if around is None else offsets(around, size)
+        if self.around is not None:
+            parts["around"] = spaces.Box(-1.0, 1.0, (len(self.around), 2 * size * waves), np.float32)
+        self.observation_space = spaces.Dict(parts)
 
     def _with(self, obs: Any, pose: Array) -> Any:
-        parts = obs if isinstance(self.env.observation_space, spaces.Dict) else {"observation": obs}
-        return {**parts, "pose": fourier(pose, self.period, self.waves).astype(np.float32)}
+        parts = dict(obs) if isinstance(self.env.observation_space, spaces.Dict) else {"observation": obs}
+        parts["pose"] = fourier(pose, self.period, self.waves).astype(np.float32)
+        if self.around is not None:
+            parts["around"] = fourier(pose + self.around, self.period, self.waves).astype(np.float32)
+        return parts
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
@@ -122,6 +135,14 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         """Take a step."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         return self._with(obs, self.odometry.step(self.env, action, info)), reward, terminated, truncated, info
+
+
+def offsets(around: Sequence[Sequence[float]], size: int) -> Array:
+    """Offsets of poses as an array [K, P]. Raises EnvError unless each has P = size numbers."""
+    found: Array = np.asarray(around, np.float64)
+    if found.ndim != 2 or found.shape[1] != size or not len(found):
+        raise EnvError(f"expected offsets of {size} numbers each, got {around!r}")
+    return found
 
 
 class PlaceMap:
@@ -185,9 +206,7 @@ class MapObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             raise SpaceError(f"observations of {env.observation_space} cannot be flattened to one row of numbers")
         self._numbers = spaces.utils.flatdim(kept)
         self._size = len(self.odometry.restart(env, env.reset(seed=0)[1]))
-        self.around = np.zeros((1, self._size)) if around is None else np.asarray(around, np.float64)
-        if self.around.ndim != 2 or self.around.shape[1] != self._size:
-            raise EnvError(f"expected offsets of {self._size} numbers each, got {around!r}")
+        self.around = np.zeros((1, self._size)) if around is None else offsets(around, self._size)
         count = (self._numbers + 1) * len(self.around)
         low, high = (np.append(edge, np.full(count, sign * np.inf)) for edge, sign in ((flat.low, -1), (flat.high, 1)))
         self.observation_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)

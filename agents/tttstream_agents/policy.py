@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tttstream.errors import ConfigError, StateError
 from tttstream_agents import heads as action_heads
+from tttstream_agents import pose_memory
 from tttstream_agents.auxiliary import LOSSES, Auxiliary, learning_rates
 from tttstream_agents.encoder import Encoder, pick
 from tttstream_agents.errors import ObservationError
@@ -41,6 +42,8 @@ class MemoryPolicy(Trunk):
     normalise: scale the numbers of a Box by their running mean and deviation. These are part of the weights and change
         only in `observe`, which training calls after each update, so that `act` and `evaluate` agree.
     gate: a gate around each memory that starts near the identity (GTrXL), instead of a sum.
+    places: a memory of places: {"at": a part of a Dict of observations, "ask": parts, ...}, see
+        `tttstream_agents.pose_memory`. What it reads is added to the observation.
     auxiliary: losses for `learn_from`: rebuild, predict, keep; see `tttstream_agents.auxiliary`.
 
     The policy has no state of its own. The state is an argument and a result of every call: a `State` of tttstream,
@@ -69,13 +72,16 @@ class MemoryPolicy(Trunk):
         normalise: bool = False,
         gate: bool = False,
         period: int = 1024,
+        places: dict[str, Any] | None = None,
         auxiliary: Sequence[str] = (),
     ) -> None:
         action = action_heads.build(action_space)
-        encoder = Encoder(action_heads.without_mask(observation_space, action_space), cnn, normalise)
+        described = pose_memory.parts(**places) if places and "at" in places else ()
+        encoder = Encoder(action_heads.without_mask(observation_space, action_space), cnn, normalise, described)
         super().__init__(
             encoder.size, action_space if previous_action else None, memory, dim=dim, depth=depth, heads=heads,
             positions=positions, rewards=previous_reward, options=options, gate=gate, period=period,
+            places=pose_memory.build(encoder.size, encoder.indices(), places),
         )  # fmt: skip
         self.observation_space, self.action_space = observation_space, action_space
         self.previous_reward, self.encoder, self.action = previous_reward, encoder, action

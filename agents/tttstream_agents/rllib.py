@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tttstream.errors import ConfigError, DependencyError, StateError
 from tttstream.state import pack, unpack
 from tttstream_agents import heads as action_heads
+from tttstream_agents import pose_memory
 from tttstream_agents.encoder import Encoder
 from tttstream_agents.errors import ObservationError, SpaceError
 from tttstream_agents.trunk import PolicyState, Trunk
@@ -46,7 +47,7 @@ __all__ = ["TTTRLModule"]
 
 DEFAULTS: dict[str, Any] = {
     "memory": "ttt_linear", "dim": 64, "depth": 1, "heads": 2, "positions": True, "previous_action": True,
-    "options": None,
+    "options": None, "places": None,
 }  # fmt: skip
 UNUSED: dict[str, Any] = {
     field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -65,8 +66,9 @@ class Policy(nn.Module):
         self.encoder = Encoder(action_heads.without_mask(observation_space, action_space))
         self.masked = action_heads.masked_part(observation_space, action_space)
         previous, memory = chosen["previous_action"], chosen["memory"]
-        sizes = {name: value for name, value in chosen.items() if name not in ("previous_action", "memory")}
-        self.trunk = Trunk(self.encoder.size, action_space if previous else None, memory, **sizes)
+        sizes = {name: value for name, value in chosen.items() if name not in ("previous_action", "memory", "places")}
+        places = pose_memory.build(self.encoder.size, self.encoder.indices(), chosen["places"])
+        self.trunk = Trunk(self.encoder.size, action_space if previous else None, memory, places=places, **sizes)
         if not all(one.bounded for one in self.trunk.memories):
             raise ConfigError(f"the state of {memory!r} grows, and a state of RLlib cannot: use 'window'")
         self.actor = head(chosen["dim"], self.action.outputs)
@@ -122,8 +124,8 @@ def head(dim: int, outputs: int) -> nn.Sequential:
 class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFunctionAPI):
     """A policy with a memory for RLlib. STATE_IN and STATE_OUT contain {"memory": [S, n]}, zeros for a fresh state.
 
-    model_config: memory, dim, depth, heads, positions, previous_action, options as `MemoryPolicy`, and RLlib's own
-    max_seq_len, the steps of a training sequence. Observations: those of `MemoryPolicy`, not preprocessed. Actions:
+    model_config: memory, dim, depth, heads, positions, previous_action, options, places as `MemoryPolicy`, and RLlib's
+    own max_seq_len, the steps of a training sequence. Observations: those of `MemoryPolicy`, not preprocessed. Actions:
     Discrete and MultiDiscrete from 0, and Box, which RLlib scales to its bounds.
 
     If a Dict of observations has a mask of legal actions under "action_mask", the policy obeys it, and the network does

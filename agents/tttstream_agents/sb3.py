@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tttstream.errors import ConfigError, DependencyError, StateError
 from tttstream.state import pack, unpack
+from tttstream_agents import pose_memory
 from tttstream_agents.envs import tree
 from tttstream_agents.errors import ObservationError, SpaceError, TrainingError
 from tttstream_agents.heads import Categorical, action_mask, masked_part, without_mask
@@ -28,6 +29,7 @@ try:
     import sb3_contrib
     from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
     from sb3_contrib.common.recurrent.type_aliases import RNNStates
+    from stable_baselines3.common.preprocessing import get_flattened_obs_dim
     from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 except ModuleNotFoundError as error:
     raise DependencyError(f"{error.name} is not installed: pip install 'tttstream[sb3]'") from error
@@ -60,10 +62,22 @@ class Flat(FlattenExtractor):
         self._features_dim: int = int(self.features_dim)
 
 
+def indices(extractor: Any) -> dict[str, list[int]]:
+    """The indices in the features of a CombinedExtractor of the parts that are numbers, by name; none for others."""
+    found, first = {}, 0
+    for name, part in getattr(extractor, "extractors", {}).items():
+        size = getattr(part, "features_dim", 0) or get_flattened_obs_dim(extractor._observation_space[name])
+        if isinstance(part, torch.nn.Flatten):
+            found[name] = list(range(first, first + size))
+        first += size
+    return found
+
+
 class TTTPolicy(RecurrentActorCriticPolicy):
     """Stable-Baselines3's features extractor, a trunk with a memory, and its actor and critic, which share both.
 
-    memory, dim, depth, heads, positions, previous_action, options: as `tttstream_agents.MemoryPolicy`. The other
+    memory, dim, depth, heads, positions, previous_action, options: as `tttstream_agents.MemoryPolicy`; places too, for
+    TTTMultiInputPolicy. The other
     arguments are those of sb3-contrib's policy, without those of its LSTM.
 
     If a Dict of observations has a mask of legal actions (Discrete, MultiDiscrete) under "action_mask", the policy
@@ -85,6 +99,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         positions: bool = True,
         previous_action: bool = True,
         options: dict[str, Any] | None = None,
+        places: dict[str, Any] | None = None,
         features_extractor_class: Any = Flat,
         **kwargs: Any,
     ) -> None:
@@ -117,11 +132,12 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         self._head = Categorical(action_space) if masked else None
         self.memory_kwargs: dict[str, Any] = {
             "memory": memory, "dim": dim, "depth": depth, "heads": heads, "positions": positions,
-            "previous_action": previous_action, "options": options,
+            "previous_action": previous_action, "options": options, "places": places,
         }  # fmt: skip
         trunk = Trunk(
             self.features_dim, action_space if previous_action else None, memory, dim=dim, depth=depth, heads=heads,
             positions=positions, options=options,
+            places=pose_memory.build(self.features_dim, indices(self.features_extractor), places),
         )  # fmt: skip
         if not all(one.bounded for one in trunk.memories):
             raise ConfigError(f"the state of {memory!r} grows, and sb3-contrib's states cannot: use 'window'")

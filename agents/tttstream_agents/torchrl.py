@@ -18,6 +18,7 @@ from torch import Tensor
 from tttstream.errors import ConfigError, DependencyError, ShapeError, StateError
 from tttstream.state import pack, unpack
 from tttstream_agents.errors import ObservationError
+from tttstream_agents.pose_memory import PoseMemory
 from tttstream_agents.trunk import Trunk
 
 try:
@@ -38,7 +39,8 @@ class TTTModule(TensorDictModuleBase):
     numbers: N, of all observations of `in_keys` together. in_key or in_keys: the keys of the observations. out_key: the
     key of the features. state_key: the key of the packed state [.., n], zeros at the start of an episode; the next
     state is under ("next", state_key). init_key: true on the first step of an episode (torchrl.envs.InitTracker).
-    memory, dim, depth, heads, positions, options: as `tttstream_agents.MemoryPolicy`.
+    memory, dim, depth, heads, positions, options: as `tttstream_agents.MemoryPolicy`. places: a memory of places, whose
+    indices count the numbers of all `in_keys` in their order.
 
     Outside of recurrent mode (the default, used by collectors) each element is a single step with its own state. In
     recurrent mode (`with set_recurrent_mode(True)`, used by losses) the last dimension is time, and all steps are
@@ -65,13 +67,22 @@ class TTTModule(TensorDictModuleBase):
         heads: int = 2,
         positions: bool = True,
         options: dict[str, Any] | None = None,
+        places: PoseMemory | None = None,
         default_recurrent_mode: bool = False,
     ) -> None:
         super().__init__()
         if (in_key is None) == (in_keys is None):
             raise ConfigError(f"expected either in_key or in_keys, got {in_key = } and {in_keys = }")
         self.trunk = Trunk(
-            numbers, None, memory, dim=dim, depth=depth, heads=heads, positions=positions, options=options
+            numbers,
+            None,
+            memory,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            positions=positions,
+            options=options,
+            places=places,
         )
         if not all(one.bounded for one in self.trunk.memories):
             raise ConfigError(f"the state of {memory!r} grows, and a state of TorchRL cannot: use 'window'")

@@ -18,17 +18,20 @@ from tttstream.memory import Memory, TTTLayer
 from tttstream.state import State
 from tttstream_agents import memories
 from tttstream_agents.encoder import Choices, Numbers
+from tttstream_agents.pose_memory import PoseMemory
 
 
 class _PolicyFields(NamedTuple):
     memories: tuple[State, ...]
     previous: Tensor
     age: Tensor
+    places: tuple[State, ...] = ()
 
 
 class PolicyState(State, _PolicyFields):
     """The hidden state of a policy in each environment: the states of the memories, the encoded last action [B, A] (A
-    may be 0), and the steps [B] since the start of the episode, modulo the longest period. At first all zeros."""
+    may be 0), the steps [B] since the start of the episode, modulo the longest period, and the state of the memory of
+    places, if there is one. At first all zeros."""
 
     __slots__ = ()
 
@@ -126,7 +129,8 @@ class Trunk(nn.Module):
 
     numbers: N. action_space: that of the previous action, None if the trunk does not see it. rewards: whether it sees
     the reward that came with an observation. memory, dim, depth, heads, positions, options, gate, period: as
-    `MemoryPolicy`. Raises ConfigError for unknown names and wrong sizes.
+    `MemoryPolicy`. places: a memory of places, whose readings are added to x. Raises ConfigError for unknown names and
+    wrong sizes.
     """
 
     def __init__(
@@ -143,9 +147,12 @@ class Trunk(nn.Module):
         options: dict[str, Any] | None = None,
         gate: bool = False,
         period: int = 1024,
+        places: PoseMemory | None = None,
     ) -> None:
         super().__init__()
         check_sizes(dim=dim, depth=depth, heads=heads)
+        self.places = places
+        numbers += 0 if places is None else places.size
         self.waves = periods(period) if positions else WAVES[:0]
         self.played = Played(action_space)
         self.mix = mix(numbers + self.played.width + rewards + 2 * len(self.waves), dim)
@@ -168,6 +175,7 @@ class Trunk(nn.Module):
             tuple(one.init_state(n_envs) for one in self.memories),
             first.zeros(n_envs, self.played.width),
             first.zeros(n_envs),
+            () if self.places is None else (self.places.init_state(n_envs),),
         )
 
     def remember(
@@ -186,13 +194,14 @@ class Trunk(nn.Module):
         """
         done = self.played(actions).to(state.previous) if actions is not None and self.played.width else None
         reset = _any(starts)
+        x, places = self._placed(x, state, reset)
         tokens, age = self._tokens(x, state, reset, rewards, done)
         tokens, kept = tokens.transpose(0, 1), []
         for block, one in zip(self.blocks, state.memories, strict=True):
             tokens, one = block(tokens, one, None if reset is None else reset.transpose(0, 1))
             kept.append(one)
         previous = state.previous if done is None else done[-1]
-        return self.norm(tokens).transpose(0, 1), PolicyState(tuple(kept), previous, age)
+        return self.norm(tokens).transpose(0, 1), PolicyState(tuple(kept), previous, age, places)
 
     def acted(self, state: PolicyState, action: Tensor) -> PolicyState:
         """Add the action [B, ...] of the last step to the state."""
@@ -206,13 +215,23 @@ class Trunk(nn.Module):
         heads and memories. Arguments [1, B, ...] of `remember`. Raises StateError for other memories."""
         if not all(isinstance(one, TTTLayer) for one in self.memories):
             raise StateError("this policy's memory has no inner loss, so it has no surprise: use a TTT memory")
-        tokens, losses = self._tokens(x, state, _any(starts), rewards, None)[0].transpose(0, 1), []
+        reset = _any(starts)
+        x, _ = self._placed(x, state, reset)
+        tokens, losses = self._tokens(x, state, reset, rewards, None)[0].transpose(0, 1), []
         for block, kept in zip(self.blocks, state.memories, strict=True):
             y, _, loss = cast(Any, block).memory(cast(Any, block).norm(tokens), kept, starts.T, return_loss=True)
             tokens = cast(Block, block).mixed(tokens, y)
             losses.append(torch.stack([loss.before, loss.after]).mean((-2, -1)))
         before, after = torch.stack(losses).mean(0)
         return before, after
+
+    def _placed(self, x: Tensor, state: PolicyState, reset: Tensor | None) -> tuple[Tensor, tuple[State, ...]]:
+        """x [T, B, N] with what the memory of places read, and its next state."""
+        if self.places is None:
+            return x, ()
+        rows = None if reset is None else reset.transpose(0, 1)
+        read, kept = self.places(x.transpose(0, 1), state.places[0], rows)
+        return torch.cat([x, read.transpose(0, 1).to(x)], -1), (kept,)
 
     def _tokens(
         self, x: Tensor, state: PolicyState, starts: Tensor | None, rewards: Tensor | None, done: Tensor | None

@@ -1,0 +1,147 @@
+"""A memory of places in front of a trunk: what was observed at which pose, by the delta rule on given keys.
+
+Letters: B environments, T steps, N numbers of an encoded observation, P numbers that describe a place, K places that
+are read, F features of a place, V width of a value.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tttstream.errors import ConfigError
+from tttstream.memory.matrix import MatrixState, linear
+from tttstream.memory.recurrence import Token, recurrence, step
+
+
+class PoseMemory(nn.Module):
+    """Reads what was observed at K places, then learns what is observed here.
+
+    S += beta f(p)^T ([v, 1] - f(p) S), read as f(p') S. p describes the place of the agent, p' one that is read, and v
+    is a projection of the observation without its places. f(p) are random Fourier features of p, of length 1, so that
+    beta = 1 stores v exactly: `tttstream.memory.KernelDelta` with keys that are given. The last number that is read
+    is 1 for a place that was observed, and about 0 for others. The state is all zeros at the start of an episode.
+
+    numbers: N. at: the indices of the P numbers that describe the place of the agent, such as the Fourier features of
+    `PoseObservation`. ask: the indices of the P numbers of each place that is read. width: V. features: F, an even
+    number, at least twice the number of places. sharp: a larger one distinguishes closer places. Raises ConfigError for
+    sizes that do not fit.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        numbers: int,
+        at: Sequence[int],
+        ask: Sequence[Sequence[int]],
+        *,
+        width: int = 32,
+        features: int = 256,
+        sharp: float = 3.0,
+    ) -> None:
+        super().__init__()
+        if width < 1 or features < 2 or features % 2 or sharp <= 0:
+            raise ConfigError(
+                "places: expected a width of at least 1, an even number of features and sharp above 0, got "
+                f"{width}, {features} and {sharp}"
+            )
+        if not at or not ask or any(len(one) != len(at) for one in ask):
+            raise ConfigError(
+                f"places: the place of the agent has {len(at)} numbers, those that are read have "
+                f"{', '.join(str(len(one)) for one in ask) or 'none'}"
+            )
+        self.at, self.ask, self.width = list(at), [list(one) for one in ask], width
+        places = {*self.at, *(index for one in self.ask for index in one)}
+        self.rest = [index for index in range(numbers) if index not in places]
+        if not self.rest:
+            raise ConfigError("places: the observation has nothing but places, so there is nothing to remember")
+        self.value, self.rate = linear(len(self.rest), width), nn.Linear(len(self.rest), 1)
+        nn.init.zeros_(self.rate.weight)
+        nn.init.zeros_(self.rate.bias)  # beta = 1
+        self.register_buffer("frequencies", sharp * (2 / len(at)) ** 0.5 * torch.randn(len(at), features // 2))
+
+    @property
+    def size(self) -> int:
+        """The count of numbers that are read in a step."""
+        return len(self.ask) * (self.width + 1)
+
+    def init_state(self, batch: int) -> MatrixState:
+        """A fresh state of `batch` environments: all zeros."""
+        keys = self.frequencies
+        zeros = keys.new_zeros(batch, 1, 2 * keys.shape[1], self.width + 1, dtype=_wide(keys.dtype))
+        return MatrixState(zeros, zeros[:, 0, :0, :1])
+
+    def keys(self, places: Tensor) -> Tensor:
+        """f(p) [..., F] of places [..., P]."""
+        dtype = _wide(places.dtype)
+        angles = places.to(dtype) @ self.frequencies.to(dtype)
+        return torch.cat([angles.cos(), angles.sin()], -1) * self.frequencies.shape[1] ** -0.5
+
+    def forward(self, x: Tensor, state: MatrixState, reset: Tensor | None) -> tuple[Tensor, MatrixState]:
+        """x [B, T, N], reset [B, T] or None -> what was read [B, T, size], and the next state."""
+        rest = x[..., self.rest].to(self.value.weight.dtype)
+        value = nn.functional.pad(self.value(rest), (0, 1), value=1.0).to(state.matrix.dtype)
+        beta = 2 * torch.sigmoid(self.rate(rest)).to(state.matrix.dtype)
+        here, asked = self.keys(x[..., self.at])[:, :, None], self.keys(x[..., self.ask])
+        value, added = value[:, :, None], beta[..., None] * here
+        if x.shape[1] == 1:
+            matrix = state.matrix if reset is None else torch.where(reset[..., None, None], 0.0, state.matrix)
+            read = asked @ matrix
+            token = Token(torch.zeros_like(here), added, value, read=here)
+            _, matrix = step(token.each(lambda part: part[:, 0]), matrix)
+            return read.flatten(2), state._replace(matrix=matrix)
+
+        def tokens(reads: Tensor, writes: Tensor) -> Tensor:
+            """Of each step K tokens that read and write nothing, then one that writes."""
+            return torch.cat([reads, writes], 2).flatten(1, 2)[:, :, None]
+
+        still, starts = torch.zeros_like(asked), None
+        nothing = value.new_zeros(*asked.shape[:3], value.shape[-1])
+        token = Token(
+            tokens(asked, torch.zeros_like(here)),
+            tokens(still, added),
+            tokens(nothing, value),
+            read=tokens(still, here),
+        )
+        if reset is not None:
+            starts = nn.functional.pad(reset[..., None], (0, len(self.ask))).flatten(1)
+        read, matrix = recurrence(token, state.matrix, starts)
+        read = read[:, :, 0].unflatten(1, (-1, len(self.ask) + 1))[:, :, :-1]
+        return read.flatten(2), state._replace(matrix=matrix)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def parts(at: str, ask: Sequence[str] | str = (), **_: Any) -> list[str]:
+    """The names of the parts of observations that describe places: that of the agent, and those that are read."""
+    return [at, *([ask] if isinstance(ask, str) else ask or [at])]
+
+
+def build(numbers: int, indices: dict[str, list[int]], places: dict[str, Any] | None) -> PoseMemory | None:
+    """A memory of places for encoded observations of N = `numbers`, or None without a description.
+
+    indices: those of the parts of a Dict of observations that are numbers, by name. places: "at", the name of the part
+    that describes the place of the agent, P numbers; "ask", the parts that describe the places that are read, each P
+    numbers or [K, P], by default the place of the agent; and options of `PoseMemory`. Raises ConfigError for parts that
+    do not exist or do not fit, and for unknown options.
+    """
+    if not places:
+        return None
+    options = {key: value for key, value in places.items() if key not in ("at", "ask")}
+    try:
+        at, *names = parts(**places)
+        unknown = sorted({at, *names} - set(indices))
+        if unknown:
+            raise ConfigError(
+                f"places: the observation has no part {', '.join(map(repr, unknown))} of numbers; it has "
+                f"{', '.join(sorted(indices)) or 'none'}"
+            )
+        size = len(indices[at])
+        asked = [indices[one][first : first + size] for one in names for first in range(0, len(indices[one]), size)]
+        return PoseMemory(numbers, indices[at], asked, **options)
+    except TypeError as error:
+        raise ConfigError(f"places: {places} is no description of a memory of places: {error}") from error

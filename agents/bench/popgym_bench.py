@@ -47,15 +47,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 class Task(NamedTuple):
     """env, env_args: the id and the arguments of an environment. options: of the training, besides the preset's.
-    places: those of the memory "places", which is a memory of places and no other."""
+    places, wrappers: those of the memory "places", which is a memory of places and no other."""
 
     env: str
     env_args: dict[str, Any] = {}  # noqa: RUF012
     options: dict[str, Any] = {}  # noqa: RUF012
     places: dict[str, Any] = {}  # noqa: RUF012
+    wrappers: list[Any] = []  # noqa: RUF012
 
 
 PLACES = "tttstream/Revisit-v0", {"side": 4, "steps": 128, "scale": 1 / 128}
+BOARD = {"at": "pose", "ask": "grid", "width": 4}
+
+
+def board(*sides: int) -> list[Any]:
+    """Wrappers for a game on a board, whose observation is what is at the cell of the last action."""
+    return [{"PoseObservation": {"keys": "action", "period": 2 * max(sides), "waves": max(sides), "grid": list(sides)}}]
+
+
 READS = {"at": "here", "ask": "asked"}
 ENVS: dict[str, Task] = {
     **{
@@ -69,9 +78,10 @@ ENVS: dict[str, Task] = {
             "popgym-NoisyPositionOnlyCartPoleEasy-v0",
             "popgym-VelocityOnlyCartpoleEasy-v0",
             "popgym-ConcentrationEasy-v0",
-            "popgym-MineSweeperEasy-v0",
         )
     },
+    "popgym-MineSweeperEasy-v0": Task("popgym-MineSweeperEasy-v0", places=BOARD, wrappers=board(4, 4)),
+    "popgym-BattleshipEasy-v0": Task("popgym-BattleshipEasy-v0", places=BOARD, wrappers=board(8, 8)),
     "Revisit-4x4": Task(*PLACES, {}, READS),
     "Revisit-4x4-predict": Task(*PLACES, {"predict_coef": 1.0}, READS),
     "Revisit-8x8": Task(PLACES[0], {"side": 8, "steps": 512, "scale": 1 / 512}, {}, {**READS, "features": 512}),
@@ -93,6 +103,7 @@ def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
         **read("popgym"), **task.options, "env": task.env, "env_args": task.env_args, "seed": seed, "steps": steps,
         "lr": lr, "memory": "mlp" if memory == "places" else memory,
         "places": task.places if memory == "places" else {},
+        "wrappers": task.wrappers if memory == "places" else [],
         "dim": sizes(env)[memory][0], "heads": HEADS.get(memory, 1), "stop_return": 0.97, "checkpoint_every": 10,
     }  # fmt: skip
     return build(values, "the queue")
@@ -101,14 +112,16 @@ def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
 @functools.cache
 def sizes(env: str) -> dict[str, tuple[int, int]]:
     """For each memory (width, parameters of the policy); the parameters are as near as possible to ttt_linear."""
-    played = make(ENVS[env].env, env_args=ENVS[env].env_args)
+    task = ENVS[env]
 
     def count(memory: str, dim: int) -> int:
-        places = ENVS[env].places if memory == "places" else None
+        placed = memory == "places"
+        played = make(task.env, env_args=task.env_args, wrappers=task.wrappers if placed else [])
         policy = MemoryPolicy(
-            played.observation_space, played.action_space, "mlp" if memory == "places" else memory, dim=dim,
-            heads=HEADS.get(memory, 1), places=places,
+            played.observation_space, played.action_space, "mlp" if placed else memory, dim=dim,
+            heads=HEADS.get(memory, 1), places=task.places if placed else None,
         )  # fmt: skip
+        played.close()
         return sum(p.numel() for p in policy.parameters())
 
     target = count("ttt_linear", DIM)
@@ -117,7 +130,6 @@ def sizes(env: str) -> dict[str, tuple[int, int]]:
         counts = {dim: count(memory, dim) for dim in range(DIM // 2, DIM * 2, 4)}
         dim = min(counts, key=lambda one: abs(counts[one] - target))
         found[memory] = dim, counts[dim]
-    played.close()
     return found
 
 

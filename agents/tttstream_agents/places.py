@@ -3,6 +3,7 @@
 Letters: P numbers of a pose, F Fourier features of a pose, N numbers of a flat observation.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,13 +19,13 @@ Array = NDArray[np.floating[Any]]
 
 
 def fourier(pose: Any, period: float, waves: int = 0) -> Array:
-    """Sines and cosines of poses [..., P] -> [..., 2 * P * waves], periodic with `period`.
+    """Sines and cosines of poses [..., P] -> [..., 2 * P * waves], periodic with `period`; zeros for a NaN.
 
     waves: the largest number of waves in a period; 0 for period / 2, which is enough to distinguish whole numbers.
     """
     count = waves or max(1, int(period) // 2)
     angles = 2 * np.pi * np.asarray(pose, np.float64)[..., None] * np.arange(1, count + 1) / period
-    both = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    both = np.nan_to_num(np.concatenate([np.sin(angles), np.cos(angles)], -1))
     return both.reshape(*both.shape[:-2], -1)
 
 
@@ -32,7 +33,8 @@ class Odometry:
     """The pose [P] of an agent, read from info or from the environment, or summed up from the moves of its actions.
 
     keys: paths in info, with dots between their parts ("pose", "agent.x"); their values are concatenated. A path that
-        starts with "env." is an attribute of the unwrapped environment ("env.agent_pos").
+        starts with "env." is an attribute of the unwrapped environment ("env.agent_pos"). "action" is the last action,
+        for games whose observation is what was found where the agent acted; NaN before the first action.
     moves: {action: [P numbers]} or a list with an entry for each action; other actions do not change the pose.
     Give either keys or moves. Raises EnvError if a key is missing, ObservationError if a pose is not finite.
     """
@@ -53,45 +55,52 @@ class Odometry:
         """The pose at the start of an episode."""
         if self.moves:
             self.pose = np.zeros(len(next(iter(self.moves.values()))))
-        return self._read(env, info)
+        return self._read(env, info, None)
 
     def step(self, env: gym.Env[Any, Any], action: Any, info: dict[str, Any]) -> Array:
         """The pose after an action."""
         if self.moves:
             self.pose = self.pose + self.moves.get(int(np.asarray(action).item()), 0.0)
-        return self._read(env, info)
+        return self._read(env, info, action)
 
-    def _read(self, env: gym.Env[Any, Any], info: dict[str, Any]) -> Array:
+    def _read(self, env: gym.Env[Any, Any], info: dict[str, Any], action: Any) -> Array:
         if self.keys:
-            self.pose = np.concatenate([self._part(env, info, key) for key in self.keys])
-        if not np.isfinite(self.pose).all():
-            raise ObservationError(f"the pose is not finite: {self.pose}")
+            self.pose = np.concatenate([self._part(env, info, key, action) for key in self.keys])
         return self.pose
 
     @staticmethod
-    def _part(env: gym.Env[Any, Any], info: dict[str, Any], key: str) -> Array:
+    def _part(env: gym.Env[Any, Any], info: dict[str, Any], key: str, action: Any) -> Array:
         first, *rest = key.split(".")
+        if key == "action":
+            count = math.prod(env.action_space.shape or ())
+            return np.full(count, np.nan) if action is None else np.asarray(action, np.float64).ravel()
         found: Any = env.unwrapped if first == "env" else info
         try:
             for name in rest if first == "env" else [first, *rest]:
                 found = found[name] if isinstance(found, Mapping) else getattr(found, name)
-            return np.asarray(found, np.float64).ravel()
+            pose = np.asarray(found, np.float64).ravel()
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             known = ", ".join(map(str, info)) or "nothing"
             raise EnvError(
-                f"there is no pose {key!r}: info has {known}; 'env.NAME' is an attribute of the environment"
+                f"there is no pose {key!r}: info has {known}; 'env.NAME' is an attribute of the environment, 'action' "
+                "the last action"
             ) from error
+        if not np.isfinite(pose).all():
+            raise ObservationError(f"the pose {key!r} is not finite: {pose}")
+        return pose
 
 
 class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Adds the Fourier features of the agent's pose to the observation, under "pose": keys for a memory of places.
 
     Observations become a Dict {"observation": the one of env, "pose": Box [F]}; a Dict gets the second entry. With
-    `around` they also have "around": Box [K, F], the features of K poses near that of the agent, for a memory of places
-    to read (`train --places at=pose ask=around`).
+    `around` they also have "around": Box [K, F], the features of K poses near that of the agent, with `grid` "grid":
+    those of all cells of a grid. A memory of places can read them (`train --places at=pose ask=around`). Before the
+    first action, the pose of the key "action" has zeros as its features.
 
     keys, moves: the source of the pose, see `Odometry`. period: poses that differ by this much have the same features.
-    waves: the number of waves, see `fourier`. around: offsets [K, P]; None for no such part.
+    waves: the number of waves, see `fourier`. around: offsets [K, P]. grid: the number of cells in each of P
+    dimensions, at whole numbers from 0.
     """
 
     def __init__(
@@ -102,9 +111,10 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         period: float = 32.0,
         waves: int = 16,
         around: Sequence[Sequence[float]] | None = None,
+        grid: Sequence[int] | None = None,
     ) -> None:
         gym.utils.RecordConstructorArgs.__init__(
-            self, keys=keys, moves=moves, period=period, waves=waves, around=around
+            self, keys=keys, moves=moves, period=period, waves=waves, around=around, grid=grid
         )
         gym.Wrapper.__init__(self, env)
         if period <= 0 or waves < 1:
@@ -115,8 +125,15 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"observation": seen}
         parts["pose"] = spaces.Box(-1.0, 1.0, (2 * size * waves,), np.float32)
         self.around = None if around is None else offsets(around, size)
-        if self.around is not None:
-            parts["around"] = spaces.Box(-1.0, 1.0, (len(self.around), 2 * size * waves), np.float32)
+        self.grid = None
+        if grid is not None:
+            if len(grid) != size or min(grid) < 1:
+                raise EnvError(f"expected a grid of {size} sizes of at least 1, got {grid!r}")
+            cells = np.moveaxis(np.indices(tuple(grid)), 0, -1).reshape(-1, size)
+            self.grid = fourier(cells, period, waves).astype(np.float32)
+        for name, found in (("around", self.around), ("grid", self.grid)):
+            if found is not None:
+                parts[name] = spaces.Box(-1.0, 1.0, (len(found), 2 * size * waves), np.float32)
         self.observation_space = spaces.Dict(parts)
 
     def _with(self, obs: Any, pose: Array) -> Any:
@@ -124,6 +141,8 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         parts["pose"] = fourier(pose, self.period, self.waves).astype(np.float32)
         if self.around is not None:
             parts["around"] = fourier(pose + self.around, self.period, self.waves).astype(np.float32)
+        if self.grid is not None:
+            parts["grid"] = self.grid
         return parts
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -159,9 +178,10 @@ class PlaceMap:
         self.weights = np.zeros((len(self.turns.T) * 2, numbers + 1))
 
     def key(self, pose: Any) -> Array:
-        """Unit keys [..., F] of poses [..., P]: their product is about exp(-distance² / (2 scale²))."""
+        """Unit keys [..., F] of poses [..., P]: their product is about exp(-distance² / (2 scale²)); zeros for
+        a NaN, for which nothing is learned."""
         angles = np.asarray(pose, np.float64) @ self.turns
-        both = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+        both = np.nan_to_num(np.concatenate([np.sin(angles), np.cos(angles)], -1))
         return both / np.sqrt(self.turns.shape[1])
 
     def write(self, pose: Any, value: Any) -> None:

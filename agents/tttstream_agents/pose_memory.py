@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tttstream.errors import ConfigError
 from tttstream.memory.matrix import MatrixState, linear
-from tttstream.memory.recurrence import Token, recurrence, step
+from tttstream.memory.recurrence import Token, answers
 
 
 class PoseMemory(nn.Module):
@@ -84,31 +84,9 @@ class PoseMemory(nn.Module):
         rest = x[..., self.rest].to(self.value.weight.dtype)
         value = nn.functional.pad(self.value(rest), (0, 1), value=1.0).to(state.matrix.dtype)
         beta = 2 * torch.sigmoid(self.rate(rest)).to(state.matrix.dtype)
-        here, asked = self.keys(x[..., self.at])[:, :, None], self.keys(x[..., self.ask])
-        value, added = value[:, :, None], beta[..., None] * here
-        if x.shape[1] == 1:
-            matrix = state.matrix if reset is None else torch.where(reset[..., None, None], 0.0, state.matrix)
-            read = asked @ matrix
-            token = Token(torch.zeros_like(here), added, value, read=here)
-            _, matrix = step(token.each(lambda part: part[:, 0]), matrix)
-            return read.flatten(2), state._replace(matrix=matrix)
-
-        def tokens(reads: Tensor, writes: Tensor) -> Tensor:
-            """Of each step K tokens that read and write nothing, then one that writes."""
-            return torch.cat([reads, writes], 2).flatten(1, 2)[:, :, None]
-
-        still, starts = torch.zeros_like(asked), None
-        nothing = value.new_zeros(*asked.shape[:3], value.shape[-1])
-        token = Token(
-            tokens(asked, torch.zeros_like(here)),
-            tokens(still, added),
-            tokens(nothing, value),
-            read=tokens(still, here),
-        )
-        if reset is not None:
-            starts = nn.functional.pad(reset[..., None], (0, len(self.ask))).flatten(1)
-        read, matrix = recurrence(token, state.matrix, starts)
-        read = read[:, :, 0].unflatten(1, (-1, len(self.ask) + 1))[:, :, :-1]
+        here, asked = self.keys(x[..., self.at])[:, :, None], self.keys(x[..., self.ask])[:, :, None]
+        token = Token(torch.zeros_like(here), beta[..., None] * here, value[:, :, None], read=here)
+        read, matrix = answers(asked, token, state.matrix, reset)
         return read.flatten(2), state._replace(matrix=matrix)
 
 

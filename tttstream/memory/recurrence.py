@@ -94,6 +94,29 @@ def recurrence(
         return cut.unpack(chunks.read(*found)), state
 
 
+def answers(asked: Tensor, token: Token, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The answers a S [B, T, H, K, Dv] to K queries a at each token, before that token is learned, and the state after
+    the call.
+
+    asked: [B, T, H, K, Dk]. token: without a decay; its q is not used. state, reset: see `recurrence`.
+    """
+    token = token.each(lambda part: cast(state.dtype, part)[0])
+    asked = cast(state.dtype, asked)[0]
+    rows, tokens, _, queries, _ = asked.shape
+    with full_precision(state.device.type):
+        if tokens == 1:
+            if reset is not None:
+                state = torch.where(reset[..., None, None], 0.0, state)
+            return (asked[:, 0] @ state)[:, None], step(token.each(lambda part: part[:, 0]), state)[1]
+        cut = plan(rows, tokens, min(tokens, CHUNK), None, reset, None, state.device)
+        chunks = prepare(token.each(cut.pack))
+        starts, written, state = walk(cut, state, chunks)
+        packed = cut.pack(asked.flatten(3)).unflatten(2, (queries, -1)).transpose(1, 2)  # [n, K, C, Dk]
+        earlier = (packed @ chunks.away[:, None]).tril(-1)
+        found = earlier @ written[:, None] + packed @ starts[:, None]
+        return cut.unpack(found.transpose(1, 2).flatten(2)).unflatten(3, (queries, -1)), state
+
+
 def step(token: Token, state: Tensor) -> tuple[Tensor, Tensor]:
     """One token a row: tokens [B, H, Dk] and [B, H, Dv], state [B, H, Dk, Dv] -> (o [B, H, Dv], the next state)."""
     q, k, v, decay, read, erase = token

@@ -112,7 +112,8 @@ def main() -> int:
             config = read_config(folder)
             steps = read_checkpoint(folder / CHECKPOINT)["updates"] * config.rollout * config.n_envs
             setting = f"{trained_at(config)}, {steps // 1000}k in all | {config.period if config.positions else 'no'}"
-            lines.append(f"| {config.env} | {config.memory} | {config.seed} | {setting} | {' | '.join(cells)} |")
+            memory = f"{config.memory} and places" if config.places else config.memory
+            lines.append(f"| {config.env} | {memory} | {config.seed} | {setting} | {' | '.join(cells)} |")
             print(lines[-1], file=sys.stderr, flush=True)
             with TextFile(args.docs / f"{args.name}.md") as file:
                 file.write("\n".join([*lines, ""]))

@@ -57,7 +57,7 @@ class Task(NamedTuple):
 
 
 PLACES = "tttstream/Revisit-v0", {"side": 4, "steps": 128, "scale": 1 / 128}
-BOARD = {"at": "pose", "ask": "grid", "width": 4}
+BOARD = {"at": "pose", "ask": "grid", "width": 4, "features": 64}
 
 
 def board(*sides: int) -> list[Any]:
@@ -81,7 +81,9 @@ ENVS: dict[str, Task] = {
         )
     },
     "popgym-MineSweeperEasy-v0": Task("popgym-MineSweeperEasy-v0", places=BOARD, wrappers=board(4, 4)),
-    "popgym-BattleshipEasy-v0": Task("popgym-BattleshipEasy-v0", places=BOARD, wrappers=board(8, 8)),
+    "popgym-BattleshipEasy-v0": Task(
+        "popgym-BattleshipEasy-v0", places={**BOARD, "features": 256}, wrappers=board(8, 8)
+    ),
     "Revisit-4x4": Task(*PLACES, {}, READS),
     "Revisit-4x4-predict": Task(*PLACES, {"predict_coef": 1.0}, READS),
     "Revisit-8x8": Task(PLACES[0], {"side": 8, "steps": 512, "scale": 1 / 512}, {}, {**READS, "features": 512}),

@@ -24,7 +24,7 @@ BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 NESTED = spaces.Dict(
     {
         "a": spaces.Box(0, 255, (12, 12, 3), np.uint8), "action_mask": spaces.MultiBinary(3),
-        "b": spaces.Tuple((spaces.Discrete(4, start=1), spaces.MultiBinary(2))),
+        "b": spaces.Tuple((spaces.Discrete(4, start=1), spaces.MultiBinary(2))), "c": BOX,
     }
 )  # fmt: skip
 
@@ -81,7 +81,7 @@ def check(policy: MemoryPolicy, folder: Path, masked: bool = False, batch: int =
             inputs |= {"action_mask": mask} if masked else {}
             assert list(inputs) == list(described["inputs"])
             best, logits, value, kept = run(inputs)
-            batched: Any = {key: seen.get(f"observation.{key}") for key in ("a",)}
+            batched: Any = {key: seen.get(f"observation.{key}") for key in ("a", "c")}
             obs = next(iter(seen.values())) if space is not NESTED else {
                 **batched, "b": (seen["observation.b.0"], seen["observation.b.1"]), "action_mask": mask,
             }  # fmt: skip
@@ -112,9 +112,11 @@ def test_every_memory(memory: str, tmp_path: Path) -> None:
     check(MemoryPolicy(BOX, spaces.Discrete(3), memory, dim=8, heads=2, options=options), tmp_path)
 
 
-def test_nested_observations_masks_and_rewards(tmp_path: Path) -> None:
+def test_nested_observations_masks_rewards_and_places(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    check(MemoryPolicy(NESTED, spaces.Discrete(3), dim=8, previous_reward=True, depth=2), tmp_path, masked=True)
+    places = {"at": "c", "width": 3, "features": 16}
+    policy = MemoryPolicy(NESTED, spaces.Discrete(3), dim=8, previous_reward=True, depth=2, places=places)
+    check(policy, tmp_path, masked=True)
 
 
 def test_continuous_actions_are_clipped_at_their_bounds(tmp_path: Path) -> None:

@@ -57,12 +57,20 @@ def each(function: Any, *obs: Any) -> Any:
     return function(*obs)
 
 
+def test_training_with_a_memory_of_places_equals_acting() -> None:
+    places = {"at": "a", "width": 3, "features": 16}
+    check_parity(OBSERVATIONS[2], ACTIONS[0], build(OBSERVATIONS[2], ACTIONS[0], memory="mlp", places=places))
+
+
 @pytest.mark.parametrize("memory", ["ttt_linear", "lstm", "window"])
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda space: type(space).__name__)
 @pytest.mark.parametrize("observation", OBSERVATIONS, ids=lambda space: type(space).__name__)
 def test_training_equals_acting(observation: Any, action: Any, memory: str) -> None:
+    check_parity(observation, action, build(observation, action, memory=memory))
+
+
+def check_parity(observation: Any, action: Any, module: Any) -> None:
     """Step by step with the state that comes back, and sequences of 11 and of 4 steps from the states before them."""
-    module = build(observation, action, memory=memory)
     observation.seed(0)
     start = torch.as_tensor(module.get_initial_state()["memory"])
     assert not bool(start.any())

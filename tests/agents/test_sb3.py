@@ -113,6 +113,19 @@ def test_every_bounded_memory(memory: str) -> None:
     check_first_ratio(made)
 
 
+def test_a_memory_of_places(tmp_path: Path) -> None:
+    tiny = {**TINY, "memory": "mlp", "options": {}, "places": {"at": "a", "width": 3}}
+    made = model("TTTMultiInputPolicy", lambda: Noise(OBSERVATIONS["TTTMultiInputPolicy"], ACTIONS[0]), tiny=tiny)
+    assert made.policy.trunk.places.at == [0, 1, 2]
+    collect(made)
+    check_first_ratio(made)
+    made.save(tmp_path / "made")
+    again = RecurrentPPO.load(tmp_path / "made")
+    torch.testing.assert_close(again.policy.trunk.places.frequencies, made.policy.trunk.places.frequencies)
+    with pytest.raises(ConfigError, match="has no part 'a' of numbers; it has none"):
+        model("TTTPolicy", lambda: Noise(BOX, ACTIONS[0]), tiny=tiny)
+
+
 @pytest.mark.parametrize("kwargs", [{"use_sde": True}, {"sde_sample_freq": 4, "use_sde": True, "n_steps": 9}])
 def test_state_dependent_exploration(kwargs: dict[str, Any]) -> None:
     made = model("TTTPolicy", lambda: Noise(BOX, ACTIONS[3]), tiny={**TINY, "net_arch": [8]}, **kwargs)

@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     from torchrl.objectives import ClipPPOLoss
     from torchrl.objectives.value import GAE
 
+    from tttstream_agents.pose_memory import PoseMemory
     from tttstream_agents.torchrl import TTTModule, state_values
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -56,10 +57,13 @@ def collect(make_env: Any, op: Any, steps: int = 30, n_envs: int = 3, rollouts: 
     return data
 
 
-@pytest.mark.parametrize("memory", ["ttt_linear", "ttt_mlp", "gru", "lstm", "window", "framestack"])
+@pytest.mark.parametrize("memory", ["ttt_linear", "ttt_mlp", "gru", "lstm", "window", "framestack", "places"])
 def test_recurrent_mode_equals_the_collector(script: Any, memory: str) -> None:
     """Episodes end inside the rows; segments of 10 of 30 steps start from the states that the collector kept."""
-    op = operator(2, memory=memory)
+    if memory == "places":
+        op = operator(2, memory="mlp", places=PoseMemory(2, [0], [[0]], width=3, features=16))
+    else:
+        op = operator(2, memory=memory)
     data = collect(script, op)
     assert int(data["is_init"].sum()) > 15
     assert not bool(data["memory"][data["is_init"].squeeze(-1)].any())

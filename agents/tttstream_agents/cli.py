@@ -103,6 +103,8 @@ def build_parser() -> argparse.ArgumentParser:
     probe.add_argument("--lr", type=float, default=3e-3, help="largest learning rate (0.003)")
     probe.add_argument("--env-args", nargs="+", action=_Arguments, default={}, metavar="KEY=VALUE",
                        help="arguments of the environment")  # fmt: skip
+    probe.add_argument("--places", nargs="+", action=_Arguments, default={}, metavar="KEY=VALUE",
+                       help="also score a memory of places, as in `train`")  # fmt: skip
     probe.add_argument("--wrappers", type=_json(list), default=[], metavar="JSON", help="wrappers of the environment")
     probe.add_argument("--out", help="also write the scores to this file, as JSON")
     probe.add_argument("--quiet", action="store_true", help="print no progress")
@@ -265,7 +267,7 @@ def _probe(args: argparse.Namespace) -> int:
         lambda: make(args.env, None, args.env_args, args.wrappers), args.target, args.memories, seeds=args.seeds,
         steps=args.steps, sequences=args.sequences, updates=args.updates, batch=args.batch, lr=args.lr, dim=args.dim,
         heads=args.heads, gate=args.gate, positions=not args.no_positions,
-        period=args.period, quiet=args.quiet,
+        period=args.period, places=args.places, quiet=args.quiet,
     )  # fmt: skip
     print(table(result))
     if args.out:

@@ -22,6 +22,8 @@ from tttstream_agents.policy import MemoryPolicy
 
 NONE = -1
 """The class of a step without a label."""
+PLACES = "places"
+"""The name of a memory of places in the scores."""
 BINS, MOST_CLASSES, MOST_COUNT = 8, 64, 15
 
 
@@ -120,14 +122,17 @@ def described(text: str) -> tuple[str, dict[str, Any]]:
 def fit(
     memory: str, space: spaces.Space[Any], train: tuple[Data, Tensor], test: tuple[Data, Tensor], *,
     seed: int, updates: int, batch: int, lr: float, dim: int, heads: int, gate: bool = False, positions: bool = True,
-    period: int = 1024, on_update: Callable[[], Any] = lambda: None,
+    period: int = 1024, places: dict[str, Any] | None = None, on_update: Callable[[], Any] = lambda: None,
 ) -> Score:  # fmt: skip
-    """Train a memory (see `described`) on the labels of sequences (see `labels`), and score it on other sequences."""
+    """Train a memory (see `described`) on the labels of sequences (see `labels`), and score it on other sequences.
+
+    memory: with "places" the policy has a memory of places, described by the argument of this name, and no other.
+    """
     torch.manual_seed(seed)
-    name, options = described(memory)
+    name, options = ("mlp", {}) if memory == PLACES else described(memory)
     policy = MemoryPolicy(
         space, spaces.Discrete(train[1].shape[-1]), name, dim=dim, heads=heads, previous_action=False, options=options,
-        gate=gate, positions=positions, period=period,
+        gate=gate, positions=positions, period=period, places=places if memory == PLACES else None,
     )  # fmt: skip
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=updates + 1, pct_start=0.1)
@@ -163,15 +168,17 @@ def probe(
     make_env: Callable[[], gym.Env[Any, Any]], target: str = "answer", memories: Sequence[str] = ("ttt_linear", "gru"),
     *, seeds: int = 1, steps: int = 128, sequences: int = 512, updates: int = 400, batch: int = 16, lr: float = 3e-3,
     dim: int = 64, heads: int = 2, gate: bool = False, positions: bool = True, period: int = 1024,
-    quiet: bool = True,
+    places: dict[str, Any] | None = None, quiet: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Score memories on a target. Returns {"target", "classes", "chance": {accuracy, loss}, "scores": [...]}.
 
     target: see `labels`. memories: see `described`. steps, sequences: T and S of the training set; the test set has a
-    quarter of S. gate, positions, period: of the policies. Raises TrainingError if no step has a label.
+    quarter of S. gate, positions, period: of the policies. places: also score a memory of places, see `MemoryPolicy`, as
+    "places". Raises TrainingError if no step has a label.
     """
     for memory in memories:
         described(memory)
+    memories = [*memories, *[PLACES] * bool(places)]
     for name, value in (("seeds", seeds), ("steps", steps), ("updates", updates), ("batch", batch)):
         if value < 1:
             raise TrainingError(f"{name} must be at least 1, got {value}")
@@ -199,7 +206,7 @@ def probe(
                     fit(
                         memory, space, sets[0], sets[1], seed=seed, updates=updates, batch=batch, lr=lr,
                         dim=dim, heads=heads, gate=gate, positions=positions, period=period,
-                        on_update=bar.update,
+                        places=places, on_update=bar.update,
                     )
                 )  # fmt: skip
     return {

@@ -227,3 +227,12 @@ def test_the_last_action_is_a_pose_and_nothing_is_learned_before_it() -> None:
     assert again[-1] == pytest.approx(1.0)
     with pytest.raises(EnvError, match="a grid of 2 sizes"):
         make("popgym-MineSweeperEasy-v0", wrappers=[{"PoseObservation": {**board, "grid": [4]}}])
+
+
+def test_the_probe_scores_a_memory_of_places(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "tttstream/Revisit-v0 --memories mlp --steps 48 --sequences 32 --updates 60 --lr 0.01 --dim 32 --quiet"
+    assert main(["probe", *words.split(" "), "--env-args", "side=4", "--places", "at=here", "ask=asked"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    accuracy = {row[0]: float(row[-2]) for row in rows}
+    assert accuracy["places"] > 0.9
+    assert accuracy["mlp"] < 0.5

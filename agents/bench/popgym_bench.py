@@ -47,13 +47,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 class Task(NamedTuple):
     """env, env_args: the id and the arguments of an environment. options: of the training, besides the preset's.
-    places, wrappers: those of the memory "places", which is a memory of places and no other."""
+    wrappers: of the environment. places, poses: the description of places and the wrappers for it, for the memory
+    "places", which is a memory of places and no other."""
 
     env: str
     env_args: dict[str, Any] = {}  # noqa: RUF012
     options: dict[str, Any] = {}  # noqa: RUF012
     places: dict[str, Any] = {}  # noqa: RUF012
     wrappers: list[Any] = []  # noqa: RUF012
+    poses: list[Any] = []  # noqa: RUF012
+
+    def wrapped(self, memory: str) -> list[Any]:
+        """The wrappers for a memory."""
+        return [*self.wrappers, *(self.poses if memory == "places" else [])]
 
 
 PLACES = "tttstream/Revisit-v0", {"side": 4, "steps": 128, "scale": 1 / 128}
@@ -80,14 +86,16 @@ ENVS: dict[str, Task] = {
             "popgym-ConcentrationEasy-v0",
         )
     },
-    "popgym-MineSweeperEasy-v0": Task("popgym-MineSweeperEasy-v0", places=BOARD, wrappers=board(4, 4)),
+    "popgym-MineSweeperEasy-v0": Task("popgym-MineSweeperEasy-v0", places=BOARD, poses=board(4, 4)),
     "popgym-BattleshipEasy-v0": Task(
-        "popgym-BattleshipEasy-v0", places={**BOARD, "features": 256}, wrappers=board(8, 8)
+        "popgym-BattleshipEasy-v0", places={**BOARD, "features": 256}, poses=board(8, 8)
     ),
     "Revisit-4x4": Task(*PLACES, {}, READS),
     "Revisit-4x4-predict": Task(*PLACES, {"predict_coef": 1.0}, READS),
     "Revisit-8x8": Task(PLACES[0], {"side": 8, "steps": 512, "scale": 1 / 512}, {}, {**READS, "features": 512}),
-    "MiniGrid-MemoryS7-view3": Task("MiniGrid-MemoryS7-v0", {"agent_view_size": 3}),
+    "MiniGrid-MemoryS7-view3": Task(
+        "MiniGrid-MemoryS7-v0", {"agent_view_size": 3}, wrappers=[{"SomeActions": {"keep": [0, 1, 2]}}]
+    ),
 }  # fmt: skip
 """By name. Revisit-4x4: 0.88 is perfect, -0.44 is chance."""
 MEMORIES = ("places", "ttt", "ttt_linear", "ttt_mlp", "kernel_delta", "gru", "lstm", "window", "framestack", "mlp")
@@ -105,7 +113,7 @@ def config(env: str, memory: str, seed: int, steps: int, lr: float) -> Config:
         **read("popgym"), **task.options, "env": task.env, "env_args": task.env_args, "seed": seed, "steps": steps,
         "lr": lr, "memory": "mlp" if memory == "places" else memory,
         "places": task.places if memory == "places" else {},
-        "wrappers": task.wrappers if memory == "places" else [],
+        "wrappers": task.wrapped(memory),
         "dim": sizes(env)[memory][0], "heads": HEADS.get(memory, 1), "stop_return": 0.97, "checkpoint_every": 10,
     }  # fmt: skip
     return build(values, "the queue")
@@ -118,7 +126,7 @@ def sizes(env: str) -> dict[str, tuple[int, int]]:
 
     def count(memory: str, dim: int) -> int:
         placed = memory == "places"
-        played = make(task.env, env_args=task.env_args, wrappers=task.wrappers if placed else [])
+        played = make(task.env, env_args=task.env_args, wrappers=task.wrapped(memory))
         policy = MemoryPolicy(
             played.observation_space, played.action_space, "mlp" if placed else memory, dim=dim,
             heads=HEADS.get(memory, 1), places=task.places if placed else None,

@@ -23,7 +23,7 @@ import torch
 
 from tttstream.io.outputs import TextFile
 from tttstream_agents.envs import make
-from tttstream_agents.probe import probe
+from tttstream_agents.probe import PLACES, probe
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,22 +41,29 @@ MEMORIES = (
     "lstm",
 )  # fmt: skip
 GATED = ("ttt", "ttt_linear", "gru")
+BOARD = {"PoseObservation": {"keys": "action", "period": 8, "waves": 4, "grid": [4, 4]}}
+PLACED: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "MineSweeperEasy": ([BOARD], {"at": "pose", "ask": "grid", "width": 4, "features": 64}),
+    "Revisit-4x4": ([], {"at": "here", "ask": "asked"}),
+}
+"""The environments in which a memory of places is scored, with their wrappers and the description of places."""
 HEADS, AT_ONCE = 4, 3
 """AT_ONCE: memories between two savings."""
 
 
 def columns() -> dict[str, tuple[str, bool]]:
     """By title: a memory and whether it has a gate."""
-    plain = {name.replace(":mini_batch=1", ", K = 1"): (name, False) for name in MEMORIES}
+    plain = {name.replace(":mini_batch=1", ", K = 1"): (name, False) for name in (PLACES, *MEMORIES)}
     return plain | {f"{name}, gate": (name, True) for name in GATED}
 
 
 def measure(env: str, memories: list[str], gate: bool, settings: dict[str, Any]) -> dict[str, Any]:
     """The record of some memories in one environment."""
     began, (name, arguments) = time.process_time(), ENVS[env]
+    wrappers, places = PLACED[env] if memories == [PLACES] else ([], None)
     found = probe(
-        functools.partial(make, name, env_args=arguments), memories=memories, heads=HEADS, gate=gate, quiet=False,
-        **settings,
+        functools.partial(make, name, env_args=arguments, wrappers=wrappers), heads=HEADS, gate=gate, quiet=False,
+        memories=[] if places else memories, places=places, **settings,
     )  # fmt: skip
     return {
         "env": env, **found, "gate": gate, "settings": settings, "cpu_s": round(time.process_time() - began, 1),
@@ -91,8 +98,10 @@ def report(records: list[dict[str, Any]], settings: dict[str, Any], page: Path) 
         f"heads, one seed; one CPU thread of a busy machine; {max(r['date'] for r in mine)}). The mean is over all "
         "labelled steps. The label is the action with the highest reward; if several actions have it, each is right. "
         "`frequencies`: always the action that is right most often. K = 1: a mini-batch of one token; the default is "
-        "16. gate: `train --gate`. Equal width, not equal parameters (in the first "
-        f"row: {sizes}). Command: `python agents/bench/probes.py`; {sum(r['cpu_s'] for r in mine):.0f} CPU seconds.",
+        "16. places: a memory of places and no other (`--places`); in MineSweeper these are the cells of the board, "
+        "and the place of the agent is that of its last action. gate: `train --gate`. Equal width, not equal "
+        f"parameters (in the first row: {sizes}). Command: `python agents/bench/probes.py`; "
+        f"{sum(r['cpu_s'] for r in mine):.0f} CPU seconds.",
         "",
         f"| environment | frequencies | {' | '.join(titles)} |",
         f"|---|---|{'---|' * len(titles)}",
@@ -126,7 +135,10 @@ def main() -> int:
 
     def left(env: str, gate: bool) -> list[str]:
         known = scored([record for record in load() if record["settings"] == settings])
-        return [name for name, gated in columns().values() if gated == gate and (env, name, gate) not in known]
+        names = [name for name, gated in columns().values() if gated == gate and (env, name, gate) not in known]
+        if PLACES in names and env in PLACED:
+            return [PLACES]  # alone, since its wrappers change the observations
+        return [name for name in names if name != PLACES]
 
     for env, gate in ((env, gate) for gate in (False, True) for env in args.envs):
         while (some := left(env, gate)[:AT_ONCE]) and time.monotonic() < until:

@@ -11,10 +11,10 @@ from tttstream import __version__
 if TYPE_CHECKING:
     from tttstream_agents.checkpoint import load_policy
     from tttstream_agents.config import Config
-    from tttstream_agents.lengths import ResetOptions, SampledTimeLimit
     from tttstream_agents.places import MapObservation, PoseObservation
     from tttstream_agents.policy import MemoryPolicy
     from tttstream_agents.reader import MemoryReader, pretrain
+    from tttstream_agents.settings import ResetOptions, SampledTimeLimit, SomeActions
     from tttstream_agents.trunk import PolicyState
     from tttstream_agents.wrappers import (
         ActionMaskObservation,
@@ -32,8 +32,9 @@ _MODULE_OF = {
     "MemoryReader": "reader",
     "PolicyState": "trunk",
     "PoseObservation": "places",
-    "ResetOptions": "lengths",
-    "SampledTimeLimit": "lengths",
+    "ResetOptions": "settings",
+    "SampledTimeLimit": "settings",
+    "SomeActions": "settings",
     "SurpriseReward": "wrappers",
     "SurpriseVectorReward": "wrappers",
     "TTTMemoryObservation": "wrappers",
@@ -52,6 +53,7 @@ __all__ = [
     "PoseObservation",
     "ResetOptions",
     "SampledTimeLimit",
+    "SomeActions",
     "SurpriseReward",
     "SurpriseVectorReward",
     "TTTMemoryObservation",

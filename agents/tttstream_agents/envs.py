@@ -33,7 +33,7 @@ INSTALL = {
 }  # fmt: skip
 """The arguments of pip install for them. memory-gym pins an old gymnasium, but works with new ones."""
 
-WRAPPERS = ["gymnasium.wrappers", *(f"tttstream_agents.{one}" for one in ("wrappers", "places", "lengths"))]
+WRAPPERS = ["gymnasium.wrappers", *(f"tttstream_agents.{one}" for one in ("wrappers", "places", "settings"))]
 
 
 def tree(function: Callable[..., Any], obs: Any, *others: Any) -> Any:

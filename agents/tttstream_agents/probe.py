@@ -173,7 +173,7 @@ def probe(
     """Score memories on a target. Returns {"target", "classes", "chance": {accuracy, loss}, "scores": [...]}.
 
     target: see `labels`. memories: see `described`. steps, sequences: T and S of the training set; the test set has a
-    quarter of S. gate, positions, period: of the policies. places: also score a memory of places, see `MemoryPolicy`, as
+    quarter of S. gate, positions, period: of the policies. places: also score a memory of places (`MemoryPolicy`) as
     "places". Raises TrainingError if no step has a label.
     """
     for memory in memories:

@@ -1,17 +1,19 @@
-"""Card games without an end, and episodes of drawn lengths."""
+"""Card games without an end; wrappers for lengths of episodes, options of resets and fewer actions."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
-from tttstream_agents import SampledTimeLimit
+from tttstream_agents import ResetOptions, SampledTimeLimit, SomeActions
 from tttstream_agents.cards import Repeat
 from tttstream_agents.envs import make
-from tttstream_agents.errors import EnvError
+from tttstream_agents.errors import EnvError, SpaceError
 
 
 @pytest.mark.parametrize(("name", "back"), [("First", 0), ("Previous", 4)])
@@ -71,3 +73,44 @@ def test_wrong_numbers_are_named() -> None:
         make("tttstream/RepeatFirst-v0", wrappers=[{"SampledTimeLimit": {"low": 9, "high": 3}}])
     with pytest.raises(EnvError, match="from 0"):
         make("tttstream/RepeatFirst-v0", env_args={"back": -1})
+
+
+class Told(gym.Env[Any, Any]):
+    """Tells the options of its last reset and its last action; of actions 1 to 4, the odd ones are legal."""
+
+    observation_space = spaces.Box(0, 9, (1,), np.float32)
+    action_space: Any = spaces.Discrete(4, start=1)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {"options": options}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        return np.zeros(1, np.float32), float(action), False, False, {}
+
+    def action_masks(self) -> Any:
+        return np.array([True, False, True, False])
+
+
+def test_every_reset_has_the_options() -> None:
+    env = ResetOptions(Told(), {"depth": 3, "width": 1})
+    assert env.reset(seed=0)[1]["options"] == {"depth": 3, "width": 1}
+    assert env.reset(options={"width": 2})[1]["options"] == {"depth": 3, "width": 2}
+
+
+def test_some_actions_are_kept_with_their_masks() -> None:
+    env = SomeActions(Told(), keep=[4, 1])
+    assert env.action_space == spaces.Discrete(2)
+    assert env.reset(seed=0)[1]["action_mask"].tolist() == [False, True]
+    assert [env.step(action)[1] for action in (0, 1)] == [4.0, 1.0]
+    assert env.step(0)[4]["action_mask"].tolist() == [False, True]
+    plain = SomeActions(Repeat(), keep=[1, 2])
+    assert "action_mask" not in plain.reset(seed=0)[1]
+    for keep in ([0, 1], [1, 1], [], [5]):
+        with pytest.raises(EnvError, match="expected different actions"):
+            SomeActions(Told(), keep=keep)
+    boxed = Told()
+    boxed.action_space = spaces.Box(0, 1, (2,), np.float32)
+    with pytest.raises(SpaceError, match="needs a Discrete action space"):
+        SomeActions(boxed, keep=[0])

@@ -140,6 +140,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=args.browser, args=["--no-sandbox"])
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "events"
         out, seconds, only = args.out, args.seconds, args.only
+        out.mkdir(parents=True, exist_ok=True)
         if only in (None, "map"):
             with watched("map", ["places"], seconds, events=folder) as url:
                 picture(browser, url, out / "live.webp", 8, DESKTOP)

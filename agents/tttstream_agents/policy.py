@@ -43,7 +43,7 @@ class MemoryPolicy(Trunk):
         only in `observe`, which training calls after each update, so that `act` and `evaluate` agree.
     gate: a gate around each memory that starts near the identity (GTrXL), instead of a sum.
     places: a memory of places: {"at": a part of a Dict of observations, "ask": parts, ...}, see
-        `tttstream_agents.pose_memory`. What it reads is added to the observation.
+        `tttstream_agents.pose_memory`. What it reads replaces the parts "ask".
     auxiliary: losses for `learn_from`: rebuild, predict, keep; see `tttstream_agents.auxiliary`.
 
     The policy has no state of its own. The state is an argument and a result of every call: a `State` of tttstream,

@@ -21,7 +21,8 @@ class PoseMemory(nn.Module):
     S += beta f(p)^T ([v, 1] - f(p) S), read as f(p') S. p describes the place of the agent, p' one that is read, and v
     is a projection of the observation without its places. f(p) are random Fourier features of p, of length 1, so that
     beta = 1 stores v exactly: `tttstream.memory.KernelDelta` with keys that are given. The last number that is read
-    is 1 for a place that was observed, and about 0 for others. The state is all zeros at the start of an episode.
+    is 1 for a place that was observed, and about 0 for others. What is read replaces the descriptions of the places
+    that are read. The state is all zeros at the start of an episode.
 
     numbers: N. at: the indices of the P numbers that describe the place of the agent, such as the Fourier features of
     `PoseObservation`. ask: the indices of the P numbers of each place that is read. width: V. features: F, an even
@@ -57,6 +58,7 @@ class PoseMemory(nn.Module):
         self.rest = [index for index in range(numbers) if index not in places]
         if not self.rest:
             raise ConfigError("places: the observation has nothing but places, so there is nothing to remember")
+        self.kept = [index for index in range(numbers) if index in self.at or index not in places]
         self.value, self.rate = linear(len(self.rest), width), nn.Linear(len(self.rest), 1)
         nn.init.zeros_(self.rate.weight)
         nn.init.zeros_(self.rate.bias)  # beta = 1
@@ -64,8 +66,8 @@ class PoseMemory(nn.Module):
 
     @property
     def size(self) -> int:
-        """The count of numbers that are read in a step."""
-        return len(self.ask) * (self.width + 1)
+        """The count of numbers of an observation afterwards."""
+        return len(self.kept) + len(self.ask) * (self.width + 1)
 
     def init_state(self, batch: int) -> MatrixState:
         """A fresh state of `batch` environments: all zeros."""
@@ -80,14 +82,15 @@ class PoseMemory(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], -1) * self.frequencies.shape[1] ** -0.5
 
     def forward(self, x: Tensor, state: MatrixState, reset: Tensor | None) -> tuple[Tensor, MatrixState]:
-        """x [B, T, N], reset [B, T] or None -> what was read [B, T, size], and the next state."""
+        """x [B, T, N], reset [B, T] or None -> x without the places that are read, then what was read [B, T, size]; and
+        the next state."""
         rest = x[..., self.rest].to(self.value.weight.dtype)
         value = nn.functional.pad(self.value(rest), (0, 1), value=1.0).to(state.matrix.dtype)
         beta = 2 * torch.sigmoid(self.rate(rest)).to(state.matrix.dtype)
         here, asked = self.keys(x[..., self.at])[:, :, None], self.keys(x[..., self.ask])[:, :, None]
         token = Token(torch.zeros_like(here), beta[..., None] * here, value[:, :, None], read=here)
         read, matrix = answers(asked, token, state.matrix, reset)
-        return read.flatten(2), state._replace(matrix=matrix)
+        return torch.cat([x[..., self.kept], read.flatten(2).to(x)], -1), state._replace(matrix=matrix)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -129,7 +129,7 @@ class Trunk(nn.Module):
 
     numbers: N. action_space: that of the previous action, None if the trunk does not see it. rewards: whether it sees
     the reward that came with an observation. memory, dim, depth, heads, positions, options, gate, period: as
-    `MemoryPolicy`. places: a memory of places, whose readings are added to x. Raises ConfigError for unknown names and
+    `MemoryPolicy`. places: a memory of places in front of it. Raises ConfigError for unknown names and
     wrong sizes.
     """
 
@@ -152,7 +152,7 @@ class Trunk(nn.Module):
         super().__init__()
         check_sizes(dim=dim, depth=depth, heads=heads)
         self.places = places
-        numbers += 0 if places is None else places.size
+        numbers = numbers if places is None else places.size
         self.waves = periods(period) if positions else WAVES[:0]
         self.played = Played(action_space)
         self.mix = mix(numbers + self.played.width + rewards + 2 * len(self.waves), dim)
@@ -226,12 +226,12 @@ class Trunk(nn.Module):
         return before, after
 
     def _placed(self, x: Tensor, state: PolicyState, reset: Tensor | None) -> tuple[Tensor, tuple[State, ...]]:
-        """x [T, B, N] with what the memory of places read, and its next state."""
+        """x [T, B, N] after the memory of places, and its next state."""
         if self.places is None:
             return x, ()
         rows = None if reset is None else reset.transpose(0, 1)
-        read, kept = self.places(x.transpose(0, 1), state.places[0], rows)
-        return torch.cat([x, read.transpose(0, 1).to(x)], -1), (kept,)
+        x, kept = self.places(x.transpose(0, 1), state.places[0], rows)
+        return x.transpose(0, 1), (kept,)
 
     def _tokens(
         self, x: Tensor, state: PolicyState, starts: Tensor | None, rewards: Tensor | None, done: Tensor | None

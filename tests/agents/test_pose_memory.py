@@ -40,7 +40,7 @@ def literal(memory: PoseMemory, x: torch.Tensor, reset: torch.Tensor) -> tuple[t
         for numbers, start in zip(row, starts, strict=True):
             if start:
                 matrix = torch.zeros_like(matrix)
-            out.append(torch.cat([memory.keys(numbers[index]) @ matrix for index in memory.ask]))
+            out.append(torch.cat([numbers[:7], *(memory.keys(numbers[index]) @ matrix for index in memory.ask)]))
             key = memory.keys(numbers[memory.at])
             value = torch.cat([memory.value(numbers[memory.rest]), torch.ones(1, dtype=x.dtype)])
             beta = 2 * torch.sigmoid(memory.rate(numbers[memory.rest]))
@@ -104,7 +104,7 @@ def test_a_place_returns_what_was_observed_there_and_whether_it_was_observed() -
         if info["answer"] >= 0:
             symbol = torch.nn.functional.one_hot(torch.tensor(info["answer"]), 4)
             with torch.no_grad():
-                errors.append(float((read[0, 0, :-1] - memory.value(symbol.float())).abs().max()))
+                errors.append(float((read[0, 0, -33:-1] - memory.value(symbol.float())).abs().max()))
             known.append(float(read[0, 0, -1]))
         else:
             new.append(float(read[0, 0, -1]))
@@ -205,7 +205,7 @@ def test_wrappers_give_poses_and_places_around_them() -> None:
     assert moves[1]
     policy = MemoryPolicy(env.observation_space, env.action_space, "mlp", places={"at": "pose", "ask": "around"})
     assert policy.places is not None
-    assert policy.places.size == 4 * 33
+    assert policy.places.size == policy.encoder.size - 4 * 8 + 4 * 33
     assert isinstance(env, PoseObservation)
 
 

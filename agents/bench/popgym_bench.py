@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return [records[job.key] for job in sweep if job.key in records]
 
     def jobs() -> list[Job]:
-        rate = best_rate(swept()) if len(swept()) == len(sweep) else 1e-3
+        rate = best_rate(swept()) if sweep and len(swept()) == len(sweep) else 1e-3
         return queue(args.out, args.envs, args.seeds, [rate], args.steps)
 
     given = vars(args)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,7 @@ def draw(records: Sequence[Record], envs: Sequence[str], names: Sequence[str], s
 
     columns = min(3, len(envs))
     figure = Figure(figsize=(4.2 * columns, 3.1 * -(-len(envs) // columns)), layout="constrained")
-    grid = np.linspace(0, steps, 201)
+    grid, labels = np.linspace(0, steps, 201), dict[str, Any]()
     for place, env in enumerate(envs):
         axes = figure.add_subplot(-(-len(envs) // columns), columns, place + 1)
         axes.set_title(env.removesuffix("-v0").removeprefix("popgym-"), fontsize=10)
@@ -124,8 +125,11 @@ def draw(records: Sequence[Record], envs: Sequence[str], names: Sequence[str], s
         axes.spines[["top", "right"]].set_visible(False)
         if place % columns == 0:
             axes.set_ylabel("mean return of the last 100 episodes", fontsize=8)
-        if place == 0 and axes.lines:
-            axes.legend(fontsize=7, frameon=False)
+        labels |= {str(line.get_label()): line for line in axes.lines}
+    if labels:
+        shown = [name for name in names if name in labels]
+        lines = [labels[name] for name in shown]
+        figure.legend(lines, shown, loc="outside lower center", ncols=len(shown), fontsize=8, frameon=False)
     part = path.with_name(f".{path.name}")
     with open(part, "wb") as file:
         FigureCanvasAgg(figure).print_png(file)

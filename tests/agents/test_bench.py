@@ -135,8 +135,9 @@ def test_endless_games_have_the_questions_of_the_short_ones(root: Path, monkeypa
 def test_every_environment_of_the_queue_can_be_made(bench: object) -> None:
     from tttstream_agents.envs import make
 
-    for name, arguments, _ in bench.ENVS.values():  # type: ignore[attr-defined]
-        make(name, env_args=arguments).close()
+    for task in bench.ENVS.values():  # type: ignore[attr-defined]
+        for memory in ("gru", "places"):
+            make(task.env, env_args=task.env_args, wrappers=task.wrapped(memory)).close()
 
 
 @pytest.mark.parametrize("back", [0, 2])
@@ -173,7 +174,8 @@ def test_probes_are_continued_column_by_column(root: Path, monkeypatch: pytest.M
 
     calls: list[tuple[tuple[str, ...], bool]] = []
 
-    def probe(_: object, *, memories: list[str], gate: bool, **__: object) -> dict[str, object]:
+    def probe(_: object, *, memories: list[str], gate: bool, places: object, **__: object) -> dict[str, object]:
+        memories = ["places"] if places else memories
         calls.append((tuple(memories), gate))
         scores = [{"memory": name, "accuracy": 0.5, "parameters": 1} for name in memories]
         return {"chance": {"accuracy": 0.25}, "scores": scores}
@@ -186,10 +188,10 @@ def test_probes_are_continued_column_by_column(root: Path, monkeypatch: pytest.M
     assert not calls
     monkeypatch.setattr("sys.argv", words)
     assert probes.main() == 0
-    assert [name for names, gate in calls if not gate for name in names] == list(probes.MEMORIES)
+    assert [name for names, gate in calls if not gate for name in names] == ["places", *probes.MEMORIES]
     assert max(len(names) for names, _ in calls) == probes.AT_ONCE
     assert calls[-1] == (("gru",), True)
     seen = len(calls)
     assert probes.main() == 0
     assert len(calls) == seen
-    assert "| Revisit-4x4 | 0.250 |" + " 0.500 |" * (len(probes.MEMORIES) + 1) in (tmp_path / "probe.md").read_text()
+    assert "| Revisit-4x4 | 0.250 |" + " 0.500 |" * (len(probes.MEMORIES) + 2) in (tmp_path / "probe.md").read_text()

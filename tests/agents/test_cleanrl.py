@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,14 @@ def test_truncated_episodes_are_bootstrapped(example: Any, script: Any) -> None:
     assert result["return"] == pytest.approx(10.4, abs=1)  # of 6, 15, 10, 6, 15 …
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 @pytest.mark.parametrize("name", ["sb3_ppo", "torchrl_ppo", "torchrl_dqn", "pettingzoo_ppo", "cleanrl_ppo"])
-def test_examples_run(root: Path, name: str) -> None:
-    option = "--total-timesteps" if name == "cleanrl_ppo" else "--steps"
-    command = [sys.executable, "-W", "ignore", str(root / "agents" / "examples" / f"{name}.py"), option, "1664"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_examples_run(
+    root: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, option = root / "agents" / "examples" / f"{name}.py", "--total-timesteps" if name == "cleanrl_ppo" else "--steps"
+    monkeypatch.setattr(sys, "argv", [str(file), option, "1664"])
+    runpy.run_path(str(file), run_name="__main__")
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["steps"] == 1664
     assert -1 <= result["return"] <= 1

@@ -28,7 +28,7 @@ from tttstream_agents import MemoryReader, TTTMemoryObservation, pretrain
 from tttstream_agents.envs import make
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVS = 8
+ENVS, EPISODES = 8, 64
 
 
 def readers(env: str, seed: int) -> dict[str, Callable[[], MemoryReader | None]]:
@@ -49,7 +49,7 @@ def readers(env: str, seed: int) -> dict[str, Callable[[], MemoryReader | None]]
 
 
 def score(env: str, reader: MemoryReader | None, steps: int, seed: int) -> float:
-    """Mean return of 64 episodes with the most probable actions, after training."""
+    """Mean return of EPISODES episodes with the most probable actions, after training."""
 
     def played() -> gym.Env[object, object]:
         return Monitor(make(env) if reader is None else TTTMemoryObservation(make(env), reader))
@@ -60,7 +60,7 @@ def score(env: str, reader: MemoryReader | None, steps: int, seed: int) -> float
         device="cpu",
     )  # fmt: skip
     model.learn(steps)
-    return float(evaluate_policy(model, envs, 64, deterministic=True)[0])
+    return float(evaluate_policy(model, envs, EPISODES, deterministic=True)[0])
 
 
 def main() -> int:
@@ -83,8 +83,8 @@ def main() -> int:
         "# A memory's read-out as an observation",
         "",
         f"{args.env}, PPO of Stable-Baselines3 with an MLP, {args.steps:,} steps in {ENVS} environments: mean return "
-        "of 64 episodes with the most probable actions, one number for each seed. Readers: ttt_linear of width 32, not "
-        f"trained by the agent. On {args.device_name}, torch {torch.__version__}, {datetime.date.today()}. "
+        f"of {EPISODES} episodes with the most probable actions, one number for each seed. Readers: ttt_linear of width "
+        f"32, not trained by the agent. On {args.device_name}, torch {torch.__version__}, {datetime.date.today()}. "
         f"Command: `python agents/bench/readout.py --env {args.env} --steps {args.steps} --seeds {args.seeds}`.",
         "",
         "| additional observation | return |",

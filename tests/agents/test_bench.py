@@ -105,10 +105,12 @@ def test_a_readout_is_scored(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.syspath_prepend(str(root / "agents" / "bench"))
     import readout  # type: ignore[import-not-found]
 
+    monkeypatch.setattr(readout, "ENVS", 2)
+    monkeypatch.setattr(readout, "EPISODES", 4)
     env = "popgym-RepeatFirstEasy-v0"
     make_reader = readout.readers(env, 0)
     for name in ("no memory", "random reader"):
-        assert -1 <= readout.score(env, make_reader[name](), 1024, 0) <= 1
+        assert -1 <= readout.score(env, make_reader[name](), 256, 0) <= 1
 
 
 def test_endless_games_have_the_questions_of_the_short_ones(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,10 @@ def test_truncated_episodes_are_bootstrapped(example: Any, script: Any) -> None:
 def test_examples_run(
     root: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, option = root / "agents" / "examples" / f"{name}.py", "--total-timesteps" if name == "cleanrl_ppo" else "--steps"
+    file, option = (
+        root / "agents" / "examples" / f"{name}.py",
+        "--total-timesteps" if name == "cleanrl_ppo" else "--steps",
+    )
     monkeypatch.setattr(sys, "argv", [str(file), option, "1664"])
     runpy.run_path(str(file), run_name="__main__")
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

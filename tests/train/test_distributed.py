@@ -2,87 +2,67 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
 import torch
-
-SCRIPT = """
-import json, sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
-from conftest import MovingData
 from lightning.pytorch import Callback, Trainer
+
+from tests.train.conftest import MovingData
+from tests.train.forked import ranks
 from tttstream.models.frame import ModelConfig
 from tttstream.state import pack
 from tttstream.train.prediction import Prediction
 
-folder, processes, strategy, accelerator = Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 
 class Losses(Callback):
-    def __init__(self, stop):
-        self.seen, self.stop = [], stop
-    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+    """The loss of every step over all ranks. stop: the step after which the run ends."""
+
+    def __init__(self, stop: int | None) -> None:
+        self.seen: list[float] = []
+        self.stop = stop
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
         self.seen.append(float(module.all_gather(outputs["loss"]).mean()))
         trainer.should_stop = len(self.seen) == self.stop
 
-def run(stop=None, resume=None):
-    torch.manual_seed(0)
-    task = Prediction(ModelConfig(size=16, patch=8, dim=16, depth=1, heads=2), lr=1e-2, warmup=0)
-    torch.nn.init.normal_(task.model.next_frame.change.weight, std=0.02)
-    notes = Losses(stop)
-    trainer = Trainer(
-        accelerator=accelerator, devices=processes, strategy=strategy, max_steps=6, max_epochs=-1, logger=False,
-        callbacks=[notes], enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        limit_val_batches=1, val_check_interval=4, num_sanity_val_steps=0, default_root_dir=folder,
-    )
-    trainer.fit(task, datamodule=MovingData(20, rows=4 // processes), ckpt_path=resume)
-    return trainer, task, notes.seen
 
-trainer, task, whole = run()
-state = pack(task._states["train"])
-weights = torch.cat([p.detach().float().cpu().flatten() for p in task.parameters()])
-found = {"losses": whole, "state": state.double().sum(1).tolist(), "weights": weights.tolist()}
-trainer, _, _ = run(3)
-trainer.save_checkpoint(folder / "three.ckpt")
-found["resumed"] = run(None, folder / "three.ckpt")[2]
-(folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(found))
-"""
+def train(folder: Path, processes: int, strategy: str = "ddp", accelerator: str = "cpu") -> dict[str, Any]:
+    """Train in one of several processes, whole and in two parts."""
 
+    def run(stop: int | None = None, resume: Path | None = None) -> tuple[Trainer, Prediction, list[float]]:
+        torch.manual_seed(0)
+        task = Prediction(ModelConfig(size=16, patch=8, dim=16, depth=1, heads=2), lr=1e-2, warmup=0)
+        torch.nn.init.normal_(task.model.next_frame.change.weight, std=0.02)  # type: ignore[union-attr]
+        notes = Losses(stop)
+        trainer = Trainer(
+            accelerator=accelerator, devices=processes, strategy=strategy, max_steps=6, max_epochs=-1, logger=False,
+            callbacks=[notes], enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            limit_val_batches=1, val_check_interval=4, num_sanity_val_steps=0, default_root_dir=folder,
+        )  # fmt: skip
+        trainer.fit(task, datamodule=MovingData(20, rows=4 // processes), ckpt_path=resume)
+        return trainer, task, notes.seen
 
-def run(folder: Path, processes: int, strategy: str = "ddp", accelerator: str = "cpu") -> list[dict[str, Any]]:
-    """Train in a separate process (and those that it starts). Returns the result of each."""
-    folder.mkdir()
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    words = [
-        sys.executable,
-        str(script),
-        str(Path(__file__).parent),
-        str(folder),
-        str(processes),
-        strategy,
-        accelerator,
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    trainer, task, whole = run()
+    state = pack(task._states["train"])
+    weights = torch.cat([p.detach().float().cpu().flatten() for p in task.parameters()])
+    found = {"losses": whole, "state": state.double().sum(1).tolist(), "weights": weights.tolist()}
+    trainer, _, _ = run(3)
+    trainer.save_checkpoint(folder / "three.ckpt")
+    return {**found, "resumed": run(None, folder / "three.ckpt")[2]}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("distributed")
-    return run(folder / "one", 1, "auto")[0], run(folder / "two", 2)
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    return ranks(partial(train, one, 1, "auto"), 1)[0], ranks(partial(train, two, 2), 2)
 
 
 Found = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -109,7 +89,7 @@ def test_a_resume_gives_every_process_its_lanes_back(found: Found) -> None:
 
 @pytest.mark.gpu
 def test_fully_sharded(tmp_path: Path) -> None:
-    one, sharded = run(tmp_path / "one", 1, "auto", "gpu")[0], run(tmp_path / "sharded", 1, "fsdp", "gpu")[0]
+    one, sharded = (ranks(partial(train, tmp_path, 1, how, "gpu"), 1, "spawn")[0] for how in ("auto", "fsdp"))
     assert sharded["losses"] == pytest.approx(one["losses"], rel=1e-3)
     assert sharded["resumed"] == pytest.approx(sharded["losses"][3:], rel=1e-4)
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 
+from tests.train.conftest import MovingData
+from tests.train.forked import ranks
 from tttstream.errors import ConfigError
+from tttstream.models.frame import ModelConfig
+from tttstream.state import pack
 from tttstream.train.classification import Classification, Encoder
 from tttstream.train.data import Batch, VideoData
 from tttstream.train.data.lanes import Piece, Visit, within
@@ -23,92 +28,78 @@ from tttstream.train.novelty import Novelty
 from tttstream.train.place import Place
 from tttstream.train.prediction import Prediction
 
-SCRIPT = """
-import json, sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
-from conftest import MovingData
-from lightning.pytorch import Callback, Trainer
-from tttstream.models.frame import ModelConfig
-from tttstream.state import pack
-from tttstream.train.classification import Classification
-from tttstream.train.in_time import InTime
-from tttstream.train.prediction import Prediction
+TASKS: dict[str, Any] = {"ttt_linear": Prediction, "gated_delta": Prediction, "classes": Classification}
 
-folder, processes, ranks = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-runs = {"ttt_linear": Prediction, "gated_delta": Prediction, "classes": Classification}
 
 class Notes(Callback):
-    def __init__(self, stop):
-        self.losses, self.gradients, self.validated, self.stop = [], [], [], stop
-    def on_after_backward(self, trainer, module):
+    """Losses, gradients and measurements of a run. stop: the step after which it ends."""
+
+    def __init__(self, stop: int | None) -> None:
+        self.losses: list[float] = []
+        self.gradients: list[list[list[float]]] = []
+        self.validated: list[dict[str, float]] = []
+        self.stop = stop
+
+    def on_after_backward(self, trainer: Any, module: Any) -> None:
         self.gradients.append([[] if p.grad is None else p.grad.flatten().tolist() for p in module.parameters()])
-    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
         trainer.should_stop = len(self.losses) == self.stop
-    def on_validation_end(self, trainer, module):
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
         metrics = trainer.callback_metrics.items()
         self.validated.append({name: float(value) for name, value in metrics if "val/" in name})
 
-def run(name, stop=None, resume=None):
-    torch.manual_seed(0)
-    memory = "ttt_linear" if name == "classes" else name
-    config = ModelConfig(size=16, patch=8, dim=16, depth=2, heads=2, memory=memory)
-    task = runs[name](config, **{"classes": 3} if name == "classes" else {}, lr=1e-3, warmup=0)
-    if name != "classes":
-        torch.nn.init.normal_(task.model.next_frame.change.weight, std=0.02)
-    notes = Notes(stop)
-    rows = 4 // (processes // ranks)
-    trainer = Trainer(
-        accelerator="cpu", devices=processes, max_steps=3, max_epochs=-1, logger=False, precision="64-true",
-        strategy=InTime(ranks, pieces=2) if processes > 1 else "auto", accumulate_grad_batches=2,
-        callbacks=[notes], enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        limit_val_batches=2, val_check_interval=4, num_sanity_val_steps=0, default_root_dir=folder,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(task, datamodule=MovingData(20, rows, 7, 3), ckpt_path=resume)
-    return trainer, task, notes
 
-found = {}
-for name in runs:
-    trainer, task, notes = run(name)
-    found[name] = {
-        "losses": notes.losses, "gradients": notes.gradients, "validated": notes.validated,
-        "state": pack(task._states["train"]).tolist(),
-    }
-    if name == "classes":
-        trainer.predict(task, datamodule=MovingData(20, 4 // (processes // ranks), 7, 3), return_predictions=False)
-        found["clips"] = task.clip_rows()
-if processes > 1:
-    trainer, _, _ = run("ttt_linear", 2)
-    trainer.save_checkpoint(folder / "two.ckpt")
-    found["resumed"] = run("ttt_linear", None, folder / "two.ckpt")[2].losses
-(folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(found))
-"""
+def train(folder: Path, processes: int, parts: int) -> dict[str, Any]:
+    """Train every task in one of several processes, `parts` of which share a set of lanes."""
+    rows = 4 // (processes // parts)
 
+    def run(name: str, stop: int | None = None, resume: Path | None = None) -> tuple[Trainer, Any, Notes]:
+        torch.manual_seed(0)
+        memory = "ttt_linear" if name == "classes" else name
+        config = ModelConfig(size=16, patch=8, dim=16, depth=2, heads=2, memory=memory)
+        task = TASKS[name](config, **{"classes": 3} if name == "classes" else {}, lr=1e-3, warmup=0)
+        if name != "classes":
+            torch.nn.init.normal_(task.model.next_frame.change.weight, std=0.02)
+        notes = Notes(stop)
+        trainer = Trainer(
+            accelerator="cpu", devices=processes, max_steps=3, max_epochs=-1, logger=False, precision="64-true",
+            strategy=InTime(parts, pieces=2) if processes > 1 else "auto", accumulate_grad_batches=2,
+            callbacks=[notes], enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            limit_val_batches=2, val_check_interval=4, num_sanity_val_steps=0, default_root_dir=folder,
+            use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.fit(task, datamodule=MovingData(20, rows, 7, 3), ckpt_path=resume)
+        return trainer, task, notes
 
-def run(folder: Path, processes: int, ranks: int) -> list[dict[str, Any]]:
-    """What each process found."""
-    folder.mkdir()
-    (folder / "train.py").write_text(SCRIPT)
-    words = [str(folder / "train.py"), str(Path(__file__).parent), str(folder), str(processes), str(ranks)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    found: dict[str, Any] = {}
+    for name in TASKS:
+        trainer, task, notes = run(name)
+        found[name] = {
+            "losses": notes.losses, "gradients": notes.gradients, "validated": notes.validated,
+            "state": pack(task._states["train"]).tolist(),
+        }  # fmt: skip
+        if name == "classes":
+            trainer.predict(task, datamodule=MovingData(20, rows, 7, 3), return_predictions=False)
+            found["clips"] = task.clip_rows()
+    if processes > 1:
+        trainer, _, _ = run("ttt_linear", 2)
+        trainer.save_checkpoint(folder / "two.ckpt")
+        found["resumed"] = run("ttt_linear", None, folder / "two.ckpt")[2].losses
+    return found
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(tmp_path_factory.mktemp("one") / "run", 1, 1)[0]
+    return ranks(partial(train, tmp_path_factory.mktemp("one"), 1, 1), 1)[0]
 
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Two sets of lanes, each over two ranks in time."""
-    return run(tmp_path_factory.mktemp("mesh") / "run", 4, 2)
+    return ranks(partial(train, tmp_path_factory.mktemp("mesh"), 4, 2), 4)
 
 
 def same(left: Any, right: Any, tolerance: float) -> None:

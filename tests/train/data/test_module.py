@@ -3,10 +3,7 @@ mistakes."""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -20,6 +17,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 import tttstream.train.data
+from tests.train.forked import ranks
 from tttstream.cli.main import main
 from tttstream.errors import DataError
 from tttstream.train.data import Batch, Decord, Index, MovingDigits, VideoData, Videos, Walks, Window
@@ -116,43 +114,19 @@ def test_processes_share_the_lanes(folder: Path) -> None:
     assert len(shown) == len(set(shown))
 
 
-SCRIPT = """
-import json, sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-import torch
-torch.set_num_threads(1)
-from lightning.pytorch import LightningModule, Trainer
-from tttstream.train.data import VideoData, Videos
-
-class Probe(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.mean, self.seen = torch.nn.Parameter(torch.zeros(())), []
-    def training_step(self, batch):
-        self.seen.append(batch.clip.tolist())
-        return (batch.frames.float().mean() - self.mean).square()
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 1e-3)
-
-if __name__ == "__main__":
-    probe = Probe()
-    data = VideoData(Videos(sys.argv[1]), size=32, length=4, batch_size=2, workers=1, steps=3)
-    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=3, logger=False,
-                      enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer.fit(probe, datamodule=data)
-    Path(sys.argv[2], f"{trainer.global_rank}.json").write_text(json.dumps(probe.seen))
-"""
-
-
 def test_two_processes_read_their_own_lanes(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(SCRIPT)
-    words = [sys.executable, str(tmp_path / "train.py"), str(folder), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    def train() -> list[list[list[int]]]:
+        probe, data = Probe(), VideoData(Videos(str(folder)), size=32, length=4, batch_size=2, workers=1, steps=3)
+        trainer = Trainer(
+            accelerator="cpu", devices=2, strategy="ddp", max_steps=3, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(probe, datamodule=data)
+        return [clips for clips, _, _ in probe.seen]
+
     expected = rank_of(Videos(str(folder)), 0, 1, batch_size=4)
-    assert [one + two for one, two in zip(*ranks, strict=True)] == [batch.clip.tolist() for batch in expected[:3]]
+    found = [one + two for one, two in zip(*ranks(train, 2), strict=True)]
+    assert found == [batch.clip.tolist() for batch in expected[:3]]
 
 
 class TestParts:

@@ -83,8 +83,9 @@ def main() -> int:
         "# A memory's read-out as an observation",
         "",
         f"{args.env}, PPO of Stable-Baselines3 with an MLP, {args.steps:,} steps in {ENVS} environments: mean return "
-        f"of {EPISODES} episodes with the most probable actions, one number for each seed. Readers: ttt_linear of width "
-        f"32, not trained by the agent. On {args.device_name}, torch {torch.__version__}, {datetime.date.today()}. "
+        f"of {EPISODES} episodes with the most probable actions, one number for each seed. Readers: ttt_linear of "
+        f"width 32, not trained by the agent. "
+        f"On {args.device_name}, torch {torch.__version__}, {datetime.date.today()}. "
         f"Command: `python agents/bench/readout.py --env {args.env} --steps {args.steps} --seeds {args.seeds}`.",
         "",
         "| additional observation | return |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -52,6 +53,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """Let Triton's interpreter patch the language once for each module in a launch of a kernel. By itself it does so in
+    every call of a device function, which takes half of its time."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None or not hasattr(interpreter, "_LangPatchScope"):
+        return
+    patch, language, modules = interpreter._patch_lang, interpreter.tl, set()
+
+    def once(function: Callable[..., Any]) -> Any:
+        if language.core.is_builtin(language.load):  # not patched: a launch begins
+            modules.clear()
+        known = id(function.__globals__) in modules
+        modules.add(id(function.__globals__))
+        return interpreter._LangPatchScope() if known else patch(function)
+
+    interpreter._patch_lang = once
 
 
 @pytest.fixture(scope="session")

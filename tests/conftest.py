@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -56,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # a collection need not look at all that was imported
+    quick_interpreter()
+
+
+def quick_interpreter() -> None:
     """Let Triton's interpreter patch the language once for each module in a launch of a kernel. By itself it does so in
     every call of a device function, which takes half of its time."""
     interpreter = sys.modules.get("triton.runtime.interpreter")

@@ -44,7 +44,7 @@ def test_tensors_do_not_accumulate(repeat_first: Any, endless: bool) -> None:
     config = Config(n_envs=4, rollout=32, minibatch=64, dim=16, heads=1, epochs=1)
     run = Run(config, Endless if endless else repeat_first)
     sizes = []
-    for _ in range(8):
+    for _ in range(5):
         run.update()
         sizes.append(held())
     run.close()

@@ -1,4 +1,4 @@
-"""The processes of one run of Lightning, forked from that of the tests, so that they import nothing anew."""
+"""Processes of training, forked from that of the tests, so that they import nothing anew."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ import socket
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 
 def ranks(work: Callable[[], Any], count: int, start: str = "fork") -> list[Any]:
-    """What `work()` returns in each of `count` processes, which are the ranks of a run if there are several.
-
-    start: "spawn" where the processes need a GPU; then `work` can be pickled.
-    """
+    """What `work()` returns in each of `count` processes, which are the ranks of one run if there are several."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    world = {**meet, "WORLD_SIZE": str(count), "NODE_RANK": "0"}
+    each = [{**world, "LOCAL_RANK": str(rank)} if count > 1 else {} for rank in range(count)]
+    return forked([partial(_with, environment, work) for environment in each], start)
+
+
+def forked(works: list[Callable[[], Any]], start: str = "fork") -> list[Any]:
+    """What each of these returns, in a process of its own; start: "spawn" if they need a GPU and can be pickled."""
     context: Any = multiprocessing.get_context(start)
     with tempfile.TemporaryDirectory() as folder:
-        files = [f"{folder}/{rank}.pt" for rank in range(count)]
-        several = [{**meet, "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if count > 1 else {} for rank in range(count)]
-        processes = [
-            context.Process(target=_run, args=given) for given in zip([work] * count, several, files, strict=True)
-        ]
+        files = [f"{folder}/{number}.pt" for number in range(len(works))]
+        processes = [context.Process(target=_run, args=given) for given in zip(works, files, strict=True)]
         gc.collect()  # a video that is garbage cannot be closed in a process without the threads that decoded it
         for process in processes:
             process.start()
@@ -42,8 +44,12 @@ def ranks(work: Callable[[], Any], count: int, start: str = "fork") -> list[Any]
         return [torch.load(file) for file in files]
 
 
-def _run(work: Callable[[], Any], environment: dict[str, str], file: str) -> None:
+def _with(environment: dict[str, str], work: Callable[[], Any]) -> Any:
+    os.environ.update(environment)
+    return work()
+
+
+def _run(work: Callable[[], Any], file: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    os.environ.update(environment)
     torch.save(work(), file)

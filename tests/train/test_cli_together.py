@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
+from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 
+from tests.train.forked import forked
 from tttstream.cli.main import main
 from tttstream.train import cli
 
@@ -24,19 +27,15 @@ WORDS = [
 
 
 def test_two_at_once(tmp_path: Path) -> None:
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tttstream", *WORDS, f"--seed_everything={seed}"],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed in (1, 2)
-    ]
-    said = [process.communicate(timeout=200)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert not any("not empty" in text for text in said)
+    def fit(seed: int) -> tuple[int, str]:
+        os.chdir(tmp_path)
+        with redirect_stderr(StringIO()) as said:
+            code = main([*WORDS, f"--seed_everything={seed}"])
+        return code, said.getvalue()
+
+    both = forked([partial(fit, seed) for seed in (1, 2)])
+    assert [code for code, _ in both] == [0, 0], both
+    assert not any("not empty" in text for _, text in both)
     runs = sorted((tmp_path / "out" / "train").iterdir())
     assert [run.name for run in runs] == ["version_0", "version_1"]
     seeds = [yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] for run in runs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -118,7 +118,12 @@ def test_questions_are_about_views_that_are_out_of_sight(walks: ModuleType, play
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vizdoom") is not None, reason="ViZDoom is installed here")
-def test_without_vizdoom_one_line_says_what_to_install() -> None:
-    done = subprocess.run([sys.executable, DEMOS / "doom.py"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "error: this demo plays ViZDoom, which is not installed: pip install vizdoom\n"
+def test_without_vizdoom_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(DEMOS)
+    monkeypatch.setattr(sys, "argv", ["doom.py"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(DEMOS / "doom.py"), run_name="__main__")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: this demo plays ViZDoom, which is not installed: pip install vizdoom\n"

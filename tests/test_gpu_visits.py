@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -109,7 +109,11 @@ def test_only_what_is_lacking_is_unpacked(visits: ModuleType, tmp_path: Path, mo
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_one_line_says_so(root: Path) -> None:
-    ended = subprocess.run([sys.executable, str(root / ".ci" / "gpu.py")], capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr == "make gpu: torch sees no CUDA device here; run it where there is one\n"
+def test_without_a_gpu_one_line_says_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(root / ".ci" / "gpu.py"), run_name="__main__")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "make gpu: torch sees no CUDA device here; run it where there is one\n"

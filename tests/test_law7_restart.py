@@ -22,36 +22,43 @@ import torch
 import tttstream
 from tttstream import models
 torch.set_num_threads(1)
-memory, saved = sys.argv[1:]
-stream = tttstream.Stream(models.build("small", size=32, memory=memory))
-source = tttstream.open_source("walk", size=64, seed=3)
-stream.load(saved, source)
-for _, frame in zip(range(6), source):
-    result = stream.push(frame)
-    print(result.index, result.loss.hex(), result.surprise.hex(), float(frame.image.sum()).hex())
+for memory in sys.argv[2:]:
+    stream = tttstream.Stream(models.build("small", size=32, memory=memory))
+    source = tttstream.open_source("walk", size=64, seed=3)
+    stream.load(f"{sys.argv[1]}/{memory}.safetensors", source)
+    for _, frame in zip(range(6), source):
+        result = stream.push(frame)
+        print(memory, result.index, result.loss.hex(), result.surprise.hex(), float(frame.image.sum()).hex())
 """
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_another_process_continues_bit_for_bit(memory: str, tmp_path: Path) -> None:
-    stream = Stream(models.build("small", size=32, memory=memory))
-    source = tttstream.open_source("walk", size=64, seed=3)
-    frames = iter(source)
-    for _ in range(12):
-        stream.push(next(frames))
-    stream.save(tmp_path / "state.safetensors", source)
-    expected = []
-    for _ in range(6):
-        frame = next(frames)
-        result = stream.push(frame)
-        expected.append((result.index, result.loss.hex(), result.surprise.hex(), float(frame.image.sum()).hex()))
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]]:
+    """What streams of all memories say here, and in another process that continues the saved ones."""
+    folder, expected = tmp_path_factory.mktemp("streams"), []
+    for memory in MEMORIES:
+        stream = Stream(models.build("small", size=32, memory=memory))
+        source = tttstream.open_source("walk", size=64, seed=3)
+        frames = iter(source)
+        for _ in range(12):
+            stream.push(next(frames))
+        stream.save(folder / f"{memory}.safetensors", source)
+        for _ in range(6):
+            frame = next(frames)
+            result = stream.push(frame)
+            said = (result.index, result.loss.hex(), result.surprise.hex(), float(frame.image.sum()).hex())
+            expected.append(" ".join(map(str, (memory, *said))))
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, memory, str(tmp_path / "state.safetensors")],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", PROGRAM, str(folder), *MEMORIES], capture_output=True, text=True, check=True
     )
-    assert run.stdout.splitlines() == [" ".join(map(str, line)) for line in expected]
+    return expected, run.stdout.splitlines()
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_another_process_continues_bit_for_bit(continued: tuple[list[str], list[str]], memory: str) -> None:
+    expected, found = ([line for line in lines if line.startswith(f"{memory} ")] for lines in continued)
+    assert len(expected) == 6
+    assert found == expected
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 16, 21])

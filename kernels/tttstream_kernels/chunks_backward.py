@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tttstream_kernels.activation import second_derivative
 from tttstream_kernels.chunks import Chunk, Packed, Read, Seed, Settings
@@ -146,7 +146,8 @@ class Backward:
         for layer in range(self.layers - 1):
             back = d_steps[layer] * chunk.slopes[layer]
             d_steps[layer + 1].baddbmm_(back, chunk.weights[layer + 1][:, :-1])
-            d_weights[layer + 1].baddbmm_(_with_zero(back).mT, chunk.steps[layer + 1])
+            padded = nn.functional.pad(back, (0, 1))  # the bias row of a weight gets nothing
+            d_weights[layer + 1].baddbmm_(padded.mT, chunk.steps[layer + 1])
             d_hidden.append(second_derivative(chunk.hidden[layer]).mul_(chunk.backs[layer]).mul_(d_steps[layer]))
         moments = block.share, block.along
         d, d_u = reconstruction_backward(d_steps[-1] * block.eta, chunk.z, block.square, *chunk.parts, moments=moments)
@@ -226,8 +227,3 @@ class Totals(NamedTuple):
     steps: list[Tensor]
     inputs: list[Tensor]
     weights: list[Tensor]
-
-
-def _with_zero(x: Tensor) -> Tensor:
-    """[..., D] -> [..., D + 1] with a zero at the end, so that the bias row of a weight gets nothing."""
-    return torch.cat([x, x.new_zeros(*x.shape[:-1], 1)], dim=-1)

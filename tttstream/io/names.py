@@ -17,7 +17,8 @@ def shown(text: str) -> str:
     """The text as valid Unicode on one line: bytes that are no UTF-8 as \\xe9, line ends and other controls as \\n."""
     if text.isprintable():
         return text
-    return "".join(_escaped(sign) if _is_hidden(sign) else sign for sign in text)
+    hidden = {sign for sign in text if sign in _TURNS or unicodedata.category(sign) in _HIDDEN}
+    return "".join(_escaped(sign) if sign in hidden else sign for sign in text)
 
 
 def shortened(text: str, most: int) -> str:
@@ -41,10 +42,6 @@ def clean(value: Any) -> Any:
 def clipped(name: str, most: int) -> str:
     """A file's name cut to at most `most` bytes, as file systems count them."""
     return name.encode("utf-8", "surrogateescape")[:most].decode("utf-8", "ignore")
-
-
-def _is_hidden(sign: str) -> bool:
-    return sign in _TURNS or unicodedata.category(sign) in _HIDDEN
 
 
 def _escaped(sign: str) -> str:

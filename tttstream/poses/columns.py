@@ -68,9 +68,11 @@ def _named(kind: str, table: Table, names: list[str], keys: str | None, name: st
     if double:
         raise SourceError(f"{name} has two columns of the name {double[0]!r}: name each once")
     clock, at, unit = "row", None, 1.0
+    rows = np.arange(len(table.lines))
     for place, word in enumerate(plain):
         seconds = _seconds(word)
-        if _frames(word) or (not word and _counts(table, place)):  # pandas writes row numbers without a name
+        # pandas writes row numbers without a name
+        if _frames(word) or (not word and np.array_equal(table.cells[:, place], rows)):
             clock, at, unit = "frame", place, 1.0
             break
         if seconds is not None and clock == "row":
@@ -133,10 +135,6 @@ def _seconds(word: str) -> float | None:
 
 def _frames(word: str) -> bool:
     return word in FRAMES
-
-
-def _counts(table: Table, place: int) -> bool:
-    return bool((table.cells[:, place] == np.arange(len(table.lines))).all())
 
 
 def _quaternions(plain: Sequence[str]) -> dict[str, list[int]]:

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tttstream.cli import examples
 from tttstream.cli.main import main
 from tttstream.cli.teach import Keys, Told
 from tttstream.sources.photographs import photograph
@@ -33,6 +34,8 @@ def work(tmp_path: Path) -> Path:
         (tmp_path / "examples" / name).mkdir(parents=True)
         for number in range(2):
             Image.fromarray(image[:, :: 1 - 2 * number]).save(tmp_path / "examples" / name / f"{number}.png")
+    (tmp_path / "mixed" / "cat").mkdir(parents=True)
+    Image.fromarray(cat()).save(tmp_path / "mixed" / "beside.png")
     (tmp_path / "frames").mkdir()
     ground = cv2.resize(photograph("gravel.png"), (240, 160))
     for number in range(6):
@@ -83,6 +86,8 @@ def test_a_box_teaches_in_the_middle_of_a_source(work: Path) -> None:
     [
         (["frames"], "nothing to find: give"),
         (["examples"], "give a SOURCE, or --save-state"),
+        (["mixed"], "mixed is no folder of examples, because beside.png is beside the folders"),
+        (["mixed", "frames"], "mixed is no folder of examples, because beside.png is beside the folders"),
         (["frames", "frames", "--box", "0:1,1,9,9=x"], "one source, got 2"),
         (["frames", "--box", "0:1,1,9,9=x", "--no-learn"], "--no-learn forbids it"),
         (["frames", "--labels", "a,b"], "--labels needs --show"),
@@ -100,6 +105,22 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
     assert not (work / "out").exists()
+
+
+def test_every_image_and_video_of_a_thing_is_an_example(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also images in folders below, images beside a video, and a folder whose name is a number; other files of DIR are
+    ignored."""
+    (work / "examples" / "notes.txt").write_text("two things")
+    for name in ("coffee/back/2.png", "5/0.png"):
+        (work / "examples" / name).parent.mkdir()
+        Image.fromarray(coffee()).save(work / "examples" / name)
+    writer = cv2.VideoWriter(str(work / "examples/cat/turn.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (90, 90))
+    for _ in range(11):
+        writer.write(cat())
+    writer.release()
+    monkeypatch.chdir(work / "examples")
+    assert examples.holds(".")
+    assert [label for label, _ in examples.read(".", "raise")] == ["5", *["cat"] * 4, *["coffee"] * 3]
 
 
 def test_boxes_are_read() -> None:

@@ -1,21 +1,35 @@
 """Folders of examples: one folder for each thing, with the name of the thing, and images or videos of it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tttstream.errors import SourceError
 from tttstream.frames import Frame
+from tttstream.sources.listing import IMAGES, UNREAD, VIDEOS, listed, trees
+from tttstream.sources.robots.paths import is_bag, is_dataset
 
 EVERY = 10  # frames of a video: consecutive ones are too similar
 
 
 def holds(what: str) -> bool:
-    """Whether a path is a folder of examples: it contains folders, and no files except hidden ones."""
-    if not os.path.isdir(what):
+    """Whether a path is a folder of examples: it contains folders, and no images or videos beside them."""
+    return _folders(what) and not any(listed(Path(what), IMAGES | VIDEOS | UNREAD))
+
+
+def hint(specs: Iterable[str]) -> str:
+    """Why one of these is no folder of examples although it contains folders; "" if none is like that."""
+    for spec in filter(_folders, specs):
+        beside = listed(Path(spec), IMAGES | VIDEOS | UNREAD)[0].name
+        return f" ({spec} is no folder of examples, because {beside} is beside the folders)"
+    return ""
+
+
+def _folders(what: str) -> bool:
+    """Whether a path is a folder that contains folders, and no recording of a robot."""
+    if not os.path.isdir(what) or is_bag(Path(what)) or is_dataset(Path(what)):
         return False
-    inside = [path for path in Path(what).iterdir() if not path.name.startswith(".")]
-    return bool(inside) and all(path.is_dir() for path in inside)
+    return any(path.is_dir() and path.name[0] != "." for path in Path(what).iterdir())
 
 
 def read(folder: str, on_error: str) -> Iterator[tuple[str, Frame]]:
@@ -24,13 +38,16 @@ def read(folder: str, on_error: str) -> Iterator[tuple[str, Frame]]:
     Raises SourceError for a thing without an image or video that can be read.
     """
     from tttstream.sources import open_source
-    from tttstream.sources.listing import expand
 
-    for thing in sorted(path for path in Path(folder).iterdir() if not path.name.startswith(".")):
-        came = 0
-        for spec in expand([thing]):
-            with open_source(spec, on_error=on_error) as source:
-                every = 1 if os.path.isdir(spec) else EVERY
+    for thing in sorted(path for path in Path(folder).iterdir() if path.is_dir() and path.name[0] != "."):
+        came, (tree,) = 0, trees([thing])
+        specs = list(tree.lost)  # opening one reports the reason
+        for here in tree.folders:
+            images, videos = listed(here, IMAGES), listed(here, VIDEOS)
+            specs += [here] if images and not videos else [*images, *videos]
+        for spec in specs:
+            every = EVERY if spec.suffix.lower() in VIDEOS and not spec.is_dir() else 1
+            with open_source(os.path.join(".", spec), on_error=on_error) as source:  # ./0 is no camera
                 for number, frame in enumerate(source):
                     if number % every == 0:
                         came += 1

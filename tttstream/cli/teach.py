@@ -33,7 +33,8 @@ SOURCE is any source of `tttstream watch`: a video file or URL, a folder of imag
 
 There are three ways to teach things, and they can be combined:
   DIR contains one folder for each thing, with the name of the thing, and images or videos of it. The thing should fill
-  the pictures. Every tenth frame of a video is used.
+  the pictures. Every tenth frame of a video is used. Other files in DIR are ignored, but images and videos beside the
+  folders make DIR a source.
   --box FRAME:X,Y,W,H=LABEL is the box of a thing in a frame of SOURCE: left edge, top edge, width and height in pixels.
   The option may be repeated.
   --labels NAME,NAME with --show: hold one of the keys 1 to 9 while you show the thing with this number in the square.
@@ -92,7 +93,9 @@ def run(args: argparse.Namespace) -> int:
     specs = [what for what in args.what if what not in folders]
     if len(specs) > 1:
         came = ", ".join(map(public, specs))
-        raise ConfigError(f"teach takes one source, got {len(specs)}: {came}; run them one by one")
+        raise ConfigError(
+            f"teach takes one source, got {len(specs)}: {came}; run them one by one{examples.hint(specs)}"
+        )
     if args.labels and not args.show:
         raise ConfigError("--labels needs --show, because the keys belong to the window")
     if not specs and (args.boxes or args.show):
@@ -102,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
     if args.no_learn and args.boxes:
         raise ConfigError("--box teaches, and --no-learn forbids it: leave one of them out")
     if not (folders or args.boxes or args.labels or args.load_state):
-        raise ConfigError("nothing to find: give a folder of examples, --box, --labels or --load-state")
+        hint = examples.hint(specs)
+        raise ConfigError(f"nothing to find: give a folder of examples, --box, --labels or --load-state{hint}")
     import torch
 
     torch.set_num_threads(1)

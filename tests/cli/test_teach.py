@@ -36,6 +36,7 @@ def work(tmp_path: Path) -> Path:
             Image.fromarray(image[:, :: 1 - 2 * number]).save(tmp_path / "examples" / name / f"{number}.png")
     (tmp_path / "mixed" / "cat").mkdir(parents=True)
     Image.fromarray(cat()).save(tmp_path / "mixed" / "beside.png")
+    Image.new("RGB", (300, 4)).save(tmp_path / "long.png")
     (tmp_path / "frames").mkdir()
     ground = cv2.resize(photograph("gravel.png"), (240, 160))
     for number in range(6):
@@ -75,10 +76,14 @@ def test_a_state_is_saved_used_and_forgotten(work: Path, capsys: pytest.CaptureF
     assert json.loads((work / "out" / "summary.json").read_text())["taught"] == {"coffee": 2}
 
 
-def test_a_box_teaches_in_the_middle_of_a_source(work: Path) -> None:
-    assert teach(work, str(work / "frames"), "--box", "3:100,30,90,90=my cat", "--no-overlay") == 0
-    assert [line["taught"] for line in lines(work)] == [[], [], [], ["my cat"], [], []]
-    assert [bool(line["found"]) for line in lines(work)] == [False] * 3 + [True] * 3
+def test_a_box_teaches_in_the_middle_of_a_source(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged frame is skipped, and a box in it is reported."""
+    (work / "frames" / "005.png").write_bytes(b"damaged")
+    boxes = ["--box", "3:100,30,90,90=my cat", "--box", "5:100,30,90,90=my cat"]
+    assert teach(work, str(work / "frames"), *boxes, "--no-overlay") == 0
+    assert "frame 5 was not read: its --box was not used" in capsys.readouterr().err
+    assert [line["taught"] for line in lines(work)] == [[], [], [], ["my cat"], []]
+    assert [bool(line["found"]) for line in lines(work)] == [False] * 3 + [True] * 2
 
 
 @pytest.mark.parametrize(
@@ -92,6 +97,7 @@ def test_a_box_teaches_in_the_middle_of_a_source(work: Path) -> None:
         (["frames", "--box", "0:1,1,9,9=x", "--no-learn"], "--no-learn forbids it"),
         (["frames", "--labels", "a,b"], "--labels needs --show"),
         (["frames", "--box", "0:500,1,9,9=x"], "outside the frame"),
+        (["long.png", "--box", "0:1,1,9,3=x"], "--box 0:…=x: a frame of 300x4 pixels is too long"),
         (["frames", "--box", "6:1,1,9,9=x"], "--box 6: frames has 6 frames, from 0 on"),
         (["examples", "frames", "--forget", "dog"], "'dog' was not taught"),
         (["examples", "frames", "--model", "mask"], "expected a TeachModel"),

@@ -239,6 +239,7 @@ def test_images_that_are_no_masks(tmp_path: Path) -> None:
     [
         ([], "Give --first-mask"),
         (["--box", "0:60,60,5,5"], "--box 0: the box 60, 60, 5, 5 (x, y, width, height) has no pixel"),
+        (["--box", "0:5,6,9,9", "--box", "0:5,6,9,9"], "--box 0:5,6,9,9: other objects given in this frame cover"),
         (["--mask", "9:grey.png"], "frame 9 has a mask or box"),
         (["--mask", "0:grey.png", "--first-mask", "grey.png"], "frame 0 has two masks"),
         (["--first-mask", "small.png"], "the frames are 52x36"),

@@ -38,6 +38,8 @@ def test_boxes_over_the_border_and_those_that_hide_nothing() -> None:
     assert not whole[2, 2]
     assert from_box(np.zeros((40, 40, 3), np.uint8), (10, 10, 12, 8)).sum() == pytest.approx(np.pi * 6 * 4, rel=0.15)
     assert from_box(image, (399, 299, 1, 1)).any()
+    large = np.kron(image, np.ones((4, 4, 1), np.uint8))
+    assert from_box(large, (21, 41, 1, 1)).sum() == 1  # less than a pixel where the outline is computed
 
 
 def test_a_guess_shows_parts_that_look_like_the_background() -> None:

@@ -102,7 +102,7 @@ class Given:
         """Labels [H, W] given for this frame, each at most once; None if none are given.
 
         A mask has precedence over boxes. Raises ShapeError for a mask of another size, ConfigError for a box outside of
-        the frame.
+        the frame and for an object that others of this frame cover.
         """
         mask, boxes = self.masks.pop(frame.index, None), self.boxes.pop(frame.index, [])
         if mask is None and not boxes:
@@ -125,6 +125,11 @@ class Given:
             except FrameError as error:
                 raise ConfigError(f"--box {frame.index}: {error}") from error
             labels = np.where(found & (labels == 0), place, labels).astype(np.int16)
+            if not (labels == place).any():
+                where = ",".join(f"{value:g}" for value in box)
+                raise ConfigError(
+                    f"--box {frame.index}:{where}: other objects given in this frame cover the object in it"
+                )
         return labels
 
 

@@ -65,6 +65,8 @@ class Run:
     window: Viewer | None
     interrupt: Interrupt
     args: argparse.Namespace
+    why: str = ""
+    """Why the first frame that was skipped could not be used."""
 
     def recorded(self, more: dict[str, Any], title: str = "") -> dict[str, Any]:
         """Process every frame of the source and write the results. Returns the summary. After a failure no file is
@@ -78,7 +80,7 @@ class Run:
                 raise KeyboardInterrupt
             if not record.frames:
                 after = " after the saved position" if args.load_state else ""
-                raise SourceError(f"{public(self.spec)}: no readable frame{after}")
+                raise SourceError(f"{public(self.spec)}: no readable frame{after}{self.why}")
             summary = {
                 "source": public(self.spec),
                 "model": args.model,
@@ -110,9 +112,10 @@ class Run:
             for frame in source:
                 try:
                     picture, surprise = self.step(frame)
-                except FrameError:
+                except FrameError as error:
                     if args.on_error == "raise":
                         raise
+                    self.why = self.why or f": {error}"
                     self.record.rejected += 1
                     continue
                 progress.update(self.record.rate.late, surprise, size_text(stream.state_bytes))

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tttstream.cli import arguments, examples
-from tttstream.errors import ConfigError, ShapeError
+from tttstream.errors import ConfigError, FrameError, ShapeError
 from tttstream.io.addresses import public
 from tttstream.io.names import shown
 
@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     if len(specs) > 1:
         came = ", ".join(map(public, specs))
         raise ConfigError(
-            f"teach takes one source, got {len(specs)}: {came}; run them one by one{examples.hint(specs)}"
+            f"teach takes one source, got {len(specs)}: {came}; run them one by one; a folder of examples has one "
+            f"folder for each thing{examples.hint(specs)}"
         )
     if args.labels and not args.show:
         raise ConfigError("--labels needs --show, because the keys belong to the window")
@@ -145,7 +146,8 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
         known = args.labels if keys is not None else []
         recorder = TeachRecorder(out, source, video=not args.no_overlay, keys=known)
         interrupt = stack.enter_context(Interrupt())
-        step = step_of(stream, recorder, args.boxes, keys)
+        boxes = list(args.boxes)
+        step = step_of(stream, recorder, boxes, keys)
         more = {"certain": stream.certain}
         summary = Run(spec, source, stream, step, recorder, cast("Viewer | None", keys), interrupt, args).recorded(more)
     latency = summary["latency_ms"]
@@ -155,9 +157,8 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
         f"{summary['fps']:.1f} fps, latency {latency['p50']:.0f} ms (p95 {latency['p95']:.0f}), "
         f"state {size_text(stream.state_bytes)}; {in_view}"
     )
-    late = [told for told in args.boxes if told.frame >= summary["frames"]]
-    if late and args.load_state is None:
-        print(f"tttstream: --box {late[0].frame} is after the last frame", file=sys.stderr)
+    if boxes and args.load_state is None:
+        print(f"tttstream: frame {boxes[0].frame} was not read: its --box was not used", file=sys.stderr)
     if out is not None:
         print(shown(f"results: {out} ({', '.join(recorder.written)})"))
     return 0
@@ -222,19 +223,19 @@ class Keys:
 
 
 def step_of(stream: TeachStream, recorder: TeachRecorder, boxes: list[Told], keys: Keys | None) -> Step:
-    """Process one frame: teach its labels first, then look for taught things in it."""
+    """Process one frame: teach its labels first, then look for taught things in it. Taught boxes leave the list."""
     from tttstream.views.teach import guide
 
     def step(frame: Frame) -> tuple[Picture, None]:
         told = []
         if stream.learn:
-            for number, box, label in boxes:
-                if number == frame.index:
-                    try:
-                        stream.teach(label, frame, box)
-                    except ShapeError as error:
-                        raise ConfigError(f"--box {number}:…={label}: {error}") from error
-                    told.append(label)
+            for one in [one for one in boxes if one.frame == frame.index]:
+                try:
+                    stream.teach(one.label, frame, one.box)
+                except (FrameError, ShapeError) as error:
+                    raise ConfigError(f"--box {one.frame}:…={one.label}: {error}") from error
+                boxes.remove(one)
+                told.append(one.label)
             if keys is not None and keys.name is not None:
                 stream.teach(keys.name, frame, guide(*frame.image.shape[:2]))
                 told.append(keys.name)

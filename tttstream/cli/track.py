@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tttstream.cli import arguments
 from tttstream.cli.given import Box, Given, box_at, mask_at
 from tttstream.cli.numbers import whole
-from tttstream.errors import ConfigError
+from tttstream.errors import ConfigError, FrameError
 from tttstream.io.addresses import public
 from tttstream.io.names import shown
 
@@ -119,7 +119,7 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
         f"{len(given.numbers)} object{'s' if len(given.numbers) > 1 else ''}, state {size_text(stream.state_bytes)}"
     )
     if given.last >= 0:
-        print(f"tttstream: the source ended before frame {given.last}: its mask or box was not used", file=sys.stderr)
+        print(f"tttstream: frame {given.last} was not read: its mask or box was not used", file=sys.stderr)
     if out is not None:
         print(shown(f"results: {out} ({', '.join(recorder.written)})"))
     return 0
@@ -164,6 +164,13 @@ def step_of(stream: MaskStream, given: Given, recorder: MaskRecorder) -> Step:
     """The function that processes one frame, with its mask and boxes."""
 
     def step(frame: Frame) -> tuple[Picture, None]:
-        return recorder.add(frame, stream.push(frame, given.take(frame))), None
+        mask = given.take(frame)
+        try:
+            result = stream.push(frame, mask)
+        except FrameError as error:
+            if mask is None:
+                raise
+            raise ConfigError(f"the mask or box of frame {frame.index} cannot be used: {error}") from error
+        return recorder.add(frame, result), None
 
     return step

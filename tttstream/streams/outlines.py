@@ -41,7 +41,7 @@ def from_box(image: NDArray[np.generic], box: Sequence[float], guess: Mask | Non
     whole = _whole(found, height, width)
     inside = np.zeros_like(whole)
     inside[int(np.floor(top)) : int(np.ceil(bottom)), int(np.floor(left)) : int(np.ceil(right))] = True
-    return whole & inside
+    return whole & inside if (whole & inside).any() else inside  # a tiny box may vanish in the smaller picture
 
 
 def from_point(image: NDArray[np.generic], point: Sequence[float]) -> Mask:

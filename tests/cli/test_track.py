@@ -105,6 +105,31 @@ def test_a_run_continues_a_saved_one(work: Path) -> None:
             assert np.array_equal(mask, np.asarray(image))
 
 
+def test_masks_and_boxes_keep_their_frame_after_a_damaged_one(work: Path) -> None:
+    (work / "frames" / "001.png").write_bytes(b"damaged")
+    given = ["--first-mask", str(work / "grey.png"), "--box", "3:5,6,20,20", "--no-overlay"]
+    assert track(work, *given, "--max-frames", "3") == 0
+    rows = [json.loads(line) for line in (work / "out" / "frames.jsonl").read_text().splitlines()]
+    assert [row["objects"][1]["share"] > 0 for row in rows] == [False, False, True]  # images 0, 2 and 3
+
+
+def test_a_resumed_stream_takes_only_what_is_new(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A box of a passed frame is not reported as unused; one for an object that is followed already is an error; the
+    first mask of another source counts."""
+    state, short = str(work / "state"), ["--no-overlay", "--max-frames", "2"]
+    assert track(work, "--box", "0:5,6,20,20", *short, "--save-state", state) == 0
+    capsys.readouterr()
+    assert track(work, "--box", "0:5,6,20,20", *short, "--load-state", state) == 0
+    assert "not used" not in capsys.readouterr().err
+    assert track(work, "--box", "3:20,20,9,9", *short, "--load-state", state) == 2
+    assert "--box 3 adds an object, but" in capsys.readouterr().err
+    (work / "frames").rename(work / "others")
+    words = ["--model", str(work / "model"), "--first-mask", str(work / "grey.png"), "--load-state", state, *short]
+    assert main(["track", str(work / "others"), *words, "--out", str(work / "out")]) == 0
+    first = json.loads((work / "out" / "frames.jsonl").read_text().splitlines()[0])
+    assert first["objects"][0]["box"] == [6, 8, 18, 20]
+
+
 def test_another_mask_than_the_one_it_began_with_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--no-overlay", "--max-frames", "2"]
     assert track(work, "--first-mask", str(work / "palette.png"), *words, "--save-state", str(work / "state")) == 0

@@ -86,25 +86,32 @@ class Given:
             given.boxes.setdefault(frame, []).append((every.index(number) + 1, box))
         return given
 
-    def without_first(self) -> Given:
-        """The given objects without the mask of frame 0, which a resumed stream has already learned."""
-        masks = {frame: mask for frame, mask in self.masks.items() if frame > 0}
-        return Given(
-            self.numbers, self.colours, masks, {frame: here for frame, here in self.boxes.items() if frame > 0}
-        )
+    def after(self, next_: int, path: Path, followed: Sequence[int]) -> Given:
+        """What is left for a stream that is resumed from a file: masks and boxes from the frame `next_` on. followed:
+        the objects that the stream has seen. Raises ConfigError for a box of one of them."""
+        masks, boxes = ({at: here for at, here in every.items() if at >= next_} for every in (self.masks, self.boxes))
+        for frame, here in boxes.items():
+            if any(place in followed for place, _ in here):
+                raise ConfigError(
+                    f"--box {frame} adds an object, but {path} has no place for another: correct one with --mask"
+                )
+        return Given(self.numbers, self.colours, masks, boxes)
 
     @property
     def last(self) -> int:
         """The last frame with a mask or box, -1 for none."""
         return max([*self.masks, *self.boxes], default=-1)
 
-    def take(self, frame: Frame) -> NDArray[np.int16] | None:
-        """Labels [H, W] given for this frame, each at most once; None if none are given.
+    def take(self, frame: Frame, number: int | None) -> NDArray[np.int16] | None:
+        """Labels [H, W] given for this frame, each at most once; None if none are given. number: of the frame in its
+        source, None if it is unknown.
 
         A mask has precedence over boxes. Raises ShapeError for a mask of another size, ConfigError for a box outside of
         the frame and for an object that others of this frame cover.
         """
-        mask, boxes = self.masks.pop(frame.index, None), self.boxes.pop(frame.index, [])
+        if number is None:
+            return None
+        mask, boxes = self.masks.pop(number, None), self.boxes.pop(number, [])
         if mask is None and not boxes:
             return None
         size = frame.image.shape[:2]
@@ -123,13 +130,11 @@ class Given:
             try:
                 found = from_box(frame.pixels(), box)
             except FrameError as error:
-                raise ConfigError(f"--box {frame.index}: {error}") from error
+                raise ConfigError(f"--box {number}: {error}") from error
             labels = np.where(found & (labels == 0), place, labels).astype(np.int16)
             if not (labels == place).any():
                 where = ",".join(f"{value:g}" for value in box)
-                raise ConfigError(
-                    f"--box {frame.index}:{where}: other objects given in this frame cover the object in it"
-                )
+                raise ConfigError(f"--box {number}:{where}: other objects given in this frame cover the object in it")
         return labels
 
 

@@ -147,7 +147,7 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
         recorder = TeachRecorder(out, source, video=not args.no_overlay, keys=known)
         interrupt = stack.enter_context(Interrupt())
         boxes = list(args.boxes)
-        step = step_of(stream, recorder, boxes, keys)
+        step = step_of(stream, recorder, boxes, keys, source)
         more = {"certain": stream.certain}
         summary = Run(spec, source, stream, step, recorder, cast("Viewer | None", keys), interrupt, args).recorded(more)
     latency = summary["latency_ms"]
@@ -222,14 +222,14 @@ class Keys:
         return self._names.get(self._pressed)
 
 
-def step_of(stream: TeachStream, recorder: TeachRecorder, boxes: list[Told], keys: Keys | None) -> Step:
+def step_of(stream: TeachStream, recorder: TeachRecorder, boxes: list[Told], keys: Keys | None, source: Source) -> Step:
     """Process one frame: teach its labels first, then look for taught things in it. Taught boxes leave the list."""
     from tttstream.views.teach import guide
 
     def step(frame: Frame) -> tuple[Picture, None]:
         told = []
         if stream.learn:
-            for one in [one for one in boxes if one.frame == frame.index]:
+            for one in [one for one in boxes if one.frame == source.place(frame)]:
                 try:
                     stream.teach(one.label, frame, one.box)
                 except (FrameError, ShapeError) as error:

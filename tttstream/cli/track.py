@@ -102,7 +102,7 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
             raise ConfigError(f"frame {given.last} has a mask or box, but {known}")
         recorder = MaskRecorder(out, source, given.numbers, given.colours, video=not args.no_overlay)
         interrupt = stack.enter_context(Interrupt())
-        step = step_of(stream, given, recorder)
+        step = step_of(stream, given, recorder, source)
         first = next((str(path) for frame, path in files if frame == 0), None)
         more = {
             "first_mask": first,
@@ -155,22 +155,25 @@ def start(
                 f"the masks and boxes show the objects {given.numbers}, the stream in {args.load_state} follows "
                 f"{stream.numbers}: give the same objects, or leave them out"
             )
-        given = Given.saved(stream) if given is None else given.without_first()
+        position, followed = source.position(), (stream.state.seen[0] > 0).nonzero().flatten() + 1
+        next_ = position.get("place", position["index"])
+        given = Given.saved(stream) if given is None else given.after(next_, args.load_state, followed.tolist())
     stream.learn = not args.no_learn
     return stream, given
 
 
-def step_of(stream: MaskStream, given: Given, recorder: MaskRecorder) -> Step:
+def step_of(stream: MaskStream, given: Given, recorder: MaskRecorder, source: Source) -> Step:
     """The function that processes one frame, with its mask and boxes."""
 
     def step(frame: Frame) -> tuple[Picture, None]:
-        mask = given.take(frame)
+        number = source.place(frame)
+        mask = given.take(frame, number)
         try:
             result = stream.push(frame, mask)
         except FrameError as error:
             if mask is None:
                 raise
-            raise ConfigError(f"the mask or box of frame {frame.index} cannot be used: {error}") from error
+            raise ConfigError(f"the mask or box of frame {number} cannot be used: {error}") from error
         return recorder.add(frame, result), None
 
     return step

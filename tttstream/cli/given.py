@@ -89,7 +89,8 @@ class Given:
     def after(self, next_: int, path: Path, followed: Sequence[int]) -> Given:
         """What is left for a stream that is resumed from a file: masks and boxes from the frame `next_` on. followed:
         the objects that the stream has seen. Raises ConfigError for a box of one of them."""
-        masks, boxes = ({at: here for at, here in every.items() if at >= next_} for every in (self.masks, self.boxes))
+        masks = {frame: mask for frame, mask in self.masks.items() if frame >= next_}
+        boxes = {frame: here for frame, here in self.boxes.items() if frame >= next_}
         for frame, here in boxes.items():
             if any(place in followed for place, _ in here):
                 raise ConfigError(

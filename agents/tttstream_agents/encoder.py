@@ -211,7 +211,7 @@ class Encoder(nn.Module):
         self.space = space
         self.paths = [path for path, _ in leaves(space)]
         modules = [
-            part(path, leaf, cnn, normalise and path[:1] not in {(one,) for one in plain})
+            part(path, leaf, cnn, normalise and path[:1] not in [(one,) for one in plain])
             for path, leaf in leaves(space)
         ]
         self.parts = nn.ModuleList(modules)

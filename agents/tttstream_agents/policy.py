@@ -76,8 +76,8 @@ class MemoryPolicy(Trunk):
         auxiliary: Sequence[str] = (),
     ) -> None:
         action = action_heads.build(action_space)
-        described = pose_memory.parts(**places) if places and "at" in places else ()
-        encoder = Encoder(action_heads.without_mask(observation_space, action_space), cnn, normalise, described)
+        seen = action_heads.without_mask(observation_space, action_space)
+        encoder = Encoder(seen, cnn, normalise, plain=pose_memory.parts(places))
         super().__init__(
             encoder.size, action_space if previous_action else None, memory, dim=dim, depth=depth, heads=heads,
             positions=positions, rewards=previous_reward, options=options, gate=gate, period=period,

@@ -14,6 +14,8 @@ from tttstream.errors import ConfigError
 from tttstream.memory.matrix import MatrixState, linear
 from tttstream.memory.recurrence import Token, answers
 
+OPTIONS = ("width", "features", "sharp")
+
 
 class PoseMemory(nn.Module):
     """Reads what was observed at K places, then learns what is observed here.
@@ -97,9 +99,13 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def parts(at: str, ask: Sequence[str] | str = (), **_: Any) -> list[str]:
-    """The names of the parts of observations that describe places: that of the agent, and those that are read."""
-    return [at, *([ask] if isinstance(ask, str) else ask or [at])]
+def parts(places: dict[str, Any] | None) -> list[str]:
+    """The names of the parts of observations that describe places: that of the agent, and those that are read. None
+    without a description, or without "at"."""
+    if not places or "at" not in places:
+        return []
+    ask = places.get("ask") or places["at"]
+    return [places["at"], *(ask if isinstance(ask, list | tuple) else [ask])]
 
 
 def build(numbers: int, indices: dict[str, list[int]], places: dict[str, Any] | None) -> PoseMemory | None:
@@ -113,9 +119,11 @@ def build(numbers: int, indices: dict[str, list[int]], places: dict[str, Any] | 
     if not places:
         return None
     options = {key: value for key, value in places.items() if key not in ("at", "ask")}
+    if "at" not in places or set(options) - set(OPTIONS):
+        raise ConfigError(f"places: expected at, maybe ask, {', '.join(OPTIONS)}, got {', '.join(map(str, places))}")
     try:
-        at, *names = parts(**places)
-        unknown = sorted({at, *names} - set(indices))
+        at, *names = parts(places)
+        unknown = sorted({str(one) for one in (at, *names)} - set(indices))
         if unknown:
             raise ConfigError(
                 f"places: the observation has no part {', '.join(map(repr, unknown))} of numbers; it has "
@@ -125,4 +133,4 @@ def build(numbers: int, indices: dict[str, list[int]], places: dict[str, Any] | 
         asked = [indices[one][first : first + size] for one in names for first in range(0, len(indices[one]), size)]
         return PoseMemory(numbers, indices[at], asked, **options)
     except TypeError as error:
-        raise ConfigError(f"places: {places} is no description of a memory of places: {error}") from error
+        raise ConfigError(f"places: {places} has a value of a wrong type: {error}") from error

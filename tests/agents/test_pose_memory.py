@@ -145,8 +145,11 @@ def test_descriptions_of_places_are_not_normalised() -> None:
         ({"at": "here"}, "has no part 'here' of numbers; it has around, pose, speed"),
         ({"at": "pose", "ask": "mode"}, "has no part 'mode'"),
         ({"at": "pose", "ask": "speed"}, "has 4 numbers, those that are read have 2"),
-        ({"ask": "around"}, "missing 1 required positional argument: 'at'"),
-        ({"at": "pose", "size": 3}, "unexpected keyword argument 'size'"),
+        ({"ask": "around"}, "expected at, maybe ask, width, features, sharp, got ask"),
+        ({"at": "pose", "size": 3}, "sharp, got at, size"),
+        ({"at": "pose", "ask": 3}, "has no part '3'"),
+        ({"at": ["pose"]}, "has no part"),
+        ({"at": "pose", "width": "wide"}, "has a value of a wrong type"),
         ({"at": "pose", "features": 7}, "an even number of features"),
         ({"at": "pose", "sharp": 0}, "sharp above 0"),
     ],
@@ -154,7 +157,7 @@ def test_descriptions_of_places_are_not_normalised() -> None:
 )
 def test_mistakes_are_named(places: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        MemoryPolicy(SEEN, spaces.Discrete(3), "mlp", dim=8, places=places)
+        MemoryPolicy(SEEN, spaces.Discrete(3), "mlp", dim=8, places=places, normalise=True)
 
 
 def test_an_observation_of_places_alone_is_refused() -> None:

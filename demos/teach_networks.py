@@ -50,7 +50,7 @@ class Keys(NamedTuple):
 
 @torch.no_grad()
 def keys_of(model: Any, classes: Classes, projected: bool = True) -> Keys:
-    """The keys of all windows, or their features before the projection."""
+    """The normalised keys of all windows. projected=False: the normalised features before the projection."""
     features = model.standardised(classes.features)
     keys = F.normalize(model.project(features) if projected else features, dim=-1)
     return Keys(keys, [rows.numpy() for rows in classes.of], classes.empty.numpy())
@@ -66,8 +66,8 @@ class Stream(NamedTuple):
 
 
 def streams(of: Keys, rng: np.random.Generator, most: float = MANY, blocks: bool = False) -> Stream:
-    """Streams in which 3 to `most` things are taught at times and queried in between, with strangers among the queries.
-    With `blocks`, the first SHOWN of every BLOCK views are examples and the others queries."""
+    """Streams of views. Some views are labelled examples of 3 to `most` things, the others are queries. Some queries
+    show things without an example. blocks: the first SHOWN of every BLOCK views are examples, the others queries."""
     rows, told, answer = (np.full((ROWS, LENGTH), value) for value in (0, PLACES, NONE))
     for row in range(ROWS):
         count = round(math.exp(rng.uniform(math.log(FEW), math.log(most))))

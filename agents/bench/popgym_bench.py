@@ -144,7 +144,7 @@ def sizes(env: str) -> dict[str, tuple[int, int]]:
 
 
 def suited(env: str, memories: Sequence[str]) -> list[str]:
-    """Those that an environment allows: "places" needs descriptions of places in the observations."""
+    """The memories that can run in an environment. "places" runs only if observations describe places."""
     return [memory for memory in memories if memory != "places" or ENVS[env].places]
 
 

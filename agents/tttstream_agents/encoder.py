@@ -220,7 +220,7 @@ class Encoder(nn.Module):
         self.size = sum(module.size for module in modules)
 
     def indices(self) -> dict[str, list[int]]:
-        """The indices in the encoded observation of the parts of a Dict that are numbers of a Box, by name."""
+        """For each part of a Dict that is a Box of numbers: its indices in the encoded observation."""
         found, first = {}, 0
         for path, child in zip(self.paths, self.parts, strict=True):
             size = cast(Part, child).size

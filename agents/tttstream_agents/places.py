@@ -66,15 +66,15 @@ class Odometry:
     def _read(self, env: gym.Env[Any, Any], info: dict[str, Any], action: Any) -> Array:
         if self.keys:
             self.pose = np.concatenate([self._part(env, info, key, action) for key in self.keys])
-        return self.pose
+            return self.pose
+        return _finite(self.pose)
 
     @staticmethod
     def _part(env: gym.Env[Any, Any], info: dict[str, Any], key: str, action: Any) -> Array:
         first, *rest = key.split(".")
-        if key == "action":
-            count = math.prod(env.action_space.shape or ())
-            return np.full(count, np.nan) if action is None else np.asarray(action, np.float64).ravel()
-        found: Any = env.unwrapped if first == "env" else info
+        if key == "action" and action is None:
+            return np.full(math.prod(env.action_space.shape or ()), np.nan)
+        found: Any = env.unwrapped if first == "env" else {"action": action} if key == "action" else info
         try:
             for name in rest if first == "env" else [first, *rest]:
                 found = found[name] if isinstance(found, Mapping) else getattr(found, name)
@@ -85,18 +85,23 @@ class Odometry:
                 f"there is no pose {key!r}: info has {known}; 'env.NAME' is an attribute of the environment, 'action' "
                 "the last action"
             ) from error
-        if not np.isfinite(pose).all():
-            raise ObservationError(f"the pose {key!r} is not finite: {pose}")
-        return pose
+        return _finite(pose)
+
+
+def _finite(pose: Array) -> Array:
+    """The pose. Raises ObservationError if it is not finite."""
+    if not np.isfinite(pose).all():
+        raise ObservationError(f"the pose is not finite: {pose}")
+    return pose
 
 
 class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Adds the Fourier features of the agent's pose to the observation, under "pose": keys for a memory of places.
 
-    Observations become a Dict {"observation": the one of env, "pose": Box [F]}; a Dict gets the second entry. With
-    `around` they also have "around": Box [K, F], the features of K poses near that of the agent, with `grid` "grid":
-    those of all cells of a grid. A memory of places can read them (`train --places at=pose ask=around`). Before the
-    first action, the pose of the key "action" has zeros as its features.
+    If observations are a Dict, it gets an entry "pose": Box [F]. Other observations become a Dict with the entries
+    "observation" and "pose". `around` adds an entry "around": Box [K, F], the features of K poses near the agent.
+    `grid` adds an entry "grid": Box [K, F], the features of all cells of a grid. A memory of places can read both
+    (`train --places at=pose ask=around`). With the key "action", the features are zeros until the first action.
 
     keys, moves: the source of the pose, see `Odometry`. period: poses that differ by this much have the same features.
     waves: the number of waves, see `fourier`. around: offsets [K, P]. grid: the number of cells in each of P

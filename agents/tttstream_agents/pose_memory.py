@@ -4,6 +4,7 @@ Letters: B environments, T steps, N numbers of an encoded observation, P numbers
 are read, F features of a place, V width of a value.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ class PoseMemory(nn.Module):
         sharp: float = 3.0,
     ) -> None:
         super().__init__()
-        if width < 1 or features < 2 or features % 2 or sharp <= 0:
+        if width < 1 or features < 2 or features % 2 or not 0 < sharp < math.inf:
             raise ConfigError(
                 "places: expected a width of at least 1, an even number of features and sharp above 0, got "
                 f"{width}, {features} and {sharp}"
@@ -100,8 +101,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def parts(places: dict[str, Any] | None) -> list[str]:
-    """The names of the parts of observations that describe places: that of the agent, and those that are read. None
-    without a description, or without "at"."""
+    """The names of the parts of an observation that describe places: first the place of the agent, then the places that
+    are read. An empty list without "at"."""
     if not places or "at" not in places:
         return []
     ask = places.get("ask") or places["at"]
@@ -109,12 +110,13 @@ def parts(places: dict[str, Any] | None) -> list[str]:
 
 
 def build(numbers: int, indices: dict[str, list[int]], places: dict[str, Any] | None) -> PoseMemory | None:
-    """A memory of places for encoded observations of N = `numbers`, or None without a description.
+    """Make a memory of places for observations that are encoded as N = `numbers`. Returns None if `places` is empty.
 
-    indices: those of the parts of a Dict of observations that are numbers, by name. places: "at", the name of the part
-    that describes the place of the agent, P numbers; "ask", the parts that describe the places that are read, each P
-    numbers or [K, P], by default the place of the agent; and options of `PoseMemory`. Raises ConfigError for parts that
-    do not exist or do not fit, and for unknown options.
+    indices: for each part of a Dict of observations that is numbers, its indices in the encoded observation. places:
+    "at" is the name of the part that describes the place of the agent (P numbers). "ask" is the name, or a list of
+    names, of the parts that describe the places that are read (P numbers or [K, P]); by default the place of the agent.
+    Other keys are options of `PoseMemory`. Raises ConfigError for parts that do not exist or do not fit, and for
+    unknown options.
     """
     if not places:
         return None

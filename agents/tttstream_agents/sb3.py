@@ -63,7 +63,8 @@ class Flat(FlattenExtractor):
 
 
 def indices(extractor: Any) -> dict[str, list[int]]:
-    """The indices in the features of a CombinedExtractor of the parts that are numbers, by name; none for others."""
+    """For each part of a Dict that is numbers: its indices in the features of a CombinedExtractor. Other extractors
+    have none."""
     found, first = {}, 0
     for name, part in getattr(extractor, "extractors", {}).items():
         size = getattr(part, "features_dim", 0) or get_flattened_obs_dim(extractor._observation_space[name])
@@ -76,9 +77,8 @@ def indices(extractor: Any) -> dict[str, list[int]]:
 class TTTPolicy(RecurrentActorCriticPolicy):
     """Stable-Baselines3's features extractor, a trunk with a memory, and its actor and critic, which share both.
 
-    memory, dim, depth, heads, positions, previous_action, options: as `tttstream_agents.MemoryPolicy`; places too, for
-    TTTMultiInputPolicy. The other
-    arguments are those of sb3-contrib's policy, without those of its LSTM.
+    memory, dim, depth, heads, positions, previous_action, options: as `tttstream_agents.MemoryPolicy`. places: the
+    same, for TTTMultiInputPolicy. The other arguments are those of sb3-contrib's policy, without those of its LSTM.
 
     If a Dict of observations has a mask of legal actions (Discrete, MultiDiscrete) under "action_mask", the policy
     obeys it, and the features extractor does not see it. `tttstream_agents.ActionMaskObservation` copies it from info.

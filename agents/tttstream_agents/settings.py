@@ -42,7 +42,7 @@ class SampledTimeLimit(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
 class ResetOptions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Passes options to every reset, for environments whose settings are options of a reset, such as Memory Gym's.
 
-    options: as in `reset(options=...)`. A reset with options of its own adds these and has precedence.
+    options: as in `reset(options=...)`. Options that are given to a reset itself have precedence.
     """
 
     def __init__(self, env: gym.Env[Any, Any], options: dict[str, Any]) -> None:
@@ -57,7 +57,8 @@ class ResetOptions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
 
 class SomeActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Keeps some actions of a Discrete environment: action i is keep[i]. MiniGrid's Memory needs the first three of
-    seven. info["action_mask"] has these actions too; it may come from a method `action_masks()`, as in sb3-contrib.
+    seven. A mask of legal actions is reduced to the kept actions; it is read from info["action_mask"] or from a method
+    `action_masks()`, as in sb3-contrib.
 
     Raises SpaceError if the action space is not Discrete, EnvError for an action that it does not have.
     """

@@ -74,16 +74,9 @@ class TTTModule(TensorDictModuleBase):
         if (in_key is None) == (in_keys is None):
             raise ConfigError(f"expected either in_key or in_keys, got {in_key = } and {in_keys = }")
         self.trunk = Trunk(
-            numbers,
-            None,
-            memory,
-            dim=dim,
-            depth=depth,
-            heads=heads,
-            positions=positions,
-            options=options,
+            numbers, None, memory, dim=dim, depth=depth, heads=heads, positions=positions, options=options,
             places=places,
-        )
+        )  # fmt: skip
         if not all(one.bounded for one in self.trunk.memories):
             raise ConfigError(f"the state of {memory!r} grows, and a state of TorchRL cannot: use 'window'")
         self.numbers, self.default_recurrent_mode = numbers, default_recurrent_mode

@@ -158,6 +158,8 @@ def test_mistakes_are_named() -> None:
             wrapped(Line(), "robot.y")
         with pytest.raises(ObservationError, match="not finite"):
             wrapped(Line(bad=True), "robot.x").reset()
+    with pytest.raises(ObservationError, match="not finite"):
+        PoseObservation(Line(), moves=[[np.nan], [1]]).step(0)
     with pytest.raises(EnvError, match="moves of one length"):
         PoseObservation(Line(), moves=[[1], [1, 2]])
     with pytest.raises(EnvError, match="offsets of 1 numbers"):

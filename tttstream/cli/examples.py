@@ -18,7 +18,8 @@ def holds(what: str) -> bool:
 
 
 def hint(specs: Iterable[str]) -> str:
-    """Why one of these is no folder of examples although it contains folders; "" if none is like that."""
+    """For an error message: why the first of these paths that contains folders is not a folder of examples. "" if no
+    path contains folders."""
     for spec in filter(_folders, specs):
         beside = listed(Path(spec), IMAGES | VIDEOS | UNREAD)[0].name
         return f" ({spec} is no folder of examples, because {beside} is beside the folders)"

@@ -104,8 +104,8 @@ class Given:
         return max([*self.masks, *self.boxes], default=-1)
 
     def take(self, frame: Frame, number: int | None) -> NDArray[np.int16] | None:
-        """Labels [H, W] given for this frame, each at most once; None if none are given. number: of the frame in its
-        source, None if it is unknown.
+        """The labels [H, W] of the masks and boxes that the user gave for this frame, or None. Each is used once.
+        number: the number of the frame in its source, None if it is unknown.
 
         A mask has precedence over boxes. Raises ShapeError for a mask of another size, ConfigError for a box outside of
         the frame and for an object that others of this frame cover.

@@ -96,10 +96,10 @@ def recurrence(
 
 
 def answers(asked: Tensor, token: Token, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The answers a S [B, T, H, K, Dv] to K queries a at each token, before that token is learned, and the state after
-    the call.
+    """Read a matrix memory at K queries for each token, then learn the token. Returns q S [B, T, H, K, Dv] of all
+    queries q, with the state S before their token, and the state after the call.
 
-    asked: [B, T, H, K, Dk]. token: without a decay; its q is not used. state, reset: see `recurrence`.
+    asked: the queries [B, T, H, K, Dk]. token: without a decay; its q is not used. state, reset: see `recurrence`.
     """
     token = token.each(lambda part: cast(state.dtype, part)[0])
     asked = cast(state.dtype, asked)[0]

@@ -104,7 +104,7 @@ class Network(nn.Module):
         self.before, self.after = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
         self.memory = catalogue.build(kind, dim=DIM, heads=HEADS, **options)
         self.head = nn.Sequential(nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, PLACES + 1))
-        if name == "frozen":  # it is trained so, too
+        if name == "frozen":  # in training too
             self.memory.forward = partial(self.memory.forward, learn=False)  # type: ignore[method-assign]
 
     def forward(self, keys: Tensor, told: Tensor, state: Any = None, **options: bool) -> tuple[Tensor, Any]:
@@ -115,7 +115,7 @@ class Network(nn.Module):
 
     def ask(self, keys: Tensor, state: Any) -> Tensor:
         """The logits [B, n, PLACES + 1] of queries keys [B, n, D], each as if it came next after this state. A TTT
-        layer reads them without learning, which is the same state for all."""
+        layer reads all of them from this state, without learning."""
         told = torch.full(keys.shape[:2], PLACES, device=keys.device)
         if self.held and isinstance(self.memory, TTTLayer):
             return self(keys, told, state, learn=False)[0]
@@ -123,7 +123,7 @@ class Network(nn.Module):
         return self(keys.flatten(0, 1)[:, None], told.flatten()[:, None], again)[0].view(*keys.shape[:2], -1)
 
     def told(self, stream: Stream) -> Tensor:
-        """The logits of a stream in blocks, of which only examples change the state."""
+        """The logits of a stream in blocks. Only the examples change the state."""
         state, logits = None, []
         for keys, told in zip(stream.keys.split(BLOCK, 1), stream.told.split(BLOCK, 1), strict=True):
             examples, state = self(keys[:, :SHOWN], told[:, :SHOWN], state)
@@ -149,8 +149,8 @@ def train(of: Keys, name: str, rate: float, seed: int, steps: int) -> tuple[Netw
 
 
 class Learned:
-    """The stream of a network with one state; a query does not change it. If the network holds its state, no frame
-    without a label does."""
+    """The stream of a network with one state. A query does not change the state. If `held`, only labelled frames change
+    it."""
 
     def __init__(self, network: Network) -> None:
         self.network, self.state = network, None

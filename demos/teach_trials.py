@@ -36,7 +36,7 @@ class Trial(NamedTuple):
 
 
 def trial(of: Keys, seed: int) -> Trial:
-    """Ten things, forty more, ten that are never taught, and all others, which are shown in between."""
+    """A trial of ten things and forty more. Ten others are never taught. All other things are shown in between."""
     rng = np.random.default_rng(seed)
     often = [rows for rows in of.of if len(rows) >= SHOTS + ASKS]
     order = [rng.permutation(often[number]) for number in rng.permutation(len(often))]

@@ -67,7 +67,7 @@ BOARD = {"at": "pose", "ask": "grid", "width": 4, "features": 64}
 
 
 def board(*sides: int) -> list[Any]:
-    """Wrappers for a game on a board, whose observation is what is at the cell of the last action."""
+    """Wrappers for a game on a board in which the action is a cell and the observation shows what is there."""
     return [{"PoseObservation": {"keys": "action", "period": 2 * max(sides), "waves": max(sides), "grid": list(sides)}}]
 
 

@@ -19,7 +19,7 @@ Array = NDArray[np.floating[Any]]
 
 
 def fourier(pose: Any, period: float, waves: int = 0) -> Array:
-    """Sines and cosines of poses [..., P] -> [..., 2 * P * waves], periodic with `period`; zeros for a NaN.
+    """Sines and cosines of poses [..., P] -> [..., 2 * P * waves], periodic with `period`. A NaN gives zeros.
 
     waves: the largest number of waves in a period; 0 for period / 2, which is enough to distinguish whole numbers.
     """
@@ -34,7 +34,8 @@ class Odometry:
 
     keys: paths in info, with dots between their parts ("pose", "agent.x"); their values are concatenated. A path that
         starts with "env." is an attribute of the unwrapped environment ("env.agent_pos"). "action" is the last action,
-        for games whose observation is what was found where the agent acted; NaN before the first action.
+        for games in which the action is a place and the observation shows what is there. It is NaN before the first
+        action.
     moves: {action: [P numbers]} or a list with an entry for each action; other actions do not change the pose.
     Give either keys or moves. Raises EnvError if a key is missing, ObservationError if a pose is not finite.
     """
@@ -183,8 +184,8 @@ class PlaceMap:
         self.weights = np.zeros((len(self.turns.T) * 2, numbers + 1))
 
     def key(self, pose: Any) -> Array:
-        """Unit keys [..., F] of poses [..., P]: their product is about exp(-distance² / (2 scale²)); zeros for
-        a NaN, for which nothing is learned."""
+        """Unit keys [..., F] of poses [..., P]. The product of two keys is about exp(-distance² / (2 scale²)). A pose
+        of NaNs has a key of zeros, so nothing is learned for it."""
         angles = np.asarray(pose, np.float64) @ self.turns
         both = np.nan_to_num(np.concatenate([np.sin(angles), np.cos(angles)], -1))
         return both / np.sqrt(self.turns.shape[1])

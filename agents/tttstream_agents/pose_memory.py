@@ -1,4 +1,4 @@
-"""A memory of places in front of a trunk: what was observed at which pose, by the delta rule on given keys.
+"""A memory of places in front of a trunk. It stores what was observed at each place, with the delta rule.
 
 Letters: B environments, T steps, N numbers of an encoded observation, P numbers that describe a place, K places that
 are read, F features of a place, V width of a value.
@@ -23,9 +23,9 @@ class PoseMemory(nn.Module):
 
     S += beta f(p)^T ([v, 1] - f(p) S), read as f(p') S. p describes the place of the agent, p' one that is read, and v
     is a projection of the observation without its places. f(p) are random Fourier features of p, of length 1, so that
-    beta = 1 stores v exactly: `tttstream.memory.KernelDelta` with keys that are given. The last number that is read
-    is 1 for a place that was observed, and about 0 for others. What is read replaces the descriptions of the places
-    that are read. The state is all zeros at the start of an episode.
+    beta = 1 stores v exactly. This is `tttstream.memory.KernelDelta` with given keys. The last number that is read is
+    1 for a place that was observed, and about 0 for others. In the output, the numbers that were read replace the
+    descriptions of their places. The state is all zeros at the start of an episode.
 
     numbers: N. at: the indices of the P numbers that describe the place of the agent, such as the Fourier features of
     `PoseObservation`. ask: the indices of the P numbers of each place that is read. width: V. features: F, an even
@@ -69,7 +69,7 @@ class PoseMemory(nn.Module):
 
     @property
     def size(self) -> int:
-        """The count of numbers of an observation afterwards."""
+        """The count of numbers of an output."""
         return len(self.kept) + len(self.ask) * (self.width + 1)
 
     def init_state(self, batch: int) -> MatrixState:
@@ -85,8 +85,8 @@ class PoseMemory(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], -1) * self.frequencies.shape[1] ** -0.5
 
     def forward(self, x: Tensor, state: MatrixState, reset: Tensor | None) -> tuple[Tensor, MatrixState]:
-        """x [B, T, N], reset [B, T] or None -> x without the places that are read, then what was read [B, T, size]; and
-        the next state."""
+        """x [B, T, N], reset [B, T] or None -> the output [B, T, size] and the next state. The output is x without the
+        places that are read, then the numbers that were read."""
         rest = x[..., self.rest].to(self.value.weight.dtype)
         value = nn.functional.pad(self.value(rest), (0, 1), value=1.0).to(state.matrix.dtype)
         beta = 2 * torch.sigmoid(self.rate(rest)).to(state.matrix.dtype)

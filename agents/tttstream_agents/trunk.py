@@ -226,7 +226,7 @@ class Trunk(nn.Module):
         return before, after
 
     def _placed(self, x: Tensor, state: PolicyState, reset: Tensor | None) -> tuple[Tensor, tuple[State, ...]]:
-        """x [T, B, N] after the memory of places, and its next state."""
+        """The output of the memory of places for x [T, B, N], and its next state. Without such a memory, x."""
         if self.places is None:
             return x, ()
         rows = None if reset is None else reset.transpose(0, 1)

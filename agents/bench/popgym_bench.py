@@ -92,6 +92,7 @@ ENVS: dict[str, Task] = {
     ),
     "Revisit-4x4": Task(*PLACES, {}, READS),
     "Revisit-4x4-predict": Task(*PLACES, {"predict_coef": 1.0}, READS),
+    "Revisit-4x4-pixels": Task(PLACES[0], {**PLACES[1], "pictures": 40}, {"cnn": "strided"}, READS),
     "Revisit-8x8": Task(PLACES[0], {"side": 8, "steps": 512, "scale": 1 / 512}, {}, {**READS, "features": 512}),
     "MiniGrid-MemoryS7-view3": Task(
         "MiniGrid-MemoryS7-v0", {"agent_view_size": 3}, wrappers=[{"SomeActions": {"keep": [0, 1, 2]}}]

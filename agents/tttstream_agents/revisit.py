@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from tttstream.sources.photographs import NAMES, reduced
 from tttstream_agents.places import fourier
 
 MOVES = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
@@ -23,8 +24,10 @@ class Revisit(gym.Env[Any, Any]):
     world, the reward is +scale for the right symbol and -scale for a wrong one; else it is 0.
 
     side, kinds: of the world. persist: probability that the walk goes straight on. steps: length of an episode, 0 for
-    no end. exchange: number of steps after which all symbols change, 0 for never. info: "pose" (x, y), "answer" (the
-    right action, -1 if it cannot be known), "age" (steps since the last visit of the next place, -1 for none).
+    no end. exchange: number of steps after which all symbols change, 0 for never. pictures: if above 0, each symbol is
+    one of ten photographs, and "picture", uint8 [pictures, pictures, 3], replaces "symbol": at each visit another part
+    of the photograph, mirrored or not, darker or brighter. info: "pose" (x, y), "answer" (the right action, -1 if it
+    cannot be known), "age" (steps since the last visit of the next place, -1 for none).
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -37,6 +40,7 @@ class Revisit(gym.Env[Any, Any]):
         steps: int = 512,
         exchange: int = 0,
         scale: float = 1.0,
+        pictures: int = 0,
         render_mode: str | None = None,
     ) -> None:
         if side < 2 or kinds < 2 or not 0 <= persist <= 1 or steps < 0 or exchange < 0:
@@ -44,10 +48,17 @@ class Revisit(gym.Env[Any, Any]):
                 f"expected side and kinds of at least 2, persist in 0..1, steps and exchange from 0; got {side = }, "
                 f"{kinds = }, {persist = }, {steps = }, {exchange = }"
             )
-        self.side, self.kinds, self.persist = side, kinds, persist
+        if pictures < 0 or (pictures and kinds > len(NAMES)):
+            raise ValueError(
+                f"expected pictures from 0, and at most {len(NAMES)} kinds of them; got {pictures = }, {kinds = }"
+            )
+        self.side, self.kinds, self.persist, self.pictures = side, kinds, persist, pictures
         self.steps, self.exchange, self.scale, self.render_mode = steps, exchange, scale, render_mode
         place = spaces.Box(-1.0, 1.0, (len(fourier(np.zeros(2), side)),), np.float32)
-        self.observation_space = spaces.Dict({"symbol": spaces.Discrete(kinds), "here": place, "asked": place})
+        picture = spaces.Box(0, 255, (pictures, pictures, 3), np.uint8)
+        shown: dict[str, spaces.Space[Any]] = {"picture": picture} if pictures else {"symbol": spaces.Discrete(kinds)}
+        self.observation_space = spaces.Dict({**shown, "here": place, "asked": place})
+        self.photographs = [reduced(name, 2 * pictures) for name in NAMES[:kinds]] if pictures else []
         self.action_space = spaces.Discrete(kinds)
         self.features = fourier(np.moveaxis(np.mgrid[:side, :side], 0, -1), side).astype(np.float32)
 
@@ -77,12 +88,21 @@ class Revisit(gym.Env[Any, Any]):
     def _out(self) -> tuple[Any, dict[str, Any]]:
         self.seen[tuple(self.place)] = self.time
         last = int(self.seen[tuple(self.next)])
+        symbol = int(self.world[tuple(self.place)])
         obs = {
-            "symbol": int(self.world[tuple(self.place)]), "here": self.features[tuple(self.place)].copy(),
-            "asked": self.features[tuple(self.next)].copy(),
+            **({"picture": self._picture(symbol)} if self.pictures else {"symbol": symbol}),
+            "here": self.features[tuple(self.place)].copy(), "asked": self.features[tuple(self.next)].copy(),
         }  # fmt: skip
         age = self.time - last if last >= 0 else -1
         return obs, {"pose": self.place.astype(np.float32), "answer": self.answer, "age": age}
+
+    def _picture(self, symbol: int) -> NDArray[np.uint8]:
+        whole, side = self.photographs[symbol], int(self.pictures * self.np_random.uniform(1, 1.6))
+        top, left = (int(self.np_random.integers(length - side + 1)) for length in whole.shape[:2])
+        piece = whole[top : top + side, left : left + side][:, :: self.np_random.choice((1, -1))]
+        nearest = np.arange(self.pictures) * side // self.pictures
+        bright = piece[nearest][:, nearest] * np.float32(self.np_random.uniform(0.7, 1.2))
+        return bright.clip(0, 255).astype(np.uint8)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Reward the action, and go to the next place."""

@@ -49,9 +49,36 @@ def test_the_revisit_environment_rewards_the_symbol_that_was_seen_there() -> Non
         make("tttstream/Revisit-v0", env_args={"side": 1})
 
 
+def test_the_pictures_of_the_revisit_show_the_symbols() -> None:
+    env = Revisit(side=3, kinds=3, pictures=24)
+    env.photographs = [np.full((48, 60, 3), 20 * 3**kind, np.uint8) for kind in range(3)]  # distinct at any brightness
+    obs, _ = env.reset(seed=1)
+    for _ in range(60):
+        light = float(obs["picture"].mean()) / 20
+        assert env.observation_space.contains(obs)
+        assert int(np.log(light / 0.69) / np.log(3)) == env.world[tuple(env.place)]
+        obs = env.step(0)[0]
+
+
+def test_each_visit_shows_another_part_of_the_photograph() -> None:
+    env, again = Revisit(side=2, pictures=24), Revisit(side=2, pictures=24)
+    shown: dict[tuple[int, ...], list[bytes]] = {}
+    obs, info = env.reset(seed=2)
+    same, _ = again.reset(seed=2)
+    for _ in range(20):
+        np.testing.assert_array_equal(obs["picture"], same["picture"])
+        assert obs["picture"].std() > 2
+        shown.setdefault(tuple(info["pose"]), []).append(obs["picture"].tobytes())
+        (obs, *_, info), (same, *_) = env.step(0), again.step(0)
+    assert all(len(set(pictures)) == len(pictures) for pictures in shown.values())
+    with pytest.raises(ValueError, match="at most 10 kinds"):
+        Revisit(kinds=11, pictures=24)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_checker_of_gymnasium_passes() -> None:
     check_env(Revisit(render_mode="rgb_array"))
+    check_env(Revisit(pictures=24), skip_render_check=True)
     assert Revisit(side=3, render_mode="rgb_array").metadata["render_fps"] == 10
     check_env(PoseObservation(Revisit(), "pose"), skip_render_check=True)
     check_env(MapObservation(Revisit(), "pose"), skip_render_check=True)

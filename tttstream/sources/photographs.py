@@ -56,6 +56,13 @@ def photograph(name: str) -> Pixels:
     return (image[..., ::-1] * tint).clip(0, 255).astype(np.uint8)
 
 
+def reduced(name: str, side: int) -> Pixels:
+    """A photograph, scaled so that its shorter side has `side` pixels."""
+    whole = photograph(name)
+    height, width = (max(side, round(length * side / min(whole.shape[:2]))) for length in whole.shape[:2])
+    return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def place(name: str, height: int, rng: np.random.Generator) -> Pixels:
     """A part of a photograph, [height, width, 3]; `rng` draws its position, size, reflection and colour cast."""
     whole = photograph(name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,33 +44,38 @@ def features(folder: Path, size: int, names: list[str]) -> list[tuple[Tensor, in
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clips", type=Path, help="the folder that demos/clips.py wrote")
-    parser.add_argument("--size", type=int, default=160)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    began = time.process_time()
-    names = sorted(path.name for path in (args.clips / "train").iterdir())
-    shown = features(args.clips / "train", args.size, names)
+def fit(shown: list[tuple[Tensor, int]], classes: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """The trained probe: features [n, C] to log probabilities [n, classes]."""
+    torch.manual_seed(seed)
     x = torch.cat([clip for clip, _ in shown]).clone()
     y = torch.cat([torch.full((len(clip),), label) for clip, label in shown])
     mean, spread = x.mean(0), x.std(0) + 1e-3
-    probe = nn.Linear(x.shape[1], len(names))
+    probe = nn.Linear(x.shape[1], classes)
     optimiser = torch.optim.AdamW(probe.parameters(), lr=1e-2, weight_decay=DECAY)
     for _ in range(STEPS):
         optimiser.zero_grad()
         F.cross_entropy(probe((x - mean) / spread), y).backward()
         optimiser.step()
-    print(f"{len(shown)} clips, classes {', '.join(names)}: {time.process_time() - began:.0f} s of processor time")
-    for part in ("train", "test", "other"):
-        frames, clips = [], []
-        for clip, label in shown if part == "train" else features(args.clips / part, args.size, names):
-            logs = probe((clip - mean) / spread).log_softmax(1)
-            frames.append(float((logs.argmax(1) == label).float().mean()))
-            clips.append(int(logs.mean(0).argmax()) == label)
-        print(f"{part}: {sum(clips)} of {len(clips)} clips, {np.mean(frames):.3f} of the frames", flush=True)
+    return lambda clip: probe((clip - mean) / spread).log_softmax(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", type=Path, help="the folder that demos/clips.py wrote")
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--seeds", type=int, default=3, help="probes with other first weights")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    names = sorted(path.name for path in (args.clips / "train").iterdir())
+    parts = {part: features(args.clips / part, args.size, names) for part in ("train", "test", "other")}
+    print(f"{len(parts['train'])} clips, classes {', '.join(names)}: {time.process_time():.0f} s of processor time")
+    for seed in range(args.seeds):
+        probe = fit(parts["train"], len(names), seed)
+        for part, clips in parts.items():
+            logs = [(probe(clip), label) for clip, label in clips]
+            frames = float(np.mean([float((one.argmax(1) == label).float().mean()) for one, label in logs]))
+            right = sum(int(one.mean(0).argmax()) == label for one, label in logs)
+            print(f"seed {seed}, {part}: {right} of {len(clips)} clips, {frames:.3f} of the frames", flush=True)
 
 
 if __name__ == "__main__":

@@ -220,11 +220,11 @@ class Encoder(nn.Module):
         self.size = sum(module.size for module in modules)
 
     def indices(self) -> dict[str, list[int]]:
-        """For each part of a Dict that is a Box of numbers: its indices in the encoded observation."""
+        """For each part of a Dict that is not a picture: its indices in the encoded observation."""
         found, first = {}, 0
         for path, child in zip(self.paths, self.parts, strict=True):
             size = cast(Part, child).size
-            if isinstance(child, Numbers) and len(path) == 1:
+            if not isinstance(child, Picture) and len(path) == 1:
                 found[str(path[0])] = list(range(first, first + size))
             first += size
         return found

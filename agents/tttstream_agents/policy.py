@@ -81,7 +81,7 @@ class MemoryPolicy(Trunk):
         super().__init__(
             encoder.size, action_space if previous_action else None, memory, dim=dim, depth=depth, heads=heads,
             positions=positions, rewards=previous_reward, options=options, gate=gate, period=period,
-            places=pose_memory.build(encoder.size, encoder.indices(), places),
+            places=pose_memory.build(encoder.size, encoder.indices(), places, seen),
         )  # fmt: skip
         self.observation_space, self.action_space = observation_space, action_space
         self.previous_reward, self.encoder, self.action = previous_reward, encoder, action

@@ -6,9 +6,10 @@ are read, F features of a place, V width of a value.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from tttstream.errors import ConfigError
@@ -16,6 +17,7 @@ from tttstream.memory.matrix import MatrixState, linear
 from tttstream.memory.recurrence import Token, answers
 
 OPTIONS = ("width", "features", "sharp")
+SHARP = 3.0
 
 
 class PoseMemory(nn.Module):
@@ -43,7 +45,7 @@ class PoseMemory(nn.Module):
         *,
         width: int = 32,
         features: int = 256,
-        sharp: float = 3.0,
+        sharp: float = SHARP,
     ) -> None:
         super().__init__()
         if width < 1 or features < 2 or features % 2 or not 0 < sharp < math.inf:
@@ -109,14 +111,17 @@ def parts(places: dict[str, Any] | None) -> list[str]:
     return [places["at"], *(ask if isinstance(ask, list | tuple) else [ask])]
 
 
-def build(numbers: int, indices: dict[str, list[int]], places: dict[str, Any] | None) -> PoseMemory | None:
+def build(
+    numbers: int, indices: dict[str, list[int]], places: dict[str, Any] | None, space: spaces.Space[Any]
+) -> PoseMemory | None:
     """Make a memory of places for observations that are encoded as N = `numbers`. Returns None if `places` is empty.
 
-    indices: for each part of a Dict of observations that is numbers, its indices in the encoded observation. places:
-    "at" is the name of the part that describes the place of the agent (P numbers). "ask" is the name, or a list of
-    names, of the parts that describe the places that are read (P numbers or [K, P]); by default the place of the agent.
-    Other keys are options of `PoseMemory`. Raises ConfigError for parts that do not exist or do not fit, and for
-    unknown options.
+    indices: for each part of a Dict of observations that is not a picture, its indices in the encoded observation.
+    places: "at" is the name of the part that describes the place of the agent (P numbers). "ask" is the name, or a list
+    of names, of the parts that describe the places that are read (P numbers or [K, P]); by default the place of the
+    agent. Other keys are options of `PoseMemory`. Parts that are not a Box are one-hot, and all different places are
+    equally far apart. space: of the observations. Raises ConfigError for parts that do not exist or do not fit, and
+    for unknown options.
     """
     if not places:
         return None
@@ -131,7 +136,14 @@ def build(numbers: int, indices: dict[str, list[int]], places: dict[str, Any] | 
                 f"places: the observation has no part {', '.join(map(repr, unknown))} of numbers; it has "
                 f"{', '.join(sorted(indices)) or 'none'}"
             )
+        of = cast(spaces.Dict, space)
+        if len({isinstance(of[one], spaces.Box) for one in (at, *names)}) > 1:
+            raise ConfigError(f"places: at and ask must both be a Box or both have choices: {at}, {', '.join(names)}")
         size = len(indices[at])
+        if not isinstance(of[at], spaces.Box):
+            options["sharp"] = options.get("sharp", SHARP) * math.sqrt(
+                size / 2
+            )  # so different ones are as far apart as the waves of far places
         asked = [indices[one][first : first + size] for one in names for first in range(0, len(indices[one]), size)]
         return PoseMemory(numbers, indices[at], asked, **options)
     except TypeError as error:

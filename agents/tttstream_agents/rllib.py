@@ -63,11 +63,12 @@ class Policy(nn.Module):
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], chosen: Any) -> None:
         super().__init__()
         self.action = action_heads.build(action_space)
-        self.encoder = Encoder(action_heads.without_mask(observation_space, action_space))
+        seen = action_heads.without_mask(observation_space, action_space)
+        self.encoder = Encoder(seen)
         self.masked = action_heads.masked_part(observation_space, action_space)
         previous, memory = chosen["previous_action"], chosen["memory"]
         sizes = {name: value for name, value in chosen.items() if name not in ("previous_action", "memory", "places")}
-        places = pose_memory.build(self.encoder.size, self.encoder.indices(), chosen["places"])
+        places = pose_memory.build(self.encoder.size, self.encoder.indices(), chosen["places"], seen)
         self.trunk = Trunk(self.encoder.size, action_space if previous else None, memory, places=places, **sizes)
         if not all(one.bounded for one in self.trunk.memories):
             raise ConfigError(f"the state of {memory!r} grows, and a state of RLlib cannot: use 'window'")

@@ -63,8 +63,8 @@ class Flat(FlattenExtractor):
 
 
 def indices(extractor: Any) -> dict[str, list[int]]:
-    """For each part of a Dict that is numbers: its indices in the features of a CombinedExtractor. Other extractors
-    have none."""
+    """For each part of a Dict that is not a picture: its indices in the features of a CombinedExtractor. Other
+    extractors have none."""
     found, first = {}, 0
     for name, part in getattr(extractor, "extractors", {}).items():
         size = getattr(part, "features_dim", 0) or get_flattened_obs_dim(extractor._observation_space[name])
@@ -137,7 +137,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         trunk = Trunk(
             self.features_dim, action_space if previous_action else None, memory, dim=dim, depth=depth, heads=heads,
             positions=positions, options=options,
-            places=pose_memory.build(self.features_dim, indices(self.features_extractor), places),
+            places=pose_memory.build(self.features_dim, indices(self.features_extractor), places, observation_space),
         )  # fmt: skip
         if not all(one.bounded for one in trunk.memories):
             raise ConfigError(f"the state of {memory!r} grows, and sb3-contrib's states cannot: use 'window'")

@@ -116,6 +116,41 @@ def test_a_place_returns_what_was_observed_there_and_whether_it_was_observed() -
     assert np.mean(np.abs(new)) < 0.2
 
 
+@pytest.mark.parametrize(
+    ("at", "ask", "cell"),
+    [
+        (spaces.Discrete(40), spaces.MultiDiscrete([40, 40]), lambda place: place),
+        (spaces.Discrete(40, start=-3), spaces.Discrete(40, start=-3), lambda place: place - 3),
+        (spaces.MultiDiscrete([5, 8]), spaces.MultiDiscrete([[5, 8], [5, 8]]), lambda place: divmod(place, 8)),
+    ],
+    ids=str,
+)
+def test_choices_are_places(at: spaces.Space[Any], ask: spaces.Space[Any], cell: Any) -> None:
+    torch.manual_seed(0)
+    space = spaces.Dict({"at": at, "ask": ask, "seen": spaces.Box(-1, 1, (3,), np.float32)})
+    policy = MemoryPolicy(
+        space, spaces.Discrete(2), "mlp", dim=8, places={"at": "at", "ask": "ask", "width": 3, "features": 1024}
+    )
+    memory, count = policy.places, int(np.prod(ask.shape)) // max(1, int(np.prod(at.shape)))
+    assert memory is not None
+    shown, order = torch.rand(40, 3), torch.randperm(40)
+
+    def numbers(here: int, other: int) -> torch.Tensor:
+        both = np.array([cell(here), cell(other)][2 - count :]).reshape(ask.shape)
+        obs = {"at": np.array(cell(here)), "ask": both, "seen": shown[here].numpy()}
+        return policy.encoder(policy.encoder.tensors({key: part[None] for key, part in obs.items()}, 1))[None]
+
+    with torch.no_grad():
+        state = memory.init_state(1)
+        for place in order[:30].tolist():
+            _, state = memory(numbers(place, place), state, None)
+        read = torch.stack([memory(numbers(place, place), state, None)[0][0, 0, -4:] for place in range(40)])
+        known, new = order[:30], order[30:]
+        assert float((read[known, -1] - 1).abs().mean()) < 0.15
+        assert float(read[new, -1].abs().mean()) < 0.25
+        assert float((read[known, :-1] - memory.value(shown[known])).abs().mean()) < 0.15
+
+
 @pytest.mark.parametrize("places", [{"at": "pose"}, {"at": "pose", "ask": ["around", "pose"], "width": 4}], ids=str)
 @pytest.mark.parametrize("memory", ["mlp", "ttt_linear"])
 def test_evaluating_equals_acting(places: dict[str, Any], memory: str) -> None:
@@ -142,8 +177,9 @@ def test_descriptions_of_places_are_not_normalised() -> None:
 @pytest.mark.parametrize(
     ("places", "says"),
     [
-        ({"at": "here"}, "has no part 'here' of numbers; it has around, pose, speed"),
-        ({"at": "pose", "ask": "mode"}, "has no part 'mode'"),
+        ({"at": "here"}, "has no part 'here' of numbers; it has around, mode, pose, speed"),
+        ({"at": "pose", "ask": "mode"}, "both be a Box or both have choices: pose, mode"),
+        ({"at": "mode", "ask": ["mode", "pose"]}, "both be a Box or both have choices: mode, mode, pose"),
         ({"at": "pose", "ask": "speed"}, "has 4 numbers, those that are read have 2"),
         ({"ask": "around"}, "expected at, maybe ask, width, features, sharp, got ask"),
         ({"at": "pose", "size": 3}, "sharp, got at, size"),

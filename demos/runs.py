@@ -79,6 +79,7 @@ def publish(lines: Sequence[str], path: Path | None = None, quiet: bool = False)
     if not quiet:
         print(page)
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with TextFile(path) as file:
             file.write(page + "\n")
 
@@ -97,6 +98,7 @@ def go_on(
     measure: Callable[[str, float, int], Record],
 ) -> list[Record]:
     """Do the missing runs; none starts after this number of minutes. Returns all records."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     while time.monotonic() - began < 60 * minutes:
         job = following(records_of(path))

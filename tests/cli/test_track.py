@@ -308,7 +308,7 @@ def test_watch_points_to_track(work: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_model_of_frames_follows_no_mask(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--first-mask", str(work / "grey.png"), "--model", "base", "--out", str(work / "out")]
     assert main(["track", str(work / "frames"), *words]) == 2
-    assert "base is a FrameModel, expected a Propagator" in capsys.readouterr().err
+    assert "base is a FrameModel, expected a Propagator such as mask or track" in capsys.readouterr().err
 
 
 def test_the_palette_is_that_of_davis() -> None:

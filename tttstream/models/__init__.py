@@ -123,7 +123,9 @@ def load_as(kind: type[M], name_or_folder: str | os.PathLike[str], *, size: int 
     """Load a model of one kind, see `load`. Raises CheckpointError for a model of another kind."""
     model = load(name_or_folder, size=size)
     if not isinstance(model, kind):
-        raise CheckpointError(f"{name_or_folder} is a {type(model).__name__}, expected a {kind.__name__}")
+        fitting = [name for name in shipped() if issubclass(_found(name)[1], kind)]
+        such = f" such as {' or '.join(fitting)}" if fitting else ""
+        raise CheckpointError(f"{name_or_folder} is a {type(model).__name__}, expected a {kind.__name__}{such}")
     return model
 
 

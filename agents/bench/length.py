@@ -74,6 +74,7 @@ def measure(folder: Path, lengths: list[int], n_envs: int) -> list[tuple[float, 
         since += took
         memory = psutil.Process(os.getpid()).memory_info().rss / 1e6
         found.append((earned / steps, 1e3 * took / (steps - before), memory))
+        print(f"{folder.name}: {steps:,} steps, return {found[-1][0]:.3f} a step", file=sys.stderr, flush=True)
     return found
 
 

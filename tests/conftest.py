@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,6 +15,8 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor
+
+from tests.kernels.interpreter import quicken
 
 if TYPE_CHECKING:
     from tttstream.models.masks import MixtureModel, TargetModel
@@ -59,25 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # a collection need not look at all that was imported
-    quick_interpreter()
-
-
-def quick_interpreter() -> None:
-    """Let Triton's interpreter patch the language once for each module in a launch of a kernel. By itself it does so in
-    every call of a device function, which takes half of its time."""
-    interpreter = sys.modules.get("triton.runtime.interpreter")
-    if interpreter is None or not hasattr(interpreter, "_LangPatchScope"):
-        return
-    patch, language, modules = interpreter._patch_lang, interpreter.tl, set()
-
-    def once(function: Callable[..., Any]) -> Any:
-        if language.core.is_builtin(language.load):  # not patched: a launch begins
-            modules.clear()
-        known = id(function.__globals__) in modules
-        modules.add(id(function.__globals__))
-        return interpreter._LangPatchScope() if known else patch(function)
-
-    interpreter._patch_lang = once
+    quicken()
 
 
 @pytest.fixture(scope="session")

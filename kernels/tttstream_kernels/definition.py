@@ -1,4 +1,4 @@
-"""TTT by its definition: one row, one head and one token at a time, every inner gradient by autograd.
+"""TTT by its definition: one row and one head at a time, the inner gradient of every token by autograd.
 
 This module is meant to be read beside the paper, Sun et al., "Learning to (Learn at Test Time)", arXiv 2407.04620
 (equations 1 to 6, sections 2.1 to 2.7), and it is the oracle of the tests. It shares no formula with the fast backends:
@@ -15,8 +15,6 @@ q, k, v are the views theta_Q x, theta_K x, theta_V x. Section 2.7 sets f(x; W) 
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -104,10 +102,8 @@ def token_mode(cell: Cell, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, reset: 
             cell.restart()
         here = slice(t, t + 1)
         loss = cell.losses(k[here], v[here], cell.weights)[0]
-        gradient = cell.gradient(lambda w: cell.objectives(k[here], v[here], w)[0])  # noqa: B023
-        cell.add(
-            [eta[t, 0] * part for part in gradient], eta[t, 0] * cell.objectives(k[here], v[here], cell.weights)[0]
-        )
+        (descended,), (gradient,) = cell.gradients(k[here], v[here])
+        cell.add([eta[t, 0] * part for part in gradient], eta[t, 0] * descended)
         seen = cell.seen(tau[cell.place])  # W_t = W' - tau_i sum_s eta_s grad l(W'; s)
         outputs.append(cell.output(q[here], seen)[0])  # z_t = f(q_t; W_t)
         before.append(loss)
@@ -127,9 +123,8 @@ def frame_mode(cell: Cell, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, reset: 
             cell.restart()
         here = slice(begin, begin + tokens)
         loss = cell.losses(k[here], v[here], cell.weights)
-        descended = cell.objectives(k[here], v[here], cell.weights)
-        for j in range(tokens):
-            gradient = cell.gradient(lambda w: cell.objectives(k[here], v[here], w)[j])  # noqa: B023
+        descended, gradients = cell.gradients(k[here], v[here])
+        for j, gradient in enumerate(gradients):
             rates = eta[begin + j].expand(len(gradient)) if eta.shape[1] == 1 else eta[begin + j]
             steps = [rate * part for rate, part in zip(rates, gradient, strict=True)]
             cell.add(steps, eta[begin + j, 0] * descended[j])
@@ -181,11 +176,15 @@ class Cell:
         """f(q) at these weights."""
         return f(self.inner, q, weights, self.gamma, self.beta)
 
-    def gradient(self, loss: Callable[[Weights], Tensor]) -> Weights:
-        """The gradient of a loss at W', itself differentiable."""
+    def gradients(self, k: Tensor, v: Tensor) -> tuple[Tensor, list[Weights]]:
+        """The objective of each token [K] at W', and the gradient of each by itself, which is differentiable."""
         with torch.enable_grad():
             weights = [w + torch.zeros_like(w).requires_grad_() for w in self.weights]
-            return list(torch.autograd.grad(loss(weights), weights, create_graph=True))
+            each = self.objectives(k, v, weights)
+            every = torch.autograd.grad(
+                each, weights, torch.eye(len(each)).to(each), create_graph=True, is_grads_batched=True
+            )
+            return each, [list(one) for one in zip(*every, strict=True)]
 
     def add(self, step: Weights, loss: Tensor) -> None:
         """S <- S + eta grad l of one token; the sum of eta l likewise."""

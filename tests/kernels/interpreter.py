@@ -1,0 +1,88 @@
+"""Triton's interpreter without what takes most of its time and changes no result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+
+def quicken() -> None:
+    """Changes the interpreter if it has been imported and is one of those known here."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None or not hasattr(interpreter, "_LangPatchScope"):
+        return
+    language, builder = interpreter.tl, interpreter.interpreter_builder
+    interpreter._patch_lang = patched_once(interpreter)
+    if not builder.options.debug:  # without it the assertion that no integer overflows is dropped after it is computed
+        builder.options = replace(builder.options, sanitize_overflow=False)
+    interpreter._get_np_dtype = numpy_types(interpreter._get_np_dtype)
+    semantic = interpreter.interpreter_semantic
+    semantic.broadcast_impl_value = broadcast(semantic.broadcast_impl_value)
+    share(
+        language.block_type, lambda element, shape: (element.name, *shape), lambda element, _: {"element_ty": element}
+    )
+    share(
+        language.tensor,
+        lambda _, type: (*type.shape,) if type.is_block() else (),
+        lambda handle, type: {"handle": handle, "type": type, "dtype": type.scalar},
+    )
+
+
+def patched_once(interpreter: Any) -> Callable[..., Any]:
+    """Patches the language once for each module in a launch; by itself the interpreter does in every call of a device
+    function."""
+    patch, language, modules = interpreter._patch_lang, interpreter.tl, set()
+
+    def once(function: Callable[..., Any]) -> Any:
+        if language.core.is_builtin(language.load):  # not patched: a launch begins
+            modules.clear()
+        known = id(function.__globals__) in modules
+        modules.add(id(function.__globals__))
+        return interpreter._LangPatchScope() if known else patch(function)
+
+    return once
+
+
+def numpy_types(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Looks types up in a table that is made once, not in every call."""
+    found: dict[str, Any] = {}
+
+    def known(type: Any) -> Any:
+        name = type.scalar.name
+        if name not in found:
+            found[name] = find(type.scalar)
+        return found[name]
+
+    return known
+
+
+def broadcast(of_any_shapes: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns tiles of one shape as they are."""
+
+    def both(lhs: Any, rhs: Any) -> Any:
+        same = lhs.type.is_block() and rhs.type.is_block() and [*lhs.type.shape] == [*rhs.type.shape]
+        return (lhs, rhs) if same else of_any_shapes(lhs, rhs)
+
+    return both
+
+
+Pair = Callable[[Any, Any], Any]
+"""A function of the two arguments of a constructor."""
+
+
+def share(kind: Any, key: Pair, own: Pair) -> None:
+    """Let objects of a class that have the same key share all attributes but their own."""
+    make: Callable[..., None] = kind.__init__
+    made: dict[Any, dict[str, Any]] = {}
+
+    def init(self: Any, first: Any, second: Any) -> None:
+        place, mine = key(first, second), own(first, second)
+        if place in made:
+            vars(self).update(made[place], **mine)
+        else:
+            make(self, first, second)
+            made[place] = {name: value for name, value in vars(self).items() if name not in mine}
+
+    kind.__init__ = init

@@ -60,6 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # a collection need not look at all that was imported
+    gc.set_threshold(20_000, 10, 10)  # by default one begins after every 700 new objects
     quicken()
 
 

@@ -222,7 +222,7 @@ def fits(mode: Mode, update: str) -> bool:
 def test_fresh(mode: Mode, update: str) -> None:
     if not fits(mode, update):
         return
-    Case(mode, 11 if mode.causal == "token" else 3 * mode.unit, update).check()
+    Case(mode, 11 if mode.unit == 1 else 3 * mode.unit, update).check()
 
 
 @pytest.mark.parametrize("update", ["per_head", *MIXED])

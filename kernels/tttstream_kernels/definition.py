@@ -181,10 +181,7 @@ class Cell:
         with torch.enable_grad():
             weights = [w + torch.zeros_like(w).requires_grad_() for w in self.weights]
             each = self.objectives(k, v, weights)
-            every = torch.autograd.grad(
-                each, weights, torch.eye(len(each)).to(each), create_graph=True, is_grads_batched=True
-            )
-            return each, [list(one) for one in zip(*every, strict=True)]
+            return each, [list(torch.autograd.grad(one, weights, create_graph=True)) for one in each]
 
     def add(self, step: Weights, loss: Tensor) -> None:
         """S <- S + eta grad l of one token; the sum of eta l likewise."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
+
+KNOWN = "3.8."
 
 
 def quicken() -> None:
-    """Changes the interpreter if it has been imported and is one of those known here."""
+    """Changes the interpreter if it has been imported: its private parts, so all of them only in the version KNOWN."""
     interpreter = sys.modules.get("triton.runtime.interpreter")
     if interpreter is None or not hasattr(interpreter, "_LangPatchScope"):
         return
-    language, builder = interpreter.tl, interpreter.interpreter_builder
     interpreter._patch_lang = patched_once(interpreter)
+    if not version("triton").startswith(KNOWN):
+        return
+    language, builder = interpreter.tl, interpreter.interpreter_builder
     if not builder.options.debug:  # without it the assertion that no integer overflows is dropped after it is computed
         builder.options = replace(builder.options, sanitize_overflow=False)
     interpreter._get_np_dtype = numpy_types(interpreter._get_np_dtype)

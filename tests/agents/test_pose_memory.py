@@ -123,7 +123,7 @@ def test_a_place_returns_what_was_observed_there_and_whether_it_was_observed() -
         (spaces.Discrete(40, start=-3), spaces.Discrete(40, start=-3), lambda place: place - 3),
         (spaces.MultiDiscrete([5, 8]), spaces.MultiDiscrete([[5, 8], [5, 8]]), lambda place: divmod(place, 8)),
     ],
-    ids=str,
+    ids=["one", "from -3", "two"],
 )
 def test_choices_are_places(at: spaces.Space[Any], ask: spaces.Space[Any], cell: Any) -> None:
     torch.manual_seed(0)

@@ -141,9 +141,8 @@ def build(
             raise ConfigError(f"places: at and ask must both be a Box or both have choices: {at}, {', '.join(names)}")
         size = len(indices[at])
         if not isinstance(of[at], spaces.Box):
-            options["sharp"] = options.get("sharp", SHARP) * math.sqrt(
-                size / 2
-            )  # so different ones are as far apart as the waves of far places
+            # different one-hots are then as far apart as the Fourier features of far places
+            options["sharp"] = options.get("sharp", SHARP) * math.sqrt(size / 2)
         asked = [indices[one][first : first + size] for one in names for first in range(0, len(indices[one]), size)]
         return PoseMemory(numbers, indices[at], asked, **options)
     except TypeError as error:

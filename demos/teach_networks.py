@@ -123,7 +123,7 @@ class Network(nn.Module):
         return self(keys.flatten(0, 1)[:, None], told.flatten()[:, None], again)[0].view(*keys.shape[:2], -1)
 
     def told(self, stream: Stream) -> Tensor:
-        """The logits of a stream in blocks. Only the examples change the state."""
+        """Compute the logits of a stream, block by block. Only examples change the state."""
         state, logits = None, []
         for keys, told in zip(stream.keys.split(BLOCK, 1), stream.told.split(BLOCK, 1), strict=True):
             examples, state = self(keys[:, :SHOWN], told[:, :SHOWN], state)
@@ -149,8 +149,8 @@ def train(of: Keys, name: str, rate: float, seed: int, steps: int) -> tuple[Netw
 
 
 class Learned:
-    """The stream of a network with one state. A query does not change the state. If `held`, only labelled frames change
-    it."""
+    """Runs a network on one stream and keeps its state. Queries do not change the state. If the network is `held`, only
+    labelled frames change it."""
 
     def __init__(self, network: Network) -> None:
         self.network, self.state = network, None

@@ -50,9 +50,9 @@ def trial(of: Keys, seed: int) -> Trial:
 
 
 def scores_of(known: Tensor, strangers: Tensor, count: int) -> tuple[float, float]:
-    """The accuracy on views of the first ten things, and the AUROC with which their best score is above that of other
-    things. known: scores [FIRST * ASKS, PLACES] of these views. strangers: scores [n, PLACES] of views of things that
-    were never taught. Only the first `count` places are compared."""
+    """Compute the accuracy on views of the first ten things, and the AUROC of their best scores against the best scores
+    of things that were never taught. known: scores [FIRST * ASKS, PLACES] of these views. strangers: scores [n, PLACES]
+    of views of things that were never taught. Only the first `count` places are compared."""
     right = known[:, :count].argmax(-1) == torch.arange(FIRST).repeat_interleave(ASKS)
     best_known, best_strangers = (found[:, :count].amax(-1).double().numpy() for found in (known, strangers))
     return float(right.float().mean()), auroc(best_known, best_strangers)

@@ -220,7 +220,7 @@ class Encoder(nn.Module):
         self.size = sum(module.size for module in modules)
 
     def indices(self) -> dict[str, list[int]]:
-        """For each part of a Dict that is not a picture: its indices in the encoded observation."""
+        """Map the name of each part of a Dict, except pictures, to its indices in the encoded observation."""
         found, first = {}, 0
         for path, child in zip(self.paths, self.parts, strict=True):
             size = cast(Part, child).size

@@ -184,8 +184,11 @@ class PlaceMap:
         self.weights = np.zeros((len(self.turns.T) * 2, numbers + 1))
 
     def key(self, pose: Any) -> Array:
-        """Unit keys [..., F] of poses [..., P]. The product of two keys is about exp(-distance² / (2 scale²)). A pose
-        of NaNs has a key of zeros, so nothing is learned for it."""
+        """Compute the keys [..., F] of poses [..., P].
+
+        Keys have length 1. The dot product of two keys is about exp(-distance² / (2 scale²)). The key of a pose of NaNs
+        is zero, so nothing is learned for it.
+        """
         angles = np.asarray(pose, np.float64) @ self.turns
         both = np.nan_to_num(np.concatenate([np.sin(angles), np.cos(angles)], -1))
         return both / np.sqrt(self.turns.shape[1])

@@ -116,12 +116,12 @@ def build(
 ) -> PoseMemory | None:
     """Make a memory of places for observations that are encoded as N = `numbers`. Returns None if `places` is empty.
 
-    indices: for each part of a Dict of observations that is not a picture, its indices in the encoded observation.
+    indices: maps the name of each part of a Dict, except pictures, to its indices in the encoded observation.
     places: "at" is the name of the part that describes the place of the agent (P numbers). "ask" is the name, or a list
     of names, of the parts that describe the places that are read (P numbers or [K, P]); by default the place of the
-    agent. Other keys are options of `PoseMemory`. Parts that are not a Box are one-hot, and all different places are
-    equally far apart. space: of the observations. Raises ConfigError for parts that do not exist or do not fit, and
-    for unknown options.
+    agent. Other keys are options of `PoseMemory`. Parts that are not a Box are one-hot, and every value of a part has a
+    key of its own. space: of the observations. Raises ConfigError for parts that do not exist or do not fit, and for
+    unknown options.
     """
     if not places:
         return None

@@ -63,8 +63,8 @@ class Flat(FlattenExtractor):
 
 
 def indices(extractor: Any) -> dict[str, list[int]]:
-    """For each part of a Dict that is not a picture: its indices in the features of a CombinedExtractor. Other
-    extractors have none."""
+    """Map the name of each part of a Dict, except pictures, to its indices in the features of a CombinedExtractor. The
+    result is empty for other extractors."""
     found, first = {}, 0
     for name, part in getattr(extractor, "extractors", {}).items():
         size = getattr(part, "features_dim", 0) or get_flattened_obs_dim(extractor._observation_space[name])

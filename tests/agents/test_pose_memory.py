@@ -33,7 +33,7 @@ SEEN = spaces.Dict(
 
 
 def literal(memory: PoseMemory, x: torch.Tensor, reset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The recurrence in the docstring of PoseMemory, one row and one step at a time."""
+    """Compute the recurrence in the docstring of PoseMemory, row by row and step by step."""
     out, states = [], []
     for row, starts in zip(x, reset, strict=True):
         matrix = torch.zeros(2 * memory.frequencies.shape[1], memory.width + 1, dtype=x.dtype)

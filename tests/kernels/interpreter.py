@@ -1,4 +1,4 @@
-"""Triton's interpreter without what takes most of its time and changes no result."""
+"""Makes Triton's interpreter faster in the tests. The results stay the same."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-KNOWN = "3.8."
+KNOWN = "3.8."  # version of Triton
 
 
 def quicken() -> None:
-    """Changes the interpreter if it has been imported: its private parts, so all of them only in the version KNOWN."""
+    """Patch Triton's interpreter, if it is imported.
+
+    The patches change private parts of Triton. Versions other than KNOWN get only the first one.
+    """
     interpreter = sys.modules.get("triton.runtime.interpreter")
     if interpreter is None or not hasattr(interpreter, "_LangPatchScope"):
         return
@@ -20,7 +23,7 @@ def quicken() -> None:
     if not version("triton").startswith(KNOWN):
         return
     language, builder = interpreter.tl, interpreter.interpreter_builder
-    if not builder.options.debug:  # without it the assertion that no integer overflows is dropped after it is computed
+    if not builder.options.debug:  # the interpreter computes overflow assertions also where it then drops them
         builder.options = replace(builder.options, sanitize_overflow=False)
     interpreter._get_np_dtype = numpy_types(interpreter._get_np_dtype)
     semantic = interpreter.interpreter_semantic
@@ -36,8 +39,7 @@ def quicken() -> None:
 
 
 def patched_once(interpreter: Any) -> Callable[..., Any]:
-    """Patches the language once for each module in a launch; by itself the interpreter does in every call of a device
-    function."""
+    """Patch the language once for each module in a launch. Triton does it in every call of a device function."""
     patch, language, modules = interpreter._patch_lang, interpreter.tl, set()
 
     def once(function: Callable[..., Any]) -> Any:
@@ -51,7 +53,7 @@ def patched_once(interpreter: Any) -> Callable[..., Any]:
 
 
 def numpy_types(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Looks types up in a table that is made once, not in every call."""
+    """Store the results of `find` by the name of the type. Triton makes its table of types anew in every call."""
     found: dict[str, Any] = {}
 
     def known(type: Any) -> Any:
@@ -64,7 +66,7 @@ def numpy_types(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def broadcast(of_any_shapes: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns tiles of one shape as they are."""
+    """Broadcast two values. Two tiles of the same shape are returned unchanged."""
 
     def both(lhs: Any, rhs: Any) -> Any:
         same = lhs.type.is_block() and rhs.type.is_block() and [*lhs.type.shape] == [*rhs.type.shape]
@@ -78,7 +80,10 @@ Pair = Callable[[Any, Any], Any]
 
 
 def share(kind: Any, key: Pair, own: Pair) -> None:
-    """Let objects of a class that have the same key share all attributes but their own."""
+    """Compute the attributes of a class once for each key, and reuse them for other objects with this key.
+
+    own: the attributes that differ between objects with the same key.
+    """
     make: Callable[..., None] = kind.__init__
     made: dict[Any, dict[str, Any]] = {}
 

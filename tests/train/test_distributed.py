@@ -24,7 +24,7 @@ from tttstream.train.prediction import Prediction
 
 
 class Losses(Callback):
-    """Records the loss of each step, the mean over all ranks. stop: the step after which the run ends."""
+    """Records the loss of each step, averaged over all ranks, and ends the run after step `stop`."""
 
     def __init__(self, stop: int | None) -> None:
         self.seen: list[float] = []

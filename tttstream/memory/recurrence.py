@@ -96,8 +96,10 @@ def recurrence(
 
 
 def answers(asked: Tensor, token: Token, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Read a matrix memory at K queries for each token, then learn the token. Returns q S [B, T, H, K, Dv] of all
-    queries q, with the state S before their token, and the state after the call.
+    """Read a matrix memory with K queries before each token, then learn the token.
+
+    Returns q S [B, T, H, K, Dv] for all queries q, where S is the state before the token, and the state after the last
+    token.
 
     asked: the queries [B, T, H, K, Dk]. token: without a decay; its q is not used. state, reset: see `recurrence`.
     """

@@ -51,7 +51,7 @@ def test_state_size(case: Case) -> None:
 def test_process_is_flat(case: Case) -> None:
     if not case.memory().bounded:
         pytest.skip("a growing cache grows")
-    assert grown_mb(case, 2000, warmup=500) < 4
+    assert grown_mb(case, 1000, warmup=250) < 1
 
 
 @every_memory

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_structure
 
 from tttstream import TTTLayer
 from tttstream.errors import CheckpointError, StateError
-from tttstream.state import load, pack, save, unpack
+from tttstream.state import State, load, pack, save, unpack
 from tttstream.testing import Case, assert_close, cases
 
 every_memory = pytest.mark.parametrize("case", cases(), ids=str)
@@ -77,19 +77,28 @@ def test_a_state_in_a_checkpoint_of_torch_is_read_without_executing_any(case: Ca
     assert_close(again, state, tolerance=0)
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[State, Path]]:
+    """For every memory a state of another width, and the file with it."""
+    folder, made = tmp_path_factory.mktemp("others"), {}
+    for number, case in enumerate(cases()):
+        memory = Case(case.name, case.options, case.unit, dim=24, heads=3).memory()
+        _, state = memory(torch.zeros(1, case.unit, 24, dtype=torch.float64))
+        made[str(case)] = state, folder / f"{number}.safetensors"
+        save(*made[str(case)])
+    return made
+
+
 @every_memory
-def test_another_memorys_state_is_refused(case: Case, tmp_path: Path) -> None:
-    path = tmp_path / "state.safetensors"
-    for other in cases():
-        if str(other) == str(case):
+def test_another_memorys_state_is_refused(case: Case, others: dict[str, tuple[State, Path]]) -> None:
+    memory, x = case.memory(), case.stream(1, 1)
+    for other, (state, path) in others.items():
+        if other == str(case):
             continue
-        memory = Case(other.name, other.options, other.unit, dim=24, heads=3).memory()
-        _, state = memory(torch.zeros(1, other.unit, 24, dtype=torch.float64))
-        save(state, path)
         with pytest.raises(StateError, match="another memory"):
-            load(path, case.memory())
+            load(path, memory)
         with pytest.raises(StateError, match=r"of another memory|of this memory"):
-            case.memory()(case.stream(1, 1), state)
+            memory(x, state)
 
 
 def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ class TestFolders:
             source.seek(position)
             assert shown(list(source)) == whole[at:]
             assert (source.skipped, source.unposed) == (4, 3)
+        with open_source(folder) as source, pytest.raises(SourceError, match="continue with the same --poses"):
+            source.seek(position)
         if at in (1, 2, 5):
             moved = write(tmp_path / "p.csv", "frame,x\n" + "\n".join(f"{i},{i + 1}" for i in range(10)))
             with open_source(folder, poses=moved) as source, pytest.raises(SourceError, match=r"p.csv has changed"):

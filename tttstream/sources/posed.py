@@ -107,8 +107,9 @@ class Posed(Wrapped):
 
     def seek(self, position: dict[str, Any]) -> None:
         """Continue where `position()` was taken. Raises SourceError if the poses have changed."""
-        self._check(position)
         posed = position.get("posed")
+        bare = {key: value for key, value in position.items() if key != "posed"}
+        self._check(bare)
         if posed is None:
             raise SourceError(
                 f"{self.name}: the position was taken without poses; continue without them, or start from the beginning"
@@ -122,7 +123,7 @@ class Posed(Wrapped):
             raise SourceError(
                 f"{self._track.name} has changed: it has another pose for the last frame before this position"
             )
-        super().seek(position)
+        super().seek(bare)
         self._index, self.unposed = posed["index"], posed["unposed"]
         self._last, self._first_missing = last, posed["missing"]
 

@@ -11,6 +11,7 @@ from tttstream.errors import SourceError
 from tttstream.frames import Frame
 from tttstream.poses import PoseMissing, Track
 from tttstream.sources.base import Event, Source
+from tttstream.sources.folder import ImageFolder
 from tttstream.sources.live import Asked, Live
 
 
@@ -63,7 +64,7 @@ class Posed(Wrapped):
         track.begin(source.origin, None if source.frames is None or not source.fps else source.frames / source.fps)
         self.about = track.text
         if track.clock != "time" and source.frames is not None:
-            self.about += f" ({source.name} has {source.frames} frames)"
+            self.about += f" ({source.name} has {source.frames} frames{_named(source)})"
         self._index, self.unposed = 0, 0
         self._last: dict[str, Any] | None = None  # the last pose, and its frame
         self._first_missing: str | None = None
@@ -130,6 +131,14 @@ class Posed(Wrapped):
     def events(self, until: int) -> list[Event] | None:
         """The events of the source; None if frames were skipped, because this changes the numbers of frames."""
         return None if self.unposed else self._source.events(until)
+
+
+def _named(source: Source) -> str:
+    """What to know of images whose names have other numbers than their frames."""
+    numbers = source.numbers if isinstance(source, ImageFolder) else None
+    if numbers is None or (numbers == [*range(numbers[0], numbers[0] + len(numbers))] and numbers[0] < 2):
+        return ""
+    return f", counted from 0; their names have the numbers {numbers[0]} to {numbers[-1]}"
 
 
 class LivePosed(Wrapped, Live):

@@ -129,6 +129,11 @@ def test_other_poses_are_refused_and_change_nothing(fresh: Fresh, pose: np.ndarr
         stream.push(Frame(image, 1, pose=pose))
     with pytest.raises(FrameError, match="imagine: a map takes a pose"):
         stream.imagine(pose)
+    with pytest.raises(FrameError, match="imagine: a map takes a pose"):
+        stream.imagine("here")  # type: ignore[arg-type]
+    for zoom in (50.0, 800.0):
+        with pytest.raises(FrameError, match=r"frame 1: a view is .* times as large as at zoom 1"):
+            stream.push(Frame(image, 1, pose=np.array([0, 0, zoom])))
     assert stream.frames == 1
     assert all(torch.equal(a, b) for a, b in zip(before, stream.state.tensors(), strict=True))
 

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tttstream.errors import ConfigError, FrameError, StateError
+from tttstream.errors import ConfigError, FrameError, ShapeError, StateError
 from tttstream.frames import Frame, Result
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.map import MapModel
-from tttstream.models.map.lattice import Block
+from tttstream.models.map.lattice import Block, around
 from tttstream.models.map.model import KNOWN, Cells, MapOutput, View
 from tttstream.models.map.points import NUMBERS, Plane
 from tttstream.poses import Form
@@ -295,11 +295,19 @@ class MapStream(Session):
 
     def _pose(self, pose: Sequence[float] | NDArray[np.floating[Any]] | None, what: str) -> Tensor:
         """[1, 5] in float64, of a pose or of none."""
-        numbers = np.zeros(2) if pose is None else np.asarray(pose, np.float64)
+        try:
+            numbers = np.zeros(2) if pose is None else np.asarray(pose, np.float64)
+        except (TypeError, ValueError):
+            numbers = np.zeros(0)
         if numbers.ndim != 1 or not 2 <= len(numbers) <= NUMBERS or not np.isfinite(numbers).all():
             raise FrameError(
                 f"{what}: a map takes a pose of 2 to {NUMBERS} finite numbers (x, y, log zoom, roll, world), got {pose}"
             )
         numbers = np.pad(numbers, (0, NUMBERS - len(numbers)))
         numbers[:2] /= self.view
-        return torch.from_numpy(numbers).to(self.device)[None]
+        at = torch.from_numpy(numbers)[None]
+        try:
+            around(at, self.model.config.side)
+        except ShapeError as error:  # too far away
+            raise FrameError(f"{what}: {str(error).removeprefix('map: ')}") from error
+        return at.to(self.device)

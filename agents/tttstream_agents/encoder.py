@@ -16,6 +16,7 @@ from tttstream_agents.errors import ObservationError, SpaceError
 from tttstream_agents.statistics import Running
 
 SMALLEST_PICTURE = 5  # pixels; a Box with a smaller side is encoded as numbers
+EXACT = 2**24  # largest whole number up to which float32 has every whole number
 UNBOUNDED = 1e6  # components with a larger range are not scaled by it
 MOST_CHOICES = 1_000_000  # of which a one-hot is made
 
@@ -61,7 +62,8 @@ class Numbers(nn.Module):
         low, high = (torch.as_tensor(edge.astype(np.float64)).flatten() for edge in (space.low, space.high))
         bounded = (high - low < UNBOUNDED) & (high > low)
         middle, half = torch.where(bounded, (low + high) / 2, 0), torch.where(bounded, (high - low) / 2, 1)
-        self.exact = middle, half  # for float64 observations, whose values may be large and close together
+        self.exact = middle, half  # for values that may be large and close together
+        self.large = bool((torch.where(bounded, middle.abs() + half, 0) > EXACT).any())
         self.register_buffer("middle", middle.float(), persistent=False)
         self.register_buffer("reach", half.float(), persistent=False)
         self.register_buffer("bounded", bounded, persistent=False)
@@ -69,8 +71,8 @@ class Numbers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.get_default_dtype()
         flat, (middle, reach) = x.reshape(*x.shape[: x.dim() - len(self.shape)], self.size), (self.middle, self.reach)
-        if x.dtype == torch.float64:
-            middle, reach = (edge.to(x.device) for edge in self.exact)
+        if x.dtype == torch.float64 or (self.large and not x.is_floating_point()):
+            flat, middle, reach = flat.double(), *(edge.to(x.device) for edge in self.exact)
         else:
             flat = flat.to(dtype)
         return torch.where(self.bounded, (flat - middle) / reach, flat.sign() * flat.abs().log1p()).to(dtype)

@@ -106,7 +106,7 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
 
     keys, moves: the source of the pose, see `Odometry`. period: poses that differ by this much have the same features.
     waves: the number of waves, see `fourier`. around: offsets [K, P]. grid: the number of cells in each of P
-    dimensions, at whole numbers from 0.
+    dimensions, at whole numbers from 0. Raises SpaceError if the observations have a part of one of these names.
     """
 
     def __init__(
@@ -129,6 +129,9 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         size = len(self.odometry.restart(env, env.reset(seed=0)[1]))
         seen = env.observation_space
         parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"observation": seen}
+        new = {"pose": True, "around": around is not None, "grid": grid is not None}
+        if taken := [name for name, added in new.items() if added and name in parts]:
+            raise SpaceError(f"the observations already have a part {taken[0]!r}, which PoseObservation would replace")
         parts["pose"] = spaces.Box(-1.0, 1.0, (2 * size * waves,), np.float32)
         self.around = None if around is None else offsets(around, size)
         self.grid = None

@@ -24,11 +24,14 @@ class SampledTimeLimit(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruc
         if not 1 <= low <= high:
             raise EnvError(f"expected 1 <= low <= high, got {low = }, {high = }")
         self.low, self.high, self.limit, self.time = low, high, low, 0
+        self.random: np.random.Generator | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode with a random length."""
         obs, info = self.env.reset(seed=seed, options=options)
-        draw = self.unwrapped.np_random.random()
+        if seed is not None:  # some environments have a generator of their own
+            self.random = None if self.unwrapped.np_random_seed == seed else np.random.default_rng(seed)
+        draw = (self.random or self.unwrapped.np_random).random()
         self.limit, self.time = min(self.high, int(self.low * math.exp(draw * math.log((self.high + 1) / self.low)))), 0
         return obs, {**info, "time_limit": self.limit}
 

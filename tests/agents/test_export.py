@@ -18,7 +18,7 @@ from tttstream_agents import MemoryPolicy
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent: pip install 'tttstream[export]'")
 pytest.importorskip("onnxscript", reason="onnxscript is absent: pip install 'tttstream[export]'")
 
-MEMORIES = ["ttt_linear", "ttt_mlp", "delta", "kernel_delta", "window"]
+MEMORIES = ["ttt_linear", "ttt_mlp", "delta", "kernel_delta", "mesa", "ttt_slots", "window"]
 """Those with code of their own on the way of one step; gru and mlp are in the tests of spaces."""
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 NESTED = spaces.Dict(

@@ -126,6 +126,17 @@ def test_the_pose_is_of_info_the_environment_or_the_actions(source: dict[str, An
     np.testing.assert_allclose(env.reset(seed=1)[0]["pose"], fourier([0], 20.0, 16), atol=1e-6)
 
 
+@pytest.mark.parametrize(("part", "options"), [("pose", {}), ("grid", {"grid": [3]}), ("around", {"around": [[1]]})])
+def test_parts_of_an_observation_are_not_replaced(part: str, options: dict[str, Any]) -> None:
+    env = gym.wrappers.TransformObservation(
+        Line(), lambda obs: {part: obs}, spaces.Dict({part: Line().observation_space})
+    )
+    with pytest.raises(SpaceError, match=f"already have a part '{part}'"):
+        PoseObservation(env, "robot.x", **options)
+    if part != "pose":  # a name that is not needed
+        assert part in PoseObservation(env, "robot.x").observation_space.spaces  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("source", [{"keys": "robot.x"}, {"moves": {0: [-1], 1: [1]}}])
 def test_the_map_returns_what_was_observed_at_a_place_and_around_it(source: dict[str, Any]) -> None:
     env = MapObservation(Line(), **source, around=[[0], [1], [-1]], scale=0.3, features=4096)

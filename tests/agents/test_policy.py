@@ -268,6 +268,13 @@ def test_an_impossible_action_has_no_probability(space: Any, actions: torch.Tens
         MemoryPolicy(BOX, space).evaluate(np.zeros((1, 2, 2), "f4"), actions, None)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint32])
+def test_large_whole_numbers_are_not_rounded(kind: Any) -> None:
+    near = Encoder(spaces.Box(10**9, 10**9 + 4, (1,), kind))
+    seen = near(near.tensors(np.arange(10**9, 10**9 + 5, dtype=kind)[:, None], leading=1))
+    assert seen.squeeze(1).tolist() == [-1, -0.5, 0, 0.5, 1]
+
+
 def test_numbers_in_float64_are_read_in_it() -> None:
     """Close together far from zero, and beyond what float32 holds."""
     near = Encoder(spaces.Box(1e9, 1e9 + 4, (2,), np.float64))

@@ -49,6 +49,25 @@ def test_lengths_are_drawn_evenly_in_their_logarithm() -> None:
     assert env.reset(seed=7)[1] == env.reset(seed=7)[1]
 
 
+class OwnGenerator(gym.Env[Any, Any]):
+    """An environment that does not pass its seed to gymnasium."""
+
+    observation_space, action_space = spaces.Discrete(9), spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.generator = np.random.default_rng(seed)
+        return int(self.generator.integers(9)), {}
+
+
+def test_lengths_follow_the_seed_of_every_environment() -> None:
+    found = []
+    for _ in range(3):
+        env = SampledTimeLimit(OwnGenerator(), 2, 500)
+        found.append([env.reset(seed=seed)[1]["time_limit"] for seed in (3, None, 3, 4)])
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] == found[0][2] != found[0][3]
+
+
 def test_the_environments_own_end_is_kept(script: Any) -> None:
     """Episodes of 3, 5 and 4 steps; each second one is truncated by itself."""
     env, ends = SampledTimeLimit(script(), 4, 4), []

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tttstream import MapStream
 from tttstream.cli.main import main
+from tttstream.models import load_as
 from tttstream.models.map import MapConfig, MapModel
 
 
@@ -49,7 +51,26 @@ def test_poses(model: str, state: Path, tmp_path: Path) -> None:
     assert ((table["familiar"] > 0) & (table["familiar"] < 1)).all()
 
 
-@pytest.mark.parametrize("case", ["no state", "another model", "bad pose", "out is a file"])
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("x,y,log_zoom,roll_rad\n1.5,1.25,0,0.5\n", None),
+        ("frame,x,y,roll\n1,1.5,1.25,0.5\n", "x,y,roll:rad"),
+        ("t,y,x,yaw_deg,speed\n9,1.25,1.5,28.64788975654116,3\n", "x,y,yaw_deg"),
+    ],
+)
+def test_angles_and_chosen_columns(text: str, keys: str | None, model: str, state: Path, tmp_path: Path) -> None:
+    poses, out = tmp_path / "poses.csv", tmp_path / "out"
+    poses.write_text(text)
+    words = ["imagine", str(state), "--model", model, "--poses", str(poses), "--out", str(out)]
+    assert main(words if keys is None else [*words, "--pose", keys]) == 0
+    stream = MapStream(load_as(MapModel, model))
+    stream.load(state)
+    with Image.open(out / "00000.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), stream.imagine((1.5, 1.25, 0, 0.5)).picture)
+
+
+@pytest.mark.parametrize("case", ["no state", "another model", "bad pose", "no plane", "no file", "out is a file"])
 def test_mistakes(case: str, model: str, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, words = tmp_path / "out", [str(state), "--model", model]
     if case == "no state":
@@ -61,6 +82,11 @@ def test_mistakes(case: str, model: str, state: Path, tmp_path: Path, capsys: py
     if case == "bad pose":
         (tmp_path / "poses.csv").write_text("x\n1.5\n")
         words += ["--poses", str(tmp_path / "poses.csv")]
+    if case == "no plane":
+        (tmp_path / "poses.csv").write_text("0 1 2 3 0 0 0 1\n")
+        words += ["--poses", str(tmp_path / "poses.csv")]
+    if case == "no file":
+        words += ["--pose", "x,y"]
     if case == "out is a file":
         out.write_text("")
     capsys.readouterr()

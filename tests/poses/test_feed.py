@@ -45,6 +45,36 @@ def test_a_header_names_and_leaves_out(tmp_path: Path) -> None:
     assert Feed(path, "y")().tolist() == [2]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("early", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("head", "row", "pose"),
+    [
+        ("# log of robot\nx,y,yaw_deg\n", "1,2,90\n", [1, 2, 0, 1]),
+        (
+            "# ground truth\n# by me\n# timestamp tx ty tz qx qy qz qw\n",
+            "5 1 2 3 0 0 0 -1\n",
+            [1, 2, 3, 1, 0, 0, 0, 1, 0],
+        ),
+        ("\n%x y yaw_deg\n\n", "1 2 90\n", [1, 2, 0, 1]),
+        ("\ufeff", "5 1 2 3 0 0 0 -1\n", [1, 2, 3, 1, 0, 0, 0, 1, 0]),  # a TUM trajectory
+        ("", "1 0 0 7 0 1 0 8 0 0 1 9\n", [7, 8, 9, 1, 0, 0, 0, 1, 0]),  # KITTI
+        ("", "1 2 3 4 5 6 7 8\n", [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_comments_and_known_rows(tmp_path: Path, early: int, head: str, row: str, pose: list[float]) -> None:
+    """early: the lines that the file has when it is opened."""
+    path = tmp_path / "odometry.txt"
+    lines = (head + row).splitlines(keepends=True)
+    path.write_text("".join(lines[:early]), encoding="utf-8")
+    feed = Feed(path)
+    for end in range(early, len(lines)):
+        path.write_text("".join(lines[:end]), encoding="utf-8")
+        assert feed() is None
+        assert "no complete line" in feed.reason
+    path.write_text(head + row, encoding="utf-8")
+    assert feed().tolist() == pose  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -115,12 +115,13 @@ class TestUnits:
         [
             *(("yaw_deg", "deg"), ("Heading [degrees]", "deg"), ("heading_rad", "rad"), ("roll.radians", "rad")),
             *(("x", "number"), ("pandas", "number"), ("lat_deg", "number"), ("yaw_rate_deg", "number")),
+            *(("yawDeg", "deg"), ("headingRad", "rad"), ("yawRate", "number"), ("posX", "number")),
         ],
     )
     def test_by_name(self, name: str, unit: str) -> None:
         assert unit_of(name) == unit
 
-    @pytest.mark.parametrize("name", ["yaw", "agent.dir", "camera_tilt", "Theta"])
+    @pytest.mark.parametrize("name", ["yaw", "agent.dir", "camera_tilt", "Theta", "gimbalYaw"])
     def test_an_angle_without_a_unit_is_refused_unless_declared(self, name: str) -> None:
         with pytest.raises(SourceError, match=f"{name} seems to be an angle.*:deg"):
             unit_of(name)

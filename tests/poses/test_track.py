@@ -34,7 +34,7 @@ class TestClocks:
         with pytest.raises(PoseMissing, match=r"frame 2: poses.csv has no row 2 \(after line 3, its last one\)"):
             track.pose(2, 0.0)
 
-    @pytest.mark.parametrize("name", ["frame", "index", "Frame", ""])
+    @pytest.mark.parametrize("name", ["frame", "index", "Frame", "frameIdx", "frame_num", ""])
     def test_by_number(self, write: Write, name: str) -> None:
         track = Track(write(f"{name},x\n0,5\n1,6\n2,9\n"))
         assert track.clock == "frame"
@@ -47,7 +47,18 @@ class TestClocks:
             track.pose(2, 0.0)
 
     @pytest.mark.parametrize(
-        ("name", "unit"), [("time_s", 1), ("timestamp", 1), ("t", 1), ("time_ms", 1000), ("timestamp [ns]", 1e9)]
+        ("name", "unit"),
+        [
+            ("time_s", 1),
+            ("timestamp", 1),
+            ("t", 1),
+            ("time_ms", 1000),
+            ("timestamp [ns]", 1e9),
+            ("timestampMs", 1000),
+            ("time(millisecond)", 1000),
+            ("timestamp_nanoseconds", 1e9),
+            ("time_stamp", 1),
+        ],
     )
     def test_by_time(self, write: Write, name: str, unit: float) -> None:
         track = Track(
@@ -148,6 +159,21 @@ class TestFormats:
         track = Track(write("time_s\tpan_deg\ttilt_rad\n0\t350\t0\n1\t10\t0\n"))
         np.testing.assert_allclose(track.pose(0, 0.5), [1, 0, 1, 0], atol=1e-12)
 
+    def test_numbered_columns_of_pandas(self, write: Write) -> None:
+        """A row of numbers from 0 is a header, and no frame."""
+        for index in ("", ","):
+            rows = [f"{i}," * len(index) + EYE.format(5 + i).replace(" ", ",") for i in range(3)]
+            track = Track(write("\n".join([index + ",".join(map(str, range(12))), *rows])))
+            assert [track.pose(i, 0.0)[0] for i in range(3)] == [5, 6, 7]
+            assert "KITTI poses, 3 rows" in track.text
+        track = Track(write(",0,1,2,3,4,5,6\n0,9,0,0,0,0,0,1\n1,8,0,0,0,0,0,1\n"))
+        assert track.pose(1, 0.0).tolist() == [8, 0, 0, 0, 0, 0, 1]  # no TUM trajectory
+        assert Track(write("# t x y\n0 1 2\n")).pose(0, 0.0).tolist() == [1, 2]
+
+    def test_a_frame_id_that_is_a_word(self, write: Write) -> None:
+        track = Track(write("stamp,frame_id,x\n0,odom,1\n1,odom,2\n"))
+        assert track.pose(None, 0.5).tolist() == [1.5]
+
     def test_how_spreadsheets_write(self, write: Write) -> None:
         track = Track(write('\ufeff"x","y",\r\n"1","2",\r\n3,4,\r\n'))
         assert track.pose(1, 0).tolist() == [3, 4]
@@ -165,6 +191,11 @@ class TestFormats:
             ("x,,y\n1,2,3\n", "column 2 has no name"),
             (",".join(f"a{i}" for i in range(65)) + "\n" + ",".join("1" * 65) + "\n", "65 numbers: expected 1 to 64"),
             ("timestamp,x\n1403636579763555584,1\n", "timestamp_ns"),
+            ("elapsed_time,x\n0,1\n", "elapsed_time seems to be a time"),
+            ("header.stamp.secs,header.stamp.nsecs,x\n0,5,1\n", r"header\.stamp\.secs seems to be a time"),
+            ("frameCount,x\n0,1\n", "frameCount seems to be a time or the number of a frame"),
+            ("t;x\n0,0;1,5\n", "1,5 has a decimal comma, write 1.5|0,0 has a decimal comma, write 0.0"),
+            ("0,1,2,3,4,5,6,7\n", "a header and no rows"),
             ("x\nnan\n", "no row that can be used; line 2"),
         ],
     )

@@ -327,6 +327,15 @@ class TestPoses:
         with pytest.raises(SourceError, match=said):
             self.poses("obs.at", 3, policy=policy)
 
+    @pytest.mark.parametrize(("taken", "then"), [("obs.at", "obs.at:deg"), (None, "obs.at"), ("obs.at", None)])
+    def test_a_position_belongs_to_its_keys(self, taken: str | None, then: str | None) -> None:
+        with open_source("gym:Robot-v0", pose=taken) as source:
+            list(itertools.islice(source, 3))
+            position = source.position()
+        said = "no poses" if taken is None else f"--pose {taken}"
+        with open_source("gym:Robot-v0", pose=then) as source, pytest.raises(SourceError, match=f"with {said};"):
+            source.seek(position)
+
     def test_a_position_belongs_to_its_policy(self) -> None:
         with open_source("gym:Robot-v0", policy=right) as source:
             list(itertools.islice(source, 3))

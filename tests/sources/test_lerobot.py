@@ -221,6 +221,8 @@ def test_continues_at_its_position(tmp_path: Path) -> None:
             np.testing.assert_array_equal(frame.pose, true.pose)
         with pytest.raises(SourceError, match="cannot continue at a position"):
             open_source(f"{folder}#2").seek(source.position())
+        with pytest.raises(SourceError, match=r"taken with the pose observation\.state, this source has None"):
+            open_source(f"{folder}#1").seek(source.position())
 
 
 def test_poses(tmp_path: Path) -> None:

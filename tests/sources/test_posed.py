@@ -90,6 +90,26 @@ class TestFolders:
         ):
             list(source)
 
+    @pytest.mark.parametrize(
+        ("names", "said"),
+        [
+            (["im00.png", "im01.png"], "has 2 frames)"),
+            (["1.png", "2.png"], "has 2 frames)"),
+            (["a.png", "b1.png"], "has 2 frames)"),
+            (["00.png", "02.png"], "has 2 frames, counted from 0; their names have the numbers 0 to 2)"),
+            (["im7.png", "im8.png"], "has 2 frames, counted from 0; their names have the numbers 7 to 8)"),
+        ],
+    )
+    def test_other_numbers_in_names_are_told(self, tmp_path: Path, names: list[str], said: str) -> None:
+        images = tmp_path / "images"
+        images.mkdir()
+        for name in names:
+            Image.new("RGB", (8, 8)).save(images / name)
+        poses = write(tmp_path / "p.csv", "frame,x\n0,0\n1,1\n2,2\n")
+        with open_source(images, poses=poses) as source:
+            assert [frame.pose.tolist() for frame in source] == [[0], [1]]  # type: ignore[union-attr]
+            assert source.about.endswith(said)
+
     def test_not_one_pose(self, folder: Path, tmp_path: Path) -> None:
         poses = write(tmp_path / "p.csv", "frame,x\n70,1\n")
         with open_source(folder, poses=poses) as source, pytest.raises(SourceError, match="not one of 9 frames"):
@@ -113,6 +133,8 @@ class TestFolders:
             source.seek(position)
             assert shown(list(source)) == whole[at:]
             assert (source.skipped, source.unposed) == (4, 3)
+        with open_source(folder) as source, pytest.raises(SourceError, match="continue with the same --poses"):
+            source.seek(position)
         if at in (1, 2, 5):
             moved = write(tmp_path / "p.csv", "frame,x\n" + "\n".join(f"{i},{i + 1}" for i in range(10)))
             with open_source(folder, poses=moved) as source, pytest.raises(SourceError, match=r"p.csv has changed"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from tttstream import MapStream
 from tttstream.errors import CheckpointError, ConfigError, FrameError, StateError
 from tttstream.frames import Frame
 from tttstream.models.map import MapConfig, MapModel
-from tttstream.sources import open_source
+from tttstream.poses import Form
+from tttstream.poses.form import Angle, Number
+from tttstream.sources import Source, open_source
 from tttstream.sources.places import Places
 from tttstream.streams.map import Extent
 
@@ -45,6 +48,31 @@ def test_results(fresh: Fresh) -> None:
         assert 0 <= result.familiar <= 1
         assert result.surprise_map.shape == (4, 4)
     assert stream.frames == 12
+
+
+class Turning(Source):
+    """A camera that turns; the form of its poses is known only after the first frame."""
+
+    name = "turning"
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, turn in enumerate((0.0, 0.5, 1.0)):
+            self.pose_form = Form([Number("x"), Number("y"), Angle("yaw", "rad")])
+            yield Frame(np.zeros((32, 32, 3), np.uint8), index, pose=self.pose_form.encode(np.array([1.0, 2.0, turn])))
+
+    def position(self) -> dict[str, Any]:
+        return {}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        pass
+
+
+def test_an_angle_is_the_roll_also_if_the_form_of_poses_is_known_late(fresh: Fresh) -> None:
+    stream, source = fresh(), Turning()
+    stream.begin(source)
+    for frame, turn in zip(source, (0.0, 0.5, 1.0), strict=True):
+        stream.push(frame)
+        np.testing.assert_allclose(stream.at, [1, 2, 0, turn, 0], atol=1e-9)
 
 
 def test_without_a_pose_a_still_camera_is_a_place_of_its_own(fresh: Fresh) -> None:
@@ -101,6 +129,11 @@ def test_other_poses_are_refused_and_change_nothing(fresh: Fresh, pose: np.ndarr
         stream.push(Frame(image, 1, pose=pose))
     with pytest.raises(FrameError, match="imagine: a map takes a pose"):
         stream.imagine(pose)
+    with pytest.raises(FrameError, match="imagine: a map takes a pose"):
+        stream.imagine("here")  # type: ignore[arg-type]
+    for zoom in (50.0, 800.0):
+        with pytest.raises(FrameError, match=r"frame 1: a view is .* times as large as at zoom 1"):
+            stream.push(Frame(image, 1, pose=np.array([0, 0, zoom])))
     assert stream.frames == 1
     assert all(torch.equal(a, b) for a, b in zip(before, stream.state.tensors(), strict=True))
 

@@ -65,8 +65,11 @@ class Mesa(Additive):
                     matrix = torch.where(reset[..., None, None], 0.0, matrix)
                 _, matrix = step(token.each(lambda part: part[:, 0]), matrix)
                 values, squares = _halves(matrix)
-                factor = torch.linalg.cholesky_ex(squares + torch.diag_embed(ridge))[0]
-                asked = torch.cholesky_solve(token.q[:, 0, :, :, None], factor)
+                system, query = squares + torch.diag_embed(ridge), token.q[:, 0, :, :, None]
+                if torch.compiler.is_exporting():  # ONNX has no Cholesky decomposition
+                    asked = torch.linalg.solve_ex(system, query)[0]
+                else:
+                    asked = torch.cholesky_solve(query, torch.linalg.cholesky_ex(system)[0])
                 return (asked.mT @ values).transpose(1, 2), matrix
             cut = plan(rows, tokens, min(tokens, CHUNK), None, reset, lengths, matrix.device)
             if isinstance(cut, Ragged) and not cut.active:

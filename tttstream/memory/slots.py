@@ -131,7 +131,7 @@ class Slots(Delta):
         """Tokens [n, C, ...] of one block: (o [n, C, D], matrix, keys, sums)."""
         q, k, v, _, size, _ = token
         assert size is not None
-        copies = len(keys) // self.heads
+        copies = keys.shape[0] // self.heads
         slots = self.start.to(keys.dtype).repeat(copies, 1, 1) + keys
         sharp = self.sharp.to(keys.dtype).exp().repeat(copies)[:, None, None]
         asked, told = (torch.softmax(sharp * torch.bmm(x, slots.mT), -1) for x in (q, k))
@@ -147,7 +147,7 @@ class Slots(Delta):
 
     def _ended(self, ended: Tensor, matrix: Tensor, keys: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same after the end of the block where `ended` [n, 1, 1]."""
-        copies = len(keys) // self.heads
+        copies = keys.shape[0] // self.heads
         rho = torch.sigmoid(self.outer.to(keys.dtype)).repeat(copies)[:, None, None]
         slots = self.start.to(keys.dtype).repeat(copies, 1, 1) + keys
         total, weight = sums.split((keys.shape[-1], 1), -1)

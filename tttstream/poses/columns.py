@@ -7,13 +7,20 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tttstream.errors import SourceError
+from tttstream.poses import form
 from tttstream.poses.form import ORDERS, Form, Part, Quaternion, Rigid, declared, part, unit_of
 from tttstream.poses.table import Table
 
 TUM = ["timestamp", "tx", "ty", "tz", "qx", "qy", "qz", "qw"]
 SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-TIMES = {"t", "time", "seconds", "secs", "times", "timestamp", "timestamps", "stamp"}
-FRAMES = {"frame", "index", "idx", "step", "timestep", "frame_index", "frame_id", "frame_number", "frame_no"}
+SECONDS |= {"second": 1.0, "millisecond": 1e-3, "microsecond": 1e-6, "nanosecond": 1e-9}
+SECONDS |= {"msec": 1e-3, "millis": 1e-3, "usec": 1e-6, "micros": 1e-6, "nsec": 1e-9, "nanos": 1e-9}
+SECONDS |= {f"{name}s": unit for name, unit in SECONDS.items() if name.endswith("second")}
+TIMES = {"t", "time", "seconds", "secs", "times", "timestamp", "timestamps", "time_stamp", "stamp"}
+FRAMES = {"frame", "index", "idx", "step", "timestep", "frame_index", "frame_idx", "frame_id", "frame_number"}
+FRAMES |= {"frame_no", "frame_nr", "frame_num"}
+CLOCKS = {"time", "times", "timestamp", "timestamps", "stamp", "sec", "secs", "nsec", "nsecs", "nanosec", "frame"}
+"""Words in names of clocks, which are no part of a pose."""
 QUATERNIONS = {"q", "quat", "quaternion", "orientation", "rotation", "rot"}
 
 
@@ -44,7 +51,7 @@ def understand(table: Table, name: str, keys: str | None) -> Columns:
     Raises SourceError if it is ambiguous, or if a key does not exist.
     """
     count = table.cells.shape[1]
-    if table.names is None:
+    if table.names is None or table.names == ["", *map(str, range(12))]:  # KITTI rows that pandas wrote
         if keys is not None:
             raise SourceError(f"{name} has no header: columns cannot be chosen by name ({keys})")
         if count == 8:
@@ -71,8 +78,8 @@ def _named(kind: str, table: Table, names: list[str], keys: str | None, name: st
     rows = np.arange(len(table.lines))
     for place, word in enumerate(plain):
         seconds = _seconds(word)
-        # pandas writes row numbers without a name
-        if _frames(word) or (not word and np.array_equal(table.cells[:, place], rows)):
+        # pandas writes row numbers without a name; a frame_id of ROS is a word
+        if (_frames(word) and not table.words(place)) or (not word and np.array_equal(table.cells[:, place], rows)):
             clock, at, unit = "frame", place, 1.0
             break
         if seconds is not None and clock == "row":
@@ -88,7 +95,17 @@ def _named(kind: str, table: Table, names: list[str], keys: str | None, name: st
     if nameless is not None:
         raise SourceError(f"{name}: column {nameless + 1} has no name; choose columns with --pose NAME,NAME")
     if not wanted:
-        raise SourceError(f"{name} has no column of poses, only {', '.join(filter(None, names))}")
+        comma = next((text for text in table.odd.values() if re.fullmatch(r"[-+]?\d+,\d+", text)), None)
+        advice = "" if comma is None else f"; {comma} has a decimal comma, write {comma.replace(',', '.')}"
+        raise SourceError(f"{name} has no column of poses, only {', '.join(filter(None, names))}{advice}")
+    unknown = next(
+        (names[place] for place in wanted if keys is None and CLOCKS.intersection(form.split(names[place]))), None
+    )
+    if unknown is not None:
+        raise SourceError(
+            f"{name}: {unknown} seems to be a time or the number of a frame, and its unit is not known: call it "
+            "time_s, time_ms, timestamp_ns or frame, or choose columns with --pose NAME,NAME"
+        )
     parts, places = _parts(wanted, units, plain, names)
     left_out = [names[place] for place in range(len(names)) if place not in {*places, at} and names[place]]
     return Columns(kind, clock, at, unit, Form(parts), places, left_out)
@@ -119,10 +136,11 @@ def _parts(
 
 
 def _plain(name: str) -> str:
-    """A name in small letters, `[unit]` or `(unit)` as an ending: "Timestamp [ns]" becomes timestamp_ns."""
+    """A name in small letters with underscores, `[unit]` or `(unit)` as an ending: "Timestamp [ns]" and "timestampNs"
+    become timestamp_ns."""
     found = re.fullmatch(r"\s*(.*?)\s*[\[(]\s*([^\])]*?)\s*[\])]\s*", name)
     words = [name.strip()] if found is None else [found[1], *filter(None, [found[2]])]
-    return "_".join(words).lower()
+    return form.separated("_".join(words)).lower()
 
 
 def _seconds(word: str) -> float | None:

@@ -220,12 +220,22 @@ def declared(text: str) -> list[tuple[str, str | None]]:
     return keys
 
 
+def separated(name: str) -> str:
+    """A name with underscores between its words: "yawDeg" becomes yaw_Deg."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+
+
+def split(name: str) -> list[str]:
+    """The words of a name, in small letters."""
+    return [word for word in re.split(r"[^a-z0-9°]+", separated(name).lower()) if word]
+
+
 def unit_of(name: str, unit: str | None = None) -> str:
     """The unit of a value, from its name if none is given.
 
     `yaw_deg`, `heading [rad]` are angles. Raises SourceError for the name of an angle without a unit.
     """
-    words = [SPELLINGS.get(word, word) for word in re.split(r"[^a-z0-9°]+", name.lower()) if word]
+    words = [SPELLINGS.get(word, word) for word in split(name)]
     if unit is not None:
         return unit
     if NO_ANGLES.intersection(words):

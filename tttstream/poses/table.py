@@ -78,7 +78,14 @@ def read(path: Path, has_header: Callable[[list[str]], bool]) -> Table:
     if any(number(cell) is not None for cell in names) or not any(names):
         count = len(names)
         heads = [words for words in (splitter(line)(line) for line in comments) if len(words) == count]
+        labels = [number(cell) for cell in names]
+        first = names
         names = next((words for words in reversed(heads) if has_header(words)), None)
+        # pandas numbers columns without names, and writes row numbers without a name
+        if names is None and labels in ([*range(count)], [None, *range(count - 1)]) and count > 1:
+            names, rows = None if first[0] else first, rows[1:]
+            if not rows:
+                raise SourceError(f"{path.name} has a header and no rows")
     else:
         rows = rows[1:]
         while not names[-1]:  # a separator at the end

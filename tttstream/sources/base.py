@@ -64,10 +64,14 @@ class Source(ABC):
         return []
 
     def _check(self, position: dict[str, Any]) -> None:
-        """Raise SourceError for a position of another source."""
+        """Raise SourceError for a position of another source, or of this one with other poses."""
         if position.get("source") != self.name or not isinstance(position.get("index"), int):
             came = position.get("source")
             raise SourceError(f"{self.name} cannot continue at a position of {came!r}; open the source that it is from")
+        if "posed" in position:
+            raise SourceError(
+                f"{self.name}: the position was taken with other poses; continue with the same --poses or --pose"
+            )
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:

@@ -102,6 +102,14 @@ class ImageFolder(Source):
             return self._clock / 1000
         return place / (self.fps or 30.0) if self._stamps is None else self._stamps[place] - self._stamps[0]
 
+    @property
+    def numbers(self) -> list[int] | None:
+        """The numbers at the ends of the names of all images; None if the names differ in anything else."""
+        found = [re.fullmatch(r"(.*?)(\d+)", path.stem) for path, _ in self._images]
+        parts = [(one[1], int(one[2])) for one in found if one is not None]
+        alike = len(parts) == len(found) and len(dict(parts)) == 1 and self._stamps is None
+        return [number for _, number in parts] if alike else None
+
     def place(self, frame: Frame) -> int:
         return self._place - 1
 

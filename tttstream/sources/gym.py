@@ -154,8 +154,12 @@ class Gym(Source):
     def position(self) -> dict[str, Any]:
         """The number of the next frame and the seed."""
         position = {"source": self.name, "index": self._index, "seed": self._seed}
-        more = {"steps": self._steps, "unposed": self.unposed, "policy": self._policy_name}
+        more = {"steps": self._steps, "unposed": self.unposed, "policy": self._policy_name, "pose": self._keys}
         return position if self._probe is None and self._policy is None else position | more
+
+    @property
+    def _keys(self) -> str | None:
+        return None if self._probe is None else self._probe.keys
 
     @property
     def _policy_name(self) -> str | None:
@@ -177,8 +181,11 @@ class Gym(Source):
                 f"{self._policy_name}"
             )
         steps = position.get("steps", position["index"])
-        if self._probe is None and steps != position["index"]:
-            raise SourceError(f"{self.name}: the position was taken with poses; continue with the same --pose")
+        # positions of older versions have no keys; one without "steps" is of a source without poses
+        keys = position.get("pose", self._keys if "steps" in position else None)
+        if keys != self._keys or (keys is None and steps != position["index"]):
+            taken = "no poses" if keys is None and steps == position["index"] else f"--pose {keys or '…'}"
+            raise SourceError(f"{self.name}: the position was taken with {taken}; continue with the same")
         self._restart()
         for _ in range(steps - 1):
             self._step()

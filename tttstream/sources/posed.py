@@ -11,6 +11,7 @@ from tttstream.errors import SourceError
 from tttstream.frames import Frame
 from tttstream.poses import PoseMissing, Track
 from tttstream.sources.base import Event, Source
+from tttstream.sources.folder import ImageFolder
 from tttstream.sources.live import Asked, Live
 
 
@@ -63,7 +64,7 @@ class Posed(Wrapped):
         track.begin(source.origin, None if source.frames is None or not source.fps else source.frames / source.fps)
         self.about = track.text
         if track.clock != "time" and source.frames is not None:
-            self.about += f" ({source.name} has {source.frames} frames)"
+            self.about += f" ({source.name} has {source.frames} frames{_named(source)})"
         self._index, self.unposed = 0, 0
         self._last: dict[str, Any] | None = None  # the last pose, and its frame
         self._first_missing: str | None = None
@@ -107,8 +108,9 @@ class Posed(Wrapped):
 
     def seek(self, position: dict[str, Any]) -> None:
         """Continue where `position()` was taken. Raises SourceError if the poses have changed."""
-        self._check(position)
         posed = position.get("posed")
+        bare = {key: value for key, value in position.items() if key != "posed"}
+        self._check(bare)
         if posed is None:
             raise SourceError(
                 f"{self.name}: the position was taken without poses; continue without them, or start from the beginning"
@@ -122,13 +124,21 @@ class Posed(Wrapped):
             raise SourceError(
                 f"{self._track.name} has changed: it has another pose for the last frame before this position"
             )
-        super().seek(position)
+        super().seek(bare)
         self._index, self.unposed = posed["index"], posed["unposed"]
         self._last, self._first_missing = last, posed["missing"]
 
     def events(self, until: int) -> list[Event] | None:
         """The events of the source; None if frames were skipped, because this changes the numbers of frames."""
         return None if self.unposed else self._source.events(until)
+
+
+def _named(source: Source) -> str:
+    """What to know of images whose names have other numbers than their frames."""
+    numbers = source.numbers if isinstance(source, ImageFolder) else None
+    if numbers is None or (numbers == [*range(numbers[0], numbers[0] + len(numbers))] and numbers[0] < 2):
+        return ""
+    return f", counted from 0; their names have the numbers {numbers[0]} to {numbers[-1]}"
 
 
 class LivePosed(Wrapped, Live):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tttstream.errors import ConfigError, FrameError, StateError
+from tttstream.errors import ConfigError, FrameError, ShapeError, StateError
 from tttstream.frames import Frame, Result
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.map import MapModel
-from tttstream.models.map.lattice import Block
+from tttstream.models.map.lattice import Block, around
 from tttstream.models.map.model import KNOWN, Cells, MapOutput, View
 from tttstream.models.map.points import NUMBERS, Plane
+from tttstream.poses import Form
 from tttstream.sources.base import Source
 from tttstream.streams.normaliser import Normaliser
 from tttstream.streams.registration import Measured, Shifts, measured
@@ -109,13 +110,15 @@ class MapStream(Session):
             raise ConfigError(f"map: the side of a view is {view} units of the poses: expected a number above 0")
         self.view = view
         self.plane = Plane(None)
+        self._form: Callable[[], Form | None] | None = None  # of the source, while the form of its poses is unknown
         layers = [module for module in model.modules() if isinstance(module, TTTLayer)]
         place(layers, backend, choose_device(device))
         super().__init__(model, device, learn=learn)
 
     def begin(self, source: Source) -> None:
-        """Set `plane` for the poses of this source."""
+        """Set `plane` for the poses of this source, at its first pose if their form is not known before."""
         self.plane = Plane(source.pose_form)
+        self._form = (lambda: source.pose_form) if source.pose_form is None else None
 
     def reset(self) -> None:
         super().reset()
@@ -170,6 +173,8 @@ class MapStream(Session):
         unchanged.
         """
         arrived, frame = self._arrived(frame)
+        if frame.pose is not None and self._form is not None:
+            self.plane, self._form = Plane(self._form()), None
         given = None if frame.pose is None else self.plane(frame.pose)
         picture, pose = self.picture(frame), self._pose(given, f"frame {frame.index}")
         with torch.inference_mode():
@@ -290,11 +295,19 @@ class MapStream(Session):
 
     def _pose(self, pose: Sequence[float] | NDArray[np.floating[Any]] | None, what: str) -> Tensor:
         """[1, 5] in float64, of a pose or of none."""
-        numbers = np.zeros(2) if pose is None else np.asarray(pose, np.float64)
+        try:
+            numbers = np.zeros(2) if pose is None else np.asarray(pose, np.float64)
+        except (TypeError, ValueError):
+            numbers = np.zeros(0)
         if numbers.ndim != 1 or not 2 <= len(numbers) <= NUMBERS or not np.isfinite(numbers).all():
             raise FrameError(
                 f"{what}: a map takes a pose of 2 to {NUMBERS} finite numbers (x, y, log zoom, roll, world), got {pose}"
             )
         numbers = np.pad(numbers, (0, NUMBERS - len(numbers)))
         numbers[:2] /= self.view
-        return torch.from_numpy(numbers).to(self.device)[None]
+        at = torch.from_numpy(numbers)[None]
+        try:
+            around(at, self.model.config.side)
+        except ShapeError as error:  # too far away
+            raise FrameError(f"{what}: {str(error).removeprefix('map: ')}") from error
+        return at.to(self.device)

@@ -54,6 +54,7 @@ class LeRobot(Source):
         self.name = shown(f"{data.name}#{number}:{self.camera}")
         self.fps, self.frames = data.fps, self.episode.frames
         self._times = data.times(self.episode)
+        self._pose = pose
         self._poses: NDArray[np.float64] | None = None
         if pose is not None:
             self.pose_form, feature, places = data.form(pose)
@@ -95,11 +96,16 @@ class LeRobot(Source):
 
     def position(self) -> dict[str, Any]:
         """The numbers of the next frame and the next row."""
-        return {"source": self.name, "index": self._index, "place": self._place, "skipped": self.skipped}
+        counts = {"index": self._index, "place": self._place, "skipped": self.skipped}
+        return {"source": self.name, **counts, "pose": self._pose}
 
     def seek(self, position: dict[str, Any]) -> None:
         """Continue with the row after the last one yielded."""
         self._check(position)
+        if position.get("pose", self._pose) != self._pose:  # positions of older versions have none
+            raise SourceError(
+                f"{self.name}: the position was taken with the pose {position['pose']}, this source has {self._pose}"
+            )
         if position["place"] > self.episode.frames:
             raise SourceError(f"{self.name} has changed: it has {self.episode.frames} rows")
         self._index, self._place, self.skipped = position["index"], position["place"], position["skipped"]

@@ -153,6 +153,34 @@ def only(space: spaces.Space[Any], obs: Any) -> Any:
     return {key: only(part, obs[key]) for key, part in space.spaces.items()} if isinstance(space, spaces.Dict) else obs
 
 
+class Observer(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """The base class of wrappers that change every observation and its info, also those of resets, in `seen`."""
+
+    def __init__(self, env: gym.Env[Any, Any], **arguments: Any) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, **arguments)
+        gym.Wrapper.__init__(self, env)
+
+    def seen(self, obs: Any, info: dict[str, Any], action: Any, over: bool) -> tuple[Any, dict[str, Any]]:
+        """The new observation and info. action: None at the start of an episode. over: the episode ended here."""
+        raise NotImplementedError
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        return self.seen(*super().reset(seed=seed, options=options), None, False)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take a step."""
+        obs, reward, terminated, truncated, info = super().step(action)
+        obs, info = self.seen(obs, info, action, terminated or truncated)
+        return obs, reward, terminated, truncated, info
+
+
+def legal_actions(env: gym.Env[Any, Any], info: dict[str, Any]) -> Any:
+    """The mask of legal actions in info, or of a method `action_masks()` as in sb3-contrib; None if there is none."""
+    mask = info.get("action_mask")
+    return env.get_wrapper_attr("action_masks")() if mask is None and env.has_wrapper_attr("action_masks") else mask
+
+
 class Position(NamedTuple):
     """The progress of an environment: number of the episode, steps and actions [steps, ...] in it."""
 
@@ -217,9 +245,7 @@ class Episodes(gym.Wrapper[Any, Any, Any, Any]):
         return self._checked(obs), amount, bool(terminated), bool(truncated), info
 
     def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
-        if "action_mask" in info or not self.env.has_wrapper_attr("action_masks"):
-            return info
-        mask = self.env.get_wrapper_attr("action_masks")()
+        mask = None if "action_mask" in info else legal_actions(self.env, info)
         return info if mask is None else {**info, "action_mask": mask}
 
     def _checked(self, obs: Any) -> Any:

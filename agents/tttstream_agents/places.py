@@ -13,6 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from tttstream_agents.encoder import pick
+from tttstream_agents.envs import Observer
 from tttstream_agents.errors import EnvError, ObservationError, SpaceError
 
 Array = NDArray[np.floating[Any]]
@@ -52,22 +53,15 @@ class Odometry:
             raise EnvError(f"expected moves of one length, got {moves!r}")
         self.pose = np.zeros(0)
 
-    def restart(self, env: gym.Env[Any, Any], info: dict[str, Any]) -> Array:
-        """The pose at the start of an episode."""
-        if self.moves:
-            self.pose = np.zeros(len(next(iter(self.moves.values()))))
-        return self._read(env, info, None)
-
-    def step(self, env: gym.Env[Any, Any], action: Any, info: dict[str, Any]) -> Array:
-        """The pose after an action."""
-        if self.moves:
-            self.pose = self.pose + self.moves.get(int(np.asarray(action).item()), 0.0)
-        return self._read(env, info, action)
-
-    def _read(self, env: gym.Env[Any, Any], info: dict[str, Any], action: Any) -> Array:
+    def at(self, env: gym.Env[Any, Any], action: Any, info: dict[str, Any]) -> Array:
+        """The pose after an action, None at the start of an episode."""
         if self.keys:
             self.pose = np.concatenate([self._part(env, info, key, action) for key in self.keys])
             return self.pose
+        if action is None:
+            self.pose = np.zeros(len(next(iter(self.moves.values()))))
+        else:
+            self.pose = self.pose + self.moves.get(int(np.asarray(action).item()), 0.0)
         return _finite(self.pose)
 
     @staticmethod
@@ -96,7 +90,7 @@ def _finite(pose: Array) -> Array:
     return pose
 
 
-class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class PoseObservation(Observer):
     """Adds the Fourier features of the agent's pose to the observation, under "pose": keys for a memory of places.
 
     If observations are a Dict, it gets an entry "pose": Box [F]. Other observations become a Dict with the entries
@@ -119,14 +113,11 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
         around: Sequence[Sequence[float]] | None = None,
         grid: Sequence[int] | None = None,
     ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(
-            self, keys=keys, moves=moves, period=period, waves=waves, around=around, grid=grid
-        )
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env, keys=keys, moves=moves, period=period, waves=waves, around=around, grid=grid)
         if period <= 0 or waves < 1:
             raise EnvError(f"expected a period above 0 and waves of at least 1, got {period} and {waves}")
         self.odometry, self.period, self.waves = Odometry(keys, moves), period, waves
-        size = len(self.odometry.restart(env, env.reset(seed=0)[1]))
+        size = len(self.odometry.at(env, None, env.reset(seed=0)[1]))
         seen = env.observation_space
         parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"observation": seen}
         new = {"pose": True, "around": around is not None, "grid": grid is not None}
@@ -145,24 +136,15 @@ class PoseObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstruct
                 parts[name] = spaces.Box(-1.0, 1.0, (len(found), 2 * size * waves), np.float32)
         self.observation_space = spaces.Dict(parts)
 
-    def _with(self, obs: Any, pose: Array) -> Any:
+    def seen(self, obs: Any, info: dict[str, Any], action: Any, over: bool) -> tuple[Any, dict[str, Any]]:
+        pose = self.odometry.at(self.env, action, info)
         parts = dict(obs) if isinstance(self.env.observation_space, spaces.Dict) else {"observation": obs}
         parts["pose"] = fourier(pose, self.period, self.waves).astype(np.float32)
         if self.around is not None:
             parts["around"] = fourier(pose + self.around, self.period, self.waves).astype(np.float32)
         if self.grid is not None:
             parts["grid"] = self.grid
-        return parts
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode."""
-        obs, info = self.env.reset(seed=seed, options=options)
-        return self._with(obs, self.odometry.restart(self.env, info)), info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._with(obs, self.odometry.step(self.env, action, info)), reward, terminated, truncated, info
+        return parts, info
 
 
 def offsets(around: Sequence[Sequence[float]], size: int) -> Array:
@@ -207,7 +189,7 @@ class PlaceMap:
         return found
 
 
-class MapObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class MapObservation(Observer):
     """Gives agents without memory a map of the observations at the places around them, see `PlaceMap`.
 
     Observations become one row: the flat observation, then for each offset in `around` the map's values at the pose
@@ -227,17 +209,14 @@ class MapObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         scale: float = 0.5,
         features: int = 512,
     ) -> None:
-        gym.utils.RecordConstructorArgs.__init__(
-            self, keys=keys, moves=moves, around=around, show=show, scale=scale, features=features
-        )
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env, keys=keys, moves=moves, around=around, show=show, scale=scale, features=features)
         self.odometry, self.show, self.scale, self.features = Odometry(keys, moves), show, scale, features
         flat = spaces.utils.flatten_space(env.observation_space)
         kept = self._kept(env.observation_space)
         if not isinstance(flat, spaces.Box):
             raise SpaceError(f"observations of {env.observation_space} cannot be flattened to one row of numbers")
         self._numbers = spaces.utils.flatdim(kept)
-        self._size = len(self.odometry.restart(env, env.reset(seed=0)[1]))
+        self._size = len(self.odometry.at(env, None, env.reset(seed=0)[1]))
         self.around = np.zeros((1, self._size)) if around is None else offsets(around, self._size)
         count = (self._numbers + 1) * len(self.around)
         low, high = (np.append(edge, np.full(count, sign * np.inf)) for edge, sign in ((flat.low, -1), (flat.high, 1)))
@@ -250,20 +229,11 @@ class MapObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
             raise SpaceError(f"there is no part {self.show!r} to show in observations of {space}")
         return space[self.show]
 
-    def _row(self, obs: Any, pose: Array) -> NDArray[np.float32]:
-        space = self.env.observation_space
+    def seen(self, obs: Any, info: dict[str, Any], action: Any, over: bool) -> tuple[Any, dict[str, Any]]:
+        if action is None:
+            self.map = PlaceMap(self._size, self._numbers, self.features, self.scale)
+        space, pose = self.env.observation_space, self.odometry.at(self.env, action, info)
         read = self.map.read(pose + self.around).ravel()
         shown = obs if self.show is None else pick(obs, (self.show,))
         self.map.write(pose, spaces.utils.flatten(self._kept(space), shown))
-        return np.append(np.asarray(spaces.utils.flatten(space, obs), np.float64), read).astype(np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode with an empty map."""
-        obs, info = self.env.reset(seed=seed, options=options)
-        self.map = PlaceMap(self._size, self._numbers, self.features, self.scale)
-        return self._row(obs, self.odometry.restart(self.env, info)), info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step; the map is read and then learns the new observation."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._row(obs, self.odometry.step(self.env, action, info)), reward, terminated, truncated, info
+        return np.append(np.asarray(spaces.utils.flatten(space, obs), np.float64), read).astype(np.float32), info

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from tttstream_agents.envs import Observer, legal_actions
 from tttstream_agents.errors import EnvError, SpaceError
 
 
@@ -58,7 +59,7 @@ class ResetOptions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         return self.env.reset(seed=seed, options={**self.options, **(options or {})})
 
 
-class SomeActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
+class SomeActions(Observer, gym.ActionWrapper[Any, Any, Any]):
     """Keeps some actions of a Discrete environment: action i is keep[i]. MiniGrid's Memory needs the first three of
     seven. A mask of legal actions is reduced to the kept actions; it is read from info["action_mask"] or from a method
     `action_masks()`, as in sb3-contrib.
@@ -67,8 +68,7 @@ class SomeActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorA
     """
 
     def __init__(self, env: gym.Env[Any, Any], keep: Sequence[int]) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self, keep=keep)
-        gym.ActionWrapper.__init__(self, env)
+        super().__init__(env, keep=keep)
         space = env.action_space
         if not isinstance(space, spaces.Discrete):
             raise SpaceError(f"SomeActions needs a Discrete action space, this one is {space}")
@@ -81,18 +81,6 @@ class SomeActions(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorA
         """The action of the environment."""
         return self.keep[int(action)]
 
-    def _kept(self, info: dict[str, Any]) -> dict[str, Any]:
-        mask = info.get("action_mask")
-        if mask is None and self.env.has_wrapper_attr("action_masks"):
-            mask = self.env.get_wrapper_attr("action_masks")()
-        return info if mask is None else {**info, "action_mask": np.asarray(mask)[self._places]}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode."""
-        obs, info = self.env.reset(seed=seed, options=options)
-        return obs, self._kept(info)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step."""
-        obs, reward, terminated, truncated, info = super().step(action)
-        return obs, reward, terminated, truncated, self._kept(info)
+    def seen(self, obs: Any, info: dict[str, Any], action: Any, over: bool) -> tuple[Any, dict[str, Any]]:
+        mask = legal_actions(self.env, info)
+        return obs, info if mask is None else {**info, "action_mask": np.asarray(mask)[self._places]}

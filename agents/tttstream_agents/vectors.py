@@ -5,31 +5,21 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from tttstream_agents.envs import Episodes, stack, tree
+from tttstream_agents.envs import Episodes, Observer, stack, tree
 from tttstream_agents.errors import EnvError, ObservationError
 
 
-class Copied(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class Copied(Observer):
     """Copies every observation, for environments that overwrite the last one."""
 
     copies = True
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self)
-        gym.Wrapper.__init__(self, env)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.env.reset(seed=seed, options=options)
+    def seen(self, obs: Any, info: dict[str, Any], action: Any, over: bool) -> tuple[Any, dict[str, Any]]:
         return copy.deepcopy(obs), info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        obs, *others = self.env.step(action)
-        return (copy.deepcopy(obs), *others)
 
 
 def keep_last(envs: Any) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tttstream.errors import ConfigError
 from tttstream.memory.ttt import TTTState
 from tttstream.streams.normaliser import Normaliser
-from tttstream_agents.envs import tree
+from tttstream_agents.envs import Observer, legal_actions, tree
 from tttstream_agents.errors import EnvError, ObservationError, SpaceError
 from tttstream_agents.heads import Categorical
 from tttstream_agents.heads import build as build_head
@@ -49,36 +49,24 @@ def _narrow(flat: Any) -> NDArray[np.float32]:
     return np.clip(np.asarray(flat), -most, most).astype(np.float32)
 
 
-class TTTMemoryObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class TTTMemoryObservation(Observer):
     """Observations become one row: flat observation, readout of the memory, surprise, which is also info["surprise"].
 
     The memory is reset with each episode. reader: the memory; None for one with random weights.
     """
 
     def __init__(self, env: gym.Env[Any, Any], reader: MemoryReader | None = None) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self, reader=reader)
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env, reader=reader)
         self.reader = _reader_for(env.observation_space, reader)
         self.observation_space = _wider(env.observation_space, self.reader.dim + 1)
         self._state = self.reader.initial_state(1)
 
-    def _read(self, obs: Any, info: dict[str, Any], start: bool) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        readout, surprise, self._state = self.reader.read(
-            tree(lambda x: np.asarray(x)[None], obs), self._state, [start]
-        )
+    def seen(self, obs: Any, info: dict[str, Any], action: Any, over: bool) -> tuple[Any, dict[str, Any]]:
+        batch = tree(lambda x: np.asarray(x)[None], obs)
+        readout, surprise, self._state = self.reader.read(batch, self._state, [action is None])
         flat = spaces.utils.flatten(self.env.observation_space, obs)
         row = np.concatenate([_narrow(flat), readout[0].numpy(), surprise.numpy()])
         return row, {**info, "surprise": float(surprise)}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode with a fresh memory."""
-        return self._read(*self.env.reset(seed=seed, options=options), start=True)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step; the memory learns the new observation."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, info = self._read(obs, info, start=False)
-        return obs, reward, terminated, truncated, info
 
 
 class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -142,7 +130,7 @@ class TTTMemoryVectorObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         return row, reward, terminated, truncated, info
 
 
-class ActionMaskObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+class ActionMaskObservation(Observer):
     """Copies info["action_mask"] into the observations, where the policies of all adapters find it.
 
     Observations become a Dict {"observation": the one of env, "action_mask": MultiBinary}; a Dict gets the second
@@ -151,8 +139,7 @@ class ActionMaskObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordCon
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self)
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env)
         head = build_head(env.action_space)
         if not isinstance(head, Categorical):
             raise SpaceError("an action mask is for Discrete, MultiDiscrete or MultiBinary actions, this is a Box")
@@ -161,10 +148,8 @@ class ActionMaskObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordCon
         self._parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"observation": seen}
         self.observation_space = spaces.Dict({**self._parts, "action_mask": spaces.MultiBinary(self._choices)})
 
-    def _masked(self, obs: Any, info: dict[str, Any], over: bool) -> Any:
-        mask = info.get("action_mask")
-        if mask is None and self.env.has_wrapper_attr("action_masks"):
-            mask = self.env.get_wrapper_attr("action_masks")()
+    def seen(self, obs: Any, info: dict[str, Any], action: Any, over: bool) -> tuple[Any, dict[str, Any]]:
+        mask = legal_actions(self.env, info)
         if mask is None:
             raise EnvError("the environment has neither info['action_mask'] nor a method action_masks()")
         flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, tuple) else np.ravel(mask)
@@ -173,17 +158,7 @@ class ActionMaskObservation(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordCon
         if over and not flat.any():  # after the last step no action is legal, and none is taken
             flat = np.ones_like(flat)
         parts = obs if isinstance(self.env.observation_space, spaces.Dict) else {"observation": obs}
-        return {**parts, "action_mask": flat.astype(np.int8)}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode."""
-        obs, info = self.env.reset(seed=seed, options=options)
-        return self._masked(obs, info, False), info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._masked(obs, info, terminated or truncated), reward, terminated, truncated, info
+        return {**parts, "action_mask": flat.astype(np.int8)}, info
 
 
 class PartObservation(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):

@@ -17,7 +17,7 @@ from tttstream.train.data import Batch
 from tttstream.train.data.clips import Clip
 from tttstream.train.data.indices import PlacesWorlds
 from tttstream.train.data.video import PyAV
-from tttstream.train.map import WHOLE, Map, begun, cell_keys, flips, renumbered
+from tttstream.train.map import WHOLE, Map, Past, begun, cell_keys, flips, renumbered
 
 SMALL = {"size": 32, "patch": 8, "codes": 6, "marks": 4, "where": 12, "what": 8, "heads": 2}
 
@@ -77,7 +77,7 @@ def test_questions_are_about_cells_out_of_sight_and_ages_are_true() -> None:
 def test_no_more_cells_are_kept_than_asked_for_the_latest_first() -> None:
     job, first = task(past=20), batch(first=0)
     job._questions(first, "val")
-    kept = job._past["val"]
+    kept = Past(*job._carried["val"])
     assert kept.key.shape == (2, 20)
     known = sights(job, first)
     for row in range(2):
@@ -104,7 +104,7 @@ def test_frames_that_do_not_count_are_not_remembered() -> None:
     job, one = task(), batch(first=0)
     one.valid[1, 2:] = False
     job._questions(one, "val")
-    kept = job._past["val"]
+    kept = Past(*job._carried["val"])
     assert kept.frame[1][kept.key[1] >= 0].max() == 1
 
 

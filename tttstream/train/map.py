@@ -64,6 +64,7 @@ class Map(StreamTask):
     """
 
     model: MapModel
+    CARRIED = "past"
 
     def __init__(
         self,
@@ -88,7 +89,6 @@ class Map(StreamTask):
             )
         self.tokens, self.past, self.future, self.seed = tokens, past, future, seed
         self.calibration = calibration
-        self._past: dict[str, Past] = {}
         self.tables = torch.nn.ModuleDict({stage: Table(OCTAVES, ["error", "mean"]) for stage in ("val", "test")})
 
     def forward(self, batch: Batch, stage: str) -> tuple[MapOutput, Asked]:
@@ -111,9 +111,9 @@ class Map(StreamTask):
         if stage == "train":
             now = now._replace(codes=now.codes * flips(batch.clip, now.codes.shape[-1])[:, :, None])
         rows, length, tokens = now.shown.shape
-        before = self._past.get(stage)
-        if before is None or len(before.key) != rows:
-            before = Past(now.codes[:, 0, :0], now.points[:, 0, :0], batch.clip[:, :0], batch.clip[:, :0])
+        before = Past(now.codes[:, 0, :0], now.points[:, 0, :0], batch.clip[:, :0], batch.clip[:, :0])
+        if stage in self._carried and len(self._carried[stage][0]) == rows:
+            before = Past(*self._carried[stage])
         frame = before.frame.amax(1, keepdim=True) + 1 if before.frame.shape[1] else batch.clip.new_zeros(rows, 1)
         frame = frame + torch.arange(length, device=frame.device)  # [B, T]
         life = torch.where(batch.reset, frame, -1).cummax(1)[0]  # the first frame of the visit, -1: before the segment
@@ -147,11 +147,11 @@ class Map(StreamTask):
         kept = [part.gather(1, order) for part in (entries.key, entries.frame)]
         kept[0] = torch.where(last.gather(1, order), kept[0], -1)
         wide = order[..., None]
-        self._past[stage] = Past(
+        self._carried[stage] = [
             entries.codes.gather(1, wide.expand(-1, -1, entries.codes.shape[-1])),
             entries.points.gather(1, wide.expand(-1, -1, 3)),
             *kept,
-        )
+        ]
         return now, asked
 
     def losses(self, output: MapOutput, asked: Asked, valid: Tensor) -> dict[str, Tensor]:
@@ -194,24 +194,6 @@ class Map(StreamTask):
         mean = (asked.codes - asked.codes[seen].mean(0)).square().mean(-1)
         self.tables[stage].update(octave(asked.age[seen]), torch.stack([error[seen], mean[seen]], 1))  # type: ignore[operator]
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self._past.clear()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the cells for queries, so that a resumed run has the same queries."""
-        super().on_save_checkpoint(checkpoint)
-        past = self._past.get("train")
-        if past is not None:
-            checkpoint["tttstream"]["past"] = [self.gathered(part) for part in past]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See StreamTask; also restores the cells for queries."""
-        super().on_load_checkpoint(checkpoint)
-        past = checkpoint["tttstream"].get("past")
-        if past is not None and self.resumes():
-            self._past["train"] = Past(*(part[self.trainer.global_rank].to(self.device) for part in past))
-
     def complete(self, model: SavedModel) -> None:
         """See StreamTask: calibrate the map."""
         assert isinstance(model, MapModel)
@@ -220,7 +202,7 @@ class Map(StreamTask):
 
     def begin(self, stage: str) -> None:
         super().begin(stage)
-        self._past.pop(stage, None)
+        self._carried.pop(stage, None)
 
     def finish(self, stage: str) -> None:
         """Log the errors by age."""

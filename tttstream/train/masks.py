@@ -60,6 +60,7 @@ class MaskPropagation(StreamTask):
     """
 
     FLOOR = 0.02
+    CARRIED = "numbers"  # of the objects that the lanes follow; the first checkpoints have 1, 2 …
     model: Propagator[Any]
 
     def __init__(
@@ -80,7 +81,6 @@ class MaskPropagation(StreamTask):
         if slots is not None and slots < 1:
             raise ConfigError(f"masks: expected slots of at least 1, got {slots}")
         self.objects, self.forced, self.slots = objects, forced, slots
-        self._numbers: dict[str, Tensor] = {}
 
     @staticmethod
     def built(network: Any) -> Propagator[Any]:
@@ -122,7 +122,7 @@ class MaskPropagation(StreamTask):
         """The numbers [B, T, O] of the followed objects in each frame of masks [B, T, H, W]: those in the first frame
         of a sequence, in order; a lane that continues keeps its objects."""
         rows, count = reset.shape
-        now = self._numbers.get(stage)
+        now = self._carried.get(stage)
         if now is None or len(now) != rows:
             now = torch.arange(1, self.objects + 1).repeat(rows, 1)
         now, every = now.to(mask.device), []
@@ -134,7 +134,7 @@ class MaskPropagation(StreamTask):
                 now[b] = NOBODY
                 now[b, : len(shown)] = shown
             every.append(now)
-        self._numbers[stage] = now
+        self._carried[stage] = now
         return torch.stack(every, 1)
 
     def offset(self, clip: Tensor) -> Tensor | None:
@@ -236,23 +236,6 @@ class MaskPropagation(StreamTask):
             row["J"] = [None if math.isnan(value) else round(value, 4) for value in found[b, t].tolist()]
             rows.append(row)
         return rows
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self._numbers.clear()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the numbers of the objects that the training lanes follow."""
-        super().on_save_checkpoint(checkpoint)
-        if "train" in self._numbers:
-            checkpoint["tttstream"]["numbers"] = self.gathered(self._numbers["train"])
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See StreamTask; also restores the numbers of objects."""
-        super().on_load_checkpoint(checkpoint)
-        numbers = checkpoint["tttstream"].get("numbers")
-        if numbers is not None and self.resumes():  # earlier checkpoints have 1, 2 …
-            self._numbers["train"] = numbers[self.trainer.global_rank]
 
 
 class TargetPropagation(MaskPropagation):

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from tttstream.errors import CheckpointError, ConfigError, ShapeError, StateError
@@ -38,6 +39,8 @@ class StreamTask(LightningModule):
     """
 
     FLOOR: ClassVar[float] = 0.1
+    CARRIED: ClassVar[str] = ""
+    """The entry of a checkpoint for further tensors of the training lanes, those in `_carried["train"]`."""
     line: Line | None = None  # the ranks that share each segment in time
 
     def __init__(
@@ -60,6 +63,7 @@ class StreamTask(LightningModule):
         self.learn, self.recompute = learn, recompute
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self._states: dict[str, Any] = {}
+        self._carried: dict[str, Any] = {}
         if not learn:  # parameters that no loss reaches would stop DDP, which waits for every gradient
             for memory in self.memories():
                 if isinstance(memory, TTTLayer):
@@ -124,6 +128,7 @@ class StreamTask(LightningModule):
     def setup(self, stage: str) -> None:
         """Start with fresh lanes; loading a checkpoint after this restores its lanes."""
         self._states.clear()
+        self._carried.clear()
 
     def begin(self, stage: str) -> None:
         """Start a stage other than training, from a fresh state; the training lanes are kept."""
@@ -171,6 +176,8 @@ class StreamTask(LightningModule):
             "description": self.model.description(),
             "lanes": None if state is None else self.gathered(pack(state)),
         }
+        if "train" in self._carried:
+            checkpoint["tttstream"][self.CARRIED] = tree_map(self.gathered, self._carried["train"])
 
     def gathered(self, part: Tensor) -> Tensor:
         """A tensor of every process, one after the other [processes, …]."""
@@ -199,6 +206,9 @@ class StreamTask(LightningModule):
                 self._states["train"] = unpack(lanes, self.fresh(1, "train"))
             except StateError as error:
                 raise CheckpointError(f"the checkpoint's lanes are of a task with other options: {error}") from error
+        if saved.get(self.CARRIED) is not None and self.resumes():
+            rank = self.trainer.global_rank
+            self._carried["train"] = tree_map(lambda part: part[rank].to(self.device), saved[self.CARRIED])
 
     def resumes(self) -> bool:
         """Whether a checkpoint is loaded to continue with training."""

@@ -17,6 +17,15 @@ from tttstream_agents.errors import ObservationError, SpaceError
 LOG_2PI = math.log(2 * math.pi)
 
 
+def head(dim: int, outputs: int, quiet: bool = False) -> nn.Sequential:
+    """The network of an actor or a critic. quiet: outputs near 0 at first, so that actions are equally likely."""
+    layers = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, outputs))
+    with torch.no_grad():
+        for parameter in layers[-1].parameters() if quiet else ():
+            parameter.mul_(0.01)
+    return layers
+
+
 def wide(outputs: Tensor) -> Tensor:
     """Outputs in at least float32. Under autocast they have fewer digits than a ratio of probabilities needs."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()

@@ -86,10 +86,7 @@ class MemoryPolicy(Trunk):
         self.observation_space, self.action_space = observation_space, action_space
         self.previous_reward, self.encoder, self.action = previous_reward, encoder, action
         self.masked = action_heads.masked_part(observation_space, action_space)
-        self.actor, self.critic = (
-            nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, outputs))
-            for outputs in (self.action.outputs, 1)
-        )
+        self.actor, self.critic = action_heads.head(dim, self.action.outputs, quiet=True), action_heads.head(dim, 1)
         if set(auxiliary) - set(LOSSES):
             raise ConfigError(f"expected auxiliary losses of {', '.join(LOSSES)}, got {', '.join(auxiliary)}")
         self.encoded, self.keep = Played(action_space), "keep" in auxiliary
@@ -97,9 +94,6 @@ class MemoryPolicy(Trunk):
             self.auxiliary = nn.ModuleDict(
                 {name: Auxiliary(name, encoder, self.encoded.width, dim) for name in auxiliary if name != "keep"}
             )
-        with torch.no_grad():
-            for parameter in self.actor[-1].parameters():  # every action equally likely at first
-                parameter.mul_(0.01)
 
     @property
     def losses(self) -> tuple[str, ...]:

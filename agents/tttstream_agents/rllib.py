@@ -72,10 +72,7 @@ class Policy(nn.Module):
         self.trunk = Trunk(self.encoder.size, action_space if previous else None, memory, places=places, **sizes)
         if not all(one.bounded for one in self.trunk.memories):
             raise ConfigError(f"the state of {memory!r} grows, and a state of RLlib cannot: use 'window'")
-        self.actor = head(chosen["dim"], self.action.outputs)
-        with torch.no_grad():
-            for parameter in self.actor[-1].parameters():  # every action equally likely at first
-                parameter.mul_(0.01)
+        self.actor = action_heads.head(chosen["dim"], self.action.outputs, quiet=True)
         self._fresh = self.trunk.initial_state(1)
 
     def remember(self, batch: dict[str, Any], acting: bool = False) -> tuple[Tensor, PolicyState]:
@@ -117,11 +114,6 @@ class Policy(nn.Module):
         return outputs
 
 
-def head(dim: int, outputs: int) -> nn.Sequential:
-    """The head of an actor or a critic."""
-    return nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, outputs))
-
-
 class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFunctionAPI):
     """A policy with a memory for RLlib. STATE_IN and STATE_OUT contain {"memory": [S, n]}, zeros for a fresh state.
 
@@ -160,7 +152,7 @@ class TTTRLModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, ValueFuncti
         if isinstance(space, spaces.MultiDiscrete):
             self.action_dist_cls = TorchMultiCategorical.get_partial_dist_cls(input_lens=space.nvec.tolist())
         self.policy = Policy(self.observation_space, space, chosen)
-        self.critic = head(chosen["dim"], 1)
+        self.critic = action_heads.head(chosen["dim"], 1)
 
     def get_non_inference_attributes(self) -> list[str]:
         """The attributes that env runners do not need."""

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tttstream import inner as catalogue
 from tttstream.errors import ConfigError
 from tttstream.memory.base import Memory
+from tttstream.memory.matrix import check_heads
 from tttstream.memory.positions import Constant, Rotary, ShortConv, positions
 from tttstream.memory.step import step, suits, traced
 from tttstream.memory.tasks import Task, make_task
@@ -315,10 +316,7 @@ def _check_options(
     conv: int,
     frame_only: bool,
 ) -> None:
-    if dim < 1 or heads < 1 or dim % heads != 0:
-        raise ConfigError(f"TTTLayer: dim must be a multiple of heads, got dim={dim}, heads={heads}")
-    if conv < 0:
-        raise ConfigError(f"TTTLayer: conv is the width of a convolution, 0 for none, got {conv}")
+    check_heads("TTTLayer", dim, heads, conv)
     if causal not in ("token", "frame"):
         raise ConfigError(f'TTTLayer: expected causal="token" or "frame", got {causal!r}')
     if causal == "token":

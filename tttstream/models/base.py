@@ -27,6 +27,13 @@ def check_numbers(config: Any, name: str, **least: int) -> None:
             raise ConfigError(f"{name}: {field.name} must be a number above 0, got {value!r}")
 
 
+def check_frames(frames: Tensor, size: int, reset: Tensor | None, name: str = "model") -> None:
+    """Raise ShapeError in the name of a model unless frames are [B, T >= 1, 3, size, size] and `reset` fits."""
+    if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
+        raise ShapeError(f"{name}: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
+    check_reset(reset, frames.shape[:2], name)
+
+
 def check_reset(reset: Tensor | None, shape: Sequence[int], name: str) -> None:
     """Raise ShapeError in the name of a model unless `reset` is None or bool of this shape."""
     if reset is not None and (list(reset.shape) != list(shape) or reset.dtype != torch.bool):

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttstream import encoders
-from tttstream.errors import ConfigError, ShapeError, StateError
+from tttstream.errors import ConfigError, StateError
 from tttstream.memory.ttt import TTTLayer
 from tttstream.models.backbone import Losses, ModelState
-from tttstream.models.base import SavedModel, check_numbers, check_reset
+from tttstream.models.base import SavedModel, check_frames, check_numbers
 from tttstream.models.frame import Glance
 
 LEAST = 32  # pixels: the shortest side of a picture
@@ -85,10 +85,7 @@ class FeatureModel(SavedModel):
     ) -> tuple[Glance, ModelState]:
         """frames [B, T, 3, size, size] in 0..1 or uint8, reset bool [B, T] -> losses and embeddings of each frame, and
         the state. With `learn=False` the memory is read and not changed."""
-        size = self.config.size
-        if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
-            raise ShapeError(f"model: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
-        check_reset(reset, frames.shape[:2], "model")
+        check_frames(frames, self.config.size, reset)
         if state is not None and (not isinstance(state, ModelState) or len(state.blocks) != 1):
             raise StateError("model: expected the state of a FeatureModel")
         features = self.features(frames)

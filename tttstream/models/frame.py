@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tttstream.errors import ConfigError, ShapeError, StateError
+from tttstream.errors import ConfigError, StateError
 from tttstream.models.backbone import Backbone, Losses, ModelState
-from tttstream.models.base import SavedModel, check_numbers, check_reset
+from tttstream.models.base import SavedModel, check_frames, check_numbers
 from tttstream.models.heads import Embedding, NextFrame
 from tttstream.models.motion import Costs, Motion, Past
 from tttstream.models.tokens import PatchTokens
@@ -189,10 +189,7 @@ class FrameModel(SavedModel):
 
     def _checked(self, frames: Tensor, state: ModelState | None, reset: Tensor | None) -> Tensor:
         """The frames as floats. Raises ShapeError for invalid arguments."""
-        size = self.config.size
-        if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
-            raise ShapeError(f"model: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
-        check_reset(reset, frames.shape[:2], "model")
+        check_frames(frames, self.config.size, reset)
         if state is not None and not isinstance(state, ModelState):
             raise StateError(f"model: expected a ModelState, got {type(state).__name__}")
         return self.pixels(frames)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from tttstream.errors import CheckpointError, ConfigError, ShapeError, StateError
 from tttstream.io import weights
-from tttstream.models.base import SavedModel
+from tttstream.models.base import SavedModel, check_reset
 from tttstream.models.hub import fetched, is_remote
 from tttstream.models.inserted.layouts import Shape
 from tttstream.models.inserted.place import Place
@@ -180,10 +180,7 @@ class Inserted(SavedModel):
             like = ", ".join(map(str, self.config.frame))
             raise ShapeError(f"expected frames of shape [rows, frames, {like}] or alike, got {list(frames.shape)}")
         rows, count = frames.shape[:2]
-        if reset is not None and (reset.shape != (rows, count) or reset.dtype != torch.bool):
-            raise ShapeError(
-                f"expected reset of shape [{rows}, {count}] and type bool, got {list(reset.shape)} and {reset.dtype}"
-            )
+        check_reset(reset, (rows, count), "model")
         if lengths is not None and (lengths.shape != (rows,) or lengths.is_floating_point()):
             raise ShapeError(
                 f"expected lengths of shape [{rows}] and a whole-number type, got {list(lengths.shape)} and "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttstream.errors import ConfigError, ShapeError
-from tttstream.models.base import SavedModel, check_numbers, check_reset
+from tttstream.models.base import SavedModel, check_frames, check_numbers, check_reset
 from tttstream.models.map.codes import PatchCodes
 from tttstream.models.map.lattice import Block, around, cell_points, drawn, evened, laid
 from tttstream.models.map.place_memory import PlaceMemory
@@ -140,9 +140,7 @@ class MapModel(SavedModel):
         """What frames [B, T, 3, S, S] show, cell by cell: all cells of their blocks in reading order, or the `count`
         that each shows most of. expected: what memory expects at their poses [B * T, …]; what lies beyond the borders
         of the views is taken from there where it is familiar, else the outermost pixels are repeated."""
-        size = self.config.size
-        if frames.dim() != 5 or tuple(frames.shape[2:]) != (3, size, size) or frames.shape[1] < 1:
-            raise ShapeError(f"map: expected frames [B, T >= 1, 3, {size}, {size}], got {list(frames.shape)}")
+        check_frames(frames, self.config.size, None, "map")
         if poses.shape[:-1] != frames.shape[:2]:
             raise ShapeError(f"map: expected poses {[*frames.shape[:2], NUMBERS]}, got {list(poses.shape)}")
         side, patch = self.config.side, self.config.patch

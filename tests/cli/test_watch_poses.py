@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gymnasium import Env, register, registry
+from gymnasium.spaces import Box, Discrete
 from PIL import Image
 
 from tests.cli.watching import lines
@@ -91,6 +94,43 @@ def test_an_environment(tmp_path: Path) -> None:
     words = ["gym:MiniGrid-Empty-6x6-v0", "--pose", "minigrid", "--max-frames", 6, "--out", tmp_path]
     assert watch(*words) == 0
     assert [len(row["pose"]) for row in lines(tmp_path)] == [4] * 6
+
+
+def test_an_endless_source_without_a_frame_that_can_be_used_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    MapModel(MapConfig(size=32, patch=8, codes=6, marks=4, where=12, what=8, heads=2)).save(tmp_path / "map")
+    keys = "obs[0],obs[1],unwrapped.steps"  # the steps as log zoom
+    register("Far-v0", entry_point=Far)
+    words = ("gym:Far-v0", "--pose", keys, "--model", tmp_path / "map", "--max-frames", 5, "--out", tmp_path / "out")
+    try:
+        assert watch(*words) == 2
+    finally:
+        del registry["Far-v0"]
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no readable frame: frame 0: a view is" in said
+    assert not (tmp_path / "out").exists()
+
+
+class Far(Env[Any, Any]):
+    """An environment whose third number is no zoom."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space, action_space, steps = Box(-1, 1, (2,)), Discrete(2), 90
+    render_mode = "rgb_array"
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        pass
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    def render(self) -> Any:
+        return np.zeros((8, 8, 3), np.uint8)
 
 
 def test_the_side_of_a_view(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tttstream.sources.base import Source
     from tttstream.views.window import Viewer
 
+PATIENCE = 300  # frames of an endless source, none of which can be used
+
 Step = Callable[[Frame], tuple["Picture | None", "float | None"]]
 """Push one frame and record it. Returns (the drawn picture, the surprise), each None if there is none."""
 
@@ -117,6 +119,8 @@ class Run:
                         raise
                     self.why = self.why or f": {error}"
                     self.record.rejected += 1
+                    if source.frames is None and not self.record.frames and self.record.rejected >= PATIENCE:
+                        break
                     continue
                 progress.update(self.record.rate.late, surprise, size_text(stream.state_bytes))
                 if window is not None and picture is not None:

@@ -189,6 +189,9 @@ def test_as_training_data(tmp_path: Path) -> None:
     clips = index.clips()
     assert [Path(clip.name).name for clip in clips] == ["a.mcap", "b.mcap"]
     assert [clip.pose for clip in clips] == [2, 2]
+    turned = RosBags(str(tmp_path), pose="/pose:x,y,yaw").clips()[0].form
+    assert turned is not None
+    assert turned.names == ("x", "y", "cos yaw", "sin yaw")
     reader = clips[0].open(PyAV())
     assert reader.frames == 9
     for numbers in ([4, 5], [0, 3], [8], [2, 4, 6]):  # forward and back

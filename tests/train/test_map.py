@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tttstream.cli.main import main
 from tttstream.errors import ConfigError
 from tttstream.models import load
 from tttstream.models.map import MapConfig
+from tttstream.poses import Angle, Form, Number
 from tttstream.train.data import Batch
 from tttstream.train.data.clips import Clip
 from tttstream.train.data.indices import PlacesWorlds
@@ -124,6 +127,33 @@ def test_every_clip_has_worlds_of_its_own() -> None:
     assert added[0, 0] == added[0, 1]
     assert len({int(added[0, 0]), int(added[0, 2]), int(added[1, 0])}) == 3
     assert ((added >= 0) & (added < 2**20)).all()
+
+
+def test_an_angle_in_the_data_is_the_roll() -> None:
+    """Batches have the cosine and the sine of an angle; the others are x, y, log zoom and world."""
+    form = Form([Number("x"), Number("y"), Angle("yaw", "rad")])
+    clip = PlacesWorlds(1).clips()[0]
+    turned = type("Turned", (type(clip),), {"form": form})(**vars(clip))
+    job, turns = task(), torch.linspace(-3, 3, 6, dtype=torch.float64)
+    given = batch(rows=1)
+    assert given.pose is not None
+    pose = torch.cat([given.pose[..., :2], turns.cos()[None, :, None], turns.sin()[None, :, None]], -1)
+    job._trainer = SimpleNamespace(datamodule=SimpleNamespace(clips=lambda part: [turned]))  # type: ignore[assignment]
+    job.setup("fit")
+    found = job.poses(given._replace(pose=pose))
+    assert torch.equal(found[..., :2], given.pose[..., :2])
+    torch.testing.assert_close(found[..., 2:], F.pad(turns[None, :, None], (1, 1)))
+    numbers = Form([Number("x"), Number("y"), Angle("yaw", "rad"), Angle("pitch", "rad")])
+    job._trainer.datamodule.clips = lambda part: [type("Tilted", (type(clip),), {"form": numbers})(**vars(clip))]
+    with pytest.raises(ConfigError, match="a map lies in a plane"):
+        job.setup("fit")
+
+
+def test_poses_of_two_numbers_have_worlds_of_their_clips() -> None:
+    job, given = task(), batch(rows=1)
+    assert given.pose is not None
+    cells, _ = job._questions(given._replace(pose=given.pose[..., :2]), "train")
+    assert set(cells.points[..., 2].unique().tolist()) == {float(renumbered(given.clip)[0, 0])}
 
 
 def test_cells_have_numbers_of_their_own() -> None:

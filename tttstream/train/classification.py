@@ -16,14 +16,12 @@ from tttstream.models.tokens import PatchTokens
 from tttstream.ranks import Line
 from tttstream.train.data.batch import Batch
 from tttstream.train.export import described
-from tttstream.train.task import StreamTask, mean_where
+from tttstream.train.task import FIRST, StreamTask, mean_where
 
 logger = logging.getLogger(__name__)
 
 Judged = tuple[int, Any]
 """The position of the last processed frame of a clip, and the prediction for it."""
-
-FIRST = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}  # the data of each command
 
 
 class Classification(StreamTask):

@@ -12,11 +12,12 @@ from tttstream.models import load_as
 from tttstream.models.base import SavedModel
 from tttstream.models.map import MapConfig, MapModel, MapOutput
 from tttstream.models.map.model import Cells
+from tttstream.models.map.points import Plane, complete
 from tttstream.train.calibration import calibrate
 from tttstream.train.data.batch import Batch
 from tttstream.train.data.generated import TRAINED_ON
 from tttstream.train.metrics import Table, octave
-from tttstream.train.task import StreamTask, mean_where
+from tttstream.train.task import FIRST, StreamTask, mean_where
 
 OCTAVES = 16
 SAMPLES = 512  # pictures of training worlds whose patches give the components of the codes
@@ -89,12 +90,25 @@ class Map(StreamTask):
             )
         self.tokens, self.past, self.future, self.seed = tokens, past, future, seed
         self.calibration = calibration
+        self.plane = Plane(None)
         self.tables = torch.nn.ModuleDict({stage: Table(OCTAVES, ["error", "mean"]) for stage in ("val", "test")})
+
+    def setup(self, stage: str) -> None:
+        """Set `plane` for the poses of the data. Raises ConfigError for poses that do not lie in a plane."""
+        super().setup(stage)
+        trainer: Any = self._trainer
+        listed = getattr(trainer and trainer.datamodule, "clips", None)
+        if listed is not None:
+            self.plane = Plane(next((clip.form for clip in listed(FIRST[stage]) if clip.pose), None))
+
+    def poses(self, batch: Batch) -> Tensor:
+        """The poses of a batch as those of a map, [B, T, 5]."""
+        if batch.pose is None:
+            raise ConfigError("map: the data has no poses: use data/places")
+        return complete(self.plane.laid(batch.pose))
 
     def forward(self, batch: Batch, stage: str) -> tuple[MapOutput, Asked]:
         """Continue the lanes of a stage with one segment."""
-        if batch.pose is None:
-            raise ConfigError("map: the data has no poses: use data/places")
         with torch.no_grad():
             cells, asked = self._questions(batch, stage)
         output, state = self.model.learned(cells, self.state_before(batch, stage), batch.reset, asked.points)
@@ -103,8 +117,7 @@ class Map(StreamTask):
 
     def _questions(self, batch: Batch, stage: str) -> tuple[Cells, Asked]:
         """Draw the queries of a segment, and store its cells for later ones."""
-        assert batch.pose is not None
-        pose = batch.pose
+        pose = self.poses(batch)
         if stage == "train":
             pose = torch.cat([pose[..., :4], pose[..., 4:] + renumbered(batch.clip)[..., None]], dim=-1)
         now = self.model.cells(batch.frames, pose, count=self.tokens)
@@ -178,10 +191,10 @@ class Map(StreamTask):
         from the state before the segment."""
         state = self.state_before(batch, "val")
         self.measure(batch, "val")
-        if index or state is None or batch.pose is None:
+        if index or state is None:
             return None
-        at = torch.linspace(0, batch.frames.shape[1] - 1, 6).long()
-        views = [self.model.view(batch.pose[:2, t], state.map(lambda part: part[:2])).picture for t in at]
+        at, poses = torch.linspace(0, batch.frames.shape[1] - 1, 6).long(), self.poses(batch)
+        views = [self.model.view(poses[:2, t], state.map(lambda part: part[:2])).picture for t in at]
         pairs = torch.stack([self.model.pixels(batch.frames[:2, at]), torch.stack(views, 1)], 1)
         return {"pictures": pairs.flatten(0, 1)}
 

@@ -22,6 +22,8 @@ from tttstream.state import pack, unpack
 from tttstream.train.data.batch import Batch
 from tttstream.train.export import described
 
+FIRST = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}  # the data of each command
+
 
 class StreamTask(LightningModule):
     """Trains a model on streams longer than memory, one segment per step (truncated backpropagation).

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tttstream.errors import ConfigError, ShapeError
 from tttstream.poses import Form
@@ -43,12 +44,16 @@ class Plane:
 
     def __call__(self, pose: NDArray[np.float64]) -> NDArray[np.float64]:
         """A pose of the source [P] -> 2 to 5 numbers."""
+        return pose if self._angle is None else self.laid(torch.from_numpy(pose.copy())).numpy()
+
+    def laid(self, poses: Tensor) -> Tensor:
+        """Poses of the source [..., P] -> [..., 2 to 5]."""
         if self._angle is None:
-            return pose
+            return poses
         cosine, sine = self._angle
-        rest = np.delete(pose, self._angle)
-        x, y, log_zoom, world = np.pad(rest, (0, 4 - len(rest)))
-        return np.array([x, y, log_zoom, math.atan2(pose[sine], pose[cosine]), world])
+        rest = poses[..., [place for place in range(poses.shape[-1]) if place not in self._angle]]
+        x, y, log_zoom, world = F.pad(rest, (0, 4 - rest.shape[-1])).unbind(-1)
+        return torch.stack([x, y, log_zoom, torch.atan2(poses[..., sine], poses[..., cosine]), world], dim=-1)
 
 
 def complete(pose: Tensor) -> Tensor:

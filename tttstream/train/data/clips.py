@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tttstream.poses import Form
+
 Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
@@ -57,6 +59,11 @@ class Clip(ABC):
     label: int = -1
     masked: bool = False
     pose: int = 0
+
+    @property
+    def form(self) -> Form | None:
+        """The meaning of the values of a pose; None if they are plain numbers."""
+        return None
 
     @abstractmethod
     def open(self, decoder: Decoder) -> Reader:

@@ -22,7 +22,7 @@ from tttstream.train.data.indices import Index
 from tttstream.train.data.listing import place
 
 if TYPE_CHECKING:
-    from tttstream.poses import Track
+    from tttstream.poses import Form, Track
     from tttstream.sources.robots.bag import Bag
     from tttstream.sources.robots.dataset import DataSet
     from tttstream.sources.robots.recording import Recording
@@ -50,12 +50,7 @@ class RosBags(Index):
         found = [root] if is_bag(root) else _below(root)
         if not found:
             raise DataError(f"{self.root} holds no ROS 2 bags: expected .mcap files, or folders that rosbag2 wrote")
-        numbers = 0
-        if self.pose is not None:
-            # Imported here and below, because it needs the extra `robots`
-            from tttstream.sources.robots.poses import form, wanted
-
-            numbers = _said(lambda: len(form(wanted(str(self.pose)).keys).names))
+        numbers = 0 if self.pose is None else _said(lambda: len(_form(str(self.pose)).names))
         options = (self.topic, self.pose, self.clock, self.pose_tolerance)
         return [BagClip(str(path), -1, False, numbers, *options) for path in found]
 
@@ -117,6 +112,10 @@ class BagClip(RecordingClip):
     keys: str | None = None
     clock: str = "header"
     tolerance: float | None = None
+
+    @property
+    def form(self) -> Form | None:
+        return None if self.keys is None else _form(self.keys)
 
     def _bag(self, first: int = 0) -> Bag:
         from tttstream.sources.robots.bag import Bag
@@ -225,6 +224,13 @@ def _said(ask: Callable[[], T]) -> T:
         return ask()
     except SourceError as error:
         raise DataError(str(error)) from error
+
+
+# Imported in functions, because they need the extra `robots`
+def _form(keys: str) -> Form:
+    from tttstream.sources.robots.poses import form, wanted
+
+    return form(wanted(keys).keys)
 
 
 @lru_cache(maxsize=64)

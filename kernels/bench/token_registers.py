@@ -142,8 +142,9 @@ def rows(wanted: str, quick: bool) -> Iterator[tuple[str, Use]]:
         for width in dict(sizes):
             name = f"{inner}.step D={width}"
             if wanted in name:
-                kernel = step_triton.KERNELS[inner]
+                kernel = step_triton.step
                 constants = {"D": width, "K": 16, "FORGET": True, "MAX_NORM": True, "RESTORE": False, "LOSS": True}
+                constants["MLP"] = inner == "mlp"
                 kinds = step_signature(kernel, constants)
                 yield name, use(kernel, kinds, constants, {"num_warps": step_triton.warps(width)})
 

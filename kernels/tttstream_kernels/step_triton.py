@@ -83,94 +83,21 @@ def _number(tensor, number, head):
 
 
 @triton.jit(**VARYING)
-def linear(
+def step(
     p_q, p_k, p_v, p_eta, p_delta, p_sums, p_start, p_gamma, p_beta, p_tau, p_forget, p_max_norm,
     p_phase, p_lengths, p_reset, p_y, p_before, p_after, p_delta_end, p_sums_end, p_phase_end,
     forget, max_norm, q_row, q_head, k_row, k_head, v_row, v_head, H,
     D: tl.constexpr, K: tl.constexpr, FORGET: tl.constexpr, MAX_NORM: tl.constexpr, RESTORE: tl.constexpr,
-    LOSS: tl.constexpr,
+    LOSS: tl.constexpr, MLP: tl.constexpr,
 ):  # fmt: skip
-    """One cell of the linear inner model."""
-    cell = tl.program_id(0).to(tl.int64)
-    row, head = cell // H, cell % H
-    P: tl.constexpr = D * D + D
-    columns, at = tl.arange(0, D), matrix(D, D)
-    at_bias = D * D + columns
-    p_delta += cell * P
-    p_sums += cell * P
-    p_delta_end += cell * P
-    p_sums_end += cell * P
-    p_start += head * P
-    counts, anew, place = _row_state(p_phase, p_lengths, p_reset, row, K)
-    if counts:
-        x_q = tl.load(p_q + row * q_row + head * q_head + columns).to(tl.float32)
-        x_k = tl.load(p_k + row * k_row + head * k_head + columns).to(tl.float32)
-        target = (tl.load(p_v + row * v_row + head * v_head + columns).to(tl.float32) - x_k)[None, :]
-        scale = tl.load(p_gamma + head * D + columns).to(tl.float32)[None, :]
-        shift = tl.load(p_beta + head * D + columns).to(tl.float32)[None, :]
-        w_start, b_start = tl.load(p_start + at).to(tl.float32), tl.load(p_start + at_bias).to(tl.float32)
-        w_delta, b_delta = _of(p_delta, at, anew), _of(p_delta, at_bias, anew)
-        w, b = w_start + w_delta, b_start + b_delta
-        z = _row(x_k, w) + b[None, :]
-        z_hat, rstd, error, u = error_terms(z, target, tl.load(p_eta + cell).to(tl.float32), scale, shift)
-        gradient = _flat(through(u, z_hat, rstd))
-        w_sum = _of(p_sums, at, anew) + x_k[:, None] * gradient[None, :]
-        b_sum = _of(p_sums, at_bias, anew) + gradient
-        rate = tl.load(p_tau + place).to(tl.float32)
-        w -= rate * w_sum
-        b -= rate * b_sum
-        out = x_q[None, :] + standardise(_row(x_q, w) + b[None, :])[0] * scale + shift
-        tl.store(p_y + cell * D + columns, _flat(out).to(p_y.dtype.element_ty))
-        if LOSS:
-            tl.store(p_before + cell, _half_square(error))
-            learned = standardise(_row(x_k, w) + b[None, :])[0] * scale + shift - target
-            tl.store(p_after + cell, _half_square(learned))
-        if place == K - 1:
-            if FORGET:
-                share = _number(p_forget, forget, head)
-                w += share * (w_start - w)
-                b += share * (b_start - b)
-            if MAX_NORM:
-                square = everything(w_start * w_start) + tl.sum(b_start * b_start, axis=0)
-                limit = _limit(square, _number(p_max_norm, max_norm, head), RESTORE)
-                cut = _cut(limit, everything(w * w) + tl.sum(b * b, axis=0), RESTORE)
-                w *= cut
-                b *= cut
-            w_delta, b_delta = w - w_start, b - b_start
-            w_sum, b_sum = tl.zeros_like(w_sum), tl.zeros_like(b_sum)
-        tl.store(p_delta_end + at, w_delta)
-        tl.store(p_delta_end + at_bias, b_delta)
-        tl.store(p_sums_end + at, w_sum)
-        tl.store(p_sums_end + at_bias, b_sum)
-    else:
-        tl.store(p_y + cell * D + columns, tl.zeros([D], p_y.dtype.element_ty))
-        if LOSS:
-            tl.store(p_before + cell, 0.0)
-            tl.store(p_after + cell, 0.0)
-        tl.store(p_delta_end + at, tl.load(p_delta + at))
-        tl.store(p_delta_end + at_bias, tl.load(p_delta + at_bias))
-        tl.store(p_sums_end + at, tl.load(p_sums + at))
-        tl.store(p_sums_end + at_bias, tl.load(p_sums + at_bias))
-    if head == 0:
-        tl.store(p_phase_end + row, tl.where(counts, ((place + 1) % K).to(tl.float32), tl.load(p_phase + row)))
-
-
-@triton.jit(**VARYING)
-def mlp(
-    p_q, p_k, p_v, p_eta, p_delta, p_sums, p_start, p_gamma, p_beta, p_tau, p_forget, p_max_norm,
-    p_phase, p_lengths, p_reset, p_y, p_before, p_after, p_delta_end, p_sums_end, p_phase_end,
-    forget, max_norm, q_row, q_head, k_row, k_head, v_row, v_head, H,
-    D: tl.constexpr, K: tl.constexpr, FORGET: tl.constexpr, MAX_NORM: tl.constexpr, RESTORE: tl.constexpr,
-    LOSS: tl.constexpr,
-):  # fmt: skip
-    """One cell of the MLP, in chunks of its hidden layer."""
+    """One cell of the linear inner model, or of the MLP in chunks of its hidden layer."""
     cell = tl.program_id(0).to(tl.int64)
     row, head = cell // H, cell % H
     F: tl.constexpr = 4 * D
-    P: tl.constexpr = 2 * D * F + F + D
+    P: tl.constexpr = 2 * D * F + F + D if MLP else D * D + D
     CHUNK: tl.constexpr = 32 if D == 128 else 64
-    columns, units = tl.arange(0, D), tl.arange(0, CHUNK)
-    at_last = P - D + columns
+    columns, units, at = tl.arange(0, D), tl.arange(0, CHUNK), matrix(D, D)
+    at_bias = P - D + columns
     p_delta += cell * P
     p_sums += cell * P
     p_delta_end += cell * P
@@ -183,96 +110,136 @@ def mlp(
         target = (tl.load(p_v + row * v_row + head * v_head + columns).to(tl.float32) - x_k)[None, :]
         scale = tl.load(p_gamma + head * D + columns).to(tl.float32)[None, :]
         shift = tl.load(p_beta + head * D + columns).to(tl.float32)[None, :]
-        b2_start = tl.load(p_start + at_last).to(tl.float32)
-        b2 = b2_start + _of(p_delta, at_last, anew)
-        z = b2[None, :]
-        for c in range(0, F, CHUNK):
-            at1 = columns[:, None] * F + c + units[None, :]
-            at2 = (D + 1) * F + (c + units)[:, None] * D + columns[None, :]
-            w1 = tl.load(p_start + at1).to(tl.float32) + _of(p_delta, at1, anew)
-            b1 = tl.load(p_start + D * F + c + units).to(tl.float32) + _of(p_delta, D * F + c + units, anew)
-            w2 = tl.load(p_start + at2).to(tl.float32) + _of(p_delta, at2, anew)
-            z += _row(gelu(_flat(_row(x_k, w1)) + b1), w2)
-        z_hat, rstd, error, u = error_terms(z, target, tl.load(p_eta + cell).to(tl.float32), scale, shift)
-        gradient = _flat(through(u, z_hat, rstd))
-        rate = tl.load(p_tau + place).to(tl.float32)
-        full = place == K - 1
-        share = 0.0
-        if FORGET:
-            share = tl.where(full, _number(p_forget, forget, head), 0.0)
-        b2_sum = _of(p_sums, at_last, anew) + gradient
-        b2 -= rate * b2_sum
-        z_q, z_k = b2[None, :], b2[None, :]
-        b2 += share * (b2_start - b2)
-        square, square_start = tl.sum(b2 * b2, axis=0), tl.sum(b2_start * b2_start, axis=0)
-        for c in range(0, F, CHUNK):
-            at1 = columns[:, None] * F + c + units[None, :]
-            at_b1 = D * F + c + units
-            at2 = (D + 1) * F + (c + units)[:, None] * D + columns[None, :]
-            w1_start, b1_start = tl.load(p_start + at1).to(tl.float32), tl.load(p_start + at_b1).to(tl.float32)
-            w2_start = tl.load(p_start + at2).to(tl.float32)
-            w1_delta, b1_delta, w2_delta = _of(p_delta, at1, anew), _of(p_delta, at_b1, anew), _of(p_delta, at2, anew)
-            w1, b1, w2 = w1_start + w1_delta, b1_start + b1_delta, w2_start + w2_delta
-            z1 = _flat(_row(x_k, w1)) + b1
-            g1 = tl.sum(w2 * gradient[None, :], axis=1) * gelu_slope(z1)
-            w1_sum = _of(p_sums, at1, anew) + x_k[:, None] * g1[None, :]
-            b1_sum = _of(p_sums, at_b1, anew) + g1
-            w2_sum = _of(p_sums, at2, anew) + gelu(z1)[:, None] * gradient[None, :]
-            w1 -= rate * w1_sum
-            b1 -= rate * b1_sum
-            w2 -= rate * w2_sum
-            z_q += _row(gelu(_flat(_row(x_q, w1)) + b1), w2)
+        if MLP:
+            b2_start = tl.load(p_start + at_bias).to(tl.float32)
+            b2 = b2_start + _of(p_delta, at_bias, anew)
+            z = b2[None, :]
+            for c in range(0, F, CHUNK):
+                at1 = columns[:, None] * F + c + units[None, :]
+                at2 = (D + 1) * F + (c + units)[:, None] * D + columns[None, :]
+                w1 = tl.load(p_start + at1).to(tl.float32) + _of(p_delta, at1, anew)
+                b1 = tl.load(p_start + D * F + c + units).to(tl.float32) + _of(p_delta, D * F + c + units, anew)
+                w2 = tl.load(p_start + at2).to(tl.float32) + _of(p_delta, at2, anew)
+                z += _row(gelu(_flat(_row(x_k, w1)) + b1), w2)
+            z_hat, rstd, error, u = error_terms(z, target, tl.load(p_eta + cell).to(tl.float32), scale, shift)
+            gradient = _flat(through(u, z_hat, rstd))
+            rate = tl.load(p_tau + place).to(tl.float32)
+            full = place == K - 1
+            share = 0.0
+            if FORGET:
+                share = tl.where(full, _number(p_forget, forget, head), 0.0)
+            b2_sum = _of(p_sums, at_bias, anew) + gradient
+            b2 -= rate * b2_sum
+            z_q, z_k = b2[None, :], b2[None, :]
+            b2 += share * (b2_start - b2)
+            square, square_start = tl.sum(b2 * b2, axis=0), tl.sum(b2_start * b2_start, axis=0)
+            for c in range(0, F, CHUNK):
+                at1 = columns[:, None] * F + c + units[None, :]
+                at_b1 = D * F + c + units
+                at2 = (D + 1) * F + (c + units)[:, None] * D + columns[None, :]
+                w1_start, b1_start = tl.load(p_start + at1).to(tl.float32), tl.load(p_start + at_b1).to(tl.float32)
+                w2_start = tl.load(p_start + at2).to(tl.float32)
+                w1_delta, w2_delta = _of(p_delta, at1, anew), _of(p_delta, at2, anew)
+                b1_delta = _of(p_delta, at_b1, anew)
+                w1, b1, w2 = w1_start + w1_delta, b1_start + b1_delta, w2_start + w2_delta
+                z1 = _flat(_row(x_k, w1)) + b1
+                g1 = tl.sum(w2 * gradient[None, :], axis=1) * gelu_slope(z1)
+                w1_sum = _of(p_sums, at1, anew) + x_k[:, None] * g1[None, :]
+                b1_sum = _of(p_sums, at_b1, anew) + g1
+                w2_sum = _of(p_sums, at2, anew) + gelu(z1)[:, None] * gradient[None, :]
+                w1 -= rate * w1_sum
+                b1 -= rate * b1_sum
+                w2 -= rate * w2_sum
+                z_q += _row(gelu(_flat(_row(x_q, w1)) + b1), w2)
+                if LOSS:
+                    z_k += _row(gelu(_flat(_row(x_k, w1)) + b1), w2)
+                if full:  # what settles the weights, but for the cut, which wants the norm of all chunks
+                    w1 += share * (w1_start - w1)
+                    b1 += share * (b1_start - b1)
+                    w2 += share * (w2_start - w2)
+                    square += everything(w2 * w2)
+                    square_start += everything(w2_start * w2_start)
+                    w1_delta, b1_delta, w2_delta = w1 - w1_start, b1 - b1_start, w2 - w2_start
+                    w1_sum, b1_sum, w2_sum = tl.zeros_like(w1_sum), tl.zeros_like(b1_sum), tl.zeros_like(w2_sum)
+                tl.store(p_delta_end + at1, w1_delta)
+                tl.store(p_delta_end + at_b1, b1_delta)
+                tl.store(p_delta_end + at2, w2_delta)
+                tl.store(p_sums_end + at1, w1_sum)
+                tl.store(p_sums_end + at_b1, b1_sum)
+                tl.store(p_sums_end + at2, w2_sum)
+            out = x_q[None, :] + standardise(z_q)[0] * scale + shift
+            tl.store(p_y + cell * D + columns, _flat(out).to(p_y.dtype.element_ty))
             if LOSS:
-                z_k += _row(gelu(_flat(_row(x_k, w1)) + b1), w2)
-            if full:  # what settles the weights, but for the cut, which wants the norm of all chunks
-                w1 += share * (w1_start - w1)
-                b1 += share * (b1_start - b1)
-                w2 += share * (w2_start - w2)
-                square += everything(w2 * w2)
-                square_start += everything(w2_start * w2_start)
-                w1_delta, b1_delta, w2_delta = w1 - w1_start, b1 - b1_start, w2 - w2_start
-                w1_sum, b1_sum, w2_sum = tl.zeros_like(w1_sum), tl.zeros_like(b1_sum), tl.zeros_like(w2_sum)
-            tl.store(p_delta_end + at1, w1_delta)
-            tl.store(p_delta_end + at_b1, b1_delta)
-            tl.store(p_delta_end + at2, w2_delta)
-            tl.store(p_sums_end + at1, w1_sum)
-            tl.store(p_sums_end + at_b1, b1_sum)
-            tl.store(p_sums_end + at2, w2_sum)
-        out = x_q[None, :] + standardise(z_q)[0] * scale + shift
-        tl.store(p_y + cell * D + columns, _flat(out).to(p_y.dtype.element_ty))
-        if LOSS:
-            tl.store(p_before + cell, _half_square(error))
-            tl.store(p_after + cell, _half_square(standardise(z_k)[0] * scale + shift - target))
-        b2_delta = _of(p_delta, at_last, anew)
-        if full:
-            b2_delta = b2 - b2_start
-            b2_sum = tl.zeros_like(b2_sum)
-            if MAX_NORM:
-                limit = _limit(square_start, _number(p_max_norm, max_norm, head), RESTORE)
-                cut = _cut(limit, square, RESTORE)
-                b2_delta = cut * b2 - b2_start
-                tl.debug_barrier()
-                for c in range(0, F, CHUNK):
-                    at2 = (D + 1) * F + (c + units)[:, None] * D + columns[None, :]
-                    w2_start = tl.load(p_start + at2).to(tl.float32)
-                    w2 = w2_start + tl.load(p_delta_end + at2)
-                    tl.store(p_delta_end + at2, cut * w2 - w2_start)
-        tl.store(p_delta_end + at_last, b2_delta)
-        tl.store(p_sums_end + at_last, b2_sum)
+                tl.store(p_before + cell, _half_square(error))
+                tl.store(p_after + cell, _half_square(standardise(z_k)[0] * scale + shift - target))
+            b2_delta = _of(p_delta, at_bias, anew)
+            if full:
+                b2_delta = b2 - b2_start
+                b2_sum = tl.zeros_like(b2_sum)
+                if MAX_NORM:
+                    limit = _limit(square_start, _number(p_max_norm, max_norm, head), RESTORE)
+                    cut = _cut(limit, square, RESTORE)
+                    b2_delta = cut * b2 - b2_start
+                    tl.debug_barrier()
+                    for c in range(0, F, CHUNK):
+                        at2 = (D + 1) * F + (c + units)[:, None] * D + columns[None, :]
+                        w2_start = tl.load(p_start + at2).to(tl.float32)
+                        w2 = w2_start + tl.load(p_delta_end + at2)
+                        tl.store(p_delta_end + at2, cut * w2 - w2_start)
+            tl.store(p_delta_end + at_bias, b2_delta)
+            tl.store(p_sums_end + at_bias, b2_sum)
+        else:
+            w_start, b_start = tl.load(p_start + at).to(tl.float32), tl.load(p_start + at_bias).to(tl.float32)
+            w_delta, b_delta = _of(p_delta, at, anew), _of(p_delta, at_bias, anew)
+            w, b = w_start + w_delta, b_start + b_delta
+            z = _row(x_k, w) + b[None, :]
+            z_hat, rstd, error, u = error_terms(z, target, tl.load(p_eta + cell).to(tl.float32), scale, shift)
+            gradient = _flat(through(u, z_hat, rstd))
+            w_sum = _of(p_sums, at, anew) + x_k[:, None] * gradient[None, :]
+            b_sum = _of(p_sums, at_bias, anew) + gradient
+            rate = tl.load(p_tau + place).to(tl.float32)
+            w -= rate * w_sum
+            b -= rate * b_sum
+            out = x_q[None, :] + standardise(_row(x_q, w) + b[None, :])[0] * scale + shift
+            tl.store(p_y + cell * D + columns, _flat(out).to(p_y.dtype.element_ty))
+            if LOSS:
+                tl.store(p_before + cell, _half_square(error))
+                learned = standardise(_row(x_k, w) + b[None, :])[0] * scale + shift - target
+                tl.store(p_after + cell, _half_square(learned))
+            if place == K - 1:
+                if FORGET:
+                    share = _number(p_forget, forget, head)
+                    w += share * (w_start - w)
+                    b += share * (b_start - b)
+                if MAX_NORM:
+                    square = everything(w_start * w_start) + tl.sum(b_start * b_start, axis=0)
+                    limit = _limit(square, _number(p_max_norm, max_norm, head), RESTORE)
+                    cut = _cut(limit, everything(w * w) + tl.sum(b * b, axis=0), RESTORE)
+                    w *= cut
+                    b *= cut
+                w_delta, b_delta = w - w_start, b - b_start
+                w_sum, b_sum = tl.zeros_like(w_sum), tl.zeros_like(b_sum)
+            tl.store(p_delta_end + at, w_delta)
+            tl.store(p_delta_end + at_bias, b_delta)
+            tl.store(p_sums_end + at, w_sum)
+            tl.store(p_sums_end + at_bias, b_sum)
     else:
         tl.store(p_y + cell * D + columns, tl.zeros([D], p_y.dtype.element_ty))
         if LOSS:
             tl.store(p_before + cell, 0.0)
             tl.store(p_after + cell, 0.0)
-        for c in range(0, P, 1024):
-            at = c + tl.arange(0, 1024)
-            tl.store(p_delta_end + at, tl.load(p_delta + at, mask=at < P), mask=at < P)
-            tl.store(p_sums_end + at, tl.load(p_sums + at, mask=at < P), mask=at < P)
+        if MLP:
+            for c in range(0, P, 1024):
+                each = c + tl.arange(0, 1024)
+                tl.store(p_delta_end + each, tl.load(p_delta + each, mask=each < P), mask=each < P)
+                tl.store(p_sums_end + each, tl.load(p_sums + each, mask=each < P), mask=each < P)
+        else:
+            tl.store(p_delta_end + at, tl.load(p_delta + at))
+            tl.store(p_delta_end + at_bias, tl.load(p_delta + at_bias))
+            tl.store(p_sums_end + at, tl.load(p_sums + at))
+            tl.store(p_sums_end + at_bias, tl.load(p_sums + at_bias))
     if head == 0:
         tl.store(p_phase_end + row, tl.where(counts, ((place + 1) % K).to(tl.float32), tl.load(p_phase + row)))
-
-
-KERNELS = {"linear": linear, "mlp": mlp}
 
 
 def warps(width: int) -> int:
@@ -312,14 +279,14 @@ def _step(given: Step) -> tuple[Tensor, ...]:
     y, delta, sums, phase, before, after = results
     rows, _, heads, width = given.q.shape
     launch(
-        KERNELS[given.inner], rows * heads, given.q,
+        step, rows * heads, given.q,
         given.q, given.k, given.v, given.eta, given.delta, given.sums, given.start, given.gamma, given.beta, given.tau,
         given.forget, given.max_norm, given.phase, given.lengths, given.reset, y, before, after, delta, sums, phase,
         given.forget_number, given.max_norm_number,
         *(stride for x in (given.q, given.k, given.v) for stride in (x.stride(0), x.stride(2))), heads,
         D=width, K=len(given.tau), FORGET=given.forget is not None or given.forget_number != 0.0,
         MAX_NORM=given.max_norm is not None or given.max_norm_number != 0.0, RESTORE=given.restore, LOSS=given.losses,
-        num_warps=warps(width),
+        MLP=given.inner == "mlp", num_warps=warps(width),
     )  # fmt: skip
     return results
 

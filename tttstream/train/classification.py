@@ -49,7 +49,6 @@ class Classification(StreamTask):
             network.tokens.registers.requires_grad_(model.registers > 0)
         super().__init__(network, recompute=0, **options)
         self.classes, self.smoothing = classes, smoothing
-        self._sums: dict[str, Tensor] = {}
         self._clips: dict[int, Judged] = {}
         self._rows: dict[int, Judged] = {}
         self._named = False
@@ -170,7 +169,7 @@ class Classification(StreamTask):
         """The sum of each clip's log probabilities up to every frame [B, T, classes], carried from batch to batch, and
         from rank to rank in time."""
         logs = logits.float().log_softmax(-1)
-        sums = self._sums.get(stage)
+        sums = self._carried.get(stage)
         if sums is None or len(sums) != len(logs):
             sums = torch.zeros_like(logs[:, 0])
         line, found = self.line, []
@@ -183,7 +182,7 @@ class Classification(StreamTask):
             if not line.last:
                 line.send(sums, line.rank + 1)
             sums = line.value_of_last(sums)
-        self._sums[stage] = sums
+        self._carried[stage] = sums
         return torch.stack(found, 1)
 
     def measure(self, batch: Batch, stage: str) -> None:
@@ -200,7 +199,6 @@ class Classification(StreamTask):
     def begin(self, stage: str) -> None:
         """Fresh lanes and sums."""
         super().begin(stage)
-        self._sums.pop(stage, None)
         self._clips, self._rows = {}, {}
 
     def finish(self, stage: str) -> None:

@@ -1,6 +1,7 @@
 """A strategy for Lightning that splits segments in time over ranks, for segments that do not fit on one device."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, cast
 
@@ -16,6 +17,16 @@ from tttstream.train.place import Place
 from tttstream.train.task import StreamTask
 
 NAME = "time"
+
+
+def _handing(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step in which the memories pass their states to the next rank."""
+
+    def run(strategy: Any, *args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if strategy._relay is None else strategy._relay:
+            return step(strategy, *args, **kwargs)
+
+    return run
 
 
 class InTime(DDPStrategy):
@@ -91,25 +102,10 @@ class InTime(DDPStrategy):
             batch = batch.part(*mine.frames(length))
         return super().batch_to_device(batch, device, dataloader_idx)
 
-    def _handing(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._relay is None else self._relay
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a step in which the memories pass their states to the next rank."""
-        with self._handing():
-            return super().training_step(*args, **kwargs)
-
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._handing():
-            return super().validation_step(*args, **kwargs)
-
-    def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._handing():
-            return super().test_step(*args, **kwargs)
-
-    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._handing():
-            return super().predict_step(*args, **kwargs)
+    training_step = _handing(DDPStrategy.training_step)
+    validation_step = _handing(DDPStrategy.validation_step)
+    test_step = _handing(DDPStrategy.test_step)
+    predict_step = _handing(DDPStrategy.predict_step)
 
 
 def register() -> None:

@@ -213,10 +213,6 @@ class Map(StreamTask):
         if self.calibration:
             calibrate(model, frames=self.calibration)
 
-    def begin(self, stage: str) -> None:
-        super().begin(stage)
-        self._carried.pop(stage, None)
-
     def finish(self, stage: str) -> None:
         """Log the errors by age."""
         table = self.tables[stage]

@@ -135,6 +135,7 @@ class StreamTask(LightningModule):
     def begin(self, stage: str) -> None:
         """Start a stage other than training, from a fresh state; the training lanes are kept."""
         self._states[stage] = None
+        self._carried.pop(stage, None)
 
     def measure(self, batch: Batch, stage: str) -> Any:
         """Log the metrics of the model on one segment of every lane."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from tttstream.errors import DataError
 from tttstream.sources.listing import IMAGES, inside, listed
 from tttstream.train.data.clips import Clip, VideoClip
-from tttstream.train.data.images import ImagesClip
+from tttstream.train.data.images import ImagesClip, clip_at
 from tttstream.train.data.indices import Index
 from tttstream.train.data.listing import Labels, below, entries, place, read_json, read_lines, read_rows, subfolders
 
@@ -46,7 +46,7 @@ class ClassFolders(Index):
         for name, paths in zip(found, inside([root / name for name in found]), strict=True):
             if not paths:
                 raise DataError(f"class folder {root / name} holds no video; fill or remove it")
-            clips += [_clip(path, self.classes.index(name)) for path in paths]
+            clips += [clip_at(path, self.classes.index(name)) for path in paths]
         return clips
 
 
@@ -232,10 +232,6 @@ class Davis(Index):
         if missing:
             raise DataError(f"{path / self.part}.txt names the sequence {missing[0]}, which is not in {images}")
         return names
-
-
-def _clip(path: str, label: int) -> Clip:
-    return ImagesClip(path, label) if os.path.isdir(path) else VideoClip(path, label)
 
 
 def _one_of(what: str, value: str, known: Sequence[str]) -> str:

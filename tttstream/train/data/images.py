@@ -1,5 +1,6 @@
 """Folders of images as clips, with their object masks if there are any."""
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from tttstream.errors import SourceError
 from tttstream.io.mask_files import Labels, MaskSequence
 from tttstream.sources.folder import IMAGES, listed
 from tttstream.sources.pages import read_image
-from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot, length, piece
+from tttstream.train.data.clips import Clip, Decoder, Numbers, Reader, Shot, VideoClip, length, piece
 
 # The last two are listed in order to refuse them
 MASKS = (".png", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".gif", ".jpg", ".jpeg")
@@ -36,6 +37,13 @@ class ImagesClip(Clip):
 
     def count(self, decoder: Decoder) -> int | None:
         return length(len(_images(self.name)), self.start, self.stop)
+
+
+def clip_at(path: str, label: int = -1, start: int = 0, stop: int | None = None) -> Clip:
+    """The clip of a folder of images, or of a video file, or its frames [start, stop)."""
+    if os.path.isdir(path):
+        return ImagesClip(path, label, start=start, stop=stop)
+    return VideoClip(path, label, start=start, stop=stop)
 
 
 class _ImagesReader(Reader):

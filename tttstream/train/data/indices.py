@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 from tttstream.errors import DataError, SourceError
 from tttstream.sources.listing import expand, spelled
-from tttstream.train.data.clips import Clip, VideoClip
+from tttstream.train.data.clips import Clip
 from tttstream.train.data.digits import DigitsClip, read_idx
 from tttstream.train.data.generated import PlacesClip, WalkClip
-from tttstream.train.data.images import ImagesClip
+from tttstream.train.data.images import clip_at
 
 LEAST = 16  # pixels: least side of a picture in which a digit can move
 
@@ -64,7 +64,7 @@ class Videos(Index):
         kept = [path for path in paths if not any(fnmatch(os.path.basename(path), pattern) for pattern in self.skip)]
         if not kept:
             raise DataError(f"skip={self.skip} leaves no video of {', '.join(folders)}")
-        return [ImagesClip(path) if os.path.isdir(path) else VideoClip(path) for path in kept]
+        return [clip_at(path) for path in kept]
 
 
 @dataclass

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tttstream.errors import DataError
-from tttstream.train.data.clips import Clip, VideoClip
+from tttstream.train.data.clips import Clip
 from tttstream.train.data.columns import Row, is_number
-from tttstream.train.data.images import ImagesClip
+from tttstream.train.data.images import clip_at
 from tttstream.train.data.indices import Index
 from tttstream.train.data.listing import Labels, logger, place
 from tttstream.train.data.lists import read_list
@@ -49,7 +49,7 @@ class PathList(Index):
         listing = read_list(file, self._place, self.columns)
         numbers = self._numbers(listing.rows)
         rows = self._of_part(listing.rows)
-        clips = [self._clip(row, numbers[row.line]) for row in rows]
+        clips = [clip_at(str(self._place(row.path)), numbers[row.line], row.start, row.stop) for row in rows]
         if not any(Path(clip.name).exists() for clip in clips):
             here = " (they are there from this folder: root=.)" if Path(rows[0].path).exists() else ""
             raise DataError(
@@ -76,12 +76,6 @@ class PathList(Index):
         if "\\" in path and not place.exists() and (other := self._root / path.replace("\\", "/")).exists():
             return other
         return place
-
-    def _clip(self, row: Row, label: int) -> Clip:
-        place = self._place(row.path)
-        if place.is_dir():
-            return ImagesClip(str(place), label, start=row.start, stop=row.stop)
-        return VideoClip(str(place), label, start=row.start, stop=row.stop)
 
     def _of_part(self, rows: list[Row]) -> list[Row]:
         found = list(dict.fromkeys(row.part for row in rows))

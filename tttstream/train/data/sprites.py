@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import cv2
@@ -11,8 +10,6 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Run = Callable[[np.random.Generator, int], list[Pixels]]
-"""Returns this number of consecutive pictures of a video (or one picture repeated)."""
 
 
 def smooth(rng: np.random.Generator, steps: int, spread: float, wander: float = 0.5) -> Floats:

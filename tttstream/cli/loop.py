@@ -17,6 +17,7 @@ from tttstream.frames import Frame
 from tttstream.io.addresses import public
 from tttstream.io.claims import Claim
 from tttstream.io.interrupt import Interrupt
+from tttstream.io.names import shown
 from tttstream.io.outputs import OutputFolder, saving
 from tttstream.streams.session import Session
 from tttstream.views.overlay import Picture, size_text
@@ -53,6 +54,13 @@ def claimed(args: argparse.Namespace, stack: ExitStack) -> Viewer | None:
         with saving(args.save_state):
             stack.enter_context(Claim.on_file(args.save_state))
     return window
+
+
+def described(summary: dict[str, Any]) -> str:
+    """The source of a summary, its frames, its speed and its latency, in words."""
+    frames = f"{summary['frames']} frames{', interrupted' if summary['interrupted'] else ''}"
+    latency = f"latency {summary['latency_ms']['p50']:.0f} ms (p95 {summary['latency_ms']['p95']:.0f})"
+    return f"{shown(summary['source'])}: {frames}, {summary['fps']:.1f} fps, {latency}"
 
 
 @dataclass

@@ -129,7 +129,7 @@ def teach(args: argparse.Namespace, folders: list[str]) -> int:
 
 def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
     """Teach, then process a source. Returns the exit code."""
-    from tttstream.cli.loop import Run, claimed, opened
+    from tttstream.cli.loop import Run, claimed, described, opened
     from tttstream.cli.teach_recorder import TeachRecorder
     from tttstream.io.interrupt import Interrupt
     from tttstream.views.overlay import size_text
@@ -150,13 +150,8 @@ def look(args: argparse.Namespace, folders: list[str], spec: str) -> int:
         step = step_of(stream, recorder, boxes, keys, source)
         more = {"certain": stream.certain}
         summary = Run(spec, source, stream, step, recorder, cast("Viewer | None", keys), interrupt, args).recorded(more)
-    latency = summary["latency_ms"]
     in_view = ", ".join(f"{label} in {count}" for label, count in summary["in_view"].items()) or "nothing taught"
-    print(
-        f"{shown(public(spec))}: {summary['frames']} frames{', interrupted' if summary['interrupted'] else ''}, "
-        f"{summary['fps']:.1f} fps, latency {latency['p50']:.0f} ms (p95 {latency['p95']:.0f}), "
-        f"state {size_text(stream.state_bytes)}; {in_view}"
-    )
+    print(f"{described(summary)}, state {size_text(stream.state_bytes)}; {in_view}")
     if boxes and args.load_state is None:
         print(f"tttstream: frame {boxes[0].frame} was not read: its --box was not used", file=sys.stderr)
     if out is not None:

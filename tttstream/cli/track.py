@@ -87,7 +87,7 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
         )
     import torch
 
-    from tttstream.cli.loop import Run, claimed, opened
+    from tttstream.cli.loop import Run, claimed, described, opened
     from tttstream.cli.mask_recorder import MaskRecorder
     from tttstream.io.interrupt import Interrupt
     from tttstream.views.overlay import size_text
@@ -112,12 +112,8 @@ def track(args: argparse.Namespace, spec: str, out: Path | None) -> int:
             "crop": stream.crop,
         }
         summary = Run(spec, source, stream, step, recorder, window, interrupt, args).recorded(more)
-    latency = summary["latency_ms"]
-    print(
-        f"{shown(public(spec))}: {summary['frames']} frames{', interrupted' if summary['interrupted'] else ''}, "
-        f"{summary['fps']:.1f} fps, latency {latency['p50']:.0f} ms (p95 {latency['p95']:.0f}), "
-        f"{len(given.numbers)} object{'s' if len(given.numbers) > 1 else ''}, state {size_text(stream.state_bytes)}"
-    )
+    objects = f"{len(given.numbers)} object{'s' if len(given.numbers) > 1 else ''}"
+    print(f"{described(summary)}, {objects}, state {size_text(stream.state_bytes)}")
     if given.last >= 0:
         print(f"tttstream: frame {given.last} was not read: its mask or box was not used", file=sys.stderr)
     if out is not None:

@@ -68,9 +68,13 @@ class Numbers(nn.Module):
         self.register_buffer("reach", half.float(), persistent=False)
         self.register_buffer("bounded", bounded, persistent=False)
 
+    def flat(self, x: Tensor) -> Tensor:
+        """x [*, shape] -> [*, size]."""
+        return x.reshape(*x.shape[: x.dim() - len(self.shape)], self.size)
+
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.get_default_dtype()
-        flat, (middle, reach) = x.reshape(*x.shape[: x.dim() - len(self.shape)], self.size), (self.middle, self.reach)
+        flat, middle, reach = self.flat(x), self.middle, self.reach
         if x.dtype == torch.float64 or (self.large and not x.is_floating_point()):
             flat, middle, reach = flat.double(), *(edge.to(x.device) for edge in self.exact)
         else:
@@ -89,16 +93,13 @@ class Normalised(Numbers):
         super().__init__(space)
         self.statistics = Running(self.size)
 
-    def _flat(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[: x.dim() - len(self.shape)], self.size)
-
     def forward(self, x: Tensor) -> Tensor:
-        normal: Tensor = self.statistics(self._flat(x))
+        normal: Tensor = self.statistics(self.flat(x))
         return normal
 
     def update(self, x: Tensor) -> None:
         """Add observations [*, shape] to the statistics."""
-        self.statistics.update(self._flat(x))
+        self.statistics.update(self.flat(x))
 
 
 def strided(channels: int, height: int, width: int, features: int = 32) -> tuple[nn.Sequential, int]:

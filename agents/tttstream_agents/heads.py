@@ -97,9 +97,6 @@ class Gaussian(nn.Module):
         self.outputs = self.numbers.size
         self.log_std = nn.Parameter(torch.full((self.outputs,), math.log(0.5)))
 
-    def _flat(self, action: Tensor) -> Tensor:
-        return action.reshape(*action.shape[: action.dim() - len(self.numbers.shape)], self.outputs)
-
     def fault(self, action: Tensor) -> str | None:
         """A description of what is wrong with actions, or None."""
         return self.numbers.fault(action)
@@ -111,7 +108,7 @@ class Gaussian(nn.Module):
 
     def log_prob(self, outputs: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
         """[*]"""
-        draw = (self._flat(action) - self.numbers.middle) / self.numbers.reach
+        draw = (self.numbers.flat(action) - self.numbers.middle) / self.numbers.reach
         z = (draw - wide(outputs)) / self.log_std.exp()
         return -(0.5 * z * z + self.log_std + self.numbers.reach.log() + 0.5 * LOG_2PI).sum(-1)
 

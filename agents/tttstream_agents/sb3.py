@@ -86,6 +86,8 @@ class TTTPolicy(RecurrentActorCriticPolicy):
     A state is a pair, as in sb3-contrib: twice the packed state [1, B, n] of all environments.
     """
 
+    FEATURES: ClassVar[Any] = Flat
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -100,7 +102,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
         previous_action: bool = True,
         options: dict[str, Any] | None = None,
         places: dict[str, Any] | None = None,
-        features_extractor_class: Any = Flat,
+        features_extractor_class: Any = None,
         **kwargs: Any,
     ) -> None:
         foreign = [name for name in OF_LSTM if name in kwargs]
@@ -127,7 +129,7 @@ class TTTPolicy(RecurrentActorCriticPolicy):
             raise SpaceError("an action mask in Stable-Baselines3 is for Discrete and MultiDiscrete actions")
         super().__init__(
             observation_space, action_space, lr_schedule, lstm_hidden_size=dim, shared_lstm=True,
-            enable_critic_lstm=False, features_extractor_class=features_extractor_class, **kwargs,
+            enable_critic_lstm=False, features_extractor_class=features_extractor_class or self.FEATURES, **kwargs,
         )  # fmt: skip
         self._head = Categorical(action_space) if masked else None
         self.memory_kwargs: dict[str, Any] = {
@@ -261,15 +263,13 @@ class TTTPolicy(RecurrentActorCriticPolicy):
 class TTTCnnPolicy(TTTPolicy):
     """TTTPolicy with NatureCNN, for pictures."""
 
-    def __init__(self, *args: Any, features_extractor_class: Any = NatureCNN, **kwargs: Any) -> None:
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    FEATURES = NatureCNN
 
 
 class TTTMultiInputPolicy(TTTPolicy):
     """TTTPolicy with CombinedExtractor, for Dict observations."""
 
-    def __init__(self, *args: Any, features_extractor_class: Any = CombinedExtractor, **kwargs: Any) -> None:
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    FEATURES = CombinedExtractor
 
 
 class RecurrentPPO(sb3_contrib.RecurrentPPO):

@@ -26,7 +26,7 @@ demo: $(READY) ## a map learns worlds that need no file, and says what it expect
 	@echo "The results are in $(DEMO):" && ls $(DEMO)
 
 test: lint types contracts ## formatting, lint, types, import contracts and all tests
-	$(BIN)/python -m pytest -q -n 3
+	$(BIN)/python -m pytest -q -n 2
 
 lint: $(READY) ## formatting and lint
 	$(BIN)/ruff format --check .

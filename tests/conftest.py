@@ -44,6 +44,8 @@ def pytest_report_header() -> list[str]:
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # two workers share the machine; also makes sums repeatable
     os.environ["OMP_NUM_THREADS"] = "1"  # the same in the processes that tests start
+    # Autograd counts devices once. Later a FakeTensorMode may have added one, and then no forked rank can use autograd.
+    torch.ones((), requires_grad=True).backward()
     multiprocessing.get_start_method()  # from now on Python's default: TorchRL sets a slower one when it is imported
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, after this line
